@@ -1,0 +1,10 @@
+"""videoalign: video generation with human feedback, from rated pairs to measured improvement."""
+
+__version__ = "0.1.0"
+
+
+class VideoAlignError(ValueError):
+    """A mistake that the user can mend: the message says what is wrong, where, why, and the remedy.
+
+    The command line prints the message without a traceback and exits with status 2.
+    """

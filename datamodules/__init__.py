@@ -1,0 +1,1 @@
+"""Shards on disk -> batches: LightningDataModules, importers, writers and the miniature world."""

@@ -1,0 +1,42 @@
+"""A benchmark on disk: a *videos* set, each video once, and the table of rated pairs that refers to it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .. import VideoAlignError
+from .ratings import COLUMNS, LABELS
+from .shards import ShardSet
+
+PAIRS = "pairs.csv"
+
+
+@dataclass
+class Benchmark:
+    """Rated pairs of a set's videos.
+
+    Args:
+        path: folder of the set.
+
+    Attributes:
+        shards: the videos. keys: of the videos that occur in pairs. numbers: place of each key in ``keys``.
+        ends: (N, 2) numbers of the videos A and B of each pair. labels: (N, 4) in the order of ``COLUMNS``.
+        rows: the table.
+    """
+
+    path: str | Path
+
+    def __post_init__(self) -> None:
+        self.shards = ShardSet(self.path, "videos")
+        self.rows = self.shards.table(PAIRS)
+        if not self.rows or not {"key_A", "key_B"} <= self.rows[0].keys():
+            raise VideoAlignError(f"{self.shards.path / PAIRS} needs the columns key_A and key_B and at least one row")
+        for number, row in enumerate(self.rows, 2):
+            if unknown := {c: row[c] for c in COLUMNS if row.get(c, "") not in LABELS}:
+                raise VideoAlignError(f"{self.shards.path / PAIRS}, line {number}: unknown labels {unknown}; they are A, B, same, invalid")
+        self.keys = list(dict.fromkeys(row[end] for row in self.rows for end in ("key_A", "key_B")))
+        self.numbers = {key: number for number, key in enumerate(self.keys)}
+        self.ends = torch.tensor([[self.numbers[row["key_A"]], self.numbers[row["key_B"]]] for row in self.rows])
+        self.labels: Tensor = torch.tensor([[LABELS[row.get(c, "")] for c in COLUMNS] for row in self.rows])

@@ -1,0 +1,91 @@
+"""Decoded frames on disk: sampled and resized once, without loss, so that training does not decode again."""
+
+from collections.abc import Iterator
+from concurrent.futures import Executor
+from functools import partial
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from ..models.sampling import FrameSampling
+from .shards import SIDES, RawSample, ShardError, ShardSet, ShardWriter
+from .video import decode
+
+
+def dump_frames(video: Tensor) -> bytes:
+    """uint8 (T, 3, H, W) as safetensors: raw, because decompressing would cost more than reading."""
+    return safetensors.torch.save({"frames": video.contiguous()})
+
+
+def load_frames(content: bytes, name: str) -> Tensor:
+    """The inverse of :func:`dump_frames`.
+
+    Raises:
+        ShardError: where the content is not that.
+    """
+    try:
+        video = safetensors.torch.load(content)["frames"]
+    except (SafetensorError, KeyError) as error:
+        raise ShardError(f"{name} holds no decoded frames ({error})") from None
+    if video.dtype != torch.uint8 or video.ndim != 4 or video.shape[1] != 3:
+        raise ShardError(f"{name} holds {video.dtype} of shape {tuple(video.shape)}, not uint8 (T, 3, H, W)")
+    return video
+
+
+class FrameReader:
+    """Frames of a sample's videos, decoded now or read where they were decoded before.
+
+    Args:
+        shards: the set. sampling, factor: what the model takes.
+
+    Raises:
+        ShardError: where the set's frames were made for another sampling.
+    """
+
+    def __init__(self, shards: ShardSet, sampling: FrameSampling, factor: int) -> None:
+        self.kind, self.media, self.sampling, self.factor = shards.index.kind, shards.index.media, sampling, factor
+        stored, wanted = shards.index.frames, {**sampling.to_dict(), "factor": factor}
+        if stored is not None and stored != wanted:
+            different = [f"{name}: {stored.get(name)} stored, {wanted[name]} wanted" for name in wanted if stored.get(name) != wanted[name]]
+            raise ShardError(
+                f"{shards.path} holds frames that were decoded for another model ({'; '.join(different)}). "
+                "Encode the frames anew for this one, or use the set with the mp4 files."
+            )
+
+    def __call__(self, raw: RawSample) -> list[Tensor]:
+        """uint8 (T, 3, H, W) per video: A and B of a pair, or the one video."""
+        videos = []
+        for side in SIDES[self.kind]:
+            member = f"{side}.{self.media}".lstrip(".")
+            name, content = f"{raw.name}, {member}", raw.members[member]
+            videos.append(decode(content, self.sampling, self.factor, name) if self.media == "mp4" else load_frames(content, name))
+        return videos
+
+
+def encode_frames(
+    source: ShardSet, out: str | Path, sampling: FrameSampling, factor: int, pool: Executor | None = None
+) -> Iterator[int]:
+    """Write ``source`` again with decoded frames in place of mp4 files; yields the count of samples done.
+
+    Args:
+        source: a set with mp4 files. out: folder to make. sampling, factor: of the model that will read it.
+        pool: processes to decode in.
+    """
+    if source.index.media != "mp4":
+        raise ShardError(f"{source.path} holds decoded frames already")
+    reader = FrameReader(source, sampling, factor)
+    kind = source.index.kind
+    with ShardWriter(out, kind, "safetensors", {**sampling.to_dict(), "factor": factor}) as writer:
+        work = (pool.map if pool else map)(partial(_encoded, reader), source)
+        for done, (key, videos, record) in enumerate(work, 1):
+            writer.write(key, dict(zip(SIDES[kind], videos)), record)
+            yield done
+        for name in source.index.tables:
+            writer.write_table(name, source.table(name))
+
+
+def _encoded(reader: FrameReader, raw: RawSample) -> tuple[str, list[bytes], dict]:
+    return raw.key, [dump_frames(video) for video in reader(raw)], raw.record()

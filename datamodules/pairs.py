@@ -1,0 +1,209 @@
+"""Rated pairs and benchmark videos as batches: the DataModules of reward model training and evaluation."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from .. import VideoAlignError
+from ..models.processor import RewardProcessor
+from .benchmark import Benchmark
+from .frames import FrameReader
+from .ratings import labels_of, prompt_of, scores_of
+from .shards import RawSample, ShardSet
+from .stream import Dropped, Item, Share, ShardLoader, ShardStream
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A decoded pair.
+
+    Attributes:
+        videos: A and B, uint8 (T, 3, H, W). labels: (4,) VQ, MQ, TA, Overall. scores: (2, 3) of A and B.
+        sources: the models that made A and B.
+    """
+
+    key: str
+    prompt: str
+    videos: tuple[Tensor, Tensor]
+    labels: Tensor
+    scores: Tensor
+    sources: tuple[str, str]
+
+    def swapped(self) -> "Pair":
+        """The same pair with A and B exchanged, labels and scores with them."""
+        return Pair(self.key, self.prompt, self.videos[::-1], -self.labels, self.scores.flip(0), self.sources[::-1])
+
+
+class PairDecoder:
+    """Raw sample -> :class:`Pair`; exchanges A and B by a coin of (seed, epoch, key) where asked."""
+
+    def __init__(self, reader: FrameReader, seed: int | None) -> None:
+        self.reader, self.seed = reader, seed
+
+    def __call__(self, raw: RawSample, epoch: int) -> Pair:
+        record = raw.record()
+        sources = record.get("sources") or {}
+        pair = Pair(
+            raw.key, prompt_of(record, raw.name), tuple(self.reader(raw)), labels_of(record, raw.name),
+            scores_of(record, raw.name), (sources.get("A", ""), sources.get("B", "")),
+        )  # fmt: skip
+        swap = self.seed is not None and random.Random(f"{self.seed} {epoch} {raw.key}").random() < 0.5
+        return pair.swapped() if swap else pair
+
+
+class Collate:
+    """Items -> batch. Items that do not count keep their place with the first sound one's tensors and a false mask.
+
+    Args:
+        processor: tokenises and cuts patches. benchmark: name of the benchmark that the videos belong to.
+    """
+
+    def __init__(self, processor: RewardProcessor, benchmark: str | None = None) -> None:
+        self.processor, self.benchmark = processor, benchmark
+
+    def __call__(self, items: Sequence[Item]) -> dict[str, Any]:
+        dropped = [item.value for item in items if isinstance(item.value, Dropped)]
+        sound = [item.value for item in items if not isinstance(item.value, Dropped)]
+        batch: dict[str, Any] = {"dropped": dropped, "valid": torch.tensor([item.valid for item in items])}
+        if not sound:  # nothing to compute on; the loader counts the dropped ones and stops when they are too many
+            return batch
+        values = [sound[0] if isinstance(item.value, Dropped) else item.value for item in items]
+        batch["keys"] = [value.key for value in values]
+        if self.benchmark is None:
+            videos = [pair.videos[0] for pair in values] + [pair.videos[1] for pair in values]  # A..., then B...
+            batch["labels"] = torch.stack([pair.labels for pair in values])  # (N, 4)
+            batch["scores"] = torch.stack([pair.scores for pair in values], 1)  # (2, N, 3)
+            prompts = [pair.prompt for pair in values] * 2
+        else:
+            batch["benchmark"] = self.benchmark
+            batch["numbers"] = torch.tensor([video.number for video in values])
+            videos, prompts = [video.frames for video in values], [video.prompt for video in values]
+        batch["inputs"] = self.processor(videos, prompts)
+        return batch
+
+
+@dataclass(frozen=True)
+class Video:
+    """A decoded benchmark video. ``number`` is its place in :attr:`Benchmark.keys`."""
+
+    key: str
+    number: int
+    prompt: str
+    frames: Tensor
+
+
+class VideoDecoder:
+    """Raw sample -> :class:`Video`."""
+
+    def __init__(self, reader: FrameReader, numbers: dict[str, int]) -> None:
+        self.reader, self.numbers = reader, numbers
+
+    def __call__(self, raw: RawSample, epoch: int) -> Video:
+        if raw.key not in self.numbers:
+            raise VideoAlignError(f"{raw.name}: occurs in no rated pair")
+        return Video(raw.key, self.numbers[raw.key], prompt_of(raw.record(), raw.name), self.reader(raw)[0])
+
+
+class VideoPairs(L.LightningDataModule):
+    """Streams rated pairs for training, held-out pairs and benchmark videos for validation.
+
+    Frames, tokens and template are the model's: they come from ``processor`` of the LightningModule that is trained.
+    Every pair and video counts exactly once on any number of ranks and workers: ranks are filled up with masked
+    padding, never with duplicates that count.
+
+    Args:
+        train: folder of a *pairs* set. val: folder of held-out pairs.
+        benchmarks: folders of *videos* sets with ``pairs.csv``, by name; each is scored at validation.
+        batch_size: pairs per rank and step. val_batch_size: pairs, or benchmark videos, per rank; default batch_size.
+        workers: processes per rank that decode. swap: exchange A and B at random in training.
+        shuffle_buffer: undecoded pairs among which the next one is drawn, per worker; 0 keeps their order on disk.
+        max_dropped: share of an epoch's samples that may be unusable before training stops.
+        seed: of order and swaps.
+    """
+
+    def __init__(
+        self,
+        train: str | None = None,
+        val: str | None = None,
+        benchmarks: dict[str, str] | None = None,
+        batch_size: int = 32,
+        val_batch_size: int | None = None,
+        workers: int = 2,
+        swap: bool = True,
+        shuffle_buffer: int = 256,
+        max_dropped: float = 0.001,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        for name, value, least in (("batch_size", batch_size, 1), ("workers", workers, 0), ("shuffle_buffer", shuffle_buffer, 0)):
+            if value < least:
+                raise VideoAlignError(f"data.{name} must be at least {least}, got {value}")
+        if not 0 <= max_dropped < 1:
+            raise VideoAlignError(f"data.max_dropped is a share in [0, 1), got {max_dropped}")
+        self.paths = {"train": train, "val": val}
+        self.benchmark_paths = benchmarks or {}
+        self.batch_size, self.val_batch_size = batch_size, val_batch_size or batch_size
+        self.workers, self.swap, self.shuffle_buffer = workers, swap, shuffle_buffer
+        self.max_dropped, self.seed = max_dropped, seed
+        self.processor: RewardProcessor | None = None
+
+    def setup(self, stage: str) -> None:
+        """Open the sets and take the model's processor."""
+        self.processor = self.trainer.lightning_module.processor
+        self.benchmarks = {name: Benchmark(path) for name, path in self.benchmark_paths.items()}
+        if stage != "fit" and not self.benchmarks and self.paths["val"] is None:
+            raise VideoAlignError("data.val and data.benchmarks are both empty, so there is nothing to evaluate on")
+
+    def _pairs(self, which: str) -> ShardSet:
+        if self.paths[which] is None:
+            raise VideoAlignError(f"data.{which} is not set: name the folder of a pairs set (`videoalign shards import-csv` makes one)")
+        return ShardSet(self.paths[which], "pairs")
+
+    def _loader(self, shards: ShardSet, decode: Any, training: bool, benchmark: str | None = None) -> ShardLoader:
+        trainer = self.trainer
+        batch = self.batch_size if training else self.val_batch_size
+        share = Share(shards.index.samples, batch, trainer.world_size, training)
+        if training and not share.batches:
+            raise VideoAlignError(
+                f"{shards.path} has {shards.index.samples} pairs, fewer than one batch of data.batch_size {batch} on each of "
+                f"{trainer.world_size} ranks; make the batches smaller"
+            )
+        stream = ShardStream(shards, decode, share, trainer.global_rank, self.seed, self.shuffle_buffer if training else 0)
+        return ShardLoader(
+            stream, Collate(self.processor, benchmark), min(self.workers, share.batches), self.max_dropped,
+            pin_memory=trainer.strategy.root_device.type == "cuda",
+        )  # fmt: skip
+
+    def _pair_loader(self, which: str, training: bool) -> ShardLoader:
+        shards = self._pairs(which)
+        reader = FrameReader(shards, self.processor.sampling, self.processor.factor)
+        return self._loader(shards, PairDecoder(reader, self.seed if training and self.swap else None), training)
+
+    def train_dataloader(self) -> ShardLoader:
+        """Batches of pairs, shuffled anew each epoch."""
+        return self._pair_loader("train", training=True)
+
+    def val_dataloader(self) -> list[ShardLoader]:
+        """The held-out pairs, then each benchmark's videos."""
+        loaders = [self._pair_loader("val", training=False)] if self.paths["val"] else []
+        for name, benchmark in self.benchmarks.items():
+            reader = FrameReader(benchmark.shards, self.processor.sampling, self.processor.factor)
+            decode = VideoDecoder(reader, benchmark.numbers)
+            loaders.append(self._loader(benchmark.shards, decode, False, name))
+        return loaders
+
+    def test_dataloader(self) -> list[ShardLoader]:
+        """What validation sees."""
+        return self.val_dataloader()
+
+    def examples(self, count: int) -> list[Pair]:
+        """The first held-out pairs, decoded: always the same ones, for pictures."""
+        shards = self._pairs("val")
+        decode = PairDecoder(FrameReader(shards, self.processor.sampling, self.processor.factor), None)
+        return [decode(raw, 0) for raw, _ in zip(shards, range(count))]

@@ -1,0 +1,70 @@
+"""Labels and scores of rated pairs: words on disk, numbers in tensors."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from ..models.preference import DIMENSIONS, OVERALL
+from .shards import ShardError
+
+LABELS = {"A": 1.0, "same": 0.0, "B": -1.0, "invalid": math.nan, "": math.nan}
+"""Value of each label; NaN takes no part in losses and metrics."""
+WORDS = {1: "A", 0: "same", -1: "B"}
+COLUMNS = (*DIMENSIONS, OVERALL)
+"""What pairs are rated in: the three dimensions and, in benchmarks, overall."""
+
+
+def labels_of(record: dict, name: str) -> Tensor:
+    """(4,) labels in the order of :data:`COLUMNS`: +1, -1, 0, or NaN where there is none.
+
+    Args:
+        record: a pair's JSON record. name: of the sample, for messages.
+    """
+    labels = record.get("labels")
+    if not isinstance(labels, dict) or not labels.keys() <= set(COLUMNS):
+        raise ShardError(f"{name}: labels must be an object with some of {COLUMNS}, got {labels!r}")
+    if unknown := {d: w for d, w in labels.items() if not isinstance(w, str) or w not in LABELS}:
+        raise ShardError(f"{name}: unknown labels {unknown}; they are A, B, same, invalid or empty")
+    return torch.tensor([LABELS[labels.get(column, "")] for column in COLUMNS])
+
+
+def scores_of(record: dict, name: str) -> Tensor:
+    """(2, 3) scores of A and B per dimension, 1 to 5, NaN where there is none."""
+    scores = record.get("scores") or {}
+    values = [[scores.get(side, {}).get(d) for d in DIMENSIONS] for side in ("A", "B")]
+    return torch.tensor([[math.nan if v is None else check_score(v, name) for v in row] for row in values])
+
+
+def check_score(value: object, name: str) -> float:
+    """A score as a number in [1, 5]; anything else is an error that names the sample."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 1 <= value <= 5:
+        raise ShardError(f"{name}: score {value!r} is not a number from 1 to 5")
+    return float(value)
+
+
+def prompt_of(record: dict, name: str) -> str:
+    """The prompt, which must be a text that is not empty."""
+    prompt = record.get("prompt")
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise ShardError(f"{name}: there is no prompt")
+    return prompt
+
+
+def shares(rows: list[dict[str, str]]) -> dict[str, dict[str, int]]:
+    """How often each label word occurs per column."""
+    counts: dict[str, dict[str, int]] = {}
+    for column in COLUMNS:
+        words = [row.get(column, "") for row in rows]
+        if any(words):
+            counts[column] = {word: words.count(word) for word in ("A", "B", "same", "invalid", "") if words.count(word)}
+    return counts
+
+
+def share_table(rows: list[dict[str, str]]) -> str:
+    """The label shares as text, a line per column."""
+    lines = [f"{'':8} {'A':>8} {'B':>8} {'same':>8} {'invalid':>8} {'missing':>8}"]
+    for column, count in shares(rows).items():
+        cells = [count.get(word, 0) for word in ("A", "B", "same", "invalid", "")]
+        lines.append(f"{column:8} " + " ".join(f"{cell / len(rows):8.1%}" for cell in cells))
+    return "\n".join(lines)

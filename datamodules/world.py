@@ -1,0 +1,154 @@
+"""Writes the miniature world as shards: rated pairs, two benchmarks and captioned clips, all from one seed.
+
+    OUT/train  OUT/val         pairs, all sources mixed
+    OUT/recent  OUT/older      benchmarks of the newer and the older sources: each video once, and pairs.csv
+    OUT/captions               clips that show what their text says, for the pre-training of miniature backbones
+
+No prompt of one split occurs in another, captions excepted: they stand in for the general knowledge that a
+pre-trained video-language model brings along.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+
+from ..models.files import new_folder
+from ..models.preference import DIMENSIONS
+from . import sprites
+from .annotators import annotate
+from .benchmark import PAIRS
+from .ratings import COLUMNS
+from .shards import ShardWriter
+from .sprites import CONTENTS, FPS, FRAMES, SOURCES, Content, Source
+from .video import encode
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorldSize:
+    """How much of the world is written."""
+
+    train: int = 6000
+    """Rated pairs for training."""
+    val: int = 400
+    """Rated pairs held out."""
+    benchmark_videos: int = 480
+    """Videos per benchmark."""
+    benchmark_pairs: int = 1500
+    """Rated pairs per benchmark."""
+    captions: int = 3000
+    """Captioned clips."""
+
+
+def split_prompts(seed: int) -> dict[str, list[Content]]:
+    """Disjoint contents per split; every colour, shape and direction occurs in each split."""
+    order = np.random.default_rng([seed, 1]).permutation(4)
+    splits: dict[str, list[Content]] = {"train": [], "val": [], "recent": [], "older": []}
+    colours, directions = list(sprites.COLOURS), list(sprites.DIRECTIONS)
+    for content in CONTENTS:
+        # A Latin square over colour and direction, shifted from shape to shape: four classes of twelve contents.
+        shift = sprites.SHAPES.index(content.shape)
+        cell = (order[colours.index(content.colour)] + directions.index(content.direction) + shift) % 4
+        held = ("recent", "older", "train", "train")[cell]
+        splits[held].append(content)
+    splits["val"] = splits["train"][::6]
+    splits["train"] = [c for c in splits["train"] if c not in splits["val"]]
+    return splits
+
+
+def _video(content: Content, source: Source, rng: np.random.Generator) -> tuple[bytes, np.ndarray]:
+    """An mp4 of a source's attempt at the content, and its true quality."""
+    flaws = source.sample(rng)
+    return encode(sprites.render(sprites.shown(content, flaws.wrong, rng), flaws, rng), FPS), flaws.quality
+
+
+def _labelled(rating: dict, columns: Iterable[str]) -> dict:
+    return {column: rating["labels"][COLUMNS.index(column)] for column in columns}
+
+
+def _pair(job: tuple[list[int], Content]) -> tuple[str, dict[str, bytes], dict]:
+    """One rated pair: two different sources at the same prompt."""
+    seed, content = job
+    rng = np.random.default_rng(seed)
+    a, b = (SOURCES[i] for i in rng.choice(len(SOURCES), 2, replace=False))
+    (video_a, quality_a), (video_b, quality_b) = _video(content, a, rng), _video(content, b, rng)
+    rating = annotate(quality_a, quality_b, rng)
+    record = {
+        "prompt": content.prompt,
+        "labels": _labelled(rating, COLUMNS),
+        "votes": rating["votes"],
+        "scores": {side: dict(zip(DIMENSIONS, row)) for side, row in zip("AB", rating["scores"])},
+        "sources": {"A": a.name, "B": b.name},
+        "quality": {"A": quality_a.round(4).tolist(), "B": quality_b.round(4).tolist()},
+        "fps": {"A": FPS, "B": FPS},
+        "num_frames": {"A": FRAMES, "B": FRAMES},
+    }
+    return f"{seed[-1]:06d}", {"a": video_a, "b": video_b}, record
+
+
+def _single(job: tuple[list[int], Content, Source]) -> tuple[str, dict[str, bytes], dict]:
+    """One video of a benchmark."""
+    seed, content, source = job
+    video, quality = _video(content, source, np.random.default_rng(seed))
+    record = {"prompt": content.prompt, "source": source.name, "fps": FPS, "num_frames": FRAMES, "quality": quality.round(4).tolist()}
+    return f"{seed[-1]:06d}", {"": video}, record
+
+
+def _caption(job: tuple[list[int], Content]) -> tuple[str, dict[str, bytes], dict]:
+    """One clip of any source's look, with words that are true of it."""
+    seed, content = job
+    rng = np.random.default_rng(seed)
+    flaws = SOURCES[rng.integers(len(SOURCES))].sample(rng)
+    video = encode(sprites.render(content, flaws, rng), FPS)
+    return f"{seed[-1]:06d}", {"": video}, {"prompt": content.prompt, "fps": FPS, "num_frames": FRAMES}
+
+
+def _benchmark_pairs(videos: list[tuple[str, dict]], count: int, rng: np.random.Generator) -> list[dict]:
+    """Rated pairs of different sources at the same prompt, each at most once."""
+    candidates = [
+        (a, b) for a, b in combinations(videos, 2) if a[1]["prompt"] == b[1]["prompt"] and a[1]["source"] != b[1]["source"]
+    ]
+    rows = []
+    for i in sorted(rng.permutation(len(candidates))[:count]):
+        (key_a, a), (key_b, b) = candidates[i] if rng.random() < 0.5 else candidates[i][::-1]
+        rating = annotate(np.array(a["quality"]), np.array(b["quality"]), rng)
+        rows.append({"key_A": key_a, "key_B": key_b, "prompt": a["prompt"], "A_model": a["source"], "B_model": b["source"],
+                     **_labelled(rating, COLUMNS)})  # fmt: skip
+    return rows
+
+
+def write_world(out: str | Path, size: WorldSize, seed: int = 0, pool: Executor | None = None) -> Iterator[tuple[str, int, int]]:
+    """Write all sets; yields (set, samples done, samples in all) as it goes.
+
+    Args:
+        out: folder to make. size: numbers of samples. seed: of everything. pool: processes that render.
+    """
+    splits = split_prompts(seed)
+
+    def run(function: Callable, jobs: list) -> Iterator:
+        return pool.map(function, jobs, chunksize=32) if pool else map(function, jobs)
+
+    with new_folder(out) as folder:
+        jobs: dict[str, tuple[Callable, list]] = {}
+        for number, (name, count) in enumerate((("train", size.train), ("val", size.val))):
+            jobs[name] = _pair, [([seed, 10 + number, i], splits[name][i % len(splits[name])]) for i in range(count)]
+        for number, name in enumerate(("recent", "older")):
+            sources = [s for s in SOURCES if s.recent == (name == "recent")]
+            jobs[name] = _single, [
+                ([seed, 20 + number, i], splits[name][i // len(sources) % len(splits[name])], sources[i % len(sources)])
+                for i in range(size.benchmark_videos)
+            ]
+        jobs["captions"] = _caption, [([seed, 30, i], CONTENTS[i % len(CONTENTS)]) for i in range(size.captions)]
+        for number, (name, (function, work)) in enumerate(jobs.items()):
+            with ShardWriter(folder / name, "pairs" if function is _pair else "videos", per_shard=500) as writer:
+                written = []
+                for done, (key, videos, record) in enumerate(run(function, work), 1):
+                    writer.write(key, videos, record)
+                    written.append((key, record))
+                    yield name, done, len(work)
+                if function is _single:
+                    rows = _benchmark_pairs(written, size.benchmark_pairs, np.random.default_rng([seed, 40 + number]))
+                    writer.write_table(PAIRS, rows)

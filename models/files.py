@@ -1,0 +1,61 @@
+"""Folders and files that appear whole or not at all."""
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from .. import VideoAlignError
+
+
+@contextlib.contextmanager
+def new_folder(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
+    """A folder to fill; it takes its name when the block ends well, and vanishes when it does not.
+
+    Args:
+        path: must not exist yet, except as an empty folder. overwrite: replace what is there, at the end.
+
+    Raises:
+        VideoAlignError: where something is there already.
+    """
+    path = Path(path)
+    if not overwrite and path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise VideoAlignError(f"output {path} exists already; name a new folder or remove it first")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.parent / f".{path.name}.partial-{os.getpid()}"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        yield partial
+        old = path.parent / f".{path.name}.old-{os.getpid()}"
+        if path.exists():
+            path.rename(old)
+        partial.rename(path)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON through a temporary file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    partial.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def read_json(path: Path, what: str) -> Any:
+    """Read JSON that must be there.
+
+    Args:
+        what: what the file is, for the message.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise VideoAlignError(f"{path.parent} is not {what}: it has no {path.name}") from None
+    except (OSError, ValueError) as error:
+        raise VideoAlignError(f"{path}: {what} needs it, but it cannot be read ({error})") from None

@@ -1,0 +1,51 @@
+"""Low-rank adapters through peft, on chosen parts of a model (Hu et al., 2021; VideoAlign, Table 11)."""
+
+from dataclasses import dataclass, field
+
+from peft import LoraConfig, inject_adapter_in_model
+from torch import nn
+
+from .. import VideoAlignError
+
+
+@dataclass(kw_only=True)
+class LoRA:
+    """Settings of the adapters."""
+
+    rank: int = 64
+    """Rank of the update. The paper's value."""
+    alpha: float = 128
+    """The update is scaled by alpha / rank. The paper's value."""
+    dropout: float = 0.0
+    """Dropout on the adapters' input. 0.0 in the paper, 0.05 in the official script."""
+    targets: list[str] = field(default_factory=lambda: ["all-linear"])
+    """Names of the linear layers (``q_proj``, ...); ``all-linear`` takes every one of the part."""
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise VideoAlignError(f"lora.rank must be positive, got {self.rank}")
+        if not 0 <= self.dropout < 1:
+            raise VideoAlignError(f"lora.dropout must be in [0, 1), got {self.dropout}")
+
+
+def add_lora(model: nn.Module, lora: LoRA, parts: list[str]) -> None:
+    """Insert adapters into the linear layers of ``parts`` (names of submodules), in place.
+
+    Raises:
+        VideoAlignError: where a target matches no linear layer of a part; lists what there is.
+    """
+    names = []
+    for part in parts:
+        linear = [n for n, m in model.get_submodule(part).named_modules() if isinstance(m, nn.Linear)]
+        last = {n.rpartition(".")[2] for n in linear}
+        if unknown := [t for t in lora.targets if t != "all-linear" and t not in last]:
+            raise VideoAlignError(f"lora.targets {unknown} match no linear layer of {part}. There are: {sorted(last)}")
+        every = "all-linear" in lora.targets
+        names += [f"{part}.{n}" for n in linear if every or n.rpartition(".")[2] in lora.targets]
+    config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=names)
+    # peft freezes everything that is no adapter; what was to train besides keeps training
+    training = [p for p in model.parameters() if p.requires_grad]
+    inject_adapter_in_model(config, model)
+    model.peft_lora_config = config
+    for parameter in training:
+        parameter.requires_grad_(True)

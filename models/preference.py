@@ -1,0 +1,253 @@
+r"""Preference mathematics: losses, probabilities and accuracies of rated pairs.
+
+Legend: N pairs, D dimensions. A *margin* is reward A minus reward B. A *label* is +1 (A wins), -1 (B wins) or
+0 (tie); NaN marks a label that is missing or invalid and is left out of every mean.
+
+Bradley-Terry with ties (Rao & Kupper, 1967; VideoAlign, section 3.2) with tie parameter :math:`\theta \ge 1` and
+margin d:
+
+.. math::
+    P(A) = \sigma(d - \ln\theta), \qquad P(B) = \sigma(-d - \ln\theta), \qquad
+    P(\text{tie}) = (\theta^2 - 1)\, P(A)\, P(B)
+
+The three sum to one. :math:`\theta = 1` is plain Bradley-Terry. The paper's Eq. 1 prints another denominator in the
+first branch, with which they do not sum to one; this is the form that its code trains.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .. import VideoAlignError
+
+DIMENSIONS = ("VQ", "MQ", "TA")
+"""Visual quality, motion quality, text alignment: the columns of every reward tensor, in this order."""
+OVERALL = "Overall"
+LIKERT_CENTRE = 3.0
+"""Middle of the 1-5 score scale; regression trains on scores minus this."""
+
+
+def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean over the entries that count; 0 (with a gradient of 0) when none does.
+
+    Args:
+        values: any shape. mask: same shape, boolean.
+    """
+    return torch.where(mask, values, 0.0).sum() / mask.sum().clamp(min=1)
+
+
+def check_theta(theta: float) -> float:
+    """Refuse a tie parameter for which a tie has no probability."""
+    if not (math.isfinite(theta) and theta > 1):
+        raise VideoAlignError(
+            f"theta is {theta}, but Bradley-Terry with ties needs theta > 1 (at 1 a tie has probability 0). "
+            "Set theta to 5, the paper's value, or choose loss: bt."
+        )
+    return theta
+
+
+def probabilities(margins: Tensor, theta: float = 1.0) -> Tensor:
+    """Probabilities of the three outcomes.
+
+    Args:
+        margins: any shape (...). theta: tie parameter, at least 1; 1 is plain Bradley-Terry without ties.
+
+    Returns:
+        (..., 3): A wins, tie, B wins. Sums to 1.
+    """
+    a = torch.sigmoid(margins - math.log(theta))
+    b = torch.sigmoid(-margins - math.log(theta))
+    return torch.stack([a, (theta**2 - 1) * a * b, b], dim=-1)
+
+
+def bt_loss(margins: Tensor, labels: Tensor, ties: bool = False) -> Tensor:
+    r"""Bradley-Terry: :math:`-\ln\sigma(d)` for the side that won (VideoAlign, section 3.2).
+
+    Args:
+        margins: (N, D). labels: (N, D), +1 / -1 / 0, NaN where there is none.
+        ties: a tie counts as half a win for each side; otherwise ties are left out.
+    """
+    win_a = (labels + 1) / 2  # 1, 0.5 or 0
+    losses = -(win_a * F.logsigmoid(margins) + (1 - win_a) * F.logsigmoid(-margins))
+    return masked_mean(losses, ~labels.isnan() if ties else ~labels.isnan() & (labels != 0))
+
+
+def btt_loss(margins: Tensor, labels: Tensor, theta: float = 5.0, ties: bool = True) -> Tensor:
+    """Bradley-Terry with ties: the negative log-likelihood of the three outcomes (see the module's text).
+
+    Args:
+        margins: (N, D). labels: (N, D), +1 / -1 / 0, NaN where there is none.
+        theta: tie parameter, above 1. ties: False leaves ties out.
+    """
+    shift = math.log(check_theta(theta))
+    log_a = F.logsigmoid(margins - shift)
+    log_b = F.logsigmoid(-margins - shift)
+    log_tie = log_a + log_b + math.log(theta**2 - 1)
+    losses = -torch.where(labels > 0, log_a, torch.where(labels < 0, log_b, log_tie))
+    return masked_mean(losses, ~labels.isnan() if ties else ~labels.isnan() & (labels != 0))
+
+
+def reg_loss(rewards: Tensor, scores: Tensor) -> Tensor:
+    """Regression on absolute scores: mean squared error against score - 3.
+
+    Args:
+        rewards: (N, D). scores: (N, D) on the 1-5 Likert scale, NaN where there is none.
+    """
+    return masked_mean((rewards - (scores - LIKERT_CENTRE)) ** 2, ~scores.isnan())
+
+
+# --- accuracies -------------------------------------------------------------------------------------------------
+
+
+def _as_arrays(labels: Sequence | Tensor | np.ndarray, margins: Sequence | Tensor | np.ndarray) -> tuple:
+    """Labels and margins as equally long 1-D NumPy arrays; refuses shapes, labels and margins that mean nothing."""
+    arrays = []
+    for values in (labels, margins):
+        if isinstance(values, Tensor):
+            values = values.detach().cpu()
+            values = values.float().numpy() if values.dtype == torch.bfloat16 else values.numpy()
+        arrays.append(np.asarray(values))
+    labels, margins = arrays
+    if labels.ndim != 1 or labels.shape != margins.shape:
+        raise VideoAlignError(f"labels {labels.shape} and margins {margins.shape} must be 1-D and equally long")
+    if np.isnan(margins.sum(dtype=np.float64)) and np.isnan(margins).any():  # inf - inf also sums to NaN
+        raise VideoAlignError(f"{int(np.isnan(margins).sum())} of {margins.size} margins are NaN: the rewards are broken")
+    decided = labels != 0
+    if not np.array_equal(np.abs(labels[decided]), np.ones(decided.sum())):
+        raise VideoAlignError("labels must be +1 (A wins), -1 (B wins) or 0 (tie); leave out missing ones first")
+    return labels, margins
+
+
+def accuracy_without_ties(labels: Sequence | Tensor, margins: Sequence | Tensor) -> float:
+    """Share of decided pairs whose margin has the label's sign.
+
+    Pairs labelled as ties are left out; a margin of exactly zero on a decided pair is wrong.
+
+    Args:
+        labels: 1-D, +1 / -1 / 0. margins: 1-D, reward A minus reward B.
+
+    Returns:
+        Accuracy in [0, 1]; NaN without a decided pair.
+
+    Example:
+        >>> accuracy_without_ties([1, -1, 0, 1], [0.5, -2.0, 3.0, 0.0])
+        0.6666666666666666
+    """
+    labels, margins = _as_arrays(labels, margins)
+    decided = np.count_nonzero(labels)
+    return float(np.count_nonzero(labels * margins > 0) / decided) if decided else math.nan
+
+
+def accuracy_with_ties(labels: Sequence | Tensor, margins: Sequence | Tensor) -> float:
+    """Best three-class accuracy over all tie thresholds (tie calibration; Deutsch et al., 2023).
+
+    A pair is called a tie where abs(margin) <= epsilon, otherwise a win by the margin's sign. The optimum over
+    every epsilon is exact: "no predicted ties" is a candidate, equal margins fall on the same side. The threshold
+    sees the labels, so the number never falls under the share of ties: quote that floor beside it.
+
+    O(n log n). Raising epsilon from "none" to e gains the ties with abs(margin) <= e and loses the correctly
+    ordered pairs with abs(margin) <= e, so the optimum is "none" or the abs(margin) of some tie.
+
+    Args:
+        labels: 1-D, +1 / -1 / 0. margins: 1-D, reward A minus reward B.
+
+    Returns:
+        Accuracy in [0, 1]; NaN without a pair.
+
+    Example:
+        >>> accuracy_with_ties([1, -1, 0, 0], [2.0, -1.5, 0.1, -0.4])
+        1.0
+    """
+    labels, margins = _as_arrays(labels, margins)
+    if not labels.size:
+        return math.nan
+    tied = np.sort(np.abs(margins[labels == 0]))
+    signed = margins * labels
+    correct = np.sort(signed[signed > 0])
+    gained = np.arange(1, tied.size + 1) - np.searchsorted(correct, tied, side="right")
+    return float((correct.size + max(0, gained.max(initial=0))) / labels.size)
+
+
+def tie_threshold(labels: Sequence | Tensor, margins: Sequence | Tensor) -> float:
+    """The smallest epsilon that reaches :func:`accuracy_with_ties`; -1 when it is best to predict no tie."""
+    labels, margins = _as_arrays(labels, margins)
+    tied = np.sort(np.abs(margins[labels == 0]))
+    signed = margins * labels
+    gained = np.searchsorted(tied, tied, side="right") - np.searchsorted(np.sort(signed[signed > 0]), tied, side="right")
+    return float(tied[gained.argmax()]) if gained.max(initial=0) > 0 else -1.0
+
+
+def accuracy_at_threshold(labels: Sequence | Tensor, margins: Sequence | Tensor, epsilon: float) -> float:
+    """Three-class accuracy with a given threshold: a tie where abs(margin) <= epsilon (none below 0)."""
+    labels, margins = _as_arrays(labels, margins)
+    tie = np.abs(margins) <= epsilon
+    hits = np.where(tie, labels == 0, labels * margins > 0)
+    return float(hits.mean()) if hits.size else math.nan
+
+
+def held_out_accuracy_with_ties(labels: Sequence | Tensor, margins: Sequence | Tensor, seed: int = 0) -> float:
+    """Three-class accuracy with the threshold calibrated on one half and applied to the other, both ways.
+
+    Unlike :func:`accuracy_with_ties` no pair helps to choose the threshold that judges it. The halves depend on the
+    pairs and the seed, not on the order in which the pairs come. NaN below two pairs.
+    """
+    labels, margins = _canonical(*_as_arrays(labels, margins))
+    if labels.size < 2:
+        return math.nan
+    order = np.random.default_rng(seed).permutation(labels.size)
+    halves = order[::2], order[1::2]
+    hits = sum(
+        accuracy_at_threshold(labels[test], margins[test], tie_threshold(labels[fit], margins[fit])) * test.size
+        for fit, test in (halves, halves[::-1])
+    )
+    return float(hits / labels.size)
+
+
+def bootstrap_interval(
+    labels: Sequence | Tensor,
+    margins: Sequence | Tensor,
+    ties: bool,
+    confidence: float = 0.95,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of an accuracy, resampling pairs.
+
+    Args:
+        labels, margins: as in the accuracies. ties: True for :func:`accuracy_with_ties` (the threshold is sought anew
+            in every resample), False for :func:`accuracy_without_ties`.
+        confidence: in (0, 1). resamples: number of bootstrap samples. seed: of the resampling.
+
+    Returns:
+        Lower and upper end; NaN without a pair that counts.
+    """
+    labels, margins = _canonical(*_as_arrays(labels, margins))
+    if not ties:
+        labels, margins = labels[labels != 0], margins[labels != 0]
+    n = labels.size
+    if n == 0:
+        return math.nan, math.nan
+    order = np.argsort(np.abs(margins), kind="stable")
+    labels, margins = labels[order], margins[order]
+    correct = labels * margins > 0
+    gain = (labels == 0).astype(np.float64) - correct
+    ends = np.append(np.abs(margins)[1:] != np.abs(margins)[:-1], True)  # last of each run of equal margins
+    rng = np.random.default_rng(seed)
+    accuracies = np.empty(resamples)
+    for i in range(resamples):
+        weight = np.bincount(rng.integers(0, n, n), minlength=n)
+        best = max(0.0, np.cumsum(gain * weight)[ends].max()) if ties else 0.0
+        accuracies[i] = (weight @ correct + best) / n
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(accuracies, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def _canonical(labels: np.ndarray, margins: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The pairs in an order of their own, so that seeded choices do not depend on how ranks delivered them."""
+    order = np.lexsort((labels, margins))
+    return labels[order], margins[order]

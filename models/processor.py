@@ -1,0 +1,170 @@
+"""From decoded frames and prompts to the tensors that :class:`~videoalign.models.video_reward.VideoReward` reads.
+
+Legend: B videos, T frames, H and W pixels, L tokens, P patches over all videos, K reward tokens per video (3 or 1).
+Runs in the data loader's workers; knows tokens and patches, but no network.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import AutoProcessor
+
+from .. import VideoAlignError
+from .sampling import FRAME_FACTOR, FrameSampling
+from .template import Template
+
+
+@dataclass(frozen=True)
+class VisionGeometry:
+    """Patch sizes of the vision tower, in pixels and frames, and the normalisation of its input."""
+
+    patch: int
+    temporal_patch: int
+    merge: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+class RewardProcessor:
+    """Tokenises prompts into the template and cuts frames into patches.
+
+    Args:
+        backbone: folder or hub id with a Qwen2-VL-like processor.
+        template: the text around the video. sampling: which frames are kept, and at what size.
+        max_prompt_tokens: longer prompts are refused rather than cut.
+    """
+
+    def __init__(
+        self, backbone: str | Path, template: Template, sampling: FrameSampling, max_prompt_tokens: int = 4096
+    ) -> None:
+        self.template, self.sampling, self.max_prompt_tokens = template, sampling, max_prompt_tokens
+        try:
+            self.huggingface = AutoProcessor.from_pretrained(backbone)
+            video = self.huggingface.video_processor
+        except (OSError, ValueError, AttributeError, KeyError) as error:
+            raise VideoAlignError(
+                f"{backbone}: no processor of a Qwen2-VL-like video-language model could be loaded from it "
+                f"({str(error).splitlines()[0][:200]}). Name a model folder with tokenizer and preprocessor files, or a hub id."
+            ) from None
+        self.tokenizer = self.huggingface.tokenizer
+        self.geometry = VisionGeometry(
+            video.patch_size, video.temporal_patch_size, video.merge_size, tuple(video.image_mean), tuple(video.image_std)
+        )
+        if FRAME_FACTOR % self.geometry.temporal_patch:
+            raise VideoAlignError(f"{backbone}: a temporal patch of {self.geometry.temporal_patch} frames is not supported")
+        self._ids()
+
+    def _ids(self) -> None:
+        """Give the reward tokens ids behind the tokenizer's own, and tokenise the fixed text once."""
+        taken = [t for t in self.template.tokens if t in self.tokenizer.get_vocab()]
+        first = len(self.tokenizer)
+        # Ids of our own rather than tokens of the tokenizer's: no prompt text can then produce one. A tokenizer that
+        # knows them already (the released model's) keeps its ids, and prompts are tokenised with special tokens split.
+        self.reward_ids = [
+            self.tokenizer.convert_tokens_to_ids(t) if t in taken else first + i
+            for i, t in enumerate(self.template.tokens)
+        ]
+        self.video_token = self.tokenizer.convert_tokens_to_ids("<|video_pad|>")
+        named = dict(zip((m for m in self.template.parts if m.startswith("<reward:")), self.reward_ids))
+        self._pieces: list[list[int] | str] = []
+        for part in self._chat():
+            if part == "<video>" or "<prompt>" in part:
+                self._pieces.append(part)
+            else:
+                self._pieces.append([named[part]] if part in named else self._encode(part))
+
+    def _chat(self) -> list[str]:
+        """The template as one user turn of the Qwen chat format, cut at the video and at the reward tokens only.
+
+        Text around ``<prompt>`` stays in one piece: a word's token depends on the space before it.
+        """
+        parts = ["<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"]
+        text = ""
+        for part in [*self.template.parts, None]:
+            if part is None or (part.startswith("<") and part != "<prompt>" and part in self.template.marks):
+                parts += [text] if text else []
+                parts += {None: [], "<video>": ["<|vision_start|>", "<video>", "<|vision_end|>"]}.get(part, [part])
+                text = ""
+            else:
+                text += part
+        return [*parts, "<|im_end|>\n<|im_start|>assistant\n"]
+
+    def _encode(self, text: str, plain: bool = False) -> list[int]:
+        """Token ids; ``plain`` spells out text that looks like a special token instead of recognising it."""
+        return self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=plain)
+
+    @property
+    def factor(self) -> int:
+        """Frame sides are multiples of this many pixels."""
+        return self.geometry.patch * self.geometry.merge
+
+    def prompt_ids(self, prompt: str, around: str = "<prompt>") -> list[int]:
+        """Tokens of a prompt within its text. A special token's name in the prompt is plain text: it injects nothing.
+
+        Raises:
+            VideoAlignError: where the prompt is longer than ``max_prompt_tokens``.
+        """
+        ids = self._encode(around.replace("<prompt>", prompt), plain=True)
+        if len(ids) > self.max_prompt_tokens:
+            raise VideoAlignError(f"prompt {prompt[:40]!r}... has {len(ids)} tokens, more than {self.max_prompt_tokens}")
+        return ids
+
+    def __call__(self, videos: Sequence[Tensor], prompts: Sequence[str]) -> dict[str, Tensor]:
+        """Batch of model inputs.
+
+        Args:
+            videos: B uint8 tensors (T, 3, H, W), sampled and resized: T even, H and W multiples of :attr:`factor`.
+            prompts: B texts.
+
+        Returns:
+            input_ids (B, L) padded on the right, attention_mask (B, L), reward_positions (B, K),
+            pixel_patches uint8 (P, 3 * temporal patch * patch * patch), video_grid_thw (B, 3) in patches.
+        """
+        patches, grids = zip(*(self.patchify(video) for video in videos))
+        rows = [self._row(prompt, grid) for prompt, grid in zip(prompts, grids)]
+        length = max(map(len, rows))
+        pad = self.tokenizer.pad_token_id or 0
+        input_ids = torch.tensor([row + [pad] * (length - len(row)) for row in rows])  # (B, L)
+        lengths = torch.tensor([len(row) for row in rows])
+        positions = torch.tensor([[row.index(i) for i in self.reward_ids] for row in rows])  # (B, K)
+        return {
+            "input_ids": input_ids,
+            "attention_mask": (torch.arange(length) < lengths[:, None]).long(),
+            "reward_positions": positions,
+            "pixel_patches": torch.cat(patches),
+            "video_grid_thw": torch.tensor(grids),
+        }
+
+    def _row(self, prompt: str, grid: tuple[int, int, int]) -> list[int]:
+        video = grid[0] * grid[1] * grid[2] // self.geometry.merge**2
+        row: list[int] = []
+        for piece in self._pieces:
+            if piece == "<video>":
+                row += [self.video_token] * video
+            else:
+                row += self.prompt_ids(prompt, piece) if isinstance(piece, str) else piece
+        return row
+
+    def patchify(self, video: Tensor) -> tuple[Tensor, tuple[int, int, int]]:
+        """Patches in the vision tower's order: merge windows row by row, patches inside a window row by row.
+
+        Args:
+            video: uint8 (T, 3, H, W).
+
+        Returns:
+            uint8 (T/t * H/p * W/p, 3*t*p*p) and the grid (T/t, H/p, W/p), for t the temporal patch, p the patch.
+        """
+        g = self.geometry
+        frames, channels, height, width = video.shape
+        t, h, w = frames // g.temporal_patch, height // g.patch, width // g.patch
+        if (t * g.temporal_patch, h // g.merge * self.factor, w // g.merge * self.factor) != (frames, height, width):
+            raise VideoAlignError(
+                f"a video of {frames} frames of {height}x{width} pixels does not divide into patches of "
+                f"{g.temporal_patch} frames and {self.factor}x{self.factor} pixels"
+            )
+        # t tp c h m p w m p -> t h w m m c tp p p
+        x = video.reshape(t, g.temporal_patch, channels, h // g.merge, g.merge, g.patch, w // g.merge, g.merge, g.patch)
+        return x.permute(0, 3, 6, 4, 7, 2, 1, 5, 8).reshape(t * h * w, -1), (t, h, w)

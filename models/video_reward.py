@@ -1,0 +1,268 @@
+"""VideoReward: a video-language model that grades a video in three dimensions (VideoAlign, section 3.2).
+
+Legend: B videos, L tokens, K reward tokens per video (3 separate or 1 shared), E the hidden size, D = 3 dimensions.
+"""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForImageTextToText
+
+from .. import VideoAlignError
+from .lora import LoRA, add_lora
+from .preference import DIMENSIONS
+from .processor import RewardProcessor
+from .sampling import FrameSampling
+from .template import Template
+from .vision_attention import batch_vision_attention
+
+FAMILIES = ("qwen2_vl", "qwen2_5_vl")
+
+
+class TokenRows(nn.Module):
+    """A frozen embedding matrix with a few new rows that train on their own.
+
+    Only the rows are parameters of the optimizer: no gradient, copy or moment of the whole matrix is ever made.
+
+    Args:
+        base: the backbone's embedding. ids: vocabulary ids of the new rows (need not exist in ``base``).
+    """
+
+    def __init__(self, base: nn.Embedding, ids: list[int]) -> None:
+        super().__init__()
+        self.base = base
+        self.register_buffer("ids", torch.tensor(ids), persistent=False)
+        # Start from rows of the matrix's own scale: a mean of all rows plus noise of their spread.
+        with torch.no_grad():
+            spread, centre = base.weight.float().std(0), base.weight.float().mean(0)
+            rows = centre + spread * torch.randn(len(ids), base.embedding_dim, generator=torch.Generator().manual_seed(0))
+        self.rows = nn.Parameter(rows)  # (K, E), fp32
+
+    @property
+    def weight(self) -> Tensor:
+        """The backbone's matrix, for code that asks for its dtype or device."""
+        return self.base.weight
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """(B, L) ids -> (B, L, E)."""
+        own = input_ids[..., None] == self.ids  # (B, L, K)
+        is_own = own.any(-1)
+        embedded = self.base(input_ids.masked_fill(is_own, 0))
+        # one matrix product instead of an indexed write: the same graph whether or not a batch holds each token
+        rows = (own.to(self.rows.dtype) @ self.rows).to(embedded.dtype)
+        return torch.where(is_own[..., None], rows, embedded)
+
+
+class RewardHead(nn.Module):
+    """Bias-free linear map from reward tokens to rewards, in fp32 whatever the backbone's precision.
+
+    bf16 rewards near 3 come in steps of 1/64 and make ties that nobody predicted.
+
+    Args:
+        hidden: E. rows: 3 (one row per dimension) or 1 (one row for all tokens, as in the released weights).
+    """
+
+    def __init__(self, hidden: int, rows: int = len(DIMENSIONS)) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(rows, hidden, generator=torch.Generator().manual_seed(0)) * hidden**-0.5)
+
+    def forward(self, states: Tensor) -> Tensor:
+        """Rewards (B, D) fp32 from the states (B, K, E) of K = D separate tokens or K = 1 shared one."""
+        with torch.autocast(states.device.type, enabled=False):
+            return (states.float() * self.weight.float()).sum(-1)  # broadcasts over K = 1 and over one row
+
+
+@dataclass
+class Statistics:
+    """Mean and standard deviation of raw rewards over a validation set, per dimension."""
+
+    mean: list[float] = field(default_factory=lambda: [0.0] * len(DIMENSIONS))
+    std: list[float] = field(default_factory=lambda: [1.0] * len(DIMENSIONS))
+
+
+class VideoReward(nn.Module):
+    """Rewards of videos for prompts: VQ, MQ, TA, read at three special tokens.
+
+    The backbone is held, not subclassed. A pair is one batch of 2B videos: A and B go through it in one forward.
+
+    Args:
+        backbone: folder or hub id of a Qwen2-VL or Qwen2.5-VL model.
+        template: shipped template (``rubrics``, ``plain``, ``shared``) or a text file. ``shared`` reads all three
+            rewards at one token, the paper's ablation.
+        sampling: which frames are seen, and at what size.
+        positions: ``mrope`` gives video tokens their time, row and column (the backbone's pre-training); ``1d`` counts
+            tokens, as the released VideoReward was trained.
+        head_rows: 3, a row per dimension, or 1, one row shared by the three tokens (the released weights).
+        language: how the language model trains: through LoRA adapters, in full, or not at all.
+        vision: how the vision tower trains.
+        train_merger: whether the merger between the two trains.
+        lora: rank, alpha, dropout and targets of the adapters.
+        attention: ``sdpa``, ``eager`` or ``flash_attention_2``.
+        dtype: of the backbone's weights. The head and the new embedding rows stay in fp32.
+        gradient_checkpointing: recompute activations in the backward pass, to save memory.
+        max_prompt_tokens: longer prompts are refused.
+        processor: folder of the tokenizer and preprocessing, if not the backbone's.
+    """
+
+    def __init__(
+        self,
+        backbone: str | Path,
+        template: str | Path | Template = "rubrics",
+        sampling: FrameSampling | None = None,
+        positions: Literal["mrope", "1d"] = "mrope",
+        head_rows: Literal[3, 1] = 3,
+        language: Literal["lora", "full", "frozen"] = "lora",
+        vision: Literal["full", "lora", "frozen"] = "full",
+        train_merger: bool = True,
+        lora: LoRA | None = None,
+        attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa",
+        dtype: Literal["float32", "bfloat16"] = "float32",
+        gradient_checkpointing: bool = False,
+        max_prompt_tokens: int = 4096,
+        processor: str | Path | None = None,
+    ) -> None:
+        super().__init__()
+        template = template if isinstance(template, Template) else Template.load(template)
+        if head_rows == 1 and not template.separate:
+            raise VideoAlignError("head_rows: 1 needs separate reward tokens: one row at one token gives one reward")
+        self.settings = {
+            "positions": positions, "head_rows": head_rows, "language": language, "vision": vision,
+            "train_merger": train_merger, "lora": asdict(lora or LoRA()), "attention": attention, "dtype": dtype,
+            "max_prompt_tokens": max_prompt_tokens,
+        }  # fmt: skip
+        self.backbone_name = str(backbone)
+        self.positions, self.statistics = positions, Statistics()
+        self.processor = RewardProcessor(processor or backbone, template, sampling or FrameSampling(), max_prompt_tokens)
+        self.backbone = load_backbone(backbone, attention, dtype)
+        self.config = self.backbone.config
+        self._check_geometry()
+        tokens = self.backbone.get_input_embeddings()
+        self.backbone.requires_grad_(False)
+        self._choose_training(language, vision, train_merger, lora or LoRA())
+        self.backbone.set_input_embeddings(TokenRows(tokens, self.processor.reward_ids))
+        self.head = RewardHead(tokens.embedding_dim, head_rows)
+        geometry = self.processor.geometry
+        pixel = torch.tensor([geometry.mean, geometry.std])  # (2, 3), of pixels in [0, 1]
+        self.register_buffer("pixel_mean", pixel[0], persistent=False)
+        self.register_buffer("pixel_std", pixel[1], persistent=False)
+        if gradient_checkpointing:
+            self.backbone.gradient_checkpointing_enable({"use_reentrant": False})
+
+    def _check_geometry(self) -> None:
+        vision, geometry = self.config.vision_config, self.processor.geometry
+        want = (vision.patch_size, vision.temporal_patch_size, vision.spatial_merge_size)
+        if want != (geometry.patch, geometry.temporal_patch, geometry.merge):
+            raise VideoAlignError(
+                f"{self.backbone_name}: the processor cuts patches of {geometry}, but the vision tower takes (patch, "
+                f"temporal patch, merge) = {want}. The folder's preprocessor and config files do not belong together."
+            )
+        if self.config.video_token_id != self.processor.video_token:
+            raise VideoAlignError(
+                f"{self.backbone_name}: the tokenizer's video token is {self.processor.video_token}, but config.json "
+                f"says {self.config.video_token_id}. The folder's tokenizer and config files do not belong together."
+            )
+
+    def _choose_training(self, language: str, vision: str, train_merger: bool, lora: LoRA) -> None:
+        """Which parameters train. The backbone comes in frozen; adapters are added where asked."""
+        parts = {"language_model": language, "visual": vision}
+        for name, how in parts.items():
+            if how == "full":
+                self.backbone.get_submodule(name).requires_grad_(True)
+        self.backbone.visual.merger.requires_grad_(train_merger)
+        self.backbone.get_input_embeddings().requires_grad_(False)  # of the vocabulary, only the new rows train
+        if adapted := [name for name, how in parts.items() if how == "lora"]:
+            add_lora(self.backbone, lora, adapted)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return self.head.weight.device
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, reward_positions: Tensor, pixel_patches: Tensor,
+        video_grid_thw: Tensor,
+    ) -> Tensor:  # fmt: skip
+        """Raw rewards.
+
+        Args:
+            input_ids, attention_mask: (B, L), padded on the right. reward_positions: (B, K).
+            pixel_patches: uint8 (P, 3 * t * p * p). video_grid_thw: (B, 3) patches in time, height and width.
+
+        Returns:
+            (B, D) fp32, columns VQ, MQ, TA.
+        """
+        pixels = pixel_patches.unflatten(-1, (len(self.pixel_mean), -1)).to(self.pixel_mean.dtype) / 255  # (P, 3, t*p*p)
+        pixels = ((pixels - self.pixel_mean[:, None]) / self.pixel_std[:, None]).flatten(1)
+        # No mask is passed: padding stands on the right, where causal attention keeps it from every real token.
+        states = self.backbone(
+            input_ids=input_ids,
+            position_ids=self._position_ids(input_ids, attention_mask, video_grid_thw),
+            pixel_values_videos=pixels,
+            video_grid_thw=video_grid_thw,
+            use_cache=False,
+        ).last_hidden_state  # (B, L, E)
+        index = reward_positions[..., None].expand(-1, -1, states.shape[-1])
+        return self.head(states.gather(1, index))  # (B, K, E) -> (B, D)
+
+    def _position_ids(self, input_ids: Tensor, attention_mask: Tensor, grid: Tensor) -> Tensor:
+        """(3, B, L) time, row and column of every token; all three the token's number under ``1d``."""
+        if self.positions == "1d":
+            return torch.arange(input_ids.shape[1], device=input_ids.device).expand(3, *input_ids.shape)
+        kinds = (input_ids == self.config.video_token_id) * 2
+        return self.backbone.get_rope_index(
+            input_ids, mm_token_type_ids=kinds, video_grid_thw=grid, attention_mask=attention_mask
+        )[0]
+
+    def normalise(self, rewards: Tensor) -> Tensor:
+        """Raw rewards (..., D) as z-scores of the stored statistics; their sum is the overall reward (App. H.2)."""
+        mean = torch.tensor(self.statistics.mean, device=rewards.device, dtype=rewards.dtype)
+        return (rewards - mean) / torch.tensor(self.statistics.std, device=rewards.device, dtype=rewards.dtype)
+
+    # --- folders ----------------------------------------------------------------------------------------------
+
+    def trained_names(self) -> list[str]:
+        """Names of the parameters that train, as in ``state_dict``."""
+        return [name for name, parameter in self.named_parameters() if parameter.requires_grad]
+
+    def save_pretrained(self, folder: str | Path, state: dict[str, Tensor] | None = None, backbone: bool = False) -> None:
+        """Write a folder for :meth:`from_pretrained`; see :mod:`videoalign.models.reward_folder`."""
+        from .reward_folder import save_reward
+
+        save_reward(self, Path(folder), state, backbone)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, backbone: str | Path | None = None, **changes: object) -> "VideoReward":
+        """Load a folder written by :meth:`save_pretrained`; see :mod:`videoalign.models.reward_folder`."""
+        from .reward_folder import load_reward
+
+        return load_reward(Path(folder), backbone, **changes)
+
+
+def load_backbone(backbone: str | Path, attention: str = "sdpa", dtype: str = "float32") -> nn.Module:
+    """The video-language model without its language-modelling head.
+
+    Raises:
+        VideoAlignError: where there is no such model, or it is of another family.
+    """
+    try:
+        config = AutoConfig.from_pretrained(backbone)
+    except (OSError, ValueError, json.JSONDecodeError) as error:
+        raise VideoAlignError(
+            f"backbone {str(backbone)!r} is neither a model folder nor a hub id that could be reached "
+            f"({str(error).splitlines()[0][:160]})"
+        ) from None
+    if config.model_type not in FAMILIES:
+        raise VideoAlignError(f"backbone {backbone}: model type {config.model_type!r} is not one of {', '.join(FAMILIES)}")
+    try:
+        model = AutoModelForImageTextToText.from_pretrained(
+            backbone, dtype=getattr(torch, dtype), attn_implementation=attention
+        ).model
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
+        raise VideoAlignError(f"backbone {backbone}: {str(error).splitlines()[0][:300]}") from None
+    if attention == "sdpa":
+        batch_vision_attention(model.visual)
+    return model
