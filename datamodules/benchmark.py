@@ -35,7 +35,9 @@ class Benchmark:
             raise VideoAlignError(f"{self.shards.path / PAIRS} needs the columns key_A and key_B and at least one row")
         for number, row in enumerate(self.rows, 2):
             if unknown := {c: row[c] for c in COLUMNS if row.get(c, "") not in LABELS}:
-                raise VideoAlignError(f"{self.shards.path / PAIRS}, line {number}: unknown labels {unknown}; they are A, B, same, invalid")
+                raise VideoAlignError(
+                    f"{self.shards.path / PAIRS}, line {number}: unknown labels {unknown}; they are A, B, same, invalid"
+                )
         self.keys = list(dict.fromkeys(row[end] for row in self.rows for end in ("key_A", "key_B")))
         self.numbers = {key: number for number, key in enumerate(self.keys)}
         self.ends = torch.tensor([[self.numbers[row["key_A"]], self.numbers[row["key_B"]]] for row in self.rows])

@@ -49,7 +49,11 @@ class FrameReader:
         self.kind, self.media, self.sampling, self.factor = shards.index.kind, shards.index.media, sampling, factor
         stored, wanted = shards.index.frames, {**sampling.to_dict(), "factor": factor}
         if stored is not None and stored != wanted:
-            different = [f"{name}: {stored.get(name)} stored, {wanted[name]} wanted" for name in wanted if stored.get(name) != wanted[name]]
+            different = [
+                f"{name}: {stored.get(name)} stored, {wanted[name]} wanted"
+                for name in wanted
+                if stored.get(name) != wanted[name]
+            ]
             raise ShardError(
                 f"{shards.path} holds frames that were decoded for another model ({'; '.join(different)}). "
                 "Encode the frames anew for this one, or use the set with the mp4 files."
@@ -61,7 +65,9 @@ class FrameReader:
         for side in SIDES[self.kind]:
             member = f"{side}.{self.media}".lstrip(".")
             name, content = f"{raw.name}, {member}", raw.members[member]
-            videos.append(decode(content, self.sampling, self.factor, name) if self.media == "mp4" else load_frames(content, name))
+            videos.append(
+                decode(content, self.sampling, self.factor, name) if self.media == "mp4" else load_frames(content, name)
+            )
         return videos
 
 

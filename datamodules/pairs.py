@@ -3,7 +3,6 @@
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -16,7 +15,7 @@ from .benchmark import Benchmark
 from .frames import FrameReader
 from .ratings import labels_of, prompt_of, scores_of
 from .shards import RawSample, ShardSet
-from .stream import Dropped, Item, Share, ShardLoader, ShardStream
+from .stream import Dropped, Item, ShardLoader, ShardStream, Share
 
 
 @dataclass(frozen=True)
@@ -141,7 +140,11 @@ class VideoPairs(L.LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        for name, value, least in (("batch_size", batch_size, 1), ("workers", workers, 0), ("shuffle_buffer", shuffle_buffer, 0)):
+        for name, value, least in (
+            ("batch_size", batch_size, 1),
+            ("workers", workers, 0),
+            ("shuffle_buffer", shuffle_buffer, 0),
+        ):
             if value < least:
                 raise VideoAlignError(f"data.{name} must be at least {least}, got {value}")
         if not 0 <= max_dropped < 1:
@@ -162,7 +165,9 @@ class VideoPairs(L.LightningDataModule):
 
     def _pairs(self, which: str) -> ShardSet:
         if self.paths[which] is None:
-            raise VideoAlignError(f"data.{which} is not set: name the folder of a pairs set (`videoalign shards import-csv` makes one)")
+            raise VideoAlignError(
+                f"data.{which} is not set: name the folder of a pairs set (`videoalign shards import-csv` makes one)"
+            )
         return ShardSet(self.paths[which], "pairs")
 
     def _loader(self, shards: ShardSet, decode: Any, training: bool, benchmark: str | None = None) -> ShardLoader:
@@ -174,7 +179,9 @@ class VideoPairs(L.LightningDataModule):
                 f"{shards.path} has {shards.index.samples} pairs, fewer than one batch of data.batch_size {batch} on each of "
                 f"{trainer.world_size} ranks; make the batches smaller"
             )
-        stream = ShardStream(shards, decode, share, trainer.global_rank, self.seed, self.shuffle_buffer if training else 0)
+        stream = ShardStream(
+            shards, decode, share, trainer.global_rank, self.seed, self.shuffle_buffer if training else 0
+        )
         return ShardLoader(
             stream, Collate(self.processor, benchmark), min(self.workers, share.batches), self.max_dropped,
             pin_memory=trainer.strategy.root_device.type == "cuda",

@@ -57,7 +57,9 @@ def shares(rows: list[dict[str, str]]) -> dict[str, dict[str, int]]:
     for column in COLUMNS:
         words = [row.get(column, "") for row in rows]
         if any(words):
-            counts[column] = {word: words.count(word) for word in ("A", "B", "same", "invalid", "") if words.count(word)}
+            counts[column] = {
+                word: words.count(word) for word in ("A", "B", "same", "invalid", "") if words.count(word)
+            }
     return counts
 
 

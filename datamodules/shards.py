@@ -99,7 +99,9 @@ class ShardWriter:
     def __enter__(self) -> Self:
         self.path = self._folder.__enter__()
         # mtime fixed: the same samples make the same bytes
-        self._tar = wds.ShardWriter(str(self.path / "%06d.tar"), verbose=0, mtime=0, encoder=False, post=self._closed, **self._limits)
+        self._tar = wds.ShardWriter(
+            str(self.path / "%06d.tar"), verbose=0, mtime=0, encoder=False, post=self._closed, **self._limits
+        )
         self._written = 0
         return self
 
@@ -125,7 +127,9 @@ class ShardWriter:
         members = {f"{side}.{self.index.media}".lstrip("."): content for side, content in videos.items()}
         members["json"] = json.dumps(record, ensure_ascii=False).encode()
         if members.keys() != self.index.members():
-            raise ShardError(f"key {key!r} has members {sorted(members)}, but {self.index.kind} need {sorted(self.index.members())}")
+            raise ShardError(
+                f"key {key!r} has members {sorted(members)}, but {self.index.kind} need {sorted(self.index.members())}"
+            )
         self._tar.write({"__key__": key, **members})
         self._keys.add(key)
 
@@ -155,9 +159,10 @@ class ShardSet:
 
     Args:
         path: the folder. kind: what it must hold, if given.
+        check_sizes: refuse a set whose files have other sizes than the index says.
     """
 
-    def __init__(self, path: str | Path, kind: Kind | None = None) -> None:
+    def __init__(self, path: str | Path, kind: Kind | None = None, check_sizes: bool = True) -> None:
         self.path = Path(path)
         if not self.path.is_dir():
             raise ShardError(f"{self.path}: there is no such folder of shards")
@@ -165,14 +170,16 @@ class ShardSet:
         try:
             found = record.pop("format", None), record.pop("version", None)
             if found != (FORMAT, VERSION):
-                raise ShardError(f"{self.path}: index.json is of format {found}, this release reads {(FORMAT, VERSION)}")
+                raise ShardError(
+                    f"{self.path}: index.json is of format {found}, this release reads {(FORMAT, VERSION)}"
+                )
             self.index = Index(**{**record, "shards": [Shard(**shard) for shard in record["shards"]]})
             self.index.members()
         except (TypeError, KeyError, AttributeError) as error:
             raise ShardError(f"{self.path / 'index.json'} is no index of shards ({error})") from None
         if kind and self.index.kind != kind:
             raise ShardError(f"{self.path} holds {self.index.kind}, but {kind} are needed here")
-        if problems := self.size_problems():
+        if check_sizes and (problems := self.size_problems()):
             raise ShardError(f"{self.path}: {problems[0]}. `videoalign shards verify {self.path}` lists all damage")
 
     def size_problems(self) -> list[str]:
@@ -185,7 +192,9 @@ class ShardSet:
             elif not path.is_file():
                 problems.append(f"{shard.name} is missing")
             elif path.stat().st_size != shard.bytes:
-                problems.append(f"{shard.name} has {path.stat().st_size} bytes, the index says {shard.bytes}: it was cut short or changed")
+                problems.append(
+                    f"{shard.name} has {path.stat().st_size} bytes, the index says {shard.bytes}: it was cut short or changed"
+                )
         return problems
 
     def read(self, shard: Shard, start: int = 0, stop: int | None = None) -> Iterator["RawSample"]:
@@ -198,23 +207,27 @@ class ShardSet:
         count = 0
         try:
             with open(self.path / shard.name, "rb") as file:
-                grouped = tariterators.group_by_keys({**m, "__url__": shard.name} for m in tariterators.tar_file_iterator(file))
+                grouped = tariterators.group_by_keys(
+                    {**m, "__url__": shard.name} for m in tariterators.tar_file_iterator(file)
+                )
                 for sample in grouped:
                     key = sample.pop("__key__")
                     sample.pop("__url__")
                     if not _KEY.fullmatch(key):
                         raise ShardError(f"{shard.name}: member name {key!r} is not a plain key")
                     if sample.keys() != members:
-                        raise ShardError(f"{shard.name}, key {key!r}: has members {sorted(sample)}, needs {sorted(members)}")
+                        raise ShardError(
+                            f"{shard.name}, key {key!r}: has members {sorted(sample)}, needs {sorted(members)}"
+                        )
                     if start <= count < (shard.samples if stop is None else stop):
                         yield RawSample(key, shard.name, sample)
                     count += 1
                     if stop is not None and count >= stop:
                         return
         except (OSError, tarfile.TarError, ValueError) as error:
-            if isinstance(error, ShardError):
-                raise
-            raise ShardError(f"{shard.name} cannot be read past sample {count} ({str(error).splitlines()[0]})") from None
+            raise ShardError(
+                f"{shard.name} cannot be read past sample {count} ({str(error).splitlines()[0]})"
+            ) from None
         if count != shard.samples:
             raise ShardError(f"{shard.name} holds {count} samples, the index says {shard.samples}")
 

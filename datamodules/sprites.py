@@ -13,6 +13,7 @@ SIZE, FRAMES, FPS = 32, 9, 8
 """Pixels a side, frames (4k + 1, as video autoencoders take) and frames per second."""
 COLOURS = {
     "red": (225, 45, 45), "green": (50, 200, 70), "blue": (60, 95, 240), "yellow": (235, 215, 50),
+    "purple": (150, 60, 200), "orange": (240, 140, 40), "cyan": (60, 215, 225), "white": (240, 240, 240),
 }  # fmt: skip
 SHAPES = ("circle", "square", "triangle")
 DIRECTIONS = {"left to right": (1, 0), "right to left": (-1, 0), "upwards": (0, -1), "downwards": (0, 1)}
@@ -92,10 +93,10 @@ SOURCES = [
     Source("stutter-1", False, (0.50, 0.80, 0.35), (0.5, 0.3)),
     Source("mist-1", False, (0.80, 0.55, 0.45), (0.9, 0.7)),
     Source("stutter-2", False, (0.45, 0.70, 0.40), (0.5, 0.5)),
-    Source("drift-3", True, (0.30, 0.45, 0.25), (0.5, 0.6)),
-    Source("mist-3", True, (0.50, 0.25, 0.30), (0.9, 0.5)),
-    Source("clear-4", True, (0.20, 0.35, 0.20), (0.4, 0.4)),
-    Source("clear-5", True, (0.25, 0.20, 0.12), (0.6, 0.6)),
+    Source("drift-3", True, (0.30, 0.45, 0.30), (0.5, 0.6)),
+    Source("mist-3", True, (0.50, 0.25, 0.40), (0.9, 0.5)),
+    Source("clear-4", True, (0.20, 0.35, 0.25), (0.4, 0.4)),
+    Source("clear-5", True, (0.25, 0.20, 0.15), (0.6, 0.6)),
 ]
 """Older ones first. Newer ones are better, but none is best at everything."""
 

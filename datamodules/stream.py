@@ -171,7 +171,9 @@ class ShardLoader(DataLoader):
         max_dropped: largest share of an epoch's samples that may be dropped before loading stops with an error.
     """
 
-    def __init__(self, stream: ShardStream, collate: Callable, workers: int, max_dropped: float = 0.0, **options: Any) -> None:
+    def __init__(
+        self, stream: ShardStream, collate: Callable, workers: int, max_dropped: float = 0.0, **options: Any
+    ) -> None:
         super().__init__(stream, batch_size=stream.share.batch, collate_fn=collate, num_workers=workers, **options)
         self.stream, self.max_dropped = stream, max_dropped
         self.epoch = self.batches = self.dropped = 0

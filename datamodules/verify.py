@@ -14,7 +14,12 @@ from .shards import SIDES, RawSample, ShardSet, sha256
 from .video import decode
 
 # A light look at each clip: few frames, no enlargement.
-_GLANCE = FrameSampling(fps=None, num_frames=4, min_pixels=0, max_pixels=64 * 64)
+GLANCE = FrameSampling(fps=None, num_frames=4, min_pixels=0, max_pixels=64 * 64)
+
+
+def open_damaged(folder: str) -> ShardSet:
+    """Open a set for :func:`verify`, which reports what opening would refuse."""
+    return ShardSet(folder, check_sizes=False)
 
 
 def verify(shards: ShardSet) -> Iterator[str]:
@@ -25,7 +30,11 @@ def verify(shards: ShardSet) -> Iterator[str]:
     yield from shards.size_problems()
     index = shards.index
     listed = {shard.name for shard in index.shards} | set(index.tables) | {"index.json"}
-    yield from (f"{p.name} is in the folder, but not in the index" for p in sorted(shards.path.iterdir()) if p.name not in listed)
+    yield from (
+        f"{p.name} is in the folder, but not in the index"
+        for p in sorted(shards.path.iterdir())
+        if p.name not in listed
+    )
     keys: Counter[str] = Counter()
     for shard in index.shards:
         path = shards.path / shard.name
@@ -72,7 +81,7 @@ def _sample(sample: RawSample, shards: ShardSet) -> Iterator[str]:
         name = f"{sample.name}, {member}"
         try:
             if shards.index.media == "mp4":
-                decode(sample.members[member], _GLANCE, 2, name)
+                decode(sample.members[member], GLANCE, 2, name)
             else:
                 load_frames(sample.members[member], name)
         except (VideoAlignError, SafetensorError) as error:
@@ -91,5 +100,7 @@ def _table(shards: ShardSet, name: str, digest: str, keys: set[str]) -> Iterator
         ends = row.get("key_A"), row.get("key_B")
         pairs[tuple(sorted(map(str, ends)))] += 1
         yield from (f"{name}, line {number}: video {key!r} is not in the set" for key in ends if key not in keys)
-        yield from (f"{name}, line {number}: unknown label {row[c]!r} in {c}" for c in COLUMNS if row.get(c, "") not in LABELS)
+        yield from (
+            f"{name}, line {number}: unknown label {row[c]!r} in {c}" for c in COLUMNS if row.get(c, "") not in LABELS
+        )
     yield from (f"{name}: the pair {pair} occurs {count} times" for pair, count in pairs.items() if count > 1)

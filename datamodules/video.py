@@ -70,7 +70,9 @@ def decode(source: bytes | str | Path, sampling: FrameSampling, factor: int, nam
         frames, count = _read(container, set(indices), name)
     if len(frames) < len(indices):  # the declared count was too high
         if count < clip.frames - _COUNT_SLACK:
-            raise VideoError(f"{name} is truncated: it declares {clip.frames} frames, but only {count} could be decoded")
+            raise VideoError(
+                f"{name} is truncated: it declares {clip.frames} frames, but only {count} could be decoded"
+            )
         with _opened(source, name) as container:
             frames, _ = _read(container, set(_indices(sampling, count, clip.fps, name)), name)
     video = torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2)  # (T, H, W, 3) -> (T, 3, H, W)
@@ -90,7 +92,7 @@ def _indices(sampling: FrameSampling, total: int, fps: float | None, name: str) 
         raise VideoError(f"{name}: {error}") from None
 
 
-class _opened:  # noqa: N801 - used as a function
+class _opened:
     """A container and its libav errors, turned into messages that name the clip."""
 
     def __init__(self, source: bytes | str | Path, name: str) -> None:

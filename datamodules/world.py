@@ -15,12 +15,14 @@ from itertools import combinations
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from ..models.files import new_folder
+from ..models.metrics import PreferenceAccuracy
 from ..models.preference import DIMENSIONS
 from . import sprites
 from .annotators import annotate
-from .benchmark import PAIRS
+from .benchmark import PAIRS, Benchmark
 from .ratings import COLUMNS
 from .shards import ShardWriter
 from .sprites import CONTENTS, FPS, FRAMES, SOURCES, Content, Source
@@ -44,19 +46,25 @@ class WorldSize:
 
 
 def split_prompts(seed: int) -> dict[str, list[Content]]:
-    """Disjoint contents per split; every colour, shape and direction occurs in each split."""
-    order = np.random.default_rng([seed, 1]).permutation(4)
-    splits: dict[str, list[Content]] = {"train": [], "val": [], "recent": [], "older": []}
-    colours, directions = list(sprites.COLOURS), list(sprites.DIRECTIONS)
+    """Disjoint contents per split: 12 for each benchmark, 8 held out, 64 for training.
+
+    The benchmarks' 24 are a Latin square over colour, direction and shape, so that every one of these occurs in
+    training in many other combinations.
+    """
+    rng = np.random.default_rng([seed, 1])
+    order = rng.permutation(len(sprites.COLOURS))
+    colours, shapes, directions = list(sprites.COLOURS), list(sprites.SHAPES), list(sprites.DIRECTIONS)
+    unseen, seen = [], []
     for content in CONTENTS:
-        # A Latin square over colour and direction, shifted from shape to shape: four classes of twelve contents.
-        shift = sprites.SHAPES.index(content.shape)
-        cell = (order[colours.index(content.colour)] + directions.index(content.direction) + shift) % 4
-        held = ("recent", "older", "train", "train")[cell]
-        splits[held].append(content)
-    splits["val"] = splits["train"][::6]
-    splits["train"] = [c for c in splits["train"] if c not in splits["val"]]
-    return splits
+        cell = order[colours.index(content.colour)] + directions.index(content.direction) + shapes.index(content.shape)
+        (seen if cell % 4 else unseen).append(content)
+    unseen = [unseen[i] for i in rng.permutation(len(unseen))]
+    return {
+        "recent": unseen[::2],
+        "older": unseen[1::2],
+        "val": seen[::9],
+        "train": [c for i, c in enumerate(seen) if i % 9],
+    }
 
 
 def _video(content: Content, source: Source, rng: np.random.Generator) -> tuple[bytes, np.ndarray]:
@@ -93,7 +101,13 @@ def _single(job: tuple[list[int], Content, Source]) -> tuple[str, dict[str, byte
     """One video of a benchmark."""
     seed, content, source = job
     video, quality = _video(content, source, np.random.default_rng(seed))
-    record = {"prompt": content.prompt, "source": source.name, "fps": FPS, "num_frames": FRAMES, "quality": quality.round(4).tolist()}
+    record = {
+        "prompt": content.prompt,
+        "source": source.name,
+        "fps": FPS,
+        "num_frames": FRAMES,
+        "quality": quality.round(4).tolist(),
+    }
     return f"{seed[-1]:06d}", {"": video}, record
 
 
@@ -109,7 +123,9 @@ def _caption(job: tuple[list[int], Content]) -> tuple[str, dict[str, bytes], dic
 def _benchmark_pairs(videos: list[tuple[str, dict]], count: int, rng: np.random.Generator) -> list[dict]:
     """Rated pairs of different sources at the same prompt, each at most once."""
     candidates = [
-        (a, b) for a, b in combinations(videos, 2) if a[1]["prompt"] == b[1]["prompt"] and a[1]["source"] != b[1]["source"]
+        (a, b)
+        for a, b in combinations(videos, 2)
+        if a[1]["prompt"] == b[1]["prompt"] and a[1]["source"] != b[1]["source"]
     ]
     rows = []
     for i in sorted(rng.permutation(len(candidates))[:count]):
@@ -120,7 +136,9 @@ def _benchmark_pairs(videos: list[tuple[str, dict]], count: int, rng: np.random.
     return rows
 
 
-def write_world(out: str | Path, size: WorldSize, seed: int = 0, pool: Executor | None = None) -> Iterator[tuple[str, int, int]]:
+def write_world(
+    out: str | Path, size: WorldSize, seed: int = 0, pool: Executor | None = None
+) -> Iterator[tuple[str, int, int]]:
     """Write all sets; yields (set, samples done, samples in all) as it goes.
 
     Args:
@@ -137,10 +155,17 @@ def write_world(out: str | Path, size: WorldSize, seed: int = 0, pool: Executor 
             jobs[name] = _pair, [([seed, 10 + number, i], splits[name][i % len(splits[name])]) for i in range(count)]
         for number, name in enumerate(("recent", "older")):
             sources = [s for s in SOURCES if s.recent == (name == "recent")]
-            jobs[name] = _single, [
-                ([seed, 20 + number, i], splits[name][i // len(sources) % len(splits[name])], sources[i % len(sources)])
-                for i in range(size.benchmark_videos)
-            ]
+            jobs[name] = (
+                _single,
+                [
+                    (
+                        [seed, 20 + number, i],
+                        splits[name][i // len(sources) % len(splits[name])],
+                        sources[i % len(sources)],
+                    )
+                    for i in range(size.benchmark_videos)
+                ],
+            )
         jobs["captions"] = _caption, [([seed, 30, i], CONTENTS[i % len(CONTENTS)]) for i in range(size.captions)]
         for number, (name, (function, work)) in enumerate(jobs.items()):
             with ShardWriter(folder / name, "pairs" if function is _pair else "videos", per_shard=500) as writer:
@@ -152,3 +177,12 @@ def write_world(out: str | Path, size: WorldSize, seed: int = 0, pool: Executor 
                 if function is _single:
                     rows = _benchmark_pairs(written, size.benchmark_pairs, np.random.default_rng([seed, 40 + number]))
                     writer.write_table(PAIRS, rows)
+
+
+def ceiling(benchmark: Benchmark) -> dict[str, dict]:
+    """Accuracies of a judge that knows the true qualities: what the annotators' disagreement leaves to be reached."""
+    quality = {raw.key: raw.record()["quality"] for raw in benchmark.shards}
+    true = torch.tensor([quality[key] for key in benchmark.keys])  # (videos, 3)
+    metric = PreferenceAccuracy(resamples=0, sync_on_compute=False)
+    metric.update(true[benchmark.ends[:, 0]] - true[benchmark.ends[:, 1]], benchmark.labels)
+    return metric.compute()

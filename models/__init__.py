@@ -6,4 +6,12 @@ from .sampling import FrameSampling
 from .template import Template
 from .video_reward import VideoReward
 
-__all__ = ["DIMENSIONS", "FrameSampling", "LoRA", "Template", "VideoReward", "accuracy_with_ties", "accuracy_without_ties"]
+__all__ = [
+    "DIMENSIONS",
+    "FrameSampling",
+    "LoRA",
+    "Template",
+    "VideoReward",
+    "accuracy_with_ties",
+    "accuracy_without_ties",
+]

@@ -30,13 +30,19 @@ CHAT = (
 )
 
 
+CHAT_WORDS = "system\nYou are a helpful assistant.\nuser\nassistant\n"
+
+
 def _tokenizer(corpus: list[str], vocabulary: int) -> Qwen2TokenizerFast:
     """A byte-level BPE of the corpus with Qwen's special tokens."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary, special_tokens=SPECIAL, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=vocabulary,
+        special_tokens=SPECIAL,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     tokenizer.train_from_iterator(corpus, trainer)
     return Qwen2TokenizerFast(tokenizer_object=tokenizer, additional_special_tokens=SPECIAL[1:])
@@ -64,14 +70,16 @@ def make_qwen(
         vocabulary: tokens. initializer_range: transformers' default of 0.02 is too small for models of this width.
         seed: of the weights; the same seed writes the same bytes.
     """
-    corpus = (corpus or []) + [Template.load(name).text for name in ("plain", "rubrics", "shared")]
+    corpus = (corpus or []) * 4 + [CHAT_WORDS] * 8 + [Template.load("plain").text] * 8
     tokenizer = _tokenizer(corpus, vocabulary)
     ids = dict(zip(SPECIAL, tokenizer.convert_tokens_to_ids(SPECIAL)))
     size = {"shortest_edge": (2 * patch) ** 2, "longest_edge": 448 * 448}
     frames = Qwen2VLVideoProcessor(patch_size=patch, temporal_patch_size=2, merge_size=2, size=size,
                                    do_sample_frames=False, cap_pixels_per_frame=False)  # fmt: skip
     images = Qwen2VLImageProcessor(patch_size=patch, temporal_patch_size=2, merge_size=2, size=size)
-    processor = Qwen2VLProcessor(image_processor=images, tokenizer=tokenizer, video_processor=frames, chat_template=CHAT)
+    processor = Qwen2VLProcessor(
+        image_processor=images, tokenizer=tokenizer, video_processor=frames, chat_template=CHAT
+    )
     half = hidden // heads // 2
     text = {
         "vocab_size": len(tokenizer), "hidden_size": hidden, "intermediate_size": 3 * hidden, "num_hidden_layers": layers,

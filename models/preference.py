@@ -115,7 +115,9 @@ def _as_arrays(labels: Sequence | Tensor | np.ndarray, margins: Sequence | Tenso
     if labels.ndim != 1 or labels.shape != margins.shape:
         raise VideoAlignError(f"labels {labels.shape} and margins {margins.shape} must be 1-D and equally long")
     if np.isnan(margins.sum(dtype=np.float64)) and np.isnan(margins).any():  # inf - inf also sums to NaN
-        raise VideoAlignError(f"{int(np.isnan(margins).sum())} of {margins.size} margins are NaN: the rewards are broken")
+        raise VideoAlignError(
+            f"{int(np.isnan(margins).sum())} of {margins.size} margins are NaN: the rewards are broken"
+        )
     decided = labels != 0
     if not np.array_equal(np.abs(labels[decided]), np.ones(decided.sum())):
         raise VideoAlignError("labels must be +1 (A wins), -1 (B wins) or 0 (tie); leave out missing ones first")
@@ -177,7 +179,9 @@ def tie_threshold(labels: Sequence | Tensor, margins: Sequence | Tensor) -> floa
     labels, margins = _as_arrays(labels, margins)
     tied = np.sort(np.abs(margins[labels == 0]))
     signed = margins * labels
-    gained = np.searchsorted(tied, tied, side="right") - np.searchsorted(np.sort(signed[signed > 0]), tied, side="right")
+    gained = np.searchsorted(tied, tied, side="right") - np.searchsorted(
+        np.sort(signed[signed > 0]), tied, side="right"
+    )
     return float(tied[gained.argmax()]) if gained.max(initial=0) > 0 else -1.0
 
 

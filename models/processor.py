@@ -27,6 +27,13 @@ class VisionGeometry:
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
+    def pixels(self, patches: Tensor) -> Tensor:
+        """What the tower takes: uint8 (P, 3*t*p*p) patches as normalised fp32, same shape."""
+        mean, std = torch.tensor([self.mean, self.std], device=patches.device)[
+            ..., None
+        ]  # (3, 1) each, of [0, 1] pixels
+        return ((patches.unflatten(-1, (len(self.mean), -1)) / 255 - mean) / std).flatten(1)
+
 
 class RewardProcessor:
     """Tokenises prompts into the template and cuts frames into patches.
@@ -51,10 +58,16 @@ class RewardProcessor:
             ) from None
         self.tokenizer = self.huggingface.tokenizer
         self.geometry = VisionGeometry(
-            video.patch_size, video.temporal_patch_size, video.merge_size, tuple(video.image_mean), tuple(video.image_std)
+            video.patch_size,
+            video.temporal_patch_size,
+            video.merge_size,
+            tuple(video.image_mean),
+            tuple(video.image_std),
         )
         if FRAME_FACTOR % self.geometry.temporal_patch:
-            raise VideoAlignError(f"{backbone}: a temporal patch of {self.geometry.temporal_patch} frames is not supported")
+            raise VideoAlignError(
+                f"{backbone}: a temporal patch of {self.geometry.temporal_patch} frames is not supported"
+            )
         self._ids()
 
     def _ids(self) -> None:
@@ -109,7 +122,9 @@ class RewardProcessor:
         """
         ids = self._encode(around.replace("<prompt>", prompt), plain=True)
         if len(ids) > self.max_prompt_tokens:
-            raise VideoAlignError(f"prompt {prompt[:40]!r}... has {len(ids)} tokens, more than {self.max_prompt_tokens}")
+            raise VideoAlignError(
+                f"prompt {prompt[:40]!r}... has {len(ids)} tokens, more than {self.max_prompt_tokens}"
+            )
         return ids
 
     def __call__(self, videos: Sequence[Tensor], prompts: Sequence[str]) -> dict[str, Tensor]:
@@ -125,25 +140,62 @@ class RewardProcessor:
         """
         patches, grids = zip(*(self.patchify(video) for video in videos))
         rows = [self._row(prompt, grid) for prompt, grid in zip(prompts, grids)]
-        length = max(map(len, rows))
-        pad = self.tokenizer.pad_token_id or 0
-        input_ids = torch.tensor([row + [pad] * (length - len(row)) for row in rows])  # (B, L)
-        lengths = torch.tensor([len(row) for row in rows])
-        positions = torch.tensor([[row.index(i) for i in self.reward_ids] for row in rows])  # (B, K)
         return {
-            "input_ids": input_ids,
-            "attention_mask": (torch.arange(length) < lengths[:, None]).long(),
-            "reward_positions": positions,
+            **self._padded(rows),
+            "reward_positions": torch.tensor([[row.index(i) for i in self.reward_ids] for row in rows]),  # (B, K)
             "pixel_patches": torch.cat(patches),
             "video_grid_thw": torch.tensor(grids),
         }
 
+    def captions(self, videos: Sequence[Tensor], texts: Sequence[str]) -> dict[str, Tensor]:
+        """Batch for language modelling: each video and the words that describe it.
+
+        Returns:
+            As :meth:`__call__`, with ``caption_mask`` (B, L), True at the words, in place of ``reward_positions``.
+        """
+        patches, grids = zip(*(self.patchify(video) for video in videos))
+        rows, spans = [], []
+        for text, grid in zip(texts, grids):
+            # the reward template without its reward tokens: what is learned here stands where it is used later
+            before, words, after = self._cut(text, grid)
+            rows.append(before + words + after)
+            spans.append((len(before), len(before) + len(words)))
+        batch = self._padded(rows)
+        places, (first, last) = torch.arange(batch["input_ids"].shape[1]), torch.tensor(spans).T
+        batch["caption_mask"] = (places >= first[:, None]) & (places < last[:, None])
+        return {**batch, "pixel_patches": torch.cat(patches), "video_grid_thw": torch.tensor(grids)}
+
+    def _cut(self, text: str, grid: tuple[int, int, int]) -> tuple[list[int], list[int], list[int]]:
+        """The row without reward tokens, cut before and after the piece with the prompt."""
+        parts: tuple[list[int], ...] = ([], [], [])
+        place = 0
+        for piece in self._pieces:
+            if piece == "<video>":
+                parts[place].extend(self._video(grid))
+            elif isinstance(piece, str):
+                parts[1].extend(self.prompt_ids(text, piece))
+                place = 2
+            elif not set(piece) & set(self.reward_ids):
+                parts[place].extend(piece)
+        return parts
+
+    def _padded(self, rows: list[list[int]]) -> dict[str, Tensor]:
+        """input_ids and attention_mask (B, L), padded on the right."""
+        length, pad = max(map(len, rows)), self.tokenizer.pad_token_id or 0
+        lengths = torch.tensor([len(row) for row in rows])
+        return {
+            "input_ids": torch.tensor([row + [pad] * (length - len(row)) for row in rows]),
+            "attention_mask": (torch.arange(length) < lengths[:, None]).long(),
+        }
+
+    def _video(self, grid: tuple[int, int, int]) -> list[int]:
+        return [self.video_token] * (grid[0] * grid[1] * grid[2] // self.geometry.merge**2)
+
     def _row(self, prompt: str, grid: tuple[int, int, int]) -> list[int]:
-        video = grid[0] * grid[1] * grid[2] // self.geometry.merge**2
         row: list[int] = []
         for piece in self._pieces:
             if piece == "<video>":
-                row += [self.video_token] * video
+                row += self._video(grid)
             else:
                 row += self.prompt_ids(prompt, piece) if isinstance(piece, str) else piece
         return row

@@ -29,7 +29,9 @@ FORMAT, VERSION = "videoalign-reward", 1
 _PEFT = "base_model.model."
 
 
-def save_reward(network: VideoReward, folder: Path, state: dict[str, Tensor] | None = None, backbone: bool = False) -> None:
+def save_reward(
+    network: VideoReward, folder: Path, state: dict[str, Tensor] | None = None, backbone: bool = False
+) -> None:
     """Write the folder; it replaces an earlier one of that name when whole.
 
     Args:
@@ -91,7 +93,9 @@ def load_reward(folder: Path, backbone: str | Path | None = None, **changes: obj
     settings = {**record["settings"], **changes}
     network = VideoReward(
         backbone,
-        template=Template((folder / "template.txt").read_text(encoding="utf-8").rstrip("\n"), str(folder / "template.txt")),
+        template=Template(
+            (folder / "template.txt").read_text(encoding="utf-8").rstrip("\n"), str(folder / "template.txt")
+        ),
         sampling=FrameSampling(**record["sampling"]),
         processor=folder / "processor",
         **{**settings, "lora": LoRA(**settings["lora"])},
@@ -113,7 +117,9 @@ def _load_trained(network: VideoReward, folder: Path) -> None:
     except (OSError, SafetensorError) as error:
         raise VideoAlignError(f"{folder} is not whole: {error}. Export the model again.") from None
     want = {name: p for name, p in network.named_parameters() if p.requires_grad}
-    problems = [f"missing {n}" for n in want.keys() - found.keys()] + [f"unexpected {n}" for n in found.keys() - want.keys()]
+    problems = [f"missing {n}" for n in want.keys() - found.keys()] + [
+        f"unexpected {n}" for n in found.keys() - want.keys()
+    ]
     problems += [f"{n} is {tuple(found[n].shape)}, not {tuple(want[n].shape)}"
                  for n in want.keys() & found.keys() if found[n].shape != want[n].shape]  # fmt: skip
     if problems:

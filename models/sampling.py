@@ -93,4 +93,3 @@ class FrameSampling:
             h = math.ceil(height * scale / factor) * factor
             w = math.ceil(width * scale / factor) * factor
         return h, w
-

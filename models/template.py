@@ -48,7 +48,9 @@ class Template:
         marks = _MARK.findall(self.text)
         tokens = [m for m in marks if m.startswith("reward:")]
         rewards = [dimension for token in tokens for dimension in token.removeprefix("reward:").split(",")]
-        problems = [f"<{m}> occurs {marks.count(m)} times, not once" for m in ("video", "prompt") if marks.count(m) != 1]
+        problems = [
+            f"<{m}> occurs {marks.count(m)} times, not once" for m in ("video", "prompt") if marks.count(m) != 1
+        ]
         if rewards != list(DIMENSIONS):
             problems.append(f"the reward marks are {rewards}, not {list(DIMENSIONS)} in this order, each once")
         elif len(tokens) not in (1, len(DIMENSIONS)):

@@ -39,7 +39,9 @@ class TokenRows(nn.Module):
         # Start from rows of the matrix's own scale: a mean of all rows plus noise of their spread.
         with torch.no_grad():
             spread, centre = base.weight.float().std(0), base.weight.float().mean(0)
-            rows = centre + spread * torch.randn(len(ids), base.embedding_dim, generator=torch.Generator().manual_seed(0))
+            rows = centre + spread * torch.randn(
+                len(ids), base.embedding_dim, generator=torch.Generator().manual_seed(0)
+            )
         self.rows = nn.Parameter(rows)  # (K, E), fp32
 
     @property
@@ -136,7 +138,9 @@ class VideoReward(nn.Module):
         }  # fmt: skip
         self.backbone_name = str(backbone)
         self.positions, self.statistics = positions, Statistics()
-        self.processor = RewardProcessor(processor or backbone, template, sampling or FrameSampling(), max_prompt_tokens)
+        self.processor = RewardProcessor(
+            processor or backbone, template, sampling or FrameSampling(), max_prompt_tokens
+        )
         self.backbone = load_backbone(backbone, attention, dtype)
         self.config = self.backbone.config
         self._check_geometry()
@@ -145,10 +149,6 @@ class VideoReward(nn.Module):
         self._choose_training(language, vision, train_merger, lora or LoRA())
         self.backbone.set_input_embeddings(TokenRows(tokens, self.processor.reward_ids))
         self.head = RewardHead(tokens.embedding_dim, head_rows)
-        geometry = self.processor.geometry
-        pixel = torch.tensor([geometry.mean, geometry.std])  # (2, 3), of pixels in [0, 1]
-        self.register_buffer("pixel_mean", pixel[0], persistent=False)
-        self.register_buffer("pixel_std", pixel[1], persistent=False)
         if gradient_checkpointing:
             self.backbone.gradient_checkpointing_enable({"use_reentrant": False})
 
@@ -195,13 +195,11 @@ class VideoReward(nn.Module):
         Returns:
             (B, D) fp32, columns VQ, MQ, TA.
         """
-        pixels = pixel_patches.unflatten(-1, (len(self.pixel_mean), -1)).to(self.pixel_mean.dtype) / 255  # (P, 3, t*p*p)
-        pixels = ((pixels - self.pixel_mean[:, None]) / self.pixel_std[:, None]).flatten(1)
         # No mask is passed: padding stands on the right, where causal attention keeps it from every real token.
         states = self.backbone(
             input_ids=input_ids,
             position_ids=self._position_ids(input_ids, attention_mask, video_grid_thw),
-            pixel_values_videos=pixels,
+            pixel_values_videos=self.processor.geometry.pixels(pixel_patches),
             video_grid_thw=video_grid_thw,
             use_cache=False,
         ).last_hidden_state  # (B, L, E)
@@ -228,14 +226,18 @@ class VideoReward(nn.Module):
         """Names of the parameters that train, as in ``state_dict``."""
         return [name for name, parameter in self.named_parameters() if parameter.requires_grad]
 
-    def save_pretrained(self, folder: str | Path, state: dict[str, Tensor] | None = None, backbone: bool = False) -> None:
+    def save_pretrained(
+        self, folder: str | Path, state: dict[str, Tensor] | None = None, backbone: bool = False
+    ) -> None:
         """Write a folder for :meth:`from_pretrained`; see :mod:`videoalign.models.reward_folder`."""
         from .reward_folder import save_reward
 
         save_reward(self, Path(folder), state, backbone)
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, backbone: str | Path | None = None, **changes: object) -> "VideoReward":
+    def from_pretrained(
+        cls, folder: str | Path, backbone: str | Path | None = None, **changes: object
+    ) -> "VideoReward":
         """Load a folder written by :meth:`save_pretrained`; see :mod:`videoalign.models.reward_folder`."""
         from .reward_folder import load_reward
 
@@ -256,7 +258,9 @@ def load_backbone(backbone: str | Path, attention: str = "sdpa", dtype: str = "f
             f"({str(error).splitlines()[0][:160]})"
         ) from None
     if config.model_type not in FAMILIES:
-        raise VideoAlignError(f"backbone {backbone}: model type {config.model_type!r} is not one of {', '.join(FAMILIES)}")
+        raise VideoAlignError(
+            f"backbone {backbone}: model type {config.model_type!r} is not one of {', '.join(FAMILIES)}"
+        )
     try:
         model = AutoModelForImageTextToText.from_pretrained(
             backbone, dtype=getattr(torch, dtype), attn_implementation=attention

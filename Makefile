@@ -1,0 +1,32 @@
+# Each target makes the environment it needs; PYTHON chooses the interpreter, VENV the folder.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+help: ## this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+$(READY): setup.cfg pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	@touch $@
+
+demo: $(READY) ## render the miniature world, train the reward model, benchmark it: runs/demo
+	$(BIN)/videoalign demo --out runs/demo
+
+test: $(READY) ## all tests
+	$(BIN)/python -m pytest
+
+lint: $(READY) ## style and names
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+bench: $(READY) ## performance, as ratios measured in one run
+	$(BIN)/python tests/bench.py
+
+wheel: $(READY) ## dist/*.whl
+	$(BIN)/python -m build --wheel
+
+.PHONY: help demo test lint bench wheel

@@ -1,0 +1,75 @@
+"""Caption pre-training of miniature backbones: it stands in for the general knowledge of a pre-trained one."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor
+from transformers import AutoModelForImageTextToText
+
+from ..models.files import new_folder
+from ..models.processor import RewardProcessor
+from ..models.sampling import FrameSampling
+from ..models.template import Template
+from ..models.video_reward import load_backbone
+from ..models.vision_attention import batch_vision_attention
+from .schedules import warmup_schedule
+
+
+class Captioning(L.LightningModule):
+    """Trains all of a video-language model to say what a clip shows: cross-entropy of the words after the video.
+
+    Writes the model as a folder in transformers' format, usable as the backbone of a reward model, when training ends.
+
+    Args:
+        backbone: folder to start from. out: folder to write. sampling: frames of a clip.
+        optimizer, warmup, decay: see :class:`~videoalign.alignment.RewardModel`.
+    """
+
+    def __init__(
+        self,
+        backbone: str,
+        out: str,
+        sampling: FrameSampling | None = None,
+        optimizer: OptimizerCallable = torch.optim.AdamW,
+        warmup: float = 0.05,
+        decay: Literal["constant", "cosine", "linear"] = "cosine",
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(ignore=["optimizer"])
+        self.out, self.optimizer, self.warmup, self.decay = Path(out), optimizer, warmup, decay
+        self.processor = RewardProcessor(backbone, Template.load("plain"), sampling or FrameSampling())
+        load_backbone(backbone)  # the checks and their messages
+        self.network = AutoModelForImageTextToText.from_pretrained(backbone)
+        batch_vision_attention(self.network.model.visual)
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        """One batch of captioned clips."""
+        inputs = batch["inputs"]
+        logits = self.network(
+            input_ids=inputs["input_ids"],
+            mm_token_type_ids=(inputs["input_ids"] == self.network.config.video_token_id) * 2,
+            pixel_values_videos=self.processor.geometry.pixels(inputs["pixel_patches"]),
+            video_grid_thw=inputs["video_grid_thw"],
+            use_cache=False,
+        ).logits  # (B, L, V)
+        words = inputs["input_ids"][:, 1:].masked_fill(~inputs["caption_mask"][:, 1:], -100)
+        loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), words.flatten())
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(words))
+        return loss
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """One group of all parameters."""
+        optimizer = self.optimizer(self.network.parameters())
+        schedule = warmup_schedule(optimizer, self.trainer.estimated_stepping_batches, self.warmup, self.decay)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_fit_end(self) -> None:
+        """Write the folder."""
+        if self.trainer.is_global_zero:
+            with new_folder(self.out, overwrite=True) as out:
+                self.network.save_pretrained(out)
+                self.processor.huggingface.save_pretrained(out)

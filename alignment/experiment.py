@@ -1,0 +1,85 @@
+"""`videoalign fit|validate|test|predict`: the Lightning CLI over YAML experiments."""
+
+import sys
+import warnings
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Any, NoReturn
+
+import jsonargparse
+import lightning as L
+import transformers
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+
+# Imported so that short class names work in YAML files.
+from .. import alignment, callbacks, datamodules  # noqa: F401
+from ..callbacks.tensorboard import writer_of
+from ..datamodules import captions, pairs  # noqa: F401
+
+# An interpolation such as ${data.init_args.batch_size} means the same in every subcommand and follows overrides.
+jsonargparse.set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
+
+
+class SaveConfig(SaveConfigCallback):
+    """The merged configuration as ``config.yaml`` in the run's folder and as text in TensorBoard."""
+
+    def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """On the first rank only."""
+        if writer := writer_of(trainer):
+            text = self.parser.dump(self.config, skip_none=False)
+            writer.add_text("config", "\n".join(f"    {line}" for line in text.splitlines()), 0)
+
+
+class _Parser(LightningArgumentParser):
+    """Says what is wrong with a configuration without a page of usage before it."""
+
+    def error(self, message: str, exception: Exception | None = None) -> NoReturn:
+        sys.stderr.write(f"videoalign: error: {message}\n")
+        raise SystemExit(2)
+
+
+class ExperimentCLI(LightningCLI):
+    """Lightning's CLI with this project's defaults."""
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """The top parser; subcommands use the same class."""
+        kwargs.setdefault("dump_header", [])
+        parser = _Parser(**kwargs)
+        parser.add_argument(
+            "-c", "--config", action=jsonargparse.ActionConfigFile, help="YAML file; may be given repeatedly"
+        )
+        return parser
+
+    def _parse_ckpt_path(self) -> None:
+        """What YAML and command line say holds; Lightning would let a checkpoint's values override them silently."""
+
+
+def packaged(path: str) -> str:
+    """A path like ``experiments/...yaml`` that is not in the current folder, found in the installed package."""
+    if not Path(path).exists() and path.startswith("experiments/"):
+        with as_file(files("videoalign") / path) as inside:
+            if inside.exists():
+                return str(inside)
+    return path
+
+
+def run(args: list[str]) -> LightningCLI:
+    """Run one subcommand; ``args`` as on the command line.
+
+    Returns:
+        The CLI object, with ``trainer``, ``model`` and ``datamodule``.
+    """
+    transformers.utils.logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
+    args = [packaged(a) if before in ("-c", "--config") else a for before, a in zip(["", *args], args)]
+    return ExperimentCLI(
+        L.LightningModule,
+        L.LightningDataModule,
+        args=args,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        auto_configure_optimizers=False,
+        seed_everything_default=0,
+        save_config_callback=SaveConfig,
+        parser_kwargs={"parser_mode": "omegaconf+"},
+    )

@@ -1,0 +1,153 @@
+"""Using a trained reward model: `videoalign score`, `videoalign bench` and `videoalign export`."""
+
+import csv
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import lightning as L
+import torch
+import transformers
+import yaml
+
+from .. import VideoAlignError
+from ..callbacks.reward_bench import RewardBench, table
+from ..datamodules.pairs import VideoPairs
+from ..datamodules.video_list import VideoList
+from ..models.preference import DIMENSIONS, OVERALL
+from ..models.video_reward import VideoReward
+from .reward_model import RewardModel
+
+
+def _model(model: str, backbone: str | None) -> RewardModel:
+    transformers.utils.logging.disable_progress_bar()
+    folder = Path(model)
+    if not folder.is_dir():
+        raise VideoAlignError(f"--model {model}: there is no such folder")
+    return RewardModel(VideoReward.from_pretrained(folder, backbone))
+
+
+def _trainer(device: str, **options: object) -> L.Trainer:
+    return L.Trainer(
+        accelerator=device, devices=1, logger=False, enable_checkpointing=False, enable_model_summary=False, **options
+    )
+
+
+def read_list(path: str) -> list[tuple[str, str]]:
+    """(path, prompt) rows of a CSV with these two columns; paths are relative to the CSV's folder."""
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise VideoAlignError(f"--csv {path} cannot be read ({error})") from None
+    if not rows or not {"path", "prompt"} <= rows[0].keys():
+        raise VideoAlignError(f"--csv {path} needs the columns path and prompt and at least one row")
+    return [(str(Path(path).parent / row["path"]), row["prompt"] or "") for row in rows]
+
+
+class _PrintRewards(L.Callback):
+    """Prints a JSON line per video as soon as its batch is done, in the order of the list."""
+
+    def __init__(self, videos: Sequence[tuple[str, str]], raw: bool) -> None:
+        self.videos, self.raw, self.failed = videos, raw, 0
+
+    def on_predict_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0) -> None:
+        if outputs is not None:
+            rewards = outputs if self.raw else pl_module.network.normalise(outputs)
+            for number, row in zip(batch["numbers"], rewards.tolist()):
+                video, prompt = self.videos[number]
+                line = {"video": video, "prompt": prompt, **dict(zip(DIMENSIONS, row)), OVERALL: sum(row)}
+                print(json.dumps(line, ensure_ascii=False), flush=True)
+        for _, reason in batch["dropped"]:
+            print(f"videoalign: error: {reason}", file=sys.stderr)
+        self.failed += len(batch["dropped"])
+
+
+def score(
+    model: str, videos: Sequence[str], prompts: Sequence[str], list_file: str | None, raw: bool, backbone: str | None,
+    batch_size: int, workers: int, device: str,
+) -> int:  # fmt: skip
+    """Print a JSON line per video: video, prompt, VQ, MQ, TA, Overall (their sum).
+
+    Args:
+        model: exported folder. videos, prompts: equally many. list_file: CSV with path and prompt, in their place.
+        raw: without normalisation. backbone: where the backbone is, if not where it was.
+
+    Returns:
+        Exit status: 1 where a video could not be read; the others are printed all the same.
+    """
+    if len(videos) != len(prompts):
+        raise VideoAlignError(
+            f"there are {len(videos)} --video and {len(prompts)} --prompt; give one prompt for each video"
+        )
+    items = [*zip(videos, prompts), *(read_list(list_file) if list_file else [])]
+    if not items:
+        raise VideoAlignError("nothing to score: give --video and --prompt, or --csv")
+    if missing := [path for path, _ in items if not Path(path).is_file()]:
+        raise VideoAlignError(f"{len(missing)} videos are not there: {', '.join(missing[:5])}")
+    if empty := [path for path, prompt in items if not prompt.strip()]:
+        raise VideoAlignError(f"{len(empty)} videos have no prompt: {', '.join(empty[:5])}")
+    printer = _PrintRewards(items, raw)
+    trainer = _trainer(device, callbacks=[printer], enable_progress_bar=len(items) > batch_size and sys.stderr.isatty())
+    trainer.predict(_model(model, backbone), VideoList(items, batch_size, workers), return_predictions=False)
+    return int(printer.failed > 0)
+
+
+def bench(
+    model: str, data: Sequence[str], out: str, backbone: str | None, batch_size: int, workers: int, device: str
+) -> dict:
+    """Print and save the accuracies of a model on sets of videos with ``pairs.csv``.
+
+    Args:
+        model: exported folder. data: folders of the sets; a set is called by its folder's name. out: folder for the JSON files.
+
+    Returns:
+        Accuracies by benchmark and column.
+    """
+    names = {Path(path).resolve().name: path for path in data}
+    if len(names) < len(data):
+        raise VideoAlignError("two --data folders have the same name, by which their results would be told apart")
+    callback = RewardBench(out)
+    # every video must be scored, or the numbers would be of another benchmark
+    datamodule = VideoPairs(benchmarks=names, batch_size=batch_size, workers=workers, max_dropped=0.0)
+    trainer = _trainer(device, callbacks=[callback], inference_mode=False, enable_progress_bar=sys.stderr.isatty())
+    trainer.validate(_model(model, backbone), datamodule, verbose=False)
+    for name, result in callback.results.items():
+        print(f"\n{name}\n{table(result)}")
+        print(f"saved in {Path(out) / name}.json")
+    return callback.results
+
+
+def export(checkpoint: str, out: str, backbone: bool) -> None:
+    """Write the folder of a Lightning checkpoint's reward model.
+
+    Args:
+        checkpoint: ``.ckpt`` file of a run whose folder holds ``config.yaml``. backbone: copy the backbone along.
+    """
+    path = Path(checkpoint)
+    config = next((p / "config.yaml" for p in path.resolve().parents if (p / "config.yaml").exists()), None)
+    if not path.is_file() or config is None:
+        raise VideoAlignError(
+            f"--checkpoint {checkpoint}: there is no such file with a config.yaml in a folder above it"
+        )
+    settings = yaml.safe_load(config.read_text())
+    network = _network(settings["model"])
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, ValueError, KeyError, EOFError) as error:
+        raise VideoAlignError(f"{path} is no readable checkpoint ({str(error).splitlines()[0]})") from None
+    model = RewardModel(network)
+    model.on_load_checkpoint(saved)
+    model.load_state_dict(saved["state_dict"], strict=False)
+    model.network.save_pretrained(out, backbone=backbone)
+
+
+def _network(model: dict) -> VideoReward:
+    """The network of a run's configuration."""
+    import jsonargparse
+
+    parser = jsonargparse.ArgumentParser()
+    parser.add_subclass_arguments(VideoReward, "network")
+    config = parser.parse_object({"network": model["init_args"]["network"]})
+    return parser.instantiate_classes(config).network

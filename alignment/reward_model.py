@@ -1,0 +1,244 @@
+"""Training of the reward model on rated pairs (VideoAlign, section 3.2)."""
+
+from typing import Any, Literal
+
+import lightning as L
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from .. import VideoAlignError
+from ..models import preference
+from ..models.metrics import Calibration, PreferenceAccuracy, RewardMoments
+from ..models.parallelize import shard
+from ..models.preference import DIMENSIONS
+from ..models.processor import RewardProcessor
+from ..models.video_reward import Statistics, VideoReward
+from .schedules import warmup_schedule
+
+
+class RewardModel(L.LightningModule):
+    r"""Trains a :class:`~videoalign.models.VideoReward` on pairs with labels VQ, MQ and TA.
+
+    Losses, each the mean over the labels that count (invalid and missing ones never do):
+
+    - ``btt``: Bradley-Terry with ties, the paper's choice; ties are evidence.
+    - ``bt``: Bradley-Terry; ties are left out, or count as half a win for each side with ``ties: true``.
+    - ``reg``: regression on the videos' 1-5 scores.
+
+    Logged: ``train/loss``, ``train/accuracy/*``, ``train/rewards/margins/*``; at validation ``val/loss``,
+    ``val/accuracy/*``, ``val/accuracy_with_ties/*``, ``val/tie_floor/*``, ``val/margins/*``, ``val/tie_probability/*``,
+    ``val/calibration/*`` and ``val/num_pairs``. Mean and standard deviation of the rewards on the validation set are
+    kept for normalisation; after the last step they are measured anew if validation was not.
+
+    Args:
+        network: the reward model.
+        loss: ``btt``, ``bt`` or ``reg``. theta: tie parameter of ``btt``, above 1; 5 in the paper.
+        ties: whether ties train; by default they do under ``btt`` and do not under ``bt``.
+        optimizer: of the parameters that train. AdamW at 2e-6 in the paper.
+        warmup: share of the steps in which the learning rate rises. decay: what it does afterwards.
+    """
+
+    def __init__(
+        self,
+        network: VideoReward,
+        loss: Literal["btt", "bt", "reg"] = "btt",
+        theta: float = 5.0,
+        ties: bool | None = None,
+        optimizer: OptimizerCallable = torch.optim.AdamW,
+        warmup: float = 0.05,
+        decay: Literal["constant", "cosine", "linear"] = "constant",
+    ) -> None:
+        super().__init__()
+        if loss == "btt":
+            preference.check_theta(theta)
+        elif loss not in ("bt", "reg"):
+            raise VideoAlignError(f"model.loss {loss!r} is unknown; choose btt, bt or reg")
+        if loss == "reg" and ties is not None:
+            raise VideoAlignError(
+                "model.ties has no meaning under loss: reg, which reads scores and no labels; remove it"
+            )
+        if not 0 <= warmup < 1:
+            raise VideoAlignError(f"model.warmup is a share of the steps in [0, 1), got {warmup}")
+        self.save_hyperparameters(ignore=["network", "optimizer"])
+        self.network, self.optimizer = network, optimizer
+        self.loss, self.warmup, self.decay = loss, warmup, decay
+        self.ties = loss == "btt" if ties is None else ties
+        # bt is btt at theta 1, where a tie has no probability; a reward from regression is read as a bt logit.
+        self.theta = theta if loss == "btt" else 1.0
+        self.accuracy = PreferenceAccuracy(resamples=0)
+        self.calibration = Calibration(outcomes=(0, 1, 2) if loss == "btt" else (0, 2))
+        self.moments = RewardMoments()
+        self.strict_loading = False  # checkpoints hold what trains; see on_load_checkpoint
+        self._measured_at = -1
+
+    @property
+    def processor(self) -> RewardProcessor:
+        """Frames, tokens and template of the network, for the DataModule."""
+        return self.network.processor
+
+    def configure_model(self) -> None:
+        """Shard under ModelParallelStrategy."""
+        if self.device_mesh is not None and not isinstance(self.network.head.weight, DTensor):
+            net = self.network
+            blocks = [
+                *net.backbone.visual.blocks,
+                *net.backbone.language_model.layers,
+                net.backbone.get_input_embeddings(),
+                net.head,
+            ]
+            shard(net, blocks, self.device_mesh["data_parallel"])
+
+    def forward(self, inputs: dict[str, Tensor]) -> Tensor:
+        """Raw rewards (B, 3) of a batch of the network's inputs."""
+        return self.network(**inputs)
+
+    def pair_loss(self, rewards: Tensor, labels: Tensor, scores: Tensor) -> Tensor:
+        """The loss of one batch.
+
+        Args:
+            rewards: (2, N, D) of A and B. labels: (N, D), NaN where none. scores: (2, N, D), NaN where none.
+        """
+        margins = rewards[0] - rewards[1]
+        if self.loss == "btt":
+            return preference.btt_loss(margins, labels, self.theta, self.ties)
+        if self.loss == "bt":
+            return preference.bt_loss(margins, labels, self.ties)
+        return preference.reg_loss(rewards.flatten(0, 1), scores.flatten(0, 1))
+
+    def _rewards(self, batch: dict[str, Any]) -> Tensor:
+        """(2, N, D): A and B in one forward."""
+        return self(batch["inputs"]).unflatten(0, (2, -1))
+
+    def _masked(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Labels (N, 4) and scores (2, N, 3) with padding and dropped pairs as missing."""
+        gone = ~batch["valid"]
+        return (batch["labels"].masked_fill(gone[:, None], torch.nan),
+                batch["scores"].masked_fill(gone[:, None], torch.nan))  # fmt: skip
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        """One batch of pairs."""
+        if "inputs" not in batch:
+            raise VideoAlignError(f"no pair of a batch could be used: {batch['dropped'][-1].reason}")
+        rewards, (labels, scores) = self._rewards(batch), self._masked(batch)
+        labels, size = labels[:, : len(DIMENSIONS)], len(labels)
+        loss = self.pair_loss(rewards, labels, scores)
+        if not torch.isfinite(loss):
+            raise VideoAlignError(f"the loss is {loss.item()} at step {self.global_step}, pairs {batch['keys']}; "
+                                  "lower the learning rate or look at these pairs")  # fmt: skip
+        margins = (rewards[0] - rewards[1]).detach()
+        self.log("train/loss", loss, prog_bar=True, batch_size=size)
+        decided = ~labels.isnan() & (labels != 0)
+        right = (margins * labels > 0).float()
+        for i, name in enumerate(DIMENSIONS):
+            if decided[:, i].any():  # local: each rank logs its own mean
+                self.log(f"train/accuracy/{name}", right[decided[:, i], i].mean(), batch_size=size)
+            self.log(f"train/rewards/margins/{name}", margins[:, i].abs().mean(), batch_size=size)
+        self.log(
+            "data/dropped", float(len(batch["dropped"])), reduce_fx="sum", on_step=False, on_epoch=True, batch_size=size
+        )
+        return loss
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
+        """Held-out pairs enter the metrics; videos of a benchmark only get rewards, for the ``RewardBench`` callback."""
+        if "inputs" not in batch:
+            return {}
+        if "benchmark" in batch:
+            return {"rewards": self(batch["inputs"])}  # (B, D)
+        rewards, (labels, scores), valid = self._rewards(batch), self._masked(batch), batch["valid"]
+        margins = rewards[0] - rewards[1]
+        per_dimension = labels[:, : len(DIMENSIONS)]
+        loss = self.pair_loss(rewards, per_dimension, scores)
+        self.log("val/loss", loss, batch_size=int(valid.sum()), sync_dist=True, add_dataloader_idx=False)
+        self.accuracy.update(margins, labels, valid)
+        self.calibration.update(preference.probabilities(margins, self.theta), per_dimension, valid)
+        self.moments.update(rewards.flatten(0, 1), valid.repeat(2))
+        return {"rewards": rewards}
+
+    def test_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
+        """As validation."""
+        return self.validation_step(batch, batch_idx, dataloader_idx)
+
+    def predict_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> Tensor | None:
+        """Raw rewards (B, 3) of a batch of videos."""
+        return self(batch["inputs"]) if "inputs" in batch else None
+
+    def measured_statistics(self) -> Statistics:
+        """Statistics of the validation pairs seen last, or the stored ones. Collective: every rank must call it."""
+        if self.moments.update_called:
+            mean, std = self.moments.compute().tolist()
+            self.network.statistics = Statistics(mean, std)
+            self._measured_at = self.global_step
+        return self.network.statistics
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget what the sanity check or an interrupted epoch left."""
+        for metric in (self.accuracy, self.calibration, self.moments):
+            metric.reset()
+
+    def on_validation_epoch_end(self) -> None:
+        """Log what the held-out pairs say."""
+        if not self.accuracy.update_called:
+            return
+        self.accuracy.scale = torch.tensor(self.measured_statistics().std)
+        results = self.accuracy.compute()
+        calibration = self.calibration.compute().error
+        margins = {name: column[1] for name, column in self.accuracy.columns().items()}
+        for name, row in results.items():
+            self.log_dict({
+                f"val/accuracy/{name}": row["without_ties"],
+                f"val/accuracy_with_ties/{name}": row["with_ties"],
+                f"val/tie_floor/{name}": row["floor"],
+                f"val/margins/{name}": margins[name].abs().mean(),
+            })  # fmt: skip
+        for i, name in enumerate(DIMENSIONS):
+            if name in results:
+                self.log(f"val/calibration/{name}", calibration[i].float())
+                if self.loss == "btt":
+                    self.log(
+                        f"val/tie_probability/{name}", preference.probabilities(margins[name], self.theta)[:, 1].mean()
+                    )
+        self.log("val/num_pairs", float(max(row["pairs"] for row in results.values())))
+
+    def on_train_end(self) -> None:
+        """Statistics for normalisation must be the last weights': validate once more if they are not."""
+        loaders = self.trainer.val_dataloaders
+        if self._measured_at == self.global_step or not loaders or self.trainer.sanity_checking:
+            self.measured_statistics()
+            return
+        loaders = loaders if isinstance(loaders, list) else [loaders]
+        if loaders[0].collate_fn.benchmark is not None:
+            return  # no held-out pairs were given
+        self.eval()
+        self.moments.reset()
+        with torch.no_grad():
+            for batch in loaders[0]:
+                batch = self.trainer.strategy.batch_to_device(batch)
+                with self.trainer.precision_plugin.val_step_context():
+                    self.moments.update(self._rewards(batch).flatten(0, 1), batch["valid"].repeat(2))
+        self.measured_statistics()
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """The optimizer over what trains, and warm-up with the chosen decay."""
+        optimizer = self.optimizer([p for p in self.network.parameters() if p.requires_grad])
+        schedule = warmup_schedule(optimizer, self.trainer.estimated_stepping_batches, self.warmup, self.decay)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what trains and the statistics; the frozen backbone is where it was."""
+        trained = {f"network.{name}" for name in self.network.trained_names()}
+        checkpoint["state_dict"] = {n: t for n, t in checkpoint["state_dict"].items() if n in trained}
+        checkpoint["reward_statistics"] = [self.network.statistics.mean, self.network.statistics.std]
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint that lacks, or has more than, what trains here."""
+        want = {f"network.{name}" for name in self.network.trained_names()}
+        found = checkpoint["state_dict"].keys()
+        if want != found:
+            raise VideoAlignError(
+                f"the checkpoint does not fit this model: {len(want - found)} tensors are missing (such as {sorted(want - found)[:3]}), "
+                f"{len(found - want)} are unexpected (such as {sorted(found - want)[:3]}). Use the configuration that it was trained with."
+            )
+        mean, std = checkpoint["reward_statistics"]
+        self.network.statistics = Statistics(mean, std)

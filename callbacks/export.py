@@ -1,0 +1,29 @@
+"""The trained reward model as a folder, when training ends."""
+
+from pathlib import Path
+
+import lightning as L
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+from .tensorboard import folder_of
+
+
+class ExportReward(L.Callback):
+    """Writes the network's folder when fitting ends; `videoalign export` does so for a checkpoint.
+
+    Args:
+        out: folder to write, replaced if it exists; ``export`` in the run's folder if not given.
+        backbone: copy the backbone along, so that the folder stands on its own. For miniature backbones.
+    """
+
+    def __init__(self, out: str | None = None, backbone: bool = False) -> None:
+        self.out, self.backbone = out, backbone
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Gather what is sharded (collective), write on the first rank."""
+        state = get_model_state_dict(
+            pl_module.network, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
+        )
+        if trainer.is_global_zero:
+            out = Path(self.out) if self.out else folder_of(trainer) / "export"
+            pl_module.network.save_pretrained(out, state, self.backbone)

@@ -1,0 +1,164 @@
+"""Benchmarks of a reward model at validation time: VideoGen-RewardBench's and GenAI-Bench's protocol."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from ..datamodules.benchmark import Benchmark
+from ..models.files import write_json
+from ..models.metrics import PreferenceAccuracy
+from .tensorboard import folder_of, writer_of
+
+
+class RewardBench(L.Callback):
+    """Scores each video of each benchmark once, joins the rated pairs on both videos, and reports accuracies.
+
+    Needs a DataModule with ``benchmarks`` (name -> :class:`~videoalign.datamodules.benchmark.Benchmark`) whose
+    validation batches carry ``benchmark``, ``numbers`` and ``valid``, and a module whose validation step returns their
+    ``rewards``. Logs ``bench/NAME/accuracy/*``, ``bench/NAME/accuracy_with_ties/*`` and ``bench/NAME/tie_floor/*``, a
+    table and a bar chart in TensorBoard, and ``reward_bench/NAME.json`` in the run's folder.
+
+    Args:
+        out: folder for the JSON files, if not the run's.
+        resamples: bootstrap samples of the confidence intervals; 0 leaves them out.
+    """
+
+    def __init__(self, out: str | None = None, resamples: int = 1000) -> None:
+        self.out, self.resamples = out, resamples
+        self.results: dict[str, dict[str, dict]] = {}
+        self._seen: dict[str, list[tuple[Tensor, Tensor]]] = {}
+
+    def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Forget the last round."""
+        self._seen = {}
+
+    def on_validation_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: dict, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:  # fmt: skip
+        """Keep the rewards of a benchmark's videos."""
+        if "benchmark" in batch and outputs:
+            numbers = torch.where(batch["valid"], batch["numbers"], -1)  # -1: padding
+            self._seen.setdefault(batch["benchmark"], []).append((numbers, outputs["rewards"].detach()))
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Join, measure and report."""
+        if trainer.sanity_checking:
+            return
+        for name, benchmark in getattr(trainer.datamodule, "benchmarks", {}).items():
+            rewards = self._gather(name, len(benchmark.keys), pl_module)
+            std = torch.tensor(pl_module.measured_statistics().std)
+            self.results[name] = result = self._measure(name, benchmark, rewards, std)
+            for column, row in result.items():
+                pl_module.log_dict({
+                    f"bench/{name}/accuracy/{column}": row["without_ties"],
+                    f"bench/{name}/accuracy_with_ties/{column}": row["with_ties"],
+                    f"bench/{name}/tie_floor/{column}": row["floor"],
+                })  # fmt: skip
+            if trainer.is_global_zero:
+                self._report(trainer, name, result)
+
+    on_test_epoch_start = on_validation_epoch_start
+    on_test_batch_end = on_validation_batch_end
+    on_test_epoch_end = on_validation_epoch_end
+
+    def _gather(self, name: str, videos: int, module: L.LightningModule) -> Tensor:
+        """(videos, 3) rewards from all ranks, NaN where a video was not scored. Collective."""
+        seen = self._seen.get(name, [])
+        numbers = torch.cat([n for n, _ in seen]) if seen else torch.empty(0, dtype=torch.long, device=module.device)
+        rewards = torch.cat([r for _, r in seen]) if seen else torch.empty(0, 3, device=module.device)
+        table = torch.full((videos + 1, 3), torch.nan)  # the last row takes the padding
+        # every rank has the same number of places, so the gathered tensors are as long everywhere
+        table[module.all_gather(numbers).flatten().cpu()] = module.all_gather(rewards.float()).flatten(0, -2).cpu()
+        return table[:videos]
+
+    def _measure(self, name: str, benchmark: Benchmark, rewards: Tensor, std: Tensor) -> dict[str, dict]:
+        margins = rewards[benchmark.ends[:, 0]] - rewards[benchmark.ends[:, 1]]  # (N, 3)
+        scored = ~margins.isnan().any(1)
+        if not scored.all():
+            rank_zero_warn(
+                f"{name}: {int((~scored).sum())} of {len(scored)} pairs are left out, because a video of theirs was not scored"
+            )
+        metric = PreferenceAccuracy(std, self.resamples, sync_on_compute=False)
+        metric.update(margins, benchmark.labels, scored)
+        return metric.compute()
+
+    def _report(self, trainer: L.Trainer, name: str, result: dict[str, dict]) -> None:
+        folder = Path(self.out) if self.out else folder_of(trainer) / "reward_bench"
+        write_json(folder / f"{name}.json", {"benchmark": name, "step": trainer.global_step, "accuracies": result})
+        if (writer := writer_of(trainer)) and result:
+            writer.add_text(f"bench/{name}", table(result, markdown=True), trainer.global_step)
+            writer.add_figure(f"bench/{name}", bar_chart(name, result), trainer.global_step)
+
+
+def table(result: dict[str, dict], ceiling: dict[str, dict] | None = None, markdown: bool = False) -> str:
+    """Accuracies as text, a line per dimension.
+
+    Args:
+        result: of one benchmark. ceiling: the same of a perfect judge, where it is known.
+        markdown: with bars between the cells.
+    """
+    head = [
+        "",
+        "without ties",
+        "95 % interval",
+        "chance",
+        "with ties",
+        "95 % interval",
+        "held-out",
+        "tie floor",
+        "chance",
+        "pairs",
+    ]
+    head += ["ceiling without", "ceiling with"] if ceiling else []
+    rows = []
+    for column, row in result.items():
+        floor = row["floor"]
+        spans = [f"{row[k][0]:.3f}-{row[k][1]:.3f}" if k in row else "" for k in ("interval", "interval_with_ties")]
+        cells = [column, f"{row['without_ties']:.3f}", spans[0], "0.500", f"{row['with_ties']:.3f}", spans[1], f"{row['held_out']:.3f}",
+                 f"{floor:.3f}", f"{max(floor, (1 - floor) / 2):.3f}", str(row["pairs"])]  # fmt: skip
+        if ceiling:
+            cells += [f"{ceiling[column]['without_ties']:.3f}", f"{ceiling[column]['with_ties']:.3f}"]
+        rows.append(cells)
+    if markdown:
+        lines = [head, ["---"] * len(head), *rows]
+        return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    widths = [max(len(line[i]) for line in [head, *rows]) for i in range(len(head))]
+    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths)) for line in [head, *rows])
+
+
+def bar_chart(name: str, result: dict[str, dict], ceiling: dict[str, dict] | None = None) -> Figure:
+    """Accuracies with intervals, and what chance and always calling a tie would give."""
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), sharey=True, layout="constrained")
+    titles = {"without_ties": "without ties", "with_ties": "with ties"}
+    for axis, (kind, interval) in zip(axes, (("without_ties", "interval"), ("with_ties", "interval_with_ties"))):
+        for x, row in enumerate(result.values()):
+            low, high = row.get(interval, (row[kind], row[kind]))
+            axis.bar(x, row[kind], 0.6, color="#4878a8", yerr=[[row[kind] - low], [high - row[kind]]], capsize=3)
+            floor = 0.5 if kind == "without_ties" else max(row["floor"], (1 - row["floor"]) / 2)
+            axis.hlines(
+                floor, x - 0.4, x + 0.4, colors="#b03030", linestyles="dashed", label="chance" if x == 0 else None
+            )
+            if ceiling:
+                axis.hlines(
+                    ceiling[list(result)[x]][kind],
+                    x - 0.4,
+                    x + 0.4,
+                    colors="#308030",
+                    label="annotators' ceiling" if x == 0 else None,
+                )
+            axis.text(x, 0.03, f"{row[kind]:.2f}", ha="center", color="white")
+        axis.set_xticks(range(len(result)), list(result))
+        axis.set(title=f"{name}, {titles[kind]}", ylim=(0, 1))
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].set_ylabel("accuracy")
+    axes[1].legend(loc="upper right", fontsize=8)
+    return figure

@@ -1,0 +1,250 @@
+"""The command line. This file only names commands and options; what a command does lives with its subject."""
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from . import VideoAlignError, __version__
+
+EXPERIMENT = {
+    "fit": "train what a YAML experiment describes",
+    "validate": "measure it on its validation data",
+    "test": "measure it on its test data",
+    "predict": "run it over its prediction data",
+}
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run one command. A user's mistake ends with one message and exit status 2."""
+    args = sys.argv[1:] if args is None else args
+    try:
+        if args and args[0] in EXPERIMENT:
+            _function("alignment.experiment:run")(args)
+            return
+        options = _parser().parse_args(args)
+        status = options.command(options)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        if (message := _mistake(error)) is None:
+            raise
+        print(f"videoalign: error: {message}", file=sys.stderr)
+        sys.exit(2)
+    if status:
+        sys.exit(status)
+
+
+def _mistake(error: BaseException | None) -> str | None:
+    """The message of a user's mistake, also where a configuration parser has wrapped it; None for any other error."""
+    while error is not None:
+        # Lightning's name for a user's mistake; not imported, because that would take seconds
+        if isinstance(error, VideoAlignError) or type(error).__name__ == "MisconfigurationException":
+            return str(error)
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _function(path: str) -> Callable:
+    """`package.module:function`, imported only when it is used: `--help` need not wait for torch."""
+    module, name = path.split(":")
+    return getattr(import_module(f".{module}", __package__), name)
+
+
+class Progress:
+    """Rate and time left of long work, on a terminal's last line or now and then in a log."""
+
+    def __init__(self) -> None:
+        self.what, self.started, self.shown = "", 0.0, 0.0
+
+    def __call__(self, what: str, done: int, of: int) -> None:
+        """``done`` of ``of`` things called ``what``."""
+        now, terminal = time.monotonic(), sys.stderr.isatty()
+        if what != self.what:
+            self.what, self.started, self.shown = what, now, now
+        if done == of or now - self.shown > (0.2 if terminal else 20):
+            self.shown = now
+            rate = done / max(now - self.started, 1e-9)
+            text = f"{what}: {done}/{of}, {rate:.0f}/s, {(of - done) / rate:.0f} s left"
+            print(
+                f"\r{text}\033[K" if terminal else text,
+                end="\n" if done == of or not terminal else "",
+                file=sys.stderr,
+                flush=True,
+            )
+
+
+def _sampling(o: argparse.Namespace) -> Any:
+    from .models.sampling import FrameSampling
+
+    return FrameSampling(fps=o.fps if o.num_frames is None else None, num_frames=o.num_frames,
+                         max_pixels=o.max_pixels, min_pixels=o.min_pixels)  # fmt: skip
+
+
+def _import_csv(o: argparse.Namespace) -> None:
+    with ProcessPoolExecutor(o.workers) as pool:
+        report = _function("datamodules.import_csv:import_csv")(
+            Path(o.ratings), Path(o.videos), Path(o.out), o.kind, o.skip_bad_rows, pool, Progress()
+        )
+    print(report.text())
+
+
+def _verify(o: argparse.Namespace) -> int:
+    shards = _function("datamodules.verify:open_damaged")(o.folder)
+    damage = list(_function("datamodules.verify:verify")(shards))
+    print(
+        "\n".join(damage)
+        if damage
+        else f"{o.folder} is sound: {shards.index.samples} {shards.index.kind} in {len(shards.index.shards)} shards"
+    )
+    return int(bool(damage))
+
+
+def _info(o: argparse.Namespace) -> None:
+    print(_function("datamodules.info:info")(o.folder))
+
+
+def _encode_frames(o: argparse.Namespace) -> None:
+    shards = _function("datamodules.shards:ShardSet")(o.source)
+    if o.model:
+        network = _function("models.reward_folder:load_reward")(Path(o.model), o.backbone)
+        sampling, factor = network.processor.sampling, network.processor.factor
+    else:
+        sampling, factor = _sampling(o), o.factor
+    progress = Progress()
+    with ProcessPoolExecutor(o.workers) as pool:
+        for done in _function("datamodules.frames:encode_frames")(shards, o.out, sampling, factor, pool):
+            progress("samples decoded", done, shards.index.samples)
+
+
+def _score(o: argparse.Namespace) -> int:
+    return _function("alignment.inference:score")(
+        o.model, o.video, o.prompt, o.csv, o.raw, o.backbone, o.batch_size, o.workers, o.device
+    )
+
+
+def _bench(o: argparse.Namespace) -> None:
+    _function("alignment.inference:bench")(o.model, o.data, o.out, o.backbone, o.batch_size, o.workers, o.device)
+
+
+def _export(o: argparse.Namespace) -> None:
+    _function("alignment.inference:export")(o.checkpoint, o.out, o.with_backbone)
+
+
+def _sprites(o: argparse.Namespace) -> None:
+    size = _function("datamodules.world:WorldSize")(
+        train=o.train,
+        val=o.val,
+        benchmark_videos=o.benchmark_videos,
+        benchmark_pairs=o.benchmark_pairs,
+        captions=o.captions,
+    )
+    progress = Progress()
+    with ProcessPoolExecutor(o.workers) as pool:
+        for place in _function("datamodules.world:write_world")(o.out, size, o.seed, pool):
+            progress(*place)
+
+
+def _miniature(o: argparse.Namespace) -> None:
+    corpus = [content.prompt for content in import_module(".datamodules.sprites", __package__).CONTENTS]
+    _function("models.miniature:make_qwen")(o.out, o.family, corpus, o.hidden, o.layers, seed=o.seed)
+
+
+def _demo(o: argparse.Namespace) -> None:
+    _function("alignment.demo:demo")(o.out, o.seed, Progress())
+
+
+def _parser() -> argparse.ArgumentParser:
+    """All commands and their options."""
+    parser = argparse.ArgumentParser(prog="videoalign", description="Video generation with human feedback: from rated pairs to a "
+                                     "benchmarked reward model.", formatter_class=argparse.ArgumentDefaultsHelpFormatter)  # fmt: skip
+    parser.add_argument("--version", action="version", version=f"videoalign {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def add(name: str, function: Callable | None, text: str, where: Any = commands) -> argparse.ArgumentParser:
+        sub = where.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".",
+                               formatter_class=argparse.ArgumentDefaultsHelpFormatter)  # fmt: skip
+        sub.set_defaults(command=function)
+        return sub
+
+    for name, text in EXPERIMENT.items():
+        add(name, None, f"{text} (videoalign {name} --config experiments/....yaml; --help shows its options)")
+
+    shards = add("shards", None, "make, check and look at sets of shards: import-csv, verify, info, encode-frames")
+    kinds = shards.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    sub = add(
+        "import-csv", _import_csv, "write the rated pairs of a CSV (the official repository's columns) as a set", kinds
+    )
+    sub.add_argument("ratings", help="CSV: path_A, path_B, prompt, VQ, MQ, TA and more")
+    sub.add_argument("--videos", required=True, help="folder that the paths are relative to")
+    sub.add_argument("--out", required=True, help="folder to make")
+    sub.add_argument(
+        "--kind",
+        choices=("pairs", "videos"),
+        default="pairs",
+        help="pairs to train on, or videos + pairs.csv to benchmark with",
+    )
+    sub.add_argument("--skip-bad-rows", action="store_true", help="leave unsound rows out instead of stopping")
+    sub = add(
+        "verify", _verify, "read a set again, all of it, and list its damage (exit status 1 if there is any)", kinds
+    )
+    sub.add_argument("folder")
+    sub = add("info", _info, "print what a set holds", kinds)
+    sub.add_argument("folder")
+    sub = add(
+        "encode-frames", _encode_frames, "decode a set once: store the sampled, resized frames without loss", kinds
+    )
+    sub.add_argument("source", help="set with mp4 files")
+    sub.add_argument("--out", required=True, help="folder to make")
+    sub.add_argument("--model", help="exported reward model whose sampling to use, in place of the options below")
+    sub.add_argument("--backbone", help="the model's backbone, if not where it was")
+    sub.add_argument("--fps", type=float, default=2.0, help="sampled frames per second")
+    sub.add_argument("--num-frames", type=int, help="a fixed number of frames instead")
+    sub.add_argument("--max-pixels", type=int, default=448 * 448, help="pixel budget of a frame")
+    sub.add_argument("--min-pixels", type=int, default=128 * 28 * 28, help="smaller frames are enlarged")
+    sub.add_argument("--factor", type=int, default=28, help="frame sides become multiples of this (patch x merge)")
+
+    score = add("score", _score, "print the rewards of videos, a JSON object a line")
+    score.add_argument("--video", action="append", default=[], help="a video file; repeat with --prompt")
+    score.add_argument("--prompt", action="append", default=[], help="the text that it was made from")
+    score.add_argument("--csv", help="CSV with the columns path and prompt (paths relative to it)")
+    score.add_argument("--raw", action="store_true", help="without normalisation by the model's statistics")
+    bench = add("bench", _bench, "print and save the accuracies of a reward model on videos + pairs.csv sets")
+    bench.add_argument("--data", required=True, action="append", help="folder of a set; may be repeated")
+    bench.add_argument("--out", default="runs/bench", help="folder for the JSON files")
+    for sub in (score, bench):
+        sub.add_argument("--model", required=True, help="exported reward model")
+        sub.add_argument("--backbone", help="the model's backbone, if not where it was")
+        sub.add_argument("--batch-size", type=int, default=8, help="videos per step")
+        sub.add_argument("--device", default="auto", choices=("auto", "cpu", "gpu", "cuda"), help="where to compute")
+    export = add("export", _export, "write the reward model of a checkpoint as a folder of safetensors and JSON")
+    export.add_argument("--checkpoint", required=True, help=".ckpt file inside a run's folder")
+    export.add_argument("--out", required=True, help="folder to write")
+    export.add_argument("--with-backbone", action="store_true", help="copy the backbone along")
+
+    sprites = add("sprites", _sprites, "render the miniature world: rated pairs, two benchmarks, captioned clips")
+    sprites.add_argument("--out", required=True, help="folder to make")
+    for name, value, text in (("train", 6000, "rated pairs"), ("val", 400, "held-out pairs"), ("benchmark-videos", 480, "videos per benchmark"),
+                              ("benchmark-pairs", 1500, "rated pairs per benchmark"), ("captions", 3000, "captioned clips")):  # fmt: skip
+        sprites.add_argument(f"--{name}", type=int, default=value, help=text)
+    mini = add("miniature", _miniature, "write a miniature Qwen-VL folder with random weights")
+    mini.add_argument("--out", required=True, help="folder to make")
+    mini.add_argument("--family", choices=("qwen2_vl", "qwen2_5_vl"), default="qwen2_vl", help="architecture")
+    mini.add_argument("--hidden", type=int, default=64, help="width")
+    mini.add_argument("--layers", type=int, default=4, help="depth of the language model")
+    demo = add(
+        "demo", _demo, "the whole path in miniature: world, reward model, benchmarks (about five minutes on two cores)"
+    )
+    demo.add_argument("--out", default="runs/demo", help="folder; finished stages in it are not repeated")
+    for sub in (sprites, mini, demo):
+        sub.add_argument("--seed", type=int, default=0, help="of everything random")
+    for sub in (kinds.choices["import-csv"], kinds.choices["encode-frames"], score, bench, sprites):
+        sub.add_argument(
+            "--workers", type=int, default=min(os.cpu_count() or 1, 8), help="processes that decode or render"
+        )
+    return parser

@@ -1,0 +1,48 @@
+"""Captioned clips as batches, for the pre-training of miniature backbones."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import lightning as L
+import torch
+
+from ..models.processor import RewardProcessor
+from .frames import FrameReader
+from .ratings import prompt_of
+from .shards import RawSample, ShardSet
+from .stream import Dropped, Item, ShardLoader, ShardStream, Share
+
+
+def _decode(reader: FrameReader, raw: RawSample, epoch: int) -> tuple[torch.Tensor, str]:
+    return reader(raw)[0], prompt_of(raw.record(), raw.name)
+
+
+def _collate(processor: RewardProcessor, items: Sequence[Item]) -> dict[str, Any]:
+    sound = [item.value for item in items if not isinstance(item.value, Dropped)]
+    dropped = [item.value for item in items if isinstance(item.value, Dropped)]
+    return {"inputs": processor.captions(*zip(*sound)) if sound else {}, "dropped": dropped}
+
+
+class Captions(L.LightningDataModule):
+    """Streams a *videos* set whose prompts describe what the clips show.
+
+    Args:
+        data: folder of the set. batch_size: clips per rank and step. workers: processes per rank that decode.
+        shuffle_buffer, seed: see :class:`~videoalign.datamodules.pairs.VideoPairs`.
+    """
+
+    def __init__(
+        self, data: str, batch_size: int = 32, workers: int = 1, shuffle_buffer: int = 512, seed: int = 0
+    ) -> None:
+        super().__init__()
+        self.data, self.batch_size, self.workers = data, batch_size, workers
+        self.shuffle_buffer, self.seed = shuffle_buffer, seed
+
+    def train_dataloader(self) -> ShardLoader:
+        """Batches of clips and words."""
+        processor, shards = self.trainer.lightning_module.processor, ShardSet(self.data, "videos")
+        decode = partial(_decode, FrameReader(shards, processor.sampling, processor.factor))
+        share = Share(shards.index.samples, self.batch_size, self.trainer.world_size, training=True)
+        stream = ShardStream(shards, decode, share, self.trainer.global_rank, self.seed, self.shuffle_buffer)
+        return ShardLoader(stream, partial(_collate, processor), self.workers)

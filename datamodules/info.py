@@ -1,0 +1,39 @@
+"""What a set holds, as a table."""
+
+import math
+from collections import Counter
+
+from .benchmark import PAIRS, Benchmark
+from .ratings import COLUMNS, share_table
+from .shards import ShardSet
+
+
+def info(folder: str) -> str:
+    """Kind, counts, sizes, label shares and sources of a set."""
+    shards = ShardSet(folder)
+    index = shards.index
+    size = sum(shard.bytes for shard in index.shards)
+    media = (
+        "mp4 files"
+        if index.media == "mp4"
+        else f"decoded frames ({', '.join(f'{k} {v}' for k, v in index.frames.items())})"
+    )
+    lines = [f"{shards.path}: {index.samples} {index.kind} as {media}, {len(index.shards)} shards, {size / 1e6:.1f} MB"]
+    records = [raw.record() for raw in shards]
+    prompts, frames = len({record["prompt"] for record in records}), []
+    sources: Counter[str] = Counter()
+    for record in records:
+        ends = "AB" if index.kind == "pairs" else [None]
+        for end in ends:
+            source, count = (record.get("source"), record.get("num_frames")) if end is None else (
+                record.get("sources", {}).get(end), record.get("num_frames", {}).get(end))  # fmt: skip
+            sources[source or "unknown"] += 1
+            frames.append(count or math.nan)
+    lines.append(f"{prompts} prompts; {min(frames):.0f} to {max(frames):.0f} frames a video")
+    lines += [f"  {name:24} {count:8} videos" for name, count in sources.most_common()]
+    if index.kind == "pairs":
+        lines.append(share_table([{c: record["labels"].get(c, "") for c in COLUMNS} for record in records]))
+    elif PAIRS in index.tables:
+        rows = Benchmark(folder).rows
+        lines += [f"{len(rows)} rated pairs in {PAIRS}", share_table(rows)]
+    return "\n".join(lines)

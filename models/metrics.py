@@ -1,0 +1,183 @@
+"""torchmetrics of preferences. States hold what ranks saw; results do not depend on the number of ranks."""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
+
+from .. import VideoAlignError
+from . import preference
+from .preference import DIMENSIONS, OVERALL
+
+
+class PreferenceAccuracy(Metric):
+    r"""Accuracies of reward margins against labels, per dimension and overall.
+
+    For each column: accuracy without ties, with ties at the best threshold (and the always-tie floor that it cannot
+    fall below), with ties at a threshold from the other half of the pairs, and bootstrap intervals; see
+    :mod:`videoalign.models.preference`.
+
+    As input to ``update``: ``margins`` (N, D) float, A minus B; ``labels`` (N, D + 1), +1 / -1 / 0, NaN where there is
+    none, the last column overall; ``valid`` (N,) bool, False for padding.
+
+    As output of ``compute``: a dictionary per column that has labels, with ``without_ties``, ``with_ties``,
+    ``held_out``, ``floor``, ``threshold``, ``interval``, ``interval_with_ties``, ``pairs`` and ``decided``.
+
+    Args:
+        scale: (D,) the standard deviation that each dimension's margin is divided by before they are summed to the
+            overall margin; ones if not given. It may be set until ``compute``.
+        resamples: bootstrap samples of the intervals; 0 leaves them out.
+
+    Example:
+        >>> metric = PreferenceAccuracy(resamples=0)
+        >>> metric.update(torch.tensor([[1.0, -1.0, 0.5]]), torch.tensor([[1.0, 1.0, 0.0, float("nan")]]))
+        >>> {name: row["without_ties"] for name, row in metric.compute().items()}
+        {'VQ': 1.0, 'MQ': 0.0, 'TA': nan}
+    """
+
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+
+    margins: list[Tensor]
+    labels: list[Tensor]
+
+    def __init__(self, scale: Tensor | None = None, resamples: int = 1000, **kwargs: object) -> None:
+        super().__init__(**kwargs)
+        self.scale, self.resamples = scale, resamples
+        self.add_state("margins", default=[], dist_reduce_fx="cat")
+        self.add_state("labels", default=[], dist_reduce_fx="cat")
+
+    def update(self, margins: Tensor, labels: Tensor, valid: Tensor | None = None) -> None:
+        """Add a batch; see the class."""
+        d = len(DIMENSIONS)
+        if margins.ndim != 2 or margins.shape[1] != d or labels.shape != (len(margins), d + 1):
+            raise VideoAlignError(
+                f"margins {tuple(margins.shape)} must be (N, {d}) and labels {tuple(labels.shape)} (N, {d + 1})"
+            )
+        keep = torch.ones(len(margins), dtype=torch.bool, device=margins.device) if valid is None else valid
+        self.margins.append(margins.detach().float()[keep])
+        self.labels.append(labels.detach().float()[keep])
+
+    def columns(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """Labels and margins of each column, those with a label only, on the CPU."""
+        if not self.margins:
+            return {}
+        margins, labels = dim_zero_cat(self.margins).cpu(), dim_zero_cat(self.labels).cpu()
+        scale = torch.ones(len(DIMENSIONS)) if self.scale is None else self.scale.cpu()
+        margins = torch.cat([margins, (margins / scale).sum(1, keepdim=True)], 1)  # (N, D + 1)
+        has = ~labels.isnan()
+        names = (*DIMENSIONS, OVERALL)
+        return {name: (labels[has[:, i], i], margins[has[:, i], i]) for i, name in enumerate(names) if has[:, i].any()}
+
+    def compute(self) -> dict[str, dict]:
+        """All accuracies; see the class."""
+        return {name: accuracies(labels, margins, self.resamples) for name, (labels, margins) in self.columns().items()}
+
+
+def accuracies(labels: Tensor, margins: Tensor, resamples: int = 1000) -> dict:
+    """One column of :class:`PreferenceAccuracy`: labels and margins (N,)."""
+    ties = labels == 0
+    row = {
+        "without_ties": preference.accuracy_without_ties(labels, margins),
+        "with_ties": preference.accuracy_with_ties(labels, margins),
+        "held_out": preference.held_out_accuracy_with_ties(labels, margins),
+        "floor": ties.float().mean().item(),
+        "threshold": preference.tie_threshold(labels, margins),
+        "pairs": len(labels),
+        "decided": int((~ties).sum()),
+    }
+    for name, with_ties in (("interval", False), ("interval_with_ties", True)):
+        if resamples:
+            row[name] = preference.bootstrap_interval(labels, margins, with_ties, resamples=resamples)
+    return row
+
+
+class Reliability(NamedTuple):
+    """Forecasts and outcomes in bins of the forecast probability; see :class:`Calibration`."""
+
+    count: Tensor
+    """(D, bins) forecasts."""
+    forecast: Tensor
+    """(D, bins) mean forecast, NaN where a bin is empty."""
+    frequency: Tensor
+    """(D, bins) share that came true, NaN where a bin is empty."""
+    error: Tensor
+    """(D,) expected calibration error, NaN without a label."""
+
+
+class Calibration(Metric):
+    """Reliability of predicted outcome probabilities: in each bin, how often what was predicted came true.
+
+    Every pair gives three forecasts per dimension, of A winning, a tie and B winning. The expected calibration error
+    is the mean distance of the bins' frequency from their mean forecast, weighted by their counts (Naeini et al., 2015).
+
+    As input to ``update``: ``probabilities`` (N, D, 3) of A, tie, B; ``labels`` (N, D), NaN where there is none;
+    ``valid`` (N,) bool. As output of ``compute``: a :class:`Reliability`.
+
+    Args:
+        bins: number of equal bins over [0, 1]. outcomes: the forecasts that count; without the tie's for plain BT.
+    """
+
+    is_differentiable = False
+    higher_is_better = False
+    full_state_update = False
+
+    sums: Tensor
+
+    def __init__(self, bins: int = 10, outcomes: tuple[int, ...] = (0, 1, 2), **kwargs: object) -> None:
+        super().__init__(**kwargs)
+        self.bins, self.outcomes = bins, list(outcomes)
+        # count, sum of forecasts, sum of occurrences
+        self.add_state("sums", default=torch.zeros(3, len(DIMENSIONS), bins, dtype=torch.double), dist_reduce_fx="sum")
+
+    def update(self, probabilities: Tensor, labels: Tensor, valid: Tensor) -> None:
+        """Add a batch; see the class."""
+        came_true = labels[..., None] == torch.tensor([1.0, 0.0, -1.0], device=labels.device)  # (N, D, 3)
+        counts = valid[:, None] & ~labels.isnan()  # (N, D)
+        if 1 not in self.outcomes:
+            counts = counts & (labels != 0)
+        p, hit = probabilities[..., self.outcomes].double(), came_true[..., self.outcomes].double()
+        where = (p * self.bins).long().clamp(0, self.bins - 1)  # (N, D, O)
+        weight = counts[..., None].expand_as(p).double()
+        one_hot = torch.nn.functional.one_hot(where, self.bins) * weight[..., None]  # (N, D, O, bins)
+        self.sums += torch.stack([(one_hot * value[..., None]).sum((0, 2)) for value in (torch.ones_like(p), p, hit)])
+
+    def compute(self) -> Reliability:
+        """Means per bin and the calibration error."""
+        count, forecasts, hits = self.sums
+        forecast, frequency = forecasts / count, hits / count
+        error = ((forecast - frequency).abs().nan_to_num() * count).sum(1) / count.sum(1)
+        return Reliability(count, forecast, frequency, error)
+
+
+class RewardMoments(Metric):
+    """Mean and standard deviation of raw rewards per dimension, over every video that counts.
+
+    As input to ``update``: ``rewards`` (N, D), ``valid`` (N,) bool. As output of ``compute``: (2, D) mean and standard
+    deviation (with N in the denominator, as for z-scores of a given set).
+    """
+
+    is_differentiable = False
+    full_state_update = False
+
+    sums: Tensor
+
+    def __init__(self, **kwargs: object) -> None:
+        super().__init__(**kwargs)
+        self.add_state("sums", default=torch.zeros(3, len(DIMENSIONS), dtype=torch.double), dist_reduce_fx="sum")
+
+    def update(self, rewards: Tensor, valid: Tensor) -> None:
+        """Add a batch; see the class."""
+        kept = rewards.detach().double()[valid]
+        self.sums += torch.stack([torch.full_like(kept[:1].sum(0), len(kept)), kept.sum(0), (kept**2).sum(0)])
+
+    def compute(self) -> Tensor:
+        """(2, D); the deviation of a single value is given as 1, so that normalising stays possible."""
+        count, total, squares = self.sums
+        mean = total / count
+        std = (squares / count - mean**2).clamp(min=0).sqrt()
+        return torch.stack([mean, torch.where(std > math.sqrt(torch.finfo(std.dtype).eps), std, 1.0)])
