@@ -20,7 +20,9 @@ from .schedules import warmup_schedule
 
 
 class Captioning(L.LightningModule):
-    """Trains all of a video-language model to say what a clip shows: cross-entropy of the words after the video.
+    """Trains all of a video-language model to say what a clip shows, and whether a text describes it.
+
+    The loss is the cross-entropy of the words of true texts plus that of a "yes" or "no" behind true and wrong ones.
 
     Writes the model as a folder in transformers' format, usable as the backbone of a reward model, when training ends.
 
@@ -56,10 +58,12 @@ class Captioning(L.LightningModule):
             video_grid_thw=inputs["video_grid_thw"],
             use_cache=False,
         ).logits  # (B, L, V)
-        words = inputs["input_ids"][:, 1:].masked_fill(~inputs["caption_mask"][:, 1:], -100)
-        loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), words.flatten())
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(words))
-        return loss
+        losses = {}
+        for name in ("caption", "answer"):
+            words = inputs["input_ids"][:, 1:].masked_fill(~inputs[f"{name}_mask"][:, 1:], -100)
+            losses[name] = F.cross_entropy(logits[:, :-1].flatten(0, 1), words.flatten())
+            self.log(f"train/loss/{name}", losses[name], prog_bar=True, batch_size=len(words))
+        return losses["caption"] + losses["answer"]
 
     def configure_optimizers(self) -> dict[str, Any]:
         """One group of all parameters."""

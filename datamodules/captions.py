@@ -1,5 +1,6 @@
 """Captioned clips as batches, for the pre-training of miniature backbones."""
 
+import random
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -14,8 +15,13 @@ from .shards import RawSample, ShardSet
 from .stream import Dropped, Item, ShardLoader, ShardStream, Share
 
 
-def _decode(reader: FrameReader, raw: RawSample, epoch: int) -> tuple[torch.Tensor, str]:
-    return reader(raw)[0], prompt_of(raw.record(), raw.name)
+def _decode(reader: FrameReader, seed: int, raw: RawSample, epoch: int) -> tuple[torch.Tensor, str, bool]:
+    """Frames and a text: the true one, or by a coin of (seed, epoch, key) one of the record's wrong ones."""
+    record, rng = raw.record(), random.Random(f"{seed} {epoch} {raw.key}")
+    wrong = record.get("negatives") or []
+    if wrong and rng.random() < 0.5:
+        return reader(raw)[0], rng.choice(wrong), False
+    return reader(raw)[0], prompt_of(record, raw.name), True
 
 
 def _collate(processor: RewardProcessor, items: Sequence[Item]) -> dict[str, Any]:
@@ -25,7 +31,7 @@ def _collate(processor: RewardProcessor, items: Sequence[Item]) -> dict[str, Any
 
 
 class Captions(L.LightningDataModule):
-    """Streams a *videos* set whose prompts describe what the clips show.
+    """Streams a *videos* set whose prompts describe what the clips show, and whose records may name wrong texts.
 
     Args:
         data: folder of the set. batch_size: clips per rank and step. workers: processes per rank that decode.
@@ -42,7 +48,7 @@ class Captions(L.LightningDataModule):
     def train_dataloader(self) -> ShardLoader:
         """Batches of clips and words."""
         processor, shards = self.trainer.lightning_module.processor, ShardSet(self.data, "videos")
-        decode = partial(_decode, FrameReader(shards, processor.sampling, processor.factor))
+        decode = partial(_decode, FrameReader(shards, processor.sampling, processor.factor), self.seed)
         share = Share(shards.index.samples, self.batch_size, self.trainer.world_size, training=True)
         stream = ShardStream(shards, decode, share, self.trainer.global_rank, self.seed, self.shuffle_buffer)
         return ShardLoader(stream, partial(_collate, processor), self.workers)

@@ -89,7 +89,7 @@ class Collate:
 
 @dataclass(frozen=True)
 class Video:
-    """A decoded benchmark video. ``number`` is its place in :attr:`Benchmark.keys`."""
+    """A decoded benchmark video. ``number`` is its place in :attr:`Benchmark.keys`, -1 where it is in no rated pair."""
 
     key: str
     number: int
@@ -104,9 +104,8 @@ class VideoDecoder:
         self.reader, self.numbers = reader, numbers
 
     def __call__(self, raw: RawSample, epoch: int) -> Video:
-        if raw.key not in self.numbers:
-            raise VideoAlignError(f"{raw.name}: occurs in no rated pair")
-        return Video(raw.key, self.numbers[raw.key], prompt_of(raw.record(), raw.name), self.reader(raw)[0])
+        number = self.numbers.get(raw.key, -1)  # videos without a rated pair are looked at, but joined with nothing
+        return Video(raw.key, number, prompt_of(raw.record(), raw.name), self.reader(raw)[0])
 
 
 class VideoPairs(L.LightningDataModule):

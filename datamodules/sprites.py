@@ -15,9 +15,9 @@ COLOURS = {
     "red": (225, 45, 45), "green": (50, 200, 70), "blue": (60, 95, 240), "yellow": (235, 215, 50),
     "purple": (150, 60, 200), "orange": (240, 140, 40), "cyan": (60, 215, 225), "white": (240, 240, 240),
 }  # fmt: skip
-SHAPES = ("circle", "square", "triangle")
+SHAPES = ("circle", "triangle", "cross")
 DIRECTIONS = {"left to right": (1, 0), "right to left": (-1, 0), "upwards": (0, -1), "downwards": (0, 1)}
-RADIUS, TRAVEL = 6.0, 9.0
+RADIUS, TRAVEL = 7.0, 8.5
 """Of the sprite, and from the middle of the picture to each end of its path; pixels."""
 TA_WEIGHTS = np.array([0.4, 0.3, 0.3])
 """What a wrong colour, shape or direction takes off the quality of text alignment."""
@@ -143,9 +143,10 @@ def render(content: Content, flaws: Flaws, rng: np.random.Generator) -> np.ndarr
 
 
 def _distance(shape: str, dx: np.ndarray, dy: np.ndarray) -> np.ndarray:
-    """A gauge of the shape whose level at RADIUS is its edge; shapes have about the same area."""
+    """A gauge of the shape whose level at RADIUS is its edge; all are about as large."""
     if shape == "circle":
         return np.hypot(dx, dy)
-    if shape == "square":
-        return np.maximum(np.abs(dx), np.abs(dy)) + RADIUS * 0.1
-    return np.maximum(dy + RADIUS * 0.35, np.abs(dx) * 0.87 * 1.15 - dy * 0.5 + RADIUS * 0.15)  # triangle, apex up
+    if shape == "cross":
+        x, y = np.abs(dx), np.abs(dy)
+        return np.minimum(np.maximum(x, y + RADIUS * 0.65), np.maximum(y, x + RADIUS * 0.65))
+    return np.maximum(dy + RADIUS * 0.3, np.abs(dx) - dy * 0.5 + RADIUS * 0.15)  # triangle, apex up

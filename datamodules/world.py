@@ -112,12 +112,14 @@ def _single(job: tuple[list[int], Content, Source]) -> tuple[str, dict[str, byte
 
 
 def _caption(job: tuple[list[int], Content]) -> tuple[str, dict[str, bytes], dict]:
-    """One clip of any source's look, with words that are true of it."""
+    """One clip of any source's look, with words that are true of it, and three that are wrong in one attribute."""
     seed, content = job
     rng = np.random.default_rng(seed)
     flaws = SOURCES[rng.integers(len(SOURCES))].sample(rng)
     video = encode(sprites.render(content, flaws, rng), FPS)
-    return f"{seed[-1]:06d}", {"": video}, {"prompt": content.prompt, "fps": FPS, "num_frames": FRAMES}
+    wrong = [sprites.shown(content, tuple(row), rng).prompt for row in np.eye(3, dtype=bool)]
+    record = {"prompt": content.prompt, "negatives": wrong, "fps": FPS, "num_frames": FRAMES}
+    return f"{seed[-1]:06d}", {"": video}, record
 
 
 def _benchmark_pairs(videos: list[tuple[str, dict]], count: int, rng: np.random.Generator) -> list[dict]:

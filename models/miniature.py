@@ -30,7 +30,7 @@ CHAT = (
 )
 
 
-CHAT_WORDS = "system\nYou are a helpful assistant.\nuser\nassistant\n"
+CHAT_WORDS = "system\nYou are a helpful assistant.\nuser\nassistant\n yes no"
 
 
 def _tokenizer(corpus: list[str], vocabulary: int) -> Qwen2TokenizerFast:

@@ -147,22 +147,27 @@ class RewardProcessor:
             "video_grid_thw": torch.tensor(grids),
         }
 
-    def captions(self, videos: Sequence[Tensor], texts: Sequence[str]) -> dict[str, Tensor]:
-        """Batch for language modelling: each video and the words that describe it.
+    def captions(
+        self, videos: Sequence[Tensor], texts: Sequence[str], matches: Sequence[bool]
+    ) -> dict[str, Tensor]:
+        """Batch for language modelling: each video, a text, and whether the text describes it.
 
         Returns:
-            As :meth:`__call__`, with ``caption_mask`` (B, L), True at the words, in place of ``reward_positions``.
+            As :meth:`__call__`, in place of ``reward_positions`` with two masks (B, L): ``caption_mask``, True at the
+            words of texts that match, and ``answer_mask``, True at the "yes" or "no" behind every text.
         """
         patches, grids = zip(*(self.patchify(video) for video in videos))
         rows, spans = [], []
-        for text, grid in zip(texts, grids):
+        for text, grid, match in zip(texts, grids, matches):
             # the reward template without its reward tokens: what is learned here stands where it is used later
             before, words, after = self._cut(text, grid)
-            rows.append(before + words + after)
+            answer = self._encode(" yes" if match else " no")[:1]
+            rows.append(before + words + answer + after)
             spans.append((len(before), len(before) + len(words)))
         batch = self._padded(rows)
-        places, (first, last) = torch.arange(batch["input_ids"].shape[1]), torch.tensor(spans).T
-        batch["caption_mask"] = (places >= first[:, None]) & (places < last[:, None])
+        places, (first, last) = torch.arange(batch["input_ids"].shape[1]), torch.tensor(spans).T[..., None]
+        batch["caption_mask"] = (places >= first) & (places < last) & torch.tensor(matches)[:, None]
+        batch["answer_mask"] = places == last
         return {**batch, "pixel_patches": torch.cat(patches), "video_grid_thw": torch.tensor(grids)}
 
     def _cut(self, text: str, grid: tuple[int, int, int]) -> tuple[list[int], list[int], list[int]]:

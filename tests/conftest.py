@@ -1,0 +1,55 @@
+"""Fixtures that every test may ask for."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+from videoalign.models.miniature import make_qwen
+from videoalign.models.sampling import FrameSampling
+
+CORPUS = [
+    "a red circle moves left to right",
+    "a blue square moves right to left",
+    "a green triangle moves upwards",
+    "a yellow circle moves downwards",
+]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """One thread: the models are too small for more, and the results do not then depend on the machine's cores."""
+    torch.set_num_threads(1)
+    transformers.utils.logging.disable_progress_bar()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs a device that is not there."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if "gpu" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(scope="session")
+def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a miniature Qwen2-VL: two layers of width 32, patches of 8 pixels. Read only."""
+    folder = tmp_path_factory.mktemp("backbones") / "qwen2_vl"
+    make_qwen(folder, corpus=CORPUS, hidden=32, layers=2, vision_layers=1)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def sampling() -> FrameSampling:
+    """Every frame of the miniature world's clips, at their own size."""
+    return FrameSampling(fps=8.0, min_pixels=0)
+
+
+@pytest.fixture(autouse=True)
+def quiet_and_clean() -> Iterator[None]:
+    """No progress bars; the default dtype and the random state are as before after every test."""
+    transformers.utils.logging.disable_progress_bar()
+    with torch.random.fork_rng(devices=[]):
+        yield
+    torch.set_default_dtype(torch.float32)

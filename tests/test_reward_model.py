@@ -1,0 +1,302 @@
+"""Training of the reward model: what trains, what is logged, checkpoints, resumption and several processes."""
+
+import csv
+import json
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import lightning as L
+import pytest
+import torch
+from videoalign import VideoAlignError
+from videoalign.alignment import RewardModel
+from videoalign.callbacks import ExamplePairs, ExportReward, ReliabilityDiagram, RewardBench
+from videoalign.datamodules.benchmark import Benchmark
+from videoalign.datamodules.pairs import VideoPairs
+from videoalign.datamodules.world import WorldSize, write_world
+from videoalign.models import VideoReward
+from videoalign.models.metrics import PreferenceAccuracy
+
+QUIET = {
+    "accelerator": "cpu", "devices": 1, "enable_progress_bar": False, "enable_model_summary": False,
+    "num_sanity_val_steps": 0, "log_every_n_steps": 1,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("world") / "w"
+    size = WorldSize(train=24, val=9, benchmark_videos=24, benchmark_pairs=20, captions=16)
+    for _ in write_world(folder, size, seed=3):
+        pass
+    return folder
+
+
+@pytest.fixture
+def network(backbone, sampling):
+    return VideoReward(backbone, "plain", sampling, language="full")
+
+
+def pairs(world, **options):
+    options = {
+        "batch_size": 4,
+        "val_batch_size": 4,
+        "workers": 0,
+        "benchmarks": {"recent": str(world / "recent")},
+        **options,
+    }
+    return VideoPairs(str(world / "train"), str(world / "val"), **options)
+
+
+def fit(network, world, tmp_path, steps=3, callbacks=(), trainer=None, **options):
+    model = RewardModel(network, optimizer=partial(torch.optim.AdamW, lr=1e-3), **options)
+    logger = L.pytorch.loggers.TensorBoardLogger(tmp_path, default_hp_metric=False)
+    settings = {
+        **QUIET,
+        "max_steps": steps,
+        "logger": logger,
+        "callbacks": list(callbacks),
+        "enable_checkpointing": False,
+    }
+    runner = L.Trainer(**{**settings, **(trainer or {})})
+    runner.fit(model, pairs(world))
+    return model, runner
+
+
+@pytest.mark.parametrize("loss", ["btt", "bt", "reg"])
+def test_fit_trains_logs_and_measures_statistics(loss, network, world, tmp_path):
+    before = {n: p.detach().clone() for n, p in network.named_parameters()}
+    model, trainer = fit(network, world, tmp_path, steps=6, loss=loss, callbacks=[RewardBench(resamples=20)])
+    for name, parameter in network.named_parameters():
+        assert parameter.requires_grad != torch.equal(parameter, before[name]), name
+    logged = set(trainer.callback_metrics)
+    assert {"train/loss", "val/loss", "val/num_pairs", "data/dropped"} <= logged
+    assert {
+        f"val/{kind}/{d}" for kind in ("accuracy", "accuracy_with_ties", "calibration") for d in ("VQ", "MQ", "TA")
+    } <= logged
+    assert ("val/tie_probability/VQ" in logged) == (loss == "btt")
+    assert {"bench/recent/accuracy/Overall", "bench/recent/accuracy_with_ties/TA"} <= logged
+    assert trainer.callback_metrics["val/num_pairs"] == 9
+    # statistics are those of the last weights on the held-out pairs
+    network.eval()
+    rewards = []
+    with torch.no_grad():
+        for batch in trainer.datamodule.val_dataloader()[0]:
+            rewards.append(model._rewards(batch)[:, batch["valid"]].flatten(0, 1))
+    rewards = torch.cat(rewards)
+    torch.testing.assert_close(torch.tensor(network.statistics.mean), rewards.mean(0), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(torch.tensor(network.statistics.std), rewards.std(0, correction=0), rtol=1e-4, atol=1e-5)
+    z = network.normalise(rewards)
+    torch.testing.assert_close(z.std(0, correction=0), torch.ones(3), rtol=1e-4, atol=1e-4)
+
+
+def test_statistics_are_measured_when_fit_ends_between_validations(network, world, tmp_path):
+    model, trainer = fit(network, world, tmp_path, steps=4)  # an epoch has 6 steps: no validation took place
+    assert "val/loss" not in trainer.callback_metrics
+    assert network.statistics.std != [1.0, 1.0, 1.0] and model._measured_at == 4
+
+
+def test_overfits_a_few_pairs(backbone, sampling, world, tmp_path):
+    network = VideoReward(backbone, "plain", sampling, language="full")
+    model = RewardModel(network, optimizer=partial(torch.optim.AdamW, lr=3e-3), decay="constant", warmup=0.0)
+    trainer = L.Trainer(
+        **QUIET, max_steps=60, logger=False, enable_checkpointing=False, limit_val_batches=0, overfit_batches=1
+    )
+    data = VideoPairs(str(world / "train"), str(world / "val"), batch_size=4, workers=0, swap=False, shuffle_buffer=0)
+    trainer.fit(model, data)
+    first = model.pair_loss(torch.zeros(2, 1, 3), torch.tensor([[1.0, -1.0, 0.0]]), torch.ones(2, 1, 3))
+    assert trainer.callback_metrics["train/loss"] < 0.5 * first
+
+
+def test_pair_in_one_forward_equals_two(network, world):
+    data = pairs(world)
+    data.trainer = type("T", (), {})()
+    data.trainer.world_size, data.trainer.global_rank = 1, 0
+    data.trainer.lightning_module = RewardModel(network)
+    data.trainer.strategy = type("S", (), {"root_device": torch.device("cpu")})()
+    data.setup("fit")
+    raw = data.examples(3)
+    both = network(
+        **network.processor([p.videos[0] for p in raw] + [p.videos[1] for p in raw], [p.prompt for p in raw] * 2)
+    )
+    a = network(**network.processor([p.videos[0] for p in raw], [p.prompt for p in raw]))
+    b = network(**network.processor([p.videos[1] for p in raw], [p.prompt for p in raw]))
+    torch.testing.assert_close(both, torch.cat([a, b]), rtol=0, atol=1e-5)
+
+
+def test_swapping_a_and_b_leaves_the_loss(network):
+    model = RewardModel(network)
+    rewards, labels = (
+        torch.randn(2, 5, 3),
+        torch.tensor([[1.0, 0, -1], [0, torch.nan, 1], [1, 1, 1], [-1, 0, 0], [0, 0, 0]]),
+    )
+    scores = 1 + 4 * torch.rand(2, 5, 3)
+    for model.loss in ("btt", "bt", "reg"):
+        one = model.pair_loss(rewards, labels, scores)
+        torch.testing.assert_close(one, model.pair_loss(rewards.flip(0), -labels, scores.flip(0)))
+
+
+def test_dropped_and_padded_pairs_do_not_train(network):
+    model = RewardModel(network)
+    batch = {"labels": torch.ones(3, 4), "scores": torch.ones(2, 3, 3), "valid": torch.tensor([True, False, True])}
+    labels, scores = model._masked(batch)
+    assert labels[1].isnan().all() and scores[:, 1].isnan().all() and not labels[[0, 2]].isnan().any()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"theta": 1.0}, "theta"), ({"theta": 0.5}, "theta"), ({"theta": float("nan")}, "theta"), ({"loss": "ctc"}, "loss"),
+        ({"loss": "reg", "ties": True}, "ties"), ({"warmup": 1.0}, "warmup"),
+    ],
+)  # fmt: skip
+def test_options_that_cannot_work_are_refused(options, words, network):
+    with pytest.raises(VideoAlignError, match=words):
+        RewardModel(network, **options)
+
+
+def test_broken_loss_stops_with_the_pairs(network, world, tmp_path):
+    with torch.no_grad():
+        network.head.weight.fill_(torch.inf)
+    with pytest.raises(VideoAlignError, match=r"loss is (nan|inf).*pairs \['\d"):
+        fit(network, world, tmp_path)
+
+
+def test_callbacks_write_what_people_look_at(network, world, tmp_path):
+    callbacks = [RewardBench(resamples=20), ReliabilityDiagram(), ExamplePairs(count=2), ExportReward(backbone=True)]
+    _, trainer = fit(network, world, tmp_path, steps=6, callbacks=callbacks)
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(trainer.log_dir, size_guidance={"images": 0, "tensors": 0}).Reload()
+    images = events.Tags()["images"]
+    assert {"examples/1", "examples/2", "val/reliability", "bench/recent"} <= set(images)
+    assert events.Images("examples/1")[0].encoded_image_string[:6] in (b"GIF89a", b"GIF87a")
+    assert "bench/recent/text_summary" in events.Tags()["tensors"]
+    record = json.loads((Path(trainer.log_dir) / "reward_bench" / "recent.json").read_text())
+    assert set(record["accuracies"]) == {"VQ", "MQ", "TA", "Overall"} and record["step"] == 6
+    loaded = VideoReward.from_pretrained(Path(trainer.log_dir) / "export")
+    assert loaded.statistics == network.statistics
+    for name, parameter in network.named_parameters():
+        torch.testing.assert_close(loaded.get_parameter(name), parameter, rtol=0, atol=0)
+
+
+def test_reward_bench_joins_on_both_videos(network, world):
+    """Against scoring each pair on its own, the way a reader would do it by hand."""
+    bench = RewardBench(resamples=0)
+    trainer = L.Trainer(**QUIET, logger=False, enable_checkpointing=False, callbacks=[bench])
+    model = RewardModel(network)
+    trainer.validate(
+        model, VideoPairs(benchmarks={"recent": str(world / "recent")}, batch_size=5, workers=0), verbose=False
+    )
+    benchmark = Benchmark(world / "recent")
+    frames = {raw.key: (raw, raw.record()["prompt"]) for raw in benchmark.shards}
+    from videoalign.datamodules.frames import FrameReader
+
+    read = FrameReader(benchmark.shards, network.processor.sampling, network.processor.factor)
+    rows = list(csv.DictReader(open(world / "recent" / "pairs.csv")))
+    metric = PreferenceAccuracy(torch.tensor(network.statistics.std), resamples=0)
+    word = {"A": 1.0, "B": -1.0, "same": 0.0}
+    with torch.no_grad():
+        for row in rows:
+            ends = [frames[row[k]] for k in ("key_A", "key_B")]
+            a, b = (network(**network.processor(read(raw), [prompt]))[0] for raw, prompt in ends)
+            metric.update((a - b)[None], torch.tensor([[word[row[c]] for c in ("VQ", "MQ", "TA", "Overall")]]))
+    for column, want in metric.compute().items():
+        assert bench.results["recent"][column] == pytest.approx(want, nan_ok=True), column
+
+
+def test_checkpoint_holds_what_trains_and_resumes_exactly(backbone, sampling, world, tmp_path):
+    """Stopped after 4 of 9 steps (in the middle of an epoch of 6) and resumed, or run through: the same weights."""
+
+    def run(steps, folder, ckpt=None):
+        network = VideoReward(backbone, "plain", sampling, vision="frozen", language="full")
+        model = RewardModel(network, optimizer=partial(torch.optim.AdamW, lr=1e-3))
+        model.warmup = 0.0
+        save = L.pytorch.callbacks.ModelCheckpoint(folder, every_n_train_steps=4, save_top_k=-1)
+        trainer = L.Trainer(**QUIET, max_steps=steps, logger=False, callbacks=[save])
+        trainer.fit(model, pairs(world, workers=2), ckpt_path=ckpt, weights_only=True if ckpt else None)
+        return network, save
+
+    through, _ = run(9, tmp_path / "a")
+    _, save = run(4, tmp_path / "b")
+    content = torch.load(save.best_model_path, weights_only=True)
+    assert set(content["state_dict"]) == {f"network.{n}" for n in through.trained_names()}
+    resumed, _ = run(9, tmp_path / "c", save.best_model_path)
+    for name, parameter in through.named_parameters():
+        torch.testing.assert_close(resumed.get_parameter(name), parameter, rtol=0, atol=0, msg=name)
+
+
+def test_foreign_checkpoint_is_refused(backbone, sampling, world, tmp_path):
+    save = L.pytorch.callbacks.ModelCheckpoint(tmp_path, every_n_train_steps=1)
+    small = VideoReward(backbone, "plain", sampling, language="frozen", vision="frozen")
+    trainer = L.Trainer(**QUIET, max_steps=1, logger=False, callbacks=[save], limit_val_batches=0)
+    trainer.fit(RewardModel(small), pairs(world))
+    with pytest.raises(VideoAlignError, match="does not fit"):
+        full = RewardModel(VideoReward(backbone, "plain", sampling, language="full"))
+        L.Trainer(**QUIET, max_steps=2, logger=False, limit_val_batches=0).fit(
+            full, pairs(world), ckpt_path=save.best_model_path, weights_only=True
+        )
+
+
+SCRIPT = """
+import sys, json, torch, lightning as L
+from functools import partial
+from lightning.pytorch.strategies import ModelParallelStrategy
+from videoalign.alignment import RewardModel
+from videoalign.callbacks import ExamplePairs, ExportReward, RewardBench
+from videoalign.datamodules.pairs import VideoPairs
+from videoalign.models import FrameSampling, LoRA, VideoReward
+torch.set_num_threads(1)
+backbone, world, out, kind, language = sys.argv[1:]
+devices = 1 if kind == "single" else 2
+strategy = {"single": "auto", "ddp": "ddp", "fsdp2": ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)}[kind]
+L.seed_everything(0)
+network = VideoReward(backbone, "plain", FrameSampling(fps=8.0, min_pixels=0), language=language, lora=LoRA(rank=4, alpha=8))
+model = RewardModel(network, loss="reg", optimizer=partial(torch.optim.SGD, lr=1e-2), warmup=0.0)
+bench = RewardBench(resamples=0)
+trainer = L.Trainer(accelerator="cpu", devices=devices, strategy=strategy, max_steps=3, limit_val_batches=1.0, val_check_interval=3,
+    check_val_every_n_epoch=None, logger=False, enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
+    gradient_clip_val=1.0, enable_checkpointing=False, use_distributed_sampler=False, default_root_dir=out,
+    callbacks=[bench, ExportReward(out + "/export", backbone=True)])
+# the same global batch of all 8 pairs in each step
+data = VideoPairs(world + "/train", world + "/val", {"recent": world + "/recent"}, batch_size=8 // devices, val_batch_size=2,
+    workers=0, swap=False, shuffle_buffer=0)
+trainer.fit(model, data)
+if trainer.is_global_zero:
+    json.dump({"bench": bench.results, "val": {k: v.item() for k, v in trainer.callback_metrics.items() if k.startswith("val/")},
+        "statistics": network.statistics.__dict__}, open(out + "/result.json", "w"))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("language", ["full", "lora"])
+def test_two_processes_train_and_measure_as_one(language, backbone, tmp_path):
+    """DDP, FSDP2 and one process agree: clipped steps, exact counts over ranks, statistics, export of gathered weights."""
+    world, results = tmp_path / "world", {}
+    for _ in write_world(
+        world, WorldSize(train=8, val=9, benchmark_videos=24, benchmark_pairs=20, captions=16), seed=3
+    ):
+        pass
+    (tmp_path / "run.py").write_text(SCRIPT)
+    for kind in ("single", "ddp", "fsdp2"):
+        out = tmp_path / kind
+        out.mkdir()
+        command = [sys.executable, tmp_path / "run.py", backbone, world, out, kind, language]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr[-3000:]
+        results[kind] = json.loads((out / "result.json").read_text())
+        assert results[kind]["val"]["val/num_pairs"] == 9
+    weights = {kind: VideoReward.from_pretrained(tmp_path / kind / "export").state_dict() for kind in results}
+    for kind in ("ddp", "fsdp2"):
+        for name, tensor in weights["single"].items():
+            torch.testing.assert_close(weights[kind][name], tensor, rtol=1e-4, atol=1e-5, msg=f"{kind} {name}")
+        for name, value in results["single"]["val"].items():
+            assert results[kind]["val"][name] == pytest.approx(value, rel=1e-3, abs=1e-4, nan_ok=True), (kind, name)
+        assert results[kind]["statistics"]["mean"] == pytest.approx(results["single"]["statistics"]["mean"], rel=1e-3)
+        for column, row in results["single"]["bench"]["recent"].items():
+            assert results[kind]["bench"]["recent"][column] == pytest.approx(row, rel=1e-3, abs=1e-4, nan_ok=True), (
+                kind,
+                column,
+            )

@@ -1,0 +1,726 @@
+"""Sets on disk: written whole or not at all, read back exactly, and no damage that passes unnoticed."""
+
+import hashlib
+import io
+import json
+import math
+import re
+import shutil
+import tarfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from videoalign import VideoAlignError
+from videoalign.cli import main
+from videoalign.datamodules.benchmark import PAIRS, Benchmark
+from videoalign.datamodules.frames import FrameReader, dump_frames, encode_frames
+from videoalign.datamodules.info import info
+from videoalign.datamodules.pairs import PairDecoder, VideoDecoder
+from videoalign.datamodules.shards import ShardError, ShardSet, ShardWriter
+from videoalign.datamodules.stream import Dropped, ShardStream, Share
+from videoalign.datamodules.verify import open_damaged, verify
+from videoalign.datamodules.video import encode
+from videoalign.models.sampling import FrameSampling
+
+GLANCE = FrameSampling(fps=None, num_frames=2, min_pixels=0)
+SAMPLES, PER_SHARD = 7, 3
+
+
+def clip(number: int) -> bytes:
+    """Six frames of 16 x 16 of a brightness of its own."""
+    return encode(np.full((6, 16, 16, 3), 10 + 12 * number, np.uint8), 8)
+
+
+def record(number: int) -> dict:
+    return {
+        "prompt": f"clip number {number}",
+        "labels": {"VQ": "A", "MQ": "B", "TA": "same", "Overall": "invalid"},
+        "scores": {"A": {"VQ": 4.5, "MQ": 2, "TA": 3}, "B": {"VQ": 1 + number % 5, "MQ": 5}},
+        "sources": {"A": "mist", "B": "clear"},
+        "num_frames": {"A": 6, "B": 6},
+    }
+
+
+def write_pairs(out: Path, samples: int = SAMPLES, per_shard: int = PER_SHARD) -> Path:
+    with ShardWriter(out, "pairs", per_shard=per_shard) as writer:
+        for i in range(samples):
+            writer.write(f"{i:06d}", {"a": clip(i), "b": clip(i + 8)}, record(i))
+    return out
+
+
+def write_videos(out: Path, samples: int = 4) -> Path:
+    with ShardWriter(out, "videos", per_shard=PER_SHARD) as writer:
+        for i in range(samples):
+            writer.write(
+                f"{i:06d}", {"": clip(i)}, {"prompt": "one prompt", "source": f"model-{i % 2}", "num_frames": 6}
+            )
+        rows = [{"key_A": f"{i:06d}", "key_B": f"{i + 1:06d}", "VQ": "A", "MQ": "same", "TA": "B", "Overall": "A"}
+                for i in range(samples - 1)]  # fmt: skip
+        writer.write_table(PAIRS, rows)
+    return out
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with a sound set of each kind; copied before it is damaged."""
+    folder = tmp_path_factory.mktemp("sets")
+    write_pairs(folder / "pairs")
+    write_videos(folder / "videos")
+    list(encode_frames(ShardSet(folder / "pairs"), folder / "frames", GLANCE, 16))
+    return folder
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+# --- writing and reading --------------------------------------------------------------------------------------------
+
+
+def test_round_trip(sets: Path) -> None:
+    shards = ShardSet(sets / "pairs", "pairs")
+    assert [(s.name, s.samples) for s in shards.index.shards] == [
+        ("000000.tar", 3),
+        ("000001.tar", 3),
+        ("000002.tar", 1),
+    ]
+    assert shards.index.samples == SAMPLES
+    for shard in shards.index.shards:
+        content = (sets / "pairs" / shard.name).read_bytes()
+        assert (shard.bytes, shard.sha256) == (len(content), hashlib.sha256(content).hexdigest())
+    samples = list(shards)
+    assert [sample.key for sample in samples] == [f"{i:06d}" for i in range(SAMPLES)]
+    for i, sample in enumerate(samples):
+        assert sample.record() == record(i)
+        assert sample.members["a.mp4"] == clip(i) and sample.members["b.mp4"] == clip(i + 8)
+        assert sample.shard == f"{i // 3:06d}.tar"
+
+
+def test_members_are_a_plain_tar(sets: Path) -> None:
+    with tarfile.open(sets / "pairs" / "000000.tar") as tar:
+        assert sorted(tar.getnames())[:3] == ["000000.a.mp4", "000000.b.mp4", "000000.json"]
+        assert {member.mtime for member in tar} == {0}
+
+
+def test_index_is_plain_json(sets: Path) -> None:
+    index = json.loads((sets / "pairs" / "index.json").read_text())
+    assert (index["format"], index["version"], index["kind"]) == ("videoalign-shards", 1, "pairs")
+    assert index["dimensions"] == ["VQ", "MQ", "TA"] and index["media"] == "mp4"
+
+
+def test_ranges_of_a_shard(sets: Path) -> None:
+    shards = ShardSet(sets / "pairs")
+    first = shards.index.shards[0]
+    assert [s.key for s in shards.read(first, 1)] == ["000001", "000002"]
+    assert [s.key for s in shards.read(first, 0, 2)] == ["000000", "000001"]
+    assert [s.key for s in shards.read(first, 1, 2)] == ["000001"]
+
+
+def test_videos_and_table(sets: Path) -> None:
+    shards = ShardSet(sets / "videos", "videos")
+    assert [sample.members.keys() for sample in shards] == [{"mp4", "json"}] * 4
+    assert shards.table(PAIRS)[0] == {
+        "key_A": "000000", "key_B": "000001", "VQ": "A", "MQ": "same", "TA": "B", "Overall": "A",
+    }  # fmt: skip
+    benchmark = Benchmark(sets / "videos")
+    assert benchmark.keys == ["000000", "000001", "000002", "000003"]
+    assert benchmark.ends.tolist() == [[0, 1], [1, 2], [2, 3]]
+    assert benchmark.labels.tolist() == [[1, 0, -1, 1]] * 3
+
+
+def test_the_same_samples_make_the_same_bytes(tmp_path: Path, sets: Path) -> None:
+    assert files(write_pairs(tmp_path / "again")) == files(sets / "pairs")
+    assert files(write_videos(tmp_path / "videos")) == files(sets / "videos")
+
+
+@pytest.mark.parametrize(("samples", "per_shard", "counts"), [(6, 3, [3, 3]), (1, 3, [1]), (4, 1, [1, 1, 1, 1])])
+def test_shards_are_full(tmp_path: Path, samples: int, per_shard: int, counts: list[int]) -> None:
+    shards = ShardSet(write_pairs(tmp_path / "set", samples, per_shard))
+    assert [shard.samples for shard in shards.index.shards] == counts
+    assert sorted(path.name for path in shards.path.glob("*.tar")) == [shard.name for shard in shards.index.shards]
+    assert not list(verify(shards))
+
+
+def test_shards_end_at_their_size(tmp_path: Path) -> None:
+    with ShardWriter(tmp_path / "set", "videos", shard_bytes=len(clip(0)) + 10) as writer:
+        for i in range(3):
+            writer.write(f"{i}", {"": clip(i)}, record(i))
+    assert [shard.samples for shard in ShardSet(tmp_path / "set").index.shards] == [1, 1, 1]
+
+
+def test_decoded_frames_stand_in_for_videos(sets: Path) -> None:
+    shards = ShardSet(sets / "frames")
+    assert shards.index.media == "safetensors"
+    assert shards.index.frames == {**GLANCE.to_dict(), "factor": 16}
+    assert shards.index.members() == {"a.safetensors", "b.safetensors", "json"}
+    assert not list(verify(shards))
+
+
+def test_kind_is_asked_for(sets: Path) -> None:
+    with pytest.raises(ShardError, match="holds pairs, but videos are needed"):
+        ShardSet(sets / "pairs", "videos")
+    with pytest.raises(ShardError, match=r"no pairs\.csv"):
+        ShardSet(sets / "pairs").table(PAIRS)
+    with pytest.raises(ShardError, match="holds pairs, but videos are needed"):
+        Benchmark(sets / "pairs")
+
+
+@pytest.mark.parametrize("key", ["a.b", "a/b", "/a", "..", "", " ", "ä", "a\n", "a\\b", "a:b"])
+def test_keys_are_plain(tmp_path: Path, key: str) -> None:
+    with pytest.raises(ShardError, match="key"), ShardWriter(tmp_path / "set", "videos") as writer:
+        writer.write(key, {"": clip(0)}, record(0))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_long_key_is_kept_or_refused(tmp_path: Path) -> None:
+    """A tar header of the plainest kind holds names of 100 characters."""
+    key = "k" * 120
+    try:
+        with ShardWriter(tmp_path / "set", "videos") as writer:
+            writer.write(key, {"": clip(0)}, record(0))
+    except ShardError as error:
+        assert "key" in str(error)
+        assert not list(tmp_path.iterdir())
+    else:
+        assert [sample.key for sample in ShardSet(tmp_path / "set")] == [key]
+
+
+def test_keys_that_look_odd_are_read_back(tmp_path: Path) -> None:
+    keys = ["-", "_", "__a__", "0", "A-b_C", "json", "mp4"]
+    with ShardWriter(tmp_path / "set", "videos") as writer:
+        for key in keys:
+            writer.write(key, {"": clip(0)}, record(0))
+    assert [sample.key for sample in ShardSet(tmp_path / "set")] == keys
+
+
+def test_duplicate_keys_are_refused(tmp_path: Path) -> None:
+    with (
+        pytest.raises(ShardError, match="'one' was written already"),
+        ShardWriter(tmp_path / "set", "videos") as writer,
+    ):
+        for key in ("one", "two", "one"):
+            writer.write(key, {"": clip(0)}, record(0))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("videos", [{"a": b"1"}, {"a": b"1", "b": b"2", "c": b"3"}, {"": b"1"}, {}])
+def test_a_pair_has_two_videos(tmp_path: Path, videos: dict[str, bytes]) -> None:
+    with pytest.raises(ShardError, match="members"), ShardWriter(tmp_path / "set", "pairs") as writer:
+        writer.write("one", videos, record(0))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, VideoAlignError])
+def test_nothing_stays_after_an_error(tmp_path: Path, error: type[BaseException]) -> None:
+    with pytest.raises(error), ShardWriter(tmp_path / "set", "pairs", per_shard=1) as writer:
+        for i in range(3):
+            writer.write(f"{i}", {"a": clip(0), "b": clip(1)}, record(0))
+        raise error("in the middle")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_empty_set_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ShardError, match="no sample was written"), ShardWriter(tmp_path / "set", "pairs"):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_existing_output_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "mine.txt").write_text("precious")
+    with pytest.raises(VideoAlignError, match="exists already"):
+        write_pairs(tmp_path / "set")
+    assert files(tmp_path) == {"set/mine.txt": b"precious"}
+    (tmp_path / "file").write_text("also precious")
+    with pytest.raises(VideoAlignError, match="exists already"):
+        write_pairs(tmp_path / "file")
+    assert files(tmp_path) == {"file": b"also precious", "set/mine.txt": b"precious"}
+
+
+def test_an_empty_folder_may_be_filled(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    assert ShardSet(write_pairs(tmp_path / "set", 1)).index.samples == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]
+
+
+# --- info and verify on sound sets ----------------------------------------------------------------------------------
+
+
+def test_info(sets: Path, capsys: pytest.CaptureFixture) -> None:
+    main(["shards", "info", str(sets / "pairs")])
+    text = capsys.readouterr().out
+    for part in ("7 pairs as mp4 files, 3 shards", "7 prompts", "6 to 6 frames", "mist", "clear"):
+        assert part in text
+    line = next(line for line in text.splitlines() if line.startswith("Overall"))
+    assert line.split() == ["Overall", "0.0%", "0.0%", "0.0%", "100.0%", "0.0%"]
+    text = info(str(sets / "videos"))
+    for part in ("4 videos as mp4 files, 2 shards", "1 prompts", "model-0", "model-1", "3 rated pairs"):
+        assert part in text
+    assert "decoded frames" in info(str(sets / "frames"))
+
+
+def test_verify_of_sound_sets(sets: Path, capsys: pytest.CaptureFixture) -> None:
+    for name, text in (("pairs", "7 pairs in 3 shards"), ("videos", "4 videos in 2 shards"), ("frames", "7 pairs")):
+        assert list(verify(open_damaged(str(sets / name)))) == []
+        main(["shards", "verify", str(sets / name)])
+        out = capsys.readouterr().out
+        assert "is sound" in out and text in out
+
+
+# --- damage ---------------------------------------------------------------------------------------------------------
+
+Member = tuple[tarfile.TarInfo, bytes]
+
+
+def unpack(path: Path) -> list[Member]:
+    with tarfile.open(path) as tar:
+        return [(member, tar.extractfile(member).read()) for member in tar]
+
+
+def pack(path: Path, members: list[Member]) -> None:
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for member, content in members:
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+
+
+def plain(name: str, content: bytes) -> Member:
+    return tarfile.TarInfo(name), content
+
+
+def linked(name: str, target: str, kind: bytes = tarfile.SYMTYPE) -> Member:
+    member = tarfile.TarInfo(name)
+    member.type, member.linkname = kind, target
+    return member, b""
+
+
+def sign(folder: Path) -> None:
+    """Sizes and digests of the shards as they are now, as if another program had written the set."""
+    index = json.loads((folder / "index.json").read_text())
+    for shard in index["shards"]:
+        content = (folder / shard["name"]).read_bytes()
+        shard.update(bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
+    (folder / "index.json").write_text(json.dumps(index))
+
+
+def edit_members(change: Callable[[list[Member]], list[Member]], shard: str = "000000.tar") -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        pack(folder / shard, change(unpack(folder / shard)))
+
+    return damage
+
+
+def replace_member(name: str, content: Callable[[bytes], bytes]) -> Callable[[Path], None]:
+    def change(members: list[Member]) -> list[Member]:
+        assert any(member.name == name for member, _ in members)
+        return [(m, content(c) if m.name == name else c) for m, c in members]
+
+    return edit_members(change)
+
+
+def edit_record(**changes: object) -> Callable[[Path], None]:
+    """The second sample's JSON with other values; None removes one."""
+
+    def content(old: bytes) -> bytes:
+        new = {**json.loads(old), **changes}
+        return json.dumps({name: value for name, value in new.items() if value is not None}).encode()
+
+    return replace_member("000001.json", content)
+
+
+def edit_index(change: Callable[[dict], object]) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        index = json.loads((folder / "index.json").read_text())
+        change(index)
+        (folder / "index.json").write_text(json.dumps(index))
+
+    return damage
+
+
+def rename(members: list[Member], old: str, new: str) -> list[Member]:
+    for member, _ in members:
+        member.name = member.name.replace(old, new)
+    return members
+
+
+def cut(member: int, places: int) -> Callable[[Path], None]:
+    """The first shard without what stands from so many bytes into a member's content on."""
+
+    def damage(folder: Path) -> None:
+        path = folder / "000000.tar"
+        with tarfile.open(path) as tar:
+            end = tar.getmembers()[member].offset_data + places
+        path.write_bytes(path.read_bytes()[:end])
+
+    return damage
+
+
+def end_mark(folder: Path) -> None:
+    cut(8, 512)(folder)
+    assert len(unpack(folder / "000000.tar")) == 9  # nothing of the samples is gone
+
+
+def elsewhere(folder: Path) -> None:
+    (folder / "000001.tar").rename(folder.parent / "moved.tar")
+    (folder / "000001.tar").symlink_to(folder.parent / "moved.tar")
+
+
+def garbage(content: bytes) -> bytes:
+    return np.random.default_rng(0).bytes(len(content))
+
+
+def flip(content: bytes) -> bytes:
+    place = content.rindex(b"mdat") + 40
+    return content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
+
+
+@dataclass
+class Damage:
+    """``verify`` names it with words that match ``found``; ``signed`` mends size and digest in the index afterwards."""
+
+    do: Callable[[Path], object]
+    found: str
+    signed: bool = False
+
+
+DAMAGE = {
+    "truncated": Damage(cut(4, 100), r"000000\.tar has \d+ bytes, the index says \d+"),
+    "truncated, signed": Damage(cut(4, 100), r"000000\.tar (is no sound tar file|cannot be read past)", True),
+    "truncated between samples, signed": Damage(cut(2, 512), "holds 1 samples, the index says 3", True),
+    "cut to nothing": Damage(lambda f: (f / "000000.tar").write_bytes(b""), r"000000\.tar has 0 bytes"),
+    "cut to nothing, signed": Damage(lambda f: (f / "000000.tar").write_bytes(b""), r"000000\.tar", True),
+    "end mark missing": Damage(end_mark, r"000000\.tar has \d+ bytes, the index says \d+"),
+    "not a tar, signed": Damage(lambda f: (f / "000000.tar").write_bytes(garbage(b"0" * 20480)), "no sound tar", True),
+    "members of two samples mixed": Damage(
+        edit_members(lambda m: [m[0], m[3], m[1], m[4], m[2], m[5], *m[6:]]), r"needs \['a\.mp4', 'b\.mp4', 'json'\]"
+    ),
+    "samples in another order": Damage(edit_members(lambda m: m[3:6] + m[:3] + m[6:]), "sha256"),
+    "member missing": Damage(edit_members(lambda m: m[:4] + m[5:]), r"000000\.tar.* (bytes|sha256)"),
+    "member missing, signed": Damage(edit_members(lambda m: m[:4] + m[5:]), r"key '000001': has members", True),
+    "sample missing, signed": Damage(edit_members(lambda m: m[:3] + m[6:]), "holds 2 samples, the index says 3", True),
+    "member too many": Damage(edit_members(lambda m: [*m, plain("000002.txt", b"?")]), r"000000\.tar.* (bytes|sha256)"),
+    "member too many, signed": Damage(
+        edit_members(lambda m: [*m, plain("000002.txt", b"?")]), r"key '000002': has members", True
+    ),
+    "sample too many, signed": Damage(
+        edit_members(lambda m: m + [(plain(f"9.{i.name.split('.', 1)[1]}", c)) for i, c in m[:3]]),
+        "holds 4 samples",
+        True,
+    ),
+    "file without a key, signed": Damage(
+        edit_members(lambda m: [m[0], m[1], m[2], plain("README", b"?"), *m[3:]]), "README", True
+    ),
+    "hidden file, signed": Damage(edit_members(lambda m: [*m, plain(".hidden", b"?")]), "hidden", True),
+    "member twice, signed": Damage(edit_members(lambda m: [m[0], *m]), "duplicate|twice", True),
+    "key twice": Damage(edit_members(lambda m: rename(m, "000002", "000000")), "key '000000' occurs 2 times"),
+    "key twice in two shards, signed": Damage(
+        edit_members(lambda m: rename(m, "000003", "000000"), "000001.tar"), "key '000000' occurs 2 times", True
+    ),
+    "symbolic link, signed": Damage(
+        edit_members(lambda m: [*m[:3], linked("000001.a.mp4", "/etc/hostname"), *m[4:]]), "no regular file", True
+    ),
+    "hard link, signed": Damage(
+        edit_members(lambda m: [*m[:3], linked("000001.a.mp4", "000000.a.mp4", tarfile.LNKTYPE), *m[4:]]),
+        "no regular file",
+        True,
+    ),
+    "folder, signed": Damage(
+        edit_members(lambda m: [linked("folder", "", tarfile.DIRTYPE), *m]), "no regular file", True
+    ),
+    "absolute name, signed": Damage(
+        edit_members(lambda m: rename(m, "000001", "/000001")), "not a plain (name|key)", True
+    ),
+    "name that leads out, signed": Damage(
+        edit_members(lambda m: rename(m, "000001", "../000001")), "not a plain (name|key)", True
+    ),
+    "name in a folder, signed": Damage(edit_members(lambda m: rename(m, "000001", "x/000001")), "not a plain", True),
+    "one byte of a video changed": Damage(replace_member("000001.a.mp4", flip), "sha256"),
+    "video is garbage": Damage(replace_member("000001.b.mp4", garbage), r"key '000001', b\.mp4 is no readable video"),
+    "video is garbage, signed": Damage(replace_member("000001.b.mp4", garbage), r"key '000001', b\.mp4", True),
+    "video is empty, signed": Damage(
+        replace_member("000001.a.mp4", lambda c: b""), r"key '000001', a\.mp4 is empty", True
+    ),
+    "video is cut, signed": Damage(
+        replace_member("000001.a.mp4", lambda c: c[: len(c) // 2]), r"key '000001', a\.mp4", True
+    ),
+    "video of one frame, signed": Damage(
+        replace_member("000001.a.mp4", lambda c: encode(np.zeros((1, 16, 16, 3), np.uint8), 8)), "1 frame", True
+    ),
+    "json cut": Damage(replace_member("000001.json", lambda c: c[:-1] + b" "), r"key '000001'.*json is not valid"),
+    "json not UTF-8": Damage(
+        replace_member("000001.json", lambda c: b"\xff" + c[1:]), r"key '000001'.*json is not valid"
+    ),
+    "json no object, signed": Damage(replace_member("000001.json", lambda c: b"[1, 2]"), "not an object", True),
+    "unknown label": Damage(replace_member("000001.json", lambda c: c.replace(b'"A"', b'"C"', 1)), "unknown labels"),
+    "label no text, signed": Damage(edit_record(labels={"VQ": ["A"]}), "unknown labels", True),
+    "unknown dimension, signed": Damage(edit_record(labels={"XQ": "A"}), "labels must be", True),
+    "labels no object, signed": Damage(edit_record(labels=["A", "B"]), "labels must be", True),
+    "labels missing, signed": Damage(edit_record(labels=None), "labels must be", True),
+    "score NaN, signed": Damage(edit_record(scores={"A": {"VQ": math.nan}}), "score nan", True),
+    "score out of range, signed": Damage(edit_record(scores={"A": {"VQ": 5.5}}), r"score 5\.5", True),
+    "score a text, signed": Damage(edit_record(scores={"A": {"VQ": "4"}}), "score '4'", True),
+    "score true, signed": Damage(edit_record(scores={"A": {"VQ": True}}), "score True", True),
+    "scores a list, signed": Damage(edit_record(scores=[[1, 2, 3], [1, 2, 3]]), "scores", True),
+    "scores of a side a number, signed": Damage(edit_record(scores={"A": 3}), "scores", True),
+    "sources a list, signed": Damage(edit_record(sources=["mist", "clear"]), "sources", True),
+    "prompt missing, signed": Damage(edit_record(prompt=None), "key '000001': there is no prompt", True),
+    "prompt blank, signed": Damage(edit_record(prompt=" "), "key '000001': there is no prompt", True),
+    "prompt a number, signed": Damage(edit_record(prompt=5), "key '000001': there is no prompt", True),
+    "shard missing": Damage(lambda f: (f / "000001.tar").unlink(), r"000001\.tar is missing"),
+    "shard a folder": Damage(lambda f: ((f / "000001.tar").unlink(), (f / "000001.tar").mkdir()), r"000001\.tar"),
+    "shard a link": Damage(elsewhere, r"000001\.tar: a shard must be a plain file"),
+    "shards exchanged": Damage(
+        lambda f: (
+            (f / "000000.tar").rename(f / "x"),
+            (f / "000001.tar").rename(f / "000000.tar"),
+            (f / "x").rename(f / "000001.tar"),
+        ),
+        "sha256",
+    ),
+    "index says more samples": Damage(
+        edit_index(lambda i: i["shards"][0].update(samples=4)), "holds 3 samples, the index says 4"
+    ),
+    "index says fewer samples": Damage(
+        edit_index(lambda i: i["shards"][0].update(samples=2)), "holds 3 samples, the index says 2"
+    ),
+    "index says more bytes": Damage(edit_index(lambda i: i["shards"][0].update(bytes=1)), "the index says 1"),
+    "index names a shard outside": Damage(
+        edit_index(lambda i: i["shards"][0].update(name="../000000.tar")), "must be a plain file"
+    ),
+    "index lacks a shard": Damage(
+        edit_index(lambda i: i["shards"].pop()), r"000002\.tar is in the folder, but not in the index"
+    ),
+    "index lists a shard twice": Damage(edit_index(lambda i: i["shards"].append(i["shards"][0])), "occurs 2 times"),
+    "file that is not listed": Damage(lambda f: (f / "notes.txt").write_text("?"), r"notes\.txt is in the folder"),
+    "shard that is not listed": Damage(
+        lambda f: shutil.copy(f / "000000.tar", f / "000009.tar"), r"000009\.tar is in the folder"
+    ),
+}
+
+
+def damaged(sets: Path, kind: str, tmp_path: Path, damage: Damage) -> Path:
+    folder = tmp_path / "set"
+    shutil.copytree(sets / kind, folder)
+    damage.do(folder)
+    if damage.signed:
+        sign(folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_verify_finds(sets: Path, tmp_path: Path, name: str) -> None:
+    folder = damaged(sets, "pairs", tmp_path, DAMAGE[name])
+    lines = list(verify(open_damaged(str(folder))))
+    assert any(re.search(DAMAGE[name].found, line) for line in lines), f"not among the damage found: {lines}"
+
+
+SILENT = {"one byte of a video changed", "key twice in two shards, signed", "index lacks a shard"}
+"""What no reader of one sample after the other can tell, but only digests and counts of all: `verify` is for these."""
+
+
+@pytest.mark.parametrize("name", [name for name in DAMAGE if name not in SILENT])
+@pytest.mark.parametrize("training", [False, True])
+def test_nothing_wrong_is_streamed(sets: Path, tmp_path: Path, name: str, training: bool) -> None:
+    """Opening refuses the set, or every sample comes out as it was, or is dropped with a reason."""
+    folder = damaged(sets, "pairs", tmp_path, DAMAGE[name])
+    whole = ShardSet(sets / "pairs")
+    sound = {raw.key: PairDecoder(FrameReader(whole, GLANCE, 16), None)(raw, 0) for raw in whole}
+    try:
+        shards = ShardSet(folder, "pairs")
+        share = Share(shards.index.samples, 1, 1, training)
+        decode = PairDecoder(FrameReader(shards, GLANCE, 16), None)
+        items = list(ShardStream(shards, decode, share, 0, shuffle_buffer=2 * training))
+    except ShardError as error:
+        assert str(error)
+        return
+    dropped = [item.value for item in items if isinstance(item.value, Dropped)]
+    pairs = [item.value for item in items if item.valid]
+    assert all(drop.reason for drop in dropped) and len(dropped) + len(pairs) == len(items)
+    for pair in pairs:
+        want = sound[pair.key]
+        assert pair.prompt == want.prompt and pair.sources == want.sources
+        assert torch.equal(pair.labels.nan_to_num(9), want.labels.nan_to_num(9))
+        assert torch.equal(pair.scores.nan_to_num(9), want.scores.nan_to_num(9))
+        assert all(torch.equal(a, b) for a, b in zip(pair.videos, want.videos))
+    assert len({pair.key for pair in pairs}) == len(pairs), "a key came twice"
+    assert len(pairs) == SAMPLES or dropped, "a sample is missing without a word"
+
+
+@pytest.mark.parametrize("name", ["truncated", "video is garbage", "json cut", "key twice", "shard missing",
+                                  "index says more samples", "file that is not listed"])  # fmt: skip
+def test_verify_by_command(sets: Path, tmp_path: Path, name: str, capfd: pytest.CaptureFixture) -> None:
+    folder = damaged(sets, "pairs", tmp_path, DAMAGE[name])
+    before = files(folder)
+    with pytest.raises(SystemExit) as stop:
+        main(["shards", "verify", str(folder)])
+    out, err = capfd.readouterr()
+    assert stop.value.code == 1
+    assert re.search(DAMAGE[name].found, out)
+    assert "Traceback" not in err and "is sound" not in out
+    assert files(folder) == before
+
+
+INDEX = {
+    "missing": (lambda f: (f / "index.json").unlink(), r"no index\.json"),
+    "empty": (lambda f: (f / "index.json").write_text(""), r"index\.json"),
+    "no json": (lambda f: (f / "index.json").write_text('{"format": '), r"index\.json.*cannot be read"),
+    "not UTF-8": (lambda f: (f / "index.json").write_bytes(b"\xff\xfe{}"), r"index\.json.*cannot be read"),
+    "a list": (lambda f: (f / "index.json").write_text("[1]"), "no index of shards"),
+    "a text": (lambda f: (f / "index.json").write_text('"shards"'), "no index of shards"),
+    "null": (lambda f: (f / "index.json").write_text("null"), "no index of shards"),
+    "another format": (edit_index(lambda i: i.update(format="webdataset")), "is of format"),
+    "a later version": (edit_index(lambda i: i.update(version=2)), "is of format"),
+    "no version": (edit_index(lambda i: i.pop("version")), "is of format"),
+    "no shards": (edit_index(lambda i: i.pop("shards")), "no index of shards"),
+    "shards a number": (edit_index(lambda i: i.update(shards=3)), "no index of shards"),
+    "a shard without digest": (edit_index(lambda i: i["shards"][0].pop("sha256")), "no index of shards"),
+    "unknown entry": (edit_index(lambda i: i.update(colour="red")), "no index of shards"),
+    "unknown kind": (edit_index(lambda i: i.update(kind="triples")), "no index of shards|kind"),
+    "unknown media": (edit_index(lambda i: i.update(media="gif")), "gif"),
+    "count a text": (edit_index(lambda i: i["shards"][0].update(samples="3")), "no index of shards|samples"),
+    "count negative": (edit_index(lambda i: i["shards"][0].update(samples=-3)), "no index of shards|samples"),
+    "name a number": (edit_index(lambda i: i["shards"][0].update(name=3)), "no index of shards|name"),
+    "tables a list": (edit_index(lambda i: i.update(tables=["pairs.csv"])), "no index of shards|tables"),
+    "table outside": (edit_index(lambda i: i.update(tables={"../evil.csv": "0"})), r"evil\.csv"),
+}
+
+
+@pytest.mark.parametrize("name", INDEX)
+def test_an_index_that_means_nothing_is_not_read(sets: Path, tmp_path: Path, name: str) -> None:
+    do, words = INDEX[name]
+    folder = damaged(sets, "pairs", tmp_path, Damage(do, words))
+    try:
+        shards = ShardSet(folder)
+        keys = [sample.key for sample in shards]
+        assert shards.index.samples == SAMPLES
+    except VideoAlignError as error:
+        assert re.search(words, str(error))
+    else:  # what is wrong concerns tables only
+        assert name.startswith("table") and len(keys) == SAMPLES
+
+
+@pytest.mark.parametrize("name", INDEX)
+def test_verify_of_an_index_that_means_nothing(sets: Path, tmp_path: Path, name: str) -> None:
+    do, words = INDEX[name]
+    folder = damaged(sets, "pairs", tmp_path, Damage(do, words))
+    try:
+        lines = "\n".join(verify(open_damaged(str(folder))))
+    except VideoAlignError as error:
+        lines = str(error)
+    assert re.search(words, lines)
+
+
+def test_a_table_outside_is_never_copied(sets: Path, tmp_path: Path) -> None:
+    """An index from elsewhere must not lead the encoder to write beside its output."""
+    shutil.copytree(sets / "pairs", tmp_path / "theirs" / "deep" / "set")
+    (tmp_path / "theirs" / "evil.csv").write_text("key_A,key_B\n1,2\n")
+    edit_index(lambda i: i.update(tables={"../../evil.csv": "0"}))(tmp_path / "theirs" / "deep" / "set")
+    out = tmp_path / "ours" / "deep" / "out"
+    try:
+        list(encode_frames(ShardSet(tmp_path / "theirs" / "deep" / "set"), out, GLANCE, 16))
+    except VideoAlignError:
+        pass
+    assert all(path.is_relative_to(out) for path in (tmp_path / "ours").rglob("*") if path.is_file())
+
+
+def test_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(ShardError, match="no such folder"):
+        ShardSet(tmp_path / "nowhere")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ShardError, match="no such folder"):
+        ShardSet(tmp_path / "file")
+
+
+def test_damage_after_opening_is_met_when_reading(sets: Path, tmp_path: Path) -> None:
+    for damage in (lambda f: (f / "000001.tar").unlink(), lambda f: (f / "000001.tar").write_bytes(b"")):
+        folder = tmp_path / "set"
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(sets / "pairs", folder)
+        shards = ShardSet(folder)
+        damage(folder)
+        with pytest.raises(ShardError, match=r"000001\.tar"):
+            list(shards)
+        items = list(ShardStream(shards, lambda raw, epoch: raw.key, Share(SAMPLES, 1, 1, False), 0))
+        assert [item.valid for item in items] == [True] * 3 + [False] * 3 + [True]
+        assert all("000001.tar" in item.value.reason for item in items[3:6])
+
+
+# --- tables of rated pairs ------------------------------------------------------------------------------------------
+
+
+def edit_table(change: Callable[[str], str], signed: bool = True) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        old = (folder / PAIRS).read_text()
+        new = change(old)
+        assert new != old
+        (folder / PAIRS).write_text(new)
+        if signed:
+            digest = hashlib.sha256((folder / PAIRS).read_bytes()).hexdigest()
+            edit_index(lambda index: index["tables"].update({PAIRS: digest}))(folder)
+
+    return damage
+
+
+TABLE = {
+    "changed": (edit_table(lambda t: t.replace(",A", ",B", 1), signed=False), "sha256"),
+    "missing": (lambda f: (f / PAIRS).unlink(), r"pairs\.csv is missing"),
+    "unknown video": (edit_table(lambda t: t.replace("000003", "000777")), "line 4: video '000777' is not in the set"),
+    "unknown label": (edit_table(lambda t: t.replace(",same", ",draw", 1)), "line 2: unknown label 'draw' in MQ"),
+    "pair twice": (edit_table(lambda t: t + t.splitlines()[1] + "\n"), "occurs 2 times"),
+    "pair twice, turned round": (edit_table(lambda t: t + "000001,000000,A,A,A,A\n"), "occurs 2 times"),
+    "short row": (edit_table(lambda t: t + "000000,000002\n"), "line 5"),
+    "no keys": (edit_table(lambda t: t.replace("key_A", "left")), "is not in the set|key_A"),
+    "garbage": (lambda f: (f / PAIRS).write_bytes(b"\xff\xfe\x00key_A" * 20), r"pairs\.csv"),
+}
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_verify_finds_damage_of_a_table(sets: Path, tmp_path: Path, name: str) -> None:
+    do, words = TABLE[name]
+    folder = damaged(sets, "videos", tmp_path, Damage(do, words))
+    lines = "\n".join(verify(open_damaged(str(folder))))
+    assert re.search(words, lines), lines
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in TABLE if name not in ("changed", "pair twice", "pair twice, turned round")]
+)
+def test_a_damaged_table_is_no_benchmark(sets: Path, tmp_path: Path, name: str) -> None:
+    """Opening refuses it; a pair of a video that is not there may also be left without any reward."""
+    folder = damaged(sets, "videos", tmp_path, Damage(*TABLE[name]))
+    try:
+        benchmark = Benchmark(folder)
+    except VideoAlignError as error:
+        assert PAIRS in str(error)
+        return
+    assert name == "unknown video"
+    decode = VideoDecoder(FrameReader(benchmark.shards, GLANCE, 16), benchmark.numbers)
+    items = list(ShardStream(benchmark.shards, decode, Share(4, 1, 1, False), 0))
+    assert benchmark.numbers["000777"] not in {item.value.number for item in items if item.valid}
+    assert [item.valid for item in items] == [True, True, True, False]  # 000003 is in no pair any more
+    assert "occurs in no rated pair" in items[-1].value.reason
+
+
+# --- decoded frames -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("content", [
+    b"", b"garbage" * 40, dump_frames(torch.zeros(2, 3, 16, 16, dtype=torch.uint8))[:-20],
+    dump_frames(torch.zeros(2, 3, 16, 16)), dump_frames(torch.zeros(3, 16, 16, dtype=torch.uint8)),
+    dump_frames(torch.zeros(2, 1, 16, 16, dtype=torch.uint8)),
+], ids=["empty", "garbage", "cut", "float", "one picture", "grey"])  # fmt: skip
+def test_damaged_frames_are_found_and_dropped(sets: Path, tmp_path: Path, content: bytes) -> None:
+    change = replace_member("000001.a.safetensors", lambda old: content)
+    folder = damaged(sets, "frames", tmp_path, Damage(change, "", signed=True))
+    lines = list(verify(open_damaged(str(folder))))
+    assert len(lines) == 1 and "key '000001', a.safetensors" in lines[0]
+    shards = ShardSet(folder)
+    decode = PairDecoder(FrameReader(shards, GLANCE, 16), None)
+    items = list(ShardStream(shards, decode, Share(SAMPLES, 1, 1, False), 0))
+    assert [item.valid for item in items] == [True, False, True, True, True, True, True]
+    assert "key '000001', a.safetensors" in items[1].value.reason
