@@ -42,10 +42,15 @@ def main(args: list[str] | None = None) -> None:
 
 def _mistake(error: BaseException | None) -> str | None:
     """The message of a user's mistake, also where a configuration parser has wrapped it; None for any other error."""
+    if isinstance(error, FileNotFoundError | PermissionError | NotADirectoryError):
+        return str(error)
     while error is not None:
-        # Lightning's name for a user's mistake; not imported, because that would take seconds
-        if isinstance(error, VideoAlignError) or type(error).__name__ == "MisconfigurationException":
+        if isinstance(error, VideoAlignError):
             return str(error)
+        # Lightning's name for a user's mistake; not imported, because that would take seconds
+        if type(error).__name__ == "MisconfigurationException":
+            hint = " Compute on the CPU with --trainer.accelerator cpu, or --device cpu." if "backend" in str(error) else ""
+            return str(error) + hint
         error = error.__cause__ or error.__context__
     return None
 

@@ -45,7 +45,7 @@ class Captioning(L.LightningModule):
         self.out, self.optimizer, self.warmup, self.decay = Path(out), optimizer, warmup, decay
         self.processor = RewardProcessor(backbone, Template.load("plain"), sampling or FrameSampling())
         load_backbone(backbone)  # the checks and their messages
-        self.network = AutoModelForImageTextToText.from_pretrained(backbone)
+        self.network = AutoModelForImageTextToText.from_pretrained(backbone).train()
         batch_vision_attention(self.network.model.visual)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:

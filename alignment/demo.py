@@ -10,6 +10,8 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
+import torch
+
 from ..callbacks.reward_bench import bar_chart, table
 from ..datamodules.benchmark import Benchmark
 from ..datamodules.frames import encode_frames
@@ -36,6 +38,8 @@ def demo(out: str | Path, seed: int, progress: Callable[[str, int, int], None]) 
         Accuracies by benchmark and column.
     """
     out, started = Path(out), time.monotonic()
+    # Half of the cores compute, the others decode: threads of one operation that wait for each other's core are slow.
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // 2))
     world, frames, backbone, reward = out / "world", out / "frames", out / "backbone", out / "reward"
 
     def stage(folder: Path, text: str) -> bool:

@@ -20,6 +20,14 @@ from ..datamodules import captions, pairs  # noqa: F401
 jsonargparse.set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
 
 
+_NOISE = (
+    "LightningCLI's args parameter",
+    ".*treespec, LeafSpec",  # Lightning's own use of a deprecated call
+    "Your `IterableDataset` has `__len__` defined",  # ours is right: every worker has its own range
+)
+"""Warnings that ask nothing of the user."""
+
+
 class SaveConfig(SaveConfigCallback):
     """The merged configuration as ``config.yaml`` in the run's folder and as text in TensorBoard."""
 
@@ -70,7 +78,8 @@ def run(args: list[str]) -> LightningCLI:
         The CLI object, with ``trainer``, ``model`` and ``datamodule``.
     """
     transformers.utils.logging.disable_progress_bar()
-    warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
+    for message in _NOISE:
+        warnings.filterwarnings("ignore", message=message)
     args = [packaged(a) if before in ("-c", "--config") else a for before, a in zip(["", *args], args)]
     return ExperimentCLI(
         L.LightningModule,

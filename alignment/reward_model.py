@@ -62,7 +62,8 @@ class RewardModel(L.LightningModule):
         if not 0 <= warmup < 1:
             raise VideoAlignError(f"model.warmup is a share of the steps in [0, 1), got {warmup}")
         self.save_hyperparameters(ignore=["network", "optimizer"])
-        self.network, self.optimizer = network, optimizer
+        # transformers hands models over in eval mode, where adapters' dropout and checkpointing are off
+        self.network, self.optimizer = network.train(), optimizer
         self.loss, self.warmup, self.decay = loss, warmup, decay
         self.ties = loss == "btt" if ties is None else ties
         # bt is btt at theta 1, where a tie has no probability; a reward from regression is read as a bt logit.

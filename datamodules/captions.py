@@ -51,4 +51,4 @@ class Captions(L.LightningDataModule):
         decode = partial(_decode, FrameReader(shards, processor.sampling, processor.factor), self.seed)
         share = Share(shards.index.samples, self.batch_size, self.trainer.world_size, training=True)
         stream = ShardStream(shards, decode, share, self.trainer.global_rank, self.seed, self.shuffle_buffer)
-        return ShardLoader(stream, partial(_collate, processor), self.workers)
+        return ShardLoader(stream, partial(_collate, processor), self.workers, persistent_workers=self.workers > 0)

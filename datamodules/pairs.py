@@ -183,6 +183,7 @@ class VideoPairs(L.LightningDataModule):
         )
         return ShardLoader(
             stream, Collate(self.processor, benchmark), min(self.workers, share.batches), self.max_dropped,
+            persistent_workers=training and self.workers > 0,  # an epoch may be short
             pin_memory=trainer.strategy.root_device.type == "cuda",
         )  # fmt: skip
 

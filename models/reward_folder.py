@@ -102,7 +102,7 @@ def load_reward(folder: Path, backbone: str | Path | None = None, **changes: obj
     )
     _load_trained(network, folder)
     network.statistics = Statistics(**record["statistics"])
-    return network
+    return network.eval()
 
 
 def _load_trained(network: VideoReward, folder: Path) -> None:

@@ -1,0 +1,209 @@
+"""Performance, as ratios of two ways measured side by side in one run: `make bench`.
+
+Each row checks first that both ways give the same result. Times are medians of repeated runs with one torch thread;
+the spread is the range. Nothing here is asserted in tests.
+"""
+
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import av
+import numpy as np
+import torch
+from videoalign.alignment import RewardModel
+from videoalign.datamodules.frames import FrameReader, encode_frames
+from videoalign.datamodules.shards import ShardSet, ShardWriter
+from videoalign.datamodules.video import decode, encode
+from videoalign.models import FrameSampling, VideoReward, accuracy_with_ties
+from videoalign.models.miniature import make_qwen
+
+
+def timed(*ways: Callable[[], object], repeats: int = 7) -> list[list[float]]:
+    """Seconds of each way, taken in turn so that a busy machine slows all of them; the first round is not counted."""
+    seconds: list[list[float]] = [[] for _ in ways]
+    for number in range(repeats + 1):
+        for times, way in zip(seconds, ways):
+            started = time.perf_counter()
+            way()
+            if number:
+                times.append(time.perf_counter() - started)
+    return seconds
+
+
+def row(name: str, slow: list[float], fast: list[float], per: int = 1, unit: str = "") -> None:
+    """Print one comparison."""
+    s, f = statistics.median(slow), statistics.median(fast)
+    low, high = min(slow) / max(fast), max(slow) / min(fast)
+    rates = f"{per / s:10.1f} -> {per / f:10.1f} {unit}" if unit else f"{s * 1e3:8.2f} -> {f * 1e3:8.2f} ms"
+    print(f"{name:68} {s / f:6.1f}x  (range {low:.1f}-{high:.1f})  {rates}", flush=True)
+
+
+def python_with_ties(labels: list[int], margins: list[float]) -> float:
+    """A straightforward loop over the pairs sorted by absolute margin: one threshold after the other."""
+    order = sorted(range(len(labels)), key=lambda i: abs(margins[i]))
+    correct = sum(1 for label, margin in zip(labels, margins) if label != 0 and label * margin > 0)
+    best = correct
+    for place, i in enumerate(order):
+        if labels[i] == 0:
+            correct += 1
+        elif labels[i] * margins[i] > 0:
+            correct -= 1
+        last = place + 1 == len(order) or abs(margins[order[place + 1]]) != abs(margins[i])
+        if last and correct > best:
+            best = correct
+    return best / len(labels)
+
+
+def torch_with_ties(labels: torch.Tensor, margins: torch.Tensor) -> float:
+    """The same loop over tensors, as the official script's runs over array elements."""
+    order = margins.abs().argsort()
+    labels, margins = labels[order], margins[order]
+    correct = int(((labels != 0) & (labels * margins > 0)).sum())
+    best = correct
+    for place in range(len(labels)):
+        if labels[place] == 0:
+            correct += 1
+        elif labels[place] * margins[place] > 0:
+            correct -= 1
+        last = place + 1 == len(labels) or margins[place + 1].abs() != margins[place].abs()
+        if last and correct > best:
+            best = correct
+    return best / len(labels)
+
+
+def tie_metric() -> None:
+    """Accuracy with ties of as many pairs as VideoGen-RewardBench has."""
+    rng = np.random.default_rng(0)
+    labels = torch.tensor(rng.choice([1, -1, 0], 26457, p=[0.27, 0.26, 0.47]))
+    margins = torch.tensor(rng.normal(0, 1, 26457) + labels.numpy(), dtype=torch.float32)
+    lists = labels.tolist(), margins.tolist()
+    assert accuracy_with_ties(labels, margins) == python_with_ties(*lists) == torch_with_ties(labels, margins)
+    fast = lambda: accuracy_with_ties(labels, margins)  # noqa: E731
+    loop, ours = timed(lambda: python_with_ties(*lists), fast)
+    row("accuracy with ties, 26,457 pairs: loop over Python lists", loop, ours)
+    loop, ours = timed(lambda: torch_with_ties(labels, margins), fast, repeats=3)
+    row("accuracy with ties, 26,457 pairs: loop over tensors", loop, ours)
+
+
+def clips(folder: Path, pairs: int) -> ShardSet:
+    """A set of 480 x 832 clips of 5 seconds at 24 fps, as generators make them."""
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:480, :832]
+    videos = []
+    for _ in range(4):
+        phase = rng.uniform(0, 6, 3)
+        frames = np.stack([
+            np.stack([127 + 90 * np.sin(x / 60 + p + t / 9) * np.cos(y / 40 - p) + rng.normal(0, 4, y.shape) for p in phase], -1)
+            for t in range(120)
+        ])  # fmt: skip
+        videos.append(encode(frames.clip(0, 255).astype(np.uint8), 24, crf=23))
+    with ShardWriter(folder, "pairs", per_shard=4) as writer:
+        for i in range(pairs):
+            record = {"prompt": "waves", "labels": {"VQ": "A", "MQ": "B", "TA": "same"}}
+            writer.write(f"{i:04d}", {"a": videos[i % 4], "b": videos[(i + 1) % 4]}, record)
+    return ShardSet(folder)
+
+
+def decode_all(content: bytes, sampling: FrameSampling) -> torch.Tensor:
+    """Convert every frame, then choose: what is done where frames are read with a whole-clip reader."""
+    import io
+
+    from torchvision.transforms.functional import InterpolationMode, resize
+
+    with av.open(io.BytesIO(content)) as container:
+        container.streams.video[0].codec_context.thread_count = 1
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    video = torch.from_numpy(np.stack([frames[i] for i in sampling.indices(len(frames), 24.0)])).permute(0, 3, 1, 2)
+    return resize(video, list(sampling.size(480, 832, 28)), InterpolationMode.BICUBIC, antialias=True)
+
+
+def decoding(folder: Path) -> None:
+    """Pairs per second from mp4 shards and from frames that were decoded once."""
+    sampling = FrameSampling()
+    mp4 = clips(folder / "mp4", 8)
+    for _ in encode_frames(mp4, folder / "frames", sampling, 28):
+        pass
+    cached = ShardSet(folder / "frames")
+    read_mp4, read_frames = FrameReader(mp4, sampling, 28), FrameReader(cached, sampling, 28)
+    assert all(torch.equal(a, b) for x, y in zip(mp4, cached) for a, b in zip(read_mp4(x), read_frames(y)))
+    slow, fast = timed(lambda: [read_mp4(raw) for raw in mp4], lambda: [read_frames(raw) for raw in cached], repeats=3)
+    row("pairs from frame-cached shards against decoding mp4 each time", slow, fast, 8, "pairs/s")
+    content = next(iter(mp4)).members["a.mp4"]
+    assert torch.equal(decode_all(content, sampling), decode(content, sampling, 28))
+    slow, fast = timed(lambda: decode_all(content, sampling), lambda: decode(content, sampling, 28), repeats=5)
+    row("mp4: only the kept frames converted against all of them", slow, fast, 1, "clips/s")
+
+
+def one_forward(folder: Path) -> None:
+    """A training step with A and B in one forward against two."""
+    make_qwen(folder / "mini", corpus=["a red circle moves left to right"])
+    network = VideoReward(folder / "mini", "plain", FrameSampling(fps=8.0, min_pixels=0), language="full")
+    model = RewardModel(network)
+    videos = [torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8) for _ in range(48)]
+    prompts, labels = ["a red circle moves left to right"] * 48, torch.randint(-1, 2, (24, 3)).float()
+    both, a, b = (network.processor(videos[s], prompts[s]) for s in (slice(48), slice(24), slice(24, 48)))
+
+    def step(*inputs: dict) -> torch.Tensor:
+        network.zero_grad()
+        rewards = torch.cat([network(**batch) for batch in inputs]).unflatten(0, (2, -1))
+        loss = model.pair_loss(rewards, labels, torch.ones(2, 24, 3))
+        loss.backward()
+        return torch.stack([loss.detach(), network.head.weight.grad.abs().sum()])
+
+    torch.testing.assert_close(step(a, b), step(both), rtol=1e-5, atol=1e-5)
+    slow, fast = timed(lambda: step(a, b), lambda: step(both))
+    row("training step, 24 pairs: A and B in one forward against two", slow, fast, 24, "pairs/s")
+
+
+STREAM = """
+import resource, sys, torch
+from videoalign.datamodules.frames import FrameReader
+from videoalign.datamodules.pairs import PairDecoder
+from videoalign.datamodules.shards import ShardSet
+from videoalign.datamodules.stream import Share, ShardLoader, ShardStream
+from videoalign.models import FrameSampling
+shards = ShardSet(sys.argv[1])
+decode = PairDecoder(FrameReader(shards, FrameSampling(**{k: v for k, v in shards.index.frames.items() if k != "factor"}), 28), 0)
+stream = ShardStream(shards, decode, Share(shards.index.samples, 2, 1, True), 0, shuffle_buffer=8)
+for batch in ShardLoader(stream, lambda items: {"dropped": []}, 0):
+    pass
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def memory(folder: Path) -> None:
+    """Peak memory of a process that streams 1x and 10x as many shards."""
+    peaks = []
+    for times in (1, 10):
+        with ShardWriter(folder / f"x{times}", "pairs", "safetensors", ShardSet(folder / "frames").index.frames, per_shard=4) as writer:
+            raws = list(ShardSet(folder / "frames"))
+            for i in range(8 * times):
+                raw = raws[i % len(raws)]
+                videos = {side: raw.members[f"{side}.safetensors"] for side in "ab"}
+                writer.write(f"{i:04d}", videos, raw.record())
+        done = subprocess.run([sys.executable, "-c", STREAM, folder / f"x{times}"], capture_output=True, text=True, check=True)
+        peaks.append(int(done.stdout) / 1024)
+    print(f"{'peak memory while streaming 10x as many shards':68} {peaks[1] / peaks[0]:6.3f}x  {peaks[0]:.0f} -> {peaks[1]:.0f} MiB")
+
+
+def main() -> None:
+    """All rows."""
+    torch.set_num_threads(1)
+    print(f"torch {torch.__version__}, {os.cpu_count()} cores, 1 thread; page cache warm")
+    with tempfile.TemporaryDirectory() as name:
+        tie_metric()
+        decoding(Path(name))
+        one_forward(Path(name))
+        memory(Path(name))
+    print(f"peak memory of this process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB")
+
+
+if __name__ == "__main__":
+    main()

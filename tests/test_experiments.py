@@ -1,0 +1,101 @@
+"""Every YAML is parsed; the command in its first line is one that exists; configuration behaves as documented."""
+
+import shlex
+import sys
+from pathlib import Path
+
+import lightning as L
+import pytest
+import videoalign.alignment.experiment as experiment
+from videoalign.cli import _parser, main
+
+ROOT = Path(experiment.__file__).parents[1]
+EXPERIMENTS = sorted((ROOT / "experiments").rglob("*.yaml"))
+
+
+def configuration(*args):
+    """The merged configuration as `--print_config` gives it, without building anything."""
+    with pytest.raises(SystemExit) as done:
+        main([*args, "--print_config"])
+    return done.value.code
+
+
+def command_of(path):
+    line = path.read_text().splitlines()[0]
+    assert line.startswith("# videoalign "), f"{path}: the first line is not the command that runs it"
+    words = shlex.split(line.removeprefix("# videoalign "))
+    return [str(ROOT / w) if w.startswith("experiments/") else w for w in words]
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda p: str(p.relative_to(ROOT / "experiments")))
+def test_every_experiment_parses(path, capsys):
+    command = command_of(path)
+    assert f"experiments/{path.relative_to(ROOT / 'experiments')}" in path.read_text().splitlines()[0]
+    assert configuration(*command) in (0, None)
+    printed = capsys.readouterr().out
+    assert "class_path: videoalign.alignment." in printed and "class_path: videoalign.datamodules." in printed
+
+
+def test_short_class_names_resolve(capsys):
+    assert configuration("fit", "--model", "RewardModel", "--model.network", "VideoReward", "--model.network.backbone", "x",
+                         "--data", "VideoPairs") in (0, None)  # fmt: skip
+    assert "videoalign.alignment.reward_model.RewardModel" in capsys.readouterr().out
+
+
+def test_later_values_win_and_interpolation_follows(tmp_path, capsys):
+    first = tmp_path / "a.yaml"
+    first.write_text("data: {class_path: VideoPairs, init_args: {batch_size: 4, val_batch_size: '${data.init_args.batch_size}'}}\n")
+    assert configuration("fit", "--config", str(first), "--data.batch_size", "6") in (0, None)
+    printed = capsys.readouterr().out
+    assert "batch_size: 6" in printed and "val_batch_size: 6" in printed
+
+
+def test_checkpoint_values_do_not_override_the_command_line():
+    """Lightning would silently prefer a checkpoint's hyper-parameters; see ExperimentCLI._parse_ckpt_path."""
+    assert experiment.ExperimentCLI._parse_ckpt_path is not L.pytorch.cli.LightningCLI._parse_ckpt_path
+    assert hasattr(L.pytorch.cli.LightningCLI, "_parse_ckpt_path"), "the hook has another name now"
+
+
+def test_packaged_experiments_are_found_from_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert Path(experiment.packaged("experiments/sprites/reward_btt.yaml")).exists()
+    assert experiment.packaged("experiments/none.yaml") == "experiments/none.yaml"
+
+
+def test_help_shows_every_command(capsys):
+    with pytest.raises(SystemExit) as done:
+        main(["--help"])
+    printed = capsys.readouterr().out
+    assert done.value.code == 0
+    for command in ("fit", "validate", "test", "predict", "shards", "score", "bench", "export", "sprites", "miniature", "demo"):
+        assert f"    {command}" in printed
+
+
+def test_readme_commands_exist():
+    """Every `videoalign ...` line of the README's code blocks parses; experiments that it names exist."""
+    seen = 0
+    for line in (ROOT / "README.md").read_text().splitlines():
+        if not line.startswith("    videoalign "):
+            continue
+        words = shlex.split(line.strip().removeprefix("videoalign "))
+        seen += 1
+        if words[0] in ("fit", "validate", "test", "predict"):
+            assert all((ROOT / w).exists() for w in words if w.startswith("experiments/"))
+            assert experiment.packaged(words[words.index("--config") + 1])
+        else:
+            _parser().parse_args(words)
+    assert seen >= 3
+
+
+def test_packages_are_listed_for_the_wheel():
+    """A folder with code that setup.cfg does not name would be missing from the wheel only."""
+    listed = (ROOT / "setup.cfg").read_text()
+    for folder in ROOT.iterdir():
+        if (folder / "__init__.py").exists():
+            assert f"videoalign.{folder.name}\n" in listed, folder.name
+        for deeper in folder.glob("*/__init__.py") if folder.is_dir() and folder.name[0] != "." else ():
+            raise AssertionError(f"{deeper}: packages are one level deep")
+
+
+def test_nothing_is_imported_by_its_bare_folder_name():
+    assert not {"models", "datamodules", "alignment", "callbacks"} & set(sys.modules)
