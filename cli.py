@@ -49,7 +49,11 @@ def _mistake(error: BaseException | None) -> str | None:
             return str(error)
         # Lightning's name for a user's mistake; not imported, because that would take seconds
         if type(error).__name__ == "MisconfigurationException":
-            hint = " Compute on the CPU with --trainer.accelerator cpu, or --device cpu." if "backend" in str(error) else ""
+            hint = (
+                " Compute on the CPU with --trainer.accelerator cpu, or --device cpu."
+                if "backend" in str(error)
+                else ""
+            )
             return str(error) + hint
         error = error.__cause__ or error.__context__
     return None

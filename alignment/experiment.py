@@ -13,6 +13,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 
 # Imported so that short class names work in YAML files.
 from .. import alignment, callbacks, datamodules  # noqa: F401
+from ..callbacks.progress import LogProgress
 from ..callbacks.tensorboard import writer_of
 from ..datamodules import captions, pairs  # noqa: F401
 
@@ -89,6 +90,7 @@ def run(args: list[str]) -> LightningCLI:
         subclass_mode_data=True,
         auto_configure_optimizers=False,
         seed_everything_default=0,
+        trainer_defaults={} if sys.stderr.isatty() else {"callbacks": [LogProgress()]},
         save_config_callback=SaveConfig,
         parser_kwargs={"parser_mode": "omegaconf+"},
     )

@@ -7,6 +7,7 @@ import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 from torch.distributed.tensor import DTensor
+from torchmetrics import MeanMetric
 
 from .. import VideoAlignError
 from ..models import preference
@@ -71,6 +72,7 @@ class RewardModel(L.LightningModule):
         self.accuracy = PreferenceAccuracy(resamples=0)
         self.calibration = Calibration(outcomes=(0, 1, 2) if loss == "btt" else (0, 2))
         self.moments = RewardMoments()
+        self.held_out_loss = MeanMetric()
         self.strict_loading = False  # checkpoints hold what trains; see on_load_checkpoint
         self._measured_at = -1
 
@@ -151,7 +153,7 @@ class RewardModel(L.LightningModule):
         margins = rewards[0] - rewards[1]
         per_dimension = labels[:, : len(DIMENSIONS)]
         loss = self.pair_loss(rewards, per_dimension, scores)
-        self.log("val/loss", loss, batch_size=int(valid.sum()), sync_dist=True, add_dataloader_idx=False)
+        self.held_out_loss.update(loss, valid.sum())  # weighted by pairs, also over ranks
         self.accuracy.update(margins, labels, valid)
         self.calibration.update(preference.probabilities(margins, self.theta), per_dimension, valid)
         self.moments.update(rewards.flatten(0, 1), valid.repeat(2))
@@ -167,7 +169,7 @@ class RewardModel(L.LightningModule):
 
     def measured_statistics(self) -> Statistics:
         """Statistics of the validation pairs seen last, or the stored ones. Collective: every rank must call it."""
-        if self.moments.update_called:
+        if self._has_held_out():
             mean, std = self.moments.compute().tolist()
             self.network.statistics = Statistics(mean, std)
             self._measured_at = self.global_step
@@ -175,46 +177,47 @@ class RewardModel(L.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Forget what the sanity check or an interrupted epoch left."""
-        for metric in (self.accuracy, self.calibration, self.moments):
+        for metric in (self.accuracy, self.calibration, self.moments, self.held_out_loss):
             metric.reset()
 
     def on_validation_epoch_end(self) -> None:
         """Log what the held-out pairs say."""
-        if not self.accuracy.update_called:
+        if not self._has_held_out():
             return
         self.accuracy.scale = torch.tensor(self.measured_statistics().std)
-        results = self.accuracy.compute()
-        calibration = self.calibration.compute().error
-        margins = {name: column[1] for name, column in self.accuracy.columns().items()}
+        results, reliability = self.accuracy.compute(), self.calibration.compute()  # collective, so equal on all ranks
         for name, row in results.items():
             self.log_dict({
                 f"val/accuracy/{name}": row["without_ties"],
                 f"val/accuracy_with_ties/{name}": row["with_ties"],
                 f"val/tie_floor/{name}": row["floor"],
-                f"val/margins/{name}": margins[name].abs().mean(),
+                f"val/margins/{name}": row["margin"],
             })  # fmt: skip
         for i, name in enumerate(DIMENSIONS):
             if name in results:
-                self.log(f"val/calibration/{name}", calibration[i].float())
+                self.log(f"val/calibration/{name}", reliability.error[i].float())
                 if self.loss == "btt":
-                    self.log(
-                        f"val/tie_probability/{name}", preference.probabilities(margins[name], self.theta)[:, 1].mean()
-                    )
-        self.log("val/num_pairs", float(max(row["pairs"] for row in results.values())))
+                    self.log(f"val/tie_probability/{name}", reliability.tie[i].float())
+        self.log("val/loss", self.held_out_loss.compute())
+        self.log("val/num_pairs", float(max((row["pairs"] for row in results.values()), default=0)))
+
+    on_test_epoch_start = on_validation_epoch_start
+    on_test_epoch_end = on_validation_epoch_end
+
+    def _has_held_out(self) -> bool:
+        """Whether held-out pairs were given: the same on every rank, whatever this one's share of them is."""
+        loaders = self.trainer.val_dataloaders if self.trainer.val_dataloaders else self.trainer.test_dataloaders
+        loaders = loaders if isinstance(loaders, list) else [loaders]
+        return loaders[0] is not None and loaders[0].collate_fn.benchmark is None
 
     def on_train_end(self) -> None:
         """Statistics for normalisation must be the last weights': validate once more if they are not."""
-        loaders = self.trainer.val_dataloaders
-        if self._measured_at == self.global_step or not loaders or self.trainer.sanity_checking:
-            self.measured_statistics()
+        if self._measured_at == self.global_step or not self.trainer.val_dataloaders or not self._has_held_out():
             return
-        loaders = loaders if isinstance(loaders, list) else [loaders]
-        if loaders[0].collate_fn.benchmark is not None:
-            return  # no held-out pairs were given
         self.eval()
         self.moments.reset()
         with torch.no_grad():
-            for batch in loaders[0]:
+            for batch in self.trainer.val_dataloaders[0]:
                 batch = self.trainer.strategy.batch_to_device(batch)
                 with self.trainer.precision_plugin.val_step_context():
                     self.moments.update(self._rewards(batch).flatten(0, 1), batch["valid"].repeat(2))

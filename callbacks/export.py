@@ -24,6 +24,6 @@ class ExportReward(L.Callback):
         state = get_model_state_dict(
             pl_module.network, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
         )
+        out = Path(self.out) if self.out else folder_of(trainer) / "export"
         if trainer.is_global_zero:
-            out = Path(self.out) if self.out else folder_of(trainer) / "export"
             pl_module.network.save_pretrained(out, state, self.backbone)

@@ -27,7 +27,7 @@ class ReliabilityDiagram(L.Callback):
 def diagram(reliability: Reliability) -> Figure:
     """One panel per dimension; the area of a point is the share of forecasts in its bin."""
     figure, axes = plt.subplots(1, len(DIMENSIONS), figsize=(10, 3.6), sharey=True, layout="constrained")
-    for axis, name, count, forecast, frequency, error in zip(axes, DIMENSIONS, *(t.cpu() for t in reliability)):
+    for axis, name, count, forecast, frequency, error in zip(axes, DIMENSIONS, *(t.cpu() for t in reliability[:4])):
         axis.plot([0, 1], [0, 1], color="grey", linewidth=0.8)
         axis.plot(forecast, frequency, color="#4878a8", linewidth=1)
         axis.scatter(forecast, frequency, s=400 * count / count.sum().clamp(min=1), color="#4878a8", alpha=0.7)

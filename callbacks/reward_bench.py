@@ -63,8 +63,7 @@ class RewardBench(L.Callback):
                     f"bench/{name}/accuracy_with_ties/{column}": row["with_ties"],
                     f"bench/{name}/tie_floor/{column}": row["floor"],
                 })  # fmt: skip
-            if trainer.is_global_zero:
-                self._report(trainer, name, result)
+            self._report(trainer, name, result)
 
     on_test_epoch_start = on_validation_epoch_start
     on_test_batch_end = on_validation_batch_end
@@ -92,7 +91,9 @@ class RewardBench(L.Callback):
         return metric.compute()
 
     def _report(self, trainer: L.Trainer, name: str, result: dict[str, dict]) -> None:
-        folder = Path(self.out) if self.out else folder_of(trainer) / "reward_bench"
+        folder = Path(self.out) if self.out else folder_of(trainer) / "reward_bench"  # collective
+        if not trainer.is_global_zero:
+            return
         write_json(folder / f"{name}.json", {"benchmark": name, "step": trainer.global_step, "accuracies": result})
         if (writer := writer_of(trainer)) and result:
             writer.add_text(f"bench/{name}", table(result, markdown=True), trainer.global_step)

@@ -19,7 +19,7 @@ def writer_of(trainer: L.Trainer) -> SummaryWriter | None:
 
 
 def folder_of(trainer: L.Trainer) -> Path:
-    """The run's folder: where the logger writes, or the trainer's root."""
+    """The run's folder: where the logger writes, or the trainer's root. Collective: every rank must ask."""
     return Path(trainer.log_dir or trainer.default_root_dir)
 
 

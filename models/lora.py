@@ -28,20 +28,24 @@ class LoRA:
             raise VideoAlignError(f"lora.dropout must be in [0, 1), got {self.dropout}")
 
 
-def add_lora(model: nn.Module, lora: LoRA, parts: list[str]) -> None:
+def add_lora(model: nn.Module, lora: LoRA, parts: list[str], without: str | None = None) -> None:
     """Insert adapters into the linear layers of ``parts`` (names of submodules), in place.
 
+    Args:
+        without: a submodule inside the parts that gets none.
+
     Raises:
-        VideoAlignError: where a target matches no linear layer of a part; lists what there is.
+        VideoAlignError: where a target matches no linear layer of any part; lists what there is.
     """
-    names = []
+    names, last = [], set()
     for part in parts:
-        linear = [n for n, m in model.get_submodule(part).named_modules() if isinstance(m, nn.Linear)]
-        last = {n.rpartition(".")[2] for n in linear}
-        if unknown := [t for t in lora.targets if t != "all-linear" and t not in last]:
-            raise VideoAlignError(f"lora.targets {unknown} match no linear layer of {part}. There are: {sorted(last)}")
+        modules = ((f"{part}.{n}", m) for n, m in model.get_submodule(part).named_modules())
+        linear = [n for n, m in modules if isinstance(m, nn.Linear) and not (without and n.startswith(f"{without}."))]
+        last |= {n.rpartition(".")[2] for n in linear}
         every = "all-linear" in lora.targets
-        names += [f"{part}.{n}" for n in linear if every or n.rpartition(".")[2] in lora.targets]
+        names += [n for n in linear if every or n.rpartition(".")[2] in lora.targets]
+    if unknown := [t for t in lora.targets if t != "all-linear" and t not in last]:
+        raise VideoAlignError(f"lora.targets {unknown} match no linear layer of {parts}. There are: {sorted(last)}")
     config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=names)
     # peft freezes everything that is no adapter; what was to train besides keeps training
     training = [p for p in model.parameters() if p.requires_grad]

@@ -24,7 +24,8 @@ class PreferenceAccuracy(Metric):
     none, the last column overall; ``valid`` (N,) bool, False for padding.
 
     As output of ``compute``: a dictionary per column that has labels, with ``without_ties``, ``with_ties``,
-    ``held_out``, ``floor``, ``threshold``, ``interval``, ``interval_with_ties``, ``pairs`` and ``decided``.
+    ``held_out``, ``floor``, ``threshold``, ``margin`` (mean absolute), ``interval``, ``interval_with_ties``, ``pairs``
+    and ``decided``.
 
     Args:
         scale: (D,) the standard deviation that each dimension's margin is divided by before they are summed to the
@@ -42,8 +43,8 @@ class PreferenceAccuracy(Metric):
     higher_is_better = True
     full_state_update = False
 
-    margins: list[Tensor]
-    labels: list[Tensor]
+    margins: list[Tensor] | Tensor
+    labels: list[Tensor] | Tensor
 
     def __init__(self, scale: Tensor | None = None, resamples: int = 1000, **kwargs: object) -> None:
         super().__init__(**kwargs)
@@ -64,7 +65,7 @@ class PreferenceAccuracy(Metric):
 
     def columns(self) -> dict[str, tuple[Tensor, Tensor]]:
         """Labels and margins of each column, those with a label only, on the CPU."""
-        if not self.margins:
+        if isinstance(self.margins, list) and not self.margins:
             return {}
         margins, labels = dim_zero_cat(self.margins).cpu(), dim_zero_cat(self.labels).cpu()
         scale = torch.ones(len(DIMENSIONS)) if self.scale is None else self.scale.cpu()
@@ -77,6 +78,13 @@ class PreferenceAccuracy(Metric):
         """All accuracies; see the class."""
         return {name: accuracies(labels, margins, self.resamples) for name, (labels, margins) in self.columns().items()}
 
+    def _sync_dist(self, *args: object, **kwargs: object) -> None:
+        """Give a rank that saw nothing empty states of the right width, which gathering needs."""
+        for name, width in (("margins", len(DIMENSIONS)), ("labels", len(DIMENSIONS) + 1)):
+            if not getattr(self, name):
+                setattr(self, name, [torch.empty(0, width, device=self.device)])
+        super()._sync_dist(*args, **kwargs)
+
 
 def accuracies(labels: Tensor, margins: Tensor, resamples: int = 1000) -> dict:
     """One column of :class:`PreferenceAccuracy`: labels and margins (N,)."""
@@ -87,6 +95,7 @@ def accuracies(labels: Tensor, margins: Tensor, resamples: int = 1000) -> dict:
         "held_out": preference.held_out_accuracy_with_ties(labels, margins),
         "floor": ties.float().mean().item(),
         "threshold": preference.tie_threshold(labels, margins),
+        "margin": margins.abs().mean().item(),
         "pairs": len(labels),
         "decided": int((~ties).sum()),
     }
@@ -107,6 +116,8 @@ class Reliability(NamedTuple):
     """(D, bins) share that came true, NaN where a bin is empty."""
     error: Tensor
     """(D,) expected calibration error, NaN without a label."""
+    tie: Tensor
+    """(D,) mean probability of a tie over all labelled pairs."""
 
 
 class Calibration(Metric):
@@ -127,17 +138,21 @@ class Calibration(Metric):
     full_state_update = False
 
     sums: Tensor
+    ties: Tensor
 
     def __init__(self, bins: int = 10, outcomes: tuple[int, ...] = (0, 1, 2), **kwargs: object) -> None:
         super().__init__(**kwargs)
         self.bins, self.outcomes = bins, list(outcomes)
         # count, sum of forecasts, sum of occurrences
         self.add_state("sums", default=torch.zeros(3, len(DIMENSIONS), bins, dtype=torch.double), dist_reduce_fx="sum")
+        # labelled pairs, sum of their probabilities of a tie
+        self.add_state("ties", default=torch.zeros(2, len(DIMENSIONS), dtype=torch.double), dist_reduce_fx="sum")
 
     def update(self, probabilities: Tensor, labels: Tensor, valid: Tensor) -> None:
         """Add a batch; see the class."""
         came_true = labels[..., None] == torch.tensor([1.0, 0.0, -1.0], device=labels.device)  # (N, D, 3)
         counts = valid[:, None] & ~labels.isnan()  # (N, D)
+        self.ties += torch.stack([counts.double(), probabilities[..., 1].double() * counts]).sum(1)
         if 1 not in self.outcomes:
             counts = counts & (labels != 0)
         p, hit = probabilities[..., self.outcomes].double(), came_true[..., self.outcomes].double()
@@ -151,7 +166,7 @@ class Calibration(Metric):
         count, forecasts, hits = self.sums
         forecast, frequency = forecasts / count, hits / count
         error = ((forecast - frequency).abs().nan_to_num() * count).sum(1) / count.sum(1)
-        return Reliability(count, forecast, frequency, error)
+        return Reliability(count, forecast, frequency, error, self.ties[1] / self.ties[0])
 
 
 class RewardMoments(Metric):

@@ -71,7 +71,8 @@ def bt_loss(margins: Tensor, labels: Tensor, ties: bool = False) -> Tensor:
         margins: (N, D). labels: (N, D), +1 / -1 / 0, NaN where there is none.
         ties: a tie counts as half a win for each side; otherwise ties are left out.
     """
-    win_a = (labels + 1) / 2  # 1, 0.5 or 0
+    # NaN would survive the mask in the backward pass (0 x NaN), so missing labels are numbers from here on
+    win_a = (labels.nan_to_num() + 1) / 2  # 1, 0.5 or 0
     losses = -(win_a * F.logsigmoid(margins) + (1 - win_a) * F.logsigmoid(-margins))
     return masked_mean(losses, ~labels.isnan() if ties else ~labels.isnan() & (labels != 0))
 
@@ -97,7 +98,7 @@ def reg_loss(rewards: Tensor, scores: Tensor) -> Tensor:
     Args:
         rewards: (N, D). scores: (N, D) on the 1-5 Likert scale, NaN where there is none.
     """
-    return masked_mean((rewards - (scores - LIKERT_CENTRE)) ** 2, ~scores.isnan())
+    return masked_mean((rewards - (scores.nan_to_num() - LIKERT_CENTRE)) ** 2, ~scores.isnan())
 
 
 # --- accuracies -------------------------------------------------------------------------------------------------
@@ -124,6 +125,11 @@ def _as_arrays(labels: Sequence | Tensor | np.ndarray, margins: Sequence | Tenso
     return labels, margins
 
 
+def _correct(labels: np.ndarray, margins: np.ndarray) -> np.ndarray:
+    """Where a decided pair is ordered rightly."""
+    return ((labels > 0) & (margins > 0)) | ((labels < 0) & (margins < 0))
+
+
 def accuracy_without_ties(labels: Sequence | Tensor, margins: Sequence | Tensor) -> float:
     """Share of decided pairs whose margin has the label's sign.
 
@@ -141,7 +147,7 @@ def accuracy_without_ties(labels: Sequence | Tensor, margins: Sequence | Tensor)
     """
     labels, margins = _as_arrays(labels, margins)
     decided = np.count_nonzero(labels)
-    return float(np.count_nonzero(labels * margins > 0) / decided) if decided else math.nan
+    return float(np.count_nonzero(_correct(labels, margins)) / decided) if decided else math.nan
 
 
 def accuracy_with_ties(labels: Sequence | Tensor, margins: Sequence | Tensor) -> float:
@@ -168,8 +174,7 @@ def accuracy_with_ties(labels: Sequence | Tensor, margins: Sequence | Tensor) ->
     if not labels.size:
         return math.nan
     tied = np.sort(np.abs(margins[labels == 0]))
-    signed = margins * labels
-    correct = np.sort(signed[signed > 0])
+    correct = np.sort(np.abs(margins[_correct(labels, margins)]))
     gained = np.arange(1, tied.size + 1) - np.searchsorted(correct, tied, side="right")
     return float((correct.size + max(0, gained.max(initial=0))) / labels.size)
 
@@ -178,10 +183,8 @@ def tie_threshold(labels: Sequence | Tensor, margins: Sequence | Tensor) -> floa
     """The smallest epsilon that reaches :func:`accuracy_with_ties`; -1 when it is best to predict no tie."""
     labels, margins = _as_arrays(labels, margins)
     tied = np.sort(np.abs(margins[labels == 0]))
-    signed = margins * labels
-    gained = np.searchsorted(tied, tied, side="right") - np.searchsorted(
-        np.sort(signed[signed > 0]), tied, side="right"
-    )
+    correct = np.sort(np.abs(margins[_correct(labels, margins)]))
+    gained = np.searchsorted(tied, tied, side="right") - np.searchsorted(correct, tied, side="right")
     return float(tied[gained.argmax()]) if gained.max(initial=0) > 0 else -1.0
 
 
@@ -189,7 +192,7 @@ def accuracy_at_threshold(labels: Sequence | Tensor, margins: Sequence | Tensor,
     """Three-class accuracy with a given threshold: a tie where abs(margin) <= epsilon (none below 0)."""
     labels, margins = _as_arrays(labels, margins)
     tie = np.abs(margins) <= epsilon
-    hits = np.where(tie, labels == 0, labels * margins > 0)
+    hits = np.where(tie, labels == 0, _correct(labels, margins))
     return float(hits.mean()) if hits.size else math.nan
 
 
@@ -237,7 +240,7 @@ def bootstrap_interval(
         return math.nan, math.nan
     order = np.argsort(np.abs(margins), kind="stable")
     labels, margins = labels[order], margins[order]
-    correct = labels * margins > 0
+    correct = _correct(labels, margins)
     gain = (labels == 0).astype(np.float64) - correct
     ends = np.append(np.abs(margins)[1:] != np.abs(margins)[:-1], True)  # last of each run of equal margins
     rng = np.random.default_rng(seed)

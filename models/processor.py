@@ -120,12 +120,10 @@ class RewardProcessor:
         Raises:
             VideoAlignError: where the prompt is longer than ``max_prompt_tokens``.
         """
-        ids = self._encode(around.replace("<prompt>", prompt), plain=True)
-        if len(ids) > self.max_prompt_tokens:
-            raise VideoAlignError(
-                f"prompt {prompt[:40]!r}... has {len(ids)} tokens, more than {self.max_prompt_tokens}"
-            )
-        return ids
+        count = len(self._encode(prompt, plain=True))
+        if count > self.max_prompt_tokens:
+            raise VideoAlignError(f"prompt {prompt[:40]!r}... has {count} tokens, more than {self.max_prompt_tokens}")
+        return self._encode(around.replace("<prompt>", prompt), plain=True)
 
     def __call__(self, videos: Sequence[Tensor], prompts: Sequence[str]) -> dict[str, Tensor]:
         """Batch of model inputs.
@@ -147,9 +145,7 @@ class RewardProcessor:
             "video_grid_thw": torch.tensor(grids),
         }
 
-    def captions(
-        self, videos: Sequence[Tensor], texts: Sequence[str], matches: Sequence[bool]
-    ) -> dict[str, Tensor]:
+    def captions(self, videos: Sequence[Tensor], texts: Sequence[str], matches: Sequence[bool]) -> dict[str, Tensor]:
         """Batch for language modelling: each video, a text, and whether the text describes it.
 
         Returns:

@@ -82,6 +82,8 @@ def load_reward(folder: Path, backbone: str | Path | None = None, **changes: obj
     """
     what = "a reward model's folder"
     record = read_json(folder / "reward.json", what)
+    if not isinstance(record, dict) or record.keys() < {"settings", "sampling", "statistics", "backbone"}:
+        raise VideoAlignError(f"{folder / 'reward.json'} is not the record of a reward model")
     if record.get("format") != FORMAT or record.get("version") != VERSION:
         raise VideoAlignError(f"{folder / 'reward.json'}: format {record.get('format')!r} version {record.get('version')!r} "
                               f"is not {FORMAT} {VERSION}, which this release reads")  # fmt: skip
@@ -107,15 +109,11 @@ def load_reward(folder: Path, backbone: str | Path | None = None, **changes: obj
 
 def _load_trained(network: VideoReward, folder: Path) -> None:
     """Copy the folder's tensors into the network; every one of both must meet."""
-    try:
-        found = load_file(folder / "trained.safetensors")
-        if any(".lora_" in name for name in network.trained_names()):
-            adapter = load_file(folder / "adapter" / "adapter_model.safetensors")
-            for name, tensor in adapter.items():
-                stem, _, last = name.removeprefix(_PEFT).rpartition(".")
-                found[f"backbone.{stem}.default.{last}"] = tensor
-    except (OSError, SafetensorError) as error:
-        raise VideoAlignError(f"{folder} is not whole: {error}. Export the model again.") from None
+    found = _load(folder / "trained.safetensors")
+    if any(".lora_" in name for name in network.trained_names()):
+        for name, tensor in _load(folder / "adapter" / "adapter_model.safetensors").items():
+            stem, _, last = name.removeprefix(_PEFT).rpartition(".")
+            found[f"backbone.{stem}.default.{last}"] = tensor
     want = {name: p for name, p in network.named_parameters() if p.requires_grad}
     problems = [f"missing {n}" for n in want.keys() - found.keys()] + [
         f"unexpected {n}" for n in found.keys() - want.keys()
@@ -131,3 +129,10 @@ def _load_trained(network: VideoReward, folder: Path) -> None:
     with torch.no_grad():
         for name, parameter in want.items():
             parameter.copy_(found[name])
+
+
+def _load(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise VideoAlignError(f"{path} is missing or damaged ({error}). Export the model again.") from None

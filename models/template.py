@@ -55,9 +55,9 @@ class Template:
             problems.append(f"the reward marks are {rewards}, not {list(DIMENSIONS)} in this order, each once")
         elif len(tokens) not in (1, len(DIMENSIONS)):
             problems.append("the reward marks are neither all apart nor all in one token")
-        elif marks.index("video") > marks.index(tokens[0]):
+        elif not problems and marks.index("video") > marks.index(tokens[0]):
             problems.append("<video> stands behind a reward mark, which then cannot see it")
-        elif marks.index("prompt") > marks.index(tokens[-1]):
+        elif not problems and marks.index("prompt") > marks.index(tokens[-1]):
             problems.append("<prompt> stands behind the last reward mark, which then cannot see it")
         if problems:
             raise VideoAlignError(f"template {self.name!r}: " + "; ".join(problems))

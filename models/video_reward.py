@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForImageTextToText
 
@@ -175,7 +176,7 @@ class VideoReward(nn.Module):
         self.backbone.visual.merger.requires_grad_(train_merger)
         self.backbone.get_input_embeddings().requires_grad_(False)  # of the vocabulary, only the new rows train
         if adapted := [name for name, how in parts.items() if how == "lora"]:
-            add_lora(self.backbone, lora, adapted)
+            add_lora(self.backbone, lora, adapted, without="visual.merger")  # it trains in full or not at all
 
     @property
     def device(self) -> torch.device:
@@ -265,7 +266,7 @@ def load_backbone(backbone: str | Path, attention: str = "sdpa", dtype: str = "f
         model = AutoModelForImageTextToText.from_pretrained(
             backbone, dtype=getattr(torch, dtype), attn_implementation=attention
         ).model
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         raise VideoAlignError(f"backbone {backbone}: {str(error).splitlines()[0][:300]}") from None
     if attention == "sdpa":
         batch_vision_attention(model.visual)

@@ -17,6 +17,7 @@ from pathlib import Path
 import av
 import numpy as np
 import torch
+
 from videoalign.alignment import RewardModel
 from videoalign.datamodules.frames import FrameReader, encode_frames
 from videoalign.datamodules.shards import ShardSet, ShardWriter
@@ -182,15 +183,21 @@ def memory(folder: Path) -> None:
     """Peak memory of a process that streams 1x and 10x as many shards."""
     peaks = []
     for times in (1, 10):
-        with ShardWriter(folder / f"x{times}", "pairs", "safetensors", ShardSet(folder / "frames").index.frames, per_shard=4) as writer:
+        with ShardWriter(
+            folder / f"x{times}", "pairs", "safetensors", ShardSet(folder / "frames").index.frames, per_shard=4
+        ) as writer:
             raws = list(ShardSet(folder / "frames"))
             for i in range(8 * times):
                 raw = raws[i % len(raws)]
                 videos = {side: raw.members[f"{side}.safetensors"] for side in "ab"}
                 writer.write(f"{i:04d}", videos, raw.record())
-        done = subprocess.run([sys.executable, "-c", STREAM, folder / f"x{times}"], capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [sys.executable, "-c", STREAM, folder / f"x{times}"], capture_output=True, text=True, check=True
+        )
         peaks.append(int(done.stdout) / 1024)
-    print(f"{'peak memory while streaming 10x as many shards':68} {peaks[1] / peaks[0]:6.3f}x  {peaks[0]:.0f} -> {peaks[1]:.0f} MiB")
+    print(
+        f"{'peak memory while streaming 10x as many shards':68} {peaks[1] / peaks[0]:6.3f}x  {peaks[0]:.0f} -> {peaks[1]:.0f} MiB"
+    )
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import lightning as L
 import pytest
+
 import videoalign.alignment.experiment as experiment
 from videoalign.cli import _parser, main
 
@@ -44,7 +45,9 @@ def test_short_class_names_resolve(capsys):
 
 def test_later_values_win_and_interpolation_follows(tmp_path, capsys):
     first = tmp_path / "a.yaml"
-    first.write_text("data: {class_path: VideoPairs, init_args: {batch_size: 4, val_batch_size: '${data.init_args.batch_size}'}}\n")
+    first.write_text(
+        "data: {class_path: VideoPairs, init_args: {batch_size: 4, val_batch_size: '${data.init_args.batch_size}'}}\n"
+    )
     assert configuration("fit", "--config", str(first), "--data.batch_size", "6") in (0, None)
     printed = capsys.readouterr().out
     assert "batch_size: 6" in printed and "val_batch_size: 6" in printed
@@ -67,7 +70,19 @@ def test_help_shows_every_command(capsys):
         main(["--help"])
     printed = capsys.readouterr().out
     assert done.value.code == 0
-    for command in ("fit", "validate", "test", "predict", "shards", "score", "bench", "export", "sprites", "miniature", "demo"):
+    for command in (
+        "fit",
+        "validate",
+        "test",
+        "predict",
+        "shards",
+        "score",
+        "bench",
+        "export",
+        "sprites",
+        "miniature",
+        "demo",
+    ):
         assert f"    {command}" in printed
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import lightning as L
 import pytest
 import torch
+
 from videoalign import VideoAlignError
 from videoalign.alignment import RewardModel
 from videoalign.callbacks import ExamplePairs, ExportReward, ReliabilityDiagram, RewardBench
@@ -284,7 +285,7 @@ def test_two_processes_train_and_measure_as_one(language, backbone, tmp_path):
         out = tmp_path / kind
         out.mkdir()
         command = [sys.executable, tmp_path / "run.py", backbone, world, out, kind, language]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stderr[-3000:]
         results[kind] = json.loads((out / "result.json").read_text())
         assert results[kind]["val"]["val/num_pairs"] == 9

@@ -1,0 +1,40 @@
+"""Progress of training where there is no terminal to draw a bar on: a line now and then."""
+
+import sys
+import time
+from typing import Any
+
+import lightning as L
+
+
+class LogProgress(L.Callback):
+    """Prints step, rate, time left and the loss to standard error.
+
+    Args:
+        seconds: between two lines.
+    """
+
+    def __init__(self, seconds: float = 20.0) -> None:
+        self.seconds = seconds
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Remember where the run begins."""
+        self.started = self.shown = time.monotonic()
+        self.first = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """A line, if it is time for one."""
+        now, done = time.monotonic(), trainer.global_step - self.first
+        if not trainer.is_global_zero or not done or now - self.shown < self.seconds:
+            return
+        self.shown = now
+        rate, total = done / (now - self.started), trainer.estimated_stepping_batches
+        left = (total - trainer.global_step) / rate
+        losses = {k: f"{v:.3f}" for k, v in trainer.progress_bar_metrics.items() if isinstance(v, float)}
+        print(
+            f"step {trainer.global_step}/{total:.0f}, {rate:.1f}/s, {left:.0f} s left {losses}",
+            file=sys.stderr,
+            flush=True,
+        )
