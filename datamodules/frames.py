@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ..models.sampling import FrameSampling
+from .parallel import in_order
 from .shards import SIDES, RawSample, ShardError, ShardSet, ShardWriter
 from .video import decode
 
@@ -85,7 +86,7 @@ def encode_frames(
     reader = FrameReader(source, sampling, factor)
     kind = source.index.kind
     with ShardWriter(out, kind, "safetensors", {**sampling.to_dict(), "factor": factor}) as writer:
-        work = (pool.map if pool else map)(partial(_encoded, reader), source)
+        work = in_order(pool, partial(_encoded, reader), source)
         for done, (key, videos, record) in enumerate(work, 1):
             writer.write(key, dict(zip(SIDES[kind], videos)), record)
             yield done

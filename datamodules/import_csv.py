@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from .. import VideoAlignError
 from ..models.preference import DIMENSIONS
 from .benchmark import PAIRS
+from .parallel import in_order
 from .ratings import COLUMNS, LABELS, check_score, share_table
 from .shards import Kind, ShardWriter
 from .verify import GLANCE
@@ -159,7 +160,7 @@ def import_csv(
     """
     report = read_ratings(ratings, videos)
     names = sorted({path for row in report.rows for path in row.paths})
-    checked = (pool.map if pool else map)(check_clip, [videos / name for name in names])
+    checked = in_order(pool, check_clip, (videos / name for name in names))
     bad: dict[str, str] = {}
     for done, (name, clip) in enumerate(zip(names, checked), 1):
         if isinstance(clip, str):

@@ -13,7 +13,7 @@ from .. import VideoAlignError
 from ..models.processor import RewardProcessor
 from .benchmark import Benchmark
 from .frames import FrameReader
-from .ratings import labels_of, prompt_of, scores_of
+from .ratings import labels_of, prompt_of, scores_of, sources_of
 from .shards import RawSample, ShardSet
 from .stream import Dropped, Item, ShardLoader, ShardStream, Share
 
@@ -47,10 +47,9 @@ class PairDecoder:
 
     def __call__(self, raw: RawSample, epoch: int) -> Pair:
         record = raw.record()
-        sources = record.get("sources") or {}
         pair = Pair(
             raw.key, prompt_of(record, raw.name), tuple(self.reader(raw)), labels_of(record, raw.name),
-            scores_of(record, raw.name), (sources.get("A", ""), sources.get("B", "")),
+            scores_of(record, raw.name), sources_of(record, raw.name),
         )  # fmt: skip
         swap = self.seed is not None and random.Random(f"{self.seed} {epoch} {raw.key}").random() < 0.5
         return pair.swapped() if swap else pair
@@ -141,10 +140,11 @@ class VideoPairs(L.LightningDataModule):
         super().__init__()
         for name, value, least in (
             ("batch_size", batch_size, 1),
+            ("val_batch_size", val_batch_size, 1),
             ("workers", workers, 0),
             ("shuffle_buffer", shuffle_buffer, 0),
         ):
-            if value < least:
+            if value is not None and value < least:
                 raise VideoAlignError(f"data.{name} must be at least {least}, got {value}")
         if not 0 <= max_dropped < 1:
             raise VideoAlignError(f"data.max_dropped is a share in [0, 1), got {max_dropped}")

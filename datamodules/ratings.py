@@ -32,8 +32,18 @@ def labels_of(record: dict, name: str) -> Tensor:
 def scores_of(record: dict, name: str) -> Tensor:
     """(2, 3) scores of A and B per dimension, 1 to 5, NaN where there is none."""
     scores = record.get("scores") or {}
+    if not isinstance(scores, dict) or not all(isinstance(row, dict) for row in scores.values()):
+        raise ShardError(f"{name}: scores must be an object of A and B, each with some of {DIMENSIONS}, got {scores!r}")
     values = [[scores.get(side, {}).get(d) for d in DIMENSIONS] for side in ("A", "B")]
     return torch.tensor([[math.nan if v is None else check_score(v, name) for v in row] for row in values])
+
+
+def sources_of(record: dict, name: str) -> tuple[str, str]:
+    """The models that made A and B, empty where unknown."""
+    sources = record.get("sources") or {}
+    if not isinstance(sources, dict):
+        raise ShardError(f"{name}: sources must be an object of A and B, got {sources!r}")
+    return str(sources.get("A") or ""), str(sources.get("B") or "")
 
 
 def check_score(value: object, name: str) -> float:

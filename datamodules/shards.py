@@ -33,6 +33,7 @@ Kind = Literal["pairs", "videos"]
 SIDES: dict[str, tuple[str, ...]] = {"pairs": ("a", "b"), "videos": ("",)}
 """The videos of a sample of each kind, by the part of the member's name before its type."""
 _KEY = re.compile(r"[A-Za-z0-9_-]+")
+_FILE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
 
 
 class ShardError(VideoAlignError):
@@ -67,6 +68,20 @@ class Index:
     def samples(self) -> int:
         """Samples in all shards."""
         return sum(shard.samples for shard in self.shards)
+
+    def check(self) -> None:
+        """Refuse an index that is well-formed JSON, but means nothing.
+
+        Raises:
+            ValueError: with the reason.
+        """
+        names = [shard.name for shard in self.shards] + list(self.tables)
+        if self.kind not in SIDES or self.media not in ("mp4", "safetensors"):
+            raise ValueError(f"kind {self.kind!r} or media {self.media!r} is unknown")
+        if not isinstance(self.tables, dict) or not all(isinstance(name, str) for name in names):
+            raise ValueError("shards and tables must have names")
+        if not all(type(n) is int and n >= 0 for shard in self.shards for n in (shard.samples, shard.bytes)):
+            raise ValueError("samples and bytes must be numbers from 0")
 
     def members(self) -> set[str]:
         """Extensions that every sample has, such as ``{"a.mp4", "b.mp4", "json"}``."""
@@ -174,8 +189,8 @@ class ShardSet:
                     f"{self.path}: index.json is of format {found}, this release reads {(FORMAT, VERSION)}"
                 )
             self.index = Index(**{**record, "shards": [Shard(**shard) for shard in record["shards"]]})
-            self.index.members()
-        except (TypeError, KeyError, AttributeError) as error:
+            self.index.check()
+        except (TypeError, KeyError, AttributeError, ValueError) as error:
             raise ShardError(f"{self.path / 'index.json'} is no index of shards ({error})") from None
         if kind and self.index.kind != kind:
             raise ShardError(f"{self.path} holds {self.index.kind}, but {kind} are needed here")
@@ -184,10 +199,13 @@ class ShardSet:
 
     def size_problems(self) -> list[str]:
         """Shards that are missing, misplaced or of another size than the index says."""
-        problems = []
+        names = [shard.name for shard in self.index.shards]
+        problems = [f"{name} is listed {names.count(name)} times" for name in sorted(set(names)) if names.count(name) > 1]
+        problems += [f"{name}: a table must be a plain file in the set's folder"
+                     for name in self.index.tables if not _FILE.fullmatch(name)]  # fmt: skip
         for shard in self.index.shards:
             path = self.path / shard.name
-            if "/" in shard.name or ".." in shard.name or path.is_symlink():
+            if not _FILE.fullmatch(shard.name) or path.is_symlink():
                 problems.append(f"{shard.name}: a shard must be a plain file in the set's folder")
             elif not path.is_file():
                 problems.append(f"{shard.name} is missing")
@@ -203,33 +221,46 @@ class ShardSet:
         Raises:
             ShardError: where the shard is not what the index says.
         """
-        members = self.index.members()
-        count = 0
+        stop = shard.samples if stop is None else stop
+        held: RawSample | None = None  # the last sample is handed out once the shard's end is known to be sound
+        for count, sample in enumerate(self._grouped(shard)):
+            if count >= stop:
+                if stop == shard.samples:
+                    raise ShardError(f"{shard.name} holds more samples than the {shard.samples} that the index says")
+                break
+            if held:
+                yield held
+                held = None
+            if start <= count:
+                held = sample
+        if held:
+            yield held
+
+    def _grouped(self, shard: Shard) -> Iterator["RawSample"]:
+        """All samples of a shard, checked against the index."""
+        members, keys = self.index.members(), set()
         try:
             with open(self.path / shard.name, "rb") as file:
-                grouped = tariterators.group_by_keys(
-                    {**m, "__url__": shard.name} for m in tariterators.tar_file_iterator(file)
-                )
-                for sample in grouped:
+                files = ({**m, "__url__": shard.name} for m in tariterators.tar_file_iterator(file))
+                for sample in tariterators.group_by_keys(files):
                     key = sample.pop("__key__")
                     sample.pop("__url__")
                     if not _KEY.fullmatch(key):
                         raise ShardError(f"{shard.name}: member name {key!r} is not a plain key")
+                    if key in keys:
+                        raise ShardError(f"{shard.name}: key {key!r} occurs twice")
                     if sample.keys() != members:
                         raise ShardError(
                             f"{shard.name}, key {key!r}: has members {sorted(sample)}, needs {sorted(members)}"
                         )
-                    if start <= count < (shard.samples if stop is None else stop):
-                        yield RawSample(key, shard.name, sample)
-                    count += 1
-                    if stop is not None and count >= stop:
-                        return
+                    keys.add(key)
+                    yield RawSample(key, shard.name, sample)
         except (OSError, tarfile.TarError, ValueError) as error:
             raise ShardError(
-                f"{shard.name} cannot be read past sample {count} ({str(error).splitlines()[0]})"
+                f"{shard.name} cannot be read past sample {len(keys)} ({str(error).splitlines()[0]})"
             ) from None
-        if count != shard.samples:
-            raise ShardError(f"{shard.name} holds {count} samples, the index says {shard.samples}")
+        if len(keys) != shard.samples:
+            raise ShardError(f"{shard.name} holds {len(keys)} samples, the index says {shard.samples}")
 
     def __iter__(self) -> Iterator["RawSample"]:
         for shard in self.index.shards:
@@ -242,6 +273,8 @@ class ShardSet:
                 return list(csv.DictReader(file))
         except FileNotFoundError:
             raise ShardError(f"{self.path} has no {name}: it holds videos, but no rated pairs of them") from None
+        except (OSError, UnicodeDecodeError, csv.Error) as error:
+            raise ShardError(f"{self.path / name} cannot be read ({error})") from None
 
 
 @dataclass

@@ -16,15 +16,16 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from .. import VideoAlignError
-from .shards import RawSample, ShardError, ShardSet
+from .shards import RawSample, Shard, ShardError, ShardSet
 
 
 @dataclass(frozen=True)
 class Dropped:
-    """A sample that could not be used, and why."""
+    """A sample that could not be used, and why. Padding does not count: it is another place's sample."""
 
     key: str
     reason: str
+    padding: bool = False
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ class ShardStream(IterableDataset):
                 raise raw
             return Item(self.decode(raw, epoch), valid)
         except VideoAlignError as error:
-            return Item(Dropped(getattr(raw, "key", "?"), str(error)), False)
+            return Item(Dropped(getattr(raw, "key", "?"), str(error), padding=not valid), False)
 
     def _raw(self, epoch: int, worker: int, workers: int) -> Iterator[tuple[RawSample | ShardError, bool]]:
         first, last, real = self.share.slots(self.rank, worker, workers)
@@ -131,7 +132,21 @@ class ShardStream(IterableDataset):
         """Raw samples number ``first`` to before ``last`` of the epoch's order. Damage is passed on, one error a sample."""
         order = list(self.shards.index.shards)
         if self.share.training and self.shuffle_buffer:
-            random.Random(f"{self.seed} {epoch}").shuffle(order)
+            rng = random.Random(f"{self.seed} {epoch}")
+            rng.shuffle(order)
+            # The epoch starts anywhere in that order and goes around, so that the remainder is another one each time.
+            total = self.share.samples
+            turn = rng.randrange(total)
+            first, last = first + turn, last + turn
+            if first >= total:
+                first, last = first - total, last - total
+            elif last > total:
+                yield from self._in_order(order, first, total)
+                first, last = 0, last - total
+        yield from self._in_order(order, first, last)
+
+    def _in_order(self, order: list[Shard], first: int, last: int) -> Iterator[RawSample | ShardError]:
+        """Raw samples number ``first`` to before ``last`` of the shards one behind the other."""
         offset = 0
         for shard in order:
             start, stop = max(first - offset, 0), min(last - offset, shard.samples)
@@ -197,6 +212,7 @@ class ShardLoader(DataLoader):
             yield batch
 
     def _count(self, dropped: list[Dropped]) -> None:
+        dropped = [one for one in dropped if not one.padding]
         self.dropped += len(dropped)
         samples = len(self) * self.stream.share.batch
         if dropped and self.dropped > self.max_dropped * samples:
@@ -207,7 +223,7 @@ class ShardLoader(DataLoader):
 
     def _geometry(self) -> list[int]:
         share = self.stream.share
-        return [share.samples, share.batch, share.world, self.num_workers, self.stream.seed]
+        return [share.samples, share.batch, share.world, self.num_workers, self.stream.seed, self.stream.shuffle_buffer]
 
     def state_dict(self) -> dict[str, Any]:
         """Place in the stream."""
@@ -220,7 +236,7 @@ class ShardLoader(DataLoader):
             VideoAlignError: in the middle of an epoch, where data, batch size, ranks, workers or seed have changed.
         """
         if state["batches"] and state["geometry"] != self._geometry():
-            names = ("samples", "batch size", "ranks", "workers", "seed")
+            names = ("samples", "batch size", "ranks", "workers", "seed", "shuffle buffer")
             changed = [f"{n} {a} -> {b}" for n, a, b in zip(names, state["geometry"], self._geometry()) if a != b]
             raise VideoAlignError(
                 f"this checkpoint stands in the middle of an epoch, which can be continued only as it began ({', '.join(changed)}). "

@@ -3,13 +3,14 @@
 import tarfile
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 
 from safetensors import SafetensorError
 
 from .. import VideoAlignError
 from ..models.sampling import FrameSampling
 from .frames import load_frames
-from .ratings import COLUMNS, LABELS, labels_of, prompt_of, scores_of
+from .ratings import COLUMNS, LABELS, labels_of, prompt_of, scores_of, sources_of
 from .shards import SIDES, RawSample, ShardSet, sha256
 from .video import decode
 
@@ -38,11 +39,11 @@ def verify(shards: ShardSet) -> Iterator[str]:
     keys: Counter[str] = Counter()
     for shard in index.shards:
         path = shards.path / shard.name
-        if not path.is_file():
+        if "/" in shard.name or not path.is_file():
             continue
         if sha256(path) != shard.sha256:
             yield f"{shard.name}: its sha256 is not the index's; the content has changed"
-        yield from _members(path, shard.name)
+        yield from _members(path, shard.name, index.members())
         try:
             for sample in shards.read(shard):
                 keys[sample.key] += 1
@@ -54,15 +55,18 @@ def verify(shards: ShardSet) -> Iterator[str]:
         yield from _table(shards, name, digest, set(keys))
 
 
-def _members(path: object, name: str) -> Iterator[str]:
-    """Members that have no place in a shard: links, folders, and names that lead out of it."""
+def _members(path: Path, name: str, extensions: set[str]) -> Iterator[str]:
+    """Members that have no place in a shard: links, folders, other names and types, and names that lead out of it."""
     try:
         with tarfile.open(path) as tar:
             for member in tar:
+                key, _, extension = member.name.partition(".")
                 if not member.isreg():
                     yield f"{name}: member {member.name!r} is no regular file"
-                elif member.name.startswith("/") or ".." in member.name.split("/") or "/" in member.name:
+                elif not key or "/" in member.name or ".." in member.name:
                     yield f"{name}: member name {member.name!r} is not a plain name"
+                elif extension not in extensions or key.startswith("__"):
+                    yield f"{name}: member {member.name!r} has no place in a sample; they are KEY. and {sorted(extensions)}"
     except (tarfile.TarError, OSError) as error:
         yield f"{name} is no sound tar file ({error})"
 
@@ -74,6 +78,7 @@ def _sample(sample: RawSample, shards: ShardSet) -> Iterator[str]:
         if shards.index.kind == "pairs":
             labels_of(record, sample.name)
             scores_of(record, sample.name)
+            sources_of(record, sample.name)
     except VideoAlignError as error:
         yield str(error)
     for side in SIDES[shards.index.kind]:
@@ -95,8 +100,13 @@ def _table(shards: ShardSet, name: str, digest: str, keys: set[str]) -> Iterator
         return
     if sha256(path) != digest:
         yield f"{name}: its sha256 is not the index's; the content has changed"
+    try:
+        rows = shards.table(name)
+    except VideoAlignError as error:
+        yield str(error)
+        return
     pairs: Counter[tuple] = Counter()
-    for number, row in enumerate(shards.table(name), 2):
+    for number, row in enumerate(rows, 2):
         ends = row.get("key_A"), row.get("key_B")
         pairs[tuple(sorted(map(str, ends)))] += 1
         yield from (f"{name}, line {number}: video {key!r} is not in the set" for key in ends if key not in keys)

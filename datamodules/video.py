@@ -1,7 +1,7 @@
 """Decoding: an encoded clip -> the sampled, resized frames of it, converting only frames that are kept."""
 
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import av
@@ -13,6 +13,8 @@ from torchvision.transforms.functional import InterpolationMode, resize
 from .. import VideoAlignError
 from ..models.sampling import FrameSampling
 
+# Containers of video files. Others that libav knows are texts, lists of further files, devices or bare streams.
+_FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,asf,ogg,gif,mxf,ivf"
 # Declared and decodable frame counts of sound files differ by a frame or two (edit lists); more means damage.
 _COUNT_SLACK = 2
 
@@ -45,7 +47,10 @@ def probe(source: bytes | str | Path, name: str = "video") -> Clip:
         VideoError: missing, empty, truncated or no video.
     """
     with _opened(source, name) as container:
-        return _clip(container, name)
+        clip = _clip(container, name)
+        first = next(container.decode(video=0), None)
+    turned = first is not None and round(first.rotation / 90) % 2
+    return replace(clip, height=clip.width, width=clip.height) if turned else clip
 
 
 def decode(source: bytes | str | Path, sampling: FrameSampling, factor: int, name: str = "video") -> Tensor:
@@ -75,6 +80,8 @@ def decode(source: bytes | str | Path, sampling: FrameSampling, factor: int, nam
             )
         with _opened(source, name) as container:
             frames, _ = _read(container, set(_indices(sampling, count, clip.fps, name)), name)
+    if len({frame.shape for frame in frames}) > 1:
+        raise VideoError(f"{name}: the size of its frames changes in the middle of the clip")
     video = torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2)  # (T, H, W, 3) -> (T, 3, H, W)
     try:
         size = sampling.size(*video.shape[-2:], factor)
@@ -109,12 +116,15 @@ class _opened:
 
     def __enter__(self) -> av.container.InputContainer:
         try:
-            self.container = av.open(self.source)
+            self.container = av.open(self.source, options={"format_whitelist": _FORMATS})
         except (av.error.FFmpegError, ValueError) as error:
             raise VideoError(f"{self.name} is no readable video, or is cut short ({_short(error)})") from None
         if not self.container.streams.video:
             self.container.close()
             raise VideoError(f"{self.name} holds no video stream")
+        if self.container.streams.video[0].codec_context is None:
+            self.container.close()
+            raise VideoError(f"{self.name} is of a video codec that this build of libav cannot decode")
         # One thread: the loader's workers are the parallelism, and frame threads delay the first picture.
         self.container.streams.video[0].codec_context.thread_count = 1
         return self.container

@@ -23,6 +23,7 @@ from ..models.preference import DIMENSIONS
 from . import sprites
 from .annotators import annotate
 from .benchmark import PAIRS, Benchmark
+from .parallel import in_order
 from .ratings import COLUMNS
 from .shards import ShardWriter
 from .sprites import CONTENTS, FPS, FRAMES, SOURCES, Content, Source
@@ -147,10 +148,6 @@ def write_world(
         out: folder to make. size: numbers of samples. seed: of everything. pool: processes that render.
     """
     splits = split_prompts(seed)
-
-    def run(function: Callable, jobs: list) -> Iterator:
-        return pool.map(function, jobs, chunksize=32) if pool else map(function, jobs)
-
     with new_folder(out) as folder:
         jobs: dict[str, tuple[Callable, list]] = {}
         for number, (name, count) in enumerate((("train", size.train), ("val", size.val))):
@@ -172,7 +169,7 @@ def write_world(
         for number, (name, (function, work)) in enumerate(jobs.items()):
             with ShardWriter(folder / name, "pairs" if function is _pair else "videos", per_shard=500) as writer:
                 written = []
-                for done, (key, videos, record) in enumerate(run(function, work), 1):
+                for done, (key, videos, record) in enumerate(in_order(pool, function, work), 1):
                     writer.write(key, videos, record)
                     written.append((key, record))
                     yield name, done, len(work)

@@ -95,7 +95,7 @@ def accuracies(labels: Tensor, margins: Tensor, resamples: int = 1000) -> dict:
         "held_out": preference.held_out_accuracy_with_ties(labels, margins),
         "floor": ties.float().mean().item(),
         "threshold": preference.tie_threshold(labels, margins),
-        "margin": margins.abs().mean().item(),
+        "margin": math.fsum(margins.abs().tolist()) / len(margins),  # exact, whatever the order
         "pairs": len(labels),
         "decided": int((~ties).sum()),
     }

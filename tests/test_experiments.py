@@ -40,7 +40,7 @@ def test_every_experiment_parses(path, capsys):
 def test_short_class_names_resolve(capsys):
     assert configuration("fit", "--model", "RewardModel", "--model.network", "VideoReward", "--model.network.backbone", "x",
                          "--data", "VideoPairs") in (0, None)  # fmt: skip
-    assert "videoalign.alignment.reward_model.RewardModel" in capsys.readouterr().out
+    assert "class_path: videoalign.alignment.RewardModel" in capsys.readouterr().out
 
 
 def test_later_values_win_and_interpolation_follows(tmp_path, capsys):

@@ -48,7 +48,7 @@ def test_preference_accuracy_is_the_functions_column_by_column():
         has = ~labels[:, i].isnan()
         y, m = labels[has, i], columns[has, i]
         assert row == {
-            "margin": m.abs().mean().item(),
+            "margin": pytest.approx(m.abs().mean().item()),
             "without_ties": preference.accuracy_without_ties(y, m),
             "with_ties": preference.accuracy_with_ties(y, m),
             "held_out": preference.held_out_accuracy_with_ties(y, m),

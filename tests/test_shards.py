@@ -409,7 +409,7 @@ DAMAGE = {
     ),
     "sample too many, signed": Damage(
         edit_members(lambda m: m + [(plain(f"9.{i.name.split('.', 1)[1]}", c)) for i, c in m[:3]]),
-        "holds 4 samples",
+        "holds more samples than the 3",
         True,
     ),
     "file without a key, signed": Damage(
@@ -417,7 +417,7 @@ DAMAGE = {
     ),
     "hidden file, signed": Damage(edit_members(lambda m: [*m, plain(".hidden", b"?")]), "hidden", True),
     "member twice, signed": Damage(edit_members(lambda m: [m[0], *m]), "duplicate|twice", True),
-    "key twice": Damage(edit_members(lambda m: rename(m, "000002", "000000")), "key '000000' occurs 2 times"),
+    "key twice": Damage(edit_members(lambda m: rename(m, "000002", "000000")), "key '000000' occurs twice"),
     "key twice in two shards, signed": Damage(
         edit_members(lambda m: rename(m, "000003", "000000"), "000001.tar"), "key '000000' occurs 2 times", True
     ),
@@ -486,7 +486,7 @@ DAMAGE = {
         edit_index(lambda i: i["shards"][0].update(samples=4)), "holds 3 samples, the index says 4"
     ),
     "index says fewer samples": Damage(
-        edit_index(lambda i: i["shards"][0].update(samples=2)), "holds 3 samples, the index says 2"
+        edit_index(lambda i: i["shards"][0].update(samples=2)), "holds more samples than the 2"
     ),
     "index says more bytes": Damage(edit_index(lambda i: i["shards"][0].update(bytes=1)), "the index says 1"),
     "index names a shard outside": Damage(
