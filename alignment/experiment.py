@@ -1,5 +1,6 @@
 """`videoalign fit|validate|test|predict`: the Lightning CLI over YAML experiments."""
 
+import logging
 import sys
 import warnings
 from importlib.resources import as_file, files
@@ -63,6 +64,16 @@ class ExperimentCLI(LightningCLI):
         """What YAML and command line say holds; Lightning would let a checkpoint's values override them silently."""
 
 
+def quiet() -> None:
+    """Leave out bars, tips and warnings that ask nothing of the user."""
+    transformers.utils.logging.disable_progress_bar()
+    for message in _NOISE:
+        warnings.filterwarnings("ignore", message=message)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
+        lambda record: "Tip:" not in record.getMessage()
+    )
+
+
 def packaged(path: str) -> str:
     """A path like ``experiments/...yaml`` that is not in the current folder, found in the installed package."""
     if not Path(path).exists() and path.startswith("experiments/"):
@@ -78,9 +89,7 @@ def run(args: list[str]) -> LightningCLI:
     Returns:
         The CLI object, with ``trainer``, ``model`` and ``datamodule``.
     """
-    transformers.utils.logging.disable_progress_bar()
-    for message in _NOISE:
-        warnings.filterwarnings("ignore", message=message)
+    quiet()
     args = [packaged(a) if before in ("-c", "--config") else a for before, a in zip(["", *args], args)]
     return ExperimentCLI(
         L.LightningModule,

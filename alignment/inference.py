@@ -2,13 +2,13 @@
 
 import csv
 import json
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import lightning as L
 import torch
-import transformers
 import yaml
 
 from .. import VideoAlignError
@@ -17,11 +17,11 @@ from ..datamodules.pairs import VideoPairs
 from ..datamodules.video_list import VideoList
 from ..models.preference import DIMENSIONS, OVERALL
 from ..models.video_reward import VideoReward
+from .experiment import quiet
 from .reward_model import RewardModel
 
 
 def _model(model: str, backbone: str | None) -> RewardModel:
-    transformers.utils.logging.disable_progress_bar()
     folder = Path(model)
     if not folder.is_dir():
         raise VideoAlignError(f"--model {model}: there is no such folder")
@@ -29,6 +29,8 @@ def _model(model: str, backbone: str | None) -> RewardModel:
 
 
 def _trainer(device: str, **options: object) -> L.Trainer:
+    quiet()
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # what is printed are the results
     return L.Trainer(
         accelerator=device, devices=1, logger=False, enable_checkpointing=False, enable_model_summary=False, **options
     )

@@ -200,7 +200,9 @@ class ShardSet:
     def size_problems(self) -> list[str]:
         """Shards that are missing, misplaced or of another size than the index says."""
         names = [shard.name for shard in self.index.shards]
-        problems = [f"{name} is listed {names.count(name)} times" for name in sorted(set(names)) if names.count(name) > 1]
+        problems = [
+            f"{name} is listed {names.count(name)} times" for name in sorted(set(names)) if names.count(name) > 1
+        ]
         problems += [f"{name}: a table must be a plain file in the set's folder"
                      for name in self.index.tables if not _FILE.fullmatch(name)]  # fmt: skip
         for shard in self.index.shards:

@@ -65,4 +65,6 @@ class VideoList(L.LightningDataModule):
         items = [(number, path, prompt) for number, (path, prompt) in enumerate(self.videos)]
         workers = min(self.workers, len(items) // self.batch_size)
         data = _Decoded(items, partial(_load, processor))
-        return DataLoader(data, self.batch_size, num_workers=workers, collate_fn=partial(_collate, processor))
+        return DataLoader(
+            data, batch_size=self.batch_size, num_workers=workers, collate_fn=partial(_collate, processor)
+        )
