@@ -59,13 +59,8 @@ def split_prompts(seed: int) -> dict[str, list[Content]]:
     for content in CONTENTS:
         cell = order[colours.index(content.colour)] + directions.index(content.direction) + shapes.index(content.shape)
         (seen if cell % 4 else unseen).append(content)
-    unseen = [unseen[i] for i in rng.permutation(len(unseen))]
-    return {
-        "recent": unseen[::2],
-        "older": unseen[1::2],
-        "val": seen[::9],
-        "train": [c for i, c in enumerate(seen) if i % 9],
-    }
+    unseen, seen = ([contents[i] for i in rng.permutation(len(contents))] for contents in (unseen, seen))
+    return {"recent": unseen[::2], "older": unseen[1::2], "val": seen[:8], "train": seen[8:]}
 
 
 def _video(content: Content, source: Source, rng: np.random.Generator) -> tuple[bytes, np.ndarray]:
