@@ -121,7 +121,7 @@ def _info(o: argparse.Namespace) -> None:
 def _encode_frames(o: argparse.Namespace) -> None:
     shards = _function("datamodules.shards:ShardSet")(o.source)
     if o.model:
-        network = _function("models.reward_folder:load_reward")(Path(o.model), o.backbone)
+        network = _function("models:VideoReward").from_pretrained(o.model, o.backbone)
         sampling, factor = network.processor.sampling, network.processor.factor
     else:
         sampling, factor = _sampling(o), o.factor

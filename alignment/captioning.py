@@ -8,14 +8,12 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
-from transformers import AutoModelForImageTextToText
 
+from ..models.backbone import load_backbone
 from ..models.files import new_folder
 from ..models.processor import RewardProcessor
 from ..models.sampling import FrameSampling
 from ..models.template import Template
-from ..models.video_reward import load_backbone
-from ..models.vision_attention import batch_vision_attention
 from .schedules import warmup_schedule
 
 
@@ -44,9 +42,7 @@ class Captioning(L.LightningModule):
         self.save_hyperparameters(ignore=["optimizer"])
         self.out, self.optimizer, self.warmup, self.decay = Path(out), optimizer, warmup, decay
         self.processor = RewardProcessor(backbone, Template.load("plain"), sampling or FrameSampling())
-        load_backbone(backbone)  # the checks and their messages
-        self.network = AutoModelForImageTextToText.from_pretrained(backbone).train()
-        batch_vision_attention(self.network.model.visual)
+        self.network = load_backbone(backbone).train()
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """One batch of captioned clips."""

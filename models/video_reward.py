@@ -3,25 +3,21 @@
 Legend: B videos, L tokens, K reward tokens per video (3 separate or 1 shared), E the hidden size, D = 3 dimensions.
 """
 
-import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForImageTextToText
 
 from .. import VideoAlignError
+from .backbone import load_backbone
 from .lora import LoRA, add_lora
 from .preference import DIMENSIONS
 from .processor import RewardProcessor
+from .reward_folder import RewardFolder
 from .sampling import FrameSampling
 from .template import Template
-from .vision_attention import batch_vision_attention
-
-FAMILIES = ("qwen2_vl", "qwen2_5_vl")
 
 
 class TokenRows(nn.Module):
@@ -142,7 +138,7 @@ class VideoReward(nn.Module):
         self.processor = RewardProcessor(
             processor or backbone, template, sampling or FrameSampling(), max_prompt_tokens
         )
-        self.backbone = load_backbone(backbone, attention, dtype)
+        self.backbone = load_backbone(backbone, attention, dtype).model
         self.config = self.backbone.config
         self._check_geometry()
         tokens = self.backbone.get_input_embeddings()
@@ -230,44 +226,60 @@ class VideoReward(nn.Module):
     def save_pretrained(
         self, folder: str | Path, state: dict[str, Tensor] | None = None, backbone: bool = False
     ) -> None:
-        """Write a folder for :meth:`from_pretrained`; see :mod:`videoalign.models.reward_folder`."""
-        from .reward_folder import save_reward
+        """Write a folder for :meth:`from_pretrained`; it replaces an earlier one of that name when whole.
 
-        save_reward(self, Path(folder), state, backbone)
+        Args:
+            state: full tensors by name, where the network's own are sharded. backbone: copy the backbone along, so
+                that the folder stands on its own.
+        """
+        state = self.state_dict() if state is None else state
+        content = RewardFolder(
+            self.settings,
+            self.processor.sampling.to_dict(),
+            asdict(self.statistics),
+            self.processor.template.text,
+            None if backbone else self.backbone_name,
+            {name: state[name].detach().cpu().contiguous() for name in self.trained_names()},
+        )
+        copy = load_backbone(self.backbone_name) if backbone else None
+        content.save(Path(folder), self.processor.huggingface, getattr(self.backbone, "peft_lora_config", None), copy)
 
     @classmethod
-    def from_pretrained(
-        cls, folder: str | Path, backbone: str | Path | None = None, **changes: object
-    ) -> "VideoReward":
-        """Load a folder written by :meth:`save_pretrained`; see :mod:`videoalign.models.reward_folder`."""
-        from .reward_folder import load_reward
+    def from_pretrained(cls, folder: str | Path, backbone: str | Path | None = None, **changes: Any) -> "VideoReward":
+        """Load a folder written by :meth:`save_pretrained`, in eval mode. Every tensor is accounted for.
 
-        return load_reward(Path(folder), backbone, **changes)
+        Args:
+            backbone: where the backbone is now, if not where it was. changes: arguments of the class to change, such as
+                ``attention``, ``dtype`` or ``gradient_checkpointing``.
 
-
-def load_backbone(backbone: str | Path, attention: str = "sdpa", dtype: str = "float32") -> nn.Module:
-    """The video-language model without its language-modelling head.
-
-    Raises:
-        VideoAlignError: where there is no such model, or it is of another family.
-    """
-    try:
-        config = AutoConfig.from_pretrained(backbone)
-    except (OSError, ValueError, json.JSONDecodeError) as error:
-        raise VideoAlignError(
-            f"backbone {str(backbone)!r} is neither a model folder nor a hub id that could be reached "
-            f"({str(error).splitlines()[0][:160]})"
-        ) from None
-    if config.model_type not in FAMILIES:
-        raise VideoAlignError(
-            f"backbone {backbone}: model type {config.model_type!r} is not one of {', '.join(FAMILIES)}"
+        Raises:
+            VideoAlignError: where a file is missing, or a tensor is missing, unexpected or misshapen.
+        """
+        folder = Path(folder)
+        content = RewardFolder.load(folder)
+        network = cls(
+            backbone or content.backbone,
+            template=Template(content.template, str(folder / "template.txt")),
+            sampling=FrameSampling(**content.sampling),
+            processor=folder / "processor",
+            **{**content.settings, "lora": LoRA(**content.settings["lora"]), **changes},
         )
-    try:
-        model = AutoModelForImageTextToText.from_pretrained(
-            backbone, dtype=getattr(torch, dtype), attn_implementation=attention
-        ).model
-    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
-        raise VideoAlignError(f"backbone {backbone}: {str(error).splitlines()[0][:300]}") from None
-    if attention == "sdpa":
-        batch_vision_attention(model.visual)
-    return model
+        network._load_trained(content.trained, folder)
+        network.statistics = Statistics(**content.statistics)
+        return network.eval()
+
+    def _load_trained(self, found: dict[str, Tensor], folder: Path) -> None:
+        """Copy tensors into the parameters that train; every one of both must meet."""
+        want = {name: p for name, p in self.named_parameters() if p.requires_grad}
+        problems = [f"missing {n}" for n in want.keys() - found.keys()]
+        problems += [f"unexpected {n}" for n in found.keys() - want.keys()]
+        problems += [f"{n} is {tuple(found[n].shape)}, not {tuple(want[n].shape)}"
+                     for n in want.keys() & found.keys() if found[n].shape != want[n].shape]  # fmt: skip
+        if problems:
+            raise VideoAlignError(
+                f"{folder}: {len(problems)} tensors do not fit backbone {self.backbone_name}: "
+                f"{'; '.join(sorted(problems)[:10])}. Was it trained on another backbone? Name the right one with --backbone."
+            )
+        with torch.no_grad():
+            for name, parameter in want.items():
+                parameter.copy_(found[name])

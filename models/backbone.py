@@ -1,0 +1,47 @@
+"""Loading video-language models that a reward model stands on."""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from transformers import AutoConfig, AutoModelForImageTextToText
+
+from .. import VideoAlignError
+from .vision_attention import batch_vision_attention
+
+FAMILIES = ("qwen2_vl", "qwen2_5_vl")
+"""Model types whose inputs this package prepares."""
+
+
+def load_backbone(backbone: str | Path, attention: str = "sdpa", dtype: str = "float32") -> nn.Module:
+    """A video-language model with its language-modelling head; ``.model`` is what gives hidden states.
+
+    Args:
+        backbone: folder or hub id. attention: ``sdpa`` (which attends to all frames of a batch at once), ``eager`` or
+            ``flash_attention_2``. dtype: of the weights.
+
+    Raises:
+        VideoAlignError: where there is no such model, it is damaged, or it is of another family.
+    """
+    try:
+        config = AutoConfig.from_pretrained(backbone)
+    except (OSError, ValueError, json.JSONDecodeError) as error:
+        raise VideoAlignError(
+            f"backbone {str(backbone)!r} is neither a model folder nor a hub id that could be reached "
+            f"({str(error).splitlines()[0][:160]})"
+        ) from None
+    if config.model_type not in FAMILIES:
+        raise VideoAlignError(
+            f"backbone {backbone}: model type {config.model_type!r} is not one of {', '.join(FAMILIES)}"
+        )
+    try:
+        model = AutoModelForImageTextToText.from_pretrained(
+            backbone, dtype=getattr(torch, dtype), attn_implementation=attention
+        )
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
+        raise VideoAlignError(f"backbone {backbone}: {str(error).splitlines()[0][:300]}") from None
+    if attention == "sdpa":
+        batch_vision_attention(model.model.visual)
+    return model
