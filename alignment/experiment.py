@@ -33,6 +33,11 @@ _NOISE = (
 class SaveConfig(SaveConfigCallback):
     """The merged configuration as ``config.yaml`` in the run's folder and as text in TensorBoard."""
 
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Without a logger there is no folder of the run, and the current one is not ours to write into."""
+        if trainer.loggers:
+            super().setup(trainer, pl_module, stage)
+
     def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """On the first rank only."""
         if writer := writer_of(trainer):

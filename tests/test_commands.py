@@ -1,0 +1,134 @@
+"""The commands that a practitioner calls, on real files: import, check, train, export, score, benchmark."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from videoalign.cli import main
+from videoalign.datamodules.video import decode, encode
+from videoalign.models import VideoReward
+
+
+def run(*args):
+    """Call a command; the exit status."""
+    try:
+        main([str(a) for a in args])
+    except SystemExit as done:
+        return done.code or 0
+    return 0
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory, backbone):
+    """A CSV of rated pairs with its videos, imported, and a reward model trained on it for some steps."""
+    folder = tmp_path_factory.mktemp("project")
+    (folder / "videos").mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(6):
+        (folder / "videos" / f"{i}.mp4").write_bytes(encode(rng.integers(0, 255, (9, 48, 64, 3), dtype=np.uint8), 8))
+    with open(folder / "ratings.csv", "w", newline="") as file:
+        writer = csv.writer(file)
+        scores = [f"MOS_{side}_{d}" for side in "AB" for d in ("VQ", "MQ", "TA")]
+        writer.writerow(["path_A", "path_B", "prompt", "VQ", "MQ", "TA", "Overall", "A_model", "B_model", *scores])
+        for i, labels in enumerate(["A,B,same,A", "B,invalid,A,", "same,A,B,same", "A,A,,B"]):
+            writer.writerow([f"videos/{i}.mp4", f"./videos/{i + 2}.mp4", f"prompt {i}", *labels.split(","), "old", "new",
+                             *[1 + i % 4] * 6])  # fmt: skip
+    assert run("shards", "import-csv", folder / "ratings.csv", "--videos", folder, "--out", folder / "pairs", "--workers", 1) == 0
+    assert run("shards", "import-csv", folder / "ratings.csv", "--videos", folder, "--out", folder / "bench", "--kind", "videos",
+               "--workers", 1) == 0  # fmt: skip
+    config = yaml.safe_load((Path(__file__).parents[1] / "experiments/debug/tiny.yaml").read_text())
+    config["trainer"] |= {"max_steps": 2, "default_root_dir": str(folder), "enable_progress_bar": False}
+    config["trainer"]["logger"]["init_args"]["save_dir"] = str(folder / "runs")
+    config["trainer"]["callbacks"].append({"class_path": "ModelCheckpoint", "init_args": {"every_n_train_steps": 1}})
+    config["model"]["init_args"]["network"]["init_args"]["backbone"] = str(backbone)
+    config["data"]["init_args"] |= {"train": str(folder / "pairs"), "val": str(folder / "pairs"), "workers": 0}
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(config))
+    assert run("fit", "--config", folder / "tiny.yaml") == 0
+    return folder
+
+
+@pytest.fixture
+def model(project):
+    return project / "runs" / "tiny" / "version_0" / "export"
+
+
+def test_import_keeps_ratings_scores_and_sources(project, capsys):
+    assert run("shards", "verify", project / "pairs") == 0 and run("shards", "verify", project / "bench") == 0
+    capsys.readouterr()
+    assert run("shards", "info", project / "bench") == 0
+    printed = capsys.readouterr().out
+    assert "6 videos" not in printed  # a video rated for two prompts is scored for each
+    assert "8 videos" in printed and "4 rated pairs" in printed and "Overall" in printed
+    from videoalign.datamodules.shards import ShardSet
+
+    records = [raw.record() for raw in ShardSet(project / "pairs")]
+    assert [r["labels"]["VQ"] for r in records] == ["A", "B", "same", "A"]
+    assert records[2]["scores"] == {s: dict.fromkeys(("VQ", "MQ", "TA"), 3.0) for s in "AB"}
+    assert records[0]["sources"] == {"A": "old", "B": "new"} and records[0]["num_frames"] == {"A": 9, "B": 9}
+
+
+def lines(capsys):
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
+
+
+def test_score_is_the_network_on_the_frames(project, model, capsys):
+    videos = [project / "videos" / f"{i}.mp4" for i in range(3)]
+    arguments = [a for i, v in enumerate(videos) for a in ("--video", v, "--prompt", f"prompt {i}")]
+    assert run("score", "--model", model, *arguments, "--raw", "--device", "cpu", "--workers", 0) == 0
+    raw = lines(capsys)
+    assert run("score", "--model", model, *arguments, "--device", "cpu", "--batch-size", 1, "--workers", 0) == 0
+    normal = lines(capsys)
+    network = VideoReward.from_pretrained(model)
+    for i, (video, r, n) in enumerate(zip(videos, raw, normal)):
+        frames = decode(video, network.processor.sampling, network.processor.factor)
+        with torch.no_grad():
+            want = network(**network.processor([frames], [f"prompt {i}"]))
+        assert [r[d] for d in ("VQ", "MQ", "TA")] == pytest.approx(want[0].tolist(), abs=1e-5)
+        assert [n[d] for d in ("VQ", "MQ", "TA")] == pytest.approx(network.normalise(want)[0].tolist(), abs=1e-4)
+        assert r["video"] == str(video) and r["prompt"] == f"prompt {i}"
+        assert n["Overall"] == pytest.approx(n["VQ"] + n["MQ"] + n["TA"])
+
+
+def test_score_reads_a_list_and_reports_what_it_cannot_read(project, model, tmp_path, capsys):
+    (tmp_path / "broken.mp4").write_bytes((project / "videos" / "0.mp4").read_bytes()[:300])
+    (tmp_path / "good.mp4").write_bytes((project / "videos" / "0.mp4").read_bytes())
+    (tmp_path / "list.csv").write_text("path,prompt\nbroken.mp4,a\ngood.mp4,b\n")
+    assert run("score", "--model", model, "--csv", tmp_path / "list.csv", "--device", "cpu", "--workers", 0) == 1
+    captured = capsys.readouterr()
+    assert [json.loads(x)["prompt"] for x in captured.out.splitlines() if x.startswith("{")] == ["b"]
+    assert "broken.mp4" in captured.err
+
+
+def test_bench_prints_and_saves(project, model, tmp_path, capsys):
+    assert run("bench", "--model", model, "--data", project / "bench", "--out", tmp_path, "--device", "cpu", "--workers", 0) == 0
+    assert "tie floor" in capsys.readouterr().out
+    saved = json.loads((tmp_path / "bench.json").read_text())["accuracies"]
+    assert saved["VQ"]["pairs"] == 4 and saved["VQ"]["decided"] == 3 and saved["TA"]["pairs"] == 3
+
+
+def test_export_of_a_checkpoint_equals_the_export_at_the_end(project, model, tmp_path):
+    (checkpoint,) = (model.parent / "checkpoints").glob("*.ckpt")
+    assert run("export", "--checkpoint", checkpoint, "--out", tmp_path / "again", "--with-backbone") == 0
+    one, other = VideoReward.from_pretrained(model), VideoReward.from_pretrained(tmp_path / "again")
+    for name, parameter in one.named_parameters():
+        torch.testing.assert_close(other.get_parameter(name), parameter, rtol=0, atol=0, msg=name)
+
+
+def test_frames_of_the_model_are_encoded_once(project, model, tmp_path):
+    out = tmp_path / "frames"
+    assert run("shards", "encode-frames", project / "pairs", "--out", out, "--model", model, "--workers", 1) == 0
+    assert run("shards", "verify", out) == 0
+    fit = ("fit", "--config", project / "tiny.yaml", "--trainer.logger", "false", "--trainer.callbacks", "[]",
+           "--trainer.default_root_dir", tmp_path, "--trainer.enable_checkpointing", "false")  # fmt: skip
+    assert run(*fit, "--data.train", out, "--data.val", out) == 0
+    assert run(*fit, "--data.train", out, "--data.val", out, "--model.network.sampling.max_pixels", 1024) == 2
+
+
+def test_validate_and_test_need_no_training(project, capsys):
+    for command in ("validate", "test"):
+        assert run(command, "--config", project / "tiny.yaml", "--trainer.logger", "false", "--trainer.callbacks", "[]") == 0
+        assert "val/accuracy/VQ" in capsys.readouterr().out
