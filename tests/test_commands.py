@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+
 from videoalign.cli import main
 from videoalign.datamodules.video import decode, encode
 from videoalign.models import VideoReward
@@ -37,7 +38,20 @@ def project(tmp_path_factory, backbone):
         for i, labels in enumerate(["A,B,same,A", "B,invalid,A,", "same,A,B,same", "A,A,,B"]):
             writer.writerow([f"videos/{i}.mp4", f"./videos/{i + 2}.mp4", f"prompt {i}", *labels.split(","), "old", "new",
                              *[1 + i % 4] * 6])  # fmt: skip
-    assert run("shards", "import-csv", folder / "ratings.csv", "--videos", folder, "--out", folder / "pairs", "--workers", 1) == 0
+    assert (
+        run(
+            "shards",
+            "import-csv",
+            folder / "ratings.csv",
+            "--videos",
+            folder,
+            "--out",
+            folder / "pairs",
+            "--workers",
+            1,
+        )
+        == 0
+    )
     assert run("shards", "import-csv", folder / "ratings.csv", "--videos", folder, "--out", folder / "bench", "--kind", "videos",
                "--workers", 1) == 0  # fmt: skip
     config = yaml.safe_load((Path(__file__).parents[1] / "experiments/debug/tiny.yaml").read_text())
@@ -104,7 +118,12 @@ def test_score_reads_a_list_and_reports_what_it_cannot_read(project, model, tmp_
 
 
 def test_bench_prints_and_saves(project, model, tmp_path, capsys):
-    assert run("bench", "--model", model, "--data", project / "bench", "--out", tmp_path, "--device", "cpu", "--workers", 0) == 0
+    assert (
+        run(
+            "bench", "--model", model, "--data", project / "bench", "--out", tmp_path, "--device", "cpu", "--workers", 0
+        )
+        == 0
+    )
     assert "tie floor" in capsys.readouterr().out
     saved = json.loads((tmp_path / "bench.json").read_text())["accuracies"]
     assert saved["VQ"]["pairs"] == 4 and saved["VQ"]["decided"] == 3 and saved["TA"]["pairs"] == 3
@@ -130,5 +149,8 @@ def test_frames_of_the_model_are_encoded_once(project, model, tmp_path):
 
 def test_validate_and_test_need_no_training(project, capsys):
     for command in ("validate", "test"):
-        assert run(command, "--config", project / "tiny.yaml", "--trainer.logger", "false", "--trainer.callbacks", "[]") == 0
+        assert (
+            run(command, "--config", project / "tiny.yaml", "--trainer.logger", "false", "--trainer.callbacks", "[]")
+            == 0
+        )
         assert "val/accuracy/VQ" in capsys.readouterr().out
