@@ -88,6 +88,17 @@ class Progress:
             )
 
 
+def _count(least: int) -> Callable[[str], int]:
+    """An argument's type: a whole number from ``least`` on."""
+
+    def parse(text: str) -> int:
+        if not text.lstrip("-").isdigit() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"must be a whole number from {least} on, got {text!r}")
+        return int(text)
+
+    return parse
+
+
 def _sampling(o: argparse.Namespace) -> Any:
     from .models.sampling import FrameSampling
 
@@ -216,7 +227,9 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--num-frames", type=int, help="a fixed number of frames instead")
     sub.add_argument("--max-pixels", type=int, default=448 * 448, help="pixel budget of a frame")
     sub.add_argument("--min-pixels", type=int, default=128 * 28 * 28, help="smaller frames are enlarged")
-    sub.add_argument("--factor", type=int, default=28, help="frame sides become multiples of this (patch x merge)")
+    sub.add_argument(
+        "--factor", type=_count(1), default=28, help="frame sides become multiples of this (patch x merge)"
+    )
 
     score = add("score", _score, "print the rewards of videos, a JSON object a line")
     score.add_argument("--video", action="append", default=[], help="a video file; repeat with --prompt")
@@ -229,7 +242,7 @@ def _parser() -> argparse.ArgumentParser:
     for sub in (score, bench):
         sub.add_argument("--model", required=True, help="exported reward model")
         sub.add_argument("--backbone", help="the model's backbone, if not where it was")
-        sub.add_argument("--batch-size", type=int, default=8, help="videos per step")
+        sub.add_argument("--batch-size", type=_count(1), default=8, help="videos per step")
         sub.add_argument("--device", default="auto", choices=("auto", "cpu", "gpu", "cuda"), help="where to compute")
     export = add("export", _export, "write the reward model of a checkpoint as a folder of safetensors and JSON")
     export.add_argument("--checkpoint", required=True, help=".ckpt file inside a run's folder")
@@ -245,15 +258,15 @@ def _parser() -> argparse.ArgumentParser:
     mini.add_argument("--out", required=True, help="folder to make")
     mini.add_argument("--family", choices=("qwen2_vl", "qwen2_5_vl"), default="qwen2_vl", help="architecture")
     mini.add_argument("--hidden", type=int, default=64, help="width")
-    mini.add_argument("--layers", type=int, default=4, help="depth of the language model")
+    mini.add_argument("--layers", type=_count(1), default=4, help="depth of the language model")
     demo = add(
         "demo", _demo, "the whole path in miniature: world, reward model, benchmarks (about five minutes on two cores)"
     )
     demo.add_argument("--out", default="runs/demo", help="folder; finished stages in it are not repeated")
     for sub in (sprites, mini, demo):
-        sub.add_argument("--seed", type=int, default=0, help="of everything random")
-    for sub in (kinds.choices["import-csv"], kinds.choices["encode-frames"], score, bench, sprites):
-        sub.add_argument(
-            "--workers", type=int, default=min(os.cpu_count() or 1, 8), help="processes that decode or render"
-        )
+        sub.add_argument("--seed", type=_count(0), default=0, help="of everything random")
+    pools, loaders = (kinds.choices["import-csv"], kinds.choices["encode-frames"], sprites), (score, bench)
+    for sub in (*pools, *loaders):  # a loader with 0 workers decodes in the process that computes
+        least, most = int(sub in pools), min(os.cpu_count() or 1, 8)
+        sub.add_argument("--workers", type=_count(least), default=most, help="processes that decode or render")
     return parser

@@ -6,7 +6,9 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import jsonargparse
 import lightning as L
 import torch
 import yaml
@@ -45,7 +47,9 @@ def read_list(path: str) -> list[tuple[str, str]]:
         raise VideoAlignError(f"--csv {path} cannot be read ({error})") from None
     if not rows or not {"path", "prompt"} <= rows[0].keys():
         raise VideoAlignError(f"--csv {path} needs the columns path and prompt and at least one row")
-    return [(str(Path(path).parent / row["path"]), row["prompt"] or "") for row in rows]
+    if short := [number for number, row in enumerate(rows, 2) if not row["path"] or not row["prompt"]]:
+        raise VideoAlignError(f"--csv {path}: lines {short[:5]} lack a path or a prompt")
+    return [(str(Path(path).parent / row["path"]), row["prompt"]) for row in rows]
 
 
 class _PrintRewards(L.Callback):
@@ -134,7 +138,7 @@ def export(checkpoint: str, out: str, backbone: bool) -> None:
             f"--checkpoint {checkpoint}: there is no such file with a config.yaml in a folder above it"
         )
     settings = yaml.safe_load(config.read_text())
-    network = _network(settings["model"])
+    network = _network(settings, config)
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, ValueError, KeyError, EOFError) as error:
@@ -145,11 +149,12 @@ def export(checkpoint: str, out: str, backbone: bool) -> None:
     model.network.save_pretrained(out, backbone=backbone)
 
 
-def _network(model: dict) -> VideoReward:
+def _network(settings: Any, config: Path) -> VideoReward:
     """The network of a run's configuration."""
-    import jsonargparse
-
+    try:
+        network = settings["model"]["init_args"]["network"]
+    except (TypeError, KeyError):
+        raise VideoAlignError(f"{config} is not the configuration of a run that trained a reward model") from None
     parser = jsonargparse.ArgumentParser()
     parser.add_subclass_arguments(VideoReward, "network")
-    config = parser.parse_object({"network": model["init_args"]["network"]})
-    return parser.instantiate_classes(config).network
+    return parser.instantiate_classes(parser.parse_object({"network": network})).network

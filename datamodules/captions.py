@@ -12,7 +12,7 @@ from ..models.processor import RewardProcessor
 from .frames import FrameReader
 from .ratings import prompt_of
 from .shards import RawSample, ShardSet
-from .stream import Dropped, Item, ShardLoader, ShardStream, Share
+from .stream import Dropped, Item, ShardLoader, ShardStream, Share, at_least
 
 
 def _decode(reader: FrameReader, seed: int, raw: RawSample, epoch: int) -> tuple[torch.Tensor, str, bool]:
@@ -42,6 +42,8 @@ class Captions(L.LightningDataModule):
         self, data: str, batch_size: int = 32, workers: int = 1, shuffle_buffer: int = 512, seed: int = 0
     ) -> None:
         super().__init__()
+        at_least(1, batch_size=batch_size)
+        at_least(0, workers=workers, shuffle_buffer=shuffle_buffer)
         self.data, self.batch_size, self.workers = data, batch_size, workers
         self.shuffle_buffer, self.seed = shuffle_buffer, seed
 

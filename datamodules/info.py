@@ -4,7 +4,7 @@ import math
 from collections import Counter
 
 from .benchmark import PAIRS, Benchmark
-from .ratings import COLUMNS, share_table
+from .ratings import COLUMNS, labels_of, prompt_of, share_table
 from .shards import ShardSet
 
 
@@ -19,8 +19,12 @@ def info(folder: str) -> str:
         else f"decoded frames ({', '.join(f'{k} {v}' for k, v in index.frames.items())})"
     )
     lines = [f"{shards.path}: {index.samples} {index.kind} as {media}, {len(index.shards)} shards, {size / 1e6:.1f} MB"]
-    records = [raw.record() for raw in shards]
-    prompts, frames = len({record["prompt"] for record in records}), []
+    records, prompts, frames = [], set(), []
+    for raw in shards:
+        records.append(raw.record())
+        prompts.add(prompt_of(records[-1], raw.name))
+        if index.kind == "pairs":
+            labels_of(records[-1], raw.name)
     sources: Counter[str] = Counter()
     for record in records:
         ends = "AB" if index.kind == "pairs" else [None]
@@ -29,7 +33,7 @@ def info(folder: str) -> str:
                 record.get("sources", {}).get(end), record.get("num_frames", {}).get(end))  # fmt: skip
             sources[source or "unknown"] += 1
             frames.append(count or math.nan)
-    lines.append(f"{prompts} prompts; {min(frames):.0f} to {max(frames):.0f} frames a video")
+    lines.append(f"{len(prompts)} prompts; {min(frames):.0f} to {max(frames):.0f} frames a video")
     lines += [f"  {name:24} {count:8} videos" for name, count in sources.most_common()]
     if index.kind == "pairs":
         lines.append(share_table([{c: record["labels"].get(c, "") for c in COLUMNS} for record in records]))

@@ -15,7 +15,7 @@ from .benchmark import Benchmark
 from .frames import FrameReader
 from .ratings import labels_of, prompt_of, scores_of, sources_of
 from .shards import RawSample, ShardSet
-from .stream import Dropped, Item, ShardLoader, ShardStream, Share
+from .stream import Dropped, Item, ShardLoader, ShardStream, Share, at_least
 
 
 @dataclass(frozen=True)
@@ -138,14 +138,8 @@ class VideoPairs(L.LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        for name, value, least in (
-            ("batch_size", batch_size, 1),
-            ("val_batch_size", val_batch_size, 1),
-            ("workers", workers, 0),
-            ("shuffle_buffer", shuffle_buffer, 0),
-        ):
-            if value is not None and value < least:
-                raise VideoAlignError(f"data.{name} must be at least {least}, got {value}")
+        at_least(1, batch_size=batch_size, val_batch_size=val_batch_size)
+        at_least(0, workers=workers, shuffle_buffer=shuffle_buffer)
         if not 0 <= max_dropped < 1:
             raise VideoAlignError(f"data.max_dropped is a share in [0, 1), got {max_dropped}")
         self.paths = {"train": train, "val": val}
@@ -173,11 +167,6 @@ class VideoPairs(L.LightningDataModule):
         trainer = self.trainer
         batch = self.batch_size if training else self.val_batch_size
         share = Share(shards.index.samples, batch, trainer.world_size, training)
-        if training and not share.batches:
-            raise VideoAlignError(
-                f"{shards.path} has {shards.index.samples} pairs, fewer than one batch of data.batch_size {batch} on each of "
-                f"{trainer.world_size} ranks; make the batches smaller"
-            )
         stream = ShardStream(
             shards, decode, share, trainer.global_rank, self.seed, self.shuffle_buffer if training else 0
         )

@@ -150,6 +150,8 @@ class ShardWriter:
 
     def write_table(self, name: str, rows: list[dict]) -> None:
         """Add a CSV file to the set, its columns those of the first row."""
+        if not rows:
+            raise ShardError(f"{name} would have no rows")
         with open(self.path / name, "w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, list(rows[0]))
             writer.writeheader()

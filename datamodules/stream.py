@@ -76,6 +76,13 @@ class Share:
         return first + start, first + stop, max(0, min(stop, end - first) - start)
 
 
+def at_least(least: int, **options: int | None) -> None:
+    """Refuse options of a DataModule that are too small; None is a default to come."""
+    for name, value in options.items():
+        if value is not None and value < least:
+            raise VideoAlignError(f"data.{name} must be at least {least}, got {value}")
+
+
 class ShardStream(IterableDataset):
     """Samples of a set for one rank.
 
@@ -189,7 +196,13 @@ class ShardLoader(DataLoader):
     def __init__(
         self, stream: ShardStream, collate: Callable, workers: int, max_dropped: float = 0.0, **options: Any
     ) -> None:
-        super().__init__(stream, batch_size=stream.share.batch, collate_fn=collate, num_workers=workers, **options)
+        share = stream.share
+        if share.training and not share.batches:
+            raise VideoAlignError(
+                f"{stream.shards.path} has {share.samples} {stream.shards.index.kind}, fewer than one batch of "
+                f"data.batch_size {share.batch} on each of {share.world} ranks; make the batches smaller"
+            )
+        super().__init__(stream, batch_size=share.batch, collate_fn=collate, num_workers=workers, **options)
         self.stream, self.max_dropped = stream, max_dropped
         self.epoch = self.batches = self.dropped = 0
         self._resumed = False

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from .. import VideoAlignError
 from ..models.files import new_folder
 from ..models.metrics import PreferenceAccuracy
 from ..models.preference import DIMENSIONS
@@ -125,6 +126,11 @@ def _benchmark_pairs(videos: list[tuple[str, dict]], count: int, rng: np.random.
         for a, b in combinations(videos, 2)
         if a[1]["prompt"] == b[1]["prompt"] and a[1]["source"] != b[1]["source"]
     ]
+    if not candidates or count < 1:
+        raise VideoAlignError(
+            f"{len(videos)} benchmark videos and {count} pairs make no benchmark: there must be videos of different sources "
+            "at the same prompt, and at least one pair of them"
+        )
     rows = []
     for i in sorted(rng.permutation(len(candidates))[:count]):
         (key_a, a), (key_b, b) = candidates[i] if rng.random() < 0.5 else candidates[i][::-1]

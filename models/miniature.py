@@ -17,6 +17,7 @@ from transformers import (
     Qwen2VLVideoProcessor,
 )
 
+from .. import VideoAlignError
 from .files import new_folder
 from .template import Template
 
@@ -70,6 +71,10 @@ def make_qwen(
         vocabulary: tokens. initializer_range: transformers' default of 0.02 is too small for models of this width.
         seed: of the weights; the same seed writes the same bytes.
     """
+    if hidden < 4 * heads or hidden % (4 * heads):
+        raise VideoAlignError(
+            f"hidden is {hidden}, but rotary positions need a multiple of {4 * heads} with {heads} heads"
+        )
     corpus = (corpus or []) * 4 + [CHAT_WORDS] * 8 + [Template.load("plain").text] * 8
     tokenizer = _tokenizer(corpus, vocabulary)
     ids = dict(zip(SPECIAL, tokenizer.convert_tokens_to_ids(SPECIAL)))

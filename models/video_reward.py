@@ -3,6 +3,7 @@
 Legend: B videos, L tokens, K reward tokens per video (3 separate or 1 shared), E the hidden size, D = 3 dimensions.
 """
 
+import inspect
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -257,15 +258,18 @@ class VideoReward(nn.Module):
         """
         folder = Path(folder)
         content = RewardFolder.load(folder)
-        network = cls(
-            backbone or content.backbone,
-            template=Template(content.template, str(folder / "template.txt")),
-            sampling=FrameSampling(**content.sampling),
-            processor=folder / "processor",
-            **{**content.settings, "lora": LoRA(**content.settings["lora"]), **changes},
-        )
+        try:
+            sampling, statistics = FrameSampling(**content.sampling), Statistics(**content.statistics)
+            settings = {**content.settings, "lora": LoRA(**content.settings["lora"]), **changes}
+            inspect.signature(cls).bind(backbone, **settings)
+        except (TypeError, KeyError) as error:
+            raise VideoAlignError(
+                f"{folder / 'reward.json'} has settings that this release does not know ({error})"
+            ) from None
+        template = Template(content.template, str(folder / "template.txt"))
+        network = cls(backbone or content.backbone, template, sampling, processor=folder / "processor", **settings)
         network._load_trained(content.trained, folder)
-        network.statistics = Statistics(**content.statistics)
+        network.statistics = statistics
         return network.eval()
 
     def _load_trained(self, found: dict[str, Tensor], folder: Path) -> None:
