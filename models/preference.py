@@ -119,8 +119,7 @@ def _as_arrays(labels: Sequence | Tensor | np.ndarray, margins: Sequence | Tenso
         raise VideoAlignError(
             f"{int(np.isnan(margins).sum())} of {margins.size} margins are NaN: the rewards are broken"
         )
-    decided = labels != 0
-    if not np.array_equal(np.abs(labels[decided]), np.ones(decided.sum())):
+    if not ((labels == 1) | (labels == -1) | (labels == 0)).all():
         raise VideoAlignError("labels must be +1 (A wins), -1 (B wins) or 0 (tie); leave out missing ones first")
     return labels, margins
 
@@ -158,7 +157,7 @@ def accuracy_with_ties(labels: Sequence | Tensor, margins: Sequence | Tensor) ->
     sees the labels, so the number never falls under the share of ties: quote that floor beside it.
 
     O(n log n). Raising epsilon from "none" to e gains the ties with abs(margin) <= e and loses the correctly
-    ordered pairs with abs(margin) <= e, so the optimum is "none" or the abs(margin) of some tie.
+    ordered pairs with abs(margin) <= e; wrongly ordered pairs are wrong either way.
 
     Args:
         labels: 1-D, +1 / -1 / 0. margins: 1-D, reward A minus reward B.
@@ -173,9 +172,13 @@ def accuracy_with_ties(labels: Sequence | Tensor, margins: Sequence | Tensor) ->
     labels, margins = _as_arrays(labels, margins)
     if not labels.size:
         return math.nan
-    tied = np.sort(np.abs(margins[labels == 0]))
-    correct = np.sort(np.abs(margins[_correct(labels, margins)]))
-    gained = np.arange(1, tied.size + 1) - np.searchsorted(correct, tied, side="right")
+    size, right = np.abs(margins.astype(np.float64)), _correct(labels, margins)
+    # One sort of the pairs that matter, by abs(margin), ties behind correct ones of the same size: positive doubles are
+    # ordered as their bits are, and the sign's bit is free for the flag. The running count of what is gained is then
+    # highest at the end of a run of equal margins, or was as high before the run.
+    tied, correct = size[labels == 0].view(np.uint64) << 1 | 1, size[right].view(np.uint64) << 1
+    order = np.sort(np.concatenate([tied, correct])) & 1  # 1 for a tie, 0 for a correct pair
+    gained = 2 * np.cumsum(order, dtype=np.int64) - np.arange(1, order.size + 1)
     return float((correct.size + max(0, gained.max(initial=0))) / labels.size)
 
 

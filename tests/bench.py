@@ -5,7 +5,6 @@ the spread is the range. Nothing here is asserted in tests.
 """
 
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -164,7 +163,8 @@ def one_forward(folder: Path) -> None:
 
 
 STREAM = """
-import resource, sys, torch
+import sys
+from pathlib import Path
 from videoalign.datamodules.frames import FrameReader
 from videoalign.datamodules.pairs import PairDecoder
 from videoalign.datamodules.shards import ShardSet
@@ -175,7 +175,8 @@ decode = PairDecoder(FrameReader(shards, FrameSampling(**{k: v for k, v in shard
 stream = ShardStream(shards, decode, Share(shards.index.samples, 2, 1, True), 0, shuffle_buffer=8)
 for batch in ShardLoader(stream, lambda items: {"dropped": []}, 0):
     pass
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+# not ru_maxrss, which a child inherits
+print(next(line.split()[1] for line in Path('/proc/self/status').read_text().splitlines() if line.startswith('VmHWM')))
 """
 
 
@@ -209,7 +210,6 @@ def main() -> None:
         decoding(Path(name))
         one_forward(Path(name))
         memory(Path(name))
-    print(f"peak memory of this process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB")
 
 
 if __name__ == "__main__":
