@@ -153,6 +153,7 @@ def _bench(o: argparse.Namespace) -> None:
 
 
 def _export(o: argparse.Namespace) -> None:
+    _function("alignment.experiment:quiet")()
     _function("alignment.inference:export")(o.checkpoint, o.out, o.with_backbone)
 
 
@@ -171,6 +172,7 @@ def _sprites(o: argparse.Namespace) -> None:
 
 
 def _miniature(o: argparse.Namespace) -> None:
+    _function("alignment.experiment:quiet")()
     corpus = [content.prompt for content in import_module(".datamodules.sprites", __package__).CONTENTS]
     _function("models.miniature:make_qwen")(o.out, o.family, corpus, o.hidden, o.layers, seed=o.seed)
 

@@ -21,7 +21,7 @@ from ..datamodules.world import WorldSize, ceiling, write_world
 from ..models.files import read_json, write_json
 from ..models.miniature import make_qwen
 from ..models.sampling import FrameSampling
-from .experiment import run
+from .experiment import quiet, run
 
 SAMPLING, FACTOR = FrameSampling(fps=8.0, min_pixels=0), 16
 """Of experiments/sprites: the clips' own frame rate and size, in patches of 8 pixels merged by two."""
@@ -37,6 +37,7 @@ def demo(out: str | Path, seed: int, progress: Callable[[str, int, int], None]) 
     Returns:
         Accuracies by benchmark and column.
     """
+    quiet()
     out, started = Path(out), time.monotonic()
     # Half of the cores compute, the others decode: threads of one operation that wait for each other's core are slow.
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // 2))

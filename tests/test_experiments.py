@@ -1,7 +1,10 @@
 """Every YAML is parsed; the command in its first line is one that exists; configuration behaves as documented."""
 
 import shlex
+import shutil
+import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import lightning as L
@@ -100,6 +103,25 @@ def test_readme_commands_exist():
         else:
             _parser().parse_args(words)
     assert seen >= 3
+
+
+@pytest.mark.slow
+def test_wheel_holds_all_code_experiments_and_templates(tmp_path):
+    tree = tmp_path / "tree"
+    shutil.copytree(
+        ROOT, tree, ignore=shutil.ignore_patterns(".*", "runs", "build", "dist", "*.egg-info", "__pycache__")
+    )
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path, tree]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    (wheel,) = tmp_path.glob("*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    for folder in ("alignment", "callbacks", "datamodules", "models", "experiments"):
+        for file in (tree / folder).rglob("*"):
+            if file.is_file():
+                assert f"videoalign/{file.relative_to(tree)}" in names, file
+    assert {"videoalign/__init__.py", "videoalign/cli.py", "videoalign/py.typed"} <= names
+    assert all(name.startswith(("videoalign/", "videoalign-")) for name in names), "something leaks into site-packages"
 
 
 def test_packages_are_listed_for_the_wheel():
