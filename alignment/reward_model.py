@@ -230,19 +230,26 @@ class RewardModel(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep what trains and the statistics; the frozen backbone is where it was."""
-        trained = {f"network.{name}" for name in self.network.trained_names()}
-        checkpoint["state_dict"] = {n: t for n, t in checkpoint["state_dict"].items() if n in trained}
+        """Keep what trains and the statistics; the frozen backbone is where it was.
+
+        Sharded checkpoints keep everything: torch's loader wants every tensor of the sharded model.
+        """
+        if self.device_mesh is None:
+            trained = {f"network.{name}" for name in self.network.trained_names()}
+            checkpoint["state_dict"] = {n: t for n, t in checkpoint["state_dict"].items() if n in trained}
         checkpoint["reward_statistics"] = [self.network.statistics.mean, self.network.statistics.std]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint that lacks, or has more than, what trains here."""
-        want = {f"network.{name}" for name in self.network.trained_names()}
-        found = checkpoint["state_dict"].keys()
-        if want != found:
-            raise VideoAlignError(
-                f"the checkpoint does not fit this model: {len(want - found)} tensors are missing (such as {sorted(want - found)[:3]}), "
-                f"{len(found - want)} are unexpected (such as {sorted(found - want)[:3]}). Use the configuration that it was trained with."
-            )
         mean, std = checkpoint["reward_statistics"]
         self.network.statistics = Statistics(mean, std)
+        if "state_dict" not in checkpoint:  # sharded: loaded, and checked, already
+            return
+        want = {f"network.{name}" for name in self.network.trained_names()}
+        known = {f"network.{name}" for name in self.network.state_dict()}
+        found = checkpoint["state_dict"].keys()
+        if not want <= found <= known:
+            raise VideoAlignError(
+                f"the checkpoint does not fit this model: {len(want - found)} tensors are missing (such as {sorted(want - found)[:3]}), "
+                f"{len(found - known)} are unexpected (such as {sorted(found - known)[:3]}). Use the configuration that it was trained with."
+            )

@@ -56,7 +56,7 @@ class PairDecoder:
 
 
 class Collate:
-    """Items -> batch. Items that do not count keep their place with the first sound one's tensors and a false mask.
+    """Items -> batch. Items that do not count keep their place with a sound one's tensors and a false mask.
 
     Args:
         processor: tokenises and cuts patches. benchmark: name of the benchmark that the videos belong to.
@@ -64,14 +64,16 @@ class Collate:
 
     def __init__(self, processor: RewardProcessor, benchmark: str | None = None) -> None:
         self.processor, self.benchmark = processor, benchmark
+        self.spare: Any = None  # the last sound one of this worker
 
     def __call__(self, items: Sequence[Item]) -> dict[str, Any]:
         dropped = [item.value for item in items if isinstance(item.value, Dropped)]
         sound = [item.value for item in items if not isinstance(item.value, Dropped)]
         batch: dict[str, Any] = {"dropped": dropped, "valid": torch.tensor([item.valid for item in items])}
-        if not sound:  # nothing to compute on; the loader counts the dropped ones and stops when they are too many
+        self.spare = sound[0] if sound else self.spare
+        if self.spare is None:  # nothing to fill up with yet: a worker whose very first batch is unusable
             return batch
-        values = [sound[0] if isinstance(item.value, Dropped) else item.value for item in items]
+        values = [self.spare if isinstance(item.value, Dropped) else item.value for item in items]
         batch["keys"] = [value.key for value in values]
         if self.benchmark is None:
             videos = [pair.videos[0] for pair in values] + [pair.videos[1] for pair in values]  # A..., then B...

@@ -10,7 +10,7 @@ as padding, so that every sample counts exactly once.
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
@@ -19,8 +19,7 @@ from .. import VideoAlignError
 from .shards import RawSample, Shard, ShardError, ShardSet
 
 
-@dataclass(frozen=True)
-class Dropped:
+class Dropped(NamedTuple):  # not a frozen dataclass: Lightning cannot move one to a device
     """A sample that could not be used, and why. Padding does not count: it is another place's sample."""
 
     key: str

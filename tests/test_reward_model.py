@@ -16,6 +16,7 @@ from videoalign.alignment import RewardModel
 from videoalign.callbacks import ExamplePairs, ExportReward, ReliabilityDiagram, RewardBench
 from videoalign.datamodules.benchmark import Benchmark
 from videoalign.datamodules.pairs import VideoPairs
+from videoalign.datamodules.shards import ShardSet, ShardWriter
 from videoalign.datamodules.world import WorldSize, write_world
 from videoalign.models import VideoReward
 from videoalign.models.metrics import PreferenceAccuracy
@@ -158,6 +159,23 @@ def test_options_that_cannot_work_are_refused(options, words, network):
         RewardModel(network, **options)
 
 
+@pytest.mark.parametrize("batch_size", [4, 1])
+def test_unusable_pairs_are_left_out_and_counted(batch_size, network, world, tmp_path):
+    """Within max_dropped training goes on, also where a whole batch cannot be used."""
+    with ShardWriter(tmp_path / "set", "pairs") as writer:
+        for i, raw in enumerate(ShardSet(world / "train")):
+            videos = {side: b"no video" if i in (5, 9) else raw.members[f"{side}.mp4"] for side in "ab"}
+            writer.write(raw.key, videos, raw.record())
+    model = RewardModel(network)
+    trainer = L.Trainer(**QUIET, max_epochs=1, logger=False, enable_checkpointing=False, limit_val_batches=0)
+    data = VideoPairs(str(tmp_path / "set"), str(world / "val"), batch_size=batch_size, workers=0, max_dropped=0.1)
+    trainer.fit(model, data)
+    assert trainer.global_step == 24 // batch_size and trainer.callback_metrics["data/dropped"] == 2
+    data = VideoPairs(str(tmp_path / "set"), str(world / "val"), batch_size=batch_size, workers=0, max_dropped=0.05)
+    with pytest.raises(VideoAlignError, match=r"2 of 24 samples could not be used.*max_dropped"):
+        L.Trainer(**QUIET, max_epochs=1, logger=False, enable_checkpointing=False, limit_val_batches=0).fit(model, data)
+
+
 def test_broken_loss_stops_with_the_pairs(network, world, tmp_path):
     with torch.no_grad():
         network.head.weight.fill_(torch.inf)
@@ -248,6 +266,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from videoalign.alignment import RewardModel
 from videoalign.callbacks import ExamplePairs, ExportReward, RewardBench
 from videoalign.datamodules.pairs import VideoPairs
+from videoalign.datamodules.shards import ShardSet, ShardWriter
 from videoalign.models import FrameSampling, LoRA, VideoReward
 torch.set_num_threads(1)
 backbone, world, out, kind, language = sys.argv[1:]
@@ -301,3 +320,43 @@ def test_two_processes_train_and_measure_as_one(language, backbone, tmp_path):
                 kind,
                 column,
             )
+
+
+RESUME = """
+import sys, torch, lightning as L
+from functools import partial
+from pathlib import Path
+from lightning.pytorch.strategies import ModelParallelStrategy
+from videoalign.alignment import RewardModel
+from videoalign.datamodules.pairs import VideoPairs
+from videoalign.models import FrameSampling, LoRA, VideoReward
+torch.set_num_threads(1)
+backbone, world, out, sharded = sys.argv[1:]
+
+def run(steps, folder, checkpoint=None):
+    L.seed_everything(0)
+    network = VideoReward(backbone, "plain", FrameSampling(fps=8.0, min_pixels=0), lora=LoRA(rank=4, alpha=8))
+    model = RewardModel(network, optimizer=partial(torch.optim.AdamW, lr=1e-3), warmup=0.0)
+    save = L.pytorch.callbacks.ModelCheckpoint(f"{out}/{folder}", every_n_train_steps=2, save_top_k=-1, filename="{step}")
+    strategy = ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1, save_distributed_checkpoint=sharded == "True")
+    trainer = L.Trainer(accelerator="cpu", devices=2, strategy=strategy, max_steps=steps, limit_val_batches=0, logger=False,
+        enable_progress_bar=False, enable_model_summary=False, callbacks=[save], use_distributed_sampler=False)
+    trainer.fit(model, VideoPairs(world + "/train", world + "/val", batch_size=4, workers=0), ckpt_path=checkpoint)
+    return trainer, network.head.weight.full_tensor().detach().clone()
+
+trainer, through = run(4, "a")
+run(2, "b")
+_, resumed = run(4, "c", next(str(path) for path in Path(out, "b").iterdir()))
+if trainer.is_global_zero:
+    print("difference", (through - resumed).abs().max().item())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sharded", [True, False])
+def test_fsdp2_resumes_exactly(sharded, backbone, world, tmp_path):
+    (tmp_path / "run.py").write_text(RESUME)
+    command = [sys.executable, tmp_path / "run.py", backbone, world, tmp_path, str(sharded)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "difference 0.0\n" in done.stdout
