@@ -262,7 +262,7 @@ def _parser() -> argparse.ArgumentParser:
     mini.add_argument("--hidden", type=int, default=64, help="width")
     mini.add_argument("--layers", type=_count(1), default=4, help="depth of the language model")
     demo = add(
-        "demo", _demo, "the whole path in miniature: world, reward model, benchmarks (about five minutes on two cores)"
+        "demo", _demo, "the whole path in miniature: world, reward model, benchmarks (five to six minutes on two cores)"
     )
     demo.add_argument("--out", default="runs/demo", help="folder; finished stages in it are not repeated")
     for sub in (sprites, mini, demo):
