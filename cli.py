@@ -42,6 +42,8 @@ def main(args: list[str] | None = None) -> None:
 
 def _mistake(error: BaseException | None) -> str | None:
     """The message of a user's mistake, also where a configuration parser has wrapped it; None for any other error."""
+    if os.environ.get("VIDEOALIGN_DEBUG"):  # show the traceback of anything
+        return None
     if isinstance(error, FileNotFoundError | PermissionError | NotADirectoryError):
         return str(error)
     while error is not None:
@@ -50,7 +52,7 @@ def _mistake(error: BaseException | None) -> str | None:
         # Lightning's name for a user's mistake; not imported, because that would take seconds
         if type(error).__name__ == "MisconfigurationException":
             hint = (
-                " Compute on the CPU with --trainer.accelerator cpu, or --device cpu."
+                " Compute on the CPU: --trainer.accelerator cpu (fit and the like), --device cpu (score, bench)."
                 if "backend" in str(error)
                 else ""
             )
@@ -132,8 +134,8 @@ def _info(o: argparse.Namespace) -> None:
 def _encode_frames(o: argparse.Namespace) -> None:
     shards = _function("datamodules.shards:ShardSet")(o.source)
     if o.model:
-        network = _function("models:VideoReward").from_pretrained(o.model, o.backbone)
-        sampling, factor = network.processor.sampling, network.processor.factor
+        processor = _function("models.processor:processor_of")(Path(o.model))
+        sampling, factor = processor.sampling, processor.factor
     else:
         sampling, factor = _sampling(o), o.factor
     progress = Progress()
@@ -154,7 +156,7 @@ def _bench(o: argparse.Namespace) -> None:
 
 def _export(o: argparse.Namespace) -> None:
     _function("alignment.experiment:quiet")()
-    _function("alignment.inference:export")(o.checkpoint, o.out, o.with_backbone)
+    _function("alignment.inference:export")(o.checkpoint, o.out, o.with_backbone, o.backbone)
 
 
 def _sprites(o: argparse.Namespace) -> None:
@@ -224,7 +226,6 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("source", help="set with mp4 files")
     sub.add_argument("--out", required=True, help="folder to make")
     sub.add_argument("--model", help="exported reward model whose sampling to use, in place of the options below")
-    sub.add_argument("--backbone", help="the model's backbone, if not where it was")
     sub.add_argument("--fps", type=float, default=2.0, help="sampled frames per second")
     sub.add_argument("--num-frames", type=int, help="a fixed number of frames instead")
     sub.add_argument("--max-pixels", type=int, default=448 * 448, help="pixel budget of a frame")
@@ -249,13 +250,14 @@ def _parser() -> argparse.ArgumentParser:
     export = add("export", _export, "write the reward model of a checkpoint as a folder of safetensors and JSON")
     export.add_argument("--checkpoint", required=True, help=".ckpt file inside a run's folder")
     export.add_argument("--out", required=True, help="folder to write")
+    export.add_argument("--backbone", help="the model's backbone, if not where it was")
     export.add_argument("--with-backbone", action="store_true", help="copy the backbone along")
 
     sprites = add("sprites", _sprites, "render the miniature world: rated pairs, two benchmarks, captioned clips")
     sprites.add_argument("--out", required=True, help="folder to make")
     for name, value, text in (("train", 6000, "rated pairs"), ("val", 400, "held-out pairs"), ("benchmark-videos", 480, "videos per benchmark"),
                               ("benchmark-pairs", 1500, "rated pairs per benchmark"), ("captions", 3000, "captioned clips")):  # fmt: skip
-        sprites.add_argument(f"--{name}", type=int, default=value, help=text)
+        sprites.add_argument(f"--{name}", type=_count(1), default=value, help=text)
     mini = add("miniature", _miniature, "write a miniature Qwen-VL folder with random weights")
     mini.add_argument("--out", required=True, help="folder to make")
     mini.add_argument("--family", choices=("qwen2_vl", "qwen2_5_vl"), default="qwen2_vl", help="architecture")

@@ -70,6 +70,6 @@ class Captioning(L.LightningModule):
     def on_fit_end(self) -> None:
         """Write the folder."""
         if self.trainer.is_global_zero:
-            with new_folder(self.out, overwrite=True) as out:
+            with new_folder(self.out, replaces="config.json") as out:
                 self.network.save_pretrained(out)
                 self.processor.huggingface.save_pretrained(out)

@@ -17,6 +17,7 @@ from .. import VideoAlignError
 from ..callbacks.reward_bench import RewardBench, table
 from ..datamodules.pairs import VideoPairs
 from ..datamodules.video_list import VideoList
+from ..models.files import check_free
 from ..models.preference import DIMENSIONS, OVERALL
 from ..models.video_reward import VideoReward
 from .experiment import quiet
@@ -60,6 +61,9 @@ class _PrintRewards(L.Callback):
 
     def on_predict_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0) -> None:
         if outputs is not None:
+            if not outputs.isfinite().all():
+                bad = [self.videos[n][0] for n, row in zip(batch["numbers"], outputs) if not row.isfinite().all()]
+                raise VideoAlignError(f"the rewards of {bad} are not finite; the model is broken")
             rewards = outputs if self.raw else pl_module.network.normalise(outputs)
             for number, row in zip(batch["numbers"], rewards.tolist()):
                 video, prompt = self.videos[number]
@@ -100,37 +104,41 @@ def score(
     return int(printer.failed > 0)
 
 
-def bench(
+def measure(
     model: str, data: Sequence[str], out: str, backbone: str | None, batch_size: int, workers: int, device: str
-) -> dict:
-    """Print and save the accuracies of a model on sets of videos with ``pairs.csv``.
+) -> dict[str, dict]:
+    """Accuracies of a model on sets of videos with ``pairs.csv``, by benchmark and column; saved as JSON too.
 
     Args:
-        model: exported folder. data: folders of the sets; a set is called by its folder's name. out: folder for the JSON files.
-
-    Returns:
-        Accuracies by benchmark and column.
+        model: exported folder. data: folders of the sets; a set is called by its folder's name.
+        out: folder for the JSON files.
     """
     names = {Path(path).resolve().name: path for path in data}
     if len(names) < len(data):
         raise VideoAlignError("two --data folders have the same name, by which their results would be told apart")
-    callback = RewardBench(out)
     # every video must be scored, or the numbers would be of another benchmark
+    callback = RewardBench(out, strict=True)
     datamodule = VideoPairs(benchmarks=names, batch_size=batch_size, workers=workers, max_dropped=0.0)
     trainer = _trainer(device, callbacks=[callback], inference_mode=False, enable_progress_bar=sys.stderr.isatty())
     trainer.validate(_model(model, backbone), datamodule, verbose=False)
-    for name, result in callback.results.items():
-        print(f"\n{name}\n{table(result)}")
-        print(f"saved in {Path(out) / name}.json")
     return callback.results
 
 
-def export(checkpoint: str, out: str, backbone: bool) -> None:
+def bench(model: str, data: Sequence[str], out: str, *options: Any) -> None:
+    """Print what :func:`measure` finds; the same arguments."""
+    for name, result in measure(model, data, out, *options).items():
+        print(f"\n{name}\n{table(result)}")
+        print(f"saved in {Path(out) / name}.json")
+
+
+def export(checkpoint: str, out: str, with_backbone: bool, backbone: str | None = None) -> None:
     """Write the folder of a Lightning checkpoint's reward model.
 
     Args:
-        checkpoint: ``.ckpt`` file of a run whose folder holds ``config.yaml``. backbone: copy the backbone along.
+        checkpoint: ``.ckpt`` file of a run whose folder holds ``config.yaml``. out: folder to make.
+        with_backbone: copy the backbone along. backbone: where it is, if not where it was.
     """
+    check_free(Path(out))
     path = Path(checkpoint)
     config = next((p / "config.yaml" for p in path.resolve().parents if (p / "config.yaml").exists()), None)
     if not path.is_file() or config is None:
@@ -138,7 +146,7 @@ def export(checkpoint: str, out: str, backbone: bool) -> None:
             f"--checkpoint {checkpoint}: there is no such file with a config.yaml in a folder above it"
         )
     settings = yaml.safe_load(config.read_text())
-    network = _network(settings, config)
+    network = _network(settings, config, backbone)
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, ValueError, KeyError, EOFError) as error:
@@ -146,15 +154,20 @@ def export(checkpoint: str, out: str, backbone: bool) -> None:
     model = RewardModel(network)
     model.on_load_checkpoint(saved)
     model.load_state_dict(saved["state_dict"], strict=False)
-    model.network.save_pretrained(out, backbone=backbone)
+    if model._measured_at != saved["global_step"]:
+        print(f"note: the statistics for normalisation are those of step {model._measured_at}, the weights those of step "
+              f"{saved['global_step']}: the checkpoint was written before that step's validation", file=sys.stderr)  # fmt: skip
+    model.network.save_pretrained(out, backbone=with_backbone)
 
 
-def _network(settings: Any, config: Path) -> VideoReward:
+def _network(settings: Any, config: Path, backbone: str | None) -> VideoReward:
     """The network of a run's configuration."""
     try:
         network = settings["model"]["init_args"]["network"]
     except (TypeError, KeyError):
         raise VideoAlignError(f"{config} is not the configuration of a run that trained a reward model") from None
+    if backbone:
+        network["init_args"]["backbone"] = backbone
     parser = jsonargparse.ArgumentParser()
     parser.add_subclass_arguments(VideoReward, "network")
     return parser.instantiate_classes(parser.parse_object({"network": network})).network

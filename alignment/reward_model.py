@@ -30,7 +30,7 @@ class RewardModel(L.LightningModule):
 
     Logged: ``train/loss``, ``train/accuracy/*``, ``train/rewards/margins/*``; at validation ``val/loss``,
     ``val/accuracy/*``, ``val/accuracy_with_ties/*``, ``val/tie_floor/*``, ``val/margins/*``, ``val/tie_probability/*``,
-    ``val/calibration/*`` and ``val/num_pairs``. Mean and standard deviation of the rewards on the validation set are
+    ``val/calibration/*`` and ``val/num_pairs`` (``test/...`` under ``videoalign test``). Mean and standard deviation of the rewards on the validation set are
     kept for normalisation; after the last step they are measured anew if validation was not.
 
     Args:
@@ -110,6 +110,12 @@ class RewardModel(L.LightningModule):
             return preference.bt_loss(margins, labels, self.ties)
         return preference.reg_loss(rewards.flatten(0, 1), scores.flatten(0, 1))
 
+    def counted(self, labels: Tensor, scores: Tensor) -> Tensor:
+        """How many labels or scores :meth:`pair_loss` is the mean of; weighs batches of a validation."""
+        if self.loss == "reg":
+            return (~scores.isnan()).sum()
+        return (~labels.isnan() & (self.ties | (labels != 0))).sum()
+
     def _rewards(self, batch: dict[str, Any]) -> Tensor:
         """(2, N, D): A and B in one forward."""
         return self(batch["inputs"]).unflatten(0, (2, -1))
@@ -139,7 +145,13 @@ class RewardModel(L.LightningModule):
                 self.log(f"train/accuracy/{name}", right[decided[:, i], i].mean(), batch_size=size)
             self.log(f"train/rewards/margins/{name}", margins[:, i].abs().mean(), batch_size=size)
         self.log(
-            "data/dropped", float(len(batch["dropped"])), reduce_fx="sum", on_step=False, on_epoch=True, batch_size=size
+            "data/dropped",
+            float(len(batch["dropped"])),
+            reduce_fx="sum",
+            on_step=False,
+            on_epoch=True,
+            batch_size=size,
+            sync_dist=True,
         )
         return loss
 
@@ -153,7 +165,7 @@ class RewardModel(L.LightningModule):
         margins = rewards[0] - rewards[1]
         per_dimension = labels[:, : len(DIMENSIONS)]
         loss = self.pair_loss(rewards, per_dimension, scores)
-        self.held_out_loss.update(loss, valid.sum())  # weighted by pairs, also over ranks
+        self.held_out_loss.update(loss, self.counted(per_dimension, scores))
         self.accuracy.update(margins, labels, valid)
         self.calibration.update(preference.probabilities(margins, self.theta), per_dimension, valid)
         self.moments.update(rewards.flatten(0, 1), valid.repeat(2))
@@ -169,7 +181,7 @@ class RewardModel(L.LightningModule):
 
     def measured_statistics(self) -> Statistics:
         """Statistics of the validation pairs seen last, or the stored ones. Collective: every rank must call it."""
-        if self._has_held_out():
+        if self.has_held_out() and not self.trainer.testing and not self.trainer.sanity_checking:
             mean, std = self.moments.compute().tolist()
             self.network.statistics = Statistics(mean, std)
             self._measured_at = self.global_step
@@ -182,29 +194,30 @@ class RewardModel(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log what the held-out pairs say."""
-        if not self._has_held_out():
+        if not self.has_held_out():
             return
+        stage = "test" if self.trainer.testing else "val"
         self.accuracy.scale = torch.tensor(self.measured_statistics().std)
         results, reliability = self.accuracy.compute(), self.calibration.compute()  # collective, so equal on all ranks
         for name, row in results.items():
             self.log_dict({
-                f"val/accuracy/{name}": row["without_ties"],
-                f"val/accuracy_with_ties/{name}": row["with_ties"],
-                f"val/tie_floor/{name}": row["floor"],
-                f"val/margins/{name}": row["margin"],
+                f"{stage}/accuracy/{name}": row["without_ties"],
+                f"{stage}/accuracy_with_ties/{name}": row["with_ties"],
+                f"{stage}/tie_floor/{name}": row["floor"],
+                f"{stage}/margins/{name}": row["margin"],
             })  # fmt: skip
         for i, name in enumerate(DIMENSIONS):
             if name in results:
-                self.log(f"val/calibration/{name}", reliability.error[i].float())
+                self.log(f"{stage}/calibration/{name}", reliability.error[i].float())
                 if self.loss == "btt":
-                    self.log(f"val/tie_probability/{name}", reliability.tie[i].float())
-        self.log("val/loss", self.held_out_loss.compute())
-        self.log("val/num_pairs", float(max((row["pairs"] for row in results.values()), default=0)))
+                    self.log(f"{stage}/tie_probability/{name}", reliability.tie[i].float())
+        self.log(f"{stage}/loss", self.held_out_loss.compute())
+        self.log(f"{stage}/num_pairs", float(max((row["pairs"] for row in results.values()), default=0)))
 
     on_test_epoch_start = on_validation_epoch_start
     on_test_epoch_end = on_validation_epoch_end
 
-    def _has_held_out(self) -> bool:
+    def has_held_out(self) -> bool:
         """Whether held-out pairs were given: the same on every rank, whatever this one's share of them is."""
         loaders = self.trainer.val_dataloaders if self.trainer.val_dataloaders else self.trainer.test_dataloaders
         loaders = loaders if isinstance(loaders, list) else [loaders]
@@ -212,12 +225,14 @@ class RewardModel(L.LightningModule):
 
     def on_train_end(self) -> None:
         """Statistics for normalisation must be the last weights': validate once more if they are not."""
-        if self._measured_at == self.global_step or not self.trainer.val_dataloaders or not self._has_held_out():
+        if self._measured_at == self.global_step or not self.trainer.val_dataloaders or not self.has_held_out():
             return
         self.eval()
         self.moments.reset()
         with torch.no_grad():
             for batch in self.trainer.val_dataloaders[0]:
+                if "inputs" not in batch:
+                    continue
                 batch = self.trainer.strategy.batch_to_device(batch)
                 with self.trainer.precision_plugin.val_step_context():
                     self.moments.update(self._rewards(batch).flatten(0, 1), batch["valid"].repeat(2))
@@ -238,11 +253,12 @@ class RewardModel(L.LightningModule):
             trained = {f"network.{name}" for name in self.network.trained_names()}
             checkpoint["state_dict"] = {n: t for n, t in checkpoint["state_dict"].items() if n in trained}
         checkpoint["reward_statistics"] = [self.network.statistics.mean, self.network.statistics.std]
+        checkpoint["reward_statistics_step"] = self._measured_at
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint that lacks, or has more than, what trains here."""
-        mean, std = checkpoint["reward_statistics"]
-        self.network.statistics = Statistics(mean, std)
+        self.network.statistics = Statistics(*checkpoint["reward_statistics"])
+        self._measured_at = checkpoint["reward_statistics_step"]
         if "state_dict" not in checkpoint:  # sharded: loaded, and checked, already
             return
         want = {f"network.{name}" for name in self.network.trained_names()}

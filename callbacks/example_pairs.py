@@ -24,7 +24,7 @@ class ExamplePairs(L.Callback):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Score the pairs on every rank (sharded models need all of them) and draw them on the first."""
-        if trainer.sanity_checking or trainer.state.fn != "fit":
+        if trainer.sanity_checking or trainer.state.fn != "fit" or not pl_module.has_held_out():
             return
         if not self.pairs:
             self.pairs = trainer.datamodule.examples(self.count)

@@ -12,7 +12,8 @@ class ExportReward(L.Callback):
     """Writes the network's folder when fitting ends; `videoalign export` does so for a checkpoint.
 
     Args:
-        out: folder to write, replaced if it exists; ``export`` in the run's folder if not given.
+        out: folder to write, replaced if it exists; ``export`` in the run's folder if not given
+            (nothing is written without a logger).
         backbone: copy the backbone along, so that the folder stands on its own. For miniature backbones.
     """
 
@@ -24,6 +25,6 @@ class ExportReward(L.Callback):
         state = get_model_state_dict(
             pl_module.network, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
         )
-        out = Path(self.out) if self.out else folder_of(trainer) / "export"
-        if trainer.is_global_zero:
+        run = folder_of(trainer)  # collective
+        if trainer.is_global_zero and (out := Path(self.out) if self.out else run and run / "export"):
             pl_module.network.save_pretrained(out, state, self.backbone)

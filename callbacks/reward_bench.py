@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from .. import VideoAlignError
 from ..datamodules.benchmark import Benchmark
 from ..models.files import write_json
 from ..models.metrics import PreferenceAccuracy
@@ -30,10 +31,11 @@ class RewardBench(L.Callback):
     Args:
         out: folder for the JSON files, if not the run's.
         resamples: bootstrap samples of the confidence intervals; 0 leaves them out.
+        strict: refuse to leave out pairs of which a video was not scored; otherwise they are counted in a warning.
     """
 
-    def __init__(self, out: str | None = None, resamples: int = 1000) -> None:
-        self.out, self.resamples = out, resamples
+    def __init__(self, out: str | None = None, resamples: int = 1000, strict: bool = False) -> None:
+        self.out, self.resamples, self.strict = out, resamples, strict
         self.results: dict[str, dict[str, dict]] = {}
         self._seen: dict[str, list[tuple[Tensor, Tensor]]] = {}
 
@@ -75,26 +77,38 @@ class RewardBench(L.Callback):
         numbers = torch.cat([n for n, _ in seen]) if seen else torch.empty(0, dtype=torch.long, device=module.device)
         rewards = torch.cat([r for _, r in seen]) if seen else torch.empty(0, 3, device=module.device)
         table = torch.full((videos + 1, 3), torch.nan)  # the last row takes the padding
+        rewards = rewards.nan_to_num(nan=torch.inf)  # NaN is for what was not scored
         # every rank has the same number of places, so the gathered tensors are as long everywhere
         table[module.all_gather(numbers).flatten().cpu()] = module.all_gather(rewards.float()).flatten(0, -2).cpu()
         return table[:videos]
 
     def _measure(self, name: str, benchmark: Benchmark, rewards: Tensor, std: Tensor) -> dict[str, dict]:
-        margins = rewards[benchmark.ends[:, 0]] - rewards[benchmark.ends[:, 1]]  # (N, 3)
-        scored = ~margins.isnan().any(1)
-        if not scored.all():
-            rank_zero_warn(
-                f"{name}: {int((~scored).sum())} of {len(scored)} pairs are left out, because a video of theirs was not scored"
+        scored = ~rewards.isnan().all(1)
+        if broken := [
+            key for key, row, seen in zip(benchmark.keys, rewards, scored) if seen and not row.isfinite().all()
+        ]:
+            raise VideoAlignError(
+                f"{name}: the rewards of {len(broken)} videos are not finite (such as {broken[:3]}); the model is broken"
             )
+        margins = rewards[benchmark.ends[:, 0]] - rewards[benchmark.ends[:, 1]]  # (N, 3)
+        whole = scored[benchmark.ends].all(1)
+        if not whole.all():
+            text = f"{name}: {int((~whole).sum())} of {len(whole)} pairs name a video that was not scored"
+            if self.strict:
+                raise VideoAlignError(
+                    f"{text}; `videoalign shards verify {benchmark.shards.path}` tells which are missing"
+                )
+            rank_zero_warn(f"{text}, and are left out")
         metric = PreferenceAccuracy(std, self.resamples, sync_on_compute=False)
-        metric.update(margins, benchmark.labels, scored)
+        metric.update(margins, benchmark.labels, whole)
         return metric.compute()
 
     def _report(self, trainer: L.Trainer, name: str, result: dict[str, dict]) -> None:
-        folder = Path(self.out) if self.out else folder_of(trainer) / "reward_bench"  # collective
+        run = folder_of(trainer)  # collective
         if not trainer.is_global_zero:
             return
-        write_json(folder / f"{name}.json", {"benchmark": name, "step": trainer.global_step, "accuracies": result})
+        if folder := Path(self.out) if self.out else run and run / "reward_bench":
+            write_json(folder / f"{name}.json", {"benchmark": name, "step": trainer.global_step, "accuracies": result})
         if (writer := writer_of(trainer)) and result:
             writer.add_text(f"bench/{name}", table(result, markdown=True), trainer.global_step)
             writer.add_figure(f"bench/{name}", bar_chart(name, result), trainer.global_step)

@@ -18,9 +18,10 @@ def writer_of(trainer: L.Trainer) -> SummaryWriter | None:
     return next((logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)), None)
 
 
-def folder_of(trainer: L.Trainer) -> Path:
-    """The run's folder: where the logger writes, or the trainer's root. Collective: every rank must ask."""
-    return Path(trainer.log_dir or trainer.default_root_dir)
+def folder_of(trainer: L.Trainer) -> Path | None:
+    """The run's folder, where the logger writes; None without a logger. Collective: every rank must ask."""
+    folder = trainer.log_dir
+    return Path(folder) if trainer.loggers else None
 
 
 def gif(frames: list[Image.Image], fps: float) -> bytes:

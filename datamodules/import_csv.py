@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from .. import VideoAlignError
+from ..models.files import check_free
 from ..models.preference import DIMENSIONS
 from .benchmark import PAIRS
 from .parallel import in_order
@@ -64,7 +65,8 @@ def read_ratings(path: Path, videos: Path) -> Report:
         raise VideoAlignError(f"--videos {videos}: there is no such folder")
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
-            table = list(csv.reader(file, strict=True))
+            reader = csv.reader(file, strict=True)
+            table = [(reader.line_num, values) for values in reader if values]  # number of a row's last line
     except FileNotFoundError:
         raise VideoAlignError(f"{path}: there is no such file") from None
     except UnicodeDecodeError as error:
@@ -73,10 +75,10 @@ def read_ratings(path: Path, videos: Path) -> Report:
         raise VideoAlignError(f"{path} cannot be read as CSV ({error})") from None
     if len(table) < 2:
         raise VideoAlignError(f"{path} has no rows")
-    header, report, seen = [name.strip() for name in table[0]], Report(), {}
+    header, report, seen = [name.strip() for name in table[0][1]], Report(), {}
     if missing := [name for name in REQUIRED if name not in header]:
         raise VideoAlignError(f"{path} lacks the columns {', '.join(missing)}; it has {', '.join(header)}")
-    for line, values in enumerate(table[1:], 2):
+    for line, values in table[1:]:
         try:
             if len(values) != len(header):
                 raise VideoAlignError(f"has {len(values)} fields, the header {len(header)}")
@@ -158,6 +160,7 @@ def import_csv(
     Raises:
         VideoAlignError: with the whole report, where rows are unsound and not to be skipped, or none is sound.
     """
+    check_free(Path(out))  # before the long look into the videos
     report = read_ratings(ratings, videos)
     names = sorted({path for row in report.rows for path in row.paths})
     checked = in_order(pool, check_clip, (videos / name for name in names))

@@ -3,7 +3,7 @@
 An epoch's order is that of its shards (shuffled for training), one behind the other. It is cut into one contiguous
 range per rank, and each of these into one per worker, by sample number rather than by shard: any number of ranks and
 workers gets every sample. Every rank gets the same number of batches. For training the remainder that does not fill
-a batch on every rank is left out, another one in each epoch; for evaluation ranks are filled up with samples marked
+a batch on every rank is left out, another one in each epoch where the order is shuffled; for evaluation ranks are filled up with samples marked
 as padding, so that every sample counts exactly once.
 """
 
@@ -251,7 +251,7 @@ class ShardLoader(DataLoader):
             names = ("samples", "batch size", "ranks", "workers", "seed", "shuffle buffer")
             changed = [f"{n} {a} -> {b}" for n, a, b in zip(names, state["geometry"], self._geometry()) if a != b]
             raise VideoAlignError(
-                f"this checkpoint stands in the middle of an epoch, which can be continued only as it began ({', '.join(changed)}). "
+                f"this checkpoint stands in the middle of an epoch, which can be continued only as it began ({', '.join(changed) or 'it is of another release'}). "
                 "Resume with the earlier values, or from a checkpoint at the end of an epoch."
             )
         self.epoch, self.batches, self.dropped = state["epoch"], state["batches"], state["dropped"]

@@ -12,18 +12,19 @@ from .. import VideoAlignError
 
 
 @contextlib.contextmanager
-def new_folder(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
+def new_folder(path: str | Path, replaces: str | None = None) -> Iterator[Path]:
     """A folder to fill; it takes its name when the block ends well, and vanishes when it does not.
 
     Args:
-        path: must not exist yet, except as an empty folder. overwrite: replace what is there, at the end.
+        path: must not exist yet, except as an empty folder. replaces: a folder that holds a file of this name is an
+            earlier one of the same kind, and is replaced at the end.
 
     Raises:
         VideoAlignError: where something is there already.
     """
     path = Path(path)
-    if not overwrite and path.exists() and not (path.is_dir() and not any(path.iterdir())):
-        raise VideoAlignError(f"output {path} exists already; name a new folder or remove it first")
+    if not (replaces and (path / replaces).is_file()):
+        check_free(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.parent / f".{path.name}.partial-{os.getpid()}"
     shutil.rmtree(partial, ignore_errors=True)
@@ -37,6 +38,12 @@ def new_folder(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def check_free(path: Path) -> None:
+    """Refuse an output that exists already, unless as an empty folder."""
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise VideoAlignError(f"output {path} exists already; name a new folder or remove it first")
 
 
 def write_json(path: Path, value: Any) -> None:

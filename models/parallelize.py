@@ -5,16 +5,13 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 
 
-def shard(network: nn.Module, blocks: list[nn.Module], mesh: DeviceMesh | None) -> None:
+def shard(network: nn.Module, blocks: list[nn.Module], mesh: DeviceMesh) -> None:
     """Shard ``network`` with FSDP2 over the data-parallel mesh, in place: its blocks first, then the rest.
 
     Args:
         blocks: submodules that are gathered one at a time, in forward order; parameters in a block or in the rest must
             share one dtype, so modules kept in fp32 beside a bf16 backbone are blocks of their own.
-        mesh: None under strategies that do not shard (one device, DDP), where this does nothing.
     """
-    if mesh is None:
-        return
     for block in blocks:
         fully_shard(block, mesh=mesh)
     fully_shard(network, mesh=mesh)

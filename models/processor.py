@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import AutoProcessor
 
 from .. import VideoAlignError
+from .reward_folder import RewardFolder
 from .sampling import FRAME_FACTOR, FrameSampling
 from .template import Template
 
@@ -221,3 +222,10 @@ class RewardProcessor:
         # t tp c h m p w m p -> t h w m m c tp p p
         x = video.reshape(t, g.temporal_patch, channels, h // g.merge, g.merge, g.patch, w // g.merge, g.merge, g.patch)
         return x.permute(0, 3, 6, 4, 7, 2, 1, 5, 8).reshape(t * h * w, -1), (t, h, w)
+
+
+def processor_of(folder: Path) -> RewardProcessor:
+    """The processor of an exported reward model, without its network."""
+    content = RewardFolder.load(folder)
+    template = Template(content.template, str(folder / "template.txt"))
+    return RewardProcessor(folder / "processor", template, FrameSampling(**content.sampling))

@@ -46,12 +46,12 @@ class RewardFolder:
     trained: dict[str, Tensor]
 
     def save(self, folder: Path, processor: Any, adapter: LoraConfig | None, backbone: Any = None) -> None:
-        """Write the folder; it replaces an earlier one of that name when whole.
+        """Write the folder; it replaces an earlier reward model of that name when whole.
 
         Args:
             processor: transformers' own. adapter: peft's configuration. backbone: a model to copy along.
         """
-        with new_folder(folder, overwrite=True) as out:
+        with new_folder(folder, replaces="reward.json") as out:
             save_file({n: t for n, t in self.trained.items() if ".lora_" not in n}, out / "trained.safetensors")
             if adapter:
                 (out / "adapter").mkdir()

@@ -134,7 +134,8 @@ class VideoReward(nn.Module):
             "train_merger": train_merger, "lora": asdict(lora or LoRA()), "attention": attention, "dtype": dtype,
             "max_prompt_tokens": max_prompt_tokens,
         }  # fmt: skip
-        self.backbone_name = str(backbone)
+        # absolute where it is a folder: the exported model must find it from anywhere
+        self.backbone_name = str(Path(backbone).resolve()) if Path(backbone).is_dir() else str(backbone)
         self.positions, self.statistics = positions, Statistics()
         self.processor = RewardProcessor(
             processor or backbone, template, sampling or FrameSampling(), max_prompt_tokens
@@ -227,7 +228,7 @@ class VideoReward(nn.Module):
     def save_pretrained(
         self, folder: str | Path, state: dict[str, Tensor] | None = None, backbone: bool = False
     ) -> None:
-        """Write a folder for :meth:`from_pretrained`; it replaces an earlier one of that name when whole.
+        """Write a folder for :meth:`from_pretrained`; it replaces an earlier reward model of that name when whole.
 
         Args:
             state: full tensors by name, where the network's own are sharded. backbone: copy the backbone along, so
@@ -279,6 +280,8 @@ class VideoReward(nn.Module):
         problems += [f"unexpected {n}" for n in found.keys() - want.keys()]
         problems += [f"{n} is {tuple(found[n].shape)}, not {tuple(want[n].shape)}"
                      for n in want.keys() & found.keys() if found[n].shape != want[n].shape]  # fmt: skip
+        if broken := sorted(name for name, tensor in found.items() if not tensor.isfinite().all()):
+            raise VideoAlignError(f"{folder}: {len(broken)} tensors hold NaN or infinity, such as {broken[:3]}")
         if problems:
             raise VideoAlignError(
                 f"{folder}: {len(problems)} tensors do not fit backbone {self.backbone_name}: "

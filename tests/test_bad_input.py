@@ -245,7 +245,7 @@ SHARDS = {
     "encode-frames: factor 0": Case(encode_frames("--factor", "0"), "factor"),
     "encode-frames: no model": Case(encode_frames("--model", "none"), "none is not a reward model's folder"),
     "encode-frames: no workers": Case(encode_frames("--workers", "0"), "workers"),
-    "sprites: no pairs": Case(lambda p: ["sprites", "--out", "out", "--train", "0", "--workers", "1"], "no sample was written"),
+    "sprites: no pairs": Case(lambda p: ["sprites", "--out", "out", "--train", "0", "--workers", "1"], "from 1 on"),
     "sprites: no rated pairs": Case(lambda p: ["sprites", "--out", "out", "--train", "1", "--val", "1", "--captions", "1", "--benchmark-videos", "8",
                                                "--benchmark-pairs", "0", "--workers", "1"], "pairs"),
     "sprites: a single video": Case(lambda p: ["sprites", "--out", "out", "--train", "1", "--val", "1", "--captions", "1", "--benchmark-videos", "1",

@@ -2,12 +2,14 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file, save_file
 
 from videoalign.cli import main
 from videoalign.datamodules.video import decode, encode
@@ -148,9 +150,45 @@ def test_frames_of_the_model_are_encoded_once(project, model, tmp_path):
 
 
 def test_validate_and_test_need_no_training(project, capsys):
-    for command in ("validate", "test"):
+    for command, stage in (("validate", "val"), ("test", "test")):
         assert (
             run(command, "--config", project / "tiny.yaml", "--trainer.logger", "false", "--trainer.callbacks", "[]")
             == 0
         )
-        assert "val/accuracy/VQ" in capsys.readouterr().out
+        assert f"{stage}/accuracy/VQ" in capsys.readouterr().out
+
+
+def test_broken_weights_are_refused_and_broken_rewards_reported(project, model, tmp_path, monkeypatch, capsys):
+    video = ("--video", project / "videos" / "0.mp4", "--prompt", "p", "--device", "cpu", "--workers", 0)
+    copy = tmp_path / "model"
+    shutil.copytree(model, copy)
+    tensors = load_file(copy / "trained.safetensors")
+    save_file({**tensors, "head.weight": tensors["head.weight"] * torch.nan}, copy / "trained.safetensors")
+    assert run("score", "--model", copy, *video) == 2
+    assert "NaN" in capsys.readouterr().err
+    forward = VideoReward.forward
+    monkeypatch.setattr(VideoReward, "forward", lambda self, **inputs: forward(self, **inputs) * torch.nan)
+    assert run("score", "--model", model, *video) == 2
+    captured = capsys.readouterr()
+    assert "not finite" in captured.err and "{" not in captured.out
+    assert (
+        run("bench", "--model", model, "--data", project / "bench", "--out", tmp_path / "out", "--device", "cpu") == 2
+    )
+    assert "not finite" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_pairs_of_videos_that_are_not_there_are_refused(project, model, tmp_path, capsys):
+    shutil.copytree(project / "bench", tmp_path / "bench")
+    table = tmp_path / "bench" / "pairs.csv"
+    table.write_text(table.read_text().replace("000000,", "999999,", 1))
+    assert (
+        run("bench", "--model", model, "--data", tmp_path / "bench", "--out", tmp_path / "out", "--device", "cpu") == 2
+    )
+    assert "1 of 4 pairs name a video that was not scored" in capsys.readouterr().err
+
+
+def test_export_does_not_overwrite_what_is_not_a_reward_model(model, tmp_path, capsys):
+    (checkpoint,) = (model.parent / "checkpoints").glob("*.ckpt")
+    (tmp_path / "notes.txt").write_text("precious")
+    assert run("export", "--checkpoint", checkpoint, "--out", tmp_path) == 2
+    assert "exists already" in capsys.readouterr().err and (tmp_path / "notes.txt").read_text() == "precious"

@@ -1,14 +1,18 @@
 """Every YAML is parsed; the command in its first line is one that exists; configuration behaves as documented."""
 
+import importlib
+import re
 import shlex
 import shutil
 import subprocess
 import sys
+import textwrap
 import zipfile
 from pathlib import Path
 
 import lightning as L
 import pytest
+import torch
 
 import videoalign.alignment.experiment as experiment
 from videoalign.cli import _parser, main
@@ -103,6 +107,23 @@ def test_readme_commands_exist():
         else:
             _parser().parse_args(words)
     assert seen >= 3
+
+
+def test_readme_algorithm_works_from_yaml(tmp_path, monkeypatch, capsys):
+    readme = (ROOT / "README.md").read_text()
+    (tmp_path / "margin.py").write_text(textwrap.dedent(re.search(r"```python\n(.*?)```", readme, re.DOTALL).group(1)))
+    monkeypatch.syspath_prepend(tmp_path)
+    assert configuration("fit", "--model", "margin.MarginRewardModel", "--model.margin", "0.25", "--model.loss", "bt",
+                         "--model.network", "VideoReward", "--model.network.backbone", "x") in (0, None)  # fmt: skip
+    assert "margin: 0.25" in capsys.readouterr().out
+    model = importlib.import_module("margin").MarginRewardModel.__new__(
+        importlib.import_module("margin").MarginRewardModel
+    )
+    torch.nn.Module.__init__(model)
+    model.margin = 0.25
+    labels, rewards = torch.tensor([[1.0, -1.0, 0.0]]), torch.tensor([[[1.0, 0.0, 3.0]], [[0.0, 2.0, 0.0]]])
+    want = -(torch.nn.functional.logsigmoid(torch.tensor([0.75, 1.75]))).mean()
+    torch.testing.assert_close(model.pair_loss(rewards, labels, None), want)
 
 
 @pytest.mark.slow
