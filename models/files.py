@@ -47,7 +47,8 @@ def check_free(path: Path) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON through a temporary file."""
+    """Write JSON through a temporary file. JSON has no NaN: what is undefined becomes null."""
+    value = json.loads(json.dumps(value), parse_constant=lambda name: None)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     partial.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
