@@ -10,7 +10,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
 from ..models.backbone import load_backbone
-from ..models.files import new_folder
+from ..models.files import check_free, new_folder
 from ..models.processor import RewardProcessor
 from ..models.sampling import FrameSampling
 from ..models.template import Template
@@ -43,6 +43,10 @@ class Captioning(L.LightningModule):
         self.out, self.optimizer, self.warmup, self.decay = Path(out), optimizer, warmup, decay
         self.processor = RewardProcessor(backbone, Template.load("plain"), sampling or FrameSampling())
         self.network = load_backbone(backbone).train()
+
+    def setup(self, stage: str) -> None:
+        """Refuse an output that is in the way before training begins."""
+        check_free(self.out, "config.json")
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """One batch of captioned clips."""

@@ -5,6 +5,7 @@ from pathlib import Path
 import lightning as L
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
+from ..models.files import check_free
 from .tensorboard import folder_of
 
 
@@ -12,13 +13,18 @@ class ExportReward(L.Callback):
     """Writes the network's folder when fitting ends; `videoalign export` does so for a checkpoint.
 
     Args:
-        out: folder to write, replaced if it exists; ``export`` in the run's folder if not given
-            (nothing is written without a logger).
+        out: folder to write; an earlier reward model there is replaced, anything else refused before training begins.
+            ``export`` in the run's folder if not given (nothing is written without a logger).
         backbone: copy the backbone along, so that the folder stands on its own. For miniature backbones.
     """
 
     def __init__(self, out: str | None = None, backbone: bool = False) -> None:
         self.out, self.backbone = out, backbone
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Refuse an output that is in the way."""
+        if self.out and stage == "fit":
+            check_free(Path(self.out), "reward.json")
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Gather what is sharded (collective), write on the first rank."""

@@ -23,8 +23,7 @@ def new_folder(path: str | Path, replaces: str | None = None) -> Iterator[Path]:
         VideoAlignError: where something is there already.
     """
     path = Path(path)
-    if not (replaces and (path / replaces).is_file()):
-        check_free(path)
+    check_free(path, replaces)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.parent / f".{path.name}.partial-{os.getpid()}"
     shutil.rmtree(partial, ignore_errors=True)
@@ -40,8 +39,10 @@ def new_folder(path: str | Path, replaces: str | None = None) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def check_free(path: Path) -> None:
-    """Refuse an output that exists already, unless as an empty folder."""
+def check_free(path: Path, replaces: str | None = None) -> None:
+    """Refuse an output that :func:`new_folder` would refuse; for a look before long work."""
+    if replaces and (path / replaces).is_file():
+        return
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise VideoAlignError(f"output {path} exists already; name a new folder or remove it first")
 

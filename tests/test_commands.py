@@ -192,3 +192,12 @@ def test_export_does_not_overwrite_what_is_not_a_reward_model(model, tmp_path, c
     (tmp_path / "notes.txt").write_text("precious")
     assert run("export", "--checkpoint", checkpoint, "--out", tmp_path) == 2
     assert "exists already" in capsys.readouterr().err and (tmp_path / "notes.txt").read_text() == "precious"
+
+
+def test_an_output_in_the_way_is_refused_before_training(project, tmp_path, capsys):
+    (tmp_path / "notes.txt").write_text("precious")
+    export = f"[{{class_path: videoalign.callbacks.ExportReward, init_args: {{out: {tmp_path}}}}}]"
+    fit = ("fit", "--config", project / "tiny.yaml", "--trainer.logger", "false", "--trainer.callbacks", export)
+    assert run(*fit) == 2
+    captured = capsys.readouterr()
+    assert "exists already" in captured.err and "stopped" not in captured.err
