@@ -144,14 +144,26 @@ def _encode_frames(o: argparse.Namespace) -> None:
             progress("samples decoded", done, shards.index.samples)
 
 
+def _source(o: argparse.Namespace) -> Any:
+    _function("alignment.experiment:quiet")()
+    return _function("alignment.inference:Source")(
+        model=o.model, backbone=o.backbone, template=o.template, official_repo=o.official_repo,
+        checkpoint_step=o.checkpoint_step, dtype=o.dtype,
+    )  # fmt: skip
+
+
 def _score(o: argparse.Namespace) -> int:
     return _function("alignment.inference:score")(
-        o.model, o.video, o.prompt, o.csv, o.raw, o.backbone, o.batch_size, o.workers, o.device
+        _source(o), o.video, o.prompt, o.csv, o.raw, o.batch_size, o.workers, o.device
     )
 
 
 def _bench(o: argparse.Namespace) -> None:
-    _function("alignment.inference:bench")(o.model, o.data, o.out, o.backbone, o.batch_size, o.workers, o.device)
+    _function("alignment.inference:bench")(_source(o), o.data, o.out, o.batch_size, o.workers, o.device)
+
+
+def _convert(o: argparse.Namespace) -> None:
+    _function("alignment.inference:convert")(_source(o), o.out, o.with_backbone)
 
 
 def _export(o: argparse.Namespace) -> None:
@@ -242,9 +254,23 @@ def _parser() -> argparse.ArgumentParser:
     bench = add("bench", _bench, "print and save the accuracies of a reward model on videos + pairs.csv sets")
     bench.add_argument("--data", required=True, action="append", help="folder of a set; may be repeated")
     bench.add_argument("--out", default="runs/bench", help="folder for the JSON files")
+    convert = add("convert", _convert, "write an official VideoReward as a folder of safetensors and JSON")
+    convert.add_argument("--from", dest="model", required=True, help="official folder: model_config.json, checkpoint-N")
+    convert.add_argument("--out", required=True, help="folder to make")
+    convert.add_argument("--with-backbone", action="store_true", help="copy the backbone along")
     for sub in (score, bench):
-        sub.add_argument("--model", required=True, help="exported reward model")
-        sub.add_argument("--backbone", help="the model's backbone, if not where it was")
+        sub.add_argument("--model", required=True, help="reward model: a folder of this package or an official one")
+    for sub in (score, bench, convert):
+        sub.add_argument("--backbone", help="the model's backbone, if not where the folder says")
+        sub.add_argument("--template", help="official folders only: text file with the official template")
+        sub.add_argument(
+            "--official-repo", help="official folders only: clone of the VideoAlign repository to read it from"
+        )
+        sub.add_argument(
+            "--checkpoint-step", type=_count(0), help="official folders only: which checkpoint; else the latest"
+        )
+        sub.add_argument("--dtype", choices=("float32", "bfloat16"), help="of the weights, if not the folder's")
+    for sub in (score, bench):
         sub.add_argument("--batch-size", type=_count(1), default=8, help="videos per step")
         sub.add_argument("--device", default="auto", choices=("auto", "cpu", "gpu", "cuda"), help="where to compute")
     export = add("export", _export, "write the reward model of a checkpoint as a folder of safetensors and JSON")

@@ -5,6 +5,7 @@ import json
 import logging
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +19,41 @@ from ..callbacks.reward_bench import RewardBench, table
 from ..datamodules.pairs import VideoPairs
 from ..datamodules.video_list import VideoList
 from ..models.files import check_free
+from ..models.official import load_reward
 from ..models.preference import DIMENSIONS, OVERALL
+from ..models.template import Template
 from ..models.video_reward import VideoReward
 from .experiment import quiet
 from .reward_model import RewardModel
 
 
-def _model(model: str, backbone: str | None) -> RewardModel:
-    folder = Path(model)
-    if not folder.is_dir():
-        raise VideoAlignError(f"--model {model}: there is no such folder")
-    return RewardModel(VideoReward.from_pretrained(folder, backbone))
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where a reward model comes from; see :func:`~videoalign.models.load_reward`."""
+
+    model: str
+    """Folder of this package, or an official one."""
+    backbone: str | None = None
+    """Where the backbone is, if not where the folder says."""
+    template: str | None = None
+    """File with the official text, for official folders."""
+    official_repo: str | None = None
+    """Or a clone of the official repository that holds it."""
+    checkpoint_step: int | None = None
+    """Which of an official folder's checkpoints; the latest if not given."""
+    dtype: str | None = None
+    """Of the backbone's weights, if not the folder's."""
+
+    def load(self) -> VideoReward:
+        """The network."""
+        if not Path(self.model).is_dir():
+            raise VideoAlignError(f"{self.model}: there is no such folder of a reward model")
+        if self.template and self.official_repo:
+            raise VideoAlignError("--template and --official-repo both name the template; give one of them")
+        template = Template.from_repository(self.official_repo) if self.official_repo else None
+        template = Template.load(self.template) if self.template else template
+        changes = {"dtype": self.dtype} if self.dtype else {}
+        return load_reward(self.model, self.backbone, template, self.checkpoint_step, **changes)
 
 
 def _trainer(device: str, **options: object) -> L.Trainer:
@@ -75,14 +100,14 @@ class _PrintRewards(L.Callback):
 
 
 def score(
-    model: str, videos: Sequence[str], prompts: Sequence[str], list_file: str | None, raw: bool, backbone: str | None,
+    source: Source, videos: Sequence[str], prompts: Sequence[str], list_file: str | None, raw: bool,
     batch_size: int, workers: int, device: str,
 ) -> int:  # fmt: skip
     """Print a JSON line per video: video, prompt, VQ, MQ, TA, Overall (their sum).
 
     Args:
-        model: exported folder. videos, prompts: equally many. list_file: CSV with path and prompt, in their place.
-        raw: without normalisation. backbone: where the backbone is, if not where it was.
+        source: of the model. videos, prompts: equally many. list_file: CSV with path and prompt, in their place.
+        raw: without normalisation.
 
     Returns:
         Exit status: 1 where a video could not be read; the others are printed all the same.
@@ -100,17 +125,17 @@ def score(
         raise VideoAlignError(f"{len(empty)} videos have no prompt: {', '.join(empty[:5])}")
     printer = _PrintRewards(items, raw)
     trainer = _trainer(device, callbacks=[printer], enable_progress_bar=len(items) > batch_size and sys.stderr.isatty())
-    trainer.predict(_model(model, backbone), VideoList(items, batch_size, workers), return_predictions=False)
+    trainer.predict(RewardModel(source.load()), VideoList(items, batch_size, workers), return_predictions=False)
     return int(printer.failed > 0)
 
 
 def measure(
-    model: str, data: Sequence[str], out: str, backbone: str | None, batch_size: int, workers: int, device: str
+    source: Source, data: Sequence[str], out: str, batch_size: int, workers: int, device: str
 ) -> dict[str, dict]:
     """Accuracies of a model on sets of videos with ``pairs.csv``, by benchmark and column; saved as JSON too.
 
     Args:
-        model: exported folder. data: folders of the sets; a set is called by its folder's name.
+        source: of the model. data: folders of the sets; a set is called by its folder's name.
         out: folder for the JSON files.
     """
     names = {Path(path).resolve().name: path for path in data}
@@ -120,15 +145,29 @@ def measure(
     callback = RewardBench(out, strict=True)
     datamodule = VideoPairs(benchmarks=names, batch_size=batch_size, workers=workers, max_dropped=0.0)
     trainer = _trainer(device, callbacks=[callback], inference_mode=False, enable_progress_bar=sys.stderr.isatty())
-    trainer.validate(_model(model, backbone), datamodule, verbose=False)
+    trainer.validate(RewardModel(source.load()), datamodule, verbose=False)
     return callback.results
 
 
-def bench(model: str, data: Sequence[str], out: str, *options: Any) -> None:
+def bench(source: Source, data: Sequence[str], out: str, *options: Any) -> None:
     """Print what :func:`measure` finds; the same arguments."""
-    for name, result in measure(model, data, out, *options).items():
+    for name, result in measure(source, data, out, *options).items():
         print(f"\n{name}\n{table(result)}")
         print(f"saved in {Path(out) / name}.json")
+
+
+def convert(source: Source, out: str, with_backbone: bool) -> None:
+    """Write a reward model, official or not, as a folder of this package; its rewards stay the same.
+
+    Args:
+        source: of the model. out: folder to make. with_backbone: copy the backbone along.
+    """
+    check_free(Path(out))
+    network = source.load()
+    network.save_pretrained(out, backbone=with_backbone)
+    if network.owns_backbone and not with_backbone:
+        print(f"note: frozen tensors of {source.model} differ from those of {network.backbone_name}, so {out}/backbone holds "
+              "the backbone that it stands on", file=sys.stderr)  # fmt: skip
 
 
 def export(checkpoint: str, out: str, with_backbone: bool, backbone: str | None = None) -> None:

@@ -24,7 +24,8 @@ from .files import new_folder, read_json, write_json
 from .preference import DIMENSIONS
 
 FORMAT, VERSION = "videoalign-reward", 1
-_RECORD = ("settings", "sampling", "statistics", "backbone")
+RECORD = "reward.json"
+_KEYS = ("settings", "sampling", "statistics", "backbone")
 _PEFT = "base_model.model."
 
 
@@ -51,7 +52,7 @@ class RewardFolder:
         Args:
             processor: transformers' own. adapter: peft's configuration. backbone: a model to copy along.
         """
-        with new_folder(folder, replaces="reward.json") as out:
+        with new_folder(folder, replaces=RECORD) as out:
             save_file({n: t for n, t in self.trained.items() if ".lora_" not in n}, out / "trained.safetensors")
             if adapter:
                 (out / "adapter").mkdir()
@@ -63,8 +64,8 @@ class RewardFolder:
             (out / "template.txt").write_text(self.template + "\n", encoding="utf-8")
             if backbone is not None:
                 backbone.save_pretrained(out / "backbone")
-            record = {name: getattr(self, name) for name in _RECORD}
-            write_json(out / "reward.json", {"format": FORMAT, "version": VERSION, "dimensions": DIMENSIONS, **record})
+            record = {name: getattr(self, name) for name in _KEYS}
+            write_json(out / RECORD, {"format": FORMAT, "version": VERSION, "dimensions": DIMENSIONS, **record})
 
     @classmethod
     def load(cls, folder: Path) -> "RewardFolder":
@@ -73,8 +74,8 @@ class RewardFolder:
         Raises:
             VideoAlignError: where it is of another format, or a file is missing or damaged.
         """
-        record = read_json(folder / "reward.json", "a reward model's folder")
-        if not isinstance(record, dict) or not record.keys() >= set(_RECORD):
+        record = read_json(folder / RECORD, "a reward model's folder")
+        if not isinstance(record, dict) or not record.keys() >= set(_KEYS):
             raise VideoAlignError(f"{folder / 'reward.json'} is not the record of a reward model")
         if (record.get("format"), record.get("version")) != (FORMAT, VERSION):
             raise VideoAlignError(
@@ -92,7 +93,7 @@ class RewardFolder:
             for name, tensor in _load(folder / "adapter" / "adapter_model.safetensors").items():
                 stem, _, last = name.removeprefix(_PEFT).rpartition(".")
                 trained[f"backbone.{stem}.default.{last}"] = tensor
-        template = (folder / "template.txt").read_text(encoding="utf-8").rstrip("\n")
+        template = (folder / "template.txt").read_text(encoding="utf-8").removesuffix("\n")
         inside = folder / "backbone"
         backbone = str(inside) if inside.exists() else record["backbone"]
         return cls(record["settings"], record["sampling"], record["statistics"], template, backbone, trained)

@@ -4,8 +4,12 @@ A template is a text with the marks ``<video>`` (once), ``<prompt>`` (once) and 
 ``<reward:MQ>`` and ``<reward:TA>`` (separate tokens) or ``<reward:VQ,MQ,TA>`` (one shared token, the paper's
 ablation). Under causal attention a reward token sees only what stands before it: with VQ and MQ before the prompt,
 these two cannot depend on it (VideoAlign, section 3.2).
+
+The official repository's notation is read as well: its text stands behind the video, with ``{text_prompt}`` for the
+prompt and ``<|VQ_reward|>``, ``<|MQ_reward|>``, ``<|TA_reward|>`` for the tokens.
 """
 
+import ast
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +19,18 @@ from .preference import DIMENSIONS
 
 SHIPPED = Path(__file__).parent / "templates"
 _MARK = re.compile(r"<(video|prompt|reward:[A-Z,]+)>")
+_OFFICIAL_PROMPT = "{text_prompt}"
+
+
+OFFICIAL_CONSTANT = "DETAILED_PROMPT_WITH_SPECIAL_TOKEN"
+"""The official repository's name of the text that the released model was trained with."""
+
+
+def _ours(official: str) -> str:
+    """The official notation in this package's marks. Its newlines stay: every token counts for parity."""
+    for dimension in DIMENSIONS:
+        official = official.replace(f"<|{dimension}_reward|>", f"<reward:{dimension}>")
+    return "<video>" + official.replace(_OFFICIAL_PROMPT, "<prompt>")
 
 
 @dataclass(frozen=True)
@@ -31,18 +47,40 @@ class Template:
 
     @classmethod
     def load(cls, name_or_file: str | Path) -> "Template":
-        """A shipped template by name (``rubrics``, ``plain``, ``shared``) or any text file by path."""
+        """A shipped template by name (``rubrics``, ``plain``, ``shared``) or any text file by path, in either notation."""
         path = SHIPPED / f"{name_or_file}.txt"
         if not path.exists():
             path = Path(name_or_file)
         try:
-            text = path.read_text(encoding="utf-8").rstrip("\n")
+            text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             names = ", ".join(sorted(p.stem for p in SHIPPED.glob("*.txt")))
             raise VideoAlignError(
                 f"template {str(name_or_file)!r} cannot be read ({error}). Name a UTF-8 text file or one of: {names}"
             ) from None
-        return cls(text, str(name_or_file))
+        if _OFFICIAL_PROMPT in text:
+            return cls(_ours(text), str(name_or_file))
+        return cls(text.rstrip("\n"), str(name_or_file))
+
+    @classmethod
+    def from_repository(cls, folder: str | Path) -> "Template":
+        """The official wording, out of ``prompt_template.py`` in a clone of the official repository.
+
+        The file is parsed for the constant, never run.
+        """
+        path = Path(folder) / "prompt_template.py"
+        try:
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, SyntaxError, ValueError, RecursionError) as error:
+            raise VideoAlignError(
+                f"--official-repo {folder}: {path.name} cannot be read in it ({error}). Name a clone of the VideoAlign repository."
+            ) from None
+        for node in tree.body:
+            names = [target.id for target in getattr(node, "targets", []) if isinstance(target, ast.Name)]
+            value = getattr(node, "value", None)
+            if OFFICIAL_CONSTANT in names and isinstance(value, ast.Constant) and isinstance(value.value, str):
+                return cls(_ours(value.value), str(path))
+        raise VideoAlignError(f"--official-repo {folder}: {path.name} assigns no text to {OFFICIAL_CONSTANT}")
 
     def __post_init__(self) -> None:
         marks = _MARK.findall(self.text)

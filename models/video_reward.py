@@ -4,9 +4,10 @@ Legend: B videos, L tokens, K reward tokens per video (3 separate or 1 shared), 
 """
 
 import inspect
+import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from .backbone import load_backbone
 from .lora import LoRA, add_lora
 from .preference import DIMENSIONS
 from .processor import RewardProcessor
-from .reward_folder import RewardFolder
+from .reward_folder import RECORD, RewardFolder
 from .sampling import FrameSampling
 from .template import Template
 
@@ -137,6 +138,7 @@ class VideoReward(nn.Module):
         # absolute where it is a folder: the exported model must find it from anywhere
         self.backbone_name = str(Path(backbone).resolve()) if Path(backbone).is_dir() else str(backbone)
         self.positions, self.statistics = positions, Statistics()
+        self.owns_backbone = False  # whether frozen tensors differ from those of the backbone's folder
         self.processor = RewardProcessor(
             processor or backbone, template, sampling or FrameSampling(), max_prompt_tokens
         )
@@ -232,9 +234,10 @@ class VideoReward(nn.Module):
 
         Args:
             state: full tensors by name, where the network's own are sharded. backbone: copy the backbone along, so
-                that the folder stands on its own.
+                that the folder stands on its own. A backbone that is nowhere else always travels along.
         """
         state = self.state_dict() if state is None else state
+        backbone = backbone or self.owns_backbone
         content = RewardFolder(
             self.settings,
             self.processor.sampling.to_dict(),
@@ -243,16 +246,34 @@ class VideoReward(nn.Module):
             None if backbone else self.backbone_name,
             {name: state[name].detach().cpu().contiguous() for name in self.trained_names()},
         )
-        copy = load_backbone(self.backbone_name) if backbone else None
+        copy = self._own_backbone(state) if backbone else None
         content.save(Path(folder), self.processor.huggingface, getattr(self.backbone, "peft_lora_config", None), copy)
 
+    def _own_backbone(self, state: dict[str, Tensor]) -> nn.Module:
+        """The backbone as a model of its own, with the frozen tensors that this network has."""
+        model = load_backbone(self.backbone_name, dtype=self.settings["dtype"])
+        trained = set(self.trained_names())
+        frozen = {
+            re.sub(r"\.base(_layer)?\.", ".", name.removeprefix("backbone.")): tensor.detach().cpu()
+            for name, tensor in state.items()
+            if name.startswith("backbone.") and name not in trained
+        }
+        model.model.load_state_dict(frozen, strict=False)  # what trains stands in the folder's own files
+        return model
+
     @classmethod
-    def from_pretrained(cls, folder: str | Path, backbone: str | Path | None = None, **changes: Any) -> "VideoReward":
+    def from_pretrained(
+        cls, folder: str | Path, backbone: str | Path | None = None,
+        attention: Literal["sdpa", "eager", "flash_attention_2"] | None = None,
+        dtype: Literal["float32", "bfloat16"] | None = None, gradient_checkpointing: bool = False,
+    ) -> "VideoReward":  # fmt: skip
         """Load a folder written by :meth:`save_pretrained`, in eval mode. Every tensor is accounted for.
 
+        In a YAML experiment ``class_path: videoalign.models.VideoReward.from_pretrained`` continues from its weights.
+
         Args:
-            backbone: where the backbone is now, if not where it was. changes: arguments of the class to change, such as
-                ``attention``, ``dtype`` or ``gradient_checkpointing``.
+            folder: to load. backbone: where the backbone is now, if not where it was.
+            attention, dtype: other than the folder's. gradient_checkpointing: see the class.
 
         Raises:
             VideoAlignError: where a file is missing, or a tensor is missing, unexpected or misshapen.
@@ -261,32 +282,43 @@ class VideoReward(nn.Module):
         content = RewardFolder.load(folder)
         try:
             sampling, statistics = FrameSampling(**content.sampling), Statistics(**content.statistics)
-            settings = {**content.settings, "lora": LoRA(**content.settings["lora"]), **changes}
+            settings = {**content.settings, "lora": LoRA(**content.settings["lora"])}
+            settings |= {n: v for n, v in {"attention": attention, "dtype": dtype}.items() if v is not None}
             inspect.signature(cls).bind(backbone, **settings)
         except (TypeError, KeyError) as error:
-            raise VideoAlignError(
-                f"{folder / 'reward.json'} has settings that this release does not know ({error})"
-            ) from None
+            raise VideoAlignError(f"{folder / RECORD} has settings that this release does not know ({error})") from None
         template = Template(content.template, str(folder / "template.txt"))
-        network = cls(backbone or content.backbone, template, sampling, processor=folder / "processor", **settings)
-        network._load_trained(content.trained, folder)
+        network = cls(
+            backbone or content.backbone, template, sampling, processor=folder / "processor",
+            gradient_checkpointing=gradient_checkpointing, **settings,
+        )  # fmt: skip
+        network.load_tensors(content.trained, folder)
         network.statistics = statistics
         return network.eval()
 
-    def _load_trained(self, found: dict[str, Tensor], folder: Path) -> None:
-        """Copy tensors into the parameters that train; every one of both must meet."""
-        want = {name: p for name, p in self.named_parameters() if p.requires_grad}
+    def load_tensors(self, found: dict[str, Tensor], source: Path, names: set[str] | None = None) -> None:
+        """Copy tensors into parameters; every one of both must meet.
+
+        Args:
+            found: tensors by name. source: what holds them, for messages.
+            names: of the parameters to load; those that train if not given. Frozen ones are the backbone's own: where
+                they turn out to differ from it, the network stands on a backbone that is nowhere else.
+        """
+        parameters = dict(self.named_parameters())
+        want = {name: parameters[name] for name in (self.trained_names() if names is None else names)}
         problems = [f"missing {n}" for n in want.keys() - found.keys()]
         problems += [f"unexpected {n}" for n in found.keys() - want.keys()]
         problems += [f"{n} is {tuple(found[n].shape)}, not {tuple(want[n].shape)}"
                      for n in want.keys() & found.keys() if found[n].shape != want[n].shape]  # fmt: skip
-        if broken := sorted(name for name, tensor in found.items() if not tensor.isfinite().all()):
-            raise VideoAlignError(f"{folder}: {len(broken)} tensors hold NaN or infinity, such as {broken[:3]}")
         if problems:
             raise VideoAlignError(
-                f"{folder}: {len(problems)} tensors do not fit backbone {self.backbone_name}: "
+                f"{source}: {len(problems)} tensors do not fit backbone {self.backbone_name}: "
                 f"{'; '.join(sorted(problems)[:10])}. Was it trained on another backbone? Name the right one with --backbone."
             )
+        if broken := sorted(name for name, tensor in found.items() if not tensor.isfinite().all()):
+            raise VideoAlignError(f"{source}: {len(broken)} tensors hold NaN or infinity, such as {broken[:3]}")
         with torch.no_grad():
             for name, parameter in want.items():
-                parameter.copy_(found[name])
+                value = found[name].to(parameter.dtype)
+                self.owns_backbone |= not parameter.requires_grad and not torch.equal(parameter, value)
+                parameter.copy_(value)
