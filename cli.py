@@ -286,7 +286,7 @@ def _parser() -> argparse.ArgumentParser:
         sprites.add_argument(f"--{name}", type=_count(1), default=value, help=text)
     mini = add("miniature", _miniature, "write a miniature Qwen-VL folder with random weights")
     mini.add_argument("--out", required=True, help="folder to make")
-    mini.add_argument("--family", choices=("qwen2_vl", "qwen2_5_vl"), default="qwen2_vl", help="architecture")
+    mini.add_argument("--family", choices=("qwen2_vl", "qwen2_5_vl", "qwen3_vl"), default="qwen2_vl", help="architecture")
     mini.add_argument("--hidden", type=int, default=64, help="width")
     mini.add_argument("--layers", type=_count(1), default=4, help="depth of the language model")
     demo = add(

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 from .. import VideoAlignError
 from .vision_attention import batch_vision_attention
 
-FAMILIES = ("qwen2_vl", "qwen2_5_vl")
+FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 """Model types whose inputs this package prepares."""
 
 

@@ -1,5 +1,6 @@
 """Low-rank adapters through peft, on chosen parts of a model (Hu et al., 2021; VideoAlign, Table 11)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from peft import LoraConfig, inject_adapter_in_model
@@ -28,11 +29,11 @@ class LoRA:
             raise VideoAlignError(f"lora.dropout must be in [0, 1), got {self.dropout}")
 
 
-def add_lora(model: nn.Module, lora: LoRA, parts: list[str], without: str | None = None) -> None:
+def add_lora(model: nn.Module, lora: LoRA, parts: list[str], without: Sequence[str] = ()) -> None:
     """Insert adapters into the linear layers of ``parts`` (names of submodules), in place.
 
     Args:
-        without: a submodule inside the parts that gets none.
+        without: submodules inside the parts that get none.
 
     Raises:
         VideoAlignError: where a target matches no linear layer of any part; lists what there is.
@@ -40,7 +41,7 @@ def add_lora(model: nn.Module, lora: LoRA, parts: list[str], without: str | None
     names, last = [], set()
     for part in parts:
         modules = ((f"{part}.{n}", m) for n, m in model.get_submodule(part).named_modules())
-        linear = [n for n, m in modules if isinstance(m, nn.Linear) and not (without and n.startswith(f"{without}."))]
+        linear = [n for n, m in modules if isinstance(m, nn.Linear) and not n.startswith(tuple(f"{w}." for w in without))]
         last |= {n.rpartition(".")[2] for n in linear}
         every = "all-linear" in lora.targets
         names += [n for n in linear if every or n.rpartition(".")[2] in lora.targets]

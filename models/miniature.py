@@ -15,9 +15,12 @@ from transformers import (
     Qwen2VLImageProcessor,
     Qwen2VLProcessor,
     Qwen2VLVideoProcessor,
+    Qwen3VLProcessor,
+    Qwen3VLVideoProcessor,
 )
 
 from .. import VideoAlignError
+from .backbone import FAMILIES
 from .files import new_folder
 from .template import Template
 
@@ -51,7 +54,7 @@ def _tokenizer(corpus: list[str], vocabulary: int) -> Qwen2TokenizerFast:
 
 def make_qwen(
     folder: str | Path,
-    family: Literal["qwen2_vl", "qwen2_5_vl"] = "qwen2_vl",
+    family: Literal["qwen2_vl", "qwen2_5_vl", "qwen3_vl"] = "qwen2_vl",
     corpus: list[str] | None = None,
     hidden: int = 64,
     layers: int = 4,
@@ -71,6 +74,8 @@ def make_qwen(
         vocabulary: tokens. initializer_range: transformers' default of 0.02 is too small for models of this width.
         seed: of the weights; the same seed writes the same bytes.
     """
+    if family not in FAMILIES:
+        raise VideoAlignError(f"family {family!r} is unknown; choose one of {', '.join(FAMILIES)}")
     if hidden < 4 * heads or hidden % (4 * heads):
         raise VideoAlignError(
             f"hidden is {hidden}, but rotary positions need a multiple of {4 * heads} with {heads} heads"
@@ -79,10 +84,12 @@ def make_qwen(
     tokenizer = _tokenizer(corpus, vocabulary)
     ids = dict(zip(SPECIAL, tokenizer.convert_tokens_to_ids(SPECIAL)))
     size = {"shortest_edge": (2 * patch) ** 2, "longest_edge": 448 * 448}
-    frames = Qwen2VLVideoProcessor(patch_size=patch, temporal_patch_size=2, merge_size=2, size=size,
-                                   do_sample_frames=False, cap_pixels_per_frame=False)  # fmt: skip
+    third = family == "qwen3_vl"
+    frames = (Qwen3VLVideoProcessor if third else Qwen2VLVideoProcessor)(
+        patch_size=patch, temporal_patch_size=2, merge_size=2, size=size, do_sample_frames=False, cap_pixels_per_frame=False
+    )  # fmt: skip
     images = Qwen2VLImageProcessor(patch_size=patch, temporal_patch_size=2, merge_size=2, size=size)
-    processor = Qwen2VLProcessor(
+    processor = (Qwen3VLProcessor if third else Qwen2VLProcessor)(
         image_processor=images, tokenizer=tokenizer, video_processor=frames, chat_template=CHAT
     )
     half = hidden // heads // 2
@@ -99,6 +106,8 @@ def make_qwen(
         "qwen2_vl": {"embed_dim": hidden, "hidden_size": hidden, "mlp_ratio": 2},
         "qwen2_5_vl": {"hidden_size": hidden, "out_hidden_size": hidden, "intermediate_size": 2 * hidden,
                        "fullatt_block_indexes": [vision_layers - 1], "window_size": 4 * patch},
+        "qwen3_vl": {"hidden_size": hidden, "out_hidden_size": hidden, "intermediate_size": 2 * hidden,
+                     "num_position_embeddings": 64, "deepstack_visual_indexes": [0]},
     }[family]  # fmt: skip
     config = AutoConfig.for_model(
         family, text_config=text, vision_config=vision, tie_word_embeddings=True,

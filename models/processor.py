@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import AutoProcessor
+from transformers import AutoProcessor, Qwen3VLProcessor
 
 from .. import VideoAlignError
 from .reward_folder import RewardFolder
@@ -69,6 +69,13 @@ class RewardProcessor:
             raise VideoAlignError(
                 f"{backbone}: a temporal patch of {self.geometry.temporal_patch} frames is not supported"
             )
+        # Qwen3-VL reads a time stamp before the tokens of each temporal patch; the others one block of tokens
+        self.stamped = isinstance(self.huggingface, Qwen3VLProcessor)
+        if self.stamped and sampling.fps is None:
+            raise VideoAlignError(
+                f"{backbone} reads the time of each frame, which sampling by number (sampling.num_frames) does not fix; "
+                "sample by rate (sampling.fps)"
+            )
         self._ids()
 
     def _ids(self) -> None:
@@ -81,7 +88,9 @@ class RewardProcessor:
             self.tokenizer.convert_tokens_to_ids(t) if t in taken else first + i
             for i, t in enumerate(self.template.tokens)
         ]
-        self.video_token = self.tokenizer.convert_tokens_to_ids("<|video_pad|>")
+        self.video_token, *self._ends = self.tokenizer.convert_tokens_to_ids(
+            ["<|video_pad|>", "<|vision_start|>", "<|vision_end|>"]
+        )
         named = dict(zip((m for m in self.template.parts if m.startswith("<reward:")), self.reward_ids))
         self._pieces: list[list[int] | str] = []
         for part in self._chat():
@@ -100,7 +109,7 @@ class RewardProcessor:
         for part in [*self.template.parts, None]:
             if part is None or (part.startswith("<") and part != "<prompt>" and part in self.template.marks):
                 parts += [text] if text else []
-                parts += {None: [], "<video>": ["<|vision_start|>", "<video>", "<|vision_end|>"]}.get(part, [part])
+                parts += [] if part is None else [part]
                 text = ""
             else:
                 text += part
@@ -191,7 +200,16 @@ class RewardProcessor:
         }
 
     def _video(self, grid: tuple[int, int, int]) -> list[int]:
-        return [self.video_token] * (grid[0] * grid[1] * grid[2] // self.geometry.merge**2)
+        """A video's tokens: one block, or one per temporal patch behind the time in its middle."""
+        start, end = self._ends
+        frames, per_frame = grid[0], grid[1] * grid[2] // self.geometry.merge**2
+        if not self.stamped:
+            return [start, *[self.video_token] * (frames * per_frame), end]
+        row, step = [], self.geometry.temporal_patch / self.sampling.fps
+        for number in range(frames):
+            seconds = number * step + (step - 1 / self.sampling.fps) / 2
+            row += [*self._encode(f"<{seconds:.1f} seconds>"), start, *[self.video_token] * per_frame, end]
+        return row
 
     def _row(self, prompt: str, grid: tuple[int, int, int]) -> list[int]:
         row: list[int] = []

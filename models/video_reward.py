@@ -21,6 +21,9 @@ from .reward_folder import RECORD, RewardFolder
 from .sampling import FrameSampling
 from .template import Template
 
+_MERGERS = ("merger", "deepstack_merger_list")
+"""From the vision tower's patches to the language model's tokens; Qwen3-VL has several."""
+
 
 class TokenRows(nn.Module):
     """A frozen embedding matrix with a few new rows that train on their own.
@@ -91,7 +94,7 @@ class VideoReward(nn.Module):
     The backbone is held, not subclassed. A pair is one batch of 2B videos: A and B go through it in one forward.
 
     Args:
-        backbone: folder or hub id of a Qwen2-VL or Qwen2.5-VL model.
+        backbone: folder or hub id of a Qwen2-VL, Qwen2.5-VL or Qwen3-VL model.
         template: shipped template (``rubrics``, ``plain``, ``shared``) or a text file. ``shared`` reads all three
             rewards at one token, the paper's ablation.
         sampling: which frames are seen, and at what size.
@@ -100,7 +103,7 @@ class VideoReward(nn.Module):
         head_rows: 3, a row per dimension, or 1, one row shared by the three tokens (the released weights).
         language: how the language model trains: through LoRA adapters, in full, or not at all.
         vision: how the vision tower trains.
-        train_merger: whether the merger between the two trains.
+        train_merger: whether the merger between the two trains (Qwen3-VL has one per depth).
         lora: rank, alpha, dropout and targets of the adapters.
         attention: ``sdpa``, ``eager`` or ``flash_attention_2``.
         dtype: of the backbone's weights. The head and the new embedding rows stay in fp32.
@@ -173,10 +176,12 @@ class VideoReward(nn.Module):
         for name, how in parts.items():
             if how == "full":
                 self.backbone.get_submodule(name).requires_grad_(True)
-        self.backbone.visual.merger.requires_grad_(train_merger)
+        mergers = [f"visual.{n}" for n, _ in self.backbone.visual.named_children() if n in _MERGERS]
+        for name in mergers:
+            self.backbone.get_submodule(name).requires_grad_(train_merger)
         self.backbone.get_input_embeddings().requires_grad_(False)  # of the vocabulary, only the new rows train
         if adapted := [name for name, how in parts.items() if how == "lora"]:
-            add_lora(self.backbone, lora, adapted, without="visual.merger")  # it trains in full or not at all
+            add_lora(self.backbone, lora, adapted, without=mergers)  # they train in full or not at all
 
     @property
     def device(self) -> torch.device:

@@ -11,11 +11,16 @@ import zipfile
 from pathlib import Path
 
 import lightning as L
+import numpy as np
 import pytest
 import torch
 
 import videoalign.alignment.experiment as experiment
 from videoalign.cli import _parser, main
+from videoalign.datamodules.shards import ShardWriter
+from videoalign.datamodules.video import encode
+from videoalign.models import VideoReward
+from videoalign.models.miniature import make_qwen
 
 ROOT = Path(experiment.__file__).parents[1]
 EXPERIMENTS = sorted((ROOT / "experiments").rglob("*.yaml"))
@@ -42,6 +47,52 @@ def test_every_experiment_parses(path, capsys):
     assert configuration(*command) in (0, None)
     printed = capsys.readouterr().out
     assert "class_path: videoalign.alignment." in printed and "class_path: videoalign.datamodules." in printed
+
+
+FAMILY = {"qwen2vl_2b": "qwen2_vl", "qwen2_5vl_3b": "qwen2_5_vl", "qwen3vl_2b": "qwen3_vl"}
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    """Two rated pairs with scores."""
+    clip = encode(np.random.default_rng(0).integers(0, 255, (8, 64, 64, 3), np.uint8), 4)
+    folder = tmp_path_factory.mktemp("rated") / "pairs"
+    with ShardWriter(folder, "pairs") as writer:
+        for key in "xy":
+            writer.write(key, {"a": clip, "b": clip}, {
+                "prompt": "a red circle", "labels": {"VQ": "A", "MQ": "B", "TA": "same"},
+                "scores": {"A": {"VQ": 4, "MQ": 2, "TA": 3}, "B": {"VQ": 2, "MQ": 5, "TA": 3}},
+            })  # fmt: skip
+    return folder
+
+
+@pytest.fixture(scope="module", params=FAMILY)
+def recipe(request, tmp_path_factory):
+    """A recipe's name and a miniature folder of its architecture."""
+    folder = tmp_path_factory.mktemp("miniature") / request.param
+    make_qwen(folder, FAMILY[request.param], hidden=32, layers=1)
+    return request.param, folder
+
+
+@pytest.mark.parametrize("variant", [None, "bt", "reg", "shared"])
+def test_every_recipe_takes_a_step_on_a_miniature_of_its_architecture(recipe, variant, pairs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    name, backbone = recipe
+    configs = ["qwen2vl_2b", *([name] if name != "qwen2vl_2b" else []), *([variant] if variant else [])]
+    cli = experiment.run([
+        "fit", *(f"--config={ROOT}/experiments/videoreward/{c}.yaml" for c in configs),
+        f"--model.network.backbone={backbone}", f"--data.train={pairs}", "--data.workers=0",
+        "--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.strategy=auto", "--trainer.precision=32-true",
+        "--trainer.max_steps=1", "--trainer.accumulate_grad_batches=2",
+    ])  # fmt: skip
+    model = cli.trainer.lightning_module
+    assert cli.trainer.global_step == 1 and model.network.config.model_type == FAMILY[name]
+    assert model.loss == {"bt": "bt", "reg": "reg"}.get(variant, "btt")
+    assert model.network.processor.template.separate == (variant is None)
+    assert Path(cli.trainer.log_dir).is_relative_to(f"runs/videoreward{f'_{variant}' if variant else ''}/{name}")
+    again = VideoReward.from_pretrained(Path(cli.trainer.log_dir) / "export")
+    trained = model.network.state_dict()
+    assert all(torch.equal(again.state_dict()[n], trained[n]) for n in again.trained_names())
 
 
 def test_short_class_names_resolve(capsys):
