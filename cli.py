@@ -111,8 +111,19 @@ def _sampling(o: argparse.Namespace) -> Any:
 def _import_csv(o: argparse.Namespace) -> None:
     with ProcessPoolExecutor(o.workers) as pool:
         report = _function("datamodules.import_csv:import_csv")(
-            Path(o.ratings), Path(o.videos), Path(o.out), o.kind, o.skip_bad_rows, pool, Progress()
+            Path(o.ratings), Path(o.videos), Path(o.out), o.kind, o.skip_bad_rows, o.allow_missing, pool, Progress()
         )
+    print(report.text())
+
+
+def _import_benchmark(o: argparse.Namespace) -> None:
+    name = o.benchmark.replace("-", "_")
+    more = {"split": o.split} if "split" in o else {}
+    with ProcessPoolExecutor(o.workers) as pool:
+        report = _function(f"datamodules.import_benchmarks:import_{name}")(
+            Path(o.source), Path(o.out), Path(o.videos) if o.videos else None, skip_bad_rows=o.skip_bad_rows,
+            allow_missing=o.allow_missing, pool=pool, progress=Progress(), **more,
+        )  # fmt: skip
     print(report.text())
 
 
@@ -211,13 +222,13 @@ def _parser() -> argparse.ArgumentParser:
     for name, text in EXPERIMENT.items():
         add(name, None, f"{text} (videoalign {name} --config experiments/....yaml; --help shows its options)")
 
-    shards = add("shards", None, "make, check and look at sets of shards: import-csv, verify, info, encode-frames")
+    shards = add("shards", None, "make, check and look at sets of shards: import-*, verify, info, encode-frames")
     kinds = shards.add_subparsers(title="commands", metavar="COMMAND", required=True)
     sub = add(
         "import-csv", _import_csv, "write the rated pairs of a CSV (the official repository's columns) as a set", kinds
     )
     sub.add_argument("ratings", help="CSV: path_A, path_B, prompt, VQ, MQ, TA and more")
-    sub.add_argument("--videos", required=True, help="folder that the paths are relative to")
+    sub.add_argument("--videos", required=True, help="folder or zip archive that the paths are relative to")
     sub.add_argument("--out", required=True, help="folder to make")
     sub.add_argument(
         "--kind",
@@ -225,7 +236,20 @@ def _parser() -> argparse.ArgumentParser:
         default="pairs",
         help="pairs to train on, or videos + pairs.csv to benchmark with",
     )
-    sub.add_argument("--skip-bad-rows", action="store_true", help="leave unsound rows out instead of stopping")
+    imports = [sub]
+    for benchmark, what in (("videogen-rewardbench", "folder with videogen-rewardbench.csv, and videos/ or videos.zip"),
+                            ("genai-bench", "parquet, JSON or JSON-lines file, a folder of them, or one of the datasets library")):  # fmt: skip
+        sub = add(f"import-{benchmark}", _import_benchmark, "write a public benchmark as videos + pairs.csv", kinds)
+        sub.set_defaults(benchmark=benchmark)
+        sub.add_argument("source", help=what)
+        sub.add_argument("--videos", help="folder or zip archive that its paths are relative to, if not beside it")
+        if benchmark == "genai-bench":
+            sub.add_argument("--split", help="which one, where there are several")
+        sub.add_argument("--out", required=True, help="folder to make")
+        imports.append(sub)
+    for sub in imports:
+        sub.add_argument("--skip-bad-rows", action="store_true", help="leave unsound rows out instead of stopping")
+        sub.add_argument("--allow-missing", action="store_true", help="leave out pairs whose videos are not there")
     sub = add(
         "verify", _verify, "read a set again, all of it, and list its damage (exit status 1 if there is any)", kinds
     )
@@ -286,7 +310,9 @@ def _parser() -> argparse.ArgumentParser:
         sprites.add_argument(f"--{name}", type=_count(1), default=value, help=text)
     mini = add("miniature", _miniature, "write a miniature Qwen-VL folder with random weights")
     mini.add_argument("--out", required=True, help="folder to make")
-    mini.add_argument("--family", choices=("qwen2_vl", "qwen2_5_vl", "qwen3_vl"), default="qwen2_vl", help="architecture")
+    mini.add_argument(
+        "--family", choices=("qwen2_vl", "qwen2_5_vl", "qwen3_vl"), default="qwen2_vl", help="architecture"
+    )
     mini.add_argument("--hidden", type=int, default=64, help="width")
     mini.add_argument("--layers", type=_count(1), default=4, help="depth of the language model")
     demo = add(
@@ -295,7 +321,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--out", default="runs/demo", help="folder; finished stages in it are not repeated")
     for sub in (sprites, mini, demo):
         sub.add_argument("--seed", type=_count(0), default=0, help="of everything random")
-    pools, loaders = (kinds.choices["import-csv"], kinds.choices["encode-frames"], sprites), (score, bench)
+    pools, loaders = (*imports, kinds.choices["encode-frames"], sprites), (score, bench)
     for sub in (*pools, *loaders):  # a loader with 0 workers decodes in the process that computes
         least, most = int(sub in pools), min(os.cpu_count() or 1, 8)
         sub.add_argument("--workers", type=_count(least), default=most, help="processes that decode or render")

@@ -41,7 +41,9 @@ def add_lora(model: nn.Module, lora: LoRA, parts: list[str], without: Sequence[s
     names, last = [], set()
     for part in parts:
         modules = ((f"{part}.{n}", m) for n, m in model.get_submodule(part).named_modules())
-        linear = [n for n, m in modules if isinstance(m, nn.Linear) and not n.startswith(tuple(f"{w}." for w in without))]
+        linear = [
+            n for n, m in modules if isinstance(m, nn.Linear) and not n.startswith(tuple(f"{w}." for w in without))
+        ]
         last |= {n.rpartition(".")[2] for n in linear}
         every = "all-linear" in lora.targets
         names += [n for n in linear if every or n.rpartition(".")[2] in lora.targets]

@@ -139,8 +139,8 @@ IMPORT = {
     "path with a drive": Case(imported(table("C:\\a.mp4,b.mp4,p,A,B,same,")), "line 2: path .* not a path inside"),
     "link out of the folder": Case(imported(table("link.mp4,b.mp4,p,A,B,same,"), change=linked_out), "line 2: path 'link.mp4' is a link out"),
     "empty path": Case(imported(table(",b.mp4,p,A,B,same,")), "line 2: path '' is not a path"),
-    "video missing": Case(imported(table(ROWS[0], "a.mp4,z.mp4,p,A,B,same,")), r"line 3: there is no file .*z\.mp4"),
-    "video a folder": Case(imported(table("sub,b.mp4,p,A,B,same,"), change=lambda p: (p.tmp / "videos/sub").mkdir()), "line 2: there is no file"),
+    "video missing": Case(imported(table(ROWS[0], "a.mp4,z.mp4,p,A,B,same,")), r"1 videos are not there, which 1 rows name\n +there is no file .*z\.mp4 \(line 3\)"),
+    "video a folder": Case(imported(table("sub,b.mp4,p,A,B,same,"), change=lambda p: (p.tmp / "videos/sub").mkdir()), r"there is no file .* \(line 2\)"),
     "the same video twice": Case(imported(table("a.mp4,a.mp4,p,A,B,same,")), r"line 2: both videos are a\.mp4"),
     "the same video in two spellings": Case(imported(table("a.mp4,./a.mp4,p,A,B,same,")), r"line 2: both videos are a\.mp4"),
     "score not a number": Case(imported(table("a.mp4,b.mp4,p,A,B,same,nan")), "line 2: MOS_A_VQ 'nan'"),
@@ -165,7 +165,7 @@ IMPORT = {
     "text as video": Case(imported(FINE, change=video("b.mp4", lambda c: b"not a video\n" * 9)), r"line 2: b\.mp4 is no readable video"),
     "empty video": Case(imported(FINE, change=video("b.mp4", lambda c: b"")), r"line 2: b\.mp4 is empty"),
     "nothing left after skipping": Case(imported(table("a.mp4,z.mp4,p,A,B,same,3"), "--skip-bad-rows"), "No row is sound"),
-    "bad rows in a benchmark": Case(imported(table("a.mp4,z.mp4,p,A,B,same,3"), "--kind", "videos"), "line 2: there is no file"),
+    "bad rows in a benchmark": Case(imported(table("a.mp4,z.mp4,p,A,B,same,3"), "--kind", "videos"), r"there is no file .* \(line 2\)"),
     "unknown kind": Case(imported(FINE, "--kind", "triples"), "invalid choice: 'triples'"),
     "no workers": Case(imported(FINE, "--workers", "0"), "workers"),
 }  # fmt: skip
@@ -317,10 +317,10 @@ def other_backbone(place: Place) -> list:
 A, B = ("--video", "{kit}/videos/a.mp4"), ("--video", "{kit}/videos/b.mp4")
 P = ("--prompt", "a red circle")
 MODELS = {
-    "score: no model": Case(lambda p: ["score", "--model", "none", "--video", p.kit / "videos/a.mp4", "--prompt", "p", *CPU], "--model none: there is no such folder"),
+    "score: no model": Case(lambda p: ["score", "--model", "none", "--video", p.kit / "videos/a.mp4", "--prompt", "p", *CPU], "none: there is no such folder of a reward model"),
     "score: another folder": Case(lambda p: ["score", "--model", p.kit / "videos", "--video", p.kit / "videos/a.mp4", "--prompt", "p", *CPU],
-                                  r"is not a reward model's folder: it has no reward\.json"),
-    "score: no reward.json": Case(model(lambda f: (f / "reward.json").unlink()), r"no reward\.json"),
+                                  r"is no reward model: it holds neither reward\.json .* nor model_config\.json"),
+    "score: no reward.json": Case(model(lambda f: (f / "reward.json").unlink()), r"neither reward\.json"),
     "score: no tensors": Case(model(lambda f: (f / "trained.safetensors").unlink()), r"trained\.safetensors is missing"),
     "score: no template": Case(model(lambda f: (f / "template.txt").unlink()), r"template\.txt is missing"),
     "score: no processor": Case(model(lambda f: shutil.rmtree(f / "processor")), "processor is missing"),

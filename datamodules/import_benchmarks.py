@@ -1,0 +1,177 @@
+"""Import of the public benchmarks, from their published files, as *videos* sets with ``pairs.csv``.
+
+VideoGen-RewardBench (VideoAlign, Table 9): 26,457 pairs of 4,923 videos, labels VQ, MQ, TA and Overall.
+GenAI-Bench, its video part: 1,891 pairs with one vote of four kinds.
+"""
+
+import hashlib
+import json
+import re
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import Executor
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from .. import VideoAlignError
+from ..models.files import check_free
+from ..models.preference import OVERALL
+from .import_csv import REQUIRED, read_csv
+from .importing import Progress, Report, Row, rated_row, read_rows, write_set
+from .media import Folder, Media, open_media
+
+CSV = "videogen-rewardbench.csv"
+VOTES = {"leftvote": "A", "rightvote": "B", "tievote": "same", "bothbad_vote": "same"}
+"""GenAI-Bench's votes as labels; the paper scores its two kinds of ties as one."""
+_COLUMNS = ("prompt", "left_video", "right_video", "vote_type")
+_SPLIT = re.compile(r"(.+?)-\d{5}(-of-\d{5})?")  # test-00000-of-00001.parquet
+_STEP = 16
+"""Rows that are in memory at once; a row may hold two videos."""
+
+
+def import_videogen_rewardbench(
+    source: Path, out: Path, videos: Path | None = None, skip_bad_rows: bool = False, allow_missing: bool = False,
+    pool: Executor | None = None, progress: Progress = lambda what, done, of: None,
+) -> Report:  # fmt: skip
+    """Write VideoGen-RewardBench as a set.
+
+    Args:
+        source: folder with ``videogen-rewardbench.csv``, and ``videos/`` or ``videos.zip``. out: folder to make.
+        videos: folder or zip archive, if they are elsewhere. skip_bad_rows, allow_missing, pool, progress: see
+            :func:`.importing.write_set`.
+    """
+    table = source / CSV
+    if not table.is_file():
+        raise VideoAlignError(f"{source} is no download of VideoGen-RewardBench: it has no {CSV}")
+    if videos is None:
+        packed = source / "videos.zip"
+        videos = packed if packed.is_file() and not (source / "videos").is_dir() else source
+    media = open_media(videos, within=("videos",))
+    rows = read_csv(table, (*REQUIRED, OVERALL, "A_model", "B_model"))
+    report = read_rows(rows, media, rated_row)
+    return write_set(report, str(table), media, out, "videos", skip_bad_rows, allow_missing, pool, progress)
+
+
+def import_genai_bench(
+    source: Path, out: Path, videos: Path | None = None, split: str | None = None, skip_bad_rows: bool = False,
+    allow_missing: bool = False, pool: Executor | None = None, progress: Progress = lambda what, done, of: None,
+) -> Report:  # fmt: skip
+    """Write GenAI-Bench's video part as a set; the original vote stands in ``pairs.csv`` as ``vote_type``.
+
+    Args:
+        source: parquet, JSON or JSON-lines file, a folder of them, or a folder of the ``datasets`` library, with the
+            columns prompt, left_video, right_video and vote_type; videos as paths or as embedded bytes.
+        out: folder to make. videos: folder or zip archive that paths are relative to; the source's folder if not given.
+        split: which one, where there are several. skip_bad_rows, allow_missing, pool, progress: see
+            :func:`.importing.write_set`.
+    """
+    check_free(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    files = _files(source, split)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.videos-") as spool:
+        rows = list(_unpacked(files, Path(spool)))
+        embedded = any(Path(spool).iterdir())
+        media: Media = (
+            Folder(Path(spool)) if embedded else open_media(videos or (source if source.is_dir() else source.parent))
+        )
+        report = read_rows(rows, media, _voted_row)
+        return write_set(report, str(source), media, out, "videos", skip_bad_rows, allow_missing, pool, progress)
+
+
+def _voted_row(line: int, cells: dict[str, str], paths: tuple[str, str]) -> Row:
+    vote = cells["vote_type"]
+    if vote not in VOTES:
+        raise VideoAlignError(f"unknown vote_type {vote!r}; they are {', '.join(VOTES)}")
+    sources = cells.get("left_model", ""), cells.get("right_model", "")
+    return Row(line, paths, cells["prompt"].strip(), {OVERALL: VOTES[vote]}, {}, sources, {"vote_type": vote})
+
+
+def _files(source: Path, split: str | None) -> list[Path]:
+    """The table's files; of one split where the source has several."""
+    if source.is_file():
+        return [source]
+    if not source.is_dir():
+        raise VideoAlignError(f"{source}: there is no such file or folder")
+    found = sorted(
+        p for p in source.rglob("*") if p.suffix in (".parquet", ".arrow", ".json", ".jsonl") and p.is_file()
+    )
+    # dataset_info.json and the like describe a dataset, they are no table
+    tables = [p for p in found if p.suffix != ".json"] or found
+    if not tables:
+        raise VideoAlignError(f"{source} holds no parquet, arrow, JSON or JSON-lines file")
+    splits: dict[str, list[Path]] = {}
+    for path in tables:
+        named = _SPLIT.fullmatch(path.stem)
+        name = named[1] if named else path.stem
+        # save_to_disk: a folder per split, with data-00000-of-00001.arrow in it
+        splits.setdefault(path.parent.name if name == "data" and path.parent != source else name, []).append(path)
+    if split is None and len(splits) == 1:
+        return tables
+    if split not in splits:
+        found = f"it has no split {split!r}" if split else "it has several splits; choose one with --split"
+        raise VideoAlignError(f"{source}: {found}. There are: {', '.join(sorted(splits))}")
+    return splits[split]
+
+
+def _unpacked(files: list[Path], spool: Path) -> Iterator[tuple[int, dict[str, str] | str]]:
+    """Row numbers with cells by the columns of :func:`read_rows`; embedded videos go to files named by their content."""
+    line = 0
+    for file in files:
+        for record in _records(file):
+            line += 1
+            if not isinstance(record, dict) or (absent := [c for c in _COLUMNS if c not in record]):
+                have = sorted(record) if isinstance(record, dict) else type(record).__name__
+                lacks = ", ".join(absent) if isinstance(record, dict) else "all columns"
+                raise VideoAlignError(f"{file}, row {line}: lacks {lacks}; it has {have}")
+            cells = {name: value for name, value in record.items() if isinstance(value, str)}
+            try:
+                for side, column in (("A", "left_video"), ("B", "right_video")):
+                    cells[f"path_{side}"] = _path(record[column], column, spool)
+                if empty := [c for c in ("prompt", "vote_type") if c not in cells]:
+                    raise VideoAlignError(f"{', '.join(empty)} is no text")
+                yield line, cells
+            except VideoAlignError as error:
+                yield line, str(error)
+
+
+def _path(value: Any, column: str, spool: Path) -> str:
+    """A path as it is; content as the name of a new file."""
+    if isinstance(value, dict):  # datasets' Video feature
+        value = value.get("bytes") or value.get("path")
+    if isinstance(value, bytes) and value:
+        name = f"{hashlib.sha256(value).hexdigest()[:32]}.mp4"
+        if not (spool / name).exists():
+            (spool / name).write_bytes(value)
+        return name
+    if isinstance(value, str) and value:
+        return value
+    raise VideoAlignError(f"{column} holds neither a path nor a video's bytes")
+
+
+def _records(file: Path) -> Iterator[Any]:
+    try:
+        if file.suffix == ".parquet":
+            for batch in pq.ParquetFile(file).iter_batches(_STEP):
+                yield from batch.to_pylist()
+        elif file.suffix == ".arrow":
+            with pa.memory_map(str(file)) as memory:
+                for batch in pa.ipc.open_stream(memory):
+                    for start in range(0, len(batch), _STEP):
+                        yield from batch.slice(start, _STEP).to_pylist()
+        elif file.suffix in (".json", ".jsonl"):
+            text = file.read_text(encoding="utf-8-sig")
+            table = (
+                json.loads(text)
+                if text.lstrip()[:1] == "["
+                else [json.loads(t) for t in text.splitlines() if t.strip()]
+            )
+            yield from table
+        else:
+            raise VideoAlignError(f"{file}: {file.suffix or 'no'} ending; parquet, arrow, json and jsonl are read")
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise VideoAlignError(
+            f"{file} cannot be read, it is damaged or of another format ({str(error).splitlines()[0][:160]})"
+        ) from None

@@ -1,0 +1,212 @@
+"""Import of rated pairs: from rows of a table and the videos that they name to a set of shards."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from .. import VideoAlignError
+from ..models.files import check_free
+from ..models.preference import DIMENSIONS
+from .benchmark import PAIRS
+from .media import Media, MissingVideo
+from .parallel import in_order
+from .ratings import COLUMNS, LABELS, check_score, share_table
+from .shards import Kind, ShardWriter
+from .verify import GLANCE
+from .video import Clip, decode, probe
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is done, how many, of how many."""
+SHOWN = 20
+"""Missing videos that a report names."""
+
+
+@dataclass
+class Row:
+    """A sound row of a table.
+
+    Attributes:
+        line: in the file. paths: of A and B, as the media know them. labels: word per column.
+        votes: further columns for ``pairs.csv``, such as the original vote.
+    """
+
+    line: int
+    paths: tuple[str, str]
+    prompt: str
+    labels: dict[str, str]
+    scores: dict[str, dict[str, float]]
+    sources: tuple[str, str]
+    votes: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class Report:
+    """What an import found.
+
+    Attributes:
+        rows: the sound ones. rejected: lines with reasons. missing: videos that are not there, with the lines naming them.
+        clips: what the videos' containers say.
+    """
+
+    rows: list[Row] = field(default_factory=list)
+    rejected: list[tuple[int, str]] = field(default_factory=list)
+    missing: dict[str, list[int]] = field(default_factory=dict)
+    clips: dict[str, Clip] = field(default_factory=dict)
+
+    def text(self) -> str:
+        """Counts, label shares, missing videos, and each rejected row with its reason."""
+        lines = [f"{len(self.rows)} pairs of {len({p for row in self.rows for p in row.paths})} unique videos"]
+        if self.rows:
+            lines.append(share_table([row.labels for row in self.rows]))
+        if self.missing:
+            pairs = {line for named in self.missing.values() for line in named}
+            lines.append(f"{len(self.missing)} videos are not there, which {len(pairs)} rows name")
+            lines += [f"  {reason} (line {named[0]}{f' and {len(named) - 1} more' if len(named) > 1 else ''})"
+                      for reason, named in list(self.missing.items())[:SHOWN]]  # fmt: skip
+            lines += [f"  ... and {len(self.missing) - SHOWN} more"] if len(self.missing) > SHOWN else []
+        lines += [f"{len(self.rejected)} rows rejected"]
+        return "\n".join(lines + [f"  line {line}: {reason}" for line, reason in self.rejected])
+
+
+def read_rows(table: Iterable[tuple[int, dict[str, str] | str]], media: Media, row: Callable[..., Row]) -> Report:
+    """Sort rows into sound and unsound ones. Looks whether videos are there, not into them.
+
+    Args:
+        table: line numbers with cells by column, or with why the line has none. media: where the videos are.
+        row: makes a :class:`Row` of (line, cells, paths), or raises :class:`VideoAlignError`.
+    """
+    report, seen = Report(), {}
+    for line, cells in table:
+        try:
+            if isinstance(cells, str):
+                raise VideoAlignError(cells)
+            paths = []
+            for side in "AB":
+                try:
+                    paths.append(media.find(cells[f"path_{side}"]))
+                except MissingVideo as error:
+                    report.missing.setdefault(str(error), []).append(line)
+            if len(paths) < 2:
+                continue
+            if paths[0] == paths[1]:
+                raise VideoAlignError(f"both videos are {paths[0]}")
+            if not cells["prompt"].strip():
+                raise VideoAlignError("there is no prompt")
+            sound = row(line, cells, tuple(paths))
+            same = frozenset(paths), sound.prompt
+            if same in seen:
+                raise VideoAlignError(f"repeats line {seen[same]}: the same two videos and prompt")
+            seen[same] = line
+            report.rows.append(sound)
+        except VideoAlignError as error:
+            report.rejected.append((line, str(error)))
+    return report
+
+
+def rated_row(line: int, cells: dict[str, str], paths: tuple[str, str]) -> Row:
+    """A row of the official repository's columns: words A, B, same or invalid, and scores where there are any."""
+    labels = {column: cells[column].strip() for column in COLUMNS if column in cells}
+    if unknown := {c: word for c, word in labels.items() if word not in LABELS}:
+        raise VideoAlignError(f"unknown labels {unknown}; they are A, B, same, invalid or empty")
+    scores: dict[str, dict[str, float]] = {}
+    for side in "AB":
+        for dimension in DIMENSIONS:
+            text = cells.get(f"MOS_{side}_{dimension}", "").strip()
+            if text:
+                scores.setdefault(side, {})[dimension] = _score(text, f"MOS_{side}_{dimension}")
+    return Row(
+        line, paths, cells["prompt"].strip(), labels, scores, (cells.get("A_model", ""), cells.get("B_model", ""))
+    )
+
+
+def _score(text: str, column: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    return check_score(value, f"{column} {text!r}")
+
+
+def check_clip(media: Media, name: str) -> Clip | str:
+    """What the container says, or why the clip is of no use; decodes it to the end."""
+    try:
+        source, short = media.source(name), Path(name).name
+        decode(source, GLANCE, 2, short)
+        return probe(source, short)
+    except VideoAlignError as error:
+        return str(error)
+
+
+def write_set(
+    report: Report, name: str, media: Media, out: Path, kind: Kind, skip_bad_rows: bool = False,
+    allow_missing: bool = False, pool: Executor | None = None, progress: Progress = lambda what, done, of: None,
+) -> Report:  # fmt: skip
+    """Look into the videos of the sound rows and write the set.
+
+    Args:
+        report: of :func:`read_rows`. name: of the table, for messages. media: where its videos are. out: folder to make.
+        kind: ``pairs`` (a sample holds both videos; for training) or ``videos`` (each video once, and ``pairs.csv``; for
+            benchmarks). skip_bad_rows: leave unsound rows out; otherwise any of them stops the import.
+        allow_missing: leave out rows whose videos are not there. pool: processes that look into the videos.
+
+    Raises:
+        VideoAlignError: with the whole report, where rows are unsound and not to be left out, or none is sound.
+    """
+    check_free(out)  # before the long look into the videos
+    names = sorted({path for row in report.rows for path in row.paths})
+    bad: dict[str, str] = {}
+    for done, (path, clip) in enumerate(zip(names, in_order(pool, partial(check_clip, media), names)), 1):
+        if isinstance(clip, str):
+            bad[path] = clip
+        else:
+            report.clips[path] = clip
+        progress("videos checked", done, len(names))
+    for row in [row for row in report.rows if set(row.paths) & bad.keys()]:
+        report.rows.remove(row)
+        report.rejected.append((row.line, "; ".join(bad[p] for p in row.paths if p in bad)))
+    report.rejected.sort()
+    remedies = ["No row is sound."] if not report.rows else []
+    if report.missing and not (allow_missing or skip_bad_rows):
+        remedies.append("Fetch the missing videos, or leave their pairs out with --allow-missing.")
+    if report.rejected and not skip_bad_rows:
+        remedies.append("Mend the rejected rows, or leave them out with --skip-bad-rows.")
+    if remedies:
+        raise VideoAlignError("\n".join([f"{name} was not imported.", report.text(), *remedies]))
+    with ShardWriter(out, kind) as writer:
+        for done, total in (_write_pairs if kind == "pairs" else _write_videos)(writer, report, media):
+            progress("samples written", done, total)
+    return report
+
+
+def _write_pairs(writer: ShardWriter, report: Report, media: Media) -> Iterator[tuple[int, int]]:
+    for number, row in enumerate(report.rows, 1):
+        clips = [report.clips[path] for path in row.paths]
+        record = {
+            "prompt": row.prompt, "labels": row.labels, "scores": row.scores, "sources": dict(zip("AB", row.sources)),
+            "paths": dict(zip("AB", row.paths)), "fps": {s: c.fps for s, c in zip("AB", clips)},
+            "num_frames": {s: c.frames for s, c in zip("AB", clips)},
+        }  # fmt: skip
+        writer.write(f"{row.line:06d}", {side: media.read(path) for side, path in zip("ab", row.paths)}, record)
+        yield number, len(report.rows)
+
+
+def _write_videos(writer: ShardWriter, report: Report, media: Media) -> Iterator[tuple[int, int]]:
+    """Each video once per prompt that it was rated for, then the table."""
+    sources = {(p, row.prompt): s for row in report.rows for p, s in zip(row.paths, row.sources)}
+    keys = {video: f"{number:06d}" for number, video in enumerate(sources)}
+    for number, ((path, prompt), key) in enumerate(keys.items(), 1):
+        clip = report.clips[path]
+        record = {
+            "prompt": prompt, "source": sources[path, prompt], "path": path, "fps": clip.fps, "num_frames": clip.frames,
+            "height": clip.height, "width": clip.width,
+        }  # fmt: skip
+        writer.write(key, {"": media.read(path)}, record)
+        yield number, len(keys)
+    writer.write_table(PAIRS, [
+        {"key_A": keys[row.paths[0], row.prompt], "key_B": keys[row.paths[1], row.prompt], "prompt": row.prompt,
+         "A_model": row.sources[0], "B_model": row.sources[1], **{c: row.labels.get(c, "") for c in COLUMNS}, **row.votes}
+        for row in report.rows
+    ])  # fmt: skip
