@@ -170,7 +170,9 @@ def _score(o: argparse.Namespace) -> int:
 
 
 def _bench(o: argparse.Namespace) -> None:
-    _function("alignment.inference:bench")(_source(o), o.data, o.out, o.batch_size, o.workers, o.device)
+    _function("alignment.bench:bench")(
+        _source(o), o.data, o.out, o.batch_size, o.workers, o.device, o.devices, o.benchmark, o.overall, o.ways
+    )
 
 
 def _convert(o: argparse.Namespace) -> None:
@@ -277,7 +279,18 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("--raw", action="store_true", help="without normalisation by the model's statistics")
     bench = add("bench", _bench, "print and save the accuracies of a reward model on videos + pairs.csv sets")
     bench.add_argument("--data", required=True, action="append", help="folder of a set; may be repeated")
-    bench.add_argument("--out", default="runs/bench", help="folder for the JSON files")
+    bench.add_argument(
+        "--out", default="runs/bench", help="folder for rewards, results and pictures; an interrupted run goes on there"
+    )
+    bench.add_argument("--benchmark", choices=("videogen-rewardbench", "genai-bench"), help="public benchmark that the set is: its "
+                       "frame rate and size, and published numbers beside the measured ones")  # fmt: skip
+    bench.add_argument(
+        "--overall",
+        choices=("sum", "VQ", "MQ", "TA"),
+        help="what is compared with overall labels (sum; TA for genai-bench)",
+    )
+    bench.add_argument("--ways", type=int, choices=(3, 4), default=3, help="4: GenAI-Bench's four classes besides")
+    bench.add_argument("--devices", type=_count(1), default=1, help="processes that share the videos")
     convert = add("convert", _convert, "write an official VideoReward as a folder of safetensors and JSON")
     convert.add_argument("--from", dest="model", required=True, help="official folder: model_config.json, checkpoint-N")
     convert.add_argument("--out", required=True, help="folder to make")

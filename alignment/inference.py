@@ -1,4 +1,4 @@
-"""Using a trained reward model: `videoalign score`, `videoalign bench` and `videoalign export`."""
+"""Using a trained reward model: `videoalign score`, `videoalign convert` and `videoalign export`."""
 
 import csv
 import json
@@ -15,9 +15,7 @@ import torch
 import yaml
 
 from .. import VideoAlignError
-from ..callbacks.reward_bench import RewardBench, table
-from ..datamodules.pairs import VideoPairs
-from ..datamodules.video_list import VideoList
+from ..datamodules.video_list import Listed, VideoList, in_turn
 from ..models.files import check_free
 from ..models.official import load_reward
 from ..models.preference import DIMENSIONS, OVERALL
@@ -56,12 +54,19 @@ class Source:
         return load_reward(self.model, self.backbone, template, self.checkpoint_step, **changes)
 
 
-def _trainer(device: str, **options: object) -> L.Trainer:
+def predicting(device: str, callbacks: list[L.Callback], bar: bool, devices: int = 1) -> L.Trainer:
+    """A trainer that predicts, and prints nothing of its own but a bar.
+
+    Args:
+        device: ``auto``, ``cpu`` or ``gpu``. devices: processes that share the work.
+    """
     quiet()
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # what is printed are the results
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)  # what is printed are the results
     return L.Trainer(
-        accelerator=device, devices=1, logger=False, enable_checkpointing=False, enable_model_summary=False, **options
-    )
+        accelerator=device, devices=devices, strategy="auto" if devices == 1 else "ddp", use_distributed_sampler=False,
+        logger=False, enable_checkpointing=False, enable_model_summary=False, callbacks=callbacks, enable_progress_bar=bar,
+    )  # fmt: skip
 
 
 def read_list(path: str) -> list[tuple[str, str]]:
@@ -124,36 +129,10 @@ def score(
     if empty := [path for path, prompt in items if not prompt.strip()]:
         raise VideoAlignError(f"{len(empty)} videos have no prompt: {', '.join(empty[:5])}")
     printer = _PrintRewards(items, raw)
-    trainer = _trainer(device, callbacks=[printer], enable_progress_bar=len(items) > batch_size and sys.stderr.isatty())
-    trainer.predict(RewardModel(source.load()), VideoList(items, batch_size, workers), return_predictions=False)
+    trainer = predicting(device, [printer], len(items) > batch_size and sys.stderr.isatty())
+    videos = VideoList([Listed(path, prompt, path) for path, prompt in items], in_turn(len(items), batch_size), workers)
+    trainer.predict(RewardModel(source.load()), videos, return_predictions=False)
     return int(printer.failed > 0)
-
-
-def measure(
-    source: Source, data: Sequence[str], out: str, batch_size: int, workers: int, device: str
-) -> dict[str, dict]:
-    """Accuracies of a model on sets of videos with ``pairs.csv``, by benchmark and column; saved as JSON too.
-
-    Args:
-        source: of the model. data: folders of the sets; a set is called by its folder's name.
-        out: folder for the JSON files.
-    """
-    names = {Path(path).resolve().name: path for path in data}
-    if len(names) < len(data):
-        raise VideoAlignError("two --data folders have the same name, by which their results would be told apart")
-    # every video must be scored, or the numbers would be of another benchmark
-    callback = RewardBench(out, strict=True)
-    datamodule = VideoPairs(benchmarks=names, batch_size=batch_size, workers=workers, max_dropped=0.0)
-    trainer = _trainer(device, callbacks=[callback], inference_mode=False, enable_progress_bar=sys.stderr.isatty())
-    trainer.validate(RewardModel(source.load()), datamodule, verbose=False)
-    return callback.results
-
-
-def bench(source: Source, data: Sequence[str], out: str, *options: Any) -> None:
-    """Print what :func:`measure` finds; the same arguments."""
-    for name, result in measure(source, data, out, *options).items():
-        print(f"\n{name}\n{table(result)}")
-        print(f"saved in {Path(out) / name}.json")
 
 
 def convert(source: Source, out: str, with_backbone: bool) -> None:

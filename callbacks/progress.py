@@ -1,4 +1,4 @@
-"""Progress of training where there is no terminal to draw a bar on: a line now and then."""
+"""Progress where there is no terminal to draw a bar on: a line now and then."""
 
 import sys
 import time
@@ -38,3 +38,28 @@ class LogProgress(L.Callback):
             file=sys.stderr,
             flush=True,
         )
+
+
+class PredictProgress(L.Callback):
+    """Prints batches, rate and time left of a predict run to standard error, where that is no terminal.
+
+    Args:
+        seconds: between two lines.
+    """
+
+    def __init__(self, seconds: float = 20.0) -> None:
+        self.seconds = seconds
+
+    def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Remember when the run begins."""
+        self.started = self.shown = time.monotonic()
+
+    def on_predict_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:  # fmt: skip
+        """A line, if it is time for one."""
+        now, done, total = time.monotonic(), batch_idx + 1, sum(trainer.num_predict_batches)
+        if not trainer.is_global_zero or sys.stderr.isatty() or now - self.shown < self.seconds:
+            return
+        self.shown, rate = now, done / (now - self.started)
+        print(f"batch {done}/{total}, {rate:.2f}/s, {(total - done) / rate:.0f} s left", file=sys.stderr, flush=True)

@@ -13,7 +13,6 @@ from lightning.pytorch.utilities import rank_zero_warn
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from .. import VideoAlignError
 from ..datamodules.benchmark import Benchmark
 from ..models.files import write_json
 from ..models.metrics import PreferenceAccuracy
@@ -31,11 +30,10 @@ class RewardBench(L.Callback):
     Args:
         out: folder for the JSON files, if not the run's.
         resamples: bootstrap samples of the confidence intervals; 0 leaves them out.
-        strict: refuse to leave out pairs of which a video was not scored; otherwise they are counted in a warning.
     """
 
-    def __init__(self, out: str | None = None, resamples: int = 1000, strict: bool = False) -> None:
-        self.out, self.resamples, self.strict = out, resamples, strict
+    def __init__(self, out: str | None = None, resamples: int = 1000) -> None:
+        self.out, self.resamples = out, resamples
         self.results: dict[str, dict[str, dict]] = {}
         self._seen: dict[str, list[tuple[Tensor, Tensor]]] = {}
 
@@ -83,22 +81,11 @@ class RewardBench(L.Callback):
         return table[:videos]
 
     def _measure(self, name: str, benchmark: Benchmark, rewards: Tensor, std: Tensor) -> dict[str, dict]:
-        scored = ~rewards.isnan().all(1)
-        if broken := [
-            key for key, row, seen in zip(benchmark.keys, rewards, scored) if seen and not row.isfinite().all()
-        ]:
-            raise VideoAlignError(
-                f"{name}: the rewards of {len(broken)} videos are not finite (such as {broken[:3]}); the model is broken"
-            )
-        margins = rewards[benchmark.ends[:, 0]] - rewards[benchmark.ends[:, 1]]  # (N, 3)
-        whole = scored[benchmark.ends].all(1)
+        margins, whole = benchmark.margins(rewards, name)
         if not whole.all():
-            text = f"{name}: {int((~whole).sum())} of {len(whole)} pairs name a video that was not scored"
-            if self.strict:
-                raise VideoAlignError(
-                    f"{text}; `videoalign shards verify {benchmark.shards.path}` tells which are missing"
-                )
-            rank_zero_warn(f"{text}, and are left out")
+            rank_zero_warn(
+                f"{name}: {int((~whole).sum())} of {len(whole)} pairs name a video that was not scored, and are left out"
+            )
         metric = PreferenceAccuracy(std, self.resamples, sync_on_compute=False)
         metric.update(margins, benchmark.labels, whole)
         return metric.compute()

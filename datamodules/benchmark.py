@@ -42,3 +42,22 @@ class Benchmark:
         self.numbers = {key: number for number, key in enumerate(self.keys)}
         self.ends = torch.tensor([[self.numbers[row["key_A"]], self.numbers[row["key_B"]]] for row in self.rows])
         self.labels: Tensor = torch.tensor([[LABELS[row.get(c, "")] for c in COLUMNS] for row in self.rows])
+
+    def margins(self, rewards: Tensor, name: str = "benchmark") -> tuple[Tensor, Tensor]:
+        """Reward A minus reward B of every pair.
+
+        Args:
+            rewards: (videos, D) by place in :attr:`keys`; NaN where a video was not scored. name: for messages.
+
+        Returns:
+            (N, D) margins, and (N,) whether both videos were scored.
+
+        Raises:
+            VideoAlignError: where a reward is infinite, or NaN in some dimensions only.
+        """
+        scored = ~rewards.isnan().all(1)
+        if broken := [k for k, row, seen in zip(self.keys, rewards, scored) if seen and not row.isfinite().all()]:
+            raise VideoAlignError(
+                f"{name}: the rewards of {len(broken)} videos are not finite (such as {broken[:3]}); the model is broken"
+            )
+        return rewards[self.ends[:, 0]] - rewards[self.ends[:, 1]], scored[self.ends].all(1)

@@ -1,70 +1,155 @@
-"""Single videos with prompts, from files: what `videoalign score` reads."""
+"""Single videos with prompts, from files or from a set's shards: what `videoalign score` and `bench` read."""
 
-from collections.abc import Sequence
-from functools import partial
+import tarfile
+from collections.abc import Container, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from .. import VideoAlignError
 from ..models.processor import RewardProcessor
-from .stream import Dropped
+from .frames import FrameReader, load_frames
+from .ratings import prompt_of
+from .shards import RawSample, ShardError, ShardSet
 from .video import decode
 
 
-def _load(processor: RewardProcessor, item: tuple[int, str, str]) -> tuple[int, Any, str]:
-    """Number, frames (or why there are none) and prompt."""
-    number, path, prompt = item
+@dataclass(frozen=True)
+class Listed:
+    """A video with its prompt, and where its bytes are.
+
+    Attributes:
+        name: in messages, or the key in its set. path: of a video file, or of a shard. span: first byte and size in
+            the shard; None is the whole file. decoded: whether it holds decoded frames. length: about how many tokens
+            it will have, in any unit; videos of similar length share a batch.
+    """
+
+    name: str
+    prompt: str
+    path: str
+    span: tuple[int, int] | None = None
+    decoded: bool = False
+    length: float = 0.0
+
+    def frames(self, processor: RewardProcessor) -> Tensor:
+        """uint8 (T, 3, H, W)."""
+        source: Path | bytes = Path(self.path)
+        if self.span:
+            with open(self.path, "rb") as file:
+                file.seek(self.span[0])
+                source = file.read(self.span[1])
+        if self.decoded:
+            return load_frames(source, self.name)
+        return decode(source, processor.sampling, processor.factor, self.name)
+
+
+def videos_of(shards: ShardSet, processor: RewardProcessor) -> dict[str, Listed]:
+    """Every video of a *videos* set by key. Reads the shards' tables of contents and records, no video.
+
+    Raises:
+        ShardError: where a shard is damaged, or holds frames that were decoded for another model.
+    """
+    FrameReader(shards, processor.sampling, processor.factor)
+    found: dict[str, Listed] = {}
+    media = shards.index.media
+    for shard in shards.index.shards:
+        path, spans, records = shards.path / shard.name, {}, {}
+        try:
+            with tarfile.open(path) as tar:
+                for member in tar:
+                    key, _, extension = member.name.partition(".")
+                    if extension == "json":
+                        content = tar.extractfile(member).read()
+                        records[key] = RawSample(key, shard.name, {"json": content}).record()
+                    elif extension == media:
+                        spans[key] = (member.offset_data, member.size)
+        except (OSError, tarfile.TarError, AttributeError) as error:
+            raise ShardError(f"{path} cannot be read ({str(error).splitlines()[0]})") from None
+        if spans.keys() != records.keys() or len(spans) != shard.samples or found.keys() & spans.keys():
+            raise ShardError(
+                f"{path} does not hold what the index says. `videoalign shards verify {shards.path}` lists all damage"
+            )
+        for key, span in spans.items():
+            prompt = prompt_of(records[key], f"{shard.name}, key {key!r}")
+            length = _length(records[key], processor) or span[1]
+            found[key] = Listed(key, prompt, str(path), span, media != "mp4", length)
+    return found
+
+
+def _length(record: dict, processor: RewardProcessor) -> float | None:
+    """Pixels that the model will see, where the record tells."""
     try:
-        processor.prompt_ids(prompt)
-        return number, decode(Path(path), processor.sampling, processor.factor, path), prompt
-    except VideoAlignError as error:
-        return number, Dropped(path, str(error)), prompt
+        frames = len(processor.sampling.indices(int(record["num_frames"]), float(record["fps"])))
+        height, width = processor.sampling.size(int(record["height"]), int(record["width"]), processor.factor)
+    except (KeyError, TypeError, ValueError, VideoAlignError):
+        return None
+    return frames * height * width
 
 
-class _Decoded:
-    """Map-style view of a list, decoded in the worker that asks."""
+def in_turn(count: int, size: int) -> list[list[int]]:
+    """Batches of ``size`` numbers below ``count``, in order."""
+    return [list(range(first, min(first + size, count))) for first in range(0, count, size)]
 
-    def __init__(self, items: Sequence[tuple[int, str, str]], load: Any) -> None:
-        self.items, self.load = items, load
+
+def by_length(videos: Sequence[Listed], size: int) -> list[list[int]]:
+    """Batches of videos of similar length, the longest first: little padding, and memory runs out at once or never."""
+    order = sorted(range(len(videos)), key=lambda i: (-videos[i].length, videos[i].name))
+    return [[order[i] for i in batch] for batch in in_turn(len(videos), size)]
+
+
+class _Batches:
+    """Map-style view of batches, each decoded and tokenised in the worker that is asked for it."""
+
+    def __init__(self, videos: Sequence[Listed], batches: Sequence[list[int]], processor: RewardProcessor) -> None:
+        self.videos, self.batches, self.processor = videos, batches, processor
 
     def __len__(self) -> int:
-        return len(self.items)
+        return len(self.batches)
 
-    def __getitem__(self, index: int) -> tuple[int, Any, str]:
-        return self.load(self.items[index])
-
-
-def _collate(processor: RewardProcessor, items: Sequence[tuple[int, Any, str]]) -> dict[str, Any]:
-    sound = [item for item in items if not isinstance(item[1], Dropped)]
-    batch: dict[str, Any] = {
-        "numbers": [number for number, _, _ in sound],
-        "dropped": [(number, value.reason) for number, value, _ in items if isinstance(value, Dropped)],
-    }
-    if sound:
-        batch["inputs"] = processor([video for _, video, _ in sound], [prompt for _, _, prompt in sound])
-    return batch
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        batch: dict[str, Any] = {"numbers": [], "dropped": []}
+        frames, prompts = [], []
+        for number in self.batches[index]:
+            video = self.videos[number]
+            try:
+                self.processor.prompt_ids(video.prompt)
+                frames.append(video.frames(self.processor))
+            except VideoAlignError as error:
+                batch["dropped"].append((number, str(error)))
+                continue
+            batch["numbers"].append(number)
+            prompts.append(video.prompt)
+        if frames:
+            batch["inputs"] = self.processor(frames, prompts)
+        return batch
 
 
 class VideoList(L.LightningDataModule):
-    """Videos to predict rewards for, in the given order.
+    """Videos to predict rewards for.
 
     Args:
-        videos: paths and prompts. batch_size: videos per step. workers: processes that decode.
+        videos: what to score. batches: numbers of the videos of each step; ranks take them in turn.
+        workers: processes per rank that decode while the model computes. done: numbers of videos to leave out.
     """
 
-    def __init__(self, videos: Sequence[tuple[str, str]], batch_size: int = 8, workers: int = 2) -> None:
+    def __init__(
+        self, videos: Sequence[Listed], batches: Sequence[list[int]], workers: int = 2, done: Container[int] = ()
+    ) -> None:
         super().__init__()
-        self.videos, self.batch_size, self.workers = list(videos), batch_size, workers
+        self.videos, self.batches, self.workers, self.done = list(videos), list(batches), workers, done
 
     def predict_dataloader(self) -> DataLoader:
         """Batches with ``numbers`` of the videos in the list, and those that could not be read under ``dropped``."""
-        processor = self.trainer.lightning_module.processor
-        items = [(number, path, prompt) for number, (path, prompt) in enumerate(self.videos)]
-        workers = min(self.workers, len(items) // self.batch_size)
-        data = _Decoded(items, partial(_load, processor))
+        trainer = self.trainer
+        processor = trainer.lightning_module.processor
+        share = self.batches[trainer.global_rank :: trainer.world_size]
+        # after dealing them out, so that no rank depends on what another one knows to be done
+        share = [left for batch in share if (left := [number for number in batch if number not in self.done])]
         return DataLoader(
-            data, batch_size=self.batch_size, num_workers=workers, collate_fn=partial(_collate, processor)
-        )
+            _Batches(self.videos, share, processor), batch_size=None, num_workers=min(self.workers, max(0, len(share) - 1)),
+            pin_memory=trainer.strategy.root_device.type == "cuda",
+        )  # fmt: skip

@@ -10,9 +10,11 @@ tokens (the official forward passes no position ids), and with one row per rewar
 ids. Nothing is unpickled but tensors, and every tensor is accounted for.
 """
 
+import hashlib
 import logging
 import pickle
 import re
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,18 @@ from .video_reward import Statistics, VideoReward
 CONFIG = "model_config.json"
 TEMPLATE_TYPE = "detailed_special"
 """The official name of the template with three reward tokens, the only one that gives three rewards in one row."""
+TEMPLATE_SHA256 = "9a66657a4a2337fc861a651d1606a8439de13c62befc88cd01ed527ca7c44def"
+"""Of the official text, in this package's notation."""
+LAYERS = (
+    "self_attn.q_proj",
+    "self_attn.k_proj",
+    "self_attn.v_proj",
+    "self_attn.o_proj",
+    "mlp.gate_proj",
+    "mlp.up_proj",
+    "mlp.down_proj",
+)
+"""Linear layers of the language model, which the official script adapts but for those that it excludes by parts of names."""
 
 
 def load_reward(
@@ -79,12 +93,21 @@ def load_official(
             f"rewards depend on. Name a file with that text (--template FILE), or a clone of the official repository "
             f"(--official-repo DIR), whose prompt_template.py holds it as {OFFICIAL_CONSTANT}."
         )
+    if not template.separate:
+        raise VideoAlignError(
+            f"template {template.name!r} has one shared reward token, but {folder} was trained with three"
+        )
     checkpoint = _checkpoint(folder, step)
     found = _tensors(checkpoint)
     settings = {**config.settings(), **changes}
     network = VideoReward(backbone or config.backbone, template, config.sampling(), **settings)
     _overlay(network, found, checkpoint)
     network.statistics = config.statistics()
+    if hashlib.sha256(template.text.encode()).hexdigest() != TEMPLATE_SHA256:
+        logging.getLogger(__name__).warning(
+            "note: the text of %s is not the official one word for word, so the rewards are not the official ones",
+            template.name,
+        )
     return network.eval()
 
 
@@ -99,16 +122,21 @@ class _Config:
             self.lora = dict(record["peft_lora_config"])
             self.constants = dict(record.get("inference_config") or {})
         except (TypeError, KeyError, ValueError) as error:
-            raise VideoAlignError(f"{path} is no configuration of an official reward model (no {error})") from None
+            raise VideoAlignError(
+                f"{path} is no configuration of an official reward model ({type(error).__name__}: {error})"
+            ) from None
         known = {
             "data_config.eval_dim": (self.data.get("eval_dim"), list(DIMENSIONS)),
             "data_config.prompt_template_type": (self.data.get("prompt_template_type"), TEMPLATE_TYPE),
             "data_config.sample_type": (self.data.get("sample_type"), "uniform"),
             "model_config.use_special_tokens": (self.model.get("use_special_tokens"), True),
             "model_config.reward_token": (self.model.get("reward_token"), "special"),
+            "peft_lora_config.vision_lora": (self.lora.get("vision_lora"), False),
+            "peft_lora_config.use_rslora": (self.lora.get("use_rslora", False), False),
+            "peft_lora_config.num_lora_modules": (self.lora.get("num_lora_modules", -1), -1),
         }
         if other := [f"{key} is {value!r}, not {ours!r}" for key, (value, ours) in known.items() if value != ours]:
-            raise VideoAlignError(f"{path}: {'; '.join(other)}. Only models with three reward tokens are supported.")
+            raise VideoAlignError(f"{path}: {'; '.join(other)}. Only models of the released kind are supported.")
 
     @property
     def backbone(self) -> str:
@@ -122,15 +150,16 @@ class _Config:
 
     def sampling(self) -> FrameSampling:
         """Frames per video and pixels per frame; a number of frames goes before a rate, as in the official code."""
-        count = self.data.get("num_frames")
         try:
-            return FrameSampling(
-                fps=None if count else float(self.data["fps"]), num_frames=count, max_pixels=int(self.data["max_frame_pixels"])
-            )  # fmt: skip
-        except (KeyError, TypeError, ValueError) as error:
+            count = int(self.data["num_frames"]) if self.data.get("num_frames") else None
+            rate = None if count else float(self.data["fps"])
+            return FrameSampling(fps=rate, num_frames=count, max_pixels=int(self.data["max_frame_pixels"]))
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise VideoAlignError(
                 f"{self.path}: fps, num_frames and max_frame_pixels of data_config must be numbers ({error})"
             ) from None
+        except VideoAlignError as error:
+            raise VideoAlignError(f"{self.path}, data_config: {error}") from None
 
     def settings(self) -> dict[str, Any]:
         """Arguments of :class:`VideoReward`."""
@@ -138,19 +167,23 @@ class _Config:
         try:
             adapters = LoRA(
                 rank=int(lora["lora_r"]), alpha=float(lora["lora_alpha"]), dropout=float(lora["lora_dropout"]),
-                targets=list(lora.get("lora_target_modules") or ["all-linear"]),
+                targets=[n.split(".")[1] for n in LAYERS if not any(part in f"layers.{n}" for part in lora["lora_namespan_exclude"])],
             )  # fmt: skip
+            if model["output_dim"] not in (1, 3):
+                raise ValueError(f"model_config.output_dim is {model['output_dim']}, not 1 or 3")
             return {
                 "positions": "1d",
-                "head_rows": int(model["output_dim"]),
+                "head_rows": model["output_dim"],
                 "language": "lora" if lora["lora_enable"] else "frozen" if model["freeze_llm"] else "full",
-                "vision": "lora" if lora["vision_lora"] else "frozen" if model["freeze_vision_tower"] else "full",
+                "vision": "frozen" if model["freeze_vision_tower"] else "full",
                 "train_merger": bool(model["tune_merger"]),
                 "lora": adapters,
                 "dtype": "float32" if model.get("torch_dtype") == "float32" else "bfloat16",
             }
         except (KeyError, TypeError, ValueError) as error:
-            raise VideoAlignError(f"{self.path} lacks a setting, or it is not of its kind: {error}") from None
+            raise VideoAlignError(
+                f"{self.path} lacks a setting, or one is not of its kind ({type(error).__name__}: {error})"
+            ) from None
 
     def statistics(self) -> Statistics:
         """The constants of normalisation; zeros and ones, with a warning, where the official script left them out."""
@@ -160,21 +193,22 @@ class _Config:
             )
             return Statistics()
         try:
-            return Statistics(*([float(self.constants[f"{d}_{kind}"]) for d in DIMENSIONS] for kind in ("mean", "std")))
+            mean, std = ([float(self.constants[f"{d}_{kind}"]) for d in DIMENSIONS] for kind in ("mean", "std"))
+            return Statistics(mean, std).check(f"{self.path}, inference_config")
         except (KeyError, TypeError, ValueError) as error:
-            raise VideoAlignError(f"{self.path}: inference_config lacks {error} or it is no number") from None
+            raise VideoAlignError(
+                f"{self.path}: inference_config lacks a number ({type(error).__name__}: {error})"
+            ) from None
 
 
 def _checkpoint(folder: Path, step: int | None) -> Path:
     """The folder ``checkpoint-N``: of the given step, otherwise the latest."""
-    steps = sorted(
-        int(m[1]) for p in folder.iterdir() if p.is_dir() and (m := re.fullmatch(r"checkpoint-(\d+)", p.name))
-    )
+    steps = {int(m[1]): p for p in folder.iterdir() if p.is_dir() and (m := re.fullmatch(r"checkpoint-(\d+)", p.name))}
     if not steps:
         raise VideoAlignError(f"{folder} has no checkpoint-N folder beside {CONFIG}")
     if step is not None and step not in steps:
-        raise VideoAlignError(f"{folder} has no checkpoint-{step}; there are: {', '.join(map(str, steps))}")
-    return folder / f"checkpoint-{steps[-1] if step is None else step}"
+        raise VideoAlignError(f"{folder} has no checkpoint-{step}; there are: {', '.join(map(str, sorted(steps)))}")
+    return steps[max(steps) if step is None else step]
 
 
 def _tensors(checkpoint: Path) -> dict[str, Tensor]:
@@ -200,19 +234,26 @@ def _tensors(checkpoint: Path) -> dict[str, Tensor]:
 
 
 def _load_pth(path: Path) -> dict[str, Tensor]:
+    whole = zipfile.is_zipfile(path)  # files of old torch versions are no archives, and cannot be mapped
+    with open(path, "rb") as file:
+        head = file.read(2)
+    if not head or (head == b"PK" and not whole):
+        raise VideoAlignError(f"{path} was cut short ({path.stat().st_size} bytes are there). Download it again.")
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        found = torch.load(path, map_location="cpu", weights_only=True, mmap=whole)
     except pickle.UnpicklingError as error:
+        if named := re.search(r"GLOBAL (\S+)", str(error)):
+            raise VideoAlignError(
+                f"{path} holds {named[1]}, which is no tensor; loading it would run code of whoever made the file, so it was "
+                "not read. Use a file from a source that you trust."
+            ) from None
+        raise VideoAlignError(f"{path} is damaged, or no file of torch. Download it again.") from None
+    except (OSError, RuntimeError, ValueError, KeyError, EOFError, AttributeError) as error:
         raise VideoAlignError(
-            f"{path} holds more than tensors, or is damaged, and was not read: loading it would run code from it "
-            f"({str(error).splitlines()[0][:160]}). Use a file from a source that you trust."
+            f"{path} is damaged, or no file of torch ({str(error).splitlines()[0][:120]}). Download it again."
         ) from None
-    except (OSError, RuntimeError, ValueError, KeyError, EOFError) as error:
-        raise VideoAlignError(
-            f"{path} cannot be read; it is damaged or was cut short ({str(error).splitlines()[0][:160]}). Download it again."
-        ) from None
-    if not isinstance(found, dict) or not all(isinstance(t, Tensor) for t in found.values()):
-        raise VideoAlignError(f"{path} is no dictionary of tensors")
+    if not isinstance(found, dict) or not all(isinstance(n, str) and isinstance(t, Tensor) for n, t in found.items()):
+        raise VideoAlignError(f"{path} is no dictionary of tensors by name")
     return found
 
 
@@ -253,8 +294,13 @@ def _overlay(network: VideoReward, found: dict[str, Tensor], checkpoint: Path) -
         )
     names = dict(network.named_parameters())
     base = names[f"{EMBEDDINGS}.base.weight"].detach().clone()  # (V, E); rows behind the tokenizer's are never read
-    count = min(len(base), rows)
-    base[:count] = embedding[:count].to(base.dtype)
+    words = [i for i in range(min(len(base), rows)) if i not in ids]
+    base[words] = embedding[words].to(base.dtype)
+    head = found.get("head.weight")
+    if head is not None and len(head) != len(network.head.weight):
+        raise VideoAlignError(
+            f"{checkpoint}: the reward head has {len(head)} rows, but {CONFIG} says {len(network.head.weight)} (model_config.output_dim)"
+        )
     found |= {f"{EMBEDDINGS}.base.weight": base, f"{EMBEDDINGS}.rows": embedding[ids].float()}
     whole = (checkpoint / "model.pth").is_file()
     network.load_tensors(

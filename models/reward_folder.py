@@ -36,6 +36,7 @@ class RewardFolder:
     Attributes:
         settings: of VideoReward, as plain values. sampling: of its frames. statistics: mean and std of its rewards.
         template: the text. backbone: folder or hub id; None where it travels along.
+        owns_backbone: the backbone inside is not just a copy, there is no other like it.
         trained: tensors by the network's own names, adapters included.
     """
 
@@ -44,6 +45,7 @@ class RewardFolder:
     statistics: dict[str, list[float]]
     template: str
     backbone: str | None
+    owns_backbone: bool
     trained: dict[str, Tensor]
 
     def save(self, folder: Path, processor: Any, adapter: LoraConfig | None, backbone: Any = None) -> None:
@@ -64,7 +66,7 @@ class RewardFolder:
             (out / "template.txt").write_text(self.template + "\n", encoding="utf-8")
             if backbone is not None:
                 backbone.save_pretrained(out / "backbone")
-            record = {name: getattr(self, name) for name in _KEYS}
+            record = {name: getattr(self, name) for name in (*_KEYS, "owns_backbone")}
             write_json(out / RECORD, {"format": FORMAT, "version": VERSION, "dimensions": DIMENSIONS, **record})
 
     @classmethod
@@ -96,7 +98,15 @@ class RewardFolder:
         template = (folder / "template.txt").read_text(encoding="utf-8").removesuffix("\n")
         inside = folder / "backbone"
         backbone = str(inside) if inside.exists() else record["backbone"]
-        return cls(record["settings"], record["sampling"], record["statistics"], template, backbone, trained)
+        return cls(
+            record["settings"],
+            record["sampling"],
+            record["statistics"],
+            template,
+            backbone,
+            bool(record.get("owns_backbone")),
+            trained,
+        )
 
 
 def _load(path: Path) -> dict[str, Tensor]:

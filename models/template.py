@@ -52,7 +52,7 @@ class Template:
         if not path.exists():
             path = Path(name_or_file)
         try:
-            text = path.read_text(encoding="utf-8")
+            text = path.read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             names = ", ".join(sorted(p.stem for p in SHIPPED.glob("*.txt")))
             raise VideoAlignError(
@@ -70,7 +70,7 @@ class Template:
         """
         path = Path(folder) / "prompt_template.py"
         try:
-            tree = ast.parse(path.read_text(encoding="utf-8"))
+            tree = ast.parse(path.read_text(encoding="utf-8-sig"))
         except (OSError, UnicodeDecodeError, SyntaxError, ValueError, RecursionError) as error:
             raise VideoAlignError(
                 f"--official-repo {folder}: {path.name} cannot be read in it ({error}). Name a clone of the VideoAlign repository."

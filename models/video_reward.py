@@ -4,6 +4,7 @@ Legend: B videos, L tokens, K reward tokens per video (3 separate or 1 shared), 
 """
 
 import inspect
+import math
 import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -86,6 +87,17 @@ class Statistics:
 
     mean: list[float] = field(default_factory=lambda: [0.0] * len(DIMENSIONS))
     std: list[float] = field(default_factory=lambda: [1.0] * len(DIMENSIONS))
+
+    def check(self, where: str) -> "Statistics":
+        """Refuse numbers that nothing can be normalised with; returns itself."""
+        sound = (
+            all(isinstance(x, int | float) and math.isfinite(x) for x in (*self.mean, *self.std)) and min(self.std) > 0
+        )
+        if not sound or not len(self.mean) == len(self.std) == len(DIMENSIONS):
+            raise VideoAlignError(
+                f"{where}: means {self.mean} and deviations {self.std} cannot normalise rewards; they must be finite, deviations positive"
+            )
+        return self
 
 
 class VideoReward(nn.Module):
@@ -249,6 +261,7 @@ class VideoReward(nn.Module):
             asdict(self.statistics),
             self.processor.template.text,
             None if backbone else self.backbone_name,
+            self.owns_backbone,
             {name: state[name].detach().cpu().contiguous() for name in self.trained_names()},
         )
         copy = self._own_backbone(state) if backbone else None
@@ -285,6 +298,10 @@ class VideoReward(nn.Module):
         """
         folder = Path(folder)
         content = RewardFolder.load(folder)
+        if backbone and content.owns_backbone:
+            raise VideoAlignError(
+                f"{folder} stands on the backbone inside it, which is nowhere else; leave --backbone out"
+            )
         try:
             sampling, statistics = FrameSampling(**content.sampling), Statistics(**content.statistics)
             settings = {**content.settings, "lora": LoRA(**content.settings["lora"])}
@@ -298,7 +315,8 @@ class VideoReward(nn.Module):
             gradient_checkpointing=gradient_checkpointing, **settings,
         )  # fmt: skip
         network.load_tensors(content.trained, folder)
-        network.statistics = statistics
+        network.statistics = statistics.check(str(folder / RECORD))
+        network.owns_backbone = content.owns_backbone
         return network.eval()
 
     def load_tensors(self, found: dict[str, Tensor], source: Path, names: set[str] | None = None) -> None:

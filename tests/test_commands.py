@@ -174,7 +174,8 @@ def test_broken_weights_are_refused_and_broken_rewards_reported(project, model, 
     assert (
         run("bench", "--model", model, "--data", project / "bench", "--out", tmp_path / "out", "--device", "cpu") == 2
     )
-    assert "not finite" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    assert "not finite" in capsys.readouterr().err and not (tmp_path / "out" / "bench.json").exists()
+    assert not any(file.read_bytes() for file in (tmp_path / "out" / "bench").glob("rewards.*"))
 
 
 def test_pairs_of_videos_that_are_not_there_are_refused(project, model, tmp_path, capsys):
@@ -184,7 +185,7 @@ def test_pairs_of_videos_that_are_not_there_are_refused(project, model, tmp_path
     assert (
         run("bench", "--model", model, "--data", tmp_path / "bench", "--out", tmp_path / "out", "--device", "cpu") == 2
     )
-    assert "1 of 4 pairs name a video that was not scored" in capsys.readouterr().err
+    assert "1 of its pairs' videos are not in its shards, such as ['999999']" in capsys.readouterr().err
 
 
 def test_export_does_not_overwrite_what_is_not_a_reward_model(model, tmp_path, capsys):
