@@ -27,7 +27,7 @@ CSV = "videogen-rewardbench.csv"
 VOTES = {"leftvote": "A", "rightvote": "B", "tievote": "same", "bothbad_vote": "same"}
 """GenAI-Bench's votes as labels; the paper scores its two kinds of ties as one."""
 _COLUMNS = ("prompt", "left_video", "right_video", "vote_type")
-_SPLIT = re.compile(r"(.+?)-\d{5}(-of-\d{5})?")  # test-00000-of-00001.parquet
+_SHARD = re.compile(r"(?P<name>.+?)-\d{5}(-of-(?P<of>\d{5}))?(-[0-9a-f]+)?")  # test-00000-of-00001.parquet
 _STEP = 16
 """Rows that are in memory at once; a row may hold two videos."""
 
@@ -48,7 +48,8 @@ def import_videogen_rewardbench(
         raise VideoAlignError(f"{source} is no download of VideoGen-RewardBench: it has no {CSV}")
     if videos is None:
         packed = source / "videos.zip"
-        videos = packed if packed.is_file() and not (source / "videos").is_dir() else source
+        unpacked = (source / "videos").is_dir() and any((source / "videos").iterdir())
+        videos = packed if packed.is_file() and not unpacked else source
     media = open_media(videos, within=("videos",))
     rows = read_csv(table, (*REQUIRED, OVERALL, "A_model", "B_model"))
     report = read_rows(rows, media, rated_row)
@@ -63,22 +64,33 @@ def import_genai_bench(
 
     Args:
         source: parquet, JSON or JSON-lines file, a folder of them, or a folder of the ``datasets`` library, with the
-            columns prompt, left_video, right_video and vote_type; videos as paths or as embedded bytes.
+            columns prompt, left_video, right_video and vote_type; videos as paths, as addresses in the web (of files
+            that were downloaded under ``videos``), or as embedded bytes.
         out: folder to make. videos: folder or zip archive that paths are relative to; the source's folder if not given.
         split: which one, where there are several. skip_bad_rows, allow_missing, pool, progress: see
             :func:`.importing.write_set`.
     """
     check_free(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
     files = _files(source, split)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.videos-") as spool:
+    beside = next(p for p in out.absolute().parents if p.is_dir())  # of the same disk as the output, most likely
+    with tempfile.TemporaryDirectory(dir=beside, prefix=f".{out.name}.videos-") as spool:
         rows = list(_unpacked(files, Path(spool)))
-        embedded = any(Path(spool).iterdir())
+        if embedded := any(Path(spool).iterdir()):
+            rows = [(line, _all_embedded(cells, Path(spool))) for line, cells in rows]
         media: Media = (
             Folder(Path(spool)) if embedded else open_media(videos or (source if source.is_dir() else source.parent))
         )
         report = read_rows(rows, media, _voted_row)
         return write_set(report, str(source), media, out, "videos", skip_bad_rows, allow_missing, pool, progress)
+
+
+def _all_embedded(cells: dict[str, str] | str, spool: Path) -> dict[str, str] | str:
+    """The cells, or why not: a table either embeds its videos or names them."""
+    if isinstance(cells, dict) and (
+        paths := [cells[f"path_{s}"] for s in "AB" if not (spool / cells[f"path_{s}"]).is_file()]
+    ):
+        return f"names the path {paths[0]!r}, where other rows embed their videos"
+    return cells
 
 
 def _voted_row(line: int, cells: dict[str, str], paths: tuple[str, str]) -> Row:
@@ -92,6 +104,8 @@ def _voted_row(line: int, cells: dict[str, str], paths: tuple[str, str]) -> Row:
 def _files(source: Path, split: str | None) -> list[Path]:
     """The table's files; of one split where the source has several."""
     if source.is_file():
+        if split:
+            raise VideoAlignError(f"{source} is one file, so there is no split {split!r} to choose; leave --split out")
         return [source]
     if not source.is_dir():
         raise VideoAlignError(f"{source}: there is no such file or folder")
@@ -104,16 +118,28 @@ def _files(source: Path, split: str | None) -> list[Path]:
         raise VideoAlignError(f"{source} holds no parquet, arrow, JSON or JSON-lines file")
     splits: dict[str, list[Path]] = {}
     for path in tables:
-        named = _SPLIT.fullmatch(path.stem)
-        name = named[1] if named else path.stem
-        # save_to_disk: a folder per split, with data-00000-of-00001.arrow in it
-        splits.setdefault(path.parent.name if name == "data" and path.parent != source else name, []).append(path)
+        splits.setdefault(_split(path.relative_to(source)), []).append(path)
     if split is None and len(splits) == 1:
-        return tables
+        (split,) = splits
     if split not in splits:
-        found = f"it has no split {split!r}" if split else "it has several splits; choose one with --split"
-        raise VideoAlignError(f"{source}: {found}. There are: {', '.join(sorted(splits))}")
+        why = f"it has no split {split!r}" if split else "it has several splits; choose one with --split"
+        raise VideoAlignError(f"{source}: {why}. There are: {', '.join(sorted(splits))}")
+    shards = [m for p in splits[split] if (m := _SHARD.fullmatch(p.stem)) and m["of"]]
+    if shards and len(shards) != int(shards[0]["of"]):
+        raise VideoAlignError(
+            f"{source}: {len(shards)} of {int(shards[0]['of'])} files of {split} are there; fetch the others"
+        )
     return splits[split]
+
+
+def _split(path: Path) -> str:
+    """The split that a table belongs to: data/test-00000-of-00001.parquet, test/0000.parquet, test/data-00000-of-00001.arrow."""
+    shard = _SHARD.fullmatch(path.stem)
+    name = shard["name"] if shard else path.stem
+    parts = [part for part in path.parent.parts if part != "data"] + (
+        [] if name == "data" or name.isdigit() else [name]
+    )
+    return "/".join(parts) or "data"
 
 
 def _unpacked(files: list[Path], spool: Path) -> Iterator[tuple[int, dict[str, str] | str]]:
@@ -128,6 +154,8 @@ def _unpacked(files: list[Path], spool: Path) -> Iterator[tuple[int, dict[str, s
                 raise VideoAlignError(f"{file}, row {line}: lacks {lacks}; it has {have}")
             cells = {name: value for name, value in record.items() if isinstance(value, str)}
             try:
+                for name, value in cells.items():
+                    _text(name, value)
                 for side, column in (("A", "left_video"), ("B", "right_video")):
                     cells[f"path_{side}"] = _path(record[column], column, spool)
                 if empty := [c for c in ("prompt", "vote_type") if c not in cells]:
@@ -135,6 +163,14 @@ def _unpacked(files: list[Path], spool: Path) -> Iterator[tuple[int, dict[str, s
                 yield line, cells
             except VideoAlignError as error:
                 yield line, str(error)
+
+
+def _text(name: str, value: str) -> None:
+    """Refuse half a character, which JSON can spell and no file can hold."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise VideoAlignError(f"{name} holds half a character ({value[:40]!r})") from None
 
 
 def _path(value: Any, column: str, spool: Path) -> str:
@@ -159,19 +195,18 @@ def _records(file: Path) -> Iterator[Any]:
         elif file.suffix == ".arrow":
             with pa.memory_map(str(file)) as memory:
                 for batch in pa.ipc.open_stream(memory):
+                    batch.validate(full=True)  # a damaged file can crash the reader otherwise
                     for start in range(0, len(batch), _STEP):
                         yield from batch.slice(start, _STEP).to_pylist()
         elif file.suffix in (".json", ".jsonl"):
             text = file.read_text(encoding="utf-8-sig")
             table = (
-                json.loads(text)
-                if text.lstrip()[:1] == "["
-                else [json.loads(t) for t in text.splitlines() if t.strip()]
+                json.loads(text) if text.lstrip()[:1] == "[" else [json.loads(t) for t in text.split("\n") if t.strip()]
             )
             yield from table
         else:
             raise VideoAlignError(f"{file}: {file.suffix or 'no'} ending; parquet, arrow, json and jsonl are read")
-    except (OSError, ValueError, pa.ArrowException) as error:
+    except (OSError, ValueError, RecursionError, pa.ArrowException) as error:
         raise VideoAlignError(
             f"{file} cannot be read, it is damaged or of another format ({str(error).splitlines()[0][:160]})"
         ) from None

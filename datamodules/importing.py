@@ -88,7 +88,8 @@ def read_rows(table: Iterable[tuple[int, dict[str, str] | str]], media: Media, r
                 try:
                     paths.append(media.find(cells[f"path_{side}"]))
                 except MissingVideo as error:
-                    report.missing.setdefault(str(error), []).append(line)
+                    named = report.missing.setdefault(str(error), [])
+                    named += [line] if line not in named[-1:] else []
             if len(paths) < 2:
                 continue
             if paths[0] == paths[1]:
@@ -164,10 +165,11 @@ def write_set(
         else:
             report.clips[path] = clip
         progress("videos checked", done, len(names))
-    for row in [row for row in report.rows if set(row.paths) & bad.keys()]:
-        report.rows.remove(row)
-        report.rejected.append((row.line, "; ".join(bad[p] for p in row.paths if p in bad)))
+    report.rejected += [
+        (r.line, "; ".join(bad[p] for p in r.paths if p in bad)) for r in report.rows if set(r.paths) & bad.keys()
+    ]
     report.rejected.sort()
+    report.rows = [row for row in report.rows if not set(row.paths) & bad.keys()]
     remedies = ["No row is sound."] if not report.rows else []
     if report.missing and not (allow_missing or skip_bad_rows):
         remedies.append("Fetch the missing videos, or leave their pairs out with --allow-missing.")

@@ -1,9 +1,14 @@
 """Video files that a table of ratings names: in a folder, or in a zip archive, which need not be unpacked."""
 
+import lzma
+import os
+import re
 import stat
 import zipfile
-from functools import cached_property
+import zlib
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
+from urllib.parse import unquote, urlsplit
 
 from .. import VideoAlignError
 
@@ -26,18 +31,26 @@ class Media:
     def find(self, path: str) -> str:
         """The name under which :meth:`source` has the file.
 
+        A file named by its address in the web is sought by the longest end of the address that is there.
+
         Raises:
             MissingVideo: where there is no such file. VideoAlignError: where the path leads out of the root.
         """
-        pure = PurePosixPath(path.strip().replace("\\", "/"))
-        if not pure.name or pure.is_absolute() or ".." in pure.parts or ":" in pure.parts[0]:
-            raise VideoAlignError(f"path {path!r} is not a path inside the videos' folder")
-        inner = [folder for folder in self.within if pure.parts[0] == folder and len(pure.parts) > 1]
-        names = [str(pure), *(f"{folder}/{pure}" for folder in self.within)]
-        for name in names + [str(pure.relative_to(folder)) for folder in inner]:
+        if re.match(r"https?://", path):
+            parts = [part for part in unquote(urlsplit(path).path).split("/") if part not in ("", ".", "..")]
+            names = ["/".join(parts[first:]) for first in range(len(parts))]
+            missing = f"{path} is not downloaded: no end of this address is a file in {self.root}"
+        else:
+            pure = PurePosixPath(path.strip().replace("\\", "/"))
+            if not pure.name or pure.is_absolute() or ".." in pure.parts or re.match(r"[A-Za-z]:", pure.parts[0]):
+                raise VideoAlignError(f"path {path!r} is not a path inside the videos' folder")
+            inner = [folder for folder in self.within if pure.parts[0] == folder and len(pure.parts) > 1]
+            names = [str(pure), *(f"{f}/{pure}" for f in self.within), *(str(pure.relative_to(f)) for f in inner)]
+            missing = f"there is no file {self.root / pure}"
+        for name in names:
             if self._has(name):
                 return name
-        raise MissingVideo(f"there is no file {self.root / pure}")
+        raise MissingVideo(missing)
 
     def _has(self, name: str) -> bool:
         raise NotImplementedError
@@ -56,10 +69,15 @@ class Folder(Media):
 
     def _has(self, name: str) -> bool:
         file = self.root / name
-        if not file.is_file():
+        try:
+            if not file.is_file():
+                return False
+        except OSError:  # a name that is too long, such as a prompt in the column of paths
             return False
         if not file.resolve().is_relative_to(self.root.resolve()):
-            raise VideoAlignError(f"path {name!r} is a link out of the videos' folder")
+            raise VideoAlignError(
+                f"path {name!r} is a link out of the videos' folder (as in a hub's cache); copy the files into one folder"
+            )
         return True
 
     def source(self, name: str) -> Path:
@@ -71,43 +89,44 @@ class Folder(Media):
         return (self.root / name).read_bytes()
 
 
+@lru_cache(maxsize=4)
+def _opened(path: Path, changed: int, process: int) -> tuple[zipfile.ZipFile, frozenset[str]]:
+    """An archive and its files' names: read once per process, however many tasks a pool is given.
+
+    A process must open it by itself: a forked one would share the place in the file with its parent.
+    """
+    try:
+        archive = zipfile.ZipFile(path)
+    except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile) as error:
+        raise VideoAlignError(f"{path} is no zip archive, or was cut short ({error})") from None
+    return archive, frozenset(i.filename for i in archive.infolist() if not i.is_dir())
+
+
 class Archive(Media):
-    """Members of a zip archive; goes to other processes as its path."""
+    """Members of a zip archive."""
 
     def __init__(self, root: Path, within: tuple[str, ...] = ()) -> None:
         super().__init__(root, within)
-        escaping = [
-            n for n in self._names if PurePosixPath(n).is_absolute() or ".." in PurePosixPath(n).parts or "\\" in n
-        ]
-        links = [i.filename for i in self._zip.infolist() if stat.S_ISLNK(i.external_attr >> 16)]
+        archive, names = self._open()
+        escaping = [n for n in names if PurePosixPath(n).is_absolute() or ".." in PurePosixPath(n).parts or "\\" in n]
+        links = [i.filename for i in archive.infolist() if stat.S_ISLNK(i.external_attr >> 16)]
         if escaping or links:
             raise VideoAlignError(
                 f"{root}: {len(escaping)} names lead out of the archive and {len(links)} are links "
                 f"(such as {(escaping + links)[0]!r}); an archive of videos has neither, so it was not read"
             )
 
-    def __getstate__(self) -> dict:
-        return {"root": self.root, "within": self.within}
-
-    @cached_property
-    def _zip(self) -> zipfile.ZipFile:
-        try:
-            return zipfile.ZipFile(self.root)
-        except (OSError, zipfile.BadZipFile) as error:
-            raise VideoAlignError(f"{self.root} is no zip archive, or was cut short ({error})") from None
-
-    @cached_property
-    def _names(self) -> set[str]:
-        return {i.filename for i in self._zip.infolist() if not i.is_dir()}
+    def _open(self) -> tuple[zipfile.ZipFile, frozenset[str]]:
+        return _opened(self.root.resolve(), self.root.stat().st_mtime_ns, os.getpid())
 
     def _has(self, name: str) -> bool:
-        return name in self._names
+        return name in self._open()[1]
 
     def read(self, name: str) -> bytes:
         """The member's content."""
         try:
-            return self._zip.read(name)
-        except (OSError, RuntimeError, NotImplementedError, zipfile.BadZipFile, EOFError) as error:
+            return self._open()[0].read(name)
+        except (OSError, RuntimeError, EOFError, zipfile.BadZipFile, zlib.error, lzma.LZMAError) as error:
             raise VideoAlignError(f"{self.root}, {name}: cannot be read ({error})") from None
 
     source = read

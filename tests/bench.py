@@ -18,9 +18,13 @@ import numpy as np
 import torch
 
 from videoalign.alignment import RewardModel
+from videoalign.alignment.bench import _score
+from videoalign.alignment.inference import predicting
+from videoalign.datamodules.benchmark import Benchmark
 from videoalign.datamodules.frames import FrameReader, encode_frames
 from videoalign.datamodules.shards import ShardSet, ShardWriter
-from videoalign.datamodules.video import decode, encode
+from videoalign.datamodules.video import decode, encode, probe
+from videoalign.datamodules.video_list import Listed, videos_of
 from videoalign.models import FrameSampling, VideoReward, accuracy_with_ties
 from videoalign.models.miniature import make_qwen
 
@@ -162,6 +166,66 @@ def one_forward(folder: Path) -> None:
     row("training step, 24 pairs: A and B in one forward against two", slow, fast, 24, "pairs/s")
 
 
+def scored(folder: Path) -> None:
+    """Benchmark scoring: 40 clips of 480 x 832 and 80 of the miniature world's size, each in ten of 600 pairs.
+
+    Scoring pair by pair is timed on every tenth pair, and multiplied.
+    """
+    rng = np.random.default_rng(1)
+    small = [encode(rng.integers(0, 255, (16, 64, 64, 3), np.uint8), 8) for _ in range(80)]
+    large = [raw.members["a.mp4"] for raw in ShardSet(folder / "pairs")] + [
+        raw.members["b.mp4"] for raw in ShardSet(folder / "pairs")
+    ]
+    with ShardWriter(folder / "bench", "videos") as writer:
+        for number, content in enumerate([*(large * 3)[:40], *small]):
+            clip = probe(content)
+            record = {
+                "prompt": "waves",
+                "fps": clip.fps,
+                "num_frames": clip.frames,
+                "height": clip.height,
+                "width": clip.width,
+            }
+            writer.write(f"{number:03d}", {"": content}, record)
+        ends = np.concatenate([rng.permutation(120).reshape(-1, 2) for _ in range(10)])
+        words = dict.fromkeys(("VQ", "MQ", "TA", "Overall"), "A")
+        writer.write_table("pairs.csv", [{"key_A": f"{a:03d}", "key_B": f"{b:03d}", **words} for a, b in ends])
+    make_qwen(folder / "judge", hidden=128, layers=4, vision_layers=4)
+    rated = Benchmark(folder / "bench")
+    model = RewardModel(
+        VideoReward(folder / "judge", "plain", FrameSampling(max_pixels=128 * 128, min_pixels=0), language="full")
+    )
+    model.eval()
+    found = videos_of(rated.shards, model.processor)
+    videos = [found[key] for key in rated.keys]
+    runs = iter(range(99))
+
+    @torch.no_grad()
+    def alone(video: Listed) -> torch.Tensor:
+        return model(model.processor([video.frames(model.processor)], [video.prompt]))[0]
+
+    def ours() -> torch.Tensor:
+        trainer = predicting("cpu", [], False)
+        return _score(trainer, model, rated, folder / "scores" / str(next(runs)), 8, 1)
+
+    def each() -> torch.Tensor:
+        return torch.stack([alone(video) for video in videos])
+
+    def pairs() -> None:
+        for a, b in rated.ends[::10].tolist():
+            alone(videos[a]), alone(videos[b])
+
+    torch.testing.assert_close(ours(), each(), rtol=1e-4, atol=1e-4)
+    in_pairs, in_line, overlapped = timed(pairs, each, ours, repeats=3)
+    in_pairs = [10 * seconds for seconds in in_pairs]
+    row("scoring 600 pairs of 120 videos: against both of each pair in turn", in_pairs, overlapped, 120, "videos/s")
+    row("scoring 120 videos: against each once, decoded in line", in_line, overlapped, 120, "videos/s")
+    torch.set_num_threads(2)  # the way in line with the core that decoding overlapped with
+    _, in_line = timed(each, each, repeats=3)
+    torch.set_num_threads(1)
+    row("the same, in line with two torch threads", in_line, overlapped, 120, "videos/s")
+
+
 STREAM = """
 import sys
 from pathlib import Path
@@ -209,6 +273,7 @@ def main() -> None:
         tie_metric()
         decoding(Path(name))
         one_forward(Path(name))
+        scored(Path(name))
         memory(Path(name))
 
 

@@ -325,7 +325,7 @@ def json_list_of_paths(place: Place) -> list[str]:
 
 def json_lines_of_paths_with_byte_order_mark(place: Place) -> list[str]:
     place.videos()
-    place.file("votes.jsonl", "\ufeff" + "\n".join(json.dumps(row) for row in ballot()) + "\n\n")
+    place.file("votes.jsonl", "\ufeff" + "\n".join(json.dumps(row) for row in ballot()) + "\n \n")
     return ["votes.jsonl"]
 
 
@@ -429,7 +429,7 @@ def test_embedded_videos_lie_beside_the_output_for_a_while(place: Place) -> None
     seen: dict[str, set[int]] = {}
 
     def look(what: str, done: int, of: int) -> None:
-        seen.setdefault(what, set()).update(len(list(spool.iterdir())) for spool in Path("deep").glob(".out.videos-*"))
+        seen.setdefault(what, set()).update(len(list(spool.iterdir())) for spool in Path().glob(".out.videos-*"))
 
     import_genai_bench(place.file("votes.parquet", parquet(ballot(clip))), Path("deep/out"), progress=look)
     assert seen == {"videos checked": {5}, "samples written": {5}}  # the same content once
@@ -466,7 +466,6 @@ def test_only_sound_rows_remain_of_a_bad_table(place: Place, capsys: pytest.Capt
     check_voted(votes=[("a", "b", "leftvote"), ("e", "a", "tievote")])
 
 
-@pytest.mark.xfail(strict=True, reason="str.splitlines also cuts at characters that JSON allows inside of strings")
 @pytest.mark.parametrize("separator", ["\u2028", "\x85"])
 def test_json_lines_end_at_newlines_only(place: Place, separator: str) -> None:
     place.videos()
@@ -549,7 +548,6 @@ def test_many_missing_videos_are_abbreviated(place: Place, count: int, capsys: p
     assert re.findall(r"\.\.\. and (\d+) more", err) == ([str(count - 20)] if count > 20 else [])
 
 
-@pytest.mark.xfail(strict=True, reason="a row whose two videos are the same missing one is counted as two rows")
 def test_a_row_that_names_a_missing_video_twice_is_one_row(place: Place) -> None:
     place.file("src/videogen-rewardbench.csv", table(rated("z", "z"), SOUND))
     report = import_videogen_rewardbench(Path(*folder_with_top(place)), Path("out"), allow_missing=True)
@@ -563,15 +561,10 @@ Prepare = Callable[[Place], list[str]]
 
 @dataclass
 class Case:
-    """``args`` prepares the place and gives the command line; the message must match ``words``.
-
-    Attributes:
-        defect: why the case fails today.
-    """
+    """``args`` prepares the place and gives the command line; the message must match ``words``."""
 
     args: Prepare
     words: str
-    defect: str = ""
 
 
 def videogen(
@@ -591,16 +584,16 @@ def videogen(
 
 
 def without(column: str) -> Prepare:
-    place = HEADER.index(column)
-    cut = [SOUND[:place] + SOUND[place + 1 :], HEADER[:place] + HEADER[place + 1 :]]
+    at = HEADER.index(column)
+    cut = [SOUND[:at] + SOUND[at + 1 :], HEADER[:at] + HEADER[at + 1 :]]
     return videogen(cut[0], header=cut[1])
 
 
-def archive(change: Callable[[bytearray], object], method: int = zipfile.ZIP_STORED, names: str = "abc") -> Prepare:
+def archive(change: Callable[[bytearray], object], method: int = zipfile.ZIP_STORED) -> Prepare:
     """The import from an archive whose bytes were changed."""
 
     def layout(place: Place) -> list[str]:
-        path = place.zip("src/videos.zip", names=names, method=method)
+        path = place.zip("src/videos.zip", method=method)
         content = bytearray(path.read_bytes())
         change(content)
         path.write_bytes(content)
@@ -685,7 +678,7 @@ VIDEOGEN = {
     "link out of the folder": Case(videogen(["videos/link.mp4", *SOUND[1:]], change=linked_out), r"line 3: path 'videos/link\.mp4' is a link out"),
     "folder linked out": Case(videogen(["videos/link/outside.mp4", *SOUND[1:]], change=linked_out), "line 3: path .* is a link out"),
     "path that leads out of an archive": Case(videogen(["../outside.mp4", *SOUND[1:]], layout=zip_with_top), "line 3: path .* is not a path inside"),
-    "path too long": Case(videogen(["a long story " * 30, *SOUND[1:]]), r"line 3|is not there", "OSError (file name too long) of Path.is_file ends in a traceback"),
+    "path too long": Case(videogen(["a long story " * 30, *SOUND[1:]]), r"line 3|is not there"),
     "no such folder of videos": Case(videogen(layout=lambda p: ["src", "--videos", "none"]), "none: there is no such folder or zip archive"),
     "archive of another kind": Case(videogen(layout=lambda p: ["src", "--videos", str(p.file("videos.tar", "x"))]), r"videos\.tar: there is no such folder or zip archive"),
     "archive with a name that leads out": Case(member("../x.mp4"), r"1 names lead out of the archive and 0 are links \(such as '\.\./x\.mp4'\)"),
@@ -699,14 +692,12 @@ VIDEOGEN = {
     "archive with an encrypted member": Case(archive(headers(6, 8, 1)), r"line 3: src/videos\.zip, videos/a\.mp4: cannot be read \(.*encrypted"),
     "archive with a member of an unknown method": Case(archive(headers(8, 10, 99)), r"line 3: .*videos/a\.mp4: cannot be read"),
     "archive with a changed member": Case(archive(flip), r"line 3: .*videos/a\.mp4: cannot be read \(Bad CRC-32"),
-    "archive with a garbled deflated member": Case(archive(garble, zipfile.ZIP_DEFLATED), r"line 3: .*videos/a\.mp4: cannot be read",
-                                                   "zlib.error is caught nowhere and ends in a traceback"),
-    "archive with a garbled LZMA member": Case(archive(garble, zipfile.ZIP_LZMA), r"line 3: .*videos/a\.mp4: cannot be read",
-                                               "LZMAError is caught nowhere and ends in a traceback"),
-    "archive with a garbled name": Case(archive(garble_name), r"src/videos\.zip", "UnicodeDecodeError of ZipFile ends in a traceback"),
-    "archive of a later version": Case(archive(headers(4, 6, 99)), r"src/videos\.zip", "NotImplementedError of ZipFile ends in a traceback"),
+    "archive with a garbled deflated member": Case(archive(garble, zipfile.ZIP_DEFLATED), r"line 3: .*videos/a\.mp4: cannot be read"),
+    "archive with a garbled LZMA member": Case(archive(garble, zipfile.ZIP_LZMA), r"line 3: .*videos/a\.mp4: cannot be read"),
+    "archive with a garbled name": Case(archive(garble_name), r"src/videos\.zip"),
+    "archive of a later version": Case(archive(headers(4, 6, 99)), r"src/videos\.zip"),
     "text as a video in an archive": Case(videogen(rated("a", "t"), layout=zip_with_top, change=add_text), r"line 3: t\.mp4 is no readable video"),
-    "output exists": Case(videogen(change=lambda p: p.file("out/mine.txt", "mine")), "output out exists already"),
+    "output exists": Case(videogen(change=lambda p: p.file("out/mine.txt", "mine")), r"\Avideoalign: error: output out exists already"),
     "option of the other benchmark": Case(videogen(options=("--split", "test")), "unrecognized arguments: --split test"),
 }  # fmt: skip
 
@@ -799,15 +790,15 @@ GENAI = {
     "Windows path": Case(genai(voted("a", "b", left_video="C:\\videos\\a.mp4")), "line 1: path .* is not a path inside"),
     "link out of the folder": Case(genai(voted("a", "b", left_video="videos/link.mp4"), name="src/votes.json", videos="src/videos", change=linked_out),
                                    "line 1: path .* is a link out"),
-    "address in place of a path": Case(genai(voted("a", "b", left_video="https://example.org/a.mp4")), "line 1: path 'https://.*' is not a path inside"),
+    "address in place of a path": Case(genai(voted("a", "b", left_video="https://example.org/a.mp4")), r"https://example\.org/a\.mp4 is not downloaded: no end of this address is a file in \. \(line 1\)"),
     "archive that leads out": Case(genai(change=lambda p: zipfile.ZipFile(p.zip("x.zip"), "a").writestr("../x", "x"), options=("--videos", "x.zip")), "1 names lead out"),
     "no such folder of videos": Case(genai(options=("--videos", "none")), "none: there is no such folder or zip archive"),
     "several splits": Case(hub_with(), "it has several splits; choose one with --split. There are: test, test_v1"),
     "unknown split": Case(hub_with("--split", "train"), "it has no split 'train'. There are: test, test_v1"),
     "unknown split of one": Case(lambda p: (save_to_disk(p, "src/test", ballot(clip)), ["import-genai-bench", "src", "--out", "out", "--split", "train"])[1],
                                  "it has no split 'train'. There are: test"),
-    "unknown split of a file": Case(genai(options=("--split", "train")), "split", "--split is ignored where the source is a file"),
-    "splits as folders of numbered files": Case(numbered_in_folders, "several splits", "files of one name in different folders are taken for one split"),
+    "unknown split of a file": Case(genai(options=("--split", "train")), "split"),
+    "splits as folders of numbered files": Case(numbered_in_folders, "several splits"),
     "parquet cut short": Case(given(parquet(ballot(clip))[:-20], "votes.parquet"), r"votes\.parquet cannot be read, it is damaged or of another format"),
     "parquet changed": Case(given(parquet(ballot(clip)).replace(b"moov", b"void"), "votes.parquet"), r"line 1: \w+\.mp4 is no readable video"),
     "text as parquet": Case(given(json.dumps(ballot()), "votes.parquet"), r"votes\.parquet cannot be read"),
@@ -815,24 +806,24 @@ GENAI = {
     "folder as parquet": Case(lambda p: (p.videos("votes.parquet"), ["import-genai-bench", "votes.parquet", "--out", "out"])[1], r"holds no parquet"),
     "arrow cut short": Case(given(arrow(ballot(clip))[:9999], "votes.arrow"), r"votes\.arrow cannot be read"),
     "arrow of the other format": Case(given(feather(ballot()), "votes.arrow"), r"votes\.arrow cannot be read"),
-    "arrow with impossible lengths": Case(given(impossible_lengths(), "votes.arrow"), r"votes\.arrow cannot be read",
-                                          "content of arrow files is not validated: SystemError, or a crash of the interpreter"),
+    "arrow with impossible lengths": Case(given(impossible_lengths(), "votes.arrow"), r"votes\.arrow cannot be read"),
     "JSON cut short": Case(given(json.dumps(ballot())[:-20]), r"votes\.json cannot be read"),
     "JSON lines cut short": Case(given("\n".join(map(json.dumps, ballot()))[:-20], "votes.jsonl"), r"votes\.jsonl cannot be read"),
     "JSON an object": Case(given(json.dumps({"rows": ballot()})), r"votes\.json, row 1: lacks prompt, left_video, right_video, vote_type; it has \['rows'\]"),
     "JSON an object of several lines": Case(given(json.dumps({"rows": ballot()}, indent=1)), r"votes\.json cannot be read"),
     "JSON of numbers": Case(given("[1, 2]"), r"row 1: lacks all columns; it has int"),
     "JSON of another encoding": Case(given(json.dumps([voted("a", "b", prompt="né")], ensure_ascii=False).encode("latin-1")), r"votes\.json cannot be read"),
-    "JSON too deep": Case(given("[" * 99999), r"votes\.json", "RecursionError of json.loads ends in a traceback"),
-    "JSON with half a character": Case(genai(voted("a", "b", prompt="half \ud83d")), "line 1", "a lone surrogate passes and ends in a traceback of the writer"),
-    "path too long": Case(genai(voted("a", "b", left_video="a long story " * 30)), "line 1|is not there", "OSError (file name too long) of Path.is_file ends in a traceback"),
+    "JSON too deep": Case(given("[" * 99999), r"votes\.json"),
+    "JSON with half a character": Case(genai(voted("a", "b", prompt="half \ud83d")), "line 1"),
+    "path too long": Case(genai(voted("a", "b", left_video="a long story " * 30)), "line 1|is not there"),
     "empty parquet": Case(given(parquet(ballot(clip), rows=0), "votes.parquet"), "0 pairs of 0 unique videos.*No row is sound"),
     "empty JSON": Case(given("[]"), "0 pairs of 0 unique videos.*No row is sound"),
     "empty file as JSON lines": Case(given("", "votes.jsonl"), "No row is sound"),
     "paths beside content": Case(embedded(voted("a", "b", value=content_and_path), voted("a", "c", value=content_and_path, right_video={"bytes": None, "path": "c.mp4"})),
-                                 r"there is no file (?!\.out)", "the message names a file of the temporary folder, and --videos is ignored"),
-    "output exists": Case(genai(change=lambda p: p.file("out/mine.txt", "mine")), "output out exists already"),
-    "output in new folders": Case(genai(voted("a", "b", "centrevote"), out="new/deep/out"), "unknown vote_type", "the output's new parent folders stay"),
+                                 r"there is no file (?!\.out)"),
+    "output exists": Case(genai(change=lambda p: p.file("out/mine.txt", "mine")), r"\Avideoalign: error: output out exists already"),
+    "output exists and nothing else": Case(lambda p: (p.file("out", "mine"), ["import-genai-bench", "none.json", "--out", "out"])[1], "output out exists already"),
+    "output in new folders": Case(genai(voted("a", "b", "centrevote"), out="new/deep/out"), "unknown vote_type"),
 }  # fmt: skip
 
 CASES = {
@@ -844,10 +835,7 @@ CASES = {
 
 @pytest.mark.parametrize(
     "case",
-    [
-        pytest.param(case, id=name, marks=[pytest.mark.xfail(strict=True, reason=case.defect)] if case.defect else [])
-        for name, case in CASES.items()
-    ],
+    [pytest.param(case, id=name) for name, case in CASES.items()],
 )
 def test_bad_input(case: Case, place: Place, capfd: pytest.CaptureFixture) -> None:
     args = case.args(place)
