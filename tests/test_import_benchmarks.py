@@ -820,7 +820,7 @@ GENAI = {
     "empty JSON": Case(given("[]"), "0 pairs of 0 unique videos.*No row is sound"),
     "empty file as JSON lines": Case(given("", "votes.jsonl"), "No row is sound"),
     "paths beside content": Case(embedded(voted("a", "b", value=content_and_path), voted("a", "c", value=content_and_path, right_video={"bytes": None, "path": "c.mp4"})),
-                                 r"there is no file (?!\.out)"),
+                                 r"line 2: names the path 'c\.mp4', where other rows embed"),
     "output exists": Case(genai(change=lambda p: p.file("out/mine.txt", "mine")), r"\Avideoalign: error: output out exists already"),
     "output exists and nothing else": Case(lambda p: (p.file("out", "mine"), ["import-genai-bench", "none.json", "--out", "out"])[1], "output out exists already"),
     "output in new folders": Case(genai(voted("a", "b", "centrevote"), out="new/deep/out"), "unknown vote_type"),
