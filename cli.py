@@ -127,6 +127,23 @@ def _import_benchmark(o: argparse.Namespace) -> None:
     print(report.text())
 
 
+def _pairs_from_rewards(o: argparse.Namespace) -> None:
+    weights = _function("datamodules.latents:Weights")(*o.weights)
+    text = _function("alignment.pairs_from_rewards:pairs_from_rewards")(
+        _source(o), o.data, o.out, o.mode, weights, o.margin, o.batch_size, o.workers, o.device, o.devices
+    )
+    print(text or "", end="\n" if text else "")
+
+
+def _generate(o: argparse.Namespace) -> None:
+    _function("alignment.inference:generate")(
+        {name: value for name in ("generator", "num_frames", "height", "width", "fps", "steps", "guidance", "lora", "negative", "dtype", "source")
+         if (value := getattr(o, name)) is not None},
+        {"prompts": o.prompts, "out": o.out, "samples": o.samples, "batch_size": o.batch_size, "seed": o.seed}, o.device, o.devices,
+    )  # fmt: skip
+    print(f"videos in {o.out}; `videoalign shards info {o.out}` describes them")
+
+
 def _verify(o: argparse.Namespace) -> int:
     shards = _function("datamodules.verify:open_damaged")(o.folder)
     damage = list(_function("datamodules.verify:verify")(shards))
@@ -201,7 +218,8 @@ def _sprites(o: argparse.Namespace) -> None:
 def _miniature(o: argparse.Namespace) -> None:
     _function("alignment.experiment:quiet")()
     corpus = [content.prompt for content in import_module(".datamodules.sprites", __package__).CONTENTS]
-    _function("models.miniature:make_qwen")(o.out, o.family, corpus, o.hidden, o.layers, seed=o.seed)
+    make = "models.miniature_generators:make_generator" if o.family in ("wan", "ltx") else "models.miniature:make_qwen"
+    _function(make)(o.out, o.family, corpus, o.hidden, o.layers, seed=o.seed)
 
 
 def _demo(o: argparse.Namespace) -> None:
@@ -272,6 +290,40 @@ def _parser() -> argparse.ArgumentParser:
         "--factor", type=_count(1), default=28, help="frame sides become multiples of this (patch x merge)"
     )
 
+    relabel = add(
+        "pairs-from-rewards", _pairs_from_rewards, "score a set's videos and write preference pairs of them", kinds
+    )
+    relabel.add_argument(
+        "--data", required=True, help="videos set, such as `videoalign generate` writes (relabel: pairs set)"
+    )
+    relabel.add_argument("--out", required=True, help="folder to make")
+    relabel.add_argument("--mode", choices=("best-worst", "margin", "relabel"), default="best-worst", help="of each prompt the best against "
+                         "the worst, or all pairs above the margin, or new labels for a pairs set")  # fmt: skip
+    relabel.add_argument(
+        "--weights",
+        type=float,
+        nargs=3,
+        default=(1.0, 1.0, 1.0),
+        metavar=("VQ", "MQ", "TA"),
+        help="of the dimensions in what is better",
+    )
+    relabel.add_argument(
+        "--margin", type=float, default=0.0, help="least difference of the weighted rewards, in deviations"
+    )
+    generate = add("generate", _generate, "sample videos of prompts from a Wan or LTX pipeline, as a videos set with recorded seeds. Samples to "
+                   "train on are best drawn with guidance 1: guided ones teach the guidance, not a preference")  # fmt: skip
+    generate.add_argument("--generator", required=True, help="pipeline folder or hub id")
+    generate.add_argument("--prompts", required=True, help="CSV with a column prompt, or text file with one a line")
+    generate.add_argument("--out", required=True, help="folder to make; an interrupted run goes on there")
+    generate.add_argument("--samples", type=_count(1), default=1, help="videos per prompt")
+    for name, value in (("num-frames", 81), ("height", 480), ("width", 832), ("fps", 16), ("steps", 50)):
+        generate.add_argument(
+            f"--{name}", type=_count(1), default=value, help="of the scheduler" if name == "steps" else "of the videos"
+        )
+    generate.add_argument("--guidance", type=float, default=1.0, help="classifier-free guidance; 1 is none")
+    generate.add_argument("--lora", help="folder of adapters in diffusers' format")
+    generate.add_argument("--negative", help="prompt to steer away from")
+    generate.add_argument("--source", help="name of the model in the records")
     score = add("score", _score, "print the rewards of videos, a JSON object a line")
     score.add_argument("--video", action="append", default=[], help="a video file; repeat with --prompt")
     score.add_argument("--prompt", action="append", default=[], help="the text that it was made from")
@@ -290,14 +342,13 @@ def _parser() -> argparse.ArgumentParser:
         help="what is compared with overall labels (sum; TA for genai-bench)",
     )
     bench.add_argument("--ways", type=int, choices=(3, 4), default=3, help="4: GenAI-Bench's four classes besides")
-    bench.add_argument("--devices", type=_count(1), default=1, help="processes that share the videos")
     convert = add("convert", _convert, "write an official VideoReward as a folder of safetensors and JSON")
     convert.add_argument("--from", dest="model", required=True, help="official folder: model_config.json, checkpoint-N")
     convert.add_argument("--out", required=True, help="folder to make")
     convert.add_argument("--with-backbone", action="store_true", help="copy the backbone along")
-    for sub in (score, bench):
+    for sub in (score, bench, relabel):
         sub.add_argument("--model", required=True, help="reward model: a folder of this package or an official one")
-    for sub in (score, bench, convert):
+    for sub in (score, bench, relabel, convert):
         sub.add_argument("--backbone", help="the model's backbone, if not where the folder says")
         sub.add_argument("--template", help="official folders only: text file with the official template")
         sub.add_argument(
@@ -306,8 +357,11 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument(
             "--checkpoint-step", type=_count(0), help="official folders only: which checkpoint; else the latest"
         )
-        sub.add_argument("--dtype", choices=("float32", "bfloat16"), help="of the weights, if not the folder's")
-    for sub in (score, bench):
+    for sub in (score, bench, relabel, convert, generate):
+        sub.add_argument(
+            "--dtype", choices=("float32", "bfloat16"), help="of the weights, if not the folder's (generate: float32)"
+        )
+    for sub in (score, bench, relabel, generate):
         sub.add_argument("--batch-size", type=_count(1), default=8, help="videos per step")
         sub.add_argument("--device", default="auto", choices=("auto", "cpu", "gpu", "cuda"), help="where to compute")
     export = add("export", _export, "write the reward model of a checkpoint as a folder of safetensors and JSON")
@@ -321,20 +375,29 @@ def _parser() -> argparse.ArgumentParser:
     for name, value, text in (("train", 6000, "rated pairs"), ("val", 400, "held-out pairs"), ("benchmark-videos", 480, "videos per benchmark"),
                               ("benchmark-pairs", 1500, "rated pairs per benchmark"), ("captions", 3000, "captioned clips")):  # fmt: skip
         sprites.add_argument(f"--{name}", type=_count(1), default=value, help=text)
-    mini = add("miniature", _miniature, "write a miniature Qwen-VL folder with random weights")
+    mini = add(
+        "miniature",
+        _miniature,
+        "write a miniature folder with random weights: a Qwen-VL model, or a Wan or LTX pipeline",
+    )
     mini.add_argument("--out", required=True, help="folder to make")
     mini.add_argument(
-        "--family", choices=("qwen2_vl", "qwen2_5_vl", "qwen3_vl"), default="qwen2_vl", help="architecture"
+        "--family",
+        choices=("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "wan", "ltx"),
+        default="qwen2_vl",
+        help="architecture",
     )
     mini.add_argument("--hidden", type=int, default=64, help="width")
-    mini.add_argument("--layers", type=_count(1), default=4, help="depth of the language model")
+    mini.add_argument("--layers", type=_count(1), default=4, help="depth of the language model or transformer")
     demo = add(
         "demo", _demo, "the whole path in miniature: world, reward model, benchmarks (five to six minutes on two cores)"
     )
     demo.add_argument("--out", default="runs/demo", help="folder; finished stages in it are not repeated")
-    for sub in (sprites, mini, demo):
+    for sub in (bench, relabel, generate):
+        sub.add_argument("--devices", type=_count(1), default=1, help="processes that share the videos")
+    for sub in (sprites, mini, generate, demo):
         sub.add_argument("--seed", type=_count(0), default=0, help="of everything random")
-    pools, loaders = (*imports, kinds.choices["encode-frames"], sprites), (score, bench)
+    pools, loaders = (*imports, kinds.choices["encode-frames"], sprites), (score, bench, relabel)
     for sub in (*pools, *loaders):  # a loader with 0 workers decodes in the process that computes
         least, most = int(sub in pools), min(os.cpu_count() or 1, 8)
         sub.add_argument("--workers", type=_count(least), default=most, help="processes that decode or render")

@@ -1,6 +1,26 @@
 """LightningModules: training of the reward model, and one file per alignment algorithm."""
 
+from ..models.flow_losses import ConstantBeta, QuadraticBeta
 from .captioning import Captioning
+from .encode import EncodeLatents
+from .flow_dpo import FlowDPO
+from .flow_ipo import FlowIPO
+from .flow_rwr import FlowRWR
+from .flow_sft import FlowSFT
+from .generate import Generate
+from .reference import CacheReference
 from .reward_model import RewardModel
 
-__all__ = ["Captioning", "RewardModel"]
+__all__ = [
+    "CacheReference",
+    "Captioning",
+    "ConstantBeta",
+    "EncodeLatents",
+    "FlowDPO",
+    "FlowIPO",
+    "FlowRWR",
+    "FlowSFT",
+    "Generate",
+    "QuadraticBeta",
+    "RewardModel",
+]

@@ -4,12 +4,12 @@ Every video is scored once, the pairs are joined on both of theirs. Scoring is a
 decoded while the model computes, on any number of processes; what was scored stays when it is interrupted.
 """
 
-import hashlib
 import math
 import sys
 from dataclasses import asdict
 from pathlib import Path
 
+import lightning as L
 import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
@@ -19,10 +19,11 @@ from ..callbacks.progress import PredictProgress
 from ..callbacks.reward_bench import bar_chart, table
 from ..callbacks.reward_rows import RewardRows, read_rewards
 from ..datamodules.benchmark import Benchmark
-from ..datamodules.shards import sha256
+from ..datamodules.shards import ShardSet, sha256
 from ..datamodules.video_list import VideoList, by_length, videos_of
 from ..models.benchmarks import PROTOCOLS, Protocol, accuracy_four_way, official_accuracy_with_ties
 from ..models.files import write_json
+from ..models.fingerprint import fingerprint
 from ..models.metrics import PreferenceAccuracy
 from ..models.preference import DIMENSIONS, OVERALL, accuracy_without_ties
 from ..models.video_reward import VideoReward
@@ -59,7 +60,7 @@ def measure(
     model, results = RewardModel(network), {}
     trainer = predicting(device, [PredictProgress()], sys.stderr.isatty(), devices)
     for name, rated in sets.items():
-        rewards = _score(trainer, model, rated, Path(out) / name, batch_size, workers)
+        rewards = score_set(trainer, model, rated.shards, rated.keys, Path(out) / name, batch_size, workers)
         if trainer.is_global_zero:
             results[name] = {
                 "benchmark": name, "protocol": benchmark, "model": source.model, "overall": overall,
@@ -83,37 +84,42 @@ def _check(protocol: Protocol | None, sets: dict[str, Benchmark], overall: str |
             )
 
 
-def _score(trainer, model: RewardModel, rated: Benchmark, folder: Path, batch_size: int, workers: int) -> Tensor:
-    """(videos, D) raw rewards by place in ``rated.keys``; those that are on disk already are not computed again."""
-    found = videos_of(rated.shards, model.processor)
-    if absent := [key for key in rated.keys if key not in found]:
+def score_set(
+    trainer: L.Trainer,
+    model: RewardModel,
+    shards: ShardSet,
+    keys: list[str],
+    folder: Path,
+    batch_size: int,
+    workers: int,
+) -> Tensor:
+    """Raw rewards of a set's videos; those that are on disk already are not computed again.
+
+    Args:
+        trainer: of :func:`.inference.predicting`. keys: of the videos, see :func:`.video_list.videos_of`.
+        folder: for a line per video as it is scored.
+
+    Returns:
+        (videos, D) in the order of ``keys``; empty on every process but the first.
+    """
+    found = videos_of(shards, model.processor)
+    if absent := [key for key in keys if key not in found]:
         raise VideoAlignError(
-            f"{rated.shards.path}: {len(absent)} of its pairs' videos are not in its shards, such as {absent[:3]}"
+            f"{shards.path}: {len(absent)} of its pairs' videos are not in its shards, such as {absent[:3]}"
         )
-    videos = [found[key] for key in rated.keys]
+    videos = [found[key] for key in keys]
     done = read_rewards(folder)
-    left = VideoList(
-        videos, by_length(videos, batch_size), workers, {rated.numbers[k] for k in done if k in rated.numbers}
-    )
+    left = VideoList(videos, by_length(videos, batch_size), workers, {i for i, key in enumerate(keys) if key in done})
     record = {
         "weights": fingerprint(model.network), "template": model.processor.template.text,
         "sampling": model.processor.sampling.to_dict(), "positions": model.network.positions,
-        "dtype": model.network.settings["dtype"], "data": sha256(rated.shards.path / "index.json"),
+        "dtype": model.network.settings["dtype"], "data": sha256(shards.path / "index.json"),
     }  # fmt: skip
-    rows = RewardRows(rated.keys, folder, record)
+    rows = RewardRows(keys, folder, record)
     trainer.callbacks = [*(c for c in trainer.callbacks if not isinstance(c, RewardRows)), rows]
     trainer.predict(model, left, return_predictions=False)
     rewards = read_rewards(folder)
-    return torch.tensor([rewards[key] for key in rated.keys]) if trainer.is_global_zero else torch.empty(0)
-
-
-def fingerprint(network: VideoReward) -> str:
-    """A digest of a network's weights: names, shapes and the first values of every tensor, on any device the same."""
-    digest = hashlib.sha256()
-    for name, parameter in network.named_parameters():
-        values = parameter.detach().flatten()[:256].float().cpu().numpy()
-        digest.update(f"{name} {tuple(parameter.shape)}".encode() + values.tobytes())
-    return digest.hexdigest()
+    return torch.tensor([rewards[key] for key in keys]) if trainer.is_global_zero else torch.empty(0)
 
 
 def _found(rated: Benchmark, rewards: Tensor, network: VideoReward, overall: str, ways: int) -> dict[str, dict]:

@@ -1,4 +1,4 @@
-"""Using a trained reward model: `videoalign score`, `videoalign convert` and `videoalign export`."""
+"""Using models: `videoalign score`, `generate`, `convert` and `export`."""
 
 import csv
 import json
@@ -15,6 +15,9 @@ import torch
 import yaml
 
 from .. import VideoAlignError
+from ..callbacks.progress import PredictProgress
+from ..callbacks.write_parts import WriteParts
+from ..datamodules.prompts import Prompts
 from ..datamodules.video_list import Listed, VideoList, in_turn
 from ..models.files import check_free
 from ..models.official import load_reward
@@ -22,6 +25,7 @@ from ..models.preference import DIMENSIONS, OVERALL
 from ..models.template import Template
 from ..models.video_reward import VideoReward
 from .experiment import quiet
+from .generate import Generate
 from .reward_model import RewardModel
 
 
@@ -133,6 +137,18 @@ def score(
     videos = VideoList([Listed(path, prompt, path) for path, prompt in items], in_turn(len(items), batch_size), workers)
     trainer.predict(RewardModel(source.load()), videos, return_predictions=False)
     return int(printer.failed > 0)
+
+
+def generate(model: dict[str, Any], data: dict[str, Any], device: str, devices: int) -> None:
+    """Sample videos: a predict run of :class:`.generate.Generate` over :class:`~videoalign.datamodules.prompts.Prompts`.
+
+    Args:
+        model, data: their arguments. devices: processes that share the work.
+    """
+    check_free(Path(data["out"]))
+    prompts = Prompts(**data)
+    trainer = predicting(device, [PredictProgress(), WriteParts()], sys.stderr.isatty(), devices)
+    trainer.predict(Generate(**model), prompts, return_predictions=False)
 
 
 def convert(source: Source, out: str, with_backbone: bool) -> None:

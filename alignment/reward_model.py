@@ -2,7 +2,6 @@
 
 from typing import Any, Literal
 
-import lightning as L
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
@@ -17,9 +16,10 @@ from ..models.preference import DIMENSIONS
 from ..models.processor import RewardProcessor
 from ..models.video_reward import Statistics, VideoReward
 from .schedules import warmup_schedule
+from .trained_only import TrainedOnly
 
 
-class RewardModel(L.LightningModule):
+class RewardModel(TrainedOnly):
     r"""Trains a :class:`~videoalign.models.VideoReward` on pairs with labels VQ, MQ and TA.
 
     Losses, each the mean over the labels that count (invalid and missing ones never do):
@@ -73,7 +73,6 @@ class RewardModel(L.LightningModule):
         self.calibration = Calibration(outcomes=(0, 1, 2) if loss == "btt" else (0, 2))
         self.moments = RewardMoments()
         self.held_out_loss = MeanMetric()
-        self.strict_loading = False  # checkpoints hold what trains; see on_load_checkpoint
         self._measured_at = -1
 
     @property
@@ -245,27 +244,13 @@ class RewardModel(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep what trains and the statistics; the frozen backbone is where it was.
-
-        Sharded checkpoints keep everything: torch's loader wants every tensor of the sharded model.
-        """
-        if self.device_mesh is None:
-            trained = {f"network.{name}" for name in self.network.trained_names()}
-            checkpoint["state_dict"] = {n: t for n, t in checkpoint["state_dict"].items() if n in trained}
+        """Keep what trains and the statistics."""
+        super().on_save_checkpoint(checkpoint)
         checkpoint["reward_statistics"] = [self.network.statistics.mean, self.network.statistics.std]
         checkpoint["reward_statistics_step"] = self._measured_at
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint that lacks, or has more than, what trains here."""
+        """Take the statistics."""
+        super().on_load_checkpoint(checkpoint)
         self.network.statistics = Statistics(*checkpoint["reward_statistics"])
         self._measured_at = checkpoint["reward_statistics_step"]
-        if "state_dict" not in checkpoint:  # sharded: loaded, and checked, already
-            return
-        want = {f"network.{name}" for name in self.network.trained_names()}
-        known = {f"network.{name}" for name in self.network.state_dict()}
-        found = checkpoint["state_dict"].keys()
-        if not want <= found <= known:
-            raise VideoAlignError(
-                f"the checkpoint does not fit this model: {len(want - found)} tensors are missing (such as {sorted(want - found)[:3]}), "
-                f"{len(found - known)} are unexpected (such as {sorted(found - known)[:3]}). Use the configuration that it was trained with."
-            )

@@ -13,10 +13,9 @@ def info(folder: str) -> str:
     shards = ShardSet(folder)
     index = shards.index
     size = sum(shard.bytes for shard in index.shards)
-    media = (
-        "mp4 files"
-        if index.media == "mp4"
-        else f"decoded frames ({', '.join(f'{k} {v}' for k, v in index.frames.items())})"
+    made = index.latents or index.frames or {}
+    media = {"mp4": "mp4 files"}.get(index.media, "tensors") + (
+        f" ({', '.join(f'{k} {v}' for k, v in made.items())})" if made else ""
     )
     lines = [f"{shards.path}: {index.samples} {index.kind} as {media}, {len(index.shards)} shards, {size / 1e6:.1f} MB"]
     records, prompts, frames = [], set(), []
@@ -27,10 +26,10 @@ def info(folder: str) -> str:
             labels_of(records[-1], raw.name)
     sources: Counter[str] = Counter()
     for record in records:
-        ends = "AB" if index.kind == "pairs" else [None]
+        ends = "AB" if isinstance(record.get("sources"), dict) else [None]
         for end in ends:
             source, count = (record.get("source"), record.get("num_frames")) if end is None else (
-                record.get("sources", {}).get(end), record.get("num_frames", {}).get(end))  # fmt: skip
+                record["sources"].get(end), record.get("num_frames", {}).get(end))  # fmt: skip
             sources[source or "unknown"] += 1
             frames.append(count or math.nan)
     lines.append(f"{len(prompts)} prompts; {min(frames):.0f} to {max(frames):.0f} frames a video")

@@ -6,7 +6,8 @@ A set is a folder:
     000000.tar   members KEY.a.mp4 KEY.b.mp4 KEY.json (kind *pairs*) or KEY.mp4 KEY.json (kind *videos*)
     pairs.csv    only in *videos* sets with ratings: the rated pairs, by key
 
-Frames that were decoded once (``videoalign shards encode-frames``) stand as ``.safetensors`` in place of ``.mp4``.
+Frames that were decoded once (``videoalign shards encode-frames``) stand as ``.safetensors`` in place of ``.mp4``. In sets
+of kind *latents* KEY.safetensors holds the latents of A and B, or of one video, and the embedding of the prompt.
 Keys hold no dots. A set is written to a temporary folder and renamed when whole.
 """
 
@@ -29,9 +30,9 @@ from ..models.files import new_folder, read_json, write_json
 from ..models.preference import DIMENSIONS
 
 FORMAT, VERSION = "videoalign-shards", 1
-Kind = Literal["pairs", "videos"]
-SIDES: dict[str, tuple[str, ...]] = {"pairs": ("a", "b"), "videos": ("",)}
-"""The videos of a sample of each kind, by the part of the member's name before its type."""
+Kind = Literal["pairs", "videos", "latents"]
+SIDES: dict[str, tuple[str, ...]] = {"pairs": ("a", "b"), "videos": ("",), "latents": ("",)}
+"""The media of a sample of each kind, by the part of the member's name before its type."""
 _KEY = re.compile(r"[A-Za-z0-9_-]+")
 _FILE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
 
@@ -60,6 +61,8 @@ class Index:
     """Type of the video members: ``mp4``, or ``safetensors`` for decoded frames."""
     frames: dict | None = None
     """Sampling and patch factor of decoded frames."""
+    latents: dict | None = None
+    """What latents were made with: the generator's identity, frames and size, and whether of pairs or videos."""
     shards: list[Shard] = field(default_factory=list)
     tables: dict[str, str] = field(default_factory=dict)
     """sha256 of further files of the set, by name."""
@@ -82,6 +85,10 @@ class Index:
             raise ValueError("shards and tables must have names")
         if not all(type(n) is int and n >= 0 for shard in self.shards for n in (shard.samples, shard.bytes)):
             raise ValueError("samples and bytes must be numbers from 0")
+
+    def save(self, folder: Path) -> None:
+        """Write ``index.json``."""
+        write_json(folder / "index.json", {"format": FORMAT, "version": VERSION, **asdict(self)})
 
     def members(self) -> set[str]:
         """Extensions that every sample has, such as ``{"a.mp4", "b.mp4", "json"}``."""
@@ -164,7 +171,7 @@ class ShardWriter:
             if error is None:
                 if not self._keys:
                     raise ShardError("no sample was written, so there is no set to make")
-                write_json(self.path / "index.json", {"format": FORMAT, "version": VERSION, **asdict(self.index)})
+                self.index.save(self.path)
         except BaseException as failure:
             self._folder.__exit__(type(failure), failure, failure.__traceback__)
             raise
@@ -270,6 +277,34 @@ class ShardSet:
         for shard in self.index.shards:
             yield from self.read(shard)
 
+    def contents(self) -> Iterator["Content"]:
+        """Where every sample stands, and its record; reads tables of contents and records, no media.
+
+        Raises:
+            ShardError: where a shard is not what the index says.
+        """
+        keys: set[str] = set()
+        for shard in self.index.shards:
+            path, found = self.path / shard.name, {}
+            try:
+                with tarfile.open(path) as tar:
+                    for member in tar:
+                        key, _, extension = member.name.partition(".")
+                        sample = found.setdefault(key, Content(key, path))
+                        if extension == "json":
+                            content = tar.extractfile(member).read()
+                            sample.record = RawSample(key, shard.name, {"json": content}).record()
+                        sample.spans[extension] = (member.offset_data, member.size)
+            except (OSError, tarfile.TarError, AttributeError) as error:
+                raise ShardError(f"{path} cannot be read ({str(error).splitlines()[0]})") from None
+            whole = all(sample.spans.keys() == self.index.members() for sample in found.values())
+            if not whole or len(found) != shard.samples or keys & found.keys():
+                raise ShardError(
+                    f"{path} does not hold what the index says. `videoalign shards verify {self.path}` lists all damage"
+                )
+            keys |= found.keys()
+            yield from found.values()
+
     def table(self, name: str) -> list[dict[str, str]]:
         """Rows of one of the set's CSV files."""
         try:
@@ -279,6 +314,32 @@ class ShardSet:
             raise ShardError(f"{self.path} has no {name}: it holds videos, but no rated pairs of them") from None
         except (OSError, UnicodeDecodeError, csv.Error) as error:
             raise ShardError(f"{self.path / name} cannot be read ({error})") from None
+
+
+@dataclass
+class Content:
+    """Where a sample stands.
+
+    Attributes:
+        path: of the shard. record: its JSON. spans: first byte and size in the shard, by extension.
+    """
+
+    key: str
+    path: Path
+    record: dict = field(default_factory=dict)
+    spans: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        return f"{self.path.name}, key {self.key!r}"
+
+    def read(self, extension: str) -> bytes:
+        """One member's content."""
+        start, size = self.spans[extension]
+        with open(self.path, "rb") as file:
+            file.seek(start)
+            return file.read(size)
 
 
 @dataclass

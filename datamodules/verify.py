@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 from .. import VideoAlignError
 from ..models.sampling import FrameSampling
 from .frames import load_frames
+from .latents import load_latents
 from .ratings import COLUMNS, LABELS, labels_of, prompt_of, scores_of, sources_of
 from .shards import SIDES, RawSample, ShardSet, sha256
 from .video import decode
@@ -52,7 +53,9 @@ def verify(shards: ShardSet) -> Iterator[str]:
             yield str(error)
     yield from (f"key {key!r} occurs {count} times" for key, count in keys.items() if count > 1)
     for name, digest in index.tables.items():
-        yield from _table(shards, name, digest, set(keys))
+        yield from _file(shards, name, digest)
+        if name.endswith(".csv") and (shards.path / name).is_file():
+            yield from _table(shards, name, set(keys))
 
 
 def _members(path: Path, name: str, extensions: set[str]) -> Iterator[str]:
@@ -85,7 +88,9 @@ def _sample(sample: RawSample, shards: ShardSet) -> Iterator[str]:
         member = f"{side}.{shards.index.media}".lstrip(".")
         name = f"{sample.name}, {member}"
         try:
-            if shards.index.media == "mp4":
+            if shards.index.kind == "latents":
+                load_latents(sample.members[member], name)
+            elif shards.index.media == "mp4":
                 decode(sample.members[member], GLANCE, 2, name)
             else:
                 load_frames(sample.members[member], name)
@@ -93,13 +98,15 @@ def _sample(sample: RawSample, shards: ShardSet) -> Iterator[str]:
             yield str(error)
 
 
-def _table(shards: ShardSet, name: str, digest: str, keys: set[str]) -> Iterator[str]:
+def _file(shards: ShardSet, name: str, digest: str) -> Iterator[str]:
     path = shards.path / name
     if not path.is_file():
         yield f"{name} is missing"
-        return
-    if sha256(path) != digest:
+    elif sha256(path) != digest:
         yield f"{name}: its sha256 is not the index's; the content has changed"
+
+
+def _table(shards: ShardSet, name: str, keys: set[str]) -> Iterator[str]:
     try:
         rows = shards.table(name)
     except VideoAlignError as error:

@@ -1,6 +1,5 @@
 """Single videos with prompts, from files or from a set's shards: what `videoalign score` and `bench` read."""
 
-import tarfile
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from .. import VideoAlignError
 from ..models.processor import RewardProcessor
 from .frames import FrameReader, load_frames
 from .ratings import prompt_of
-from .shards import RawSample, ShardError, ShardSet
+from .shards import SIDES, ShardSet
 from .video import decode
 
 
@@ -48,35 +47,19 @@ class Listed:
 
 
 def videos_of(shards: ShardSet, processor: RewardProcessor) -> dict[str, Listed]:
-    """Every video of a *videos* set by key. Reads the shards' tables of contents and records, no video.
+    """Every video of a set: by key in *videos* sets, by ``KEY.a`` and ``KEY.b`` in *pairs* sets. Reads records, no video.
 
     Raises:
         ShardError: where a shard is damaged, or holds frames that were decoded for another model.
     """
     FrameReader(shards, processor.sampling, processor.factor)
-    found: dict[str, Listed] = {}
-    media = shards.index.media
-    for shard in shards.index.shards:
-        path, spans, records = shards.path / shard.name, {}, {}
-        try:
-            with tarfile.open(path) as tar:
-                for member in tar:
-                    key, _, extension = member.name.partition(".")
-                    if extension == "json":
-                        content = tar.extractfile(member).read()
-                        records[key] = RawSample(key, shard.name, {"json": content}).record()
-                    elif extension == media:
-                        spans[key] = (member.offset_data, member.size)
-        except (OSError, tarfile.TarError, AttributeError) as error:
-            raise ShardError(f"{path} cannot be read ({str(error).splitlines()[0]})") from None
-        if spans.keys() != records.keys() or len(spans) != shard.samples or found.keys() & spans.keys():
-            raise ShardError(
-                f"{path} does not hold what the index says. `videoalign shards verify {shards.path}` lists all damage"
-            )
-        for key, span in spans.items():
-            prompt = prompt_of(records[key], f"{shard.name}, key {key!r}")
-            length = _length(records[key], processor) or span[1]
-            found[key] = Listed(key, prompt, str(path), span, media != "mp4", length)
+    media, found = shards.index.media, {}
+    for content in shards.contents():
+        prompt = prompt_of(content.record, content.name)
+        for side in SIDES[shards.index.kind]:
+            name, span = f"{content.key}.{side}".rstrip("."), content.spans[f"{side}.{media}".lstrip(".")]
+            length = _length(content.record, processor) or span[1]
+            found[name] = Listed(name, prompt, str(content.path), span, media != "mp4", length)
     return found
 
 

@@ -29,6 +29,27 @@ class LoRA:
             raise VideoAlignError(f"lora.dropout must be in [0, 1), got {self.dropout}")
 
 
+def linear_names(model: nn.Module, targets: Sequence[str], inside: str = "", without: Sequence[str] = ()) -> list[str]:
+    """Full names of the linear layers that ``targets`` mean: ends of names, or ``all-linear``.
+
+    Args:
+        inside: only those of this submodule. without: submodules that are left out.
+
+    Raises:
+        VideoAlignError: where a target means none; lists what there is.
+    """
+    modules = model.get_submodule(inside).named_modules()
+    names = [f"{inside}.{n}".lstrip(".") for n, m in modules if isinstance(m, nn.Linear)]
+    names = [n for n in names if not n.startswith(tuple(f"{w}." for w in without))]
+    if unknown := [t for t in targets if t != "all-linear" and not any(f".{n}".endswith(f".{t}") for n in names)]:
+        ends = sorted({".".join(n.split(".")[-2:]) if n.split(".")[-1].isdigit() else n.split(".")[-1] for n in names})
+        raise VideoAlignError(
+            f"lora.targets {unknown} match no linear layer{f' of {inside}' if inside else ''}. There are: {ends}"
+        )
+    every = "all-linear" in targets
+    return [n for n in names if every or any(f".{n}".endswith(f".{t}") for t in targets)]
+
+
 def add_lora(model: nn.Module, lora: LoRA, parts: list[str], without: Sequence[str] = ()) -> None:
     """Insert adapters into the linear layers of ``parts`` (names of submodules), in place.
 
@@ -36,19 +57,9 @@ def add_lora(model: nn.Module, lora: LoRA, parts: list[str], without: Sequence[s
         without: submodules inside the parts that get none.
 
     Raises:
-        VideoAlignError: where a target matches no linear layer of any part; lists what there is.
+        VideoAlignError: where a target matches no linear layer of a part; lists what there is.
     """
-    names, last = [], set()
-    for part in parts:
-        modules = ((f"{part}.{n}", m) for n, m in model.get_submodule(part).named_modules())
-        linear = [
-            n for n, m in modules if isinstance(m, nn.Linear) and not n.startswith(tuple(f"{w}." for w in without))
-        ]
-        last |= {n.rpartition(".")[2] for n in linear}
-        every = "all-linear" in lora.targets
-        names += [n for n in linear if every or n.rpartition(".")[2] in lora.targets]
-    if unknown := [t for t in lora.targets if t != "all-linear" and t not in last]:
-        raise VideoAlignError(f"lora.targets {unknown} match no linear layer of {parts}. There are: {sorted(last)}")
+    names = [name for part in parts for name in linear_names(model, lora.targets, part, without)]
     config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=names)
     # peft freezes everything that is no adapter; what was to train besides keeps training
     training = [p for p in model.parameters() if p.requires_grad]

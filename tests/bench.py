@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from videoalign.alignment import RewardModel
-from videoalign.alignment.bench import _score
+from videoalign.alignment.bench import score_set
 from videoalign.alignment.inference import predicting
 from videoalign.datamodules.benchmark import Benchmark
 from videoalign.datamodules.frames import FrameReader, encode_frames
@@ -206,7 +206,7 @@ def scored(folder: Path) -> None:
 
     def ours() -> torch.Tensor:
         trainer = predicting("cpu", [], False)
-        return _score(trainer, model, rated, folder / "scores" / str(next(runs)), 8, 1)
+        return score_set(trainer, model, rated.shards, rated.keys, folder / "scores" / str(next(runs)), 8, 1)
 
     def each() -> torch.Tensor:
         return torch.stack([alone(video) for video in videos])

@@ -1,0 +1,80 @@
+"""Flow-RWR: reward-weighted regression of a flow-matching generator (VideoAlign, section 4.2)."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import VideoAlignError
+from ..models.flow_losses import RewardWeights, effective_sample_size
+from .flow_sft import FlowSFT
+
+
+class FlowRWR(FlowSFT):
+    r"""Flow-RWR, :math:`L = E\,[\exp(r(x_0, y) / \tau)\,\|v_\theta(x_t, t, y) - v\|^2]` over all videos, preferred or not.
+
+    Weights are scaled to mean 1 over the training set, so that the learning rate means what it does in SFT: with equal
+    rewards it *is* SFT on all videos. The paper gives exp(r) alone, without temperature, normalisation or clipping.
+
+    Logged besides: ``weights/{mean,max}`` and ``weights/effective_sample_size``, the share of the batch that counts.
+
+    Args:
+        rewards: how weights are made. kwargs: see :class:`FlowSFT`.
+    """
+
+    sides = None
+
+    def __init__(self, rewards: RewardWeights = RewardWeights(), **kwargs: Any) -> None:  # noqa: B008  frozen
+        super().__init__(**kwargs)
+        self.rewards = rewards
+
+    def setup(self, stage: str) -> None:
+        """Look at the rewards of the whole training set: means and deviations of each prompt, and the mean weight."""
+        if stage != "fit":
+            return
+        of_prompt = self.trainer.datamodule.prompt_scores()
+        everything = torch.cat(list(of_prompt.values()))
+        if everything.isnan().any() or not self.trainer.datamodule.has_rewards():
+            raise VideoAlignError(
+                "Flow-RWR weighs videos by their rewards, and the latents hold none (or not in every dimension that data.weights names): "
+                "`videoalign shards pairs-from-rewards` writes them"
+            )
+        self.moments = {
+            prompt: _moments(scores if len(scores) > 1 else everything) for prompt, scores in of_prompt.items()
+        }
+        weights = torch.cat(
+            [self.rewards.raw(self._normalised(prompt, scores)) for prompt, scores in of_prompt.items()]
+        )
+        self.mean_weight = float(weights.mean())
+
+    def _normalised(self, prompt: str, scores: Tensor) -> Tensor:
+        if not self.rewards.normalise:
+            return scores
+        mean, std = self.moments[prompt]
+        return (scores - mean) / std
+
+    def weights(self, batch: dict[str, Any]) -> Tensor:
+        """(S, N) weights of a batch, of mean 1 over the training set."""
+        scores = batch["scores"]  # (S, N)
+        columns = [self._normalised(prompt, column) for prompt, column in zip(batch["texts"], scores.unbind(1))]
+        return self.rewards.raw(torch.stack(columns, 1)) / self.mean_weight
+
+    def loss(
+        self, batch: dict[str, Any], errors: Tensor, reference: Tensor | None, t: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """See :class:`FlowSFT`."""
+        if not self.trainer.training:  # held-out prompts have no moments: the plain error of all videos
+            return errors.mean(0), {}
+        weights = self.weights(batch)
+        counted = weights[:, batch["valid"]]
+        return (weights * errors).mean(0), {
+            "weights/mean": weights.mean(0),
+            "weights/max": counted.max(),
+            "weights/effective_sample_size": effective_sample_size(counted),
+        }
+
+
+def _moments(scores: Tensor) -> tuple[float, float]:
+    """Mean and deviation; 1 where all scores are equal."""
+    std = float(scores.std(correction=0))
+    return float(scores.mean()), std if std > 1e-6 else 1.0

@@ -1,0 +1,210 @@
+"""Supervised fine-tuning of a flow-matching generator, and what every alignment algorithm shares (VideoAlign, section 4)."""
+
+import contextlib
+import copy
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+from peft import LoraConfig
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from .. import VideoAlignError
+from ..models.fingerprint import fingerprint
+from ..models.flow import TimeLaw, draw, interpolate, squared_error
+from ..models.generator import load_generator
+from ..models.lora import LoRA, linear_names
+from ..models.parallelize import shard
+from .schedules import warmup_schedule
+from .trained_only import TrainedOnly
+
+ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
+"""Query, key, value and output of every attention: what the paper adapts (Table 10)."""
+
+
+class FlowSFT(TrainedOnly):
+    r"""Flow matching on the preferred videos, :math:`E\,\|v_\theta(x_t, t, y) - v\|^2`; the base of the other algorithms.
+
+    An algorithm overrides :meth:`loss`, and says by :attr:`needs_reference` whether it asks for the reference's errors.
+    It owns nothing else: policy and reference, adapters, noise and times, precision, logging and checkpoints are here.
+
+    Logged: ``train/loss``, ``train/error/*``, and what the algorithm adds; at validation the same under ``val/``, at fixed
+    noise and times.
+
+    Args:
+        generator: folder or hub id of a Wan or LTX pipeline.
+        lora: adapters of the transformer; null trains all of it (and keeps a frozen copy where a reference is needed).
+        times: what training times are drawn from. dtype: of the frozen weights; adapters are fp32.
+        fps: frame rate of the videos, where the family asks for it (LTX).
+        optimizer: of what trains. warmup: share of the steps in which the learning rate rises. decay: afterwards.
+        gradient_checkpointing: recompute activations in the backward pass. compile: the transformer's blocks.
+        parts: of the pipeline that are loaded; the text encoder is not needed once prompts are encoded.
+    """
+
+    needs_reference = False
+    sides: tuple[int, ...] | None = (0,)
+    """Which sides of a pair it looks at, the preferred one being 0; None for all that there are."""
+
+    def __init__(
+        self,
+        generator: str,
+        lora: LoRA | None = LoRA(targets=ATTENTION),  # noqa: B008  never changed
+        times: TimeLaw = TimeLaw(),  # noqa: B008  frozen
+        dtype: Literal["float32", "bfloat16"] = "float32",
+        fps: float = 25.0,
+        optimizer: OptimizerCallable = torch.optim.AdamW,
+        warmup: float = 0.0,
+        decay: Literal["constant", "cosine", "linear"] = "constant",
+        gradient_checkpointing: bool = False,
+        compile: bool = False,
+        parts: Sequence[str] = ("transformer", "vae"),
+    ) -> None:
+        super().__init__()
+        if not 0 <= warmup < 1:
+            raise VideoAlignError(f"model.warmup is a share of the steps in [0, 1), got {warmup}")
+        self.save_hyperparameters(ignore=["optimizer"])
+        self.generator = load_generator(generator, dtype, parts, fps)
+        self.name, self.lora, self.times = generator, lora, times
+        self.optimizer, self.warmup, self.decay = optimizer, warmup, decay
+        self.policy = self.generator.transformer
+        if gradient_checkpointing:
+            self.policy.enable_gradient_checkpointing()
+        if lora is None:
+            if self.policy.dtype != torch.float32:
+                raise VideoAlignError(
+                    "model.lora: null trains the weights themselves, which in bfloat16 loses small steps; set model.dtype: float32"
+                )
+            # a plain attribute's copy: it is not trained, and no checkpoint holds it
+            self.reference = copy.deepcopy(self.policy).requires_grad_(False) if self.needs_reference else None
+            self.policy.requires_grad_(True)
+        else:
+            self.reference = None
+            self.policy.add_adapter(LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout,
+                                               target_modules=linear_names(self.policy, lora.targets)))  # fmt: skip
+        self.policy.train()
+        if compile:
+            self.policy.compile_repeated_blocks()
+
+    def configure_model(self) -> None:
+        """Shard the transformer under ModelParallelStrategy; the autoencoder stays whole."""
+        if self.device_mesh is None or isinstance(next(self.policy.parameters()), DTensor):
+            return
+        for net in (self.policy, self.reference):
+            if net is not None:
+                shard(net, list(getattr(net, self.generator.blocks)), self.device_mesh["data_parallel"])
+
+    # --- errors -----------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def as_reference(self):
+        """The reference's transformer for the time of the block, without gradients."""
+        with torch.no_grad():
+            if self.reference is not None:
+                yield self.reference
+            else:
+                with self.generator.without_adapters():
+                    yield self.policy
+
+    def errors(
+        self, latents: Tensor, seeds: Tensor, prompts: Sequence[Tensor], net: nn.Module | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Velocity errors; both sides of a pair share noise and time, and go through the network in one forward.
+
+        Args:
+            latents: (S, N, C, F, H, W). seeds: (N,) of noise and times. prompts: N of (L, E). net: the policy if not given.
+
+        Returns:
+            (S, N) errors in fp32, and (N,) times.
+        """
+        uniform, noise = draw(seeds, latents.shape[2:], latents.device)
+        t = self.times(uniform)
+        sides = len(latents)
+        x0, x1 = latents.flatten(0, 1), noise.repeat(sides, *[1] * (noise.ndim - 1))
+        condition = self.generator.condition([p.to(latents.device) for p in prompts] * sides)
+        velocity = self.generator.velocity(interpolate(x0, x1, t.repeat(sides)), t.repeat(sides), condition, net)
+        return squared_error(velocity, x0, x1).unflatten(0, (sides, -1)), t
+
+    def reference_errors(self, batch: dict[str, Any], latents: Tensor) -> Tensor:
+        """(S, N) errors of the reference: as cached, or computed now."""
+        cached = self._sides(batch["reference"])
+        if not cached.isnan().any():
+            return cached
+        with self.as_reference() as net:
+            return self.errors(latents, batch["seeds"], batch["prompts"], net)[0]
+
+    def reference_made(self) -> dict[str, Any]:
+        """What errors of the reference depend on besides the latents."""
+        base = {name: p for name, p in self.policy.named_parameters() if ".lora_" not in name}
+        return {"transformer": fingerprint(base), "times": self.times.to_dict(), "dtype": str(self.policy.dtype),
+                "fps": self.generator.fps, "device": self.trainer.strategy.root_device.type}  # fmt: skip
+
+    def _sides(self, values: Tensor) -> Tensor:
+        """Of values (sides, ...) those that the algorithm looks at."""
+        return values if self.sides is None else values[list(self.sides)]
+
+    # --- steps ------------------------------------------------------------------------------------------------
+
+    def loss(
+        self, batch: dict[str, Any], errors: Tensor, reference: Tensor | None, t: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Losses of a batch, and what to log.
+
+        Args:
+            batch: of :class:`~videoalign.datamodules.latents.LatentPairs`. errors: (S, N) of the policy.
+            reference: (S, N), where :attr:`needs_reference`. t: (N,).
+
+        Returns:
+            (N,) losses, and (N,) values by name; means over the samples that count are taken of both.
+        """
+        return errors[0], {}
+
+    def _step(self, batch: dict[str, Any], stage: str) -> Tensor | None:
+        if "latents" not in batch:
+            if stage == "train":
+                raise VideoAlignError(f"no sample of a batch could be used: {batch['dropped'][-1].reason}")
+            return None
+        if len(batch["latents"]) <= max(self.sides or [0]):
+            raise VideoAlignError(
+                f"{type(self).__name__} compares the two videos of a pair, but the latents are of single videos"
+            )
+        latents = self._sides(batch["latents"])
+        reference = self.reference_errors(batch, latents) if self.needs_reference else None
+        errors, t = self.errors(latents, batch["seeds"], batch["prompts"])
+        losses, values = self.loss(batch, errors, reference, t)
+        valid = batch["valid"]
+        count = valid.sum().clamp(min=1)
+        loss = torch.where(valid, losses, 0.0).sum() / count
+        if not torch.isfinite(loss):
+            raise VideoAlignError(f"the loss is {loss.item()} at step {self.global_step}, samples {batch['keys']}; lower the learning "
+                                  "rate or look at these samples. The last checkpoint is as it was.")  # fmt: skip
+        values = {"error/chosen": errors[0], **({"error/rejected": errors[1]} if len(errors) > 1 else {}), **values}
+        if reference is not None:
+            values |= {f"error/{name}/reference": row for name, row in zip(("chosen", "rejected"), reference)}
+        options = {"batch_size": int(valid.sum()), "sync_dist": stage != "train"}
+        self.log(f"{stage}/loss", loss, prog_bar=True, **options)
+        for name, value in values.items():
+            value = value.detach() if value.ndim == 0 else torch.where(valid, value.detach(), 0.0).sum() / count
+            self.log(f"{stage}/{name}", value, **options)
+        return loss
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        """One batch."""
+        return self._step(batch, "train")
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> None:
+        """One batch of held-out samples."""
+        self._step(batch, "val")
+
+    def test_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> None:
+        """As validation."""
+        self._step(batch, "test")
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """The optimizer over what trains, and warm-up with the chosen decay."""
+        optimizer = self.optimizer([p for p in self.parameters() if p.requires_grad])
+        steps = self.trainer.estimated_stepping_batches
+        schedule = warmup_schedule(optimizer, steps if math.isfinite(steps) else math.inf, self.warmup, self.decay)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -1,0 +1,148 @@
+"""Videos of a set, cut to one length and size: what is encoded to latents."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from .. import VideoAlignError
+from .parts import Parts
+from .ratings import prompt_of
+from .shards import SIDES, Content, Index, ShardError, ShardSet, sha256
+from .stream import at_least
+from .video import decode
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipSize:
+    """Which frames of a clip a generator is trained on, and at what size."""
+
+    num_frames: int
+    """Frames per clip, as the generator's autoencoder takes them."""
+    height: int
+    """Pixels; clips are scaled to cover the frame and cut in the middle."""
+    width: int
+    """Pixels."""
+    fps: float | None = None
+    """Frame rate to sample at, from the first frame on; null spreads the frames evenly over the whole clip."""
+
+    def indices(self, total: int, fps: float | None) -> list[int]:
+        """Frame indices to keep of a clip with ``total`` frames.
+
+        Raises:
+            VideoAlignError: where it is too short.
+        """
+        if self.fps is None:
+            places = torch.linspace(0, total - 1, self.num_frames, dtype=torch.double).round().long().tolist()
+            if total < self.num_frames:
+                raise VideoAlignError(f"it has {total} frames, but clips of {self.num_frames} are needed")
+            return places
+        if not fps or not math.isfinite(fps):
+            raise VideoAlignError("it states no frame rate; spread the frames over the clip instead (fps: null)")
+        places = [round(i * fps / self.fps) for i in range(self.num_frames)]
+        if places[-1] >= total:
+            raise VideoAlignError(
+                f"it lasts {total / fps:.2f} s, but {self.num_frames} frames at {self.fps:g} fps need {places[-1] / fps:.2f} s"
+            )
+        return places
+
+    def size(self, height: int, width: int, factor: int) -> tuple[int, int]:
+        """Smallest size of the clip's own shape that covers the frame."""
+        scale = max(self.height / height, self.width / width)
+        return max(self.height, round(height * scale)), max(self.width, round(width * scale))
+
+    def cut(self, video: Tensor) -> Tensor:
+        """The middle of frames (T, 3, H, W)."""
+        top, left = (video.shape[-2] - self.height) // 2, (video.shape[-1] - self.width) // 2
+        return video[..., top : top + self.height, left : left + self.width].contiguous()
+
+
+class _Batches:
+    """Map-style view of batches, each decoded in the worker that is asked for it."""
+
+    def __init__(self, contents: Sequence[Content], batches: Sequence[list[int]], kind: str, clip: ClipSize) -> None:
+        self.contents, self.batches, self.kind, self.clip = contents, batches, kind, clip
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        batch: dict[str, Any] = {"keys": [], "records": [], "prompts": [], "dropped": []}
+        videos = []
+        for number in self.batches[index]:
+            content = self.contents[number]
+            try:
+                prompt = prompt_of(content.record, content.name)
+                sides = []
+                for side in SIDES[self.kind]:
+                    extension = f"{side}.mp4".lstrip(".")
+                    name = f"{content.name}, {extension}"
+                    sides.append(self.clip.cut(decode(content.read(extension), self.clip, 1, name)))
+            except VideoAlignError as error:
+                batch["dropped"].append(str(error))
+                continue
+            videos.append(torch.stack(sides))
+            batch["keys"].append(content.key)
+            batch["records"].append(content.record)
+            batch["prompts"].append(prompt)
+        if videos:
+            batch["videos"] = torch.stack(videos)  # (N, S, T, 3, H, W)
+        return batch
+
+
+class EncodeList(L.LightningDataModule):
+    """A *pairs* or *videos* set of mp4 files, to be written as *latents* under another name.
+
+    Args:
+        data: folder of the set. out: folder to make; an interrupted run goes on there. clip: frames and size.
+        batch_size: samples per step. workers: processes per rank that decode. precision: of the latents on disk.
+        max_dropped: share of the samples that may be unusable (too short, damaged).
+    """
+
+    def __init__(
+        self, data: str, out: str, clip: ClipSize, batch_size: int = 1, workers: int = 1, precision: str = "float16",
+        max_dropped: float = 0.0,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        at_least(1, batch_size=batch_size)
+        at_least(0, workers=workers)
+        if precision not in ("float16", "bfloat16", "float32"):
+            raise VideoAlignError(f"data.precision {precision!r} is unknown; choose float16, bfloat16 or float32")
+        self.data, self.out, self.clip, self.precision = data, Path(out), clip, precision
+        self.batch_size, self.workers, self.max_dropped = batch_size, workers, max_dropped
+
+    def setup(self, stage: str) -> None:
+        """Open the set, and what is written of its latents already."""
+        generator = self.trainer.lightning_module.generator
+        generator.latent_shape(self.clip.num_frames, self.clip.height, self.clip.width)  # refuses before the long work
+        shards = ShardSet(self.data)
+        if shards.index.kind not in ("pairs", "videos") or shards.index.media != "mp4":
+            raise ShardError(
+                f"{self.data} holds {shards.index.kind} as {shards.index.media}; pairs or videos with mp4 files are encoded"
+            )
+        self.kind = shards.index.kind
+        self.contents = list(shards.contents())
+        made = {**generator.identity(), "of": self.kind, **asdict(self.clip), "precision": self.precision}
+        making = {"data": sha256(shards.path / "index.json"), "latents": made}
+        self.parts = Parts(self.out, Index("latents", media="safetensors", latents=made), making)
+
+    @property
+    def allowed_drops(self) -> int:
+        """Samples that may be unusable."""
+        return int(self.max_dropped * len(self.contents))
+
+    def predict_dataloader(self) -> DataLoader:
+        """This rank's batches of what is not written yet."""
+        trainer, done = self.trainer, self.parts.done()
+        numbers = [i for i, content in enumerate(self.contents)]
+        batches = [numbers[i : i + self.batch_size] for i in range(0, len(numbers), self.batch_size)]
+        share = batches[trainer.global_rank :: trainer.world_size]
+        share = [left for batch in share if (left := [i for i in batch if self.contents[i].key not in done])]
+        workers = min(self.workers, max(0, len(share) - 1))
+        return DataLoader(_Batches(self.contents, share, self.kind, self.clip), batch_size=None, num_workers=workers)

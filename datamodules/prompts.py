@@ -1,0 +1,80 @@
+"""Prompts to generate videos from: a CSV with a column ``prompt``, or a text file with one a line."""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from torch.utils.data import DataLoader
+
+from .. import VideoAlignError
+from ..models.flow import draw_seed
+from .parts import Parts
+from .shards import Index
+from .stream import at_least
+
+
+def read_prompts(path: str | Path) -> list[str]:
+    """Prompts of a file, in order; each once."""
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            if Path(path).suffix == ".csv":
+                rows = list(csv.DictReader(file))
+                if not rows or "prompt" not in rows[0]:
+                    raise VideoAlignError(f"{path} needs a column prompt and at least one row")
+                prompts = [row["prompt"] or "" for row in rows]
+            else:
+                prompts = file.read().splitlines()
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise VideoAlignError(f"prompts {path} cannot be read ({error})") from None
+    prompts = list(dict.fromkeys(p.strip() for p in prompts if p.strip()))
+    if not prompts:
+        raise VideoAlignError(f"{path} holds no prompt")
+    return prompts
+
+
+class Prompts(L.LightningDataModule):
+    """Prompts, each a number of times with seeds of its own, to be written as a *videos* set.
+
+    Args:
+        prompts: CSV with a column ``prompt``, or text file with one a line. out: folder to make; an interrupted run goes on
+            there. samples: videos per prompt. batch_size: videos per step. seed: of all noise.
+    """
+
+    def __init__(self, prompts: str, out: str, samples: int = 1, batch_size: int = 1, seed: int = 0) -> None:
+        super().__init__()
+        at_least(1, samples=samples, batch_size=batch_size)
+        self.prompts, self.out, self.samples, self.batch_size, self.seed = (
+            read_prompts(prompts),
+            Path(out),
+            samples,
+            batch_size,
+            seed,
+        )
+        self.allowed_drops = 0
+
+    def setup(self, stage: str) -> None:
+        """Look at what is made already."""
+        made = {
+            "prompts": self.prompts,
+            "samples": self.samples,
+            "seed": self.seed,
+            **self.trainer.lightning_module.making(),
+        }
+        self.parts = Parts(self.out, Index("videos"), made)
+
+    def predict_dataloader(self) -> DataLoader:
+        """This rank's batches of what is not made yet; a video's noise depends on (seed, prompt, number) alone."""
+        trainer, done = self.trainer, self.parts.done()
+        items = [
+            {"key": f"{i:05d}-{n:03d}", "prompt": prompt, "seed": draw_seed(self.seed, prompt, n)}
+            for i, prompt in enumerate(self.prompts) for n in range(self.samples)
+        ]  # fmt: skip
+        batches = [items[i : i + self.batch_size] for i in range(0, len(items), self.batch_size)]
+        share = batches[trainer.global_rank :: trainer.world_size]
+        share = [left for batch in share if (left := [item for item in batch if item["key"] not in done])]
+        return DataLoader(share, batch_size=None, collate_fn=_columns)
+
+
+def _columns(items: list[dict[str, Any]]) -> dict[str, Any]:
+    return {name + "s": [item[name] for item in items] for name in items[0]} | {"dropped": []}

@@ -1,0 +1,233 @@
+"""Text-to-video generators: diffusers pipelines in this package's terms.
+
+A family (:mod:`.wan`, :mod:`.ltx`) says how latents are normalised and how its transformer is called; the rest stands
+here once. Latents are (B, C, F, H, W), normalised; times are in [0, 1], 1 is noise; velocities are noise minus data.
+diffusers' flow transformers predict that velocity and take 1000 t.
+"""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from diffusers import DiffusionPipeline
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+
+from .. import VideoAlignError
+from .fingerprint import fingerprint
+
+Condition = dict[str, Tensor]
+"""``embeds`` (B, L, E) of prompts, zeros behind their ends, and ``mask`` (B, L), 1 where there is a token."""
+PARTS = ("transformer", "vae", "text_encoder")
+
+
+class Generator(nn.Module):
+    """A pipeline.
+
+    Args:
+        pipeline: of diffusers; parts that are not needed may be None. fps: frame rate of its videos, where it matters.
+
+    Attributes:
+        transformer, vae, text_encoder: the pipeline's own, or None.
+    """
+
+    class_name: ClassVar[str]
+    """Of the pipeline in diffusers."""
+    blocks: ClassVar[str]
+    """Attribute of the transformer that holds its blocks."""
+    max_tokens: ClassVar[int]
+    """Longest prompt, in tokens, as the family was trained."""
+    side: ClassVar[int]
+    """Height and width of videos are multiples of this many pixels."""
+
+    def __init__(self, pipeline: DiffusionPipeline, fps: float = 25.0) -> None:
+        super().__init__()
+        self.pipeline, self.fps = pipeline, fps
+        pipeline.set_progress_bar_config(disable=True)
+        self.transformer = pipeline.transformer
+        self.vae, self.text_encoder = pipeline.vae, pipeline.text_encoder
+        self.requires_grad_(False)
+
+    # --- what a family defines --------------------------------------------------------------------------------
+
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of the autoencoder's latents, broadcasting over (B, C, F, H, W)."""
+        raise NotImplementedError
+
+    def velocity(self, x: Tensor, t: Tensor, condition: Condition, transformer: nn.Module | None = None) -> Tensor:
+        """Velocity (B, C, F, H, W) in fp32 at x (B, C, F, H, W) and times (B,); of another transformer if given."""
+        raise NotImplementedError
+
+    def _denoise(self, condition: Condition, null: Condition | None, noise: Tensor, **options: object) -> Tensor:
+        """Latents (B, C, F, H, W) that the pipeline makes of noise."""
+        raise NotImplementedError
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        """The autoencoder's frames (B, 3, T, H, W) in [-1, 1] of its own latents."""
+        return self.vae.decode(latents, return_dict=False)[0]
+
+    # --- shapes -----------------------------------------------------------------------------------------------
+
+    @property
+    def ratios(self) -> tuple[int, int]:
+        """Frames and pixels (a side) per latent."""
+        raise NotImplementedError
+
+    def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
+        """(C, F, H, W) of a video's latents.
+
+        Raises:
+            VideoAlignError: where the autoencoder or transformer cannot take such a video.
+        """
+        time, space = self.ratios
+        if frames < 1 or (frames - 1) % time:
+            good = max(0, round((frames - 1) / time)) * time + 1
+            raise VideoAlignError(
+                f"num_frames is {frames}, but this autoencoder takes 1 more than a multiple of {time}, such as {good}"
+            )
+        if height % self.side or width % self.side or min(height, width) < self.side:
+            raise VideoAlignError(
+                f"videos of {height} x {width} pixels: height and width must be multiples of {self.side}"
+            )
+        return self.transformer.config.in_channels, (frames - 1) // time + 1, height // space, width // space
+
+    # --- autoencoder and text encoder -------------------------------------------------------------------------
+
+    def _need(self, part: str) -> nn.Module:
+        module = getattr(self, part)
+        if module is None:
+            raise VideoAlignError(
+                f"this generator was loaded without its {part}, which is needed here; name it under parts"
+            )
+        return module
+
+    @torch.no_grad()
+    def encode_video(self, video: Tensor) -> Tensor:
+        """Normalised latents (B, C, F, H, W), fp32, of uint8 frames (B, T, 3, H, W): the mode of the posterior."""
+        vae = self._need("vae")
+        self.latent_shape(video.shape[1], *video.shape[-2:])
+        pixels = video.transpose(1, 2).to(vae.device, vae.dtype) / 127.5 - 1  # (B, 3, T, H, W)
+        mean, std = self.moments()
+        return (vae.encode(pixels).latent_dist.mode().float() - mean) / std
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """uint8 frames (B, T, 3, H, W) of normalised latents."""
+        vae = self._need("vae")
+        mean, std = self.moments()
+        pixels = self._decode((latents.float() * std + mean).to(vae.device, vae.dtype))
+        return ((pixels.float() / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).transpose(1, 2)
+
+    @torch.no_grad()
+    def encode_prompts(self, prompts: Sequence[str], truncate: bool = False) -> list[Tensor]:
+        """Embeddings (L, E) of each prompt, without padding, in the text encoder's precision.
+
+        Args:
+            truncate: cut prompts that are too long; otherwise they are refused.
+        """
+        encoder, tokenizer = self._need("text_encoder"), self.pipeline.tokenizer
+        lengths = [len(ids) for ids in tokenizer(list(prompts)).input_ids]
+        if not truncate and (long := [(p, n) for p, n in zip(prompts, lengths) if n > self.max_tokens]):
+            raise VideoAlignError(
+                f"prompt {long[0][0][:60]!r}... has {long[0][1]} tokens, but this generator was trained with at most "
+                f"{self.max_tokens}; shorten it, or set truncate: true"
+            )
+        found = self.pipeline.encode_prompt(
+            list(prompts), do_classifier_free_guidance=False, max_sequence_length=self.max_tokens, device=encoder.device
+        )[0]
+        return [embeds[: min(n, self.max_tokens)] for embeds, n in zip(found, lengths)]
+
+    def condition(self, embeds: Sequence[Tensor]) -> Condition:
+        """Prompts' embeddings (L, E) as one batch, padded as the family does: zeros up to the longest it takes."""
+        width = self.text_width
+        if wrong := [tuple(e.shape) for e in embeds if e.ndim != 2 or e.shape[1] != width or len(e) > self.max_tokens]:
+            raise VideoAlignError(
+                f"prompt embeddings of shape {wrong[0]}, but this generator takes at most {self.max_tokens} x {width}: they were made "
+                "with another text encoder"
+            )
+        padded = torch.zeros(len(embeds), self.max_tokens, width, dtype=embeds[0].dtype, device=embeds[0].device)
+        mask = torch.zeros(len(embeds), self.max_tokens, dtype=torch.long, device=embeds[0].device)
+        for row, keep, e in zip(padded, mask, embeds):
+            row[: len(e)], keep[: len(e)] = e, 1
+        return {"embeds": padded, "mask": mask}
+
+    @property
+    def text_width(self) -> int:
+        """E, the width of prompt embeddings."""
+        raise NotImplementedError
+
+    # --- sampling ---------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def sample(
+        self, condition: Condition, noise: Tensor, steps: int, guidance: float = 1.0, null: Condition | None = None
+    ) -> Tensor:
+        """Normalised latents (B, C, F, H, W) from noise of that shape, through the pipeline and its own scheduler.
+
+        Args:
+            steps: of the scheduler. guidance: classifier-free; 1 is none. null: condition of no prompt, for guidance.
+        """
+        if guidance > 1 and null is None:
+            raise VideoAlignError(f"guidance {guidance} needs the embedding of the empty prompt")
+        if null is not None:
+            null = {name: tensor.expand(len(noise), *tensor.shape[1:]) for name, tensor in null.items()}
+        return self._denoise(condition, null, noise.float(), num_inference_steps=steps, guidance_scale=guidance).float()
+
+    def identity(self) -> dict[str, str]:
+        """What latents are only good for: the family, and its autoencoder."""
+        return {"family": type(self).__name__, "vae": fingerprint(self._need("vae"))}
+
+    @contextlib.contextmanager
+    def without_adapters(self) -> Iterator[None]:
+        """The reference: the transformer as it was before its LoRA adapters.
+
+        Only a flag of the layers changes, and no parameter's requires_grad: sharded modules and checkpointed
+        activations of an earlier pass stay as they are. Leave it before the policy's backward pass.
+        """
+        layers = [m for m in self.transformer.modules() if isinstance(m, BaseTunerLayer)]
+        for layer in layers:
+            layer._disable_adapters = True
+        try:
+            yield
+        finally:
+            for layer in layers:
+                layer._disable_adapters = False
+
+
+def load_generator(
+    path: str | Path, dtype: str = "float32", parts: Sequence[str] = PARTS, fps: float = 25.0
+) -> Generator:
+    """A generator from a pipeline folder or hub id.
+
+    Args:
+        dtype: of transformer and text encoder; the autoencoder is always fp32, as its users run it.
+        parts: of ``transformer``, ``vae`` and ``text_encoder``, those to load. fps: see :class:`Generator`.
+
+    Raises:
+        VideoAlignError: where there is no such pipeline, or none of a known family.
+    """
+    from . import ltx, wan  # they derive from Generator
+
+    families = {family.class_name: family for family in (wan.Wan, ltx.LTX)}
+    try:
+        index = DiffusionPipeline.load_config(path)
+    except (OSError, ValueError) as error:
+        raise VideoAlignError(
+            f"generator {str(path)!r} is neither a pipeline folder nor a hub id that could be reached ({str(error).splitlines()[0][:160]})"
+        ) from None
+    name = index.get("_class_name")
+    if name not in families:
+        raise VideoAlignError(f"generator {path}: pipeline {name!r} is not one of {', '.join(families)}")
+    if unknown := set(parts) - set(PARTS):
+        raise VideoAlignError(f"generator parts {sorted(unknown)} are unknown; they are {', '.join(PARTS)}")
+    absent = {part: None for part in PARTS if part not in parts}
+    absent |= {"tokenizer": None} if "text_encoder" in absent else {}
+    families[name].check(index, path)
+    kinds = {"transformer": getattr(torch, dtype), "text_encoder": getattr(torch, dtype), "default": torch.float32}
+    try:
+        pipeline = families[name].pipeline_class().from_pretrained(path, dtype=kinds, **absent)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise VideoAlignError(f"generator {path}: {str(error).splitlines()[0][:300]}") from None
+    return families[name](pipeline, fps)
