@@ -31,10 +31,14 @@ def main(args: list[str] | None = None) -> None:
         status = options.command(options)
     except KeyboardInterrupt:
         sys.exit(130)
+    except SystemExit as stop:
+        # Lightning turns an interruption into a plain exit
+        sys.exit(130 if isinstance(stop.__context__, KeyboardInterrupt) else stop.code)
     except Exception as error:
         if (message := _mistake(error)) is None:
             raise
-        print(f"videoalign: error: {message}", file=sys.stderr)
+        if os.environ.get("LOCAL_RANK", "0") == "0":  # the processes of one run say it once
+            print(f"videoalign: error: {message}", file=sys.stderr)
         sys.exit(2)
     if status:
         sys.exit(status)

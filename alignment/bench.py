@@ -6,6 +6,7 @@ decoded while the model computes, on any number of processes; what was scored st
 
 import math
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -34,7 +35,7 @@ from .reward_model import RewardModel
 def measure(
     source: Source, data: list[str], out: str, batch_size: int, workers: int, device: str, devices: int = 1,
     benchmark: str | None = None, overall: str | None = None, ways: int = 3,
-) -> dict[str, dict]:  # fmt: skip
+) -> Iterator[tuple[str, dict]]:  # fmt: skip
     """Score sets of videos with ``pairs.csv``, and find the accuracies.
 
     Args:
@@ -44,8 +45,8 @@ def measure(
             :data:`~videoalign.models.benchmarks.PROTOCOLS`; without one the model's own sampling holds.
         overall: ``sum`` or a dimension, if not the protocol's. ways: 4 adds GenAI-Bench's four classes.
 
-    Returns:
-        What is saved as ``OUT/NAME.json``, by name of the set; empty on every process but the first.
+    Yields:
+        Name of a set and what is saved as ``OUT/NAME.json``, as soon as it is measured; on the first process only.
     """
     names = {Path(path).resolve().name: path for path in data}
     if len(names) < len(data):
@@ -57,18 +58,18 @@ def measure(
     if protocol:
         network.processor.sampling = protocol.sampling
     overall = overall or (protocol.overall if protocol else "sum")
-    model, results = RewardModel(network), {}
+    model = RewardModel(network)
     trainer = predicting(device, [PredictProgress()], sys.stderr.isatty(), devices)
     for name, rated in sets.items():
         rewards = score_set(trainer, model, rated.shards, rated.keys, Path(out) / name, batch_size, workers)
         if trainer.is_global_zero:
-            results[name] = {
+            result = {
                 "benchmark": name, "protocol": benchmark, "model": source.model, "overall": overall,
                 "sampling": network.processor.sampling.to_dict(), "statistics": asdict(network.statistics),
                 "videos": len(rated.keys), **_found(rated, rewards, network, overall, ways),
             }  # fmt: skip
-            write_json(Path(out) / f"{name}.json", results[name])
-    return results
+            write_json(Path(out) / f"{name}.json", result)
+            yield name, result
 
 
 def _check(protocol: Protocol | None, sets: dict[str, Benchmark], overall: str | None, ways: int) -> None:
@@ -76,6 +77,8 @@ def _check(protocol: Protocol | None, sets: dict[str, Benchmark], overall: str |
         raise VideoAlignError(f"--overall {overall}: choose sum, {', '.join(DIMENSIONS)}")
     for name, rated in sets.items():
         has = [c for i, c in enumerate((*DIMENSIONS, OVERALL)) if not rated.labels[:, i].isnan().all()]
+        if not has:
+            raise VideoAlignError(f"{name} has no label at all, so there is nothing to measure on it")
         if protocol and (lacking := [c for c in protocol.columns if c not in has]):
             raise VideoAlignError(f"{name} has no label in {', '.join(lacking)}, so it is not {protocol.title}")
         if ways == 4 and "vote_type" not in rated.rows[0]:
@@ -112,7 +115,7 @@ def score_set(
     left = VideoList(videos, by_length(videos, batch_size), workers, {i for i, key in enumerate(keys) if key in done})
     record = {
         "weights": fingerprint(model.network), "template": model.processor.template.text,
-        "sampling": model.processor.sampling.to_dict(), "positions": model.network.positions,
+        "sampling": model.processor.sampling.to_dict(), "pixels": asdict(model.processor.geometry), "positions": model.network.positions,
         "dtype": model.network.settings["dtype"], "data": sha256(shards.path / "index.json"),
     }  # fmt: skip
     rows = RewardRows(keys, folder, record)
@@ -140,7 +143,12 @@ def _found(rated: Benchmark, rewards: Tensor, network: VideoReward, overall: str
         votes = [row["vote_type"] for row in rated.rows]
         shares = {vote: votes.count(vote) / len(votes) for vote in sorted(set(votes))}
         accuracy = accuracy_four_way(votes, (margins / scale).sum(1), total[rated.ends].mean(1))
-        found["four_way"] = {"accuracy": accuracy, "floor": max(shares.values()), "shares": shares, "pairs": len(votes)}
+        found["four_way"] = {
+            "accuracy": accuracy,
+            "commonest": max(shares.values()),
+            "shares": shares,
+            "pairs": len(votes),
+        }
     return found
 
 
@@ -166,7 +174,7 @@ def per_source(rated: Benchmark, margins: Tensor, scale: Tensor) -> dict[str, di
 
 def bench(source: Source, data: list[str], out: str, *options: object, **more: object) -> None:
     """Print what :func:`measure` finds, and show it in TensorBoard and as a picture; the same arguments."""
-    for name, result in measure(source, data, out, *options, **more).items():
+    for name, result in measure(source, data, out, *options, **more):
         text = report(result)
         print(f"\n{text}")
         picture = bar_chart(name, result["accuracies"])
@@ -191,7 +199,7 @@ def report(result: dict) -> str:
     if "four_way" in result:
         four = result["four_way"]
         lines += ["", f"four-way (left, right, both good, both bad): {four['accuracy']:.3f}, both thresholds chosen on these "
-                  f"{four['pairs']} pairs; the commonest vote alone gives {four['floor']:.3f}"]  # fmt: skip
+                  f"{four['pairs']} pairs; the commonest vote's share is {four['commonest']:.3f}"]  # fmt: skip
     if result["sources"]:
         lines += ["", "without ties, pairs with a video of", _sources(result["sources"])]
     return "\n".join(lines)
@@ -230,9 +238,9 @@ def _why(protocol: Protocol, accuracies: dict[str, dict]) -> list[str]:
     ]
     for column in protocol.columns:
         row = accuracies[column]
-        if abs(row["official"] - row["with_ties"]) > 5e-5:
+        if f"{100 * row['official']:.2f}" != f"{100 * row['with_ties']:.2f}":
             lines.append(
-                f"{column}: the official metric differs by {100 * (row['official'] - row['with_ties']):+.2f}: it never tries to call no "
+                f"{column}: the official metric differs by {100 * (row['official'] - row['with_ties']):+.3f}: it never tries to call no "
                 "pair a tie, and counts thresholds inside runs of equal margins, which no threshold reaches."
             )
     return [

@@ -76,7 +76,7 @@ def demo(out: str | Path, seed: int, progress: Callable[[str, int, int], None]) 
         (Path(cli.trainer.log_dir) / "export").rename(reward)
     if stage(out / "accuracies.json", "benchmarking it: each video once, the pairs joined on both"):
         sets = [str(world / name) for name in BENCHMARKS]
-        found = measure(Source(model=str(reward)), sets, str(out / "bench"), 48, 1, "cpu")
+        found = dict(measure(Source(model=str(reward)), sets, str(out / "bench"), 48, 1, "cpu"))
         write_json(out / "accuracies.json", {name: result["accuracies"] for name, result in found.items()})
     return _report(out, time.monotonic() - started)
 

@@ -46,6 +46,8 @@ class Generate(L.LightningModule):
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> list[tuple[str, dict[str, bytes], dict]]:
         """Samples of a videos set."""
+        if not batch["keys"]:
+            return []
         generator, h = self.generator, self.hparams
         condition = generator.condition(generator.encode_prompts(batch["prompts"]))
         null = generator.condition(generator.encode_prompts([self.negative])) if self.guidance > 1 else None

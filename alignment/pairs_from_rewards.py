@@ -49,8 +49,7 @@ def pairs_from_rewards(
             f"{data} holds {shards.index.kind} as {shards.index.media}; --mode {mode} needs {want} with mp4 files"
         )
     contents = {content.key: content for content in shards.contents()}
-    sides = [side for side in SIDES[shards.index.kind]]
-    keys = [f"{key}.{side}".rstrip(".") for key in contents for side in sides]
+    keys = [f"{key}.{side}".rstrip(".") for key in contents for side in SIDES[shards.index.kind]]
     network = source.load()
     trainer = predicting(device, [PredictProgress()], sys.stderr.isatty(), devices)
     folder = Path(out).parent / f"{Path(out).name}.rewards"
@@ -84,7 +83,7 @@ def _choose(
     for content in contents.values():
         of_prompt.setdefault(content.record["prompt"], []).append(content)
     chosen = []
-    for prompt, group in of_prompt.items():
+    for group in of_prompt.values():
         score = {content.key: float(weights(rewards[content.key])) for content in group}
         if mode == "best-worst":
             ends = {max(score, key=score.get), min(score, key=score.get)}

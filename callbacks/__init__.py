@@ -1,9 +1,23 @@
-"""What happens around training: benchmarks, pictures, export."""
+"""What happens around training: benchmarks, pictures, samples, win rates, export."""
 
+from .ema import EMA
 from .example_pairs import ExamplePairs
 from .export import ExportReward
+from .export_generator import ExportGenerator
 from .reliability import ReliabilityDiagram
 from .reward_bench import RewardBench
+from .side_by_side import SideBySide
+from .win_rate import WinRate
 from .write_parts import WriteParts
 
-__all__ = ["ExamplePairs", "ExportReward", "ReliabilityDiagram", "RewardBench", "WriteParts"]
+__all__ = [
+    "EMA",
+    "ExamplePairs",
+    "ExportGenerator",
+    "ExportReward",
+    "ReliabilityDiagram",
+    "RewardBench",
+    "SideBySide",
+    "WinRate",
+    "WriteParts",
+]

@@ -1,10 +1,12 @@
 """Rewards of a set's videos on disk, a line each, as they are computed: interrupted scoring goes on where it stopped."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 
 from .. import VideoAlignError
 from ..models.files import read_json, write_json
@@ -34,8 +36,8 @@ def open_scores(folder: Path, record: dict[str, Any]) -> None:
         record: what the rewards depend on; a folder with another record is refused.
     """
     record = json.loads(json.dumps(record))
-    if not folder.exists():
-        folder.mkdir(parents=True)
+    if not folder.exists() or not any(folder.iterdir()):
+        folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / RECORD, record)
     found = read_json(folder / RECORD, "a folder of rewards")
     if different := sorted(k for k in {*found, *record} if found.get(k) != record.get(k)):
@@ -54,6 +56,7 @@ class RewardRows(L.Callback):
 
     def __init__(self, keys: list[str], folder: Path, record: dict[str, Any]) -> None:
         self.keys, self.folder, self.record = keys, folder, record
+        self.problems: list[str] = []
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Open this rank's file behind its last whole line."""
@@ -67,22 +70,35 @@ class RewardRows(L.Callback):
     def on_predict_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: dict, batch_idx: int, dataloader_idx: int = 0
     ) -> None:  # fmt: skip
-        """Write a batch at once. Every video must be scored, or the numbers would be of another benchmark."""
-        if batch["dropped"]:
-            number, reason = batch["dropped"][0]
-            raise VideoAlignError(f"video {self.keys[number]!r} cannot be scored: {reason}")
-        if not outputs.isfinite().all():
-            bad = [self.keys[n] for n, row in zip(batch["numbers"], outputs) if not row.isfinite().all()]
-            raise VideoAlignError(f"the rewards of {bad} are not finite; the model is broken")
-        rows = zip(batch["numbers"], outputs.tolist())
-        lines = [json.dumps({"key": self.keys[number], **dict(zip(DIMENSIONS, row))}) + "\n" for number, row in rows]
+        """Write a batch at once; what cannot be scored is reported at the end, when the rest is on disk."""
+        for number, reason in batch["dropped"]:
+            self.problems.append(f"video {self.keys[number]!r} cannot be scored: {reason}")
+        if outputs is None:
+            return
+        lines = []
+        for number, row in zip(batch["numbers"], outputs.tolist()):
+            if all(map(math.isfinite, row)):
+                lines.append(json.dumps({"key": self.keys[number], **dict(zip(DIMENSIONS, row))}) + "\n")
+            else:
+                self.problems.append(f"the rewards of {self.keys[number]!r} are not finite; the model is broken")
         self.file.write("".join(lines).encode())
         self.file.flush()
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Wait until every rank has written. Collective."""
+        """Wait until every rank has written, and fail on all of them if one could not score a video. Collective.
+
+        Every video must be scored, or the numbers would be of another benchmark.
+        """
         self.file.close()
-        trainer.strategy.barrier()
+        problems: list = [self.problems]
+        if trainer.world_size > 1:
+            problems = [None] * trainer.world_size
+            torch.distributed.all_gather_object(problems, self.problems)
+        if every := [problem for part in problems for problem in part]:
+            more = f" ({len(every) - 1} more videos like it)" if len(every) > 1 else ""
+            raise VideoAlignError(
+                f"{self.folder.name}: {every[0]}{more}. The others are scored; run the command again when it is mended."
+            )
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Nothing is lost: what was written stays."""

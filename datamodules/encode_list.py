@@ -144,5 +144,6 @@ class EncodeList(L.LightningDataModule):
         batches = [numbers[i : i + self.batch_size] for i in range(0, len(numbers), self.batch_size)]
         share = batches[trainer.global_rank :: trainer.world_size]
         share = [left for batch in share if (left := [i for i in batch if self.contents[i].key not in done])]
+        share = share or [[]]  # Lightning leaves a run without batches out, and its callbacks with it
         workers = min(self.workers, max(0, len(share) - 1))
         return DataLoader(_Batches(self.contents, share, self.kind, self.clip), batch_size=None, num_workers=workers)

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .. import VideoAlignError
+from ..models.benchmarks import VOTES
 from ..models.files import check_free
 from ..models.preference import OVERALL
 from .import_csv import REQUIRED, read_csv
@@ -24,8 +25,6 @@ from .importing import Progress, Report, Row, rated_row, read_rows, write_set
 from .media import Folder, Media, open_media
 
 CSV = "videogen-rewardbench.csv"
-VOTES = {"leftvote": "A", "rightvote": "B", "tievote": "same", "bothbad_vote": "same"}
-"""GenAI-Bench's votes as labels; the paper scores its two kinds of ties as one."""
 _COLUMNS = ("prompt", "left_video", "right_video", "vote_type")
 _SHARD = re.compile(r"(?P<name>.+?)-\d{5}(-of-(?P<of>\d{5}))?(-[0-9a-f]+)?")  # test-00000-of-00001.parquet
 _STEP = 16

@@ -73,8 +73,9 @@ class Prompts(L.LightningDataModule):
         batches = [items[i : i + self.batch_size] for i in range(0, len(items), self.batch_size)]
         share = batches[trainer.global_rank :: trainer.world_size]
         share = [left for batch in share if (left := [item for item in batch if item["key"] not in done])]
+        share = share or [[]]  # Lightning leaves a run without batches out, and its callbacks with it
         return DataLoader(share, batch_size=None, collate_fn=_columns)
 
 
 def _columns(items: list[dict[str, Any]]) -> dict[str, Any]:
-    return {name + "s": [item[name] for item in items] for name in items[0]} | {"dropped": []}
+    return {name + "s": [item[name] for item in items] for name in ("key", "prompt", "seed")} | {"dropped": []}

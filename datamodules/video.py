@@ -82,7 +82,21 @@ def decode(source: bytes | str | Path, sampling: FrameSampling, factor: int, nam
             frames, _ = _read(container, set(_indices(sampling, count, clip.fps, name)), name)
     if len({frame.shape for frame in frames}) > 1:
         raise VideoError(f"{name}: the size of its frames changes in the middle of the clip")
-    video = torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2)  # (T, H, W, 3) -> (T, 3, H, W)
+    return _resized(
+        torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2), sampling, factor, name
+    )  # (T, H, W, 3) -> (T, 3, H, W)
+
+
+def resample(video: Tensor, fps: float, sampling: FrameSampling, factor: int, name: str = "video") -> Tensor:
+    """What :func:`decode` would give of a video that was never encoded.
+
+    Args:
+        video: all frames, uint8 (T, 3, H, W). fps: their rate. sampling, factor: see :func:`decode`.
+    """
+    return _resized(video[_indices(sampling, len(video), fps, name)], sampling, factor, name)
+
+
+def _resized(video: Tensor, sampling: FrameSampling, factor: int, name: str) -> Tensor:
     try:
         size = sampling.size(*video.shape[-2:], factor)
     except VideoAlignError as error:

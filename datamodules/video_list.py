@@ -132,6 +132,8 @@ class VideoList(L.LightningDataModule):
         share = self.batches[trainer.global_rank :: trainer.world_size]
         # after dealing them out, so that no rank depends on what another one knows to be done
         share = [left for batch in share if (left := [number for number in batch if number not in self.done])]
+        # one empty batch rather than none: Lightning leaves a run without batches out, and its callbacks with it
+        share = share or [[]]
         return DataLoader(
             _Batches(self.videos, share, processor), batch_size=None, num_workers=min(self.workers, max(0, len(share) - 1)),
             pin_memory=trainer.strategy.root_device.type == "cuda",

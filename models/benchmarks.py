@@ -34,6 +34,8 @@ class Protocol:
     published: Published = field(repr=False)
 
 
+VOTES = {"leftvote": "A", "rightvote": "B", "tievote": "same", "bothbad_vote": "same"}
+"""GenAI-Bench's votes as labels; the paper scores its two kinds of ties as one."""
 VIDEOREWARD = "VideoReward (2B), as published"
 
 PROTOCOLS = {
@@ -51,7 +53,7 @@ PROTOCOLS = {
         },
     ),
     "genai-bench": Protocol(
-        "GenAI-Bench (video)", FrameSampling(fps=2.0, max_pixels=256 * 256), "TA", (OVERALL,),
+        "GenAI-Bench (video)", FrameSampling(fps=2.0, max_pixels=256 * 256, min_pixels=0), "TA", (OVERALL,),
         {
             OVERALL: {VIDEOREWARD: (72.89, 49.41), "VisionReward": (72.41, 51.56), "LiFT": (58.39, 37.06),
                       "VideoScore": (71.69, 49.03), "random": (49.84, 33.67)},

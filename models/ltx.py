@@ -28,7 +28,7 @@ class LTX(Generator):
 
     def __init__(self, pipeline: LTXPipeline, fps: float = 25.0) -> None:
         super().__init__(pipeline, fps)
-        if (self.transformer.config.patch_size, self.transformer.config.patch_size_t) != (1, 1):
+        if self.transformer and (self.transformer.config.patch_size, self.transformer.config.patch_size_t) != (1, 1):
             raise VideoAlignError("this LTX transformer packs several latents in a token, which no released one does")
 
     @property

@@ -45,11 +45,6 @@ STD = (0.5, 2.0, 0.25)
 BATCH = 2
 
 
-def defect(reason: str) -> pytest.MarkDecorator:
-    """A test of what should hold, and does not yet."""
-    return pytest.mark.xfail(strict=True, reason=reason)
-
-
 # --- the official metric ----------------------------------------------------------------------------------------
 
 
@@ -616,7 +611,6 @@ def other_data(kit: Path, tmp: Path) -> list:
     return ["--data", write(tmp / "data" / "world", videos, rated(RATED))]
 
 
-UNNOTICED = defect("a predict run without a batch left calls no callback, so RewardRows never compares the record")
 CHANGES = {
     "weights": other_weights,
     "sampling": other_record(lambda record: record["sampling"].update(fps=4.0)),
@@ -630,7 +624,7 @@ CHANGES = {
 @pytest.mark.parametrize(
     ("what", "whole"),
     [*((what, False) for what in CHANGES),
-     *(pytest.param(what, True, marks=UNNOTICED) for what in ("weights", "sampling", "data"))],
+     *(pytest.param(what, True) for what in ("weights", "sampling", "data"))],
     ids=lambda value: {True: "all scored", False: "some left"}.get(value, value),
 )  # fmt: skip
 def test_rewards_of_something_else_are_refused(what, whole, kit, finished, tmp_path, capsys):
@@ -665,9 +659,7 @@ def test_rewards_of_something_else_are_refused(what, whole, kit, finished, tmp_p
     assert file.read_bytes() == before and not captured.out and not (out / "world.json").exists()
 
 
-@pytest.mark.parametrize(
-    "place", [0, pytest.param(-1, marks=defect("only the first 256 values of a tensor are looked at"))]
-)
+@pytest.mark.parametrize("place", [0, pytest.param(-1)])
 def test_any_changed_weight_changes_the_fingerprint(place, kit):
     network = VideoReward.from_pretrained(kit / "model")
     assert fingerprint(network) == fingerprint(VideoReward.from_pretrained(kit / "model"))
@@ -719,7 +711,6 @@ def test_interrupted_scoring_goes_on_where_it_stopped(
     assert again.result == finished().result
 
 
-@defect("Lightning turns Ctrl+C into exit status 1; cli.main means it to be 130")
 def test_ctrl_c_while_scoring_ends_with_the_status_of_ctrl_c(kit, keep_signals, tmp_path, monkeypatch):
     stopping(monkeypatch, 1, KeyboardInterrupt())
     assert bench(kit, tmp_path) == 130
@@ -790,8 +781,8 @@ def test_a_reward_that_is_not_finite_is_refused_with_its_video(kit, finished, tm
     monkeypatch.setattr(VideoReward, "forward", broken)
     assert bench(kit, tmp_path) == 2
     scored = list(finished().rewards)
-    assert f"the rewards of ['{scored[5]}'] are not finite" in capsys.readouterr().err
-    assert list(Run(tmp_path, "").rewards) == scored[:4]
+    assert f"the rewards of '{scored[5]}' are not finite" in capsys.readouterr().err
+    assert sorted(Run(tmp_path, "").rewards) == sorted(set(scored) - {scored[5]})
 
 
 # --- numbers ----------------------------------------------------------------------------------------------------
@@ -863,7 +854,7 @@ def test_four_ways_are_measured_on_the_votes(options, overall, kit, finished, tm
     four = found.result["four_way"]
     assert four["accuracy"] == pytest.approx(four_way(votes, [m["Overall"] for _, m in pairs], levels))
     assert four["shares"] == {vote: pytest.approx(votes.count(vote) / len(votes)) for vote in sorted(set(votes))}
-    assert four["floor"] == max(four["shares"].values()) and four["pairs"] == len(votes)
+    assert four["commonest"] == max(four["shares"].values()) and four["pairs"] == len(votes)
     assert f"four-way (left, right, both good, both bad): {four['accuracy']:.3f}" in found.text
     assert "four_way" not in done.result and "four-way" not in done.text
 
@@ -886,7 +877,7 @@ def test_a_model_is_right_or_wrong_about_every_pair(share, kit, finished, tmp_pa
     text, row = capsys.readouterr().out, Run(tmp_path / "out", "", "judged").result["accuracies"]["Overall"]
     assert row["without_ties"] == row["with_ties"] == row["held_out"] == share and row["floor"] == 0.0
     assert row["official"] == pytest.approx(20 / 21 if share else 0.0)
-    assert ("Overall: the official metric differs by -4.76: it never tries to call no pair a tie" in text) == bool(
+    assert ("Overall: the official metric differs by -4.762: it never tries to call no pair a tie" in text) == bool(
         share
     )
     assert ("official metric differs" in text) == bool(share)
@@ -926,17 +917,14 @@ def test_frames_are_sampled_as_the_protocol_says(options, grid, kit, forwards, t
     assert result["sampling"] == want.to_dict()
 
 
-ENLARGED = defect("min_pixels, 100,352, exceeds 256 x 256 = 65,536: frames of up to that size are enlarged beyond it")
-
-
 @pytest.mark.parametrize(
     ("name", "height", "width"),
     [
         ("videogen-rewardbench", 32, 32),
         ("videogen-rewardbench", 720, 1280),
         ("genai-bench", 320, 512),
-        pytest.param("genai-bench", 256, 256, marks=ENLARGED),
-        pytest.param("genai-bench", 32, 32, marks=ENLARGED),
+        pytest.param("genai-bench", 256, 256),
+        pytest.param("genai-bench", 32, 32),
     ],
 )
 def test_no_frame_exceeds_the_pixel_budget(name, height, width):
@@ -1000,7 +988,7 @@ def test_sources_are_printed(options, finished):
         (0.65, 0.6, "+5.00"),
         (0.5, 0.6, "-10.00"),
         (0.6, 0.6, None),
-        pytest.param(0.612537, 0.612575, "-0.0", marks=defect("of 26,457 pairs one is 0.0038 %, and no reason is given below 0.005 %")),
+        pytest.param(0.612537, 0.612575, "-0.0"),
     ],
 )  # fmt: skip
 def test_the_reason_stands_below_where_the_metrics_differ(official, best, shift, finished):
@@ -1048,7 +1036,6 @@ def test_a_set_without_overall_labels_is_no_public_benchmark(options, kit, forwa
     assert not forwards and not (tmp_path / "out").exists()
 
 
-@defect("report() takes the maximum of no column: ValueError with a traceback, after all videos were scored")
 def test_a_set_without_any_label_is_refused(kit, tmp_path, capsys):
     write(tmp_path / "mine", samples((5, 7)), rated(2, VQ="invalid", MQ="", TA="", Overall=""))
     assert bench(kit, tmp_path / "out", data=tmp_path / "mine") == 2
@@ -1106,7 +1093,6 @@ def test_processes_share_the_videos_and_agree_with_one(kit, finished, forwards, 
 
 
 @pytest.mark.slow
-@defect("a process with nothing left dies of Lightning's 'DataLoader within local rank has zero length'")
 def test_a_process_may_have_nothing_left_to_score(kit, finished, tmp_path):
     """Every interrupted run may come to this, and every run of fewer batches than processes."""
     shutil.copytree(finished().out / "world", tmp_path / "world")
@@ -1120,7 +1106,6 @@ def test_a_process_may_have_nothing_left_to_score(kit, finished, tmp_path):
 
 
 @pytest.mark.slow
-@defect("the other process prints a traceback ('Connection closed by peer'), and the command ends with status 1")
 def test_a_mistake_met_by_one_of_two_processes_is_one_message(kit, tmp_path):
     videos = samples((5, 9, 12, 7, 16, 10, 14, 8))
     order = sorted(videos[:RATED], key=lambda v: -v.record["num_frames"] * v.record["width"])

@@ -1,0 +1,85 @@
+"""An exponential moving average of what trains."""
+
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from .. import VideoAlignError
+
+
+class EMA(L.Callback):
+    """Averages the trained parameters only (of LoRA: the adapters), in fp32; validation, test and export see the average.
+
+    Args:
+        decay: of the average per optimizer step; early steps average faster, (1 + n) / (10 + n).
+    """
+
+    def __init__(self, decay: float = 0.999) -> None:
+        if not 0 < decay < 1:
+            raise VideoAlignError(f"EMA.decay must be in (0, 1), got {decay}")
+        self.decay, self.steps = decay, 0
+        self.average: dict[str, Tensor] = {}
+        self.kept: dict[str, Tensor] | None = None
+
+    @staticmethod
+    def _trained(module: L.LightningModule) -> dict[str, Tensor]:
+        return {name: p for name, p in module.named_parameters() if p.requires_grad}
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Begin with the weights, or go on with a checkpoint's average."""
+        begin = {name: p.detach().float().clone() for name, p in self._trained(pl_module).items()}
+        self.average = {
+            name: self.average[name].to(value) if name in self.average else value for name, value in begin.items()
+        }
+
+    @torch.no_grad()
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *rest: Any) -> None:
+        """One step of the average per optimizer step."""
+        if trainer.global_step <= self.steps:
+            return
+        self.steps = trainer.global_step
+        decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
+        for name, parameter in self._trained(pl_module).items():
+            self.average[name].lerp_(parameter.float(), 1 - decay)
+
+    @torch.no_grad()
+    def _swap_in(self, module: L.LightningModule) -> None:
+        if self.average and self.kept is None:
+            parameters = self._trained(module)
+            self.kept = {name: p.detach().clone() for name, p in parameters.items()}
+            for name, parameter in parameters.items():
+                parameter.copy_(self.average[name])
+
+    @torch.no_grad()
+    def _swap_out(self, module: L.LightningModule) -> None:
+        if self.kept is not None:
+            for name, parameter in self._trained(module).items():
+                parameter.copy_(self.kept[name])
+            self.kept = None
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Look at the average."""
+        self._swap_in(pl_module)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Train on with the weights."""
+        self._swap_out(pl_module)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """What is exported is the average."""
+        self._swap_in(pl_module)
+        self.kept = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """For checkpoints."""
+        return {"average": self.average, "steps": self.steps}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """From a checkpoint."""
+        self.average, self.steps = state_dict["average"], state_dict["steps"]
+
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Test the average that a checkpoint holds."""
+        self._swap_in(pl_module)

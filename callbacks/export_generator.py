@@ -1,0 +1,53 @@
+"""The tuned generator in diffusers' own format, when training ends."""
+
+from pathlib import Path
+
+import lightning as L
+from diffusers.training_utils import _collate_lora_metadata
+from peft import get_peft_model_state_dict
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+from ..models.files import check_free, new_folder
+from .tensorboard import folder_of
+
+LORA_FILE = "pytorch_lora_weights.safetensors"
+
+
+class ExportGenerator(L.Callback):
+    """Writes adapters that ``pipe.load_lora_weights(folder)`` reads in plain diffusers, or a fully trained transformer's
+    folder for ``from_pretrained(..., transformer=...)``.
+
+    Args:
+        out: folder to write; an earlier export there is replaced, anything else refused before training begins.
+            ``export`` in the run's folder if not given (nothing is written without a logger).
+    """
+
+    def __init__(self, out: str | None = None) -> None:
+        self.out = out
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Refuse an output that is in the way."""
+        if self.out and stage == "fit":
+            check_free(Path(self.out), LORA_FILE if pl_module.lora else "config.json")
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Gather what is sharded (collective), write on the first rank."""
+        policy = pl_module.policy
+        state = get_model_state_dict(policy, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+        run = folder_of(trainer)  # collective
+        out = Path(self.out) if self.out else run and run / "export"
+        if not trainer.is_global_zero or not out:
+            return
+        if pl_module.lora is None:
+            whole = type(policy).from_config(policy.config)
+            whole.load_state_dict(state, assign=True)
+            with new_folder(out, replaces="config.json") as folder:
+                whole.save_pretrained(folder)
+            return
+        with new_folder(out, replaces=LORA_FILE) as folder:
+            # with alpha and rank: without them diffusers would apply the update at scale 1
+            type(pl_module.generator.pipeline).save_lora_weights(
+                folder,
+                transformer_lora_layers=get_peft_model_state_dict(policy, state),
+                **_collate_lora_metadata({"transformer": policy}),
+            )

@@ -1,0 +1,84 @@
+"""Samples of policy and reference from the same prompts and noise: what the callbacks that look at videos share."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from .. import VideoAlignError
+from ..models.flow import draw, draw_seed, interpolate
+from ..models.generator import load_generator
+
+
+@dataclass(kw_only=True)
+class Sampling:
+    """How videos are sampled."""
+
+    num_frames: int
+    """Of a video, as the autoencoder makes them."""
+    height: int
+    """Pixels."""
+    width: int
+    """Pixels."""
+    fps: int = 16
+    """Frame rate that the videos are meant for."""
+    steps: int = 50
+    """Of the pipeline's scheduler."""
+    guidance: float = 1.0
+    """Classifier-free guidance; 1 is none."""
+    negative: str = ""
+    """What guidance steers away from."""
+    batch_size: int = 1
+    """Videos at once."""
+    seed: int = 0
+    """Of the noise."""
+
+
+class PromptSampler:
+    """Latents of policy and reference for prompts.
+
+    Args:
+        module: an alignment module. sampling: how. prompts: texts; the text encoder is loaded to embed them, and let go.
+    """
+
+    def __init__(self, module: L.LightningModule, sampling: Sampling, prompts: Sequence[str]) -> None:
+        self.module, self.sampling, self.prompts = module, sampling, list(prompts)
+        self.shape = torch.Size(module.generator.latent_shape(sampling.num_frames, sampling.height, sampling.width))
+        encoder = load_generator(module.name, parts=("text_encoder",)).to(module.device)
+        self.embeds = encoder.encode_prompts([*prompts, sampling.negative])
+        del encoder
+
+    def noise(self, items: Sequence[tuple[int, int]]) -> Tensor:
+        """(N, C, F, H, W) of (prompt, number) items; each depends on (seed, prompt, number) alone."""
+        seeds = torch.tensor([draw_seed(self.sampling.seed, self.prompts[p], n) for p, n in items])
+        return draw(seeds, self.shape, self.module.device)[1]
+
+    @torch.no_grad()
+    def both(self, items: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
+        """Latents (N, C, F, H, W) of policy and reference. Collective under sharding."""
+        generator, s = self.module.generator, self.sampling
+        if generator.vae is None:
+            raise VideoAlignError("videos cannot be decoded: add vae to model.parts")
+        condition = generator.condition([self.embeds[p] for p, _ in items])
+        null = generator.condition(self.embeds[-1:]) if s.guidance > 1 else None
+        noise = self.noise(items)
+        policy = generator.sample(condition, noise, s.steps, s.guidance, null)
+        with self.module.as_reference() as net:
+            return policy, generator.sample(condition, noise, s.steps, s.guidance, null, net)
+
+    @torch.no_grad()
+    def drift(self, latents: Tensor, items: Sequence[tuple[int, int]], draws: int = 4) -> Tensor:
+        """(N,) mean squared difference of policy's and reference's velocities on noised latents, over times in the middle of
+        ``draws`` equal parts of (0, 1). Collective under sharding."""
+        generator = self.module.generator
+        condition, noise = generator.condition([self.embeds[p] for p, _ in items]), self.noise(items)
+        total = torch.zeros(len(items), device=latents.device)
+        for i in range(draws):
+            t = torch.full((len(items),), (i + 0.5) / draws, device=latents.device)
+            x = interpolate(latents, noise, t)
+            mine = generator.velocity(x, t, condition)
+            with self.module.as_reference() as net:
+                total += (mine - generator.velocity(x, t, condition, net)).square().flatten(1).mean(1)
+        return total / draws

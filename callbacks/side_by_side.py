@@ -1,0 +1,45 @@
+"""Videos of policy and reference beside each other, the same prompts and noise at every validation."""
+
+from pathlib import Path
+
+import lightning as L
+import numpy as np
+import torch
+
+from .prompt_sampler import PromptSampler, Sampling
+from .tensorboard import add_animation, enlarge, folder_of, gif, writer_of
+
+
+class SideBySide(L.Callback):
+    """Animations under ``samples/`` in TensorBoard, and as GIF files in the run's folder: left the policy, right the reference.
+
+    Args:
+        prompts: a few texts. sampling: how. every: validations between two looks.
+    """
+
+    def __init__(self, prompts: list[str], sampling: Sampling, every: int = 1) -> None:
+        self.prompts, self.sampling, self.every, self.count = prompts, sampling, every, 0
+        self.sampler: PromptSampler | None = None
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Sample and show. Collective under sharding: every rank samples the same."""
+        if trainer.sanity_checking:
+            return
+        self.count += 1
+        if (self.count - 1) % self.every:
+            return
+        self.sampler = self.sampler or PromptSampler(pl_module, self.sampling, self.prompts)
+        run, writer = folder_of(trainer), writer_of(trainer)
+        for number, prompt in enumerate(self.prompts):
+            policy, reference = self.sampler.both([(number, 0)])
+            if not trainer.is_global_zero:
+                continue
+            videos = pl_module.generator.decode(torch.cat([policy, reference])).cpu()  # (2, T, 3, H, W)
+            both = videos.permute(1, 3, 0, 4, 2).flatten(2, 3).numpy()  # (T, H, 2 W, 3)
+            frames = [enlarge(np.ascontiguousarray(frame), 128) for frame in both]
+            if writer:
+                add_animation(writer, f"samples/{number} {prompt[:60]}", frames, self.sampling.fps, trainer.global_step)
+            if run:
+                path = Path(run) / "samples" / f"{number:02d}_step{trainer.global_step:06d}.gif"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(gif(frames, self.sampling.fps))

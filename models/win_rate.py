@@ -1,0 +1,56 @@
+"""How much better a tuned generator's videos are than the reference's, by a reward model.
+
+Legend: P prompts, N noises per prompt, D columns (the dimensions and overall). ``policy[p, i]`` and ``reference[p, i]`` are
+rewards of videos from the same prompt and noise.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .preference import DIMENSIONS, OVERALL
+
+
+def win_rates(policy: Tensor, reference: Tensor, resamples: int = 1000, seed: int = 0) -> dict[str, dict]:
+    """Win rates by column.
+
+    ``win_rate`` compares videos of the same noise, as the paper does (section 5.2): it counts the smallest shift as a
+    win. ``superiority`` compares different noises of the same prompt, P(policy > reference): it needs a shift as large
+    as the spread. Equal rewards count half. ``policy`` and ``reference`` are mean rewards. Intervals are 95 %
+    bootstraps over prompts.
+
+    Args:
+        policy, reference: (P, N, D) rewards, columns VQ, MQ, TA, Overall.
+
+    Returns:
+        By column: win_rate, win_rate_interval, superiority (NaN where N is 1), superiority_interval, policy, reference, prompts.
+    """
+    count = policy.shape[1]
+    matched = _won(policy, reference).mean(1)  # (P, D)
+    every = _won(policy[:, :, None], reference[:, None])  # (P, N, N, D)
+    apart = ~torch.eye(count, dtype=torch.bool)
+    unmatched = every[:, apart].mean(1) if count > 1 else torch.full_like(matched, torch.nan)
+    rng = np.random.default_rng(seed)
+    draws = torch.from_numpy(rng.integers(0, len(policy), (resamples, len(policy))))
+    result = {}
+    for i, column in enumerate((*DIMENSIONS, OVERALL)):
+        result[column] = {
+            "win_rate": float(matched[:, i].mean()),
+            "win_rate_interval": _interval(matched[:, i], draws),
+            "superiority": float(unmatched[:, i].mean()),
+            "superiority_interval": _interval(unmatched[:, i], draws),
+            "policy": float(policy[..., i].mean()),
+            "reference": float(reference[..., i].mean()),
+            "prompts": len(policy),
+        }
+    return result
+
+
+def _won(a: Tensor, b: Tensor) -> Tensor:
+    return (a > b).double() + 0.5 * (a == b)
+
+
+def _interval(values: Tensor, draws: Tensor) -> tuple[float, float]:
+    means = values[draws].mean(1)
+    low, high = torch.quantile(means, torch.tensor([0.025, 0.975], dtype=means.dtype)).tolist()
+    return low, high
