@@ -25,6 +25,7 @@ jsonargparse.set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
 _NOISE = (
     "LightningCLI's args parameter",
     ".*treespec, LeafSpec",  # Lightning's own use of a deprecated call
+    r"Found \d+ module\(s\) in eval mode",  # what is frozen stays so
     "Your `IterableDataset` has `__len__` defined",  # ours is right: every worker has its own range
 )
 """Warnings that ask nothing of the user."""

@@ -65,7 +65,6 @@ class FlowSFT(TrainedOnly):
         super().__init__()
         if not 0 <= warmup < 1:
             raise VideoAlignError(f"model.warmup is a share of the steps in [0, 1), got {warmup}")
-        self.save_hyperparameters(ignore=["optimizer"])
         self.generator = load_generator(generator, dtype, parts, fps)
         self.name, self.lora, self.times = generator, lora, times
         self.optimizer, self.warmup, self.decay = optimizer, warmup, decay

@@ -16,8 +16,9 @@ from pathlib import Path
 import av
 import numpy as np
 import torch
+from diffusers import AutoencoderKLWan
 
-from videoalign.alignment import RewardModel
+from videoalign.alignment import FlowDPO, RewardModel
 from videoalign.alignment.bench import score_set
 from videoalign.alignment.inference import predicting
 from videoalign.datamodules.benchmark import Benchmark
@@ -26,7 +27,9 @@ from videoalign.datamodules.shards import ShardSet, ShardWriter
 from videoalign.datamodules.video import decode, encode, probe
 from videoalign.datamodules.video_list import Listed, videos_of
 from videoalign.models import FrameSampling, VideoReward, accuracy_with_ties
+from videoalign.models.generator import load_generator
 from videoalign.models.miniature import make_qwen
+from videoalign.models.miniature_generators import make_generator
 
 
 def timed(*ways: Callable[[], object], repeats: int = 7) -> list[list[float]]:
@@ -226,6 +229,99 @@ def scored(folder: Path) -> None:
     row("the same, in line with two torch threads", in_line, overlapped, 120, "videos/s")
 
 
+def alignment(folder: Path) -> None:
+    """A Flow-DPO step of a Wan transformer of 5 million parameters: two pairs, latents (16, 5, 16, 16), adapters of rank 64."""
+    make_generator(folder / "wan", "wan", hidden=240, layers=7)
+    module = FlowDPO(generator=str(folder / "wan"))
+    count = sum(p.numel() for n, p in module.policy.named_parameters() if ".lora_" not in n)
+    rng = torch.Generator().manual_seed(0)
+    latents, prompts = torch.randn(2, 2, 16, 5, 16, 16, generator=rng), [torch.randn(12, 32, generator=rng)] * 2
+    batch = {"latents": latents, "prompts": prompts, "seeds": torch.tensor([1, 2]), "reference": torch.full((2, 2), torch.nan),
+             "valid": torch.ones(2, dtype=torch.bool)}  # fmt: skip
+    trained = [p for p in module.parameters() if p.requires_grad]
+
+    def step(errors: torch.Tensor, reference: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        module.zero_grad()
+        loss = module.loss(batch, errors, reference, t)[0].mean()
+        loss.backward()
+        return torch.cat([loss.detach()[None], *(p.grad.flatten()[:4] for p in trained)])
+
+    def live() -> torch.Tensor:
+        reference = module.reference_errors(batch, latents)
+        return step(module.errors(latents, batch["seeds"], prompts)[0], reference, torch.zeros(2))
+
+    def four() -> torch.Tensor:
+        reference, errors = [], []
+        for side in latents:
+            with module.as_reference() as net:
+                reference.append(module.errors(side[None], batch["seeds"], prompts, net)[0])
+            errors.append(module.errors(side[None], batch["seeds"], prompts)[0])
+        return step(torch.cat(errors), torch.cat(reference), torch.zeros(2))
+
+    cached_batch = {**batch, "reference": module.reference_errors(batch, latents)}
+
+    def cached() -> torch.Tensor:
+        reference = module.reference_errors(cached_batch, latents)
+        return step(module.errors(latents, batch["seeds"], prompts)[0], reference, torch.zeros(2))
+
+    torch.testing.assert_close(four(), live(), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(cached(), live(), rtol=1e-4, atol=1e-6)
+    apart, together, without = timed(four, live, cached, repeats=5)
+    name = f"DPO step, {count / 1e6:.1f} M parameters"
+    row(f"{name}: pair in one forward against four forwards", apart, together, 2, "pairs/s")
+    row(f"{name}: cached reference errors against live", together, without, 2, "pairs/s")
+
+    encoder = load_generator(folder / "wan")
+    videos = torch.randint(0, 256, (4, 17, 3, 128, 128), dtype=torch.uint8, generator=rng)  # of these latents' size
+
+    def encoding() -> torch.Tensor:
+        encoder.encode_video(videos), encoder.encode_prompts(["waves at sunset"] * 2)
+        return live()
+
+    slow, fast = timed(encoding, live, repeats=3)
+    row(f"{name}: latents from disk, against the miniature's autoencoder", slow, fast, 2, "pairs/s")
+    vae = AutoencoderKLWan()  # Wan2.1's own size, 127 M; the cost depends on no weight's value
+    short, pixels = latents[:, :, :, :2], torch.rand(4, 3, 5, 128, 128, generator=rng)
+
+    def own_size() -> None:
+        with torch.no_grad():
+            vae.encode(pixels)
+
+    slow, fast = timed(own_size, lambda: module.errors(short, batch["seeds"], prompts)[0].sum().backward(), repeats=1)
+    slow = [a + b for a, b in zip(slow, fast)]
+    row(f"{name}: latents from disk, against Wan2.1's autoencoder", slow, fast, 2, "pairs/s")
+    for kind in ("adapters off", "a second copy"):
+        done = subprocess.run([sys.executable, "-c", PEAK, folder, kind], capture_output=True, text=True, check=True)
+        print(
+            f"{f'peak memory of 3 DPO steps, 65 M parameters, reference: {kind}':68} {int(done.stdout) / 1024:6.0f} MiB"
+        )
+
+
+PEAK = """
+import copy, sys
+from pathlib import Path
+import torch
+from videoalign.alignment import FlowDPO
+from videoalign.models.miniature_generators import make_generator
+folder = Path(sys.argv[1]) / "large"
+if not folder.exists():
+    make_generator(folder, "wan", hidden=768, layers=8)
+torch.set_num_threads(1)
+module = FlowDPO(generator=str(folder))
+if sys.argv[2] == "a second copy":
+    module.reference = copy.deepcopy(module.policy)
+latents, prompts, seeds = torch.randn(2, 1, 16, 3, 8, 8), [torch.randn(12, 32)], torch.tensor([1])
+batch = {"reference": torch.full((2, 1), torch.nan), "seeds": seeds, "prompts": prompts}
+optimizer = torch.optim.AdamW([p for p in module.parameters() if p.requires_grad])
+for _ in range(3):
+    reference = module.reference_errors(batch, latents)
+    errors, t = module.errors(latents, seeds, prompts)
+    module.loss(batch, errors, reference, t)[0].mean().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+print(next(line.split()[1] for line in Path('/proc/self/status').read_text().splitlines() if line.startswith('VmHWM')))
+"""
+
 STREAM = """
 import sys
 from pathlib import Path
@@ -274,6 +370,7 @@ def main() -> None:
         decoding(Path(name))
         one_forward(Path(name))
         scored(Path(name))
+        alignment(Path(name))
         memory(Path(name))
 
 

@@ -16,11 +16,13 @@ import pytest
 import torch
 
 import videoalign.alignment.experiment as experiment
+from videoalign.alignment import FlowDPO
 from videoalign.cli import _parser, main
 from videoalign.datamodules.shards import ShardWriter
 from videoalign.datamodules.video import encode
 from videoalign.models import VideoReward
 from videoalign.models.miniature import make_qwen
+from videoalign.models.miniature_generators import make_generator
 
 ROOT = Path(experiment.__file__).parents[1]
 EXPERIMENTS = sorted((ROOT / "experiments").rglob("*.yaml"))
@@ -93,6 +95,86 @@ def test_every_recipe_takes_a_step_on_a_miniature_of_its_architecture(recipe, va
     again = VideoReward.from_pretrained(Path(cli.trainer.log_dir) / "export")
     trained = model.network.state_dict()
     assert all(torch.equal(again.state_dict()[n], trained[n]) for n in again.trained_names())
+
+
+SMALL = """trainer:
+  callbacks:
+    - class_path: videoalign.callbacks.ExportGenerator
+    - class_path: videoalign.callbacks.SideBySide
+      init_args: {prompts: [a red circle], sampling: {num_frames: 9, height: 64, width: 64, fps: 8, steps: 2}}
+"""
+ALGORITHMS = {
+    "wan_sft": ["wan_sft"],
+    "wan_rwr": ["wan_sft", "wan_rwr"],
+    "wan_dpo": ["wan_sft", "wan_dpo"],
+    "wan_dpo_time": ["wan_sft", "wan_dpo_time"],
+    "wan_dpo_ta": ["wan_sft", "wan_dpo", "wan_dpo_ta"],
+    "wan_ipo": ["wan_sft", "wan_ipo"],
+    "ltx_dpo": ["wan_sft", "wan_dpo", "ltx_dpo"],
+}
+
+
+@pytest.fixture(scope="module")
+def encoded(tmp_path_factory):
+    """Miniature generators and latents of four judged pairs, made by the experiments that make them."""
+    folder, rng = tmp_path_factory.mktemp("encoded"), np.random.default_rng(0)
+    with ShardWriter(folder / "pairs", "pairs") as writer:
+        for number in range(4):
+            clips = {side: encode(rng.integers(0, 255, (9, 64, 64, 3), np.uint8), 8) for side in "ab"}
+            rewards = {side: dict(zip(("VQ", "MQ", "TA"), rng.normal(size=3))) for side in "AB"}
+            labels = {d: "A" if rewards["A"][d] > rewards["B"][d] else "B" for d in ("VQ", "MQ", "TA")}
+            writer.write(
+                f"{number}", clips, {"prompt": f"a red circle {number % 2}", "labels": labels, "rewards": rewards}
+            )
+    for family in ("wan", "ltx"):
+        make_generator(folder / family, family, hidden=48, layers=1)
+        experiment.run([
+            "predict", f"--config={ROOT}/experiments/encode/{family}.yaml", f"--model.generator={folder / family}",
+            f"--data.data={folder / 'pairs'}", f"--data.out={folder / f'{family}_latents'}", "--data.workers=0", "--model.dtype=float32",
+            "--data.clip.num_frames=9", "--data.clip.height=64", "--data.clip.width=64", "--data.clip.fps=8",
+            "--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.strategy=auto",
+        ])  # fmt: skip
+    return folder
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_every_algorithm_takes_two_steps_on_a_miniature_pipeline(name, encoded, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    family = name.split("_")[0]
+    Path("small.yaml").write_text(SMALL)
+    cli = experiment.run([
+        "fit", *(f"--config={ROOT}/experiments/flow/{c}.yaml" for c in ALGORITHMS[name]), "--config=small.yaml",
+        f"--model.generator={encoded / family}", f"--data.train={encoded / f'{family}_latents'}",
+        f"--data.val={encoded / f'{family}_latents'}", "--data.workers=0", "--trainer.accelerator=cpu", "--trainer.devices=1",
+        "--trainer.strategy=auto", "--trainer.precision=32-true", "--trainer.accumulate_grad_batches=2", "--trainer.max_steps=2",
+        "--trainer.val_check_interval=1.0",
+    ])  # fmt: skip
+    model, run = cli.trainer.lightning_module, Path(cli.trainer.log_dir)
+    assert cli.trainer.global_step == 2 and run.is_relative_to(f"runs/flow/{name}")
+    assert type(model).__name__ == f"Flow{name.split('_')[1].upper()}"
+    assert (run / "export" / "pytorch_lora_weights.safetensors").exists() and list((run / "samples").glob("*.gif"))
+
+
+@pytest.mark.parametrize("family", ["wan"])
+def test_reference_errors_train_without_a_second_forward(family, encoded, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    device = [
+        "--trainer.accelerator=cpu",
+        "--trainer.devices=1",
+        "--trainer.strategy=auto",
+        "--trainer.precision=32-true",
+    ]
+    experiment.run([
+        "predict", f"--config={ROOT}/experiments/reference/{family}.yaml", f"--model.generator={encoded / family}",
+        f"--data.data={encoded / f'{family}_latents'}", "--data.out=errors", "--data.workers=0", *device,
+    ])  # fmt: skip
+    monkeypatch.setattr(FlowDPO, "as_reference", None)
+    cli = experiment.run([
+        "fit", *(f"--config={ROOT}/experiments/flow/{c}.yaml" for c in ALGORITHMS[f"{family}_dpo"]), "--data.reference=errors",
+        f"--model.generator={encoded / family}", f"--data.train={encoded / f'{family}_latents'}", "--data.workers=0", *device,
+        "--trainer.max_steps=2", "--trainer.accumulate_grad_batches=1", "--trainer.callbacks=[]", "--trainer.logger=false",
+    ])  # fmt: skip
+    assert cli.trainer.global_step == 2
 
 
 def test_short_class_names_resolve(capsys):
