@@ -68,7 +68,6 @@ class FlowSFT(TrainedOnly):
         self.generator = load_generator(generator, dtype, parts, fps)
         self.name, self.lora, self.times = generator, lora, times
         self.optimizer, self.warmup, self.decay = optimizer, warmup, decay
-        self.policy = self.generator.transformer
         if gradient_checkpointing:
             self.policy.enable_gradient_checkpointing()
         if lora is None:
@@ -86,6 +85,11 @@ class FlowSFT(TrainedOnly):
         self.policy.train()
         if compile:
             self.policy.compile_repeated_blocks()
+
+    @property
+    def policy(self) -> nn.Module:
+        """The transformer that is trained: the generator's own."""
+        return self.generator.transformer
 
     def configure_model(self) -> None:
         """Shard the transformer under ModelParallelStrategy; the autoencoder stays whole."""
