@@ -139,9 +139,25 @@ def _pairs_from_rewards(o: argparse.Namespace) -> None:
     print(text or "", end="\n" if text else "")
 
 
+def _weights(text: str) -> dict[str, float]:
+    """An argument's type: VQ=0.1,MQ=0.1,TA=0.8."""
+    try:
+        return {name.strip(): float(value) for name, value in (part.split("=") for part in text.split(","))}
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be like VQ=0.1,MQ=0.1,TA=0.8, got {text!r}") from None
+
+
 def _generate(o: argparse.Namespace) -> None:
+    guide = (
+        {
+            "reward": o.guidance_reward,
+            "guide": _function("models.guidance:Guidance")(weights=o.weights, strength=o.strength),
+        }
+        if o.guidance_reward
+        else {}
+    )
     _function("alignment.inference:generate")(
-        {name: value for name in ("generator", "num_frames", "height", "width", "fps", "steps", "guidance", "lora", "negative", "dtype", "source")
+        guide | {name: value for name in ("generator", "num_frames", "height", "width", "fps", "steps", "guidance", "lora", "negative", "dtype", "source")
          if (value := getattr(o, name)) is not None},
         {"prompts": o.prompts, "out": o.out, "samples": o.samples, "batch_size": o.batch_size, "seed": o.seed}, o.device, o.devices,
     )  # fmt: skip
@@ -324,7 +340,19 @@ def _parser() -> argparse.ArgumentParser:
         generate.add_argument(
             f"--{name}", type=_count(1), default=value, help="of the scheduler" if name == "steps" else "of the videos"
         )
-    generate.add_argument("--guidance", type=float, default=1.0, help="classifier-free guidance; 1 is none")
+    generate.add_argument(
+        "--guidance-scale", dest="guidance", type=float, default=1.0, help="classifier-free guidance; 1 is none"
+    )
+    generate.add_argument(
+        "--guidance", dest="guidance_reward", help="folder of a noisy reward that steers sampling (Flow-NRG)"
+    )
+    generate.add_argument(
+        "--weights",
+        type=_weights,
+        default={"VQ": 1 / 3, "MQ": 1 / 3, "TA": 1 / 3},
+        help="of its dimensions, like VQ=0.1,MQ=0.1,TA=0.8",
+    )
+    generate.add_argument("--strength", type=float, default=100.0, help="of its guidance; 0 leaves samples as they are")
     generate.add_argument("--lora", help="folder of adapters in diffusers' format")
     generate.add_argument("--negative", help="prompt to steer away from")
     generate.add_argument("--source", help="name of the model in the records")

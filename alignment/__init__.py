@@ -8,6 +8,7 @@ from .flow_ipo import FlowIPO
 from .flow_rwr import FlowRWR
 from .flow_sft import FlowSFT
 from .generate import Generate
+from .noisy_reward import NoisyRewardModel
 from .reference import CacheReference
 from .reward_model import RewardModel
 
@@ -21,6 +22,7 @@ __all__ = [
     "FlowRWR",
     "FlowSFT",
     "Generate",
+    "NoisyRewardModel",
     "QuadraticBeta",
     "RewardModel",
 ]

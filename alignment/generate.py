@@ -1,5 +1,7 @@
 """`videoalign generate`: a predict run that samples videos from a generator, with recorded seeds."""
 
+import contextlib
+from dataclasses import asdict
 from typing import Any, Literal
 
 import lightning as L
@@ -9,6 +11,8 @@ from .. import VideoAlignError
 from ..datamodules.video import encode
 from ..models.flow import draw
 from ..models.generator import load_generator
+from ..models.guidance import Guidance, guided
+from ..models.noisy_reward import NoisyReward
 
 
 class Generate(L.LightningModule):
@@ -23,26 +27,31 @@ class Generate(L.LightningModule):
         num_frames, height, width, fps: of the videos. steps: of the scheduler. guidance: classifier-free; 1 is none.
         negative: what guidance steers away from. dtype: of the transformer. source: name of the model in the records.
         crf: quality of the mp4 files, 0 lossless to 51.
+        reward: folder of a noisy reward that steers sampling (Flow-NRG). guide: when and how strongly.
     """
 
     def __init__(
         self, generator: str, num_frames: int, height: int, width: int, fps: int = 16, steps: int = 50, guidance: float = 1.0,
         lora: str | None = None, negative: str = "", dtype: Literal["float32", "bfloat16"] = "float32", source: str = "generator",
-        crf: int = 10,
+        crf: int = 10, reward: str | None = None, guide: Guidance | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.save_hyperparameters()
+        self.save_hyperparameters(ignore=["guide"])
         if steps < 1 or not guidance >= 1 or fps < 1:
             raise VideoAlignError(f"steps {steps}, guidance {guidance} and fps {fps} must be at least 1")
         self.generator = load_generator(generator, dtype, fps=fps)
         if lora:
             load_adapters(self.generator, lora)
+        self.reward = NoisyReward.from_pretrained(reward, self.generator) if reward else None
+        self.guide = guide or Guidance()
+        if guide and not reward:
+            raise VideoAlignError("guidance needs a noisy reward: name its folder (--guidance)")
         self.shape = self.generator.latent_shape(num_frames, height, width)
         self.steps, self.guidance, self.negative = steps, guidance, negative
 
     def making(self) -> dict[str, Any]:
         """What the videos depend on."""
-        return dict(self.hparams)
+        return {**self.hparams, **({"guide": asdict(self.guide)} if self.reward else {})}
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> list[tuple[str, dict[str, bytes], dict]]:
         """Samples of a videos set."""
@@ -52,15 +61,16 @@ class Generate(L.LightningModule):
         condition = generator.condition(generator.encode_prompts(batch["prompts"]))
         null = generator.condition(generator.encode_prompts([self.negative])) if self.guidance > 1 else None
         _, noise = draw(torch.tensor(batch["seeds"]), torch.Size(self.shape), self.device)
-        videos = generator.decode(
-            generator.sample(condition, noise, self.steps, self.guidance, null)
-        )  # (N, T, 3, H, W)
+        with guided(generator.pipeline, self.reward, self.guide) if self.reward else contextlib.nullcontext():
+            latents = generator.sample(condition, noise, self.steps, self.guidance, null)
+        videos = generator.decode(latents)  # (N, T, 3, H, W)
         samples = []
         for key, prompt, seed, video in zip(batch["keys"], batch["prompts"], batch["seeds"], videos.cpu()):
             record = {
                 "prompt": prompt, "source": h["source"], "seed": seed, "guidance": h["guidance"], "steps": h["steps"],
                 "fps": h["fps"], "num_frames": h["num_frames"], "height": h["height"], "width": h["width"],
             }  # fmt: skip
+            record |= {"guide": asdict(self.guide), "reward": h["reward"]} if self.reward else {}
             samples.append((key, {"mp4": encode(video.permute(0, 2, 3, 1).numpy(), h["fps"], h["crf"])}, record))
         return samples
 

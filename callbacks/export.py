@@ -24,7 +24,7 @@ class ExportReward(L.Callback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Refuse an output that is in the way."""
         if self.out and stage == "fit":
-            check_free(Path(self.out), "reward.json")
+            check_free(Path(self.out), pl_module.network.record)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Gather what is sharded (collective), write on the first rank."""
@@ -33,4 +33,4 @@ class ExportReward(L.Callback):
         )
         run = folder_of(trainer)  # collective
         if trainer.is_global_zero and (out := Path(self.out) if self.out else run and run / "export"):
-            pl_module.network.save_pretrained(out, state, self.backbone)
+            pl_module.network.save_pretrained(out, state, **({"backbone": True} if self.backbone else {}))

@@ -35,7 +35,8 @@ class SideBySide(L.Callback):
             if not trainer.is_global_zero:
                 continue
             videos = pl_module.generator.decode(torch.cat([policy, reference])).cpu()  # (2, T, 3, H, W)
-            both = videos.permute(1, 3, 0, 4, 2).flatten(2, 3).numpy()  # (T, H, 2 W, 3)
+            videos = torch.nn.functional.pad(videos, (0, 2), value=255)  # a white line between the two
+            both = videos.permute(1, 3, 0, 4, 2).flatten(2, 3)[:, :, :-2].numpy()  # (T, H, 2 W + 2, 3)
             frames = [enlarge(np.ascontiguousarray(frame), 128) for frame in both]
             if writer:
                 add_animation(writer, f"samples/{number} {prompt[:60]}", frames, self.sampling.fps, trainer.global_step)

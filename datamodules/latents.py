@@ -76,12 +76,14 @@ class Judged:
 
     Attributes:
         scores: (S,) weighted rewards, or the weighted label of the first side; preferred first. NaN where unknown.
-        rewards: (S, D) in the same order. swapped: B is preferred.
+        rewards: (S, D) in the same order. labels: (D,) of the first side against the second; NaN where there is none.
+        swapped: B is preferred.
     """
 
     prompt: str
     scores: Tensor
     rewards: Tensor
+    labels: Tensor
     swapped: bool
 
     @property
@@ -99,13 +101,14 @@ def judge(record: dict, of: str, weights: Weights, name: str) -> Judged:
             rewards = torch.tensor([[float(row.get(d, math.nan)) for d in DIMENSIONS] for row in rows])
         except (TypeError, ValueError, AttributeError):
             raise ShardError(f"{name}: rewards {given!r} are no numbers by dimension") from None
-    scores = weights(rewards)
-    if of == "pairs" and scores.isnan().any():
-        label = weights(labels_of(record, name)[: len(DIMENSIONS)])
-        scores = torch.stack([label, -label]) / 2
+    scores, labels = weights(rewards), torch.full((len(DIMENSIONS),), torch.nan)
+    if of == "pairs":
+        labels = labels_of(record, name)[: len(DIMENSIONS)]
+        if scores.isnan().any():
+            scores = torch.stack([weights(labels), -weights(labels)]) / 2
     swapped = of == "pairs" and bool(scores[1] > scores[0])
     order = [1, 0] if swapped else slice(None)
-    return Judged(prompt_of(record, name), scores[order], rewards[order], swapped)
+    return Judged(prompt_of(record, name), scores[order], rewards[order], -labels if swapped else labels, swapped)
 
 
 class Kept:
@@ -195,6 +198,7 @@ class Collate:
             "prompts": [sample.prompt for sample in samples],  # N of (L, E)
             "texts": [sample.judged.prompt for sample in samples],
             "scores": torch.stack([sample.judged.scores for sample in samples], 1),  # (S, N)
+            "labels": torch.stack([sample.judged.labels for sample in samples]),  # (N, D)
             "rewards": torch.stack([sample.judged.rewards for sample in samples], 1),  # (S, N, D)
             "reference": torch.stack([sample.reference for sample in samples], 1),  # (S, N)
             "seeds": torch.tensor([sample.seed for sample in samples]),
@@ -211,8 +215,8 @@ class LatentPairs(L.LightningDataModule):
         train: folder of a *latents* set. val: one of held-out samples.
         batch_size: samples per rank and step. val_batch_size: default batch_size. workers: processes per rank.
         weights: of the dimensions in what is preferred.
-        min_margin: pairs whose weighted rewards (or labels) differ by no more are left out; those that do not differ at all
-            always are.
+        min_margin: pairs whose weighted rewards (or labels) differ by no more are left out, at 0 those that do not differ at
+            all; null keeps every pair, for what learns from the labels of each dimension.
         reference: folder of cached reference errors of the training set (`experiments/reference/*.yaml` writes it); then
             noise and times are those that they were computed at.
         shuffle_buffer: samples among which the next one is drawn; 0 keeps their order on disk.
@@ -227,7 +231,7 @@ class LatentPairs(L.LightningDataModule):
         val_batch_size: int | None = None,
         workers: int = 1,
         weights: Weights = Weights(),
-        min_margin: float = 0.0,
+        min_margin: float | None = 0.0,
         reference: str | None = None,
         shuffle_buffer: int = 256,
         max_dropped: float = 0.001,
@@ -239,7 +243,7 @@ class LatentPairs(L.LightningDataModule):
         values = (weights.VQ, weights.MQ, weights.TA)
         if min(values) < 0 or not sum(values) > 0:
             raise VideoAlignError(f"data.weights {values} must not be negative, and one at least positive")
-        if not min_margin >= 0:
+        if min_margin is not None and not min_margin >= 0:
             raise VideoAlignError(f"data.min_margin must not be negative, got {min_margin}")
         self.paths = {"train": train, "val": val}
         self.batch_size, self.val_batch_size, self.workers = batch_size, val_batch_size or batch_size, workers
@@ -284,7 +288,7 @@ class LatentPairs(L.LightningDataModule):
         keys: dict[str, set[str]] = {shard.name: set() for shard in shards.index.shards}
         for content in shards.contents():
             found = judge(content.record, of, self.weights, content.name)
-            if of == "videos" or found.margin > self.min_margin:
+            if of == "videos" or self.min_margin is None or found.margin > self.min_margin:
                 judged[content.key] = found
                 keys[content.path.name].add(content.key)
         if not judged:

@@ -64,6 +64,21 @@ class Generator(nn.Module):
         """Latents (B, C, F, H, W) that the pipeline makes of noise."""
         raise NotImplementedError
 
+    @staticmethod
+    def packed(latents: Tensor) -> Tensor:
+        """Latents (B, C, F, H, W) as the pipeline's scheduler sees them."""
+        return latents
+
+    @staticmethod
+    def unpacked(latents: Tensor, call: dict) -> Tensor:
+        """The inverse of :meth:`packed`; ``call`` are the arguments of the transformer's last call by name."""
+        return latents
+
+    @staticmethod
+    def encoded(found: tuple) -> Condition:
+        """The condition in what the pipeline's ``encode_prompt`` returns."""
+        return {"embeds": found[0], "mask": torch.ones(found[0].shape[:2], dtype=torch.long, device=found[0].device)}
+
     def _decode(self, latents: Tensor) -> Tensor:
         """The autoencoder's frames (B, 3, T, H, W) in [-1, 1] of its own latents."""
         return self.vae.decode(latents, return_dict=False)[0]

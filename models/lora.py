@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from peft import LoraConfig, inject_adapter_in_model
-from torch import nn
+from torch import Tensor, nn
 
 from .. import VideoAlignError
 
@@ -67,3 +67,17 @@ def add_lora(model: nn.Module, lora: LoRA, parts: list[str], without: Sequence[s
     model.peft_lora_config = config
     for parameter in training:
         parameter.requires_grad_(True)
+
+
+def merge_lora(state: dict[str, Tensor], lora: LoRA) -> dict[str, Tensor]:
+    """A state dict with its adapters folded into the weights that they stand beside, W + alpha / rank * B A, in fp32."""
+    merged = {}
+    for name, tensor in state.items():
+        if ".lora_" in name:
+            continue
+        stem = name.removesuffix("base_layer.weight")
+        if stem != name:
+            a, b = (state[f"{stem}lora_{side}.default.weight"].float() for side in "AB")
+            tensor = (tensor.float() + lora.alpha / lora.rank * (b @ a)).to(tensor.dtype)
+        merged[name.replace(".base_layer.", ".")] = tensor
+    return merged

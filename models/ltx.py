@@ -48,6 +48,21 @@ class LTX(Generator):
             shape
         ) / self.vae.config.scaling_factor
 
+    @staticmethod
+    def packed(latents: Tensor) -> Tensor:
+        """(B, C, F, H, W) -> (B, F*H*W, C)."""
+        return latents.flatten(2).transpose(1, 2)
+
+    @staticmethod
+    def unpacked(latents: Tensor, call: dict) -> Tensor:
+        """(B, F*H*W, C) -> (B, C, F, H, W)."""
+        return latents.transpose(1, 2).unflatten(2, (call["num_frames"], call["height"], call["width"]))
+
+    @staticmethod
+    def encoded(found: tuple) -> Condition:
+        """Embeddings and their mask."""
+        return {"embeds": found[0], "mask": found[1].long()}
+
     def _decode(self, latents: Tensor) -> Tensor:
         if self.vae.config.timestep_conditioning:  # without noise, as of a clean latent
             return self.vae.decode(latents, latents.new_zeros(len(latents)), return_dict=False)[0]
@@ -59,7 +74,7 @@ class LTX(Generator):
         (time, space), kind = self.ratios, net.dtype
         _, _, frames, height, width = x.shape
         v = net(
-            x.flatten(2).transpose(1, 2).to(kind), condition["embeds"].to(kind), 1000 * t, condition["mask"],
+            self.packed(x).to(kind), condition["embeds"].to(kind), 1000 * t, condition["mask"],
             num_frames=frames, height=height, width=width, rope_interpolation_scale=(time / self.fps, space, space), return_dict=False,
         )[0]  # (B, F*H*W, C)  # fmt: skip
         return v.float().transpose(1, 2).unflatten(2, (frames, height, width))
@@ -71,7 +86,7 @@ class LTX(Generator):
             {"negative_prompt_embeds": null["embeds"], "negative_prompt_attention_mask": null["mask"]} if null else {}
         )
         packed = self.pipeline(
-            prompt_embeds=condition["embeds"], prompt_attention_mask=condition["mask"], latents=noise.flatten(2).transpose(1, 2),
+            prompt_embeds=condition["embeds"], prompt_attention_mask=condition["mask"], latents=self.packed(noise),
             output_type="latent", num_frames=(frames - 1) * time + 1, height=height * space, width=width * space, frame_rate=self.fps,
             **empty, **options,
         ).frames  # (B, F*H*W, C)  # fmt: skip

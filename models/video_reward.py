@@ -124,6 +124,8 @@ class VideoReward(nn.Module):
         processor: folder of the tokenizer and preprocessing, if not the backbone's.
     """
 
+    record = RECORD
+
     def __init__(
         self,
         backbone: str | Path,

@@ -18,7 +18,7 @@ import torch
 import videoalign.alignment.experiment as experiment
 from videoalign.alignment import FlowDPO
 from videoalign.cli import _parser, main
-from videoalign.datamodules.shards import ShardWriter
+from videoalign.datamodules.shards import ShardSet, ShardWriter
 from videoalign.datamodules.video import encode
 from videoalign.models import VideoReward
 from videoalign.models.miniature import make_qwen
@@ -153,6 +153,35 @@ def test_every_algorithm_takes_two_steps_on_a_miniature_pipeline(name, encoded, 
     assert cli.trainer.global_step == 2 and run.is_relative_to(f"runs/flow/{name}")
     assert type(model).__name__ == f"Flow{name.split('_')[1].upper()}"
     assert (run / "export" / "pytorch_lora_weights.safetensors").exists() and list((run / "samples").glob("*.gif"))
+
+
+@pytest.mark.parametrize("name", ["wan", "ltx", "clean"])
+def test_every_noisy_reward_takes_two_steps_and_guides(name, encoded, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    family = "ltx" if name == "ltx" else "wan"
+    latents = encoded / f"{family}_latents"
+    cli = experiment.run([
+        "fit", *(f"--config={ROOT}/experiments/nrg/{c}.yaml" for c in dict.fromkeys(["wan", name])),
+        f"--model.generator={encoded / family}", f"--data.train={latents}", f"--data.val={latents}", "--data.workers=0",
+        "--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.strategy=auto", "--trainer.precision=32-true",
+        "--trainer.accumulate_grad_batches=1", "--trainer.max_steps=2", "--model.shape={blocks: 1, pooling: attention}",
+    ])  # fmt: skip
+    assert (
+        cli.trainer.global_step == 2
+        and {"val/accuracy/VQ", "val/accuracy_at_t/0.9/TA"} <= cli.trainer.logged_metrics.keys()
+    )
+    Path("prompts.txt").write_text("a red circle\n")
+    videos = {}
+    for strength in ("0", "100"):
+        main(["generate", "--generator", str(encoded / family), "--prompts", "prompts.txt", "--out", strength, "--num-frames", "9",
+              "--height", "64", "--width", "64", "--fps", "8", "--steps", "4", "--device", "cpu", "--strength", strength,
+              "--guidance", str(Path(cli.trainer.log_dir) / "export"), "--weights", "TA=1"])  # fmt: skip
+        (videos[strength],) = ShardSet(strength)
+    main(["generate", "--generator", str(encoded / family), "--prompts", "prompts.txt", "--out", "plain", "--num-frames", "9",
+          "--height", "64", "--width", "64", "--fps", "8", "--steps", "4", "--device", "cpu"])  # fmt: skip
+    (plain,) = ShardSet("plain")
+    assert videos["0"].members["mp4"] == plain.members["mp4"] != videos["100"].members["mp4"]
+    assert videos["100"].record()["guide"]["strength"] == 100
 
 
 @pytest.mark.parametrize("family", ["wan"])

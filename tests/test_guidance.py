@@ -1,0 +1,248 @@
+"""Flow-NRG: the guided velocity against closed forms, and guidance of unmodified diffusers pipelines."""
+
+import math
+
+import pytest
+import torch
+
+from videoalign import VideoAlignError
+from videoalign.models.generator import load_generator
+from videoalign.models.guidance import Guidance, guided
+from videoalign.models.miniature_generators import make_generator
+from videoalign.models.noisy_reward import NoisyReward, NoisyRewardShape
+
+SIZE = {"height": 64, "width": 64, "num_frames": 9, "num_inference_steps": 4, "output_type": "latent"}
+PROMPTS = ["a red circle", "a blue square moves"]
+
+
+@pytest.fixture(scope="module", params=["wan", "ltx"])
+def family(request, tmp_path_factory):
+    """A generator and a random noisy reward of it."""
+    folder = tmp_path_factory.mktemp("generator") / request.param
+    make_generator(folder, request.param, hidden=48, layers=2)
+    generator = load_generator(folder)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        reward = NoisyReward(generator, NoisyRewardShape(blocks=2, taps=(1, 2), pooling="attention", hidden=16))
+    return generator, reward.eval().requires_grad_(False)
+
+
+def sample(pipeline, scale=1.0, prompts=PROMPTS):
+    return pipeline(prompts, guidance_scale=scale, generator=torch.Generator().manual_seed(0), **SIZE).frames
+
+
+def ones(dimension=None):
+    return {d: float(dimension in (None, d)) for d in ("VQ", "MQ", "TA")}
+
+
+# --- the formula --------------------------------------------------------------------------------------------------------
+
+
+def gaussian(strength, sign=1.0, steps=1500):
+    """Mean and variance of samples of N(0, 1) tilted by exp(w x_0), under the exact noisy reward, in float64.
+
+    Of x_0 given x_t the mean is (1 - t) x / s with s = (1 - t)^2 + t^2, and the variance t^2 / s: hence
+    ln E[exp(w x_0) | x_t] / w = (1 - t) x / s + w t^2 / (2 s), which is what a noise-aware reward would learn.
+    """
+    x = torch.randn(20000, 1, 1, 1, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    guide = Guidance(weights={"VQ": 1.0}, strength=strength, largest_factor=math.inf)
+
+    def reward(x, t):
+        t = t.view(-1, 1)
+        s = (1 - t) ** 2 + t**2
+        value = sign * ((1 - t) * x.flatten(1) / s + strength * t**2 / (2 * s))
+        return torch.cat([value, 0 * value, 0 * value], 1)
+
+    times = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
+    for number, (t, after) in enumerate(zip(times[:-1], times[1:])):
+        s = (1 - t) ** 2 + t**2
+        velocity = (t - (1 - t)) / s * x  # E[x_1 - x_0 | x_t]
+        if guide.acts(float(t), number):
+            velocity = guide(reward, x, t.expand(len(x)), velocity)
+        x = x - (t - after) * velocity
+    return x.mean().item(), x.var().item()
+
+
+def test_an_exact_reward_reaches_the_tilted_mean():
+    mean, variance = gaussian(1.0)
+    assert mean == pytest.approx(1.0, rel=0.02) and variance == pytest.approx(1.0, abs=0.05)
+    assert gaussian(0.0)[0] == pytest.approx(0.0, abs=0.02)
+
+
+def test_the_other_sign_goes_the_other_way():
+    assert gaussian(1.0, sign=-1.0)[0] == pytest.approx(-1.0, abs=0.05)
+
+
+def test_the_gradient_equals_finite_differences():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 3, 2, 2, 2, dtype=torch.float64, generator=generator)
+    matrix = torch.randn(24, 3, dtype=torch.float64, generator=generator)
+    guide = Guidance(weights={"VQ": 0.5, "TA": -2.0}, strength=3.0)
+    t = torch.tensor([0.25, 0.75], dtype=torch.float64)
+
+    def reward(x, t):
+        return torch.sin(x.flatten(1) @ matrix) * (1 + t[:, None])
+
+    change = guide(reward, x, t, torch.zeros_like(x))
+    step = 1e-6
+    for place in [(0, 0, 0, 0, 0), (1, 2, 1, 0, 1)]:
+        moved = torch.zeros_like(x)
+        moved[place] = step
+        weights = torch.tensor([0.5, 0.0, -2.0], dtype=torch.float64)
+        slope = (((reward(x + moved, t) - reward(x - moved, t)) @ weights).sum() / (2 * step)).item()
+        want = -3.0 * (t / (1 - t))[place[0]].item() * slope
+        assert change[place].item() == pytest.approx(want, rel=1e-6)
+
+
+def test_the_change_is_linear_in_strength_and_weights():
+    x = torch.randn(2, 1, 1, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    t, zero = torch.tensor([0.3, 0.6], dtype=torch.float64), torch.zeros_like(x)
+
+    def reward(x, t):
+        return torch.stack([x.flatten(1).sum(1) ** 2, x.flatten(1).prod(1), x.flatten(1).exp().sum(1)], 1)
+
+    def change(strength=1.0, **weights):
+        return Guidance(weights=weights, strength=strength)(reward, x, t, zero)
+
+    parts = [change(**{d: 1.0}) for d in ("VQ", "MQ", "TA")]
+    torch.testing.assert_close(change(VQ=0.1, MQ=0.2, TA=0.7), 0.1 * parts[0] + 0.2 * parts[1] + 0.7 * parts[2])
+    torch.testing.assert_close(change(5.0, VQ=1.0), 5 * parts[0])
+
+
+def test_factor_and_share_are_bounded():
+    guide = Guidance(weights={"VQ": 1.0}, strength=1000.0, largest_factor=4.0, largest_share=0.5)
+    torch.testing.assert_close(
+        guide.factor(torch.tensor([0.0, 0.5, 0.8, 0.99, 1.0])), torch.tensor([0.0, 1.0, 4.0, 4.0, 4.0])
+    )
+    velocity = torch.ones(2, 1, 1, 2, 2)
+    change = guide(lambda x, t: x.flatten(1)[:, :3], velocity.clone(), torch.tensor([0.5, 0.9]), velocity) - velocity
+    torch.testing.assert_close(change.flatten(1).norm(dim=1), torch.full((2,), 0.5 * 2.0))
+
+
+@pytest.mark.parametrize(
+    ("options", "t", "step", "acts"),
+    [({}, 0.5, 3, True), ({}, 1.0, 0, False), ({"begin": 0.6}, 0.7, 0, False), ({"end": 0.2}, 0.1, 0, False),
+     ({"every": 2}, 0.5, 1, False), ({"every": 2}, 0.5, 2, True), ({"strength": 0.0}, 0.5, 0, False), ({"weights": {}}, 0.5, 0, False)],
+)  # fmt: skip
+def test_when_it_acts(options, t, step, acts):
+    assert Guidance(**options).acts(t, step) is acts
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [({"weights": {"XX": 1.0}}, "XX"), ({"strength": -1.0}, "strength"), ({"every": 0}, "every"), ({"begin": 0.1, "end": 0.5}, "end"),
+     ({"largest_share": 0.0}, "largest_share"), ({"largest_factor": 0.0}, "largest_factor")],
+)  # fmt: skip
+def test_bad_options_are_refused(options, words):
+    with pytest.raises(VideoAlignError, match=words):
+        Guidance(**options)
+
+
+# --- pipelines ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_no_strength_or_no_weight_changes_nothing(family, scale):
+    generator, reward = family
+    want = sample(generator.pipeline, scale)
+    for options in ({"strength": 0.0}, {"weights": {"VQ": 0.0}}):
+        with guided(generator.pipeline, reward, **options):
+            assert torch.equal(sample(generator.pipeline, scale), want)
+    assert torch.equal(sample(generator.pipeline, scale), want)
+
+
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_a_step_is_guided_once_and_the_pipeline_is_left_as_it_was(family, scale):
+    generator, reward = family
+    pipeline, calls = generator.pipeline, []
+    hook = reward.register_forward_hook(lambda module, args, out: calls.append(len(out)))
+    try:
+        with guided(pipeline, reward, strength=1.0):
+            guided_once = sample(pipeline, scale)
+        assert calls == [len(PROMPTS)] * (SIZE["num_inference_steps"] - 1)  # never at t = 1
+        calls.clear()
+        with guided(pipeline, reward, strength=1.0, every=2):
+            sample(pipeline, scale)
+        assert len(calls) == 1  # steps 0 (t = 1) and 2
+    finally:
+        hook.remove()
+    assert "step" not in vars(pipeline.scheduler) and "encode_prompt" not in vars(pipeline)
+    assert not pipeline.transformer._forward_pre_hooks
+    assert not torch.equal(guided_once, sample(pipeline, scale))
+
+
+def test_a_pipeline_step_is_the_formula(family):
+    """Two steps by hand, from t = 1 (unguided) over the second time to data."""
+    generator, reward = family
+    guide = Guidance(weights=ones(), strength=2.0)
+    condition = generator.condition(generator.encode_prompts(PROMPTS))
+    x = torch.randn(2, *generator.latent_shape(9, 64, 64), generator=torch.Generator().manual_seed(3))
+    with guided(generator.pipeline, reward, guide):
+        got = generator.sample(condition, x, 2)
+    times = [*(generator.pipeline.scheduler.timesteps / 1000).tolist(), 0.0]
+    for number in range(2):
+        t = torch.full((2,), times[number])
+        velocity = generator.velocity(x, t, condition)
+        if times[number] < 1:
+            velocity = guide(lambda x, t: reward.normalise(reward(x, t, condition)), x, t, velocity)
+        x = (x - (times[number] - times[number + 1]) * velocity).detach()
+    torch.testing.assert_close(got, x, rtol=1e-4, atol=1e-5)
+
+
+def test_it_raises_the_reward_that_it_follows(family):
+    generator, reward = family
+    condition = generator.condition(generator.encode_prompts(PROMPTS))
+    noise = torch.randn(2, *generator.latent_shape(9, 64, 64), generator=torch.Generator().manual_seed(3))
+    values = []
+    for strength in (0.0, 3.0, 10.0):
+        with guided(generator.pipeline, reward, weights=ones("TA"), strength=strength):
+            latents = generator.sample(condition, noise, 6)
+        values.append(reward(latents, torch.full((2,), 0.05), condition)[:, 2].sum().item())
+    assert values[0] < values[1] < values[2]
+
+
+def test_it_works_in_inference_mode(family):
+    generator, reward = family
+    with guided(generator.pipeline, reward, strength=1.0):
+        want = sample(generator.pipeline, 3.0)
+        with torch.inference_mode():
+            assert torch.equal(sample(generator.pipeline, 3.0), want)
+
+
+# --- the reward ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_gives_the_same_rewards(family, tmp_path):
+    generator, reward = family
+    reward.save_pretrained(tmp_path / "reward")
+    again = NoisyReward.from_pretrained(tmp_path / "reward", generator)
+    condition = generator.condition(generator.encode_prompts(PROMPTS))
+    x, t = torch.randn(2, *generator.latent_shape(9, 64, 64)), torch.tensor([0.2, 0.8])
+    assert torch.equal(again(x, t, condition), reward(x, t, condition))
+
+
+def test_a_reward_of_another_generator_is_refused(family, tmp_path):
+    generator, reward = family
+    reward.save_pretrained(tmp_path / "reward")
+    make_generator(tmp_path / "other", type(generator).__name__.lower(), hidden=48, layers=2, seed=1)
+    with pytest.raises(VideoAlignError, match="another generator .*transformer, vae"):
+        NoisyReward.from_pretrained(tmp_path / "reward", load_generator(tmp_path / "other"))
+
+
+def test_blocks_and_taps_must_be_there(family):
+    generator, _ = family
+    with pytest.raises(VideoAlignError, match="the generator has 2 blocks"):
+        NoisyReward(generator, NoisyRewardShape(blocks=3))
+    with pytest.raises(VideoAlignError, match=r"taps \[3\]"):
+        NoisyRewardShape(blocks=2, taps=(1, 3))
+
+
+def test_the_copy_leaves_the_generator_alone(family):
+    generator, _ = family
+    reward = NoisyReward(generator, NoisyRewardShape(blocks=1, hidden=16))
+    blocks = getattr(reward.trunk, generator.blocks)
+    assert len(blocks) == 1 and len(getattr(generator.transformer, generator.blocks)) == 2
+    own = {p.data_ptr() for p in generator.transformer.parameters()}
+    assert not own & {p.data_ptr() for p in reward.trunk.parameters()}
+    assert not any(p.requires_grad for p in generator.transformer.parameters())
+    assert all(p.requires_grad for p in blocks.parameters())
