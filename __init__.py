@@ -10,3 +10,7 @@ class VideoAlignError(Exception):
 
     The command line prints the message without a traceback and exits with status 2.
     """
+
+
+class EverywhereError(VideoAlignError):
+    """The same mistake, raised on every process of a run: the first one speaks for all."""

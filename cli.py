@@ -37,11 +37,16 @@ def main(args: list[str] | None = None) -> None:
     except Exception as error:
         if (message := _mistake(error)) is None:
             raise
-        if os.environ.get("LOCAL_RANK", "0") == "0":  # the processes of one run say it once
+        if _first_process() or type(error).__name__ != "EverywhereError":
             print(f"videoalign: error: {message}", file=sys.stderr)
         sys.exit(2)
     if status:
         sys.exit(status)
+
+
+def _first_process() -> bool:
+    """Whether this is the one process of a run that speaks for all."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
 
 
 def _mistake(error: BaseException | None) -> str | None:
@@ -161,7 +166,8 @@ def _generate(o: argparse.Namespace) -> None:
          if (value := getattr(o, name)) is not None},
         {"prompts": o.prompts, "out": o.out, "samples": o.samples, "batch_size": o.batch_size, "seed": o.seed}, o.device, o.devices,
     )  # fmt: skip
-    print(f"videos in {o.out}; `videoalign shards info {o.out}` describes them")
+    if _first_process():
+        print(f"videos in {o.out}; `videoalign shards info {o.out}` describes them")
 
 
 def _verify(o: argparse.Namespace) -> int:

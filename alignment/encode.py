@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..datamodules.latents import NULL, OF
+from ..models.fingerprint import fingerprint
 from ..models.generator import load_generator
 
 
@@ -32,6 +33,14 @@ class EncodeLatents(L.LightningModule):
         self.generator = load_generator(generator, dtype, parts)
         self.truncate, self.negative = truncate, negative
         self._embedded: dict[str, Tensor] = {}
+
+    def making(self) -> dict[str, Any]:
+        """What embeddings depend on."""
+        return {
+            "text_encoder": fingerprint(self.generator.require("text_encoder")),
+            "truncate": self.truncate,
+            "negative": self.negative,
+        }
 
     def embed(self, prompts: Sequence[str]) -> list[Tensor]:
         """Embeddings (L, E) on the CPU; the last few hundred prompts are remembered, pairs often share one."""

@@ -21,15 +21,15 @@ class FlowDPO(FlowSFT):
     ones count half.
 
     Args:
-        beta: schedule over time; constant 500 by default, the paper's. kwargs: see :class:`FlowSFT`.
+        beta: schedule over time; constant 500 if not given, the paper's. kwargs: see :class:`FlowSFT`.
     """
 
     needs_reference = True
     sides = (0, 1)
 
-    def __init__(self, beta: BetaSchedule = ConstantBeta(500.0), **kwargs: Any) -> None:  # noqa: B008  never changed
+    def __init__(self, beta: BetaSchedule | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.beta = beta
+        self.beta = beta or ConstantBeta(500.0)
 
     def losses(self, rewards: Tensor) -> Tensor:
         """(N,) losses of implicit rewards (2, N)."""

@@ -9,12 +9,15 @@ from .. import VideoAlignError
 from ..models.flow_losses import RewardWeights, effective_sample_size
 from .flow_sft import FlowSFT
 
+LEAST = 4
+"""Samples of a prompt from which its own mean and deviation mean something: of two, z-scores are always -1 and 1."""
+
 
 class FlowRWR(FlowSFT):
     r"""Flow-RWR, :math:`L = E\,[\exp(r(x_0, y) / \tau)\,\|v_\theta(x_t, t, y) - v\|^2]` over all videos, preferred or not.
 
     Weights are scaled to mean 1 over the training set, so that the learning rate means what it does in SFT: with equal
-    rewards it *is* SFT on all videos. The paper gives exp(r) alone, without temperature, normalisation or clipping.
+    rewards it *is* SFT on all videos (of pairs, those whose rewards differ: see ``data.min_margin``). The paper gives exp(r) alone, without temperature, normalisation or clipping.
 
     Logged besides: ``weights/{mean,max}`` and ``weights/effective_sample_size``, the share of the batch that counts.
 
@@ -40,7 +43,7 @@ class FlowRWR(FlowSFT):
                 "`videoalign shards pairs-from-rewards` writes them"
             )
         self.moments = {
-            prompt: _moments(scores if len(scores) > 1 else everything) for prompt, scores in of_prompt.items()
+            prompt: _moments(scores if len(scores) >= LEAST else everything) for prompt, scores in of_prompt.items()
         }
         weights = torch.cat(
             [self.rewards.raw(self._normalised(prompt, scores)) for prompt, scores in of_prompt.items()]
@@ -69,7 +72,7 @@ class FlowRWR(FlowSFT):
         counted = weights[:, batch["valid"]]
         return (weights * errors).mean(0), {
             "weights/mean": weights.mean(0),
-            "weights/max": counted.max(),
+            "weights/max": counted.max() if counted.numel() else weights.new_zeros(()),
             "weights/effective_sample_size": effective_sample_size(counted),
         }
 

@@ -82,6 +82,9 @@ class FlowSFT(TrainedOnly):
             self.reference = None
             self.policy.add_adapter(LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout,
                                                target_modules=linear_names(self.policy, lora.targets)))  # fmt: skip
+            for parameter in self.policy.parameters():
+                if parameter.requires_grad:  # in bf16 steps of 5e-6 would vanish
+                    parameter.data = parameter.data.float()
         self.policy.train()
         if compile:
             self.policy.compile_repeated_blocks()
@@ -142,7 +145,7 @@ class FlowSFT(TrainedOnly):
         """What errors of the reference depend on besides the latents."""
         base = {name: p for name, p in self.policy.named_parameters() if ".lora_" not in name}
         return {"transformer": fingerprint(base), "times": self.times.to_dict(), "dtype": str(self.policy.dtype),
-                "fps": self.generator.fps, "device": self.trainer.strategy.root_device.type}  # fmt: skip
+                "fps": self.generator.fps, "precision": str(self.trainer.precision), "device": self.trainer.strategy.root_device.type}  # fmt: skip
 
     def _sides(self, values: Tensor) -> Tensor:
         """Of values (sides, ...) those that the algorithm looks at."""

@@ -5,6 +5,7 @@ than a margin; or a *pairs* set whose labels a reward model replaces, as the pap
 Rewards are kept with each pair, normalised: alignment reads preferences, margins and weights from them.
 """
 
+import math
 import sys
 from itertools import combinations
 from pathlib import Path
@@ -42,6 +43,8 @@ def pairs_from_rewards(
         What was found, as text; None on every process but the first.
     """
     check_free(Path(out))
+    if not (math.isfinite(margin) and margin >= 0):
+        raise VideoAlignError(f"--margin must be a number from 0 on, got {margin}")
     shards = ShardSet(data)
     want = "pairs" if mode == "relabel" else "videos"
     if shards.index.kind != want or shards.index.media != "mp4":

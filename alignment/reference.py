@@ -28,6 +28,8 @@ class CacheReference(FlowSFT):
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """(S, N) errors of a batch of draws, kept for the end: a few bytes each."""
+        if not batch["items"]:
+            return
         with self.as_reference() as net:
             errors, _ = self.errors(batch["latents"], batch["seeds"], batch["prompts"], net)
         self._errors.append((torch.tensor(batch["items"]), errors.T.cpu()))

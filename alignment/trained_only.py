@@ -31,7 +31,14 @@ class TrainedOnly(L.LightningModule):
         """Refuse a checkpoint of another model."""
         if "state_dict" not in checkpoint:  # sharded: loaded, and checked, already
             return
-        want, known, found = self.trained_names(), self.state_dict().keys(), checkpoint["state_dict"].keys()
+        own, saved = self.state_dict(), checkpoint["state_dict"]
+        want, known, found = self.trained_names(), own.keys(), saved.keys()
+        if misshapen := [name for name in found & known if own[name].shape != saved[name].shape]:
+            name = sorted(misshapen)[0]
+            raise VideoAlignError(
+                f"the checkpoint does not fit this model: {len(misshapen)} tensors have other shapes, such as {name}, "
+                f"{tuple(saved[name].shape)} in place of {tuple(own[name].shape)}. Use the configuration that it was trained with."
+            )
         if not want <= found <= known:
             raise VideoAlignError(
                 f"the checkpoint does not fit this model: {len(want - found)} tensors are missing (such as {sorted(want - found)[:3]}), "

@@ -67,8 +67,12 @@ class EMA(L.Callback):
         """Train on with the weights."""
         self._swap_out(pl_module)
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """What is exported is the average."""
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Come before callbacks that export."""
+        trainer.callbacks.sort(key=lambda callback: not isinstance(callback, EMA))
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """What is exported is the average; the last checkpoint, with the weights, is written by now."""
         self._swap_in(pl_module)
         self.kept = None
 

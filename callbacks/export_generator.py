@@ -15,7 +15,7 @@ LORA_FILE = "pytorch_lora_weights.safetensors"
 
 class ExportGenerator(L.Callback):
     """Writes adapters that ``pipe.load_lora_weights(folder)`` reads in plain diffusers, or a fully trained transformer's
-    folder for ``from_pretrained(..., transformer=...)``.
+    folder for ``WanPipeline.from_pretrained(..., transformer=...)`` (name the class: ``DiffusionPipeline`` ignores it).
 
     Args:
         out: folder to write; an earlier export there is replaced, anything else refused before training begins.

@@ -8,7 +8,7 @@ from typing import Any
 import lightning as L
 import torch
 
-from .. import VideoAlignError
+from .. import EverywhereError, VideoAlignError
 from ..models.files import read_json, write_json
 from ..models.preference import DIMENSIONS
 
@@ -96,7 +96,7 @@ class RewardRows(L.Callback):
             torch.distributed.all_gather_object(problems, self.problems)
         if every := [problem for part in problems for problem in part]:
             more = f" ({len(every) - 1} more videos like it)" if len(every) > 1 else ""
-            raise VideoAlignError(
+            raise EverywhereError(
                 f"{self.folder.name}: {every[0]}{more}. The others are scored; run the command again when it is mended."
             )
 

@@ -6,6 +6,7 @@ import lightning as L
 import numpy as np
 import torch
 
+from .. import VideoAlignError
 from .prompt_sampler import PromptSampler, Sampling
 from .tensorboard import add_animation, enlarge, folder_of, gif, writer_of
 
@@ -18,8 +19,14 @@ class SideBySide(L.Callback):
     """
 
     def __init__(self, prompts: list[str], sampling: Sampling, every: int = 1) -> None:
+        if every < 1:
+            raise VideoAlignError(f"SideBySide.every must be at least 1, got {every}")
         self.prompts, self.sampling, self.every, self.count = prompts, sampling, every, 0
         self.sampler: PromptSampler | None = None
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Refuse videos that the generator cannot make before training."""
+        pl_module.generator.latent_shape(self.sampling.num_frames, self.sampling.height, self.sampling.width)
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Sample and show. Collective under sharding: every rank samples the same."""

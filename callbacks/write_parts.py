@@ -3,8 +3,9 @@
 from typing import Any
 
 import lightning as L
+import torch
 
-from .. import VideoAlignError
+from .. import EverywhereError
 
 
 class WriteParts(L.Callback):
@@ -17,7 +18,8 @@ class WriteParts(L.Callback):
     """
 
     def __init__(self, per_shard: int = 64) -> None:
-        self.per_shard, self.dropped = per_shard, 0
+        self.per_shard = per_shard
+        self.dropped: list[str] = []
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Begin or continue the set."""
@@ -25,26 +27,32 @@ class WriteParts(L.Callback):
         if trainer.is_global_zero:
             parts.begin()
         trainer.strategy.barrier()
+        self.dropped = []
         self.writer = parts.writer(trainer.global_rank, self.per_shard)
 
     def on_predict_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: dict, batch_idx: int, dataloader_idx: int = 0
     ) -> None:  # fmt: skip
         """Write a batch; count what could not be used."""
-        self.dropped += len(batch["dropped"])
-        if self.dropped > trainer.datamodule.allowed_drops:
-            raise VideoAlignError(
-                f"{self.dropped} samples could not be used, more than data.max_dropped allows. The last one: {batch['dropped'][-1]}"
-            )
+        self.dropped += batch["dropped"]
         for key, members, record in outputs or ():
             self.writer.write(key, members, record)
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Make the set. Collective."""
+        """Make the set, or say on all ranks why not; what was made stays. Collective."""
         self.writer.close()
-        trainer.strategy.barrier()
+        dropped, parts = self.dropped, trainer.datamodule.parts
+        if trainer.world_size > 1:
+            gathered: list = [None] * trainer.world_size
+            torch.distributed.all_gather_object(gathered, dropped)
+            dropped = [reason for part in gathered for reason in part]
+        if len(dropped) > trainer.datamodule.allowed_drops:
+            raise EverywhereError(
+                f"{len(dropped)} samples could not be used, more than data.max_dropped allows. The first one: {dropped[0]}. The others are "
+                f"in {parts.folder}; run the command again when it is mended."
+            )
         if trainer.is_global_zero:
-            trainer.datamodule.parts.finish(pl_module.extra_files())
+            parts.finish(pl_module.extra_files(), len(dropped))
         trainer.strategy.barrier()
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:

@@ -15,7 +15,7 @@ from .. import VideoAlignError
 from .parts import Parts
 from .ratings import prompt_of
 from .shards import SIDES, Content, Index, ShardError, ShardSet, sha256
-from .stream import at_least
+from .stream import at_least, dealt
 from .video import decode
 
 
@@ -45,10 +45,10 @@ class ClipSize:
             return places
         if not fps or not math.isfinite(fps):
             raise VideoAlignError("it states no frame rate; spread the frames over the clip instead (fps: null)")
-        places = [round(i * fps / self.fps) for i in range(self.num_frames)]
+        places = [math.floor(i * fps / self.fps + 0.5) for i in range(self.num_frames)]
         if places[-1] >= total:
             raise VideoAlignError(
-                f"it lasts {total / fps:.2f} s, but {self.num_frames} frames at {self.fps:g} fps need {places[-1] / fps:.2f} s"
+                f"it has {total} frames at {fps:g} fps, but {self.num_frames} frames at {self.fps:g} fps need {places[-1] + 1} of them"
             )
         return places
 
@@ -129,8 +129,8 @@ class EncodeList(L.LightningDataModule):
         self.kind = shards.index.kind
         self.contents = list(shards.contents())
         made = {**generator.identity(), "of": self.kind, **asdict(self.clip), "precision": self.precision}
-        making = {"data": sha256(shards.path / "index.json"), "latents": made}
-        self.parts = Parts(self.out, Index("latents", media="safetensors", latents=made), making)
+        making = {"data": sha256(shards.path / "index.json"), "latents": made, **self.trainer.lightning_module.making()}
+        self.parts = Parts(self.out, Index("latents", media="safetensors", latents=made), making, len(self.contents))
 
     @property
     def allowed_drops(self) -> int:
@@ -145,5 +145,4 @@ class EncodeList(L.LightningDataModule):
         share = batches[trainer.global_rank :: trainer.world_size]
         share = [left for batch in share if (left := [i for i in batch if self.contents[i].key not in done])]
         share = share or [[]]  # Lightning leaves a run without batches out, and its callbacks with it
-        workers = min(self.workers, max(0, len(share) - 1))
-        return DataLoader(_Batches(self.contents, share, self.kind, self.clip), batch_size=None, num_workers=workers)
+        return dealt(_Batches(self.contents, share, self.kind, self.clip), self.workers)

@@ -6,6 +6,7 @@ set holds the embedding of the empty prompt too, which guidance needs, as ``null
 Legend: N pairs or videos; S sides, 2 (preferred, other) or 1; D dimensions.
 """
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -64,6 +65,11 @@ class Weights:
     TA: float = 1.0
     """Text alignment."""
 
+    def __post_init__(self) -> None:
+        values = (self.VQ, self.MQ, self.TA)
+        if not all(math.isfinite(v) and v >= 0 for v in values) or not sum(values) > 0:
+            raise VideoAlignError(f"weights of VQ, MQ and TA {values} must not be negative, and one at least positive")
+
     def __call__(self, values: Tensor) -> Tensor:
         """Weighted mean over the last axis (D); a dimension of weight 0 may be missing (NaN)."""
         weights = torch.tensor([self.VQ, self.MQ, self.TA])
@@ -103,7 +109,8 @@ def judge(record: dict, of: str, weights: Weights, name: str) -> Judged:
             raise ShardError(f"{name}: rewards {given!r} are no numbers by dimension") from None
     scores, labels = weights(rewards), torch.full((len(DIMENSIONS),), torch.nan)
     if of == "pairs":
-        labels = labels_of(record, name)[: len(DIMENSIONS)]
+        if record.get("labels") is not None or scores.isnan().any():
+            labels = labels_of(record, name)[: len(DIMENSIONS)]
         if scores.isnan().any():
             scores = torch.stack([weights(labels), -weights(labels)]) / 2
     swapped = of == "pairs" and bool(scores[1] > scores[0])
@@ -151,9 +158,10 @@ class Decoder:
     """Raw sample -> :class:`Sample`."""
 
     def __init__(
-        self, of: str, judged: dict[str, Judged], seed: int, cached: "Callable[[str, int], tuple[int, Tensor]] | None"
-    ) -> None:
-        self.of, self.judged, self.seed, self.cached = of, judged, seed, cached
+        self, of: str, judged: dict[str, Judged], seed: int, training: bool,
+        cached: Callable[[str, int], tuple[int, Tensor]] | None,
+    ) -> None:  # fmt: skip
+        self.of, self.judged, self.seed, self.training, self.cached = of, judged, seed, training, cached
 
     def __call__(self, raw: RawSample, epoch: int) -> Sample:
         tensors, judged = load_latents(raw.members["safetensors"], raw.name), self.judged[raw.key]
@@ -163,7 +171,11 @@ class Decoder:
         if self.cached:
             seed, reference = self.cached(raw.key, epoch)
         else:
-            seed, reference = draw_seed(self.seed, epoch, raw.key), torch.full((len(latents),), torch.nan)
+            # held-out samples keep their noise and times
+            seed, reference = (
+                draw_seed(self.seed, epoch if self.training else 0, raw.key),
+                torch.full((len(latents),), torch.nan),
+            )
         if judged.swapped:
             latents, reference = latents.flip(0), reference.flip(0)
         return Sample(raw.key, latents, tensors["prompt"], judged, seed, reference)
@@ -174,8 +186,8 @@ class Collate:
 
     benchmark = None
 
-    def __init__(self) -> None:
-        self.spare: Sample | None = None
+    def __init__(self, spare: Sample | None = None) -> None:
+        self.spare = spare
 
     def __call__(self, items: Sequence[Item]) -> dict[str, Any]:
         sound = [item.value for item in items if not isinstance(item.value, Dropped)]
@@ -240,9 +252,6 @@ class LatentPairs(L.LightningDataModule):
         super().__init__()
         at_least(1, batch_size=batch_size, val_batch_size=val_batch_size)
         at_least(0, workers=workers, shuffle_buffer=shuffle_buffer)
-        values = (weights.VQ, weights.MQ, weights.TA)
-        if min(values) < 0 or not sum(values) > 0:
-            raise VideoAlignError(f"data.weights {values} must not be negative, and one at least positive")
         if min_margin is not None and not min_margin >= 0:
             raise VideoAlignError(f"data.min_margin must not be negative, got {min_margin}")
         self.paths = {"train": train, "val": val}
@@ -301,12 +310,12 @@ class LatentPairs(L.LightningDataModule):
         kept, judged = self.sets[which]
         batch, trainer = self.batch_size if training else self.val_batch_size, self.trainer
         share = Share(kept.index.samples, batch, trainer.world_size, training)
-        decode = Decoder(kept.index.latents["of"], judged, self.seed, self.cached if training else None)
+        decode = Decoder(kept.index.latents["of"], judged, self.seed, training, self.cached if training else None)
         stream = ShardStream(
             kept, decode, share, trainer.global_rank, self.seed, self.shuffle_buffer if training else 0
         )
         return ShardLoader(
-            stream, Collate(), min(self.workers, share.batches), self.max_dropped,
+            stream, Collate(_first_sound(kept, decode)), min(self.workers, share.batches), self.max_dropped,
             persistent_workers=training and self.workers > 0, pin_memory=trainer.strategy.root_device.type == "cuda",
         )  # fmt: skip
 
@@ -332,6 +341,18 @@ class LatentPairs(L.LightningDataModule):
     def test_dataloader(self) -> list[ShardLoader]:
         """As validation."""
         return self.val_dataloader()
+
+
+def _first_sound(kept: Kept, decode: Decoder, among: int = 16) -> Sample | None:
+    """A sample to fill places up with, should a worker's first ones be unusable."""
+    for shard in kept.index.shards:
+        try:
+            for raw in kept.read(shard, 0, min(shard.samples, among)):
+                with contextlib.suppress(VideoAlignError):
+                    return decode(raw, 0)
+        except VideoAlignError:
+            continue
+    return None
 
 
 def _load_null(folder: Path) -> Tensor:

@@ -23,11 +23,11 @@ class Parts:
 
     Args:
         out: folder to make. index: kind and media of the set. making: what the samples depend on; parts that were made
-            otherwise are refused.
+            otherwise are refused. expected: samples that it will have, but for those that could not be used.
     """
 
-    def __init__(self, out: str | Path, index: Index, making: dict[str, Any]) -> None:
-        self.out, self.index = Path(out), index
+    def __init__(self, out: str | Path, index: Index, making: dict[str, Any], expected: int) -> None:
+        self.out, self.index, self.expected = Path(out), index, expected
         self.making = json.loads(json.dumps(making))
         self.folder = self.out.parent / f".{self.out.name}.parts"
 
@@ -54,15 +54,22 @@ class Parts:
         """A writer for one process."""
         return PartWriter(self, rank, per_shard)
 
-    def finish(self, files: dict[str, bytes] | None = None) -> None:
+    def finish(self, files: dict[str, bytes] | None = None, dropped: int = 0) -> None:
         """Make the set of its parts. First process only, after all have closed.
 
         Args:
-            files: further files of the set, by name.
+            files: further files of the set, by name. dropped: samples that could not be used.
         """
         closed = self._closed()
         if not closed:
             raise ShardError("no sample was written, so there is no set to make")
+        if (count := len(self.done())) + dropped != self.expected:
+            raise ShardError(
+                f"{count} samples were written and {dropped} left out, but {self.expected} were asked for; {self.folder} keeps the parts"
+            )
+        whole = {path.with_suffix(".tar") for path in closed}
+        for left in [path for path in self.folder.glob("*.tar") if path not in whole]:
+            left.unlink()  # closed without its keys: made again by now
         for path in closed:
             part = read_json(path, "a part")
             self.index.shards.append(

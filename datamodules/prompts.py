@@ -11,14 +11,14 @@ from .. import VideoAlignError
 from ..models.flow import draw_seed
 from .parts import Parts
 from .shards import Index
-from .stream import at_least
+from .stream import at_least, dealt
 
 
 def read_prompts(path: str | Path) -> list[str]:
     """Prompts of a file, in order; each once."""
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
-            if Path(path).suffix == ".csv":
+            if Path(path).suffix.lower() == ".csv":
                 rows = list(csv.DictReader(file))
                 if not rows or "prompt" not in rows[0]:
                     raise VideoAlignError(f"{path} needs a column prompt and at least one row")
@@ -61,7 +61,7 @@ class Prompts(L.LightningDataModule):
             "seed": self.seed,
             **self.trainer.lightning_module.making(),
         }
-        self.parts = Parts(self.out, Index("videos"), made)
+        self.parts = Parts(self.out, Index("videos"), made, len(self.prompts) * self.samples)
 
     def predict_dataloader(self) -> DataLoader:
         """This rank's batches of what is not made yet; a video's noise depends on (seed, prompt, number) alone."""
@@ -74,7 +74,7 @@ class Prompts(L.LightningDataModule):
         share = batches[trainer.global_rank :: trainer.world_size]
         share = [left for batch in share if (left := [item for item in batch if item["key"] not in done])]
         share = share or [[]]  # Lightning leaves a run without batches out, and its callbacks with it
-        return DataLoader(share, batch_size=None, collate_fn=_columns)
+        return dealt([_columns(batch) for batch in share], 0)
 
 
 def _columns(items: list[dict[str, Any]]) -> dict[str, Any]:

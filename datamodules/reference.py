@@ -15,11 +15,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from .. import VideoAlignError
-from ..models.files import new_folder, read_json, write_json
+from ..models.files import check_free, new_folder, read_json, write_json
 from ..models.flow import draw_seed
 from .latents import OF, load_latents
 from .shards import ShardSet, sha256
-from .stream import at_least
+from .stream import at_least, dealt
 
 RECORD, TENSORS = "reference.json", "reference.safetensors"
 
@@ -64,6 +64,7 @@ class ReferenceDraws(L.LightningDataModule):
     ) -> None:
         super().__init__()
         at_least(1, draws=draws, batch_size=batch_size)
+        at_least(0, workers=workers)
         self.data, self.out, self.draws, self.batch_size, self.workers, self.seed = (
             data,
             Path(out),
@@ -74,7 +75,8 @@ class ReferenceDraws(L.LightningDataModule):
         )
 
     def setup(self, stage: str) -> None:
-        """Open the set, and see that it is this generator's."""
+        """Open the set, see that it is this generator's, and that nothing is in the way of the result."""
+        check_free(self.out, RECORD)
         shards = ShardSet(self.data, "latents")
         identity, made = self.trainer.lightning_module.generator.identity(), shards.index.latents or {}
         if any(made.get(k) != v for k, v in identity.items()):
@@ -91,8 +93,8 @@ class ReferenceDraws(L.LightningDataModule):
         """This rank's batches."""
         trainer = self.trainer
         batches = [self.items[i : i + self.batch_size] for i in range(0, len(self.items), self.batch_size)]
-        share = batches[trainer.global_rank :: trainer.world_size]
-        return DataLoader(_Draws(self, share), batch_size=None, num_workers=min(self.workers, max(0, len(share) - 1)))
+        share = batches[trainer.global_rank :: trainer.world_size] or [[]]
+        return dealt(_Draws(self, share), self.workers)
 
     def save(self, errors: dict[tuple[int, int], list[float]], made: dict[str, Any]) -> None:
         """Write the folder; ``errors`` by (sample, draw)."""
@@ -119,6 +121,8 @@ class _Draws:
         return len(self.batches)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
+        if not self.batches[index]:
+            return {"items": []}
         contents = [self.contents[number] for number, _ in self.batches[index]]
         samples = [load_latents(content.read("safetensors"), content.name) for content in contents]
         return {

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, get_worker_info
 
 from .. import VideoAlignError
 from .shards import RawSample, Shard, ShardError, ShardSet
@@ -80,6 +80,19 @@ def at_least(least: int, **options: int | None) -> None:
     for name, value in options.items():
         if value is not None and value < least:
             raise VideoAlignError(f"data.{name} must be at least {least}, got {value}")
+
+
+def dealt(data: Any, workers: int, **options: Any) -> DataLoader:
+    """A loader over whole batches that are this rank's alone already.
+
+    Args:
+        data: map-style; its items are batches. workers: processes, fewer where there is little to do.
+    """
+    # Lightning would deal them out once more; it leaves a loader alone that has such a sampler
+    sampler = DistributedSampler(data, num_replicas=1, rank=0, shuffle=False)
+    return DataLoader(
+        data, batch_size=None, sampler=sampler, num_workers=min(workers, max(0, len(data) - 1)), **options
+    )
 
 
 class ShardStream(IterableDataset):

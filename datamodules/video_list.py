@@ -14,6 +14,7 @@ from ..models.processor import RewardProcessor
 from .frames import FrameReader, load_frames
 from .ratings import prompt_of
 from .shards import SIDES, ShardSet
+from .stream import dealt
 from .video import decode
 
 
@@ -134,7 +135,8 @@ class VideoList(L.LightningDataModule):
         share = [left for batch in share if (left := [number for number in batch if number not in self.done])]
         # one empty batch rather than none: Lightning leaves a run without batches out, and its callbacks with it
         share = share or [[]]
-        return DataLoader(
-            _Batches(self.videos, share, processor), batch_size=None, num_workers=min(self.workers, max(0, len(share) - 1)),
+        return dealt(
+            _Batches(self.videos, share, processor),
+            self.workers,
             pin_memory=trainer.strategy.root_device.type == "cuda",
-        )  # fmt: skip
+        )

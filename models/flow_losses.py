@@ -78,7 +78,7 @@ class RewardWeights:
     temperature: float = 1.0
     """In units of the (normalised) reward: the paper's exp(r) at 1."""
     normalise: bool = True
-    """z-score rewards among all samples of the same prompt first (prompts with one sample: among all samples)."""
+    """z-score rewards among all samples of the same prompt first (prompts with fewer than four: among all samples)."""
     clip: float | None = 10.0
     """Largest weight before they are scaled to mean 1; null for none."""
 

@@ -6,6 +6,7 @@ diffusers' flow transformers predict that velocity and take 1000 t.
 """
 
 import contextlib
+import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar
@@ -65,6 +66,11 @@ class Generator(nn.Module):
         raise NotImplementedError
 
     @staticmethod
+    def cleaned(prompt: str) -> str:
+        """A prompt as the pipeline tokenises it."""
+        return prompt
+
+    @staticmethod
     def packed(latents: Tensor) -> Tensor:
         """Latents (B, C, F, H, W) as the pipeline's scheduler sees them."""
         return latents
@@ -110,7 +116,8 @@ class Generator(nn.Module):
 
     # --- autoencoder and text encoder -------------------------------------------------------------------------
 
-    def _need(self, part: str) -> nn.Module:
+    def require(self, part: str) -> nn.Module:
+        """One of :data:`PARTS`, or an error where it was not loaded."""
         module = getattr(self, part)
         if module is None:
             raise VideoAlignError(
@@ -121,7 +128,7 @@ class Generator(nn.Module):
     @torch.no_grad()
     def encode_video(self, video: Tensor) -> Tensor:
         """Normalised latents (B, C, F, H, W), fp32, of uint8 frames (B, T, 3, H, W): the mode of the posterior."""
-        vae = self._need("vae")
+        vae = self.require("vae")
         self.latent_shape(video.shape[1], *video.shape[-2:])
         pixels = video.transpose(1, 2).to(vae.device, vae.dtype) / 127.5 - 1  # (B, 3, T, H, W)
         mean, std = self.moments()
@@ -130,7 +137,7 @@ class Generator(nn.Module):
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """uint8 frames (B, T, 3, H, W) of normalised latents."""
-        vae = self._need("vae")
+        vae = self.require("vae")
         mean, std = self.moments()
         pixels = self._decode((latents.float() * std + mean).to(vae.device, vae.dtype))
         return ((pixels.float() / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).transpose(1, 2)
@@ -142,8 +149,8 @@ class Generator(nn.Module):
         Args:
             truncate: cut prompts that are too long; otherwise they are refused.
         """
-        encoder, tokenizer = self._need("text_encoder"), self.pipeline.tokenizer
-        lengths = [len(ids) for ids in tokenizer(list(prompts)).input_ids]
+        encoder, tokenizer = self.require("text_encoder"), self.pipeline.tokenizer
+        lengths = [len(ids) for ids in tokenizer([self.cleaned(p) for p in prompts]).input_ids]
         if not truncate and (long := [(p, n) for p, n in zip(prompts, lengths) if n > self.max_tokens]):
             raise VideoAlignError(
                 f"prompt {long[0][0][:60]!r}... has {long[0][1]} tokens, but this generator was trained with at most "
@@ -205,7 +212,9 @@ class Generator(nn.Module):
 
     def identity(self) -> dict[str, str]:
         """What latents are only good for: the family, and its autoencoder."""
-        return {"family": type(self).__name__, "vae": fingerprint(self._need("vae"))}
+        vae = fingerprint(self.require("vae"))
+        moments = torch.cat([part.flatten() for part in self.moments()]).float().cpu().numpy().tobytes()
+        return {"family": type(self).__name__, "vae": hashlib.sha256(vae.encode() + moments).hexdigest()}
 
     @contextlib.contextmanager
     def without_adapters(self) -> Iterator[None]:
@@ -215,13 +224,14 @@ class Generator(nn.Module):
         activations of an earlier pass stay as they are. Leave it before the policy's backward pass.
         """
         layers = [m for m in self.transformer.modules() if isinstance(m, BaseTunerLayer)]
+        before = [layer._disable_adapters for layer in layers]
         for layer in layers:
             layer._disable_adapters = True
         try:
             yield
         finally:
-            for layer in layers:
-                layer._disable_adapters = False
+            for layer, off in zip(layers, before):
+                layer._disable_adapters = off
 
 
 def load_generator(

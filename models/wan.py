@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 from diffusers import WanPipeline
+from diffusers.pipelines.wan.pipeline_wan import prompt_clean
 from torch import Tensor, nn
 
 from .. import VideoAlignError
@@ -30,6 +31,11 @@ class Wan(Generator):
             raise VideoAlignError(
                 f"generator {path}: Wan 2.2 (two transformers, or a time for each token) is not supported; Wan 2.1 is"
             )
+
+    @staticmethod
+    def cleaned(prompt: str) -> str:
+        """Without HTML and runs of white space."""
+        return prompt_clean(prompt)
 
     @property
     def ratios(self) -> tuple[int, int]:

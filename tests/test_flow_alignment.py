@@ -383,7 +383,6 @@ def test_long_prompts_are_refused_or_cut(generator):
     generator.condition(embeds)
 
 
-@pytest.mark.xfail(strict=True, reason="tokens are counted before Wan's pipeline cleans the prompt (encode_prompts)")
 def test_whitespace_that_wan_removes_does_not_make_a_prompt_too_long(wan):
     (found,) = wan.encode_prompts(["a red" + "\n \t" * 600 + " circle"], truncate=False)
     (want,) = wan.encode_prompts(["a red circle"])
@@ -653,9 +652,6 @@ def test_dpo_begins_at_ln_2_in_bfloat16(folders, pairs, family):
     assert steps[1]["train/rewards/margins"] != 0.0
 
 
-@pytest.mark.xfail(
-    strict=True, reason="adapters take the transformer's dtype: bfloat16 swallows steps of 5e-6 (FlowSFT)"
-)
 def test_adapters_of_a_bfloat16_transformer_are_fp32(folders, pairs, family):
     model = make(FlowDPO, folders[family], trained=False, dtype="bfloat16")
     assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
@@ -812,13 +808,7 @@ def test_rwr_without_rewards_is_refused(missing, folders, wan, tmp_path):
 
 @pytest.mark.parametrize("place", [0, 3])
 @pytest.mark.parametrize("kind", [FlowSFT, FlowRWR, FlowDPO])
-def test_a_batch_without_a_usable_sample_is_passed_over(kind, place, folders, wan, tmp_path, request):
-    if place == 0:
-        reason = "an epoch's first batch has nothing to stand in for its samples: stops in spite of max_dropped"
-        request.applymarker(pytest.mark.xfail(strict=True, reason=reason))
-    elif kind is FlowRWR:
-        reason = "RuntimeError: max() of no weights where no sample of a batch counts"
-        request.applymarker(pytest.mark.xfail(strict=True, raises=RuntimeError, reason=reason))
+def test_a_batch_without_a_usable_sample_is_passed_over(kind, place, folders, wan, tmp_path):
     path = write(tmp_path / "set", wan, tensors=partial(spoiled, place))
     model = make(kind, folders["wan"], optimizer=partial(torch.optim.SGD, lr=1e-4))
     watch = fit(model, data(path, batch_size=1, max_dropped=0.2), max_steps=-1, max_epochs=1)
@@ -879,9 +869,6 @@ def test_text_alignment_alone_needs_no_other_dimension(folders, wan, tmp_path):
         assert batch["rewards"][:, n, 2].tolist() == [max(i, 2.5), min(i, 2.5)]
 
 
-@pytest.mark.xfail(
-    strict=True, raises=VideoAlignError, reason="judge() reads the labels of pairs that have rewards, too"
-)
 def test_pairs_with_rewards_need_no_labels(folders, wan, tmp_path):
     path = write(tmp_path / "set", wan, record=lambda i: {k: v for k, v in graded(i).items() if k != "labels"})
     assert len(kept(path, folders["wan"])) == 8
@@ -991,7 +978,6 @@ def test_draws_depend_on_seed_epoch_and_key_alone(wan, pairs):
         assert other.keys() == want.keys() and not set(other.values()) & set(want.values())
 
 
-@pytest.mark.xfail(strict=True, reason="the loader's epoch counts up at validation too, and is part of the draws' seed")
 def test_held_out_samples_keep_their_noise_and_times(folders, pairs):
     """Else val/loss would move while the weights stand still."""
     losses = []
@@ -1038,10 +1024,7 @@ def test_resumption_in_the_middle_of_an_epoch_is_exact(kind, lora, folders, pair
 
 
 @pytest.mark.parametrize("other", [{"lora": None}, {"lora": LoRA(rank=4, alpha=8, targets=["to_q"])}, {"lora": LoRA(rank=2, alpha=8, targets=SMALL.targets)}], ids=["full", "fewer", "rank"])  # fmt: skip
-def test_checkpoint_of_another_model_is_refused(other, folders, pairs, tmp_path, request):
-    if other["lora"] and other["lora"].rank == 2:
-        reason = "shapes are not compared: torch's RuntimeError, a line for each of hundreds of tensors"
-        request.applymarker(pytest.mark.xfail(strict=True, raises=RuntimeError, reason=reason))
+def test_checkpoint_of_another_model_is_refused(other, folders, pairs, tmp_path):
     save = L.pytorch.callbacks.ModelCheckpoint(tmp_path, every_n_train_steps=1)
     fit(make(FlowDPO, folders["wan"]), data(pairs["wan"]), callbacks=[save])
     with pytest.raises(VideoAlignError, match="does not fit"):
@@ -1078,7 +1061,6 @@ def test_latents_of_another_autoencoder_are_refused(folders, pairs, wan, tmp_pat
         fit(make(FlowDPO, str(tmp_path / "other")), data(pairs["wan"]))
 
 
-@pytest.mark.xfail(strict=True, reason="identity() is of the VAE's parameters; its statistics are config or buffers")
 def test_latents_normalised_with_other_statistics_are_another_autoencoders(generator, family):
     before = generator.identity()
     if family == "wan":

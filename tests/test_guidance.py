@@ -1,5 +1,6 @@
 """Flow-NRG: the guided velocity against closed forms, and guidance of unmodified diffusers pipelines."""
 
+import itertools
 import math
 
 import pytest
@@ -54,7 +55,7 @@ def gaussian(strength, sign=1.0, steps=1500):
         return torch.cat([value, 0 * value, 0 * value], 1)
 
     times = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
-    for number, (t, after) in enumerate(zip(times[:-1], times[1:])):
+    for number, (t, after) in enumerate(itertools.pairwise(times)):
         s = (1 - t) ** 2 + t**2
         velocity = (t - (1 - t)) / s * x  # E[x_1 - x_0 | x_t]
         if guide.acts(float(t), number):
@@ -225,7 +226,7 @@ def test_a_reward_of_another_generator_is_refused(family, tmp_path):
     generator, reward = family
     reward.save_pretrained(tmp_path / "reward")
     make_generator(tmp_path / "other", type(generator).__name__.lower(), hidden=48, layers=2, seed=1)
-    with pytest.raises(VideoAlignError, match="another generator .*transformer, vae"):
+    with pytest.raises(VideoAlignError, match=r"another generator .*transformer, vae"):
         NoisyReward.from_pretrained(tmp_path / "reward", load_generator(tmp_path / "other"))
 
 
