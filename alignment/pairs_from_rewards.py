@@ -54,6 +54,7 @@ def pairs_from_rewards(
     contents = {content.key: content for content in shards.contents()}
     keys = [f"{key}.{side}".rstrip(".") for key in contents for side in SIDES[shards.index.kind]]
     network = source.load()
+    network.need_statistics(source.model)
     trainer = predicting(device, [PredictProgress()], sys.stderr.isatty(), devices)
     folder = Path(out).parent / f"{Path(out).name}.rewards"
     raw = score_set(trainer, RewardModel(network), shards, keys, folder, batch_size, workers)

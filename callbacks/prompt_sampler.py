@@ -46,7 +46,8 @@ class PromptSampler:
     def __init__(self, module: L.LightningModule, sampling: Sampling, prompts: Sequence[str]) -> None:
         self.module, self.sampling, self.prompts = module, sampling, list(prompts)
         self.shape = torch.Size(module.generator.latent_shape(sampling.num_frames, sampling.height, sampling.width))
-        encoder = load_generator(module.name, parts=("text_encoder",)).to(module.device)
+        dtype = "bfloat16" if module.device.type == "cuda" else "float32"  # UMT5-XXL is 23 GB in fp32
+        encoder = load_generator(module.name, dtype, ("text_encoder",)).to(module.device)
         self.embeds = encoder.encode_prompts([*prompts, sampling.negative])
         del encoder
 

@@ -51,6 +51,7 @@ class WinRate(L.Callback):
         """Sample, score, compare. Collective."""
         sampler = PromptSampler(pl_module, self.sampling, self.prompts)
         judge = load_reward(self.reward_model, self.backbone, self.template).to(pl_module.device)
+        judge.need_statistics(self.reward_model)
         items = [(p, n) for p in range(len(self.prompts)) for n in range(self.samples)]
         batches = [items[i : i + self.sampling.batch_size] for i in range(0, len(items), self.sampling.batch_size)]
         rounds = -(-len(batches) // trainer.world_size)  # every rank samples as often: sharded layers are collective

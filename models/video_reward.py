@@ -240,6 +240,14 @@ class VideoReward(nn.Module):
         mean = torch.tensor(self.statistics.mean, device=rewards.device, dtype=rewards.dtype)
         return (rewards - mean) / torch.tensor(self.statistics.std, device=rewards.device, dtype=rewards.dtype)
 
+    def need_statistics(self, where: str) -> None:
+        """Refuse a model whose rewards were never measured on held-out pairs, where dimensions are weighed together."""
+        if self.statistics == Statistics():
+            raise VideoAlignError(
+                f"{where} has no statistics of its rewards, so its dimensions cannot be weighed against each other; train or validate "
+                "it with held-out pairs (data.val), or use a folder with inference_config"
+            )
+
     # --- folders ----------------------------------------------------------------------------------------------
 
     def trained_names(self) -> list[str]:

@@ -28,8 +28,10 @@ from videoalign.datamodules.video import decode, encode, probe
 from videoalign.datamodules.video_list import Listed, videos_of
 from videoalign.models import FrameSampling, VideoReward, accuracy_with_ties
 from videoalign.models.generator import load_generator
+from videoalign.models.guidance import guided
 from videoalign.models.miniature import make_qwen
 from videoalign.models.miniature_generators import make_generator
+from videoalign.models.noisy_reward import NoisyReward, NoisyRewardShape
 
 
 def timed(*ways: Callable[[], object], repeats: int = 7) -> list[list[float]]:
@@ -297,12 +299,32 @@ def alignment(folder: Path) -> None:
         )
 
 
+def guidance(folder: Path) -> None:
+    """Sampling with classifier-free guidance, and a noisy reward of two of its seven blocks on top."""
+    generator = load_generator(folder / "wan")
+    reward = NoisyReward(generator, NoisyRewardShape(blocks=2)).eval().requires_grad_(False)
+    condition, null = (generator.condition(generator.encode_prompts([text])) for text in ("waves at sunset", ""))
+    noise = torch.randn(1, 16, 5, 16, 16, generator=torch.Generator().manual_seed(0))
+
+    def sample(**options: float) -> torch.Tensor:
+        with guided(generator.pipeline, reward, **options):
+            return generator.sample(condition, noise, 9, 5.0, null)
+
+    assert torch.equal(sample(strength=0.0), generator.sample(condition, noise, 9, 5.0, null))
+    plain, every, second = timed(
+        lambda: sample(strength=0.0), lambda: sample(strength=1.0), lambda: sample(strength=1.0, every=2), repeats=5
+    )
+    row("9 sampling steps with CFG: reward guidance in every step against none", every, plain)
+    row("9 sampling steps with CFG: in every second step against none", second, plain)
+
+
 PEAK = """
 import copy, sys
 from pathlib import Path
 import torch
 from videoalign.alignment import FlowDPO
 from videoalign.models.miniature_generators import make_generator
+from videoalign.models.noisy_reward import NoisyReward, NoisyRewardShape
 folder = Path(sys.argv[1]) / "large"
 if not folder.exists():
     make_generator(folder, "wan", hidden=768, layers=8)
@@ -371,6 +393,7 @@ def main() -> None:
         one_forward(Path(name))
         scored(Path(name))
         alignment(Path(name))
+        guidance(Path(name))
         memory(Path(name))
 
 

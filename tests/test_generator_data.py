@@ -884,23 +884,22 @@ PAIRS_REFUSED = {
     "videos in place of pairs": (["--mode", "relabel"], "holds videos as mp4; --mode relabel needs pairs"),
     "latents": (["--data", "latents"], "holds latents as safetensors"),
     "no model": (["--model", "none"], "there is no such folder of a reward model"),
+    "model that was never measured": (["--model", "unmeasured"], "unmeasured has no statistics of its rewards"),
     "weights of nothing": (["--weights", 0, 0, 0], "weights"),
     "negative weight": (["--weights", -1, 1, 1], "weights"),
     "margin nan": (["--margin", "nan"], "margin"),
     "negative margin": (["--margin", -1], "margin"),
 }
-UNCHECKED = ("weights of nothing", "negative weight", "margin nan", "negative margin")
 
 
-@pytest.mark.parametrize("name", [
-    pytest.param(name)
-    if name in UNCHECKED else name
-    for name in PAIRS_REFUSED
-])  # fmt: skip
+@pytest.mark.parametrize("name", PAIRS_REFUSED)
 def test_pairs_from_rewards_refuses(name, judge, clips, latents, tmp_path, capfd, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with ShardWriter(tmp_path / "single", "videos") as writer:
         writer.write("0", {"": noise_video(0)}, {"prompt": "a video"})
+    never = json.loads((shutil.copytree(judge, tmp_path / "unmeasured") / "reward.json").read_text())
+    never["statistics"] = {"mean": [0.0] * 3, "std": [1.0] * 3}
+    (tmp_path / "unmeasured" / "reward.json").write_text(json.dumps(never))
     options, words = PAIRS_REFUSED[name]
     options = [{"pairs": clips / "pairs", "latents": latents / "wan"}.get(o, o) for o in options]
     assert pair_up(judge, clips / "videos", tmp_path / "out", *options) == 2
