@@ -153,11 +153,11 @@ def _weights(text: str) -> dict[str, float]:
 
 
 def _generate(o: argparse.Namespace) -> None:
+    steering = {name: value for name in ("weights", "strength") if (value := getattr(o, name)) is not None}
+    if steering and not o.guidance_reward:
+        raise VideoAlignError(f"--{' and --'.join(steering)} steer by a noisy reward: name its folder with --guidance")
     guide = (
-        {
-            "reward": o.guidance_reward,
-            "guide": _function("models.guidance:Guidance")(weights=o.weights, strength=o.strength),
-        }
+        {"reward": o.guidance_reward, "guide": _function("models.guidance:Guidance")(**steering)}
         if o.guidance_reward
         else {}
     )
@@ -355,10 +355,13 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument(
         "--weights",
         type=_weights,
-        default={"VQ": 1 / 3, "MQ": 1 / 3, "TA": 1 / 3},
-        help="of its dimensions, like VQ=0.1,MQ=0.1,TA=0.8",
+        help="with --guidance: of the dimensions, like VQ=0.1,MQ=0.1,TA=0.8; else a third each",
     )
-    generate.add_argument("--strength", type=float, default=100.0, help="of its guidance; 0 leaves samples as they are")
+    generate.add_argument(
+        "--strength",
+        type=float,
+        help="with --guidance: in deviations of the reward; 0 leaves samples as they are, else 100",
+    )
     generate.add_argument("--lora", help="folder of adapters in diffusers' format")
     generate.add_argument("--negative", help="prompt to steer away from")
     generate.add_argument("--source", help="name of the model in the records")
@@ -400,7 +403,8 @@ def _parser() -> argparse.ArgumentParser:
             "--dtype", choices=("float32", "bfloat16"), help="of the weights, if not the folder's (generate: float32)"
         )
     for sub in (score, bench, relabel, generate):
-        sub.add_argument("--batch-size", type=_count(1), default=8, help="videos per step")
+        size = 1 if sub is generate else 8  # a generator's videos are large
+        sub.add_argument("--batch-size", type=_count(1), default=size, help="videos per step")
         sub.add_argument("--device", default="auto", choices=("auto", "cpu", "gpu", "cuda"), help="where to compute")
     export = add("export", _export, "write the reward model of a checkpoint as a folder of safetensors and JSON")
     export.add_argument("--checkpoint", required=True, help=".ckpt file inside a run's folder")

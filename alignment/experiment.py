@@ -7,6 +7,7 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any, NoReturn
 
+import diffusers
 import jsonargparse
 import lightning as L
 import transformers
@@ -73,6 +74,7 @@ class ExperimentCLI(LightningCLI):
 def quiet() -> None:
     """Leave out bars, tips and warnings that ask nothing of the user."""
     transformers.utils.logging.disable_progress_bar()
+    diffusers.utils.logging.disable_progress_bar()
     for message in _NOISE:
         warnings.filterwarnings("ignore", message=message)
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(

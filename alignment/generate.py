@@ -43,6 +43,8 @@ class Generate(L.LightningModule):
         if lora:
             load_adapters(self.generator, lora)
         self.reward = NoisyReward.from_pretrained(reward, self.generator) if reward else None
+        if self.reward:  # its gradient would otherwise hold all tokens of all blocks
+            self.reward.trunk.enable_gradient_checkpointing()
         self.guide = guide or Guidance()
         if guide and not reward:
             raise VideoAlignError("guidance needs a noisy reward: name its folder (--guidance)")

@@ -44,7 +44,8 @@ class NoisyRewardModel(TrainedOnly):
         shared_noise: the same noise for both videos of a pair (the paper), or one of its own for each.
         clean: train on clean latents only; the paper's ablation, which fails as a guide.
         lora: adapters on the copied blocks; null trains them in full (the paper). The head always trains.
-        optimizer, warmup, decay, dtype, fps: see :class:`.flow_sft.FlowSFT`.
+        gradient_checkpointing: recompute the blocks' activations in the backward pass.
+        optimizer, warmup, decay, fps: see :class:`.flow_sft.FlowSFT`.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class NoisyRewardModel(TrainedOnly):
         warmup: float = 0.0,
         decay: Literal["constant", "cosine", "linear"] = "constant",
         fps: float = 25.0,
+        gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
         if loss == "btt":
@@ -72,6 +74,8 @@ class NoisyRewardModel(TrainedOnly):
         self.network = NoisyReward(self.generator, shape).train()
         if lora is not None:
             self.network.adapt(lora)
+        if gradient_checkpointing:
+            self.network.trunk.enable_gradient_checkpointing()
         self.loss, self.theta, self.times = loss, theta if loss == "btt" else 1.0, times
         self.shared_noise, self.clean = shared_noise, clean
         self.optimizer, self.warmup, self.decay = optimizer, warmup, decay

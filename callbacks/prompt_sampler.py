@@ -50,11 +50,17 @@ class PromptSampler:
         encoder = load_generator(module.name, dtype, ("text_encoder",)).to(module.device)
         self.embeds = encoder.encode_prompts([*prompts, sampling.negative])
         del encoder
+        if module.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def noise(self, items: Sequence[tuple[int, int]]) -> Tensor:
         """(N, C, F, H, W) of (prompt, number) items; each depends on (seed, prompt, number) alone."""
         seeds = torch.tensor([draw_seed(self.sampling.seed, self.prompts[p], n) for p, n in items])
         return draw(seeds, self.shape, self.module.device)[1]
+
+    def _precision(self):
+        """That of the training: callbacks are outside of it."""
+        return self.module.trainer.precision_plugin.forward_context()
 
     @torch.no_grad()
     def both(self, items: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
@@ -65,8 +71,9 @@ class PromptSampler:
         condition = generator.condition([self.embeds[p] for p, _ in items])
         null = generator.condition(self.embeds[-1:]) if s.guidance > 1 else None
         noise = self.noise(items)
-        policy = generator.sample(condition, noise, s.steps, s.guidance, null)
-        with self.module.as_reference() as net:
+        with self._precision():
+            policy = generator.sample(condition, noise, s.steps, s.guidance, null)
+        with self._precision(), self.module.as_reference() as net:
             return policy, generator.sample(condition, noise, s.steps, s.guidance, null, net)
 
     @torch.no_grad()
@@ -79,7 +86,8 @@ class PromptSampler:
         for i in range(draws):
             t = torch.full((len(items),), (i + 0.5) / draws, device=latents.device)
             x = interpolate(latents, noise, t)
-            mine = generator.velocity(x, t, condition)
-            with self.module.as_reference() as net:
+            with self._precision():
+                mine = generator.velocity(x, t, condition)
+            with self._precision(), self.module.as_reference() as net:
                 total += (mine - generator.velocity(x, t, condition, net)).square().flatten(1).mean(1)
         return total / draws

@@ -11,7 +11,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from .. import VideoAlignError
+from .. import EverywhereError, VideoAlignError
 from ..datamodules.prompts import read_prompts
 from ..datamodules.video import resample
 from ..models.files import write_json
@@ -74,10 +74,6 @@ class WinRate(L.Callback):
             rewards = judge.normalise(
                 judge(**{name: tensor.to(module.device) for name, tensor in inputs.items()})
             ).cpu()
-        if not rewards.isfinite().all():
-            raise VideoAlignError(
-                f"{self.reward_model}: the rewards of sampled videos are not finite; model or generator is broken"
-            )
         return torch.cat([rewards, rewards.sum(1, keepdim=True)], 1)
 
     @staticmethod
@@ -92,6 +88,10 @@ class WinRate(L.Callback):
         shape = len(self.prompts), self.samples
         rows = [found[p, n] for p in range(shape[0]) for n in range(shape[1])]
         policy, reference = (torch.tensor([row[i] for row in rows]).unflatten(0, shape) for i in (0, 1))  # (P, N, 4)
+        if not (policy.isfinite().all() and reference.isfinite().all()):
+            raise EverywhereError(
+                f"{self.reward_model}: the rewards of sampled videos are not finite; model or generator is broken"
+            )
         drift = sum(row[2] for row in rows) / len(rows)
         self.results = win_rates(policy, reference)
         for column, row in self.results.items():
@@ -106,6 +106,9 @@ class WinRate(L.Callback):
         if folder := Path(self.out) if self.out else run:
             write_json(folder / "win_rate.json", {"columns": self.results, "drift": drift, "samples": self.samples,
                                                   "reward_model": self.reward_model, "prompts": self.prompts})  # fmt: skip
+        print(
+            f"\n{table(self.results, drift)}" + (f"\nsaved in {folder / 'win_rate.json'}" if folder else ""), flush=True
+        )
         if writer := writer_of(trainer):
             writer.add_text("test/win_rate", table(self.results, drift), trainer.global_step)
             writer.add_figure("test/win_rate", chart(self.results), trainer.global_step)

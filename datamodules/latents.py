@@ -16,6 +16,7 @@ from typing import Any
 import lightning as L
 import safetensors.torch
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -294,12 +295,19 @@ class LatentPairs(L.LightningDataModule):
         if of not in OF:
             raise VideoAlignError(f"{path}: index.json does not say whether its latents are of pairs or of videos")
         judged: dict[str, Judged] = {}
+        left_out = {"tied or closer": 0, "without a label that is asked for": 0}
         keys: dict[str, set[str]] = {shard.name: set() for shard in shards.index.shards}
         for content in shards.contents():
             found = judge(content.record, of, self.weights, content.name)
             if of == "videos" or self.min_margin is None or found.margin > self.min_margin:
                 judged[content.key] = found
                 keys[content.path.name].add(content.key)
+            else:
+                left_out["without a label that is asked for" if math.isnan(found.margin) else "tied or closer"] += 1
+        if any(left_out.values()):
+            rank_zero_info(
+                f"{path}: {len(judged)} pairs are used, {', '.join(f'{n} {why}' for why, n in left_out.items() if n)} left out"
+            )
         if not judged:
             raise VideoAlignError(
                 f"{path}: no pair has a margin above {self.min_margin} under weights {self.weights}, so nothing is left"

@@ -12,6 +12,7 @@ added once a step, after classifier-free guidance, and never at t = 1, where the
 """
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -34,11 +35,11 @@ class Guidance:
     weights: Mapping[str, float] = field(default_factory=lambda: {"VQ": 1 / 3, "MQ": 1 / 3, "TA": 1 / 3})
     """Of the dimensions in the scalar reward; those not named are 0. They need not sum to 1."""
     strength: float = 100.0
-    """w; 100 in the paper. 0 leaves samples as they are, bit for bit."""
+    """w, in units of the held-out rewards' deviation; 100 in the paper. 0 leaves samples as they are, bit for bit."""
     largest_factor: float = 20.0
     """Upper bound of t / (1 - t), which is 49 at t = 0.98 and has no bound at 1."""
     begin: float = 1.0
-    """Largest t at which it acts (t = 1 itself is always left out)."""
+    """Largest t at which it acts. The first step, from pure noise, is always left out."""
     end: float = 0.0
     """Smallest t at which it acts."""
     largest_share: float | None = None
@@ -49,6 +50,8 @@ class Guidance:
     def __post_init__(self) -> None:
         if unknown := sorted(set(self.weights) - set(DIMENSIONS)):
             raise VideoAlignError(f"guidance weights {unknown} are unknown; they are {', '.join(DIMENSIONS)}")
+        if not all(math.isfinite(value) for value in (self.strength, *self.weights.values())):
+            raise VideoAlignError(f"guidance: strength and weights must be finite, got {self}")
         if (
             not self.strength >= 0
             or not self.largest_factor > 0
@@ -64,7 +67,8 @@ class Guidance:
     def acts(self, t: float, step: int) -> bool:
         """Whether it changes the velocity of step number ``step`` (from 0) at time t."""
         active = self.strength > 0 and any(self.weights.values())
-        return active and self.end <= t <= self.begin and t < 1 and step % self.every == 0
+        # the first step starts from pure noise, also where a scheduler rounds its time to 0.999
+        return active and self.end <= t <= self.begin and t < 1 and step > 0 and step % self.every == 0
 
     def factor(self, t: Tensor) -> Tensor:
         """t / (1 - t), bounded."""

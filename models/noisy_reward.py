@@ -89,11 +89,16 @@ class NoisyReward(nn.Module):
         if self.shape.blocks > len(blocks):
             raise VideoAlignError(f"shape.blocks is {self.shape.blocks}, but the generator has {len(blocks)} blocks")
         object.__setattr__(self, "generator", generator)  # how the family calls a transformer; no parameter of ours
-        self.identity = {**generator.identity(), "transformer": fingerprint(base_parameters(generator.transformer))}
+        # rounded, so that a generator is itself in any precision
+        weights = {name: p.detach().to(torch.bfloat16) for name, p in base_parameters(generator.transformer).items()}
+        self.identity = {**generator.identity(), "transformer": fingerprint(weights)}
         self.statistics = Statistics()
-        self.trunk = truncated(generator, self.shape.blocks).requires_grad_(True)
-        width = generator.transformer.config.num_attention_heads * generator.transformer.config.attention_head_dim
         taps = self.shape.taps or (self.shape.blocks,)
+        self.trunk = truncated(generator, max(taps)).requires_grad_(True)
+        for behind in (self.trunk.norm_out, self.trunk.proj_out):  # they make the velocity, which nobody reads
+            behind.requires_grad_(False)
+        self.trunk.scale_shift_table.requires_grad_(False)
+        width = generator.transformer.config.num_attention_heads * generator.transformer.config.attention_head_dim
         self.pools = nn.ModuleList(Pool(width, self.shape) for _ in taps)
         hidden = self.shape.hidden
         self.time = nn.Sequential(nn.Linear(64, hidden), nn.SiLU(), nn.Linear(hidden, 2 * hidden))
@@ -101,24 +106,29 @@ class NoisyReward(nn.Module):
             nn.LayerNorm(hidden), nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, len(DIMENSIONS), bias=False)
         )
         self.lora: LoRA | None = None
-        self._read: list[Tensor] = []
+        self._read: list[Tensor] | None = None  # tokens, while a forward pass goes on
         for tap in taps:
             getattr(self.trunk, generator.blocks)[tap - 1].register_forward_hook(self._keep)
 
     def _keep(self, block: nn.Module, args: tuple, out: Tensor) -> None:
-        self._read.append(out)
+        if self._read is not None:  # not when checkpointed activations are computed again
+            self._read.append(out)
 
     def forward(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """Raw rewards (B, D), fp32, of latents x (B, C, F, H, W) at times t (B,)."""
-        self._read.clear()
-        self.generator.velocity(x, t, condition, self.trunk)  # the velocity of so few blocks is of no use
-        tokens, self._read = self._read, []
-        pooled = torch.stack([pool(one) for pool, one in zip(self.pools, tokens)]).mean(0)  # (B, hidden)
-        scale, shift = self.time(time_features(t)).chunk(2, -1)
-        return self.head(pooled * (1 + scale) + shift)
+        self._read = []
+        try:
+            self.generator.velocity(x, t, condition, self.trunk)  # the velocity of so few blocks is of no use
+            tokens = self._read
+        finally:
+            self._read = None
+        with torch.autocast(x.device.type, enabled=False):  # bf16 rewards would make ties that nobody predicted
+            pooled = torch.stack([pool(one.float()) for pool, one in zip(self.pools, tokens)]).mean(0)  # (B, hidden)
+            scale, shift = self.time(time_features(t)).chunk(2, -1)
+            return self.head(pooled * (1 + scale) + shift)
 
     def normalise(self, rewards: Tensor) -> Tensor:
-        """Raw rewards (..., D) as z-scores of clean held-out latents."""
+        """Raw rewards (..., D) as z-scores of held-out latents, noised to the times that they are validated at."""
         mean, std = torch.tensor(
             [self.statistics.mean, self.statistics.std], device=rewards.device, dtype=rewards.dtype
         )
@@ -164,7 +174,7 @@ class NoisyReward(nn.Module):
         reward = cls(generator, shape)
         if different := sorted(k for k in reward.identity if identity.get(k) != reward.identity[k]):
             raise VideoAlignError(
-                f"{folder} belongs to another generator (its {', '.join(different)} differ): it reads that one's noisy latents, no others"
+                f"{folder} belongs to another generator ({', '.join(different)} of its own): it reads that one's noisy latents, no others"
             )
         try:
             reward.load_state_dict(load_file(folder / "model.safetensors"))

@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from diffusers import UniPCMultistepScheduler
 
 from videoalign import VideoAlignError
 from videoalign.models.generator import load_generator
@@ -247,3 +248,55 @@ def test_the_copy_leaves_the_generator_alone(family):
     assert not own & {p.data_ptr() for p in reward.trunk.parameters()}
     assert not any(p.requires_grad for p in generator.transformer.parameters())
     assert all(p.requires_grad for p in blocks.parameters())
+
+
+def test_only_what_a_reward_depends_on_trains(family):
+    generator, _ = family
+    reward = NoisyReward(generator, NoisyRewardShape(blocks=2, taps=(1,), hidden=16))
+    condition = generator.condition(generator.encode_prompts(PROMPTS))
+    x = torch.randn(2, *generator.latent_shape(9, 64, 64))
+    reward(x, torch.tensor([0.2, 0.8]), condition).sum().backward()
+    # DDP stops at a parameter that trains and gets no gradient
+    assert not [name for name, p in reward.named_parameters() if p.requires_grad and p.grad is None]
+    assert len(getattr(reward.trunk, generator.blocks)) == 1
+
+
+def test_rewards_are_fp32_and_the_same_with_checkpointing(family):
+    generator, reward = family
+    condition = generator.condition(generator.encode_prompts(PROMPTS))
+    x, t = torch.randn(2, *generator.latent_shape(9, 64, 64)), torch.tensor([0.2, 0.8])
+    with torch.autocast("cpu", torch.bfloat16):
+        assert reward(x, t, condition).dtype == torch.float32
+    guide = Guidance(weights=ones())
+    want = guide(lambda x, t: reward(x, t, condition), x, t, torch.zeros_like(x))
+    reward.trunk.enable_gradient_checkpointing()
+    try:
+        torch.testing.assert_close(guide(lambda x, t: reward(x, t, condition), x, t, torch.zeros_like(x)), want)
+        assert reward._read is None
+    finally:
+        reward.trunk.disable_gradient_checkpointing()
+
+
+def test_a_generator_is_itself_in_any_precision(family, tmp_path):
+    generator, reward = family
+    reward.save_pretrained(tmp_path / "reward")
+    generator.pipeline.save_pretrained(tmp_path / "generator")
+    NoisyReward.from_pretrained(tmp_path / "reward", load_generator(tmp_path / "generator", "bfloat16"))
+
+
+def test_a_scheduler_that_rounds_its_first_time_is_not_guided_in_noise(family):
+    generator, reward = family
+    pipeline, own, times = generator.pipeline, generator.pipeline.scheduler, []
+    if type(generator).__name__ != "Wan":
+        pytest.skip("LTX asks for a scheduler with shifted sigmas")
+    pipeline.scheduler = UniPCMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
+    )
+    hook = reward.register_forward_hook(lambda module, args, out: times.append(float(args[1][0])))
+    try:
+        with guided(pipeline, reward, strength=1.0):
+            sample(pipeline)
+    finally:
+        hook.remove()
+        pipeline.scheduler = own
+    assert len(times) == SIZE["num_inference_steps"] - 1 and max(times) < 0.95
