@@ -8,7 +8,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from ..datamodules.latents import NULL, OF
+from ..datamodules.latent_files import NULL, OF
 from ..models.fingerprint import fingerprint
 from ..models.generator import load_generator
 

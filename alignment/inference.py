@@ -18,7 +18,8 @@ from .. import VideoAlignError
 from ..callbacks.progress import PredictProgress
 from ..callbacks.write_parts import WriteParts
 from ..datamodules.prompts import Prompts
-from ..datamodules.video_list import Listed, VideoList, in_turn
+from ..datamodules.stream import in_turn
+from ..datamodules.video_list import Listed, VideoList
 from ..models.files import check_free
 from ..models.official import load_reward
 from ..models.preference import DIMENSIONS, OVERALL

@@ -15,7 +15,7 @@ from .. import VideoAlignError
 from .parts import Parts
 from .ratings import prompt_of
 from .shards import SIDES, Content, Index, ShardError, ShardSet, sha256
-from .stream import at_least, dealt
+from .stream import at_least, dealt, in_turn, own_share
 from .video import decode
 
 
@@ -139,10 +139,7 @@ class EncodeList(L.LightningDataModule):
 
     def predict_dataloader(self) -> DataLoader:
         """This rank's batches of what is not written yet."""
-        trainer, done = self.trainer, self.parts.done()
-        numbers = [i for i, content in enumerate(self.contents)]
-        batches = [numbers[i : i + self.batch_size] for i in range(0, len(numbers), self.batch_size)]
-        share = batches[trainer.global_rank :: trainer.world_size]
-        share = [left for batch in share if (left := [i for i in batch if self.contents[i].key not in done])]
-        share = share or [[]]  # Lightning leaves a run without batches out, and its callbacks with it
+        written = self.parts.done()
+        done = {number for number, content in enumerate(self.contents) if content.key in written}
+        share = own_share(in_turn(len(self.contents), self.batch_size), self.trainer, done)
         return dealt(_Batches(self.contents, share, self.kind, self.clip), self.workers)

@@ -23,36 +23,11 @@ from torch import Tensor
 from .. import VideoAlignError
 from ..models.flow import draw_seed
 from ..models.preference import DIMENSIONS
+from .latent_files import NULL, OF, load_latents
 from .ratings import labels_of, prompt_of
+from .reference import ReferenceErrors
 from .shards import RawSample, Shard, ShardError, ShardSet, sha256
 from .stream import Dropped, Item, ShardLoader, ShardStream, Share, at_least
-
-NULL = "null.safetensors"
-OF = {"pairs": ("a", "b"), "videos": ("video",)}
-"""Tensors of a sample besides ``prompt``, by what the latents are of."""
-
-
-def load_latents(content: bytes, name: str) -> dict[str, Tensor]:
-    """Tensors of a sample.
-
-    Raises:
-        ShardError: where the content is not that: damaged, of several shapes, not finite.
-    """
-    try:
-        tensors = safetensors.torch.load(content)
-    except SafetensorError as error:
-        raise ShardError(f"{name} holds no latents ({error})") from None
-    sides = next((sides for sides in OF.values() if tensors.keys() == {*sides, "prompt"}), None)
-    if sides is None:
-        raise ShardError(
-            f"{name} holds {sorted(tensors)}, not latents of a pair (a, b) or of a video, with their prompt"
-        )
-    shapes = {tuple(tensors[side].shape) for side in sides}
-    if len(shapes) > 1 or any(tensors[side].ndim != 4 for side in sides) or tensors["prompt"].ndim != 2:
-        raise ShardError(f"{name}: latents of shapes {sorted(shapes)} do not make a pair")
-    if not all(tensor.isfinite().all() for tensor in tensors.values()):
-        raise ShardError(f"{name} holds NaN or infinity")
-    return tensors
 
 
 @dataclass(frozen=True)
@@ -278,8 +253,6 @@ class LatentPairs(L.LightningDataModule):
         self.null = _load_null(first.path)
         self.cached = None
         if self.reference_path and stage == "fit":
-            from .reference import ReferenceErrors  # which reads latents
-
             data = sha256(first.path / "index.json")
             self.cached = ReferenceErrors(self.reference_path, data, self.trainer.lightning_module.reference_made())
 

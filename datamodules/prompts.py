@@ -11,7 +11,7 @@ from .. import VideoAlignError
 from ..models.flow import draw_seed
 from .parts import Parts
 from .shards import Index
-from .stream import at_least, dealt
+from .stream import at_least, dealt, in_turn, own_share
 
 
 def read_prompts(path: str | Path) -> list[str]:
@@ -65,16 +65,14 @@ class Prompts(L.LightningDataModule):
 
     def predict_dataloader(self) -> DataLoader:
         """This rank's batches of what is not made yet; a video's noise depends on (seed, prompt, number) alone."""
-        trainer, done = self.trainer, self.parts.done()
         items = [
             {"key": f"{i:05d}-{n:03d}", "prompt": prompt, "seed": draw_seed(self.seed, prompt, n)}
             for i, prompt in enumerate(self.prompts) for n in range(self.samples)
         ]  # fmt: skip
-        batches = [items[i : i + self.batch_size] for i in range(0, len(items), self.batch_size)]
-        share = batches[trainer.global_rank :: trainer.world_size]
-        share = [left for batch in share if (left := [item for item in batch if item["key"] not in done])]
-        share = share or [[]]  # Lightning leaves a run without batches out, and its callbacks with it
-        return dealt([_columns(batch) for batch in share], 0)
+        written = self.parts.done()
+        done = {number for number, item in enumerate(items) if item["key"] in written}
+        share = own_share(in_turn(len(items), self.batch_size), self.trainer, done)
+        return dealt([_columns([items[number] for number in batch]) for batch in share], 0)
 
 
 def _columns(items: list[dict[str, Any]]) -> dict[str, Any]:

@@ -17,9 +17,9 @@ from torch.utils.data import DataLoader
 from .. import VideoAlignError
 from ..models.files import check_free, new_folder, read_json, write_json
 from ..models.flow import draw_seed
-from .latents import OF, load_latents
+from .latent_files import OF, load_latents
 from .shards import ShardSet, sha256
-from .stream import at_least, dealt
+from .stream import at_least, dealt, in_turn, own_share
 
 RECORD, TENSORS = "reference.json", "reference.safetensors"
 
@@ -91,9 +91,8 @@ class ReferenceDraws(L.LightningDataModule):
 
     def predict_dataloader(self) -> DataLoader:
         """This rank's batches."""
-        trainer = self.trainer
-        batches = [self.items[i : i + self.batch_size] for i in range(0, len(self.items), self.batch_size)]
-        share = batches[trainer.global_rank :: trainer.world_size] or [[]]
+        share = own_share(in_turn(len(self.items), self.batch_size), self.trainer)
+        share = [[self.items[number] for number in batch] for batch in share]
         return dealt(_Draws(self, share), self.workers)
 
     def save(self, errors: dict[tuple[int, int], list[float]], made: dict[str, Any]) -> None:

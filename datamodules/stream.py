@@ -8,7 +8,7 @@ as padding, so that every sample counts exactly once.
 """
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -80,6 +80,21 @@ def at_least(least: int, **options: int | None) -> None:
     for name, value in options.items():
         if value is not None and value < least:
             raise VideoAlignError(f"data.{name} must be at least {least}, got {value}")
+
+
+def in_turn(count: int, size: int) -> list[list[int]]:
+    """Batches of ``size`` numbers below ``count``, in order."""
+    return [list(range(first, min(first + size, count))) for first in range(0, count, size)]
+
+
+def own_share(batches: Sequence[list[int]], trainer: Any, done: Container[int] = ()) -> list[list[int]]:
+    """This rank's of the batches of a predict run, without what is done already.
+
+    Dealt out first and thinned out then, so that no rank depends on what another one knows to be done. One empty batch
+    rather than none: Lightning leaves a run without batches out, and its callbacks with it.
+    """
+    share = batches[trainer.global_rank :: trainer.world_size]
+    return [left for batch in share if (left := [number for number in batch if number not in done])] or [[]]
 
 
 def dealt(data: Any, workers: int, **options: Any) -> DataLoader:

@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from .. import VideoAlignError
 from ..models.sampling import FrameSampling
 from .frames import load_frames
-from .latents import load_latents
+from .latent_files import load_latents
 from .ratings import COLUMNS, LABELS, labels_of, prompt_of, scores_of, sources_of
 from .shards import SIDES, RawSample, ShardSet, sha256
 from .video import decode

@@ -14,7 +14,7 @@ from ..models.processor import RewardProcessor
 from .frames import FrameReader, load_frames
 from .ratings import prompt_of
 from .shards import SIDES, ShardSet
-from .stream import dealt
+from .stream import dealt, in_turn, own_share
 from .video import decode
 
 
@@ -74,11 +74,6 @@ def _length(record: dict, processor: RewardProcessor) -> float | None:
     return frames * height * width
 
 
-def in_turn(count: int, size: int) -> list[list[int]]:
-    """Batches of ``size`` numbers below ``count``, in order."""
-    return [list(range(first, min(first + size, count))) for first in range(0, count, size)]
-
-
 def by_length(videos: Sequence[Listed], size: int) -> list[list[int]]:
     """Batches of videos of similar length, the longest first: little padding, and memory runs out at once or never."""
     order = sorted(range(len(videos)), key=lambda i: (-videos[i].length, videos[i].name))
@@ -130,11 +125,7 @@ class VideoList(L.LightningDataModule):
         """Batches with ``numbers`` of the videos in the list, and those that could not be read under ``dropped``."""
         trainer = self.trainer
         processor = trainer.lightning_module.processor
-        share = self.batches[trainer.global_rank :: trainer.world_size]
-        # after dealing them out, so that no rank depends on what another one knows to be done
-        share = [left for batch in share if (left := [number for number in batch if number not in self.done])]
-        # one empty batch rather than none: Lightning leaves a run without batches out, and its callbacks with it
-        share = share or [[]]
+        share = own_share(self.batches, trainer, self.done)
         return dealt(
             _Batches(self.videos, share, processor),
             self.workers,

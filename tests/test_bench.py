@@ -29,8 +29,9 @@ from videoalign.callbacks.reward_rows import read_rewards
 from videoalign.cli import main
 from videoalign.datamodules.benchmark import Benchmark
 from videoalign.datamodules.shards import ShardError, ShardSet, ShardWriter
+from videoalign.datamodules.stream import in_turn
 from videoalign.datamodules.video import decode, encode
-from videoalign.datamodules.video_list import Listed, VideoList, by_length, in_turn, videos_of
+from videoalign.datamodules.video_list import Listed, VideoList, by_length, videos_of
 from videoalign.models import VideoReward
 from videoalign.models.benchmarks import PROTOCOLS, VIDEOREWARD, accuracy_four_way, official_accuracy_with_ties
 from videoalign.models.preference import accuracy_with_ties
