@@ -20,12 +20,21 @@ EXPERIMENT = {
 }
 
 
+CONFIGURED = {
+    "compare": ("alignment.compare:compare", "sample, guide and judge several ways side by side, in one table")
+}
+"""Functions whose arguments come from a YAML file too."""
+
+
 def main(args: list[str] | None = None) -> None:
     """Run one command. A user's mistake ends with one message and exit status 2."""
     args = sys.argv[1:] if args is None else args
     try:
         if args and args[0] in EXPERIMENT:
             _function("alignment.experiment:run")(args)
+            return
+        if args and args[0] in CONFIGURED:
+            _function("alignment.experiment:call")(_function(CONFIGURED[args[0]][0]), args[1:])
             return
         options = _parser().parse_args(args)
         status = options.command(options)
@@ -266,6 +275,9 @@ def _parser() -> argparse.ArgumentParser:
         return sub
 
     for name, text in EXPERIMENT.items():
+        add(name, None, f"{text} (videoalign {name} --config experiments/....yaml; --help shows its options)")
+
+    for name, (_, text) in CONFIGURED.items():
         add(name, None, f"{text} (videoalign {name} --config experiments/....yaml; --help shows its options)")
 
     shards = add("shards", None, "make, check and look at sets of shards: import-*, verify, info, encode-frames")

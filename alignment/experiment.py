@@ -3,6 +3,7 @@
 import logging
 import sys
 import warnings
+from collections.abc import Callable
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any, NoReturn
@@ -89,6 +90,20 @@ def packaged(path: str) -> str:
             if inside.exists():
                 return str(inside)
     return path
+
+
+def call(function: Callable[..., Any], args: list[str]) -> None:
+    """Call a function with arguments from YAML files and the command line, as `fit` takes its."""
+    quiet()
+    args = [packaged(a) if before in ("-c", "--config") else a for before, a in zip(["", *args], args)]
+    parser = _Parser(parser_mode="omegaconf+", description=function.__doc__.splitlines()[0])
+    parser.add_argument(
+        "-c", "--config", action=jsonargparse.ActionConfigFile, help="YAML file; may be given repeatedly"
+    )
+    parser.add_function_arguments(function)
+    settings = parser.instantiate_classes(parser.parse_args(args))
+    settings.pop("config")
+    function(**settings.as_dict())
 
 
 def run(args: list[str]) -> LightningCLI:

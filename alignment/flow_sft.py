@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor
 
 from .. import VideoAlignError
 from ..models.fingerprint import fingerprint
-from ..models.flow import TimeLaw, draw, interpolate, squared_error
+from ..models.flow import TimeLaw, draw, draw_seed, interpolate, squared_error
 from ..models.generator import load_generator
 from ..models.lora import LoRA, linear_names
 from ..models.parallelize import shard
@@ -42,6 +42,8 @@ class FlowSFT(TrainedOnly):
         optimizer: of what trains. warmup: share of the steps in which the learning rate rises. decay: afterwards.
         gradient_checkpointing: recompute activations in the backward pass. compile: the transformer's blocks.
         parts: of the pipeline that are loaded; the text encoder is not needed once prompts are encoded.
+        null_share: how often the empty prompt takes a prompt's place: so that a generator that is trained from scratch can be
+            sampled with classifier-free guidance. Fine-tuning leaves it at 0.
     """
 
     needs_reference = False
@@ -61,8 +63,12 @@ class FlowSFT(TrainedOnly):
         gradient_checkpointing: bool = False,
         compile: bool = False,
         parts: Sequence[str] = ("transformer", "vae"),
+        null_share: float = 0.0,
     ) -> None:
         super().__init__()
+        if not 0 <= null_share < 1:
+            raise VideoAlignError(f"model.null_share is a share of the samples in [0, 1), got {null_share}")
+        self.null_share = null_share
         if not 0 <= warmup < 1:
             raise VideoAlignError(f"model.warmup is a share of the steps in [0, 1), got {warmup}")
         self.generator = load_generator(generator, dtype, parts, fps)
@@ -147,6 +153,14 @@ class FlowSFT(TrainedOnly):
         return {"transformer": fingerprint(base), "times": self.times.to_dict(), "dtype": str(self.policy.dtype),
                 "fps": self.generator.fps, "precision": str(self.trainer.precision), "device": self.trainer.strategy.root_device.type}  # fmt: skip
 
+    def _some_without(self, prompts: Sequence[Tensor], seeds: Tensor) -> Sequence[Tensor]:
+        """Prompts' embeddings, a share of them the empty prompt's; which ones, their samples' seeds say."""
+        if not self.null_share:
+            return prompts
+        null = self.trainer.datamodule.null
+        seeds = seeds.tolist()
+        return [null if draw_seed("null", s) % 1000 < 1000 * self.null_share else p for p, s in zip(prompts, seeds)]
+
     def _sides(self, values: Tensor) -> Tensor:
         """Of values (sides, ...) those that the algorithm looks at."""
         return values if self.sides is None else values[list(self.sides)]
@@ -178,7 +192,8 @@ class FlowSFT(TrainedOnly):
             )
         latents = self._sides(batch["latents"])
         reference = self.reference_errors(batch, latents) if self.needs_reference else None
-        errors, t = self.errors(latents, batch["seeds"], batch["prompts"])
+        prompts = self._some_without(batch["prompts"], batch["seeds"]) if stage == "train" else batch["prompts"]
+        errors, t = self.errors(latents, batch["seeds"], prompts)
         losses, values = self.loss(batch, errors, reference, t)
         valid = batch["valid"]
         count = valid.sum().clamp(min=1)

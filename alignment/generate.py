@@ -1,18 +1,24 @@
 """`videoalign generate`: a predict run that samples videos from a generator, with recorded seeds."""
 
 import contextlib
+import time
 from dataclasses import asdict
 from typing import Any, Literal
 
 import lightning as L
 import torch
+from torch import Tensor
 
 from .. import VideoAlignError
 from ..datamodules.video import encode
-from ..models.flow import draw
-from ..models.generator import load_generator
+from ..models.flow import draw, interpolate
+from ..models.generator import Condition, load_generator
 from ..models.guidance import Guidance, guided
 from ..models.noisy_reward import NoisyReward
+from ..models.preference import DIMENSIONS
+
+VIEWED_AT = 0.1
+"""Time at which the noisy reward looks at finished latents: the first of those that it is validated at."""
 
 
 class Generate(L.LightningModule):
@@ -28,6 +34,8 @@ class Generate(L.LightningModule):
         negative: what guidance steers away from. dtype: of the transformer. source: name of the model in the records.
         crf: quality of the mp4 files, 0 lossless to 51.
         reward: folder of a noisy reward that steers sampling (Flow-NRG). guide: when and how strongly.
+
+    The records hold the seconds that a video's sampling took (its share of a batch), and what the noisy reward thinks of it.
     """
 
     def __init__(
@@ -63,18 +71,38 @@ class Generate(L.LightningModule):
         condition = generator.condition(generator.encode_prompts(batch["prompts"]))
         null = generator.condition(generator.encode_prompts([self.negative])) if self.guidance > 1 else None
         _, noise = draw(torch.tensor(batch["seeds"]), torch.Size(self.shape), self.device)
+        begun = time.monotonic()
         with guided(generator.pipeline, self.reward, self.guide) if self.reward else contextlib.nullcontext():
             latents = generator.sample(condition, noise, self.steps, self.guidance, null)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds = (time.monotonic() - begun) / len(latents)
+        views = self._views(latents, noise, condition)
         videos = generator.decode(latents)  # (N, T, 3, H, W)
         samples = []
-        for key, prompt, seed, video in zip(batch["keys"], batch["prompts"], batch["seeds"], videos.cpu()):
+        for key, prompt, seed, video, view in zip(batch["keys"], batch["prompts"], batch["seeds"], videos.cpu(), views):
             record = {
                 "prompt": prompt, "source": h["source"], "seed": seed, "guidance": h["guidance"], "steps": h["steps"],
                 "fps": h["fps"], "num_frames": h["num_frames"], "height": h["height"], "width": h["width"],
             }  # fmt: skip
-            record |= {"guide": asdict(self.guide), "reward": h["reward"]} if self.reward else {}
+            if self.reward:
+                record |= {
+                    "guide": asdict(self.guide),
+                    "reward": h["reward"],
+                    "noisy_reward": dict(zip(DIMENSIONS, view)),
+                }
+            record["seconds"] = round(seconds, 4)
             samples.append((key, {"mp4": encode(video.permute(0, 2, 3, 1).numpy(), h["fps"], h["crf"])}, record))
         return samples
+
+    def _views(self, latents: Tensor, noise: Tensor, condition: Condition) -> list:
+        """What the noisy reward itself thinks of finished latents: rows of normalised rewards at t = :data:`VIEWED_AT`."""
+        if not self.reward:
+            return [None] * len(latents)
+        t = torch.full((len(latents),), VIEWED_AT, device=latents.device)
+        with torch.no_grad():
+            rewards = self.reward(interpolate(latents, noise, t), t, condition)
+        return self.reward.normalise(rewards).tolist()
 
     def extra_files(self) -> dict[str, bytes]:
         """None."""

@@ -7,6 +7,7 @@ from diffusers.training_utils import _collate_lora_metadata
 from peft import get_peft_model_state_dict
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
+from .. import VideoAlignError
 from ..models.files import check_free, new_folder
 from .tensorboard import folder_of
 
@@ -20,15 +21,22 @@ class ExportGenerator(L.Callback):
     Args:
         out: folder to write; an earlier export there is replaced, anything else refused before training begins.
             ``export`` in the run's folder if not given (nothing is written without a logger).
+        pipeline: write the whole pipeline folder, with the fully trained transformer in it.
     """
 
-    def __init__(self, out: str | None = None) -> None:
-        self.out = out
+    def __init__(self, out: str | None = None, pipeline: bool = False) -> None:
+        self.out, self.pipeline = out, pipeline
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Refuse an output that is in the way."""
         if self.out and stage == "fit":
-            check_free(Path(self.out), LORA_FILE if pl_module.lora else "config.json")
+            check_free(Path(self.out), self._record(pl_module))
+        if self.pipeline and pl_module.lora:
+            raise VideoAlignError("ExportGenerator.pipeline writes a fully trained transformer: set model.lora: null")
+
+    def _record(self, module: L.LightningModule) -> str:
+        """The file by which a folder is known to be an earlier export."""
+        return LORA_FILE if module.lora else "model_index.json" if self.pipeline else "config.json"
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Gather what is sharded (collective), write on the first rank."""
@@ -41,8 +49,12 @@ class ExportGenerator(L.Callback):
         if pl_module.lora is None:
             whole = type(policy).from_config(policy.config)
             whole.load_state_dict(state, assign=True)
-            with new_folder(out, replaces="config.json") as folder:
-                whole.save_pretrained(folder)
+            with new_folder(out, replaces=self._record(pl_module)) as folder:
+                if self.pipeline:
+                    family = type(pl_module.generator.pipeline)
+                    family.from_pretrained(pl_module.name, transformer=whole).save_pretrained(folder)
+                else:
+                    whole.save_pretrained(folder)
             return
         with new_folder(out, replaces=LORA_FILE) as folder:
             # with alpha and rank: without them diffusers would apply the update at scale 1

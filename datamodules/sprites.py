@@ -1,7 +1,7 @@
 """The miniature world: a coloured shape moves across a small picture, more or less well.
 
-It stands in for text-to-video generators wherever none can be downloaded: prompts such as "a red circle moves left to
-right", clips of known quality in each dimension, and flaws that a small autoencoder keeps (fading, stains, freezing,
+It stands in for text-to-video generators wherever none can be downloaded: prompts such as "a red circle moves upwards",
+clips of known quality in each dimension, and flaws that a small autoencoder keeps (fading, stains, freezing,
 jumping, wrong attributes), because a generator is trained on this world too.
 """
 
@@ -15,10 +15,10 @@ COLOURS = {
     "red": (225, 45, 45), "green": (50, 200, 70), "blue": (60, 95, 240), "yellow": (235, 215, 50),
     "purple": (150, 60, 200), "orange": (240, 140, 40), "cyan": (60, 215, 225), "white": (240, 240, 240),
 }  # fmt: skip
-SHAPES = ("circle", "triangle", "cross")
-DIRECTIONS = {"left to right": (1, 0), "right to left": (-1, 0), "upwards": (0, -1), "downwards": (0, 1)}
+SHAPES = ("circle", "bar", "pole")
+DIRECTIONS = {"rightwards": (1, 0), "leftwards": (-1, 0), "upwards": (0, -1), "downwards": (0, 1)}
 RADIUS, TRAVEL = 7.0, 8.5
-"""Of the sprite, and from the middle of the picture to each end of its path; pixels."""
+"""Of a circle, and from the middle of the picture to each end of its path; pixels."""
 TA_WEIGHTS = np.array([0.4, 0.3, 0.3])
 """What a wrong colour, shape or direction takes off the quality of text alignment."""
 
@@ -130,10 +130,10 @@ def render(content: Content, flaws: Flaws, rng: np.random.Generator) -> np.ndarr
     leaps[rng.integers(1, FRAMES - 1)] = rng.choice([-1.0, 1.0])  # at least one
     path = path + leaps[:, None] * across * 8 * flaws.jump
     y, x = np.mgrid[:SIZE, :SIZE] + 0.5
-    background = rng.uniform(20, 60) + rng.uniform(0, 25) * y / SIZE  # (H, W)
+    background = rng.uniform(30, 45) + 12 * y / SIZE  # (H, W)
     dx = x - SIZE / 2 - path[:, 0, None, None]
     dy = y - SIZE / 2 - path[:, 1, None, None]  # (T, H, W)
-    inside = np.clip(RADIUS + 0.5 - _distance(content.shape, dx, dy), 0, 1)[..., None] * (1 - 0.8 * flaws.fade)
+    inside = np.clip(RADIUS + 0.5 - distance(content.shape, dx, dy), 0, 1)[..., None] * (1 - 0.8 * flaws.fade)
     video = background[None, ..., None] * (1 - inside) + np.array(COLOURS[content.colour]) * inside
     if flaws.stain:
         for centre in rng.uniform(6, SIZE - 6, (3, 2)):
@@ -142,11 +142,9 @@ def render(content: Content, flaws: Flaws, rng: np.random.Generator) -> np.ndarr
     return video.round().astype(np.uint8)
 
 
-def _distance(shape: str, dx: np.ndarray, dy: np.ndarray) -> np.ndarray:
+def distance(shape: str, dx: np.ndarray, dy: np.ndarray) -> np.ndarray:
     """A gauge of the shape whose level at RADIUS is its edge; all are about as large."""
     if shape == "circle":
         return np.hypot(dx, dy)
-    if shape == "cross":
-        x, y = np.abs(dx), np.abs(dy)
-        return np.minimum(np.maximum(x, y + RADIUS * 0.65), np.maximum(y, x + RADIUS * 0.65))
-    return np.maximum(dy + RADIUS * 0.3, np.abs(dx) - dy * 0.5 + RADIUS * 0.15)  # triangle, apex up
+    long, across = (dx, dy) if shape == "bar" else (dy, dx)
+    return np.maximum(np.abs(long) - 1.0, np.abs(across) + 3.0)  # 16 x 8 pixels

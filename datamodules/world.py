@@ -3,9 +3,11 @@
     OUT/train  OUT/val         pairs, all sources mixed
     OUT/recent  OUT/older      benchmarks of the newer and the older sources: each video once, and pairs.csv
     OUT/captions               clips that show what their text says, for the pre-training of miniature backbones
+    OUT/clips                  good and flawed clips, for the pre-training of a miniature generator
+    OUT/prompts.txt, OUT/unseen.txt   what the generator is trained on, and what it is judged by
 
 No prompt of one split occurs in another, captions excepted: they stand in for the general knowledge that a
-pre-trained video-language model brings along.
+pre-trained video-language model brings along. The generator's world is smaller: four colours and two shapes.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -27,7 +29,7 @@ from .benchmark import PAIRS, Benchmark
 from .parallel import in_order
 from .ratings import COLUMNS
 from .shards import ShardWriter
-from .sprites import CONTENTS, FPS, FRAMES, SOURCES, Content, Source
+from .sprites import CONTENTS, FPS, FRAMES, SOURCES, Content, Flaws, Source
 from .video import encode
 
 
@@ -45,6 +47,8 @@ class WorldSize:
     """Rated pairs per benchmark."""
     captions: int = 3000
     """Captioned clips."""
+    clips: int = 4000
+    """Clips that a generator is trained on."""
 
 
 def split_prompts(seed: int) -> dict[str, list[Content]]:
@@ -62,6 +66,18 @@ def split_prompts(seed: int) -> dict[str, list[Content]]:
         (seen if cell % 4 else unseen).append(content)
     unseen, seen = ([contents[i] for i in rng.permutation(len(contents))] for contents in (unseen, seen))
     return {"recent": unseen[::2], "older": unseen[1::2], "val": seen[:8], "train": seen[8:]}
+
+
+GENERATED = [c for c in CONTENTS if c.colour in ("red", "green", "blue", "yellow") and c.shape in ("bar", "pole")]
+"""What the miniature generator learns: it is too small for all of the world."""
+
+
+def generator_prompts(seed: int) -> tuple[list[Content], list[Content]]:
+    """What the generator is trained on (24), and what it is judged by (8): combinations of the benchmarks' prompts, which
+    neither it nor a reward model was trained on, every part of which occurs in others."""
+    splits = split_prompts(seed)
+    unseen = {content.prompt for content in splits["recent"] + splits["older"]}
+    return [c for c in GENERATED if c.prompt not in unseen], [c for c in GENERATED if c.prompt in unseen]
 
 
 def _video(content: Content, source: Source, rng: np.random.Generator) -> tuple[bytes, np.ndarray]:
@@ -119,6 +135,23 @@ def _caption(job: tuple[list[int], Content]) -> tuple[str, dict[str, bytes], dic
     return f"{seed[-1]:06d}", {"": video}, record
 
 
+def _clip(job: tuple[list[int], Content]) -> tuple[str, dict[str, bytes], dict]:
+    """One clip of the generator's training: an average of sources, in what a small autoencoder can keep."""
+    seed, content = job
+    rng = np.random.default_rng(seed)
+    fade, freeze = rng.random(2) < (0.5, 0.4)
+    strength = rng.uniform(0.3, 1.0, 2)
+    wrong = tuple(bool(w) for w in rng.random(3) < 0.2)
+    flaws = Flaws(
+        fade=strength[0] * fade, freeze=strength[1] * freeze, jump=strength[1] * (not freeze) * bool(rng.random() < 0.25),
+        wrong=wrong,
+    )  # fmt: skip
+    while (seen := sprites.shown(content, wrong, rng)) not in GENERATED:
+        pass
+    record = {"prompt": content.prompt, "fps": FPS, "num_frames": FRAMES, "quality": flaws.quality.round(4).tolist()}
+    return f"{seed[-1]:06d}", {"": encode(sprites.render(seen, flaws, rng), FPS)}, record
+
+
 def _benchmark_pairs(videos: list[tuple[str, dict]], count: int, rng: np.random.Generator) -> list[dict]:
     """Rated pairs of different sources at the same prompt, each at most once."""
     candidates = [
@@ -167,6 +200,10 @@ def write_world(
                 ],
             )
         jobs["captions"] = _caption, [([seed, 30, i], CONTENTS[i % len(CONTENTS)]) for i in range(size.captions)]
+        taught, unseen = generator_prompts(seed)
+        jobs["clips"] = _clip, [([seed, 50, i], taught[i % len(taught)]) for i in range(size.clips)]
+        for name, contents in (("prompts", taught), ("unseen", unseen)):
+            (folder / f"{name}.txt").write_text("".join(f"{content.prompt}\n" for content in contents))
         for number, (name, (function, work)) in enumerate(jobs.items()):
             with ShardWriter(folder / name, "pairs" if function is _pair else "videos", per_shard=500) as writer:
                 written = []

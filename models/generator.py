@@ -38,8 +38,8 @@ class Generator(nn.Module):
     """Of the pipeline in diffusers."""
     blocks: ClassVar[str]
     """Attribute of the transformer that holds its blocks."""
-    max_tokens: ClassVar[int]
-    """Longest prompt, in tokens, as the family was trained."""
+    max_tokens: int
+    """Longest prompt, in tokens, as the family was trained; where the tokenizer states less, that."""
     side: ClassVar[int]
     """Height and width of videos are multiples of this many pixels."""
 
@@ -47,6 +47,8 @@ class Generator(nn.Module):
         super().__init__()
         self.pipeline, self.fps = pipeline, fps
         pipeline.set_progress_bar_config(disable=True)
+        if pipeline.tokenizer is not None:
+            self.max_tokens = min(type(self).max_tokens, pipeline.tokenizer.model_max_length)
         self.transformer = pipeline.transformer
         self.vae, self.text_encoder = pipeline.vae, pipeline.text_encoder
         self.requires_grad_(False)
@@ -261,7 +263,6 @@ def load_generator(
     if unknown := set(parts) - set(PARTS):
         raise VideoAlignError(f"generator parts {sorted(unknown)} are unknown; they are {', '.join(PARTS)}")
     absent = {part: None for part in PARTS if part not in parts}
-    absent |= {"tokenizer": None} if "text_encoder" in absent else {}
     families[name].check(index, path)
     kinds = {"transformer": getattr(torch, dtype), "text_encoder": getattr(torch, dtype), "default": torch.float32}
     try:

@@ -8,14 +8,16 @@ related by :math:`v = a_t x + b_t \nabla \log p_t` with :math:`a_t = -1/(1-t)` a
 
 added once a step, after classifier-free guidance, and never at t = 1, where the factor has no bound. With t from 1 to
 0 the step is x <- x - dt v, so that the minus here moves x towards higher reward. Exact only for the exact noisy reward
-:math:`\ln E[\exp(w\,r(x_0)) | x_t]`; Bradley-Terry rewards on noised pairs are a stand-in.
+:math:`\ln E[\exp(w\,r(x_0)) | x_t]`; Bradley-Terry rewards on noised pairs are a stand-in. Another one, for a reward that
+reads clean latents, is :math:`r(\hat x_0)` of the predicted end :math:`\hat x_0 = x_t - t v(x_t)` (FreeDoM, Yu et al., 2023),
+whose gradient goes through the generator too.
 """
 
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -44,6 +46,8 @@ class Guidance:
     """Smallest t at which it acts."""
     largest_share: float | None = None
     """Largest norm of the guidance as a share of the velocity's, per sample; null for none."""
+    through: Literal["noisy", "predicted"] = "noisy"
+    """What the reward reads: the noisy latents at their time (Flow-NRG), or the predicted clean ones at time 0 (FreeDoM)."""
     every: int = 1
     """Acts in every n-th step, with the same strength each time."""
 
@@ -61,6 +65,8 @@ class Guidance:
             raise VideoAlignError(
                 f"guidance: strength >= 0, largest_factor > 0, every >= 1 and 0 <= end <= begin <= 1 are needed, got {self}"
             )
+        if self.through not in ("noisy", "predicted"):
+            raise VideoAlignError(f"guidance.through {self.through!r} is unknown; choose noisy or predicted")
         if self.largest_share is not None and not self.largest_share > 0:
             raise VideoAlignError(f"guidance.largest_share must be positive or null, got {self.largest_share}")
 
@@ -116,12 +122,18 @@ def guided(pipeline: Any, reward: Any, guidance: Guidance | None = None, **optio
         state["step"] = 0
         return found
 
+    def view(x: Tensor, t: Tensor) -> Tensor:
+        if guidance.through == "predicted":  # without classifier-free guidance: one pass of the generator
+            x = x - expand(t, x) * family.velocity(x, t, state["condition"], pipeline.transformer)
+            t = torch.zeros_like(t)
+        return reward.normalise(reward(x, t, state["condition"]))
+
     def guided_step(model_output: Tensor, timestep: Tensor, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
         time = float(timestep) / scheduler.config.num_train_timesteps
         if guidance.acts(time, state["step"]):
             x, v = (family.unpacked(tensor, state["call"]).float() for tensor in (sample, model_output))
             t = torch.full((len(x),), time, device=x.device)
-            v = guidance(lambda x, t: reward.normalise(reward(x, t, state["condition"])), x, t, v)
+            v = guidance(view, x, t, v)
             model_output = family.packed(v).to(model_output.dtype)
         state["step"] += 1
         return step(model_output, timestep, sample, *args, **kwargs)

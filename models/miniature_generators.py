@@ -48,6 +48,7 @@ def make_generator(
     layers: int = 2,
     heads: int = 4,
     vocabulary: int = 400,
+    max_tokens: int | None = None,
     shift: float = 1.0,
     seed: int = 0,
 ) -> None:
@@ -56,6 +57,7 @@ def make_generator(
     Args:
         folder: to be made. family: architecture. corpus: texts whose words the tokenizer should know.
         hidden, layers, heads: width, depth and attention heads of the transformer. vocabulary: tokens.
+        max_tokens: prompts are padded to so many, the family's own number if not given; stated by the tokenizer.
         shift: of the sampler's time steps. seed: of the weights; the same seed writes the same bytes.
     """
     if family not in ("wan", "ltx"):
@@ -63,6 +65,7 @@ def make_generator(
     if hidden % heads or (hidden // heads) % 2 or hidden // heads < 12:
         raise VideoAlignError(f"hidden is {hidden}: it must be {heads} heads of an even size, 12 at least")
     tokenizer = _tokenizer((corpus or CORPUS) * 4, vocabulary)
+    tokenizer.model_max_length = max_tokens or tokenizer.model_max_length
     text = {"vocab_size": len(tokenizer), "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4,
             "pad_token_id": 0, "eos_token_id": 1}  # fmt: skip
     with torch.random.fork_rng(devices=[]):

@@ -4,6 +4,8 @@ Legend: P prompts, N noises per prompt, D columns (the dimensions and overall). 
 rewards of videos from the same prompt and noise.
 """
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -54,3 +56,29 @@ def _interval(values: Tensor, draws: Tensor) -> tuple[float, float]:
     means = values[draws].mean(1)
     low, high = torch.quantile(means, torch.tensor([0.025, 0.975], dtype=means.dtype)).tolist()
     return low, high
+
+
+def best_of(scores: Tensor, values: Tensor, draws: float) -> Tensor:
+    """Expected values of the best of some samples: those with the highest score among ``draws`` taken without order.
+
+    Exact, over all subsets: the sample of rank r among N (from 1, ascending) is the best of n with probability
+    C(r - 1, n - 1) / C(N, n). Between whole numbers the two neighbours are mixed, as a budget would be.
+
+    Args:
+        scores: (P, N) what is chosen by. values: (P, N, D) what is asked. draws: in [1, N].
+
+    Returns:
+        (P, D).
+    """
+    count = scores.shape[1]
+    if not 1 <= draws <= count:
+        raise ValueError(f"the best of {draws} cannot be found among {count} samples")
+    whole = math.floor(draws)
+    share = draws - whole
+    ranked = values.double().gather(1, scores.argsort(1)[..., None].expand_as(values))
+
+    def of(n: int) -> Tensor:
+        chances = [math.comb(r, n - 1) / math.comb(count, n) for r in range(count)]
+        return (ranked * torch.tensor(chances, dtype=torch.float64).view(1, -1, 1)).sum(1)
+
+    return of(whole) if not share else (1 - share) * of(whole) + share * of(whole + 1)

@@ -1,0 +1,84 @@
+"""Training of a miniature pipeline's autoencoder: it stands in for the pre-trained one of a real generator."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning as L
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor
+
+from .. import VideoAlignError
+from ..models.files import check_free, new_folder
+from ..models.generator import load_generator
+from .schedules import warmup_schedule
+
+RECORD = "model_index.json"
+
+
+class Autoencoding(L.LightningModule):
+    r"""Trains the autoencoder of a pipeline to reproduce clips, :math:`E\,w\,\|D(E(x) + \sigma \epsilon) - x\|^2`.
+
+    The noise :math:`\epsilon` on the latents makes the decoder forgive the errors of a small diffusion transformer. Writes
+    the whole pipeline, with mean and deviation of the latents that it was trained on, when training ends.
+
+    Args:
+        generator: folder of the pipeline to start from; its autoencoder has ``latents_mean`` and ``latents_std`` (Wan).
+        out: folder to write. noise: standard deviation on the latents, which are held near deviation 1.
+        foreground: weight of pixels that differ from their frame's median, those of a moving thing on a plain ground.
+        optimizer, warmup, decay: see :class:`~videoalign.alignment.RewardModel`.
+    """
+
+    def __init__(
+        self,
+        generator: str,
+        out: str,
+        noise: float = 0.2,
+        foreground: float = 3.0,
+        optimizer: OptimizerCallable = torch.optim.AdamW,
+        warmup: float = 0.05,
+        decay: Literal["constant", "cosine", "linear"] = "linear",
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(ignore=["optimizer"])
+        self.generator = load_generator(generator)
+        if "latents_mean" not in self.generator.vae.config:
+            raise VideoAlignError(f"generator {generator}: only autoencoders of Wan's kind are trained here")
+        self.out, self.noise, self.foreground = Path(out), noise, foreground
+        self.optimizer, self.warmup, self.decay = optimizer, warmup, decay
+        self.vae = self.generator.vae.requires_grad_(True).train()
+        self._sums: list[Tensor] = []
+
+    def setup(self, stage: str) -> None:
+        """Refuse an output that is in the way before training begins."""
+        check_free(self.out, RECORD)
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        """One batch of clips."""
+        pixels = batch["videos"].transpose(1, 2).float() / 127.5 - 1  # (N, 3, T, H, W)
+        latents = self.vae.encode(pixels).latent_dist.mode()  # (N, C, F, h, w)
+        found = self.vae.decode(latents + self.noise * torch.randn_like(latents), return_dict=False)[0]
+        ground = pixels.flatten(3).median(-1).values[..., None, None]  # (N, 3, T, 1, 1)
+        weights = 1 + (self.foreground - 1) * ((pixels - ground).abs().amax(1, keepdim=True) > 0.15)
+        error = (found - pixels).square()
+        self.log("train/loss", (weights * error).mean(), prog_bar=True, batch_size=len(pixels))
+        self.log("train/psnr", 10 * torch.log10(4 / error.detach().mean()), prog_bar=True, batch_size=len(pixels))
+        with torch.no_grad():  # of the last steps: what the latents are normalised with
+            rows = latents.transpose(0, 1).flatten(1)  # (C, numbers)
+            self._sums = [*self._sums[-49:], torch.stack([rows.mean(1), rows.square().mean(1)])]
+        return (weights * error).mean() + 1e-3 * latents.square().mean()
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """One group of all parameters."""
+        optimizer = self.optimizer(self.vae.parameters())
+        schedule = warmup_schedule(optimizer, self.trainer.estimated_stepping_batches, self.warmup, self.decay)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_fit_end(self) -> None:
+        """Write the pipeline."""
+        mean, square = torch.stack(self._sums).mean(0)
+        std = (square - mean**2).sqrt()
+        self.vae.register_to_config(latents_mean=mean.tolist(), latents_std=std.tolist())
+        if self.trainer.is_global_zero:
+            with new_folder(self.out, replaces=RECORD) as out:
+                self.generator.pipeline.save_pretrained(out)

@@ -1,0 +1,205 @@
+"""`videoalign compare`: several ways of sampling, judged side by side on the same prompts and noise.
+
+An *arm* is a generator with adapters, a noisy reward that steers it, or neither. Each arm's videos are a set of their own,
+and every judge rates every set: the reward model, the miniature world's oracle where there is one, and the noisy reward's
+own view. A reward that steers always rises in its own view; whether another judge agrees is the question, and where
+the two part is reward hacking (VideoAlign, section 5.3). Best-of-N by the reward model costs N samples: the honest rival.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import VideoAlignError
+from ..callbacks.prompt_sampler import Sampling
+from ..datamodules.encode_list import ClipSize
+from ..datamodules.oracle import Oracle
+from ..datamodules.prompts import read_prompts
+from ..datamodules.shards import ShardSet
+from ..datamodules.video import decode
+from ..models.files import read_json, write_json
+from ..models.guidance import Guidance
+from ..models.preference import DIMENSIONS
+from .bench import score_set
+from .comparison import Judged, found_of, save
+from .inference import Source, generate, predicting
+from .reward_model import RewardModel
+
+BASE = "base"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """A way of sampling; the plain generator where nothing is set."""
+
+    generator: str | None = None
+    """Folder or hub id of another pipeline."""
+    lora: str | None = None
+    """Folder of adapters."""
+    reward: str | None = None
+    """Folder of a noisy reward; without a guide it only watches."""
+    guide: Guidance | None = None
+    """When and how strongly it steers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """Guidance by one noisy reward at several strengths."""
+
+    reward: str
+    """Folder of the noisy reward."""
+    strengths: list[float]
+    """Ascending; 0 is the base."""
+    guide: Guidance = field(default_factory=Guidance)
+    """Everything but the strength: weights, bounds, what it reads."""
+    lora: str | None = None
+    """Folder of adapters that it composes with."""
+
+    def __post_init__(self) -> None:
+        if not self.strengths or any(a >= b for a, b in zip(self.strengths, self.strengths[1:])):
+            raise VideoAlignError(f"sweep strengths must ascend, got {self.strengths}")
+
+    def arms(self, name: str) -> dict[str, Arm]:
+        """An arm per strength above 0."""
+        return {
+            f"{name}@{s:g}": Arm(reward=self.reward, lora=self.lora, guide=replace(self.guide, strength=s))
+            for s in self.strengths if s > 0
+        }  # fmt: skip
+
+
+def compare(
+    generator: str,
+    prompts: str,
+    out: str,
+    sampling: Sampling,
+    samples: int = 4,
+    reward_model: str | None = None,
+    oracle: str | None = None,
+    arms: Mapping[str, Arm] | None = None,
+    sweeps: Mapping[str, Sweep] | None = None,
+    workers: int = 1,
+    device: str = "auto",
+) -> dict[str, Any]:
+    """Sample all arms, judge them, print and save a table and charts. An interrupted comparison goes on.
+
+    Args:
+        generator: folder or hub id of the pipeline. prompts: CSV with a column ``prompt``, or text file with one a line.
+        out: folder of everything found. sampling: how; its batch size is also the reward model's. samples: noises per prompt.
+        reward_model: folder of a reward model that judges. oracle: calibration file of the miniature world's oracle.
+        arms: ways of sampling by name; ``base``, the plain generator, is always the first. sweeps: by name.
+        workers: processes that decode. device: where to compute.
+
+    Returns:
+        What is saved as ``OUT/comparison.json``.
+    """
+    arms, sweeps, folder = dict(arms or {}), dict(sweeps or {}), Path(out)
+    if not reward_model and not oracle:
+        raise VideoAlignError("nobody judges: name a reward model (--reward_model) or an oracle (--oracle)")
+    if wrong := [
+        name for name in (*arms, *sweeps) if not name or set(name) & set("@/\\.") or (name == BASE and name in sweeps)
+    ]:
+        raise VideoAlignError(
+            f"arms or sweeps {wrong}: names must not be empty, hold @, /, \\ or a dot, or be that of the base"
+        )
+    watch = next((sweep.reward for sweep in sweeps.values()), None)
+    every = {BASE: Arm(reward=watch), **arms}
+    for name, sweep in sweeps.items():
+        every |= sweep.arms(name)
+    texts = read_prompts(prompts)
+    judges = _Judges(reward_model, oracle, sampling, workers, device)
+    judged: dict[str, Judged] = {}
+    for number, (name, arm) in enumerate(every.items(), 1):
+        videos = folder / "videos" / name
+        made = {
+            "generator": generator,
+            "prompts": texts,
+            "samples": samples,
+            "sampling": asdict(sampling),
+            "arm": asdict(arm),
+        }
+        if _new(folder / "videos" / f"{name}.json", made, videos):
+            print(f"arm {number} of {len(every)}: {name}", flush=True)
+            _sample(videos, arm.generator or generator, prompts, samples, arm, sampling, device)
+        judged[name] = judges(videos, texts, samples)
+    found = found_of(judged, {name: (sweep.guide.weights, [BASE, *sweep.arms(name)]) for name, sweep in sweeps.items()})
+    save(
+        folder,
+        found,
+        every.keys(),
+        texts,
+        sampling.fps,
+        f"{generator}, {samples} noises for each of {len(texts)} prompts",
+    )
+    return found
+
+
+def _new(record: Path, made: dict[str, Any], videos: Path) -> bool:
+    """Whether an arm is still to be sampled.
+
+    Raises:
+        VideoAlignError: where its videos are there, but were made otherwise.
+    """
+    made = json.loads(json.dumps(made))
+    if record.exists() and read_json(record, "a comparison") != made:
+        raise VideoAlignError(
+            f"{videos} holds videos of other settings (see {record}); name another --out, or remove both"
+        )
+    write_json(record, made)
+    return not videos.exists()
+
+
+def _sample(out: Path, generator: str, prompts: str, samples: int, arm: Arm, sampling: Sampling, device: str) -> None:
+    """One arm's videos: an ordinary `videoalign generate`."""
+    s = sampling
+    # without a guide of its own a reward watches: strength 0 leaves samples as they are
+    guide = {"reward": arm.reward, "guide": arm.guide or Guidance(strength=0.0)} if arm.reward else {}
+    generate(
+        {"generator": generator, "lora": arm.lora, "num_frames": s.num_frames, "height": s.height, "width": s.width, "fps": s.fps,
+         "steps": s.steps, "guidance": s.guidance, "negative": s.negative, "source": out.name, **guide},
+        {"prompts": prompts, "out": str(out), "samples": samples, "batch_size": s.batch_size, "seed": s.seed}, device, 1,
+    )  # fmt: skip
+
+
+class _Judges:
+    """Everyone who rates an arm's videos.
+
+    Args:
+        reward_model, oracle: folder and file, either may be None. sampling, workers, device: see :func:`compare`.
+    """
+
+    def __init__(
+        self, reward_model: str | None, oracle: str | None, sampling: Sampling, workers: int, device: str
+    ) -> None:
+        self.model, self.sampling, self.workers, self.device = None, sampling, workers, device
+        if reward_model:
+            network = Source(model=reward_model).load()
+            network.need_statistics(reward_model)
+            self.model = RewardModel(network)
+        self.oracle = Oracle.load(oracle) if oracle else None
+
+    def __call__(self, videos: Path, prompts: Sequence[str], samples: int) -> Judged:
+        """Ratings of a set, prompts and noises in order."""
+        shards = ShardSet(videos)
+        contents = sorted(shards.contents(), key=lambda content: content.key)  # PROMPT-NOISE
+        records, shape = [content.record for content in contents], (len(prompts), samples)
+        ratings: dict[str, Tensor] = {}
+        if self.oracle:
+            clip = ClipSize(num_frames=self.sampling.num_frames, height=self.sampling.height, width=self.sampling.width)
+            frames = [decode(content.read("mp4"), clip, 1, content.name).permute(0, 2, 3, 1) for content in contents]
+            ratings["oracle"] = self.oracle(torch.stack(frames).numpy(), [record["prompt"] for record in records])
+        if self.model:
+            trainer = predicting(self.device, [], False)
+            raw = score_set(trainer, self.model, shards, [content.key for content in contents],
+                            videos.with_name(f"{videos.name}.rewards"), self.sampling.batch_size, self.workers)  # fmt: skip
+            ratings["reward model"] = self.model.network.normalise(raw)
+        if all("noisy_reward" in record for record in records):
+            ratings["own view"] = torch.tensor([[record["noisy_reward"][d] for d in DIMENSIONS] for record in records])
+        whole = {
+            name: torch.cat([r, r.sum(1, keepdim=True)], 1).double().unflatten(0, shape) for name, r in ratings.items()
+        }
+        return Judged(whole, sum(record["seconds"] for record in records) / len(records))

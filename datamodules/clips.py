@@ -1,0 +1,49 @@
+"""Clips of a set as batches of frames, for the training of miniature autoencoders."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import lightning as L
+import torch
+
+from .encode_list import ClipSize
+from .shards import RawSample, ShardSet
+from .stream import Dropped, Item, ShardLoader, ShardStream, Share, at_least
+from .video import decode
+
+
+def _decode(clip: ClipSize, raw: RawSample, epoch: int) -> torch.Tensor:
+    return clip.cut(decode(raw.members["mp4"], clip, 1, raw.name))
+
+
+def _collate(items: Sequence[Item]) -> dict[str, Any]:
+    sound = [item.value for item in items if not isinstance(item.value, Dropped)]
+    dropped = [item.value for item in items if isinstance(item.value, Dropped)]
+    return {"dropped": dropped, **({"videos": torch.stack(sound)} if sound else {})}  # (N, T, 3, H, W) uint8
+
+
+class Clips(L.LightningDataModule):
+    """Streams a *videos* set of mp4 files, cut to one length and size.
+
+    Args:
+        data: folder of the set. clip: frames and size. batch_size: clips per rank and step. workers: processes per rank
+            that decode. shuffle_buffer, seed: see :class:`~videoalign.datamodules.pairs.VideoPairs`.
+    """
+
+    def __init__(
+        self, data: str, clip: ClipSize, batch_size: int = 8, workers: int = 1, shuffle_buffer: int = 512, seed: int = 0
+    ) -> None:
+        super().__init__()
+        at_least(1, batch_size=batch_size)
+        at_least(0, workers=workers, shuffle_buffer=shuffle_buffer)
+        self.data, self.clip, self.batch_size = data, clip, batch_size
+        self.workers, self.shuffle_buffer, self.seed = workers, shuffle_buffer, seed
+
+    def train_dataloader(self) -> ShardLoader:
+        """Batches, shuffled anew each epoch."""
+        shards = ShardSet(self.data, "videos")
+        share = Share(shards.index.samples, self.batch_size, self.trainer.world_size, training=True)
+        decode = partial(_decode, self.clip)
+        stream = ShardStream(shards, decode, share, self.trainer.global_rank, self.seed, self.shuffle_buffer)
+        return ShardLoader(stream, _collate, self.workers, persistent_workers=self.workers > 0)
