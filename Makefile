@@ -13,7 +13,7 @@ $(READY): setup.cfg pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	@touch $@
 
-demo: $(READY) ## render the miniature world, train the reward model, benchmark it: runs/demo
+demo: $(READY) ## the whole paper in miniature, from rendering to aligned generators: runs/demo/report.html
 	$(BIN)/videoalign demo --out runs/demo
 
 test: $(READY) ## all tests

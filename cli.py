@@ -243,6 +243,7 @@ def _sprites(o: argparse.Namespace) -> None:
         benchmark_videos=o.benchmark_videos,
         benchmark_pairs=o.benchmark_pairs,
         captions=o.captions,
+        clips=o.clips,
     )
     progress = Progress()
     with ProcessPoolExecutor(o.workers) as pool:
@@ -254,7 +255,10 @@ def _miniature(o: argparse.Namespace) -> None:
     _function("alignment.experiment:quiet")()
     corpus = [content.prompt for content in import_module(".datamodules.sprites", __package__).CONTENTS]
     make = "models.miniature_generators:make_generator" if o.family in ("wan", "ltx") else "models.miniature:make_qwen"
-    _function(make)(o.out, o.family, corpus, o.hidden, o.layers, seed=o.seed)
+    if o.max_tokens and make.endswith("make_qwen"):
+        raise VideoAlignError("--max-tokens is for Wan and LTX pipelines; a reward model reads prompts of any length")
+    more = {"max_tokens": o.max_tokens} if o.max_tokens else {}
+    _function(make)(o.out, o.family, corpus, o.hidden, o.layers, seed=o.seed, **more)
 
 
 def _demo(o: argparse.Namespace) -> None:
@@ -427,7 +431,7 @@ def _parser() -> argparse.ArgumentParser:
     sprites = add("sprites", _sprites, "render the miniature world: rated pairs, two benchmarks, captioned clips")
     sprites.add_argument("--out", required=True, help="folder to make")
     for name, value, text in (("train", 6000, "rated pairs"), ("val", 400, "held-out pairs"), ("benchmark-videos", 480, "videos per benchmark"),
-                              ("benchmark-pairs", 1500, "rated pairs per benchmark"), ("captions", 3000, "captioned clips")):  # fmt: skip
+                              ("benchmark-pairs", 1500, "rated pairs per benchmark"), ("captions", 3000, "captioned clips"), ("clips", 4000, "clips to train a generator on")):  # fmt: skip
         sprites.add_argument(f"--{name}", type=_count(1), default=value, help=text)
     mini = add(
         "miniature",
@@ -442,9 +446,12 @@ def _parser() -> argparse.ArgumentParser:
         help="architecture",
     )
     mini.add_argument("--hidden", type=int, default=64, help="width")
+    mini.add_argument(
+        "--max-tokens", type=_count(1), help="longest prompt of a Wan or LTX pipeline, if not the family's"
+    )
     mini.add_argument("--layers", type=_count(1), default=4, help="depth of the language model or transformer")
     demo = add(
-        "demo", _demo, "the whole path in miniature: world, reward model, benchmarks (five to six minutes on two cores)"
+        "demo", _demo, "the whole paper in miniature: world, reward model, generator, alignment, guidance, one report"
     )
     demo.add_argument("--out", default="runs/demo", help="folder; finished stages in it are not repeated")
     for sub in (bench, relabel, generate):

@@ -44,6 +44,8 @@ class Autoencoding(L.LightningModule):
         self.generator = load_generator(generator)
         if "latents_mean" not in self.generator.vae.config:
             raise VideoAlignError(f"generator {generator}: only autoencoders of Wan's kind are trained here")
+        if Path(out).resolve() == Path(generator).resolve():
+            raise VideoAlignError(f"model.out is the generator to start from, {generator}; name another folder")
         self.out, self.noise, self.foreground = Path(out), noise, foreground
         self.optimizer, self.warmup, self.decay = optimizer, warmup, decay
         self.vae = self.generator.vae.requires_grad_(True).train()
@@ -76,9 +78,10 @@ class Autoencoding(L.LightningModule):
 
     def on_fit_end(self) -> None:
         """Write the pipeline."""
-        mean, square = torch.stack(self._sums).mean(0)
-        std = (square - mean**2).sqrt()
-        self.vae.register_to_config(latents_mean=mean.tolist(), latents_std=std.tolist())
+        if self._sums:  # not where a finished run is taken up again
+            mean, square = torch.stack(self._sums).mean(0)
+            std = (square - mean**2).sqrt()
+            self.vae.register_to_config(latents_mean=mean.tolist(), latents_std=std.tolist())
         if self.trainer.is_global_zero:
             with new_folder(self.out, replaces=RECORD) as out:
                 self.generator.pipeline.save_pretrained(out)

@@ -7,6 +7,9 @@ the two part is reward hacking (VideoAlign, section 5.3). Best-of-N by the rewar
 """
 
 import json
+import math
+import shutil
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -46,6 +49,10 @@ class Arm:
     guide: Guidance | None = None
     """When and how strongly it steers."""
 
+    def __post_init__(self) -> None:
+        if self.guide and not self.reward:
+            raise VideoAlignError("an arm with a guide needs a noisy reward: name its folder under reward")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep:
@@ -61,14 +68,20 @@ class Sweep:
     """Folder of adapters that it composes with."""
 
     def __post_init__(self) -> None:
-        if not self.strengths or any(a >= b for a, b in zip(self.strengths, self.strengths[1:])):
-            raise VideoAlignError(f"sweep strengths must ascend, got {self.strengths}")
+        ascending = all(a < b for a, b in zip(self.strengths, self.strengths[1:]))
+        if not self.strengths or not ascending or not all(0 <= s < math.inf for s in self.strengths):
+            raise VideoAlignError(f"sweep strengths must be finite, ascend, and not be negative, got {self.strengths}")
+        if len({f"{s:g}" for s in self.strengths}) < len(self.strengths):
+            raise VideoAlignError(f"sweep strengths {self.strengths} are too close to have names of their own")
 
     def arms(self, name: str) -> dict[str, Arm]:
-        """An arm per strength above 0."""
+        """An arm per strength above 0, and one that only watches, at 0."""
         return {
-            f"{name}@{s:g}": Arm(reward=self.reward, lora=self.lora, guide=replace(self.guide, strength=s))
-            for s in self.strengths if s > 0
+            f"{name}@0": Arm(reward=self.reward, lora=self.lora),
+            **{
+                f"{name}@{s:g}": Arm(reward=self.reward, lora=self.lora, guide=replace(self.guide, strength=s))
+                for s in self.strengths if s > 0
+            },
         }  # fmt: skip
 
 
@@ -108,10 +121,16 @@ def compare(
         )
     watch = next((sweep.reward for sweep in sweeps.values()), None)
     every = {BASE: Arm(reward=watch), **arms}
+    curves: dict[str, tuple[Mapping[str, float], list[str]]] = {}
     for name, sweep in sweeps.items():
-        every |= sweep.arms(name)
+        own = sweep.arms(name)
+        if own[f"{name}@0"] == every[BASE]:  # the base watched by this very reward
+            del own[f"{name}@0"]
+        start = [name for name in own if name.endswith("@0")] or [BASE]
+        every |= own
+        curves[name] = sweep.guide.weights, [*start, *(arm for arm in own if arm not in start)]
     texts = read_prompts(prompts)
-    judges = _Judges(reward_model, oracle, sampling, workers, device)
+    judges = _Judges(reward_model, oracle, texts, sampling, workers, device)
     judged: dict[str, Judged] = {}
     for number, (name, arm) in enumerate(every.items(), 1):
         videos = folder / "videos" / name
@@ -123,10 +142,11 @@ def compare(
             "arm": asdict(arm),
         }
         if _new(folder / "videos" / f"{name}.json", made, videos):
+            shutil.rmtree(videos.with_name(f"{name}.rewards"), ignore_errors=True)  # of videos that are gone
             print(f"arm {number} of {len(every)}: {name}", flush=True)
             _sample(videos, arm.generator or generator, prompts, samples, arm, sampling, device)
         judged[name] = judges(videos, texts, samples)
-    found = found_of(judged, {name: (sweep.guide.weights, [BASE, *sweep.arms(name)]) for name, sweep in sweeps.items()})
+    found = found_of(judged, curves)
     save(
         folder,
         found,
@@ -145,7 +165,8 @@ def _new(record: Path, made: dict[str, Any], videos: Path) -> bool:
         VideoAlignError: where its videos are there, but were made otherwise.
     """
     made = json.loads(json.dumps(made))
-    if record.exists() and read_json(record, "a comparison") != made:
+    begun = videos.exists() or (videos.parent / f".{videos.name}.parts").exists()
+    if begun and record.exists() and read_json(record, "a comparison") != made:
         raise VideoAlignError(
             f"{videos} holds videos of other settings (see {record}); name another --out, or remove both"
         )
@@ -169,11 +190,17 @@ class _Judges:
     """Everyone who rates an arm's videos.
 
     Args:
-        reward_model, oracle: folder and file, either may be None. sampling, workers, device: see :func:`compare`.
+        reward_model, oracle: folder and file, either may be None. prompts: of all videos. sampling, workers, device: see :func:`compare`.
     """
 
     def __init__(
-        self, reward_model: str | None, oracle: str | None, sampling: Sampling, workers: int, device: str
+        self,
+        reward_model: str | None,
+        oracle: str | None,
+        prompts: Sequence[str],
+        sampling: Sampling,
+        workers: int,
+        device: str,
     ) -> None:
         self.model, self.sampling, self.workers, self.device = None, sampling, workers, device
         if reward_model:
@@ -181,6 +208,8 @@ class _Judges:
             network.need_statistics(reward_model)
             self.model = RewardModel(network)
         self.oracle = Oracle.load(oracle) if oracle else None
+        if self.oracle:  # refuse before the long work
+            self.oracle.check(prompts, (sampling.num_frames, sampling.height, sampling.width, 3))
 
     def __call__(self, videos: Path, prompts: Sequence[str], samples: int) -> Judged:
         """Ratings of a set, prompts and noises in order."""
@@ -202,4 +231,4 @@ class _Judges:
         whole = {
             name: torch.cat([r, r.sum(1, keepdim=True)], 1).double().unflatten(0, shape) for name, r in ratings.items()
         }
-        return Judged(whole, sum(record["seconds"] for record in records) / len(records))
+        return Judged(whole, statistics.median(record["seconds"] for record in records))

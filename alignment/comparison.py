@@ -50,7 +50,8 @@ def found_of(
     """
     base_name, base = next(iter(judged.items()))
     judge = next(name for name in JUDGES if name in base.ratings)
-    chooser = base.ratings.get("reward model", base.ratings[judge])[..., 3]
+    chosen_by = "reward model" if "reward model" in base.ratings else judge
+    chooser = base.ratings[chosen_by][..., 3]
     prompts, samples = chooser.shape
     arms = {}
     for name, arm in judged.items():
@@ -60,16 +61,27 @@ def found_of(
         }}  # fmt: skip
         if name != base_name:
             row["against_base"] = {j: win_rates(arm.ratings[j], base.ratings[j]) for j in JUDGES if j in base.ratings}
-            if 1 <= cost <= samples:
-                rival = best_of(chooser, base.ratings[judge], cost)  # (P, 4)
-                row["best_of"] = {"draws": cost, **_difference(arm.ratings[judge].mean(1)[:, 3] - rival[:, 3])}
+            if cost <= samples:
+                rival = best_of(chooser, base.ratings[judge], max(cost, 1.0))  # (P, 4)
+                row["best_of"] = {
+                    "draws": max(cost, 1.0),
+                    **_difference(arm.ratings[judge].mean(1)[:, 3] - rival[:, 3]),
+                }
         arms[name] = row
     rivals = {
         str(n): dict(zip(COLUMNS, best_of(chooser, base.ratings[judge], n).mean(0).tolist()))
         for n in range(1, samples + 1)
     }  # fmt: skip
     curves = {name: _curve(judged, judge, *sweep) for name, sweep in sweeps.items()}
-    return {"judge": judge, "prompts": prompts, "samples": samples, "arms": arms, "best_of": rivals, "sweeps": curves}
+    return {
+        "judge": judge,
+        "chosen_by": chosen_by,
+        "prompts": prompts,
+        "samples": samples,
+        "arms": arms,
+        "best_of": rivals,
+        "sweeps": curves,
+    }
 
 
 def _difference(values: Tensor) -> dict[str, Any]:
@@ -89,13 +101,14 @@ def _curve(
     """
     base = judged[names[0]]
     weight = torch.tensor([weights.get(d, 0.0) for d in DIMENSIONS], dtype=torch.float64)
-    views = {
-        j: torch.stack([
-            ((judged[name].ratings[j] - base.ratings[j])[..., :3] / base.ratings[j][..., :3].std((0, 1)).clamp(min=1e-9) @ weight)
-            for name in names
-        ]) / weight.abs().sum()
-        for j in base.ratings
-    }  # fmt: skip  # (strengths, P, N)
+
+    def gain(name: str, judge: str) -> Tensor:
+        """(P, N); a dimension in which all base videos are alike has no deviation to measure in, and is left out."""
+        spread = base.ratings[judge][..., :3].flatten(0, 1).std(0)  # (3,)
+        scale = torch.where(spread > 1e-6, weight / spread.clamp(min=1e-6), 0.0)
+        return (judged[name].ratings[judge] - base.ratings[judge])[..., :3] @ scale / weight.abs().sum().clamp(min=1e-9)
+
+    views = {j: torch.stack([gain(name, j) for name in names]) for j in base.ratings}  # (strengths, P, N)
     means = {j: view.mean((1, 2)).tolist() for j, view in views.items()}
     best, own = int(views[judge].mean((1, 2)).argmax()), means.get("own view")
     hacked = None
@@ -139,7 +152,7 @@ def table(found: dict[str, Any]) -> str:
             lines.append("| " + " | ".join([*cells, *[""] * (2 * len(judges) + 1), number, ""]) + " |")
     lines += ["", f"{found['prompts']} prompts, {found['samples']} noises each. Cost: seconds of sampling against the base's (scoring "
               f"for best-of-N is not counted). Minus best-of-cost: what the {found['judge']} gives beyond choosing among that many "
-              "base samples by the reward model, with a 95 % interval over prompts.", ""]  # fmt: skip
+              "base samples by the {found['chosen_by']}, with a 95 % interval over prompts.", ""]  # fmt: skip
     for name, curve in found["sweeps"].items():
         limit = curve["stay_under"]
         lines.append(

@@ -18,7 +18,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from .. import alignment, callbacks, datamodules  # noqa: F401
 from ..callbacks.progress import LogProgress
 from ..callbacks.tensorboard import writer_of
-from ..datamodules import captions, encode_list, latents, pairs, prompts, reference  # noqa: F401
+from ..datamodules import captions, clips, encode_list, latents, pairs, prompts, reference  # noqa: F401
 
 # An interpolation such as ${data.init_args.batch_size} means the same in every subcommand and follows overrides.
 jsonargparse.set_parsing_settings(omegaconf_absolute_to_relative_paths=True)

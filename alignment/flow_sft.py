@@ -68,6 +68,10 @@ class FlowSFT(TrainedOnly):
         super().__init__()
         if not 0 <= null_share < 1:
             raise VideoAlignError(f"model.null_share is a share of the samples in [0, 1), got {null_share}")
+        if null_share and self.needs_reference:
+            raise VideoAlignError(
+                f"model.null_share: {type(self).__name__} compares with a reference at the same prompt; leave it at 0"
+            )
         self.null_share = null_share
         if not 0 <= warmup < 1:
             raise VideoAlignError(f"model.warmup is a share of the steps in [0, 1), got {warmup}")

@@ -127,10 +127,13 @@ class NoisyRewardModel(TrainedOnly):
         if "latents" not in batch:
             return
         labels, valid = self._labels(batch), batch["valid"]
+        counted = (
+            ~labels.isnan() & (labels != 0) if self.loss == "bt" else ~labels.isnan()
+        )  # what the loss is a mean over
         for place, time in enumerate(BINS):
             rewards = self.rewards(batch, torch.full((len(labels),), time, device=labels.device))
             margins = rewards[0] - rewards[1]
-            self.held_out_loss.update(self._loss(rewards, labels), (~labels.isnan()).sum())
+            self.held_out_loss.update(self._loss(rewards, labels), counted.sum())
             self.calibration.update(preference.probabilities(margins, self.theta), labels, valid)
             self.moments.update(rewards.flatten(0, 1), valid.repeat(2))
             for i, metric in enumerate(self.right[place]):

@@ -22,27 +22,22 @@ class MuonAdamW(Optimizer):
         self, params: Iterable[Tensor], lr: float = 0.02, rest_lr: float = 2e-3, momentum: float = 0.95,
         betas: tuple[float, float] = (0.9, 0.98), weight_decay: float = 0.01,
     ) -> None:  # fmt: skip
-        self._params = list(params)
-        is_matrix = [p.ndim >= 2 and 1 < len(p) < p.numel() for p in self._params]
-        # (parameter, what Muon is given): the parameter itself or its view as a matrix
-        self._matrices = [
-            (p, p if p.ndim == 2 else nn.Parameter(p.data.view(len(p), -1)))
-            for p, matrix in zip(self._params, is_matrix) if matrix
-        ]  # fmt: skip
-        rest = [p for p, matrix in zip(self._params, is_matrix) if not matrix]
-        if not self._matrices or not rest:
+        every = list(params)
+        matrices = [p for p in every if p.ndim >= 2 and 1 < len(p) < p.numel()]
+        known = {id(p) for p in matrices}
+        rest = [p for p in every if id(p) not in known]
+        if not matrices or not rest:
             raise ValueError("MuonAdamW wants matrices and other parameters; use AdamW")
-        views = [view for _, view in self._matrices]
-        self._muon = Muon(views, lr=lr, momentum=momentum, weight_decay=weight_decay, adjust_lr_fn="original")
+        # a parameter, and what Muon is given in its place: itself, or a view as a matrix
+        self._views = [(p, p if p.ndim == 2 else nn.Parameter(p.data.view(len(p), -1))) for p in matrices]
+        self._muon = Muon(
+            [v for _, v in self._views], lr=lr, momentum=momentum, weight_decay=weight_decay, adjust_lr_fn="original"
+        )
         self._adam = AdamW(rest, lr=rest_lr, betas=tuple(betas), weight_decay=0.0)
-        super().__init__([{"params": views, "lr": lr}, {"params": rest, "lr": rest_lr}], {})
-        self._share([*self._muon.param_groups, *self._adam.param_groups])
-
-    def _share(self, groups: list[dict[str, Any]]) -> None:
-        """Let the two work on these groups, and on one common state: schedulers and checkpoints see both."""
-        self.param_groups = groups
-        self._muon.param_groups, self._adam.param_groups = groups[:1], groups[1:]
-        self._muon.state = self._adam.state = self.state
+        # what others see (schedulers, clipping, checkpoints) are the parameters themselves
+        super().__init__(
+            [{**self._muon.param_groups[0], "params": matrices}, {**self._adam.param_groups[0], "params": rest}], {}
+        )
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
@@ -51,19 +46,21 @@ class MuonAdamW(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for parameter, view in self._matrices:
+        for inner, group in zip((self._muon, self._adam), self.param_groups):
+            inner.param_groups[0].update({name: value for name, value in group.items() if name != "params"})
+        self._adam.state = self.state
+        for parameter, view in self._views:
+            if parameter.data_ptr() != view.data_ptr():
+                raise RuntimeError("a parameter's memory was replaced after its optimizer was made")
             if view is not parameter:
                 view.grad = None if parameter.grad is None else parameter.grad.view_as(view)
+            if parameter in self.state:
+                self._muon.state[view] = self.state[parameter]
         self._muon.step()
         self._adam.step()
+        for parameter, view in self._views:
+            if view in self._muon.state:
+                self.state[parameter] = self._muon.state[view]
+            if view is not parameter:
+                view.grad = None
         return loss
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Of the parameters, not of their views."""
-        for parameter in self._params:
-            parameter.grad = None
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """From a checkpoint."""
-        super().load_state_dict(state_dict)
-        self._share(self.param_groups)

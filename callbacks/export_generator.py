@@ -34,6 +34,11 @@ class ExportGenerator(L.Callback):
         if self.pipeline and pl_module.lora:
             raise VideoAlignError("ExportGenerator.pipeline writes a fully trained transformer: set model.lora: null")
 
+        if self.pipeline and self.out and Path(self.out).resolve() == Path(pl_module.name).resolve():
+            raise VideoAlignError(
+                f"ExportGenerator.out is the generator that is trained, {self.out}; name another folder"
+            )
+
     def _record(self, module: L.LightningModule) -> str:
         """The file by which a folder is known to be an earlier export."""
         return LORA_FILE if module.lora else "model_index.json" if self.pipeline else "config.json"

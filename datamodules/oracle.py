@@ -8,6 +8,7 @@ flaw of a generator behind it.
 Legend: N clips, T frames, H, W pixels, K shapes.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from .. import VideoAlignError
 from ..models.files import read_json, write_json
+from ..models.generator import Generator
 from . import sprites
 from .sprites import COLOURS, CONTENTS, DIRECTIONS, SHAPES, SIZE, TA_WEIGHTS, TRAVEL, Content, Flaws
 
@@ -64,7 +66,9 @@ def measure(videos: np.ndarray) -> Measured:
     v = torch.from_numpy(np.ascontiguousarray(videos)).float()
     n, frames = v.shape[:2]
     plain = v.amax(-1) - v.amin(-1) < 40  # (N, T, H, W) without colour: ground, stains, white sprites
-    level = torch.where(plain, v.mean(-1), torch.nan).transpose(1, 2).flatten(2).nanmedian(2).values  # (N, H)
+    level = torch.where(plain, v.mean(-1), torch.nan).transpose(1, 2).flatten(2)  # (N, H, T W)
+    # below the median: a white bar that moves along itself fills half of its rows, and stains are lighter too
+    level = level.nanquantile(0.35, dim=2)
     level = torch.where(level.isnan(), v.mean(-1).amin((1, 3)), level)
     ground = level[..., None].expand(-1, -1, 3)  # (N, H, 3) rows of a grey ground
     seen = v - ground[:, None, :, None]  # (N, T, H, W, 3)
@@ -182,14 +186,9 @@ class Oracle:
         Raises:
             VideoAlignError: where a prompt is none of the miniature world's, or clips have another size.
         """
-        if unknown := [p for p in prompts if p not in BY_PROMPT]:
-            raise VideoAlignError(
-                f"prompt {unknown[0]!r} is none of the miniature world, so its oracle cannot judge it"
-            )
-        if videos.ndim != 5 or videos.shape[2:] != (SIZE, SIZE, 3) or videos.shape[1] < 3:
-            raise VideoAlignError(
-                f"clips of shape {videos.shape[1:]}: the oracle judges (T, {SIZE}, {SIZE}, 3), T at least 3"
-            )
+        self.check(prompts, videos.shape[1:])
+        if len(prompts) != len(videos):
+            raise VideoAlignError(f"{len(videos)} clips and {len(prompts)} prompts: there must be one for each")
         found = measure(videos)
         flaws = self.strengths(found)
         contents = [BY_PROMPT[p] for p in prompts]
@@ -201,6 +200,18 @@ class Oracle:
         ], 1)  # (N, 3)  # fmt: skip
         alignment = right @ torch.tensor(TA_WEIGHTS, dtype=torch.float32)
         return torch.stack([1 - flaws[:, :3].amax(1), 1 - flaws[:, 3:].amax(1), alignment], 1)
+
+    @staticmethod
+    def check(prompts: Sequence[str], shape: tuple[int, ...]) -> None:
+        """Refuse prompts and clips (T, H, W, 3) that are none of the miniature world's."""
+        if unknown := [p for p in prompts if p not in BY_PROMPT]:
+            raise VideoAlignError(
+                f"prompt {unknown[0]!r} is none of the miniature world, so its oracle cannot judge it"
+            )
+        if len(shape) != 4 or shape[1:] != (SIZE, SIZE, 3) or shape[0] < 3:
+            raise VideoAlignError(
+                f"clips of shape {tuple(shape)}: the oracle judges (T, {SIZE}, {SIZE}, 3), T at least 3"
+            )
 
     def strengths(self, found: Measured) -> Tensor:
         """(N, 6) flaws as true strengths in [0, 1]."""
@@ -246,7 +257,13 @@ class Oracle:
         """Read it."""
         record = read_json(Path(path), "an oracle's calibration")
         try:
-            return cls({name: tuple(map(float, record["scale"][name])) for name in FLAWS})
+            scale = {name: (float(offset), float(gain)) for name in FLAWS for offset, gain in [record["scale"][name]]}
+            if not all(
+                isinstance(record["scale"][n], list) and math.isfinite(a) and math.isfinite(b)
+                for n, (a, b) in scale.items()
+            ):
+                raise ValueError("a flaw's row is not a list of two finite numbers")
+            return cls(scale)
         except (KeyError, TypeError, ValueError) as error:
             raise VideoAlignError(f"{path} is not the calibration of an oracle ({error})") from None
 
@@ -258,3 +275,15 @@ def _rendered(
     shown = [contents[i] for i in rng.integers(len(contents), size=len(flaws))]
     videos = np.stack([sprites.render(content, flaw, rng) for content, flaw in zip(shown, flaws)])
     return round_trip(videos) if round_trip else videos
+
+
+def autoencoded(generator: Generator, batch_size: int = 32) -> RoundTrip:
+    """Clips through a generator's autoencoder and back."""
+
+    def through(videos: np.ndarray) -> np.ndarray:
+        found = []
+        for some in torch.from_numpy(videos).permute(0, 1, 4, 2, 3).split(batch_size):  # (B, T, 3, H, W)
+            found.append(generator.decode(generator.encode_video(some)).permute(0, 1, 3, 4, 2))
+        return torch.cat(found).numpy()
+
+    return through

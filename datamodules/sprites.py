@@ -114,18 +114,19 @@ def shown(content: Content, wrong: tuple[bool, bool, bool], rng: np.random.Gener
     )
 
 
-def render(content: Content, flaws: Flaws, rng: np.random.Generator) -> np.ndarray:
+def render(content: Content, flaws: Flaws, rng: np.random.Generator, spread: float = 4.0) -> np.ndarray:
     """A clip, uint8 (FRAMES, SIZE, SIZE, 3).
 
     Args:
         content: what is shown (not what was asked for). flaws: ``wrong`` is not looked at here. rng: of everything
             that the content leaves open: background, path, places of stains and jumps.
+        spread: largest distance of the path from the middle, pixels.
     """
     along = np.array(DIRECTIONS[content.direction], float)
     across = along[::-1]
     progress = np.linspace(-1, 1, FRAMES)
     stop = 1 - 2 * 0.85 * flaws.freeze  # frozen from here on
-    path = np.minimum(progress, stop)[:, None] * along * TRAVEL + across * rng.uniform(-4, 4)  # (T, 2)
+    path = np.minimum(progress, stop)[:, None] * along * TRAVEL + across * rng.uniform(-spread, spread)  # (T, 2)
     leaps = rng.choice([-1.0, 1.0], FRAMES) * (rng.random(FRAMES) < 0.6)
     leaps[rng.integers(1, FRAMES - 1)] = rng.choice([-1.0, 1.0])  # at least one
     path = path + leaps[:, None] * across * 8 * flaws.jump

@@ -13,6 +13,7 @@ pre-trained video-language model brings along. The generator's world is smaller:
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import combinations
 from pathlib import Path
 
@@ -72,6 +73,7 @@ GENERATED = [c for c in CONTENTS if c.colour in ("red", "green", "blue", "yellow
 """What the miniature generator learns: it is too small for all of the world."""
 
 
+@lru_cache
 def generator_prompts(seed: int) -> tuple[list[Content], list[Content]]:
     """What the generator is trained on (24), and what it is judged by (8): combinations of the benchmarks' prompts, which
     neither it nor a reward model was trained on, every part of which occurs in others."""
@@ -86,7 +88,8 @@ def _video(content: Content, source: Source, rng: np.random.Generator) -> tuple[
     return encode(sprites.render(sprites.shown(content, flaws.wrong, rng), flaws, rng), FPS), flaws.quality
 
 
-def _labelled(rating: dict, columns: Iterable[str]) -> dict:
+def labelled(rating: dict, columns: Iterable[str]) -> dict:
+    """Labels of a rating by column."""
     return {column: rating["labels"][COLUMNS.index(column)] for column in columns}
 
 
@@ -99,7 +102,7 @@ def _pair(job: tuple[list[int], Content]) -> tuple[str, dict[str, bytes], dict]:
     rating = annotate(quality_a, quality_b, rng)
     record = {
         "prompt": content.prompt,
-        "labels": _labelled(rating, COLUMNS),
+        "labels": labelled(rating, COLUMNS),
         "votes": rating["votes"],
         "scores": {side: dict(zip(DIMENSIONS, row)) for side, row in zip("AB", rating["scores"])},
         "sources": {"A": a.name, "B": b.name},
@@ -146,10 +149,13 @@ def _clip(job: tuple[list[int], Content]) -> tuple[str, dict[str, bytes], dict]:
         fade=strength[0] * fade, freeze=strength[1] * freeze, jump=strength[1] * (not freeze) * bool(rng.random() < 0.25),
         wrong=wrong,
     )  # fmt: skip
-    while (seen := sprites.shown(content, wrong, rng)) not in GENERATED:
+    taught = generator_prompts(seed[0])[0]
+    while (
+        seen := sprites.shown(content, wrong, rng)
+    ) not in taught:  # held-out contents are not shown under other words either
         pass
     record = {"prompt": content.prompt, "fps": FPS, "num_frames": FRAMES, "quality": flaws.quality.round(4).tolist()}
-    return f"{seed[-1]:06d}", {"": encode(sprites.render(seen, flaws, rng), FPS)}, record
+    return f"{seed[-1]:06d}", {"": encode(sprites.render(seen, flaws, rng, spread=1.0), FPS)}, record
 
 
 def _benchmark_pairs(videos: list[tuple[str, dict]], count: int, rng: np.random.Generator) -> list[dict]:
@@ -169,7 +175,7 @@ def _benchmark_pairs(videos: list[tuple[str, dict]], count: int, rng: np.random.
         (key_a, a), (key_b, b) = candidates[i] if rng.random() < 0.5 else candidates[i][::-1]
         rating = annotate(np.array(a["quality"]), np.array(b["quality"]), rng)
         rows.append({"key_A": key_a, "key_B": key_b, "prompt": a["prompt"], "A_model": a["source"], "B_model": b["source"],
-                     **_labelled(rating, COLUMNS)})  # fmt: skip
+                     **labelled(rating, COLUMNS)})  # fmt: skip
     return rows
 
 

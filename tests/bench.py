@@ -27,7 +27,7 @@ from videoalign.datamodules.shards import ShardSet, ShardWriter
 from videoalign.datamodules.video import decode, encode, probe
 from videoalign.datamodules.video_list import Listed, videos_of
 from videoalign.models import FrameSampling, VideoReward, accuracy_with_ties
-from videoalign.models.generator import load_generator
+from videoalign.models.generator import Generator, load_generator
 from videoalign.models.guidance import guided
 from videoalign.models.miniature import make_qwen
 from videoalign.models.miniature_generators import make_generator
@@ -299,14 +299,36 @@ def alignment(folder: Path) -> None:
         )
 
 
+class PixelReward:
+    """A reward model's view of latents: decoded, cut into patches, graded, all of it differentiable."""
+
+    def __init__(self, generator: Generator, folder: Path, prompt: str) -> None:
+        make_qwen(folder, corpus=[prompt])
+        self.generator, self.prompt = generator, prompt
+        sampling = FrameSampling(fps=8.0, min_pixels=0)
+        self.network = VideoReward(str(folder), "plain", sampling=sampling).eval().requires_grad_(False)
+
+    def normalise(self, rewards: torch.Tensor) -> torch.Tensor:
+        return rewards
+
+    def __call__(self, x: torch.Tensor, t: torch.Tensor, condition: dict) -> torch.Tensor:
+        mean, std = self.generator.moments()
+        video = (self.generator._decode(x * std + mean).transpose(1, 2) / 2 + 0.5).clamp(0, 1) * 255  # (B, T, 3, H, W)
+        inputs = self.network.processor(list(video[:, :16]), [self.prompt] * len(x))
+        return self.network(**inputs)
+
+
 def guidance(folder: Path) -> None:
-    """Sampling with classifier-free guidance, and a noisy reward of two of its seven blocks on top."""
+    """Sampling with classifier-free guidance, and a noisy reward of two of its seven blocks on top; a reward model that
+    reads pixels, through the autoencoder; and the noisy reward through the predicted end."""
     generator = load_generator(folder / "wan")
     reward = NoisyReward(generator, NoisyRewardShape(blocks=2)).eval().requires_grad_(False)
     condition, null = (generator.condition(generator.encode_prompts([text])) for text in ("waves at sunset", ""))
     noise = torch.randn(1, 16, 5, 16, 16, generator=torch.Generator().manual_seed(0))
 
-    def sample(**options: float) -> torch.Tensor:
+    pixels = PixelReward(generator, folder / "judge", "waves at sunset")
+
+    def sample(reward: object = reward, **options: object) -> torch.Tensor:
         with guided(generator.pipeline, reward, **options):
             return generator.sample(condition, noise, 9, 5.0, null)
 
@@ -316,6 +338,14 @@ def guidance(folder: Path) -> None:
     )
     row("9 sampling steps with CFG: reward guidance in every step against none", every, plain)
     row("9 sampling steps with CFG: in every second step against none", second, plain)
+    plain, end, pixel = timed(
+        lambda: sample(strength=0.0),
+        lambda: sample(strength=1.0, through="predicted"),
+        lambda: sample(pixels, strength=1e-3, through="predicted"),
+        repeats=3,
+    )
+    row("  through the predicted end (FreeDoM) against none", end, plain)
+    row("  through the predicted end's pixels (decode, reward model) against none", pixel, plain)
 
 
 PEAK = """

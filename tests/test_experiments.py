@@ -48,7 +48,10 @@ def test_every_experiment_parses(path, capsys):
     assert f"experiments/{path.relative_to(ROOT / 'experiments')}" in path.read_text().splitlines()[0]
     assert configuration(*command) in (0, None)
     printed = capsys.readouterr().out
-    assert "class_path: videoalign.alignment." in printed and "class_path: videoalign.datamodules." in printed
+    if command[0] == "compare":
+        assert "sampling:" in printed and "sweeps:" in printed
+    else:
+        assert "class_path: videoalign.alignment." in printed and "class_path: videoalign.datamodules." in printed
 
 
 FAMILY = {"qwen2vl_2b": "qwen2_vl", "qwen2_5vl_3b": "qwen2_5_vl", "qwen3vl_2b": "qwen3_vl"}
@@ -250,6 +253,7 @@ def test_help_shows_every_command(capsys):
         "export",
         "sprites",
         "miniature",
+        "compare",
         "demo",
     ):
         assert f"    {command}" in printed
@@ -263,7 +267,7 @@ def test_readme_commands_exist():
             continue
         words = shlex.split(line.strip().removeprefix("videoalign "))
         seen += 1
-        if words[0] in ("fit", "validate", "test", "predict"):
+        if words[0] in ("fit", "validate", "test", "predict", "compare"):
             assert all((ROOT / w).exists() for w in words if w.startswith("experiments/"))
             assert experiment.packaged(words[words.index("--config") + 1])
         else:

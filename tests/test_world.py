@@ -24,9 +24,9 @@ from videoalign.models.processor import RewardProcessor
 from videoalign.models.sampling import FrameSampling
 from videoalign.models.template import Template
 
-TINY = WorldSize(train=24, val=6, benchmark_videos=16, benchmark_pairs=20, captions=8)
+TINY = WorldSize(train=24, val=6, benchmark_videos=16, benchmark_pairs=20, captions=8, clips=12)
 SETS = {"train": ("pairs", 24), "val": ("pairs", 6), "recent": ("videos", 16), "older": ("videos", 16),
-        "captions": ("videos", 8)}  # fmt: skip
+        "captions": ("videos", 8), "clips": ("videos", 12)}  # fmt: skip
 COLUMNS = ("VQ", "MQ", "TA", "Overall")
 
 
@@ -50,7 +50,7 @@ def records(folder: Path) -> list[dict]:
 
 
 def test_sets(world: Path) -> None:
-    assert sorted(path.name for path in world.iterdir()) == sorted(SETS)
+    assert sorted(path.name for path in world.iterdir()) == sorted([*SETS, "prompts.txt", "unseen.txt"])
     for name, (kind, samples) in SETS.items():
         shards = ShardSet(world / name, kind)
         assert shards.index.samples == samples
@@ -74,7 +74,7 @@ def test_another_seed_gives_another_world(tmp_path: Path, world: Path) -> None:
 
 
 def test_a_larger_world_begins_with_the_smaller(tmp_path: Path, world: Path) -> None:
-    larger = WorldSize(train=30, val=6, benchmark_videos=16, benchmark_pairs=20, captions=8)
+    larger = WorldSize(train=30, val=6, benchmark_videos=16, benchmark_pairs=20, captions=8, clips=12)
     for _ in write_world(tmp_path / "larger", larger, seed=5):
         pass
     for a, b in zip(ShardSet(world / "train"), ShardSet(tmp_path / "larger" / "train")):

@@ -1,0 +1,168 @@
+"""The whole loop at toy size: every stage feeds the next, what is there is not made again, a killed call goes on."""
+
+import base64
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+import torch
+from PIL import Image
+
+from videoalign.alignment.demo import ALIGNED, DemoSize, demo
+from videoalign.datamodules.oracle import Oracle
+from videoalign.datamodules.shards import ShardSet
+from videoalign.datamodules.world import WorldSize
+from videoalign.models.generator import load_generator
+from videoalign.models.noisy_reward import NoisyReward
+
+pytestmark = pytest.mark.slow
+
+TOY = {
+    "world": {"train": 60, "val": 24, "benchmark_videos": 32, "benchmark_pairs": 40, "captions": 60, "clips": 72},
+    "captions": 2, "reward": 4, "generated": 2, "autoencoder": 6, "generator": 4, "noisy": 4, "align": 2, "samples": 2, "rated": 18,
+    "fresh": 2, "judged": 2,
+}  # fmt: skip
+
+SCRIPT = f"""
+import sys
+from videoalign.alignment.demo import DemoSize, demo
+from videoalign.datamodules.world import WorldSize
+toy = {TOY!r}
+if __name__ == "__main__":
+    demo(sys.argv[1], 0, lambda *place: None, DemoSize(**{{**toy, "world": WorldSize(**toy["world"])}}))
+"""
+
+
+def toy_size():
+    return DemoSize(**{**TOY, "world": WorldSize(**TOY["world"])})
+
+
+def times(folder):
+    """When each file was last written; the report and pictures are made anew by every call."""
+    anew = {"report.html"}
+    return {
+        path: path.stat().st_mtime_ns
+        for path in folder.rglob("*")
+        if path.is_file() and path.name not in anew and path.suffix != ".png"
+    }
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A demo that was killed while the algorithms trained, and called again."""
+    folder = tmp_path_factory.mktemp("demo")
+    (folder / "toy.py").write_text(textwrap.dedent(SCRIPT))
+    out = folder / "out"
+    process = subprocess.Popen([sys.executable, folder / "toy.py", out], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+                               start_new_session=True, env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
+    for line in process.stdout:
+        if "training Flow-DPO" in line:
+            break
+    else:
+        pytest.fail("the demo ended before it aligned a generator")
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    before = times(out)
+    done = subprocess.run(
+        [sys.executable, folder / "toy.py", out],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return out, before, done.stdout
+
+
+def test_a_killed_demo_goes_on_where_it_stopped(finished):
+    out, before, printed = finished
+    assert (
+        "world" in printed
+        and "rendering the world: rated pairs, two benchmarks, captioned clips, a generator's clips: done before"
+        in printed
+    )
+    after = times(out)
+    kept = (
+        "world/",
+        "frames/",
+        "backbone/",
+        "reward_rendered/",
+        "generator/",
+        "samples/",
+        "rated/",
+        "reward/",
+        "preferred/",
+    )
+    old = {path: t for path, t in before.items() if str(path.relative_to(out)).startswith(kept)}
+    assert len(old) > 50 and all(after[path] == t for path, t in old.items())
+
+
+def test_every_stage_leaves_what_the_next_one_reads(finished):
+    out, _, _ = finished
+    generator = load_generator(str(out / "generator"))
+    for name in ALIGNED:
+        generator.pipeline.load_lora_weights(str(out / name))
+        generator.pipeline.unload_lora_weights()
+    NoisyReward.from_pretrained(out / "noisy_reward", generator)
+    Oracle.load(out / "oracle.json")
+    assert ShardSet(out / "rated/train").index.kind == "pairs"
+    assert ShardSet(out / "latents/preferred").index.latents["of"] == "pairs"
+    assert ShardSet(out / "latents/fresh").index.latents["of"] == "videos"
+    compared = json.loads((out / "compared/comparison.json").read_text())
+    assert {*ALIGNED, "base", "nrg@1", "nrg-text@100"} <= compared["arms"].keys()
+    assert list((out / "tensorboard").rglob("events.*")) and list((out / "compared/tensorboard").glob("events.*"))
+
+
+def test_no_prompt_of_the_comparison_was_trained_on(finished):
+    out, _, _ = finished
+    unseen = set((out / "world/unseen.txt").read_text().splitlines())
+    for name in ("world/train", "world/val", "world/clips", "rated/train", "preferred", "samples/fresh"):
+        assert not unseen & {content.record["prompt"] for content in ShardSet(out / name).contents()}, name
+
+
+def test_labels_reach_training_but_no_oracle_numbers(finished):
+    out, _, _ = finished
+    for content in ShardSet(out / "rated/train").contents():
+        if content.key.startswith("g"):
+            assert "quality" not in content.record and {"labels", "votes", "scores"} <= content.record.keys()
+
+
+def test_a_second_call_does_nothing(finished, capsys):
+    out, _, _ = finished
+    threads = torch.get_num_threads()
+    before, begun = times(out), time.monotonic()
+    demo(out, 0, lambda *place: None, toy_size())
+    torch.set_num_threads(threads)
+    assert times(out) == before
+    assert time.monotonic() - begun < 60
+    assert "report.html" in capsys.readouterr().out
+
+
+def test_the_report_holds_every_section_and_sound_pictures(finished):
+    out, _, _ = finished
+    page = (out / "report.html").read_text()
+    sections = re.findall("<h2>(.*?)</h2>", page)
+    assert len(sections) == 7 and not re.search(r'(src|href)="(?!data:)', page)
+    pictures = re.findall(r'src="data:image/(gif|png);base64,([^"]+)"', page)
+    assert len(pictures) == page.count("<img") > 30
+    for kind, content in pictures:
+        image = Image.open(io.BytesIO(base64.b64decode(content)))
+        assert image.format.lower() == kind
+        image.load()
+
+
+@pytest.mark.skipif(not shutil.which("chromium"), reason="needs Chromium")
+def test_a_browser_shows_the_report(finished, tmp_path):
+    out, _, _ = finished
+    shot = tmp_path / "page.png"
+    subprocess.run(["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--window-size=390,4000", f"--screenshot={shot}",
+                    (out / "report.html").as_uri()], check=True, capture_output=True, timeout=120)  # fmt: skip
+    picture = Image.open(shot).convert("RGB")
+    assert len(picture.getcolors(maxcolors=2**24)) > 500  # clips and charts are drawn
