@@ -51,7 +51,7 @@ STEPS = 12
 
 @dataclass(frozen=True, kw_only=True)
 class DemoSize:
-    """How long everything is trained and how much is sampled; the defaults take ten to twelve minutes on two cores."""
+    """How long everything is trained and how much is sampled; the defaults take sixteen minutes on two cores."""
 
     world: WorldSize = field(default_factory=WorldSize)
     """What is rendered."""

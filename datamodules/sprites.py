@@ -16,7 +16,7 @@ COLOURS = {
     "purple": (150, 60, 200), "orange": (240, 140, 40), "cyan": (60, 215, 225), "white": (240, 240, 240),
 }  # fmt: skip
 SHAPES = ("circle", "bar", "pole")
-DIRECTIONS = {"rightwards": (1, 0), "leftwards": (-1, 0), "upwards": (0, -1), "downwards": (0, 1)}
+DIRECTIONS = {"to the right": (1, 0), "to the left": (-1, 0), "upwards": (0, -1), "downwards": (0, 1)}
 RADIUS, TRAVEL = 7.0, 8.5
 """Of a circle, and from the middle of the picture to each end of its path; pixels."""
 TA_WEIGHTS = np.array([0.4, 0.3, 0.3])

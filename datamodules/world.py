@@ -144,18 +144,21 @@ def _clip(job: tuple[list[int], Content]) -> tuple[str, dict[str, bytes], dict]:
     rng = np.random.default_rng(seed)
     fade, freeze = rng.random(2) < (0.5, 0.4)
     strength = rng.uniform(0.3, 1.0, 2)
-    wrong = tuple(bool(w) for w in rng.random(3) < 0.2)
-    flaws = Flaws(
-        fade=strength[0] * fade, freeze=strength[1] * freeze, jump=strength[1] * (not freeze) * bool(rng.random() < 0.25),
-        wrong=wrong,
-    )  # fmt: skip
-    taught = generator_prompts(seed[0])[0]
-    while (
-        seen := sprites.shown(content, wrong, rng)
-    ) not in taught:  # held-out contents are not shown under other words either
-        pass
+    jump = not freeze and rng.random() < 0.25
+    # what is shown is never a held-out content, under no words
+    taught, shown = generator_prompts(seed[0])[0], []
+    while not shown:
+        wrong = tuple(bool(w) for w in rng.random(3) < 0.2)
+        shown = [c for c in taught if _differences(c, content) == wrong]
+    seen = shown[rng.integers(len(shown))]
+    flaws = Flaws(fade=strength[0] * fade, freeze=strength[1] * freeze, jump=strength[1] * jump, wrong=wrong)
     record = {"prompt": content.prompt, "fps": FPS, "num_frames": FRAMES, "quality": flaws.quality.round(4).tolist()}
     return f"{seed[-1]:06d}", {"": encode(sprites.render(seen, flaws, rng, spread=1.0), FPS)}, record
+
+
+def _differences(a: Content, b: Content) -> tuple[bool, bool, bool]:
+    """Whether colour, shape and direction differ."""
+    return a.colour != b.colour, a.shape != b.shape, a.direction != b.direction
 
 
 def _benchmark_pairs(videos: list[tuple[str, dict]], count: int, rng: np.random.Generator) -> list[dict]:

@@ -239,7 +239,7 @@ def test_nothing_stays_of_an_interrupted_world(tmp_path: Path) -> None:
 
 def test_contents() -> None:
     assert len(CONTENTS) == len(set(CONTENTS)) == 96 == len({content.prompt for content in CONTENTS})
-    assert Content("red", "circle", "left to right").prompt == "a red circle moves left to right"
+    assert Content("red", "circle", "to the right").prompt == "a red circle moves left to right"
 
 
 def test_no_flaws_no_loss_of_quality() -> None:
@@ -277,7 +277,7 @@ def centre(video: np.ndarray) -> np.ndarray:
     return np.stack([(weight * x).sum((1, 2)), (weight * y).sum((1, 2))], -1) / weight.sum((1, 2))[:, None]
 
 
-@pytest.mark.parametrize(("direction", "step"), [("left to right", (1, 0)), ("right to left", (-1, 0)), ("upwards", (0, -1)),
+@pytest.mark.parametrize(("direction", "step"), [("to the right", (1, 0)), ("to the left", (-1, 0)), ("upwards", (0, -1)),
                                                  ("downwards", (0, 1))])  # fmt: skip
 @pytest.mark.parametrize("shape", sprites.SHAPES)
 def test_sprites_move_as_they_should(direction: str, step: tuple[int, int], shape: str) -> None:
@@ -290,7 +290,7 @@ def test_sprites_move_as_they_should(direction: str, step: tuple[int, int], shap
 
 def test_flaws_are_visible() -> None:
     def clip(**flaws: float) -> np.ndarray:
-        return render(Content("red", "circle", "left to right"), Flaws(**flaws), np.random.default_rng(0)).astype(float)
+        return render(Content("red", "circle", "to the right"), Flaws(**flaws), np.random.default_rng(0)).astype(float)
 
     fine = clip()
     assert np.array_equal(fine, clip())
