@@ -28,7 +28,7 @@ pytestmark = pytest.mark.slow
 TOY = {
     "world": {"train": 60, "val": 24, "benchmark_videos": 32, "benchmark_pairs": 40, "captions": 60, "clips": 72},
     "captions": 2, "reward": 4, "generated": 2, "autoencoder": 6, "generator": 4, "noisy": 4, "align": 2, "samples": 2, "rated": 18,
-    "fresh": 2, "judged": 2,
+    "fresh": 3, "judged": 2,
 }  # fmt: skip
 
 SCRIPT = f"""

@@ -239,7 +239,7 @@ def test_nothing_stays_of_an_interrupted_world(tmp_path: Path) -> None:
 
 def test_contents() -> None:
     assert len(CONTENTS) == len(set(CONTENTS)) == 96 == len({content.prompt for content in CONTENTS})
-    assert Content("red", "circle", "to the right").prompt == "a red circle moves left to right"
+    assert Content("red", "circle", "to the right").prompt == "a red circle moves to the right"
 
 
 def test_no_flaws_no_loss_of_quality() -> None:
