@@ -152,7 +152,7 @@ def table(found: dict[str, Any]) -> str:
             lines.append("| " + " | ".join([*cells, *[""] * (2 * len(judges) + 1), number, ""]) + " |")
     lines += ["", f"{found['prompts']} prompts, {found['samples']} noises each. Cost: seconds of sampling against the base's (scoring "
               f"for best-of-N is not counted). Minus best-of-cost: what the {found['judge']} gives beyond choosing among that many "
-              "base samples by the {found['chosen_by']}, with a 95 % interval over prompts.", ""]  # fmt: skip
+              f"base samples by the {found['chosen_by']}, with a 95 % interval over prompts.", ""]  # fmt: skip
     for name, curve in found["sweeps"].items():
         limit = curve["stay_under"]
         lines.append(
