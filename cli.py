@@ -262,7 +262,11 @@ def _miniature(o: argparse.Namespace) -> None:
 
 
 def _demo(o: argparse.Namespace) -> None:
-    _function("alignment.demo:demo")(o.out, o.seed, Progress())
+    _function("alignment.demo:demo")(o.out, o.seed)
+
+
+def _paper(o: argparse.Namespace) -> None:
+    _function("alignment.paper:paper")(o.out, o.seeds, o.processes)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -454,6 +458,18 @@ def _parser() -> argparse.ArgumentParser:
         "demo", _demo, "the whole paper in miniature: world, reward model, generator, alignment, guidance, one report"
     )
     demo.add_argument("--out", default="runs/demo", help="folder; finished stages in it are not repeated")
+    paper = add(
+        "paper",
+        _paper,
+        "reproduce the paper's findings in miniature, over seeds, with intervals and verdicts: RESULTS.md",
+    )
+    paper.add_argument("--out", default="runs/paper", help="folder; several machines that see it may share the work")
+    paper.add_argument(
+        "--seeds", type=_count(1), default=5, help="how many, from 0 on; a later call with more adds the missing ones"
+    )
+    paper.add_argument(
+        "--processes", type=_count(1), help="that work at once on this machine; one per core if not given"
+    )
     for sub in (bench, relabel, generate):
         sub.add_argument("--devices", type=_count(1), default=1, help="processes that share the videos")
     for sub in (sprites, mini, generate, demo):

@@ -20,11 +20,10 @@ from torch import Tensor
 
 from .. import VideoAlignError
 from ..callbacks.prompt_sampler import Sampling
-from ..datamodules.encode_list import ClipSize
 from ..datamodules.oracle import Oracle
 from ..datamodules.prompts import read_prompts
+from ..datamodules.rated_samples import clips_of
 from ..datamodules.shards import ShardSet
-from ..datamodules.video import decode
 from ..models.files import read_json, write_json
 from ..models.guidance import Guidance
 from ..models.preference import DIMENSIONS
@@ -33,7 +32,8 @@ from .comparison import Judged, found_of, save
 from .inference import Source, generate, predicting
 from .reward_model import RewardModel
 
-BASE = "base"
+BASE, VIDEOS = "base", "videos"
+"""The plain generator's name, and the folder of all arms' videos."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,12 +110,37 @@ def compare(
     Returns:
         What is saved as ``OUT/comparison.json``.
     """
-    arms, sweeps, folder = dict(arms or {}), dict(sweeps or {}), Path(out)
+    folder, texts = Path(out), read_prompts(prompts)
     if not reward_model and not oracle:
         raise VideoAlignError("nobody judges: name a reward model (--reward_model) or an oracle (--oracle)")
-    if wrong := [
-        name for name in (*arms, *sweeps) if not name or set(name) & set("@/\\.") or (name == BASE and name in sweeps)
-    ]:
+    every, curves = plan(arms or {}, sweeps or {})
+    judges = _Judges(reward_model, oracle, texts, sampling, workers, device)
+    judged: dict[str, Judged] = {}
+    for number, (name, arm) in enumerate(every.items(), 1):
+        print(f"arm {number} of {len(every)}: {name}", flush=True)
+        sample_arm(folder, name, arm, generator, prompts, sampling, samples, device)
+        judged[name] = judges(folder / VIDEOS / name, texts, samples)
+    found = found_of(judged, curves)
+    save(
+        folder,
+        found,
+        every.keys(),
+        texts,
+        sampling.fps,
+        f"{generator}, {samples} noises for each of {len(texts)} prompts",
+    )
+    return found
+
+
+def plan(
+    arms: Mapping[str, Arm], sweeps: Mapping[str, Sweep]
+) -> tuple[dict[str, Arm], dict[str, tuple[Mapping[str, float], list[str]]]]:
+    """All arms by name, the base first; and by sweep its weights and the names of its arms by ascending strength.
+
+    Raises:
+        VideoAlignError: where a name cannot be a folder's.
+    """
+    if wrong := [n for n in (*arms, *sweeps) if not n or set(n) & set("@/\\.") or (n == BASE and n in sweeps)]:
         raise VideoAlignError(
             f"arms or sweeps {wrong}: names must not be empty, hold @, /, \\ or a dot, or be that of the base"
         )
@@ -129,60 +154,38 @@ def compare(
         start = [name for name in own if name.endswith("@0")] or [BASE]
         every |= own
         curves[name] = sweep.guide.weights, [*start, *(arm for arm in own if arm not in start)]
-    texts = read_prompts(prompts)
-    judges = _Judges(reward_model, oracle, texts, sampling, workers, device)
-    judged: dict[str, Judged] = {}
-    for number, (name, arm) in enumerate(every.items(), 1):
-        videos = folder / "videos" / name
-        made = {
-            "generator": generator,
-            "prompts": texts,
-            "samples": samples,
-            "sampling": asdict(sampling),
-            "arm": asdict(arm),
-        }
-        if _new(folder / "videos" / f"{name}.json", made, videos):
-            shutil.rmtree(videos.with_name(f"{name}.rewards"), ignore_errors=True)  # of videos that are gone
-            print(f"arm {number} of {len(every)}: {name}", flush=True)
-            _sample(videos, arm.generator or generator, prompts, samples, arm, sampling, device)
-        judged[name] = judges(videos, texts, samples)
-    found = found_of(judged, curves)
-    save(
-        folder,
-        found,
-        every.keys(),
-        texts,
-        sampling.fps,
-        f"{generator}, {samples} noises for each of {len(texts)} prompts",
-    )
-    return found
+    return every, curves
 
 
-def _new(record: Path, made: dict[str, Any], videos: Path) -> bool:
-    """Whether an arm is still to be sampled.
+def sample_arm(
+    folder: Path, name: str, arm: Arm, generator: str, prompts: str, sampling: Sampling, samples: int, device: str = "auto"
+) -> None:  # fmt: skip
+    """One arm's videos, ``FOLDER/videos/NAME``: an ordinary `videoalign generate`; nothing where they are there.
 
     Raises:
         VideoAlignError: where its videos are there, but were made otherwise.
     """
+    videos, record = folder / VIDEOS / name, folder / VIDEOS / f"{name}.json"
+    made = {
+        "generator": generator, "prompts": read_prompts(prompts), "samples": samples, "sampling": asdict(sampling), "arm": asdict(arm),
+    }  # fmt: skip
     made = json.loads(json.dumps(made))
-    begun = videos.exists() or (videos.parent / f".{videos.name}.parts").exists()
+    begun = videos.exists() or (videos.parent / f".{name}.parts").exists()
     if begun and record.exists() and read_json(record, "a comparison") != made:
         raise VideoAlignError(
             f"{videos} holds videos of other settings (see {record}); name another --out, or remove both"
         )
     write_json(record, made)
-    return not videos.exists()
-
-
-def _sample(out: Path, generator: str, prompts: str, samples: int, arm: Arm, sampling: Sampling, device: str) -> None:
-    """One arm's videos: an ordinary `videoalign generate`."""
+    if videos.exists():
+        return
+    shutil.rmtree(videos.with_name(f"{name}.rewards"), ignore_errors=True)  # of videos that are gone
     s = sampling
     # without a guide of its own a reward watches: strength 0 leaves samples as they are
     guide = {"reward": arm.reward, "guide": arm.guide or Guidance(strength=0.0)} if arm.reward else {}
     generate(
-        {"generator": generator, "lora": arm.lora, "num_frames": s.num_frames, "height": s.height, "width": s.width, "fps": s.fps,
-         "steps": s.steps, "guidance": s.guidance, "negative": s.negative, "source": out.name, **guide},
-        {"prompts": prompts, "out": str(out), "samples": samples, "batch_size": s.batch_size, "seed": s.seed}, device, 1,
+        {"generator": arm.generator or generator, "lora": arm.lora, "num_frames": s.num_frames, "height": s.height, "width": s.width,
+         "fps": s.fps, "steps": s.steps, "guidance": s.guidance, "negative": s.negative, "source": name, **guide},
+        {"prompts": prompts, "out": str(videos), "samples": samples, "batch_size": s.batch_size, "seed": s.seed}, device, 1,
     )  # fmt: skip
 
 
@@ -218,9 +221,7 @@ class _Judges:
         records, shape = [content.record for content in contents], (len(prompts), samples)
         ratings: dict[str, Tensor] = {}
         if self.oracle:
-            clip = ClipSize(num_frames=self.sampling.num_frames, height=self.sampling.height, width=self.sampling.width)
-            frames = [decode(content.read("mp4"), clip, 1, content.name).permute(0, 2, 3, 1) for content in contents]
-            ratings["oracle"] = self.oracle(torch.stack(frames).numpy(), [record["prompt"] for record in records])
+            ratings["oracle"] = self.oracle(clips_of(contents), [record["prompt"] for record in records])
         if self.model:
             trainer = predicting(self.device, [], False)
             raw = score_set(trainer, self.model, shards, [content.key for content in contents],

@@ -8,8 +8,8 @@ Legend: N pairs or videos; S sides, 2 (preferred, other) or 1; D dimensions.
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from ..models.preference import DIMENSIONS
 from .latent_files import NULL, OF, load_latents
 from .ratings import labels_of, prompt_of
 from .reference import ReferenceErrors
-from .shards import RawSample, Shard, ShardError, ShardSet, sha256
+from .shards import Content, Kept, RawSample, ShardError, ShardSet, sha256
 from .stream import Dropped, Item, ShardLoader, ShardStream, Share, at_least
 
 
@@ -92,25 +92,6 @@ def judge(record: dict, of: str, weights: Weights, name: str) -> Judged:
     swapped = of == "pairs" and bool(scores[1] > scores[0])
     order = [1, 0] if swapped else slice(None)
     return Judged(prompt_of(record, name), scores[order], rewards[order], -labels if swapped else labels, swapped)
-
-
-class Kept:
-    """A set of which only some samples are read: what a :class:`ShardStream` needs of one."""
-
-    def __init__(self, shards: ShardSet, keys: dict[str, set[str]]) -> None:
-        self.shards, self.path, self.keys = shards, shards.path, keys
-        kept = [replace(shard, samples=len(keys[shard.name])) for shard in shards.index.shards if keys[shard.name]]
-        self.index = replace(shards.index, shards=kept)
-        self._whole = {shard.name: shard for shard in shards.index.shards}
-
-    def read(self, shard: Shard, start: int = 0, stop: int | None = None) -> Iterator[RawSample]:
-        """Kept samples of one shard, from number ``start`` to before ``stop``."""
-        kept = (raw for raw in self.shards.read(self._whole[shard.name]) if raw.key in self.keys[shard.name])
-        for number, raw in enumerate(kept):
-            if stop is not None and number >= stop:
-                return
-            if number >= start:
-                yield raw
 
 
 @dataclass(frozen=True)
@@ -269,12 +250,12 @@ class LatentPairs(L.LightningDataModule):
             raise VideoAlignError(f"{path}: index.json does not say whether its latents are of pairs or of videos")
         judged: dict[str, Judged] = {}
         left_out = {"tied or closer": 0, "without a label that is asked for": 0}
-        keys: dict[str, set[str]] = {shard.name: set() for shard in shards.index.shards}
+        kept: list[Content] = []
         for content in shards.contents():
             found = judge(content.record, of, self.weights, content.name)
             if of == "videos" or self.min_margin is None or found.margin > self.min_margin:
                 judged[content.key] = found
-                keys[content.path.name].add(content.key)
+                kept.append(content)
             else:
                 left_out["without a label that is asked for" if math.isnan(found.margin) else "tied or closer"] += 1
         if any(left_out.values()):
@@ -285,7 +266,7 @@ class LatentPairs(L.LightningDataModule):
             raise VideoAlignError(
                 f"{path}: no pair has a margin above {self.min_margin} under weights {self.weights}, so nothing is left"
             )
-        return Kept(shards, keys), judged
+        return Kept(shards, kept), judged
 
     def _loader(self, which: str, training: bool) -> ShardLoader:
         kept, judged = self.sets[which]

@@ -17,10 +17,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torchmetrics.functional import spearman_corrcoef
 
 from .. import VideoAlignError
 from ..models.files import read_json, write_json
 from ..models.generator import Generator
+from ..models.preference import DIMENSIONS
 from . import sprites
 from .sprites import COLOURS, CONTENTS, DIRECTIONS, SHAPES, SIZE, TA_WEIGHTS, TRAVEL, Content, Flaws
 
@@ -275,6 +277,16 @@ def _rendered(
     shown = [contents[i] for i in rng.integers(len(contents), size=len(flaws))]
     videos = np.stack([sprites.render(content, flaw, rng) for content, flaw in zip(shown, flaws)])
     return round_trip(videos) if round_trip else videos
+
+
+def rank_correlations(oracle: Oracle, videos: np.ndarray, prompts: Sequence[str], true: np.ndarray) -> dict[str, float]:
+    """Spearman correlation of the oracle's qualities with the true ones, by dimension.
+
+    Args:
+        oracle: calibrated for what the clips went through. videos: uint8 (N, T, H, W, 3). prompts: N. true: (N, 3) qualities.
+    """
+    found = spearman_corrcoef(oracle(videos, prompts), torch.tensor(true, dtype=torch.float32))
+    return dict(zip(DIMENSIONS, found.tolist()))
 
 
 def autoencoded(generator: Generator, batch_size: int = 32) -> RoundTrip:

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from .. import VideoAlignError
+from ..models.flow import draw_seed
 from ..models.processor import RewardProcessor
 from .benchmark import Benchmark
 from .frames import FrameReader
 from .ratings import labels_of, prompt_of, scores_of, sources_of
-from .shards import RawSample, ShardSet
+from .shards import Kept, RawSample, ShardSet
 from .stream import Dropped, Item, ShardLoader, ShardStream, Share, at_least
 
 
@@ -124,6 +125,8 @@ class VideoPairs(L.LightningDataModule):
         shuffle_buffer: undecoded pairs among which the next one is drawn, per worker; 0 keeps their order on disk.
         max_dropped: share of an epoch's samples that may be unusable before training stops.
         seed: of order and swaps.
+        train_share: share of the training pairs that is used, for learning curves. Which ones, their keys say: a smaller
+            share is part of a larger one, whatever the seed.
     """
 
     def __init__(
@@ -138,17 +141,20 @@ class VideoPairs(L.LightningDataModule):
         shuffle_buffer: int = 256,
         max_dropped: float = 0.001,
         seed: int = 0,
+        train_share: float = 1.0,
     ) -> None:
         super().__init__()
         at_least(1, batch_size=batch_size, val_batch_size=val_batch_size)
         at_least(0, workers=workers, shuffle_buffer=shuffle_buffer)
         if not 0 <= max_dropped < 1:
             raise VideoAlignError(f"data.max_dropped is a share in [0, 1), got {max_dropped}")
+        if not 0 < train_share <= 1:
+            raise VideoAlignError(f"data.train_share is a share in (0, 1], got {train_share}")
         self.paths = {"train": train, "val": val}
         self.benchmark_paths = benchmarks or {}
         self.batch_size, self.val_batch_size = batch_size, val_batch_size or batch_size
         self.workers, self.swap, self.shuffle_buffer = workers, swap, shuffle_buffer
-        self.max_dropped, self.seed = max_dropped, seed
+        self.max_dropped, self.seed, self.train_share = max_dropped, seed, train_share
         self.processor: RewardProcessor | None = None
 
     def setup(self, stage: str) -> None:
@@ -165,7 +171,18 @@ class VideoPairs(L.LightningDataModule):
             )
         return ShardSet(self.paths[which], "pairs")
 
-    def _loader(self, shards: ShardSet, decode: Any, training: bool, benchmark: str | None = None) -> ShardLoader:
+    def _chosen(self, shards: ShardSet) -> ShardSet | Kept:
+        """The share of the training pairs that is used; exactly so many, by a draw for each key."""
+        if self.train_share == 1:
+            return shards
+        contents = list(shards.contents())
+        drawn = sorted(contents, key=lambda content: draw_seed("share", content.key))
+        chosen = {content.key for content in drawn[: max(1, round(self.train_share * len(contents)))]}
+        return Kept(shards, (content for content in contents if content.key in chosen))
+
+    def _loader(
+        self, shards: ShardSet | Kept, decode: Any, training: bool, benchmark: str | None = None
+    ) -> ShardLoader:
         trainer = self.trainer
         batch = self.batch_size if training else self.val_batch_size
         share = Share(shards.index.samples, batch, trainer.world_size, training)
@@ -181,7 +198,8 @@ class VideoPairs(L.LightningDataModule):
     def _pair_loader(self, which: str, training: bool) -> ShardLoader:
         shards = self._pairs(which)
         reader = FrameReader(shards, self.processor.sampling, self.processor.factor)
-        return self._loader(shards, PairDecoder(reader, self.seed if training and self.swap else None), training)
+        decode = PairDecoder(reader, self.seed if training and self.swap else None)
+        return self._loader(self._chosen(shards) if training else shards, decode, training)
 
     def train_dataloader(self) -> ShardLoader:
         """Batches of pairs, shuffled anew each epoch."""

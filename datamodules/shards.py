@@ -16,8 +16,8 @@ import hashlib
 import json
 import re
 import tarfile
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
@@ -314,6 +314,31 @@ class ShardSet:
             raise ShardError(f"{self.path} has no {name}: it holds videos, but no rated pairs of them") from None
         except (OSError, UnicodeDecodeError, csv.Error) as error:
             raise ShardError(f"{self.path / name} cannot be read ({error})") from None
+
+
+class Kept:
+    """Some samples of a set, as a :class:`~videoalign.datamodules.stream.ShardStream` reads them; nothing else is read.
+
+    Args:
+        shards: the set. contents: what is kept of it, in the order of :meth:`ShardSet.contents`.
+    """
+
+    def __init__(self, shards: ShardSet, contents: Iterable["Content"]) -> None:
+        self.path = shards.path
+        self.of_shard: dict[str, list[Content]] = {}
+        for content in contents:
+            self.of_shard.setdefault(content.path.name, []).append(content)
+        kept = [replace(s, samples=len(self.of_shard[s.name])) for s in shards.index.shards if s.name in self.of_shard]
+        self.index = replace(shards.index, shards=kept)
+
+    def read(self, shard: Shard, start: int = 0, stop: int | None = None) -> Iterator["RawSample"]:
+        """Kept samples of one shard, from number ``start`` to before ``stop``."""
+        for content in self.of_shard[shard.name][start:stop]:
+            try:
+                members = {extension: content.read(extension) for extension in content.spans}
+            except OSError as error:
+                raise ShardError(f"{content.name} cannot be read ({error})") from None
+            yield RawSample(content.key, shard.name, members)
 
 
 @dataclass

@@ -7,6 +7,7 @@ from pathlib import Path
 import av
 import numpy as np
 import torch
+from av.video.reformatter import VideoReformatter
 from torch import Tensor
 from torchvision.transforms.functional import InterpolationMode, resize
 
@@ -165,13 +166,16 @@ def _clip(container: av.container.InputContainer, name: str) -> Clip:
     return Clip(frames, float(rate) if rate else None, stream.height, stream.width)
 
 
+# One converter a clip, and one thread: a new one for each frame starts as many threads as there are cores, which takes a
+# hundred times longer than to convert a small frame; clips are read by several processes anyway.
 def _read(container: av.container.InputContainer, wanted: set[int], name: str) -> tuple[list[np.ndarray], int]:
     """The wanted frames as (H, W, 3) uint8 in order, and how many frames were met on the way."""
     frames: list[np.ndarray] = []
     last, count = max(wanted), 0
+    converter = VideoReformatter()
     for frame in container.decode(video=0):
         if count in wanted:
-            picture = frame.to_ndarray(format="rgb24")
+            picture = converter.reformat(frame, format="rgb24", threads=1).to_ndarray()
             frames.append(np.rot90(picture, round(frame.rotation / 90)) if frame.rotation else picture)
         count += 1
         if count > last:
@@ -193,7 +197,9 @@ def encode(frames: np.ndarray, fps: int, crf: int = 12) -> bytes:
         stream = container.add_stream("libx264", rate=fps, options=options)
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
+        converter = VideoReformatter()
         for picture in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")))
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+            container.mux(stream.encode(converter.reformat(frame, format="yuv420p", threads=1)))
         container.mux(stream.encode(None))
     return buffer.getvalue()

@@ -10,7 +10,7 @@ No prompt of one split occurs in another, captions excepted: they stand in for t
 pre-trained video-language model brings along. The generator's world is smaller: four colours and two shapes.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -138,22 +138,35 @@ def _caption(job: tuple[list[int], Content]) -> tuple[str, dict[str, bytes], dic
     return f"{seed[-1]:06d}", {"": video}, record
 
 
-def _clip(job: tuple[list[int], Content]) -> tuple[str, dict[str, bytes], dict]:
-    """One clip of the generator's training: an average of sources, in what a small autoencoder can keep."""
-    seed, content = job
-    rng = np.random.default_rng(seed)
+def _attempt(content: Content, taught: Sequence[Content], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Frames of one clip of the generator's training, an average of sources in what a small autoencoder can keep; its quality."""
     fade, freeze = rng.random(2) < (0.5, 0.4)
     strength = rng.uniform(0.3, 1.0, 2)
     jump = not freeze and rng.random() < 0.25
     # what is shown is never a held-out content, under no words
-    taught, shown = generator_prompts(seed[0])[0], []
+    shown = []
     while not shown:
         wrong = tuple(bool(w) for w in rng.random(3) < 0.2)
         shown = [c for c in taught if _differences(c, content) == wrong]
     seen = shown[rng.integers(len(shown))]
     flaws = Flaws(fade=strength[0] * fade, freeze=strength[1] * freeze, jump=strength[1] * jump, wrong=wrong)
-    record = {"prompt": content.prompt, "fps": FPS, "num_frames": FRAMES, "quality": flaws.quality.round(4).tolist()}
-    return f"{seed[-1]:06d}", {"": encode(sprites.render(seen, flaws, rng, spread=1.0), FPS)}, record
+    return sprites.render(seen, flaws, rng, spread=1.0), flaws.quality
+
+
+def _clip(job: tuple[list[int], Content]) -> tuple[str, dict[str, bytes], dict]:
+    """One clip of the generator's training."""
+    seed, content = job
+    video, quality = _attempt(content, generator_prompts(seed[0])[0], np.random.default_rng(seed))
+    record = {"prompt": content.prompt, "fps": FPS, "num_frames": FRAMES, "quality": quality.round(4).tolist()}
+    return f"{seed[-1]:06d}", {"": encode(video, FPS)}, record
+
+
+def held_out_clips(count: int, seed: int = 0) -> tuple[np.ndarray, list[str], np.ndarray]:
+    """Clips like those of the generator's training, but none of them: uint8 (N, T, H, W, 3), prompts, (N, 3) true qualities."""
+    rng, taught = np.random.default_rng([seed, 51]), generator_prompts(seed)[0]
+    asked = [taught[i % len(taught)] for i in range(count)]
+    videos, qualities = zip(*(_attempt(content, taught, rng) for content in asked))
+    return np.stack(videos), [content.prompt for content in asked], np.stack(qualities)
 
 
 def _differences(a: Content, b: Content) -> tuple[bool, bool, bool]:

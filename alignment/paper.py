@@ -1,0 +1,303 @@
+"""`videoalign paper`: the paper's findings in the miniature world, over seeds, with intervals and verdicts.
+
+Every seed is a closed loop of its own (:mod:`.loop`), on which the cells of the paper's tables stand:
+
+    (a) losses and tokens of the reward model     (Table 6)      (f) sweep of beta                  (Figure 6)
+    (b) accuracy over the share of pairs          (Figure 2)     (g) Flow-NRG: weights, strengths, clean rewards (Table 5)
+    (c) rewards and foreign prompts               (section 3.2)  (h) adapters against full training (section 5.2)
+    (d) SFT, Flow-RWR and Flow-DPO                (Table 3)      (i) conditions under which their order holds
+    (e) text alignment alone                      (Table 4)
+
+Learning rates, betas and the strength of guidance are chosen on a seed of their own, which is not reported: the same
+number of trials for each, by what the reward model prefers, as nobody outside of this world has an oracle.
+"""
+
+import itertools
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from .. import VideoAlignError
+from ..datamodules.latents import Weights
+from ..datamodules.shards import ShardSet, ShardWriter
+from ..models.files import read_json, write_json
+from ..models.guidance import Guidance
+from ..models.preference import DIMENSIONS, OVERALL
+from .bench import score_set
+from .compare import Arm, Sweep
+from .inference import Source, predicting
+from .loop import ALIGNED, BENCHMARKS, Loop, LoopSize
+from .pairs_from_rewards import pairs_from_rewards
+from .paper_claims import BETAS, GUIDES, SHARES, STRENGTHS
+from .paper_page import write_page
+from .reward_model import RewardModel
+from .units import Unit, work
+
+TUNING, TUNING_SEED = "tuning", 1000
+"""The seed that settings are chosen on, and its folder."""
+SHARED = {"reg": "reg", "bt": "bt", "btt": "btt"}
+"""Variants at one shared token (rows I to III of Table 6): their losses. Row IV, separate tokens, is the loop's own model."""
+TA_ONLY = Weights(VQ=0.0, MQ=0.0, TA=1.0)
+NOISES = 16
+"""Per prompt in every comparison."""
+
+_WHOLE = "[{class_path: videoalign.callbacks.ExportGenerator, init_args: {pipeline: true}}]"
+"""Full training exports a pipeline, not adapters."""
+_RATES = [{"lr": lr} for lr in (5e-4, 1e-3, 2e-3, 4e-3)]
+_FULL_RATES = [{"lr": lr} for lr in (3e-5, 1e-4, 3e-4, 1e-3)]
+TRIALS: dict[str, list[dict[str, float]]] = {
+    "sft": _RATES,
+    "rwr": _RATES,
+    "dpo": [{"lr": lr, "beta": beta} for lr, beta in itertools.product((2.5e-4, 5e-4), (30.0, 100.0))],
+    "dpo-time": [{"lr": lr, "beta": beta} for lr, beta in itertools.product((2.5e-4, 5e-4), (100.0, 500.0))],
+    "sft-full": _FULL_RATES,
+    "dpo-full": [{"lr": lr, "beta": beta} for lr, beta in itertools.product((3e-5, 1e-4), (30.0, 100.0))],
+}
+"""What is tried of each algorithm: equally many settings."""
+
+
+class Paper(Loop):
+    """The units of one seed's cells.
+
+    Args: see :class:`.loop.Loop`.
+    """
+
+    # --- settings that were tuned -------------------------------------------------------------------------------
+
+    def tuned(
+        self, result: str, algorithm: str, latents: str, settings: dict[str, float] | None = None, **more: Any
+    ) -> None:
+        """Train an algorithm on a set of latents, as tuning chose it or with given settings."""
+        name = algorithm.removesuffix("-full")
+        chosen = {**(read_json(self.out / TUNING / "tuned.json", "a folder of the paper's cells")[algorithm] if settings is None
+                     or "lr" not in settings else {}), **(settings or {})}  # fmt: skip
+        given = {"model__init_args__optimizer__init_args__lr": chosen["lr"], **more}
+        if "beta" in chosen:
+            given["model__init_args__beta__init_args__beta"] = chosen["beta"]
+        if algorithm != name:
+            given |= {"model__init_args__lora": "null", "trainer__callbacks": _WHOLE}
+        self.align(result, ALIGNED[name][0], latents, **given)
+
+    def trained(
+        self, result: str, algorithm: str, latents: str, settings: dict[str, float] | None = None, **more: Any
+    ) -> Unit:  # fmt: skip
+        """A unit of :meth:`tuned`."""
+        fixed = bool(settings and "lr" in settings)
+        made = self.unit(result, f"training {result}", 0.25 * self.size.align, ("generator", f"latents/{latents}"), self.tuned, result,
+                         algorithm, latents, settings, **more)  # fmt: skip
+        return made if fixed else replace(made, needs=(*made.needs, f"{TUNING}/tuned.json"))
+
+    def tuning(self) -> list[Unit]:
+        """What decides the settings: every trial of every algorithm, compared on this seed's unseen prompts."""
+        units, arms = [*self.base(benches=False)], {}
+        for algorithm, trials in TRIALS.items():
+            for number, settings in enumerate(trials):
+                name = f"trials/{algorithm}-{number}"
+                units.append(self.trained(name, algorithm, "preferred", settings))
+                arms[f"{algorithm}-{number}"] = _arm(name, algorithm)
+        sweeps = {"nrg": Sweep(reward="noisy_reward", strengths=STRENGTHS + [300.0])}  # as many trials as the others
+        units += self.comparison("cells/trials", "choosing settings", arms, sweeps, samples=NOISES)
+        return [
+            *units,
+            self.unit("tuned.json", "choosing settings", 1, ("cells/trials/comparison.json",), self._choose),
+        ]
+
+    def _choose(self) -> None:
+        """Of each algorithm the trial that the reward model prefers most often to the base, at other noise."""
+        arms = read_json(self.folder / "cells/trials/comparison.json", "a comparison")["arms"]
+
+        def liked(name: str) -> float:
+            return arms[name]["against_base"]["reward model"][OVERALL]["superiority"]
+
+        chosen = {
+            algorithm: max(enumerate(trials), key=lambda trial: liked(f"{algorithm}-{trial[0]}"))[1]
+            for algorithm, trials in TRIALS.items()
+        }
+        strengths = [name for name in arms if name.startswith("nrg@")]
+        best = float(max(strengths, key=liked).removeprefix("nrg@"))
+        write_json(self.folder / "tuned.json", {**chosen, "nrg": {"strength": best}})
+
+    # --- cells --------------------------------------------------------------------------------------------------
+
+    def cells(self) -> list[Unit]:
+        """All cells of one seed."""
+        return [*self.base(), *self.reward_cells(), *self.generator_cells(), *self.conditions()]
+
+    def reward_cells(self) -> list[Unit]:
+        """(a), (b) and (c)."""
+        units, size = [], self.size
+        shared = {"model__init_args__network__init_args__template": "shared", "data__init_args__benchmarks": {}}
+        sets = [f"world/{name}" for name in BENCHMARKS]
+        for name, loss in SHARED.items():
+            units.append(self.reward_model(f"rm/{name}", f"training a reward model: {name}, shared token", **shared,
+                                           model__init_args__loss=loss, trainer__val_check_interval=size.reward))  # fmt: skip
+        for share, loss in itertools.product(SHARES, ("reg", "bt")):
+            # fewer pairs are learnt in fewer steps, though not in as few: steps per pair rise as pairs fall
+            steps, batch = math.ceil(size.reward * share**0.3), max(1, min(24, int(share * size.world.train)))
+            units.append(self.reward_model(f"rm/{loss}-{100 * share:g}", f"training a reward model: {loss}, {share:.0%} of the pairs",
+                                           **shared, model__init_args__loss=loss, trainer__max_steps=steps,
+                                           trainer__val_check_interval=steps, data__init_args__train_share=share,
+                                           data__init_args__batch_size=batch))  # fmt: skip
+        for unit in list(units):
+            name = unit.name.removeprefix(self.place)
+            units.append(
+                self.unit(
+                    f"bench/{name[3:]}", f"benchmarking {name}", 8, (name,), self.bench, f"bench/{name[3:]}", name, sets
+                )
+            )
+        needs = ("reward_rendered", "rm/btt")
+        return [*units, self.unit("cells/prompts.json", "do rewards change with the prompt?", 10, needs, self._prompts)]
+
+    def _prompts(self) -> None:
+        """(c): how far rewards of the same videos move when another video's prompt stands beside them, in deviations."""
+        place = self.folder / "cells"
+        shards = ShardSet(self.folder / "world/recent")
+        contents = list(shards.contents())[:128]
+        prompts = [content.record["prompt"] for content in contents]
+        foreign = [next(p for p in prompts[i:] + prompts[:i] if p != own) for i, own in enumerate(prompts)]
+        sets = {}
+        for name, texts in (("own", prompts), ("foreign", foreign)):
+            sets[name] = place / f"prompts_{name}"
+            if not sets[name].exists():
+                with ShardWriter(sets[name], "videos") as writer:
+                    for content, text in zip(contents, texts):
+                        writer.write(content.key, {"": content.read("mp4")}, {**content.record, "prompt": text})
+        found = {}
+        for name, model in (("separate", "reward_rendered"), ("shared", "rm/btt")):
+            network = Source(model=str(self.folder / model)).load()
+            trainer, keys = predicting("cpu", [], False), [content.key for content in contents]
+            raw = [
+                score_set(trainer, RewardModel(network), ShardSet(path), keys, place / f"prompts_{name}_{which}", 48, 1)
+                for which, path in sets.items()
+            ]
+            moved = (raw[0] - raw[1]).abs().mean(0) / raw[0].std(0)
+            found[name] = dict(zip(DIMENSIONS, moved.tolist()))
+        write_json(place / "prompts.json", found)
+
+    def generator_cells(self) -> list[Unit]:
+        """(d) to (h)."""
+        ta, text = {"data__init_args__weights": asdict(TA_ONLY)}, "TA"
+        units = [self.trained(f"aligned/{name}", name, "preferred") for name in TRIALS]
+        units.append(self.trained("aligned/control", "sft", "fresh"))
+        units.append(self.unit("preferred_ta", "the reward model labels pairs by text alignment alone", 5, ("reward", "samples/fresh"),
+                               self.prefer, "preferred_ta", "samples/fresh", "margin", TA_ONLY, 0.3))  # fmt: skip
+        units.append(self.unit("latents/preferred_ta", "encoding: preferred_ta", 7, ("preferred_ta", "generator"), self.encode,
+                               "latents/preferred_ta", "preferred_ta"))  # fmt: skip
+        alone = [name for name in TRIALS if not name.endswith("-full")]
+        units += [self.trained(f"{text}/{name}", name, "preferred_ta", **ta) for name in alone]
+        betas = {}
+        for (name, algorithm), beta in itertools.product((("constant", "dpo"), ("time", "dpo-time")), BETAS):
+            betas[f"{name}-{beta:g}"] = Arm(lora=f"beta/{name}-{beta:g}")
+            units.append(self.trained(f"beta/{name}-{beta:g}", algorithm, "preferred_ta", {"beta": beta}, **ta))
+        units.append(self.noisy_reward("clean_reward", model__init_args__clean=True))
+        aligned = {name: _arm(f"aligned/{name}", name) for name in ("control", *TRIALS)}
+        sweeps = {name: Sweep(reward=reward, strengths=STRENGTHS, guide=Guidance(weights=weights))
+                  for name, (reward, weights) in GUIDES.items()}  # fmt: skip
+        for name, arms, more in (("aligned", aligned, {}), ("ta", {n: Arm(lora=f"{text}/{n}") for n in alone}, {}),
+                                 ("beta", betas, {}), ("nrg", {}, sweeps)):  # fmt: skip
+            units += self.comparison(f"cells/{name}", f"cell {name}", arms, more, samples=NOISES)
+        return units
+
+    def conditions(self) -> list[Unit]:
+        """(i): pairs of other origins, and another judge."""
+        size, unit, units, arms = self.size, self.unit, [], {}
+        pools = {
+            "guided": (("pools/guided",), "reward", 0.3, "samples drawn with guidance 2"),
+            "rendered": (("pools/rendered",), "reward", 0.3, "rendered clips, off-policy"),
+            "clear": (("samples/fresh",), "reward", 1.0, "own samples, only pairs that differ by a deviation"),
+            "weak": (("samples/fresh",), "rm/bt-1", 0.3, "own samples, a judge trained on 1 % of the pairs"),
+        }
+        units.append(unit("pools/guided", "sampling videos with guidance", 8, ("generator",), self.sample, "pools/guided", "prompts.txt",
+                          size.fresh, 3, 2.0))  # fmt: skip
+        units.append(unit("pools/rendered", "choosing rendered clips", 2, ("world",), self._rendered_pool))
+        for name, ((data,), judge, margin, text) in pools.items():
+            units.append(
+                unit(
+                    f"pairs/{name}",
+                    f"labelling {text}",
+                    6,
+                    (judge, data),
+                    self._label,
+                    f"pairs/{name}",
+                    judge,
+                    data,
+                    margin,
+                )
+            )
+            units.append(unit(f"latents/{name}", f"encoding: {name}", 7, (f"pairs/{name}", "generator"), self.encode, f"latents/{name}",
+                              f"pairs/{name}"))  # fmt: skip
+            if data.startswith("pools/"):
+                units.append(unit(f"latents/all_{name}", f"encoding: all {name}", 6, (data, "generator"), self.encode,
+                                  f"latents/all_{name}", data))  # fmt: skip
+                units.append(self.trained(f"conditions/{name}-control", "sft", f"all_{name}"))
+                arms[f"{name}-control"] = Arm(lora=f"conditions/{name}-control")
+            for algorithm in ("sft", "rwr", "dpo"):
+                units.append(self.trained(f"conditions/{name}-{algorithm}", algorithm, name))
+                arms[f"{name}-{algorithm}"] = Arm(lora=f"conditions/{name}-{algorithm}")
+        return [*units, *self.comparison("cells/conditions", "cell conditions", arms, samples=NOISES)]
+
+    def _rendered_pool(self) -> None:
+        """As many rendered clips per prompt as samples are drawn."""
+        left: dict[str, int] = {}
+        with ShardWriter(self.folder / "pools/rendered", "videos") as writer:
+            for content in ShardSet(self.folder / "world/clips").contents():
+                prompt = content.record["prompt"]
+                left[prompt] = left.get(prompt, self.size.fresh) - 1
+                if left[prompt] >= 0:
+                    kept = {key: value for key, value in content.record.items() if key != "quality"}
+                    writer.write(content.key, {"": content.read("mp4")}, kept)
+
+    def _label(self, result: str, judge: str, data: str, margin: float) -> None:
+        """Pairs that a reward model labels, whichever it is."""
+        pairs_from_rewards(Source(model=str(self.folder / judge)), str(self.folder / data), str(self.folder / result), "margin", Weights(),
+                           margin, 48, 1, "cpu", 1)  # fmt: skip
+
+
+def _arm(name: str, algorithm: str) -> Arm:
+    """Adapters, or a transformer of its own."""
+    return Arm(generator=name) if algorithm.endswith("-full") else Arm(lora=name)
+
+
+def units(out: Path, size: LoopSize, seeds: Sequence[int]) -> list[Unit]:
+    """All cells of all seeds, and what tunes them."""
+    made = Paper(out, size, TUNING_SEED, TUNING).tuning()
+    for seed in seeds:
+        made += Paper(out, size, seed, f"seed{seed}").cells()
+    return made
+
+
+def paper(
+    out: str | Path, seeds: int = 5, processes: int | None = None, size: LoopSize | None = None
+) -> dict[str, Any]:
+    """Reproduce the paper's findings; write ``OUT/RESULTS.md``, its figures and the numbers behind them.
+
+    Args:
+        out: folder of all results; several machines that see it may be called at once, each takes what is left.
+        seeds: how many, from 0 on. A later call with more adds the missing ones. processes: that work at once on this machine.
+        size: how much is trained and sampled.
+
+    Returns:
+        What is saved as ``OUT/docs/results/results.json``.
+    """
+    out, size = Path(out).resolve(), size or LoopSize()
+    if seeds < 1:
+        raise VideoAlignError(f"--seeds must be at least 1, got {seeds}")
+    _same_size(out, size)
+    cores = os.cpu_count() or 1
+    processes = processes or cores
+    work(out, partial(units, out, size, range(seeds)), processes, max(1, cores // processes))
+    return write_page(out, seeds)
+
+
+def _same_size(out: Path, size: LoopSize) -> None:
+    """Refuse a folder whose cells were made with other sizes: they could not be averaged."""
+    record, made = out / "size.json", json.loads(json.dumps(asdict(size)))
+    if not record.exists():
+        write_json(record, made)
+    elif (found := read_json(record, "a folder of the paper's cells")) != made:
+        raise VideoAlignError(f"{out} holds cells of another size ({record}: {found}); name another --out")

@@ -1,0 +1,245 @@
+"""What the paper found, as numbers that a seed of the miniature world either shows or does not.
+
+A seed's findings are a dictionary by cell (see :func:`.paper_page.findings`); a claim reads one number out of it that is
+positive where the paper is right. Numbers of the paper are those of its version 2.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from scipy import stats
+
+from ..models.preference import DIMENSIONS, OVERALL
+
+Found = dict[str, Any]
+RM, ORACLE = "reward model", "oracle"
+SHARES = (0.01, 0.03, 0.1, 0.3)
+"""Of the training pairs that cell (b) trains on, besides all of them."""
+BETAS = (10.0, 30.0, 100.0, 300.0, 1000.0)
+"""Of cell (f)."""
+
+STRENGTHS = [0.0, 10.0, 30.0, 100.0]
+GUIDES: dict[str, tuple[str, dict[str, float]]] = {
+    "even": ("noisy_reward", {"VQ": 1.0, "MQ": 1.0, "TA": 1.0}),
+    "ta": ("noisy_reward", {"TA": 1.0}),
+    "mostly-ta": ("noisy_reward", {"VQ": 0.1, "MQ": 0.1, "TA": 0.8}),
+    "less-ta": ("noisy_reward", {"VQ": 0.1, "MQ": 0.1, "TA": 0.6}),
+    "vq-mq": ("noisy_reward", {"VQ": 0.5, "MQ": 0.5}),
+    "mq": ("noisy_reward", {"MQ": 1.0}),
+    "clean-mq": ("clean_reward", {"MQ": 1.0}),
+    "clean-even": ("clean_reward", {"VQ": 1.0, "MQ": 1.0, "TA": 1.0}),
+}
+"""Sweeps of guidance: the reward that steers, and its weights (Table 5, and Table 7 of v1)."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One finding.
+
+    Attributes:
+        cell: letter. text: what is claimed. paper: its numbers there. of: the number of one seed, positive where it holds;
+            raises KeyError where the seed does not have it (yet).
+    """
+
+    cell: str
+    text: str
+    paper: str
+    of: Callable[[Found], float]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Mean of the seeds with a 95 % interval (Student's t; infinite with one seed)."""
+
+    values: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        """Of the seeds."""
+        return sum(self.values) / len(self.values)
+
+    @property
+    def half(self) -> float:
+        """Half of the interval's width."""
+        count = len(self.values)
+        if count < 2:
+            return math.inf
+        error = math.sqrt(sum((v - self.mean) ** 2 for v in self.values) / (count - 1) / count)
+        return float(stats.t.ppf(0.975, count - 1)) * error
+
+    @property
+    def verdict(self) -> str:
+        """``reproduced`` where the interval is above 0, ``not reproduced`` where it is below, else ``undecided``."""
+        if self.mean - self.half > 0:
+            return "reproduced"
+        if self.mean + self.half < 0:
+            return "not reproduced"
+        agree = sum(v > 0 for v in self.values)
+        return f"undecided ({agree} of {len(self.values)} seeds for it)"
+
+    def __str__(self) -> str:
+        return f"{self.mean:.3f}" + (f" ± {self.half:.3f}" if math.isfinite(self.half) else "")
+
+
+def accuracy(model: str, benchmark: str, column: str, kind: str = "without_ties") -> Callable[[Found], float]:
+    """Of a reward model."""
+    return lambda found: found["reward models"][model][benchmark][column][kind]
+
+
+def wins(cell: str, arm: str, judge: str, column: str = OVERALL) -> Callable[[Found], float]:
+    """Share of an arm's videos that beat the base's: by the reward model at the same noise, as the paper counts; by the
+    oracle at other noise of the prompt, which the smallest shift does not win."""
+    kind = "win_rate" if judge == RM else "superiority"
+    return lambda found: found[cell]["arms"][arm]["against_base"][judge][column][kind]
+
+
+def _mean(parts: Sequence[Callable[[Found], float]]) -> Callable[[Found], float]:
+    return lambda found: sum(part(found) for part in parts) / len(parts)
+
+
+def _less(a: Callable[[Found], float], b: Callable[[Found], float] | float) -> Callable[[Found], float]:
+    return lambda found: a(found) - (b if isinstance(b, float) else b(found))
+
+
+def _losses() -> list[Claim]:
+    made = [
+        ("BT orders better than regression, Overall without ties", "72.58 / 70.16", ("bt", "reg", "recent", OVERALL, "without_ties")),
+        ("BTT above BT with ties, VQ", "60.52 / 52.33", ("btt", "bt", "recent", "VQ", "with_ties")),
+        ("BTT above BT with ties, MQ", "64.64 / 59.43", ("btt", "bt", "recent", "MQ", "with_ties")),
+        ("BTT above BT with ties, TA", "53.55 / 53.06", ("btt", "bt", "recent", "TA", "with_ties")),
+        ("separate tokens above a shared one, MQ without ties", "74.70 / 72.40", ("separate", "btt", "recent", "MQ", "without_ties")),
+        ("separate tokens above a shared one, MQ with ties", "66.03 / 64.64", ("separate", "btt", "recent", "MQ", "with_ties")),
+        ("separate tokens above a shared one, TA without ties", "72.20 / 72.12", ("separate", "btt", "recent", "TA", "without_ties")),
+        ("separate tokens above a shared one, older sources (GenAI-Bench), without ties", "72.89 / 70.89",
+         ("separate", "btt", "older", OVERALL, "without_ties")),
+        ("the whole recipe (BTT, separate) above regression, Overall without ties", "73.59 / 70.16",
+         ("separate", "reg", "recent", OVERALL, "without_ties")),
+        ("the whole recipe above regression, Overall with ties", "61.26 / 58.39", ("separate", "reg", "recent", OVERALL, "with_ties")),
+    ]  # fmt: skip
+    return [
+        Claim("a", text, numbers, _less(accuracy(first, *rest), accuracy(second, *rest)))
+        for text, numbers, (first, second, *rest) in made
+    ]
+
+
+def _shares() -> list[Claim]:
+    def mean(loss: str, share: float) -> Callable[[Found], float]:
+        name = loss if share == 1 else f"{loss}-{100 * share:g}"
+        return _mean([accuracy(name, "recent", d) for d in DIMENSIONS])
+
+    return [Claim("b", f"BT above regression with {share:.0%} of the pairs", "above throughout (points not readable)",
+                  _less(mean("bt", share), mean("reg", share))) for share in (*SHARES, 1.0)]  # fmt: skip
+
+
+def _prompts() -> list[Claim]:
+    def moved(tokens: str, dimension: str) -> Callable[[Found], float]:
+        return lambda found: found["prompts"][tokens][dimension]
+
+    return [Claim("c", f"separate tokens keep {d} blind to the prompt; a shared one does not (mean shift, deviations)",
+                  "by construction; no number", _less(moved("shared", d), moved("separate", d))) for d in ("VQ", "MQ")]  # fmt: skip
+
+
+_TABLE = {  # VideoGen-Eval, Table 3: VQ, MQ, TA
+    "sft": (61.27, 76.13, 46.35), "rwr": (59.05, 69.70, 48.35), "dpo-time": (88.44, 91.23, 28.14), "dpo": (90.95, 81.01, 68.26),
+}  # fmt: skip
+_TA_TABLE = {"sft": 53.81, "rwr": 49.50, "dpo-time": 55.95, "dpo": 65.49}  # VideoGen-Eval, Table 4
+
+
+def _aligned() -> list[Claim]:
+    claims = []
+    for judge in (RM, ORACLE):
+        mean = {name: _mean([wins("aligned", name, judge, d) for d in DIMENSIONS]) for name in (*_TABLE, "control")}
+        paper = {name: f"{sum(row) / 3:.1f}" for name, row in _TABLE.items()}
+        claims += [Claim("d", f"{name} beats the pretrained generator, {judge}", f"{paper[name]} / 50", _less(mean[name], 0.5))
+                   for name in _TABLE]  # fmt: skip
+        claims += [Claim("d", f"Flow-DPO with constant beta above {name}, mean of VQ, MQ and TA, {judge}",
+                         f"{paper['dpo']} / {paper[name]}", _less(mean["dpo"], mean[name])) for name in ("sft", "rwr", "dpo-time")]  # fmt: skip
+        claims += [
+            Claim("d", f"beta (1 - t)^2 costs text alignment against constant beta, TA, {judge}", "28.14 / 68.26",
+                  _less(wins("aligned", "dpo", judge, "TA"), wins("aligned", "dpo-time", judge, "TA"))),
+            Claim("d", f"beta (1 - t)^2 gives more motion quality than constant beta, MQ, {judge}", "91.23 / 81.01",
+                  _less(wins("aligned", "dpo-time", judge, "MQ"), wins("aligned", "dpo", judge, "MQ"))),
+            Claim("d", f"SFT on preferred samples above SFT on unselected ones (control), {judge}", "no control there",
+                  _less(mean["sft"], mean["control"])),
+        ]  # fmt: skip
+    return claims
+
+
+def _alone() -> list[Claim]:
+    claims = []
+    for judge in (RM, ORACLE):
+        claims += [Claim("e", f"TA alone: {name} raises TA, {judge}", f"{row} / 50", _less(wins("ta", name, judge, "TA"), 0.5))
+                   for name, row in _TA_TABLE.items()]  # fmt: skip
+        claims += [Claim("e", f"TA alone: constant beta above {name}, {judge}", f"{_TA_TABLE['dpo']} / {_TA_TABLE[name]}",
+                         _less(wins("ta", "dpo", judge, "TA"), wins("ta", name, judge, "TA"))) for name in ("sft", "rwr", "dpo-time")]  # fmt: skip
+    for judge in (RM, ORACLE):
+        claims += [Claim("f", f"constant beta above beta (1 - t)^2 at beta {b:g}, TA, {judge}", "above at every beta (points not readable)",
+                         _less(wins("beta", f"constant-{b:g}", judge, "TA"), wins("beta", f"time-{b:g}", judge, "TA"))) for b in BETAS]  # fmt: skip
+    return claims
+
+
+def _guided() -> list[Claim]:
+    def at(sweep: str, judge: str, column: str) -> Callable[[Found], float]:
+        return lambda found: wins("nrg", f"{sweep}@{found['tuned']['nrg']['strength']:g}", judge, column)(found)
+
+    claims = []
+    for judge in (RM, ORACLE):
+        claims += [
+            Claim("g", f"weights 0:0:1 raise TA, {judge}", "70.42 / 50", _less(at("ta", judge, "TA"), 0.5)),
+            Claim("g", f"weights .5:.5:0 raise VQ, {judge}", "86.43 / 50", _less(at("vq-mq", judge, "VQ"), 0.5)),
+            Claim("g", f"weights .5:.5:0 raise MQ, {judge}", "93.23 / 50", _less(at("vq-mq", judge, "MQ"), 0.5)),
+            Claim("g", f"weights .5:.5:0 cost TA, {judge}", "26.65 / 50", lambda f, j=judge: 0.5 - at("vq-mq", j, "TA")(f)),
+            Claim("g", f"more weight on TA gives more TA (0:0:1 against .5:.5:0), {judge}", "70.42 / 26.65",
+                  _less(at("ta", judge, "TA"), at("vq-mq", judge, "TA"))),
+            Claim("g", f"MQ alone, noisy reward raises MQ, {judge}", "74.6 / 50", _less(at("mq", judge, "MQ"), 0.5)),
+            Claim("g", f"MQ alone, noisy reward above clean reward, MQ, {judge}", "74.6 / 38.6",
+                  _less(at("mq", judge, "MQ"), at("clean-mq", judge, "MQ"))),
+        ]  # fmt: skip
+
+    def beyond(found: Found) -> float:
+        return found["nrg"]["arms"][f"even@{found['tuned']['nrg']['strength']:g}"]["best_of"]["difference"]
+
+    claims.append(Claim("g", "guidance above best-of-N of the same cost (oracle's sum)", "not compared", beyond))
+    for judge in (RM, ORACLE):
+        claims += [Claim("h", f"{name}: adapters above full training, {judge}", "full training degrades or collapses; no number",
+                         _less(wins("aligned", name, judge), wins("aligned", f"{name}-full", judge))) for name in ("dpo", "sft")]  # fmt: skip
+    return claims
+
+
+POOLS = {
+    "guided": "pairs drawn with guidance 2", "rendered": "off-policy pairs of rendered clips",
+    "clear": "only pairs that differ by a deviation", "weak": "a judge trained on 1 % of the pairs",
+}  # fmt: skip
+
+
+def _conditions() -> list[Claim]:
+    claims = []
+    for pool, text in POOLS.items():
+        for other in ("sft", "rwr"):
+            claims.append(Claim("i", f"Flow-DPO above {other}: {text}, oracle", "no such study",
+                                _less(wins("conditions", f"{pool}-dpo", ORACLE), wins("conditions", f"{pool}-{other}", ORACLE))))  # fmt: skip
+    claims.append(Claim("i", "SFT on unselected samples drawn with guidance already beats the base (guidance distillation), oracle",
+                        "no such study", _less(wins("conditions", "guided-control", ORACLE), 0.5)))  # fmt: skip
+    return claims
+
+
+def _judges() -> list[Claim]:
+    """What the paper takes for granted: that a judge of other generators' videos can judge one's own."""
+
+    def of(model: str, dimension: str) -> Callable[[Found], float]:
+        return lambda found: found["judges"][model]["generated"][dimension]["without_ties"]
+
+    return [
+        *(Claim("j", f"a reward model of rendered clips ranks generated ones better than chance, {d}", "no such study",
+                _less(of("reward_rendered", d), 0.5)) for d in DIMENSIONS),
+        *(Claim("j", f"rated pairs of generated clips make it a better judge of them, {d}", "no such study",
+                _less(of("reward", d), of("reward_rendered", d))) for d in DIMENSIONS),
+    ]  # fmt: skip
+
+
+CLAIMS = sorted(
+    [*_losses(), *_shares(), *_prompts(), *_aligned(), *_alone(), *_guided(), *_conditions(), *_judges()], key=lambda claim: claim.cell
+)  # fmt: skip
+"""All of them, in the order of the cells."""

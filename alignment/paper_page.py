@@ -1,0 +1,389 @@
+"""The page of `videoalign paper`: tables and figures over seeds, each beside the paper's numbers, with verdicts."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from .. import VideoAlignError
+from ..models.files import read_json, write_json
+from ..models.preference import DIMENSIONS, OVERALL
+from .comparison import COLUMNS
+from .paper_claims import BETAS, CLAIMS, GUIDES, ORACLE, POOLS, RM, SHARES, STRENGTHS, Found, Interval, accuracy, wins
+
+FIGURES = "docs/results"
+"""Of the figures and the numbers behind them, beside RESULTS.md."""
+CELLS = {
+    "a": "Losses and tokens of the reward model (Table 6)",
+    "b": "Accuracy over the share of training pairs (Figure 2)",
+    "c": "Do rewards change with the prompt? (section 3.2)",
+    "d": "SFT, Flow-RWR and Flow-DPO (Table 3)",
+    "e": "Text alignment alone (Table 4)",
+    "f": "Sweep of beta, text alignment alone (Figure 6)",
+    "g": "Flow-NRG: weights and strengths, noisy and clean rewards, best-of-N (Table 5; Table 7 of v1)",
+    "h": "Adapters against full training (section 5.2)",
+    "i": "Under which conditions the order of the algorithms holds",
+    "j": "Does a judge of rendered clips judge generated ones?",
+}
+NAMES = {
+    "control": "SFT, unselected samples (control)", "sft": "SFT", "rwr": "Flow-RWR", "dpo-time": "Flow-DPO, beta (1 - t)^2",
+    "dpo": "Flow-DPO, constant beta", "sft-full": "SFT, full training", "dpo-full": "Flow-DPO, constant beta, full training",
+}  # fmt: skip
+MODELS = {"reg": "regression, shared", "bt": "BT, shared", "btt": "BTT, shared", "separate": "BTT, separate"}
+PAPER_MODELS = {  # Table 6: without / with ties; VQ, MQ, TA, Overall of VideoGen-RewardBench, and GenAI-Bench
+    "reg": ("73.6 / 54.2", "65.6 / 61.2", "71.0 / 52.6", "70.2 / 58.4", "71.1 / 48.3"),
+    "bt": ("77.1 / 52.3", "73.5 / 59.4", "71.6 / 53.1", "72.6 / 61.2", "71.2 / 47.7"),
+    "btt": ("76.3 / 60.5", "72.4 / 64.6", "72.1 / 53.6", "73.4 / 61.5", "70.9 / 48.3"),
+    "separate": ("75.7 / 59.7", "74.7 / 66.0", "72.2 / 53.8", "73.6 / 61.3", "72.9 / 49.4"),
+}
+PAPER_ARMS = {
+    "sft": "61 / 76 / 46",
+    "rwr": "59 / 70 / 48",
+    "dpo-time": "88 / 91 / 28",
+    "dpo": "91 / 81 / 68",
+}  # Table 3, VideoGen-Eval
+PAPER_TA = {"sft": "54", "rwr": "50", "dpo-time": "56", "dpo": "65"}  # Table 4, VideoGen-Eval
+PAPER_GUIDED = {"ta": "61 / 46 / 70", "mostly-ta": "67 / 64 / 61", "less-ta": "69 / 68 / 53", "vq-mq": "86 / 93 / 27",
+                "mq": "66 / 75 / 32", "clean-mq": "37 / 39 / 53"}  # fmt: skip
+
+
+# --- what was found -----------------------------------------------------------------------------------------------------
+
+
+def findings(out: Path, seed: int) -> Found:
+    """Everything that one seed's folder holds by now, without intervals within the seed."""
+    place = out / f"seed{seed}"
+    found: Found = {"reward models": {}, "judges": {}}
+    for path in sorted((place / "bench").glob("*/accuracies.json")):
+        found["reward models"][path.parent.name] = _bare(read_json(path, "a cell"))
+    for name in ("reward_rendered", "reward"):
+        if (path := place / f"bench_{name}/accuracies.json").exists():
+            found["judges"][name] = _bare(read_json(path, "a cell"))
+    if "reward_rendered" in found["judges"]:
+        found["reward models"]["separate"] = found["judges"]["reward_rendered"]
+    for key, path in {"prompts": place / "cells/prompts.json", "oracle": place / "oracle_check.json",
+                      "tuned": out / "tuning/tuned.json"}.items():  # fmt: skip
+        if path.exists():
+            found[key] = read_json(path, "a cell")
+    for cell in ("aligned", "ta", "beta", "nrg", "conditions"):
+        if (path := place / f"cells/{cell}/comparison.json").exists():
+            found[cell] = _bare(read_json(path, "a comparison"))
+    return found
+
+
+def _bare(found: Any) -> Any:
+    """Nested numbers without the intervals within a seed."""
+    return (
+        {key: _bare(value) for key, value in found.items() if "interval" not in key}
+        if isinstance(found, dict)
+        else found
+    )
+
+
+def over_seeds(found: Mapping[int, Found], of: Callable[[Found], float]) -> Interval | None:
+    """A number's interval over the seeds that have it; None where none has."""
+    values = []
+    for one in found.values():
+        try:
+            values.append(of(one))
+        except KeyError:
+            continue
+    values = [value for value in values if value is not None and math.isfinite(value)]
+    return Interval(tuple(values)) if values else None
+
+
+def verdicts(found: Mapping[int, Found]) -> list[dict[str, Any]]:
+    """Every claim that any seed can speak of."""
+    rows = []
+    for claim in CLAIMS:
+        if interval := over_seeds(found, claim.of):
+            rows.append({
+                "cell": claim.cell, "claim": claim.text, "paper": claim.paper, "values": list(interval.values), "mean": interval.mean,
+                "half": interval.half, "verdict": interval.verdict,
+            })  # fmt: skip
+    return rows
+
+
+# --- tables -------------------------------------------------------------------------------------------------------------
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return "\n".join(["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows)])
+
+
+def _cell(found: Mapping[int, Found], of: Callable[[Found], float]) -> str:
+    interval = over_seeds(found, of)
+    return str(interval) if interval else "-"
+
+
+def _claims(rows: Sequence[dict[str, Any]]) -> str:
+    body = []
+    for row in rows:
+        half = f" ± {row['half']:.3f}" if math.isfinite(row["half"]) else ""
+        body.append(
+            [
+                row["claim"],
+                row["paper"],
+                f"{row['mean']:+.3f}{half}",
+                f"**{row['verdict']}**" if "un" not in row["verdict"] else row["verdict"],
+            ]
+        )
+    return _table(["claim", "the paper", "here: difference", "verdict"], body)
+
+
+def _models(found: Mapping[int, Found]) -> str:
+    rows = []
+    places = [*(("recent", c) for c in COLUMNS), ("older", OVERALL)]
+    for name, words in MODELS.items():
+        rows.append([words, *(
+            " / ".join(_cell(found, accuracy(name, *place, kind)) for kind in ("without_ties", "with_ties")) for place in places
+        )])  # fmt: skip
+        rows.append(["the paper, %", *PAPER_MODELS[name]])
+    return _table(["without / with ties", *(f"{c}, {b}" if b == "older" else c for b, c in places)], rows)
+
+
+def _shares(found: Mapping[int, Found]) -> str:
+    rows = []
+    for share in (*SHARES, 1.0):
+        names = [loss if share == 1 else f"{loss}-{100 * share:g}" for loss in ("bt", "reg")]
+        rows.append([f"{share:.0%}", *(_cell(found, _mean_accuracy(name)) for name in names)])
+    return _table(["pairs", "BT", "regression"], rows)
+
+
+def _mean_accuracy(name: str) -> Callable[[Found], float]:
+    return lambda f: sum(f["reward models"][name]["recent"][d]["without_ties"] for d in DIMENSIONS) / len(DIMENSIONS)
+
+
+def _prompts(found: Mapping[int, Found]) -> str:
+    rows = [
+        [tokens, *(_cell(found, lambda f, t=tokens, d=d: f["prompts"][t][d]) for d in DIMENSIONS)]
+        for tokens in ("separate", "shared")
+    ]
+    return _table(["mean shift of a reward under another prompt, deviations", *DIMENSIONS], rows)
+
+
+def _arms(found: Mapping[int, Found], cell: str, arms: Mapping[str, str], paper: Mapping[str, str]) -> str:
+    """Wins of arms in every dimension by both judges, and what the oracle thinks of them."""
+
+    def three(of: Callable[[str], Callable[[Found], float]]) -> str:
+        found_of = [over_seeds(found, of(d)) for d in DIMENSIONS]
+        return " / ".join(f"{i.mean:.2f}" if i else "-" for i in found_of)
+
+    def mean(arm: str) -> Callable[[str], Callable[[Found], float]]:
+        return lambda d: lambda f: f[cell]["arms"][arm]["means"][ORACLE][d]
+
+    rows = [["base", "", "", "", "", "", three(mean("base"))]]
+    for arm, words in arms.items():
+        if over_seeds(found, wins(cell, arm, ORACLE)):
+            rows.append([
+                words, three(lambda d, a=arm: wins(cell, a, RM, d)), three(lambda d, a=arm: wins(cell, a, ORACLE, d)),
+                _cell(found, wins(cell, arm, RM)), _cell(found, wins(cell, arm, ORACLE)), paper.get(arm, ""), three(mean(arm)),
+            ])  # fmt: skip
+    return _table(["", "VQ / MQ / TA: reward model, same noise", "oracle, other noise", "overall: reward model", "overall: oracle",
+                   "the paper, %", "oracle's means"], rows)  # fmt: skip
+
+
+def _guided(found: Mapping[int, Found]) -> str:
+    strength = next((f["tuned"]["nrg"]["strength"] for f in found.values() if "tuned" in f), None)
+    if strength is None:
+        return ""
+    arms = {f"{name}@{strength:g}": f"{name} ({', '.join(f'{d} {w:g}' for d, w in weights.items())}; {reward.split('_')[0]} reward)"
+            for name, (reward, weights) in GUIDES.items()}  # fmt: skip
+    paper = {f"{name}@{strength:g}": row for name, row in PAPER_GUIDED.items()}
+    return f"At strength {strength:g}, which tuning chose (the paper's numbers are for its own strength 100):\n\n{_arms(found, 'nrg', arms, paper)}"
+
+
+def _judges(found: Mapping[int, Found]) -> str:
+    rows = [
+        [
+            words,
+            *(_cell(found, lambda f, n=name, d=d: f["judges"][n]["generated"][d]["without_ties"]) for d in DIMENSIONS),
+        ]
+        for name, words in (
+            ("reward_rendered", "trained on rendered pairs"),
+            ("reward", "and on rated pairs of generated clips"),
+        )
+    ]
+    return _table(["accuracy on generated clips of unseen prompts, without ties", *DIMENSIONS], rows)
+
+
+def _pools() -> dict[str, str]:
+    return {
+        f"{pool}-{name}": f"{NAMES[name]}: {text}"
+        for pool, text in POOLS.items()
+        for name in ("control", "sft", "rwr", "dpo")
+    }
+
+
+# --- figures ------------------------------------------------------------------------------------------------------------
+
+
+def _curve(axis: Axes, found: Mapping[int, Found], places: Sequence[float], of: Callable[[float], Callable[[Found], float]], label: str, **style: Any) -> None:  # fmt: skip
+    """Means over seeds with intervals, where there are any."""
+    known = [(place, interval) for place in places if (interval := over_seeds(found, of(place)))]
+    halves = [interval.half if math.isfinite(interval.half) else 0 for _, interval in known]
+    axis.errorbar(
+        [place for place, _ in known],
+        [i.mean for _, i in known],
+        yerr=halves,
+        marker="o",
+        capsize=3,
+        label=label,
+        **style,
+    )
+
+
+def _figure(title: str, x: str, y: str) -> tuple[Figure, Axes]:
+    figure, axis = plt.subplots(figsize=(6.4, 3.8), layout="constrained")
+    axis.set(title=title, xlabel=x, ylabel=y)
+    axis.spines[["top", "right"]].set_visible(False)
+    return figure, axis
+
+
+def _share_figure(found: Mapping[int, Found]) -> Figure:
+    figure, axis = _figure(
+        "Accuracy over the share of training pairs", "share of the pairs", "mean accuracy without ties"
+    )
+    for loss, words in (("bt", "BT"), ("reg", "regression")):
+        _curve(
+            axis, found, (*SHARES, 1.0), lambda s, n=loss: _mean_accuracy(n if s == 1 else f"{n}-{100 * s:g}"), words
+        )
+    axis.set_xscale("log")
+    axis.legend()
+    return figure
+
+
+def _arm_figure(found: Mapping[int, Found], cell: str, arms: Mapping[str, str], title: str) -> Figure:
+    figure, axes = plt.subplots(1, 2, figsize=(10, 0.5 + 0.42 * len(arms) + 1), layout="constrained", sharey=True)
+    arms = {arm: words for arm, words in arms.items() if over_seeds(found, wins(cell, arm, ORACLE))}
+    for axis, judge, words in zip(
+        axes, (RM, ORACLE), ("by the reward model, same noise", "by the oracle, other noise")
+    ):
+        for shift, (column, colour) in enumerate(zip(COLUMNS, ("#88a8c8", "#a8c888", "#d8b878", "#404040"))):
+            rows = [over_seeds(found, wins(cell, arm, judge, column)) for arm in arms]
+            halves = [min(r.half, 0.5) if math.isfinite(r.half) else 0 for r in rows]
+            axis.barh([i + 0.2 * (shift - 1.5) for i in range(len(rows))], [r.mean for r in rows], 0.19, xerr=halves, color=colour,
+                      label=column, error_kw={"linewidth": 0.7})  # fmt: skip
+        axis.axvline(0.5, color="#b03030", linestyle="dashed", linewidth=0.8)
+        axis.set(xlim=(0, 1), title=f"{title}: {words}", xlabel="wins over the base")
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].set_yticks(range(len(arms)), list(arms))
+    axes[0].invert_yaxis()
+    axes[1].legend(fontsize=7)
+    return figure
+
+
+def _beta_figure(found: Mapping[int, Found]) -> Figure:
+    figure, axis = _figure("Text alignment alone", "beta", "wins over the base in TA")
+    for name, words, colour in (("constant", "constant", "#4878a8"), ("time", "beta (1 - t)^2", "#c08840")):
+        for judge, line in ((RM, "solid"), (ORACLE, "dashed")):
+            _curve(
+                axis,
+                found,
+                BETAS,
+                lambda b, n=name, j=judge: wins("beta", f"{n}-{b:g}", j, "TA"),
+                f"{words}, {judge}",
+                color=colour,
+                linestyle=line,
+            )
+    axis.axhline(0.5, color="#b03030", linestyle="dotted", linewidth=0.8)
+    axis.set_xscale("log")
+    axis.legend(fontsize=8)
+    return figure
+
+
+def _guide_figure(found: Mapping[int, Found]) -> Figure:
+    figure, axis = _figure("Flow-NRG: wins by the oracle over strength", "strength", "wins over the base, overall")
+    for name in GUIDES:
+        _curve(axis, found, STRENGTHS[1:], lambda s, n=name: wins("nrg", f"{n}@{s:g}", ORACLE), name)
+    axis.axhline(0.5, color="#b03030", linestyle="dotted", linewidth=0.8)
+    axis.set_xscale("log")
+    axis.legend(fontsize=7, ncols=2)
+    return figure
+
+
+# --- the page -----------------------------------------------------------------------------------------------------------
+
+
+def write_page(out: Path, seeds: int) -> dict[str, Any]:
+    """Write ``OUT/RESULTS.md``, ``OUT/docs/results/*.png`` and ``results.json`` from the cells that are there.
+
+    Returns:
+        What is in the JSON.
+    """
+    found = {seed: findings(out, seed) for seed in range(seeds)}
+    rows = verdicts(found)
+    if not rows:
+        raise VideoAlignError(f"{out} holds no finished cell yet")
+    results = {"seeds": found, "verdicts": rows}
+    folder = out / FIGURES
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "results.json", results)
+    full = {name: NAMES[name] for name in ("sft", "sft-full", "dpo", "dpo-full")}
+    main = {name: words for name, words in NAMES.items() if not name.endswith("-full")}
+    tables = {
+        "a": _models(found), "b": _shares(found), "c": _prompts(found), "d": _arms(found, "aligned", main, PAPER_ARMS),
+        "e": _arms(found, "ta", main, {name: f"TA {row}" for name, row in PAPER_TA.items()}),
+        "g": _guided(found), "h": _arms(found, "aligned", full, {}), "i": _arms(found, "conditions", _pools(), {}), "j": _judges(found),
+    }  # fmt: skip
+    draw = {
+        "b": lambda: _share_figure(found), "d": lambda: _arm_figure(found, "aligned", NAMES, "aligned"), "f": lambda: _beta_figure(found),
+        "g": lambda: _guide_figure(found), "i": lambda: _arm_figure(found, "conditions", _pools(), "conditions"),
+    }  # fmt: skip
+    parts = [_head(found, rows)]
+    for cell, title in CELLS.items():
+        own = [row for row in rows if row["cell"] == cell]
+        if not own:
+            continue
+        seeds_here = max(len(row["values"]) for row in own)
+        parts.append(f"## ({cell}) {title}\n\n{seeds_here} seed{'s' if seeds_here > 1 else ''}.")
+        if cell in draw:
+            figure = draw[cell]()
+            figure.savefig(folder / f"{cell}.png", dpi=110)
+            plt.close(figure)
+            parts.append(f"![{title}]({FIGURES}/{cell}.png)")
+        parts += [part for part in (tables.get(cell), _claims(own)) if part]
+    (out / "RESULTS.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    counts = {
+        v: sum(row["verdict"].startswith(v) for row in rows) for v in ("reproduced", "not reproduced", "undecided")
+    }
+    print(
+        f"\n{', '.join(f'{count} {verdict}' for verdict, count in counts.items())}\nresults   {out / 'RESULTS.md'}\nnumbers   {folder / 'results.json'}"
+    )
+    return results
+
+
+def _head(found: Mapping[int, Found], rows: Sequence[dict[str, Any]]) -> str:
+    first = next(f for f in found.values() if f["reward models"] or "oracle" in f)
+    counts = {
+        v: sum(row["verdict"].startswith(v) for row in rows) for v in ("reproduced", "not reproduced", "undecided")
+    }
+    oracle = "; ".join(
+        f"{where} " + ", ".join(f"{d} {_cell(found, lambda f, w=where, d=d: f['oracle'][w][d])}" for d in DIMENSIONS)
+        for where in first.get("oracle", {})
+    )
+    tuned = "; ".join(
+        f"{name}: " + ", ".join(f"{k} {v:g}" for k, v in row.items()) for name, row in first.get("tuned", {}).items()
+    )
+    return f"""# The paper in miniature: what `videoalign paper` found
+
+Every number is a mean over seeds of the whole miniature world (world, reward model, generator, alignment), with a 95 % interval
+over seeds (Student's t). A claim's difference is positive where the paper is right: **reproduced** where its interval is above
+zero, **not reproduced** where it is below, undecided otherwise. {counts["reproduced"]} claims are reproduced, {counts["not reproduced"]} are not,
+{counts["undecided"]} are undecided at this sample size. With two seeds the interval is 12.7 standard errors wide to each side, so little is decided; how
+many seeds agree is said in each case. The numbers behind this page are in [{FIGURES}/results.json]({FIGURES}/results.json).
+
+Wins are shares of videos that beat the base generator's on prompts that nothing was trained on: by the reward model at the same
+noise, as the paper counts, and by the oracle, which sees the truth and took no part in any training, at other noise of the same prompt,
+which a small shift does not win. 0.5 is no difference. "recent" stands for VideoGen-RewardBench, "older" for GenAI-Bench.
+
+Settings were chosen on a seed of their own by the reward model's preference, four trials for each algorithm: {tuned or "not yet"}.
+
+Rank correlation of the oracle with the true quality of held-out renders: {oracle or "not yet"}."""

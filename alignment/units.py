@@ -1,0 +1,272 @@
+"""Long work as units that depend on each other, shared by any number of processes and machines through one folder.
+
+A unit is done when its result is there. Whoever finds one that is not, and whose needs are there, locks it and makes it: so
+a second call goes on where the first one stopped, and a call on another machine that sees the folder joins in.
+The operating system drops the lock of a process that dies, and the unit is anyone's again.
+"""
+
+import contextlib
+import functools
+import multiprocessing
+import os
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing.queues import SimpleQueue
+from pathlib import Path
+
+import filelock
+import torch
+
+from .. import VideoAlignError
+from ..models.files import read_json, write_json
+from .experiment import quiet
+
+WORK, LOGS = "work", "logs"
+"""Folders of the locks and records of units, and of what they print."""
+SHORT = 15
+"""Seconds: of shorter units only the end is told."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One piece of work.
+
+    Attributes:
+        name: path of its result, a file or folder that appears when it is whole. text: what is done, for people.
+        run: does it. needs: names of units whose results it reads.
+        cost: about how many seconds it takes on one core; decides the order, and what is said of the time left.
+    """
+
+    name: str
+    text: str
+    run: Callable[[], None]
+    needs: tuple[str, ...] = ()
+    cost: float = 10.0
+
+
+@dataclass(frozen=True)
+class Event:
+    """What a worker tells: ``begun``, ``done`` or ``failed``."""
+
+    kind: str
+    name: str
+    seconds: float = 0.0
+    error: str = ""
+
+
+class Board:
+    """Which units are done, and which one is next.
+
+    Args:
+        out: folder of all results. units: all of them; a need must be among them.
+    """
+
+    def __init__(self, out: Path, units: Sequence[Unit]) -> None:
+        self.out, self.units = out, {unit.name: unit for unit in units}
+        if len(self.units) < len(units):
+            raise ValueError("two units have the same name")
+        wanted: dict[str, list[str]] = {name: [] for name in self.units}
+        for unit in units:
+            for need in unit.needs:
+                wanted[need].append(unit.name)
+
+        @functools.cache
+        def path(name: str) -> float:
+            return self.units[name].cost + max((path(other) for other in wanted[name]), default=0.0)
+
+        # those that most work waits for come first
+        self.order = sorted(self.units, key=lambda name: -path(name))
+
+    def done(self, name: str) -> bool:
+        """Whether the result is there."""
+        return (self.out / name).exists()
+
+    def left(self) -> list[Unit]:
+        """Units without result, in the order in which they are taken."""
+        return [self.units[name] for name in self.order if not self.done(name)]
+
+    def mark(self, name: str, error: str = "") -> None:
+        """Remember that a unit failed, for everyone who works on the folder; or forget it."""
+        path = self.out / WORK / f"{name}.failed"
+        if error:
+            path.write_text(error, encoding="utf-8")
+        else:
+            path.unlink(missing_ok=True)
+
+    def blocked(self) -> set[str]:
+        """The failed units and all that need their results."""
+        found = {name for name in self.units if (self.out / WORK / f"{name}.failed").exists()}
+        while more := {u.name for u in self.units.values() if u.name not in found and found & {*u.needs}}:
+            found |= more
+        return found
+
+    @contextlib.contextmanager
+    def claim(self) -> Iterator[Unit | None]:
+        """The next unit that nobody else works on, for the time of the block; None where there is none now."""
+        blocked = self.blocked()
+        for unit in self.left():
+            if unit.name in blocked or not all(map(self.done, unit.needs)):
+                continue
+            path = self.out / WORK / f"{unit.name}.lock"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock = filelock.FileLock(path, timeout=0)
+            try:
+                lock.acquire()
+            except filelock.Timeout:
+                continue
+            try:
+                if not self.done(unit.name):  # it may have been, between the look and the lock
+                    yield unit
+                    return
+            finally:
+                lock.release()
+        yield None
+
+
+@contextlib.contextmanager
+def _into(log: Path) -> Iterator[None]:
+    """Everything that this process and its children print goes to the end of a file."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    kept = [os.dup(1), os.dup(2)]
+    with open(log, "ab", buffering=0) as file:
+        try:
+            for number in (1, 2):
+                os.dup2(file.fileno(), number)
+            yield
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            for number, old in zip((1, 2), kept):
+                os.dup2(old, number)
+                os.close(old)
+
+
+def _make(out: Path, unit: Unit) -> str:
+    """Run a unit; what went wrong, or nothing."""
+    log = out / LOGS / f"{unit.name}.log"
+    started = time.time()
+    with _into(log):
+        quiet()
+        try:
+            unit.run()
+        except VideoAlignError as error:
+            return f"{error} (see {log})"
+        except (Exception, SystemExit) as error:
+            traceback.print_exc()
+            return f"{type(error).__name__}: {str(error)[:200]} (see {log})"
+    if not (out / unit.name).exists():
+        return f"it left no {out / unit.name} (see {log})"
+    write_json(out / WORK / f"{unit.name}.json", {"seconds": time.time() - started, "host": socket.gethostname()})
+    return ""
+
+
+def _worker(out: Path, units: Callable[[], Sequence[Unit]], threads: int, start: str, events: SimpleQueue) -> None:
+    """Take units until all that can be done is done."""
+    # A spawned process would spawn its own ones too: seconds of imports for every data loader.
+    multiprocessing.set_start_method(start, force=True)
+
+    def orphaned() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=orphaned, daemon=True).start()
+    torch.set_num_threads(threads)
+    board = Board(out, units())
+    while {unit.name for unit in board.left()} - board.blocked():
+        with board.claim() as unit:
+            if unit:
+                events.put(Event("begun", unit.name))
+                started = time.time()
+                if error := _make(out, unit):
+                    board.mark(unit.name, error)
+                events.put(Event("failed" if error else "done", unit.name, time.time() - started, error))
+        if not unit:  # others are at work on what is needed
+            time.sleep(0.5)
+
+
+def work(out: str | Path, units: Callable[[], Sequence[Unit]], processes: int, threads: int = 1) -> None:
+    """Do all units that are left, a line on each, on some processes; returns when nothing is left.
+
+    Args:
+        out: folder of all results. units: makes the units, in every process; must be picklable.
+        processes: how many work at once. threads: of torch in each of them.
+
+    Raises:
+        VideoAlignError: where units failed, after everything that does not need them.
+    """
+    out, started = Path(out).resolve(), time.time()
+    board = Board(out, units())
+    if not (left := board.left()):
+        print(f"all {len(board.units)} stages were done before", flush=True)
+        return
+    if before := len(board.units) - len(left):
+        print(f"{before} of {len(board.units)} stages were done before", flush=True)
+    for unit in left:
+        board.mark(unit.name)
+    context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
+    events = context.SimpleQueue()
+    workers = [context.Process(target=_worker, args=(out, units, threads, multiprocessing.get_start_method(), events)) for _ in range(max(1, min(processes, len(left))))]  # fmt: skip
+    for worker in workers:
+        worker.start()
+    failed: dict[str, str] = {}
+    try:
+        while any(worker.is_alive() for worker in workers) or not events.empty():
+            if events.empty():
+                time.sleep(0.1)
+                continue
+            event = events.get()
+            unit, rest = board.units[event.name], board.left()
+            if event.kind == "begun" and unit.cost < SHORT:
+                continue
+            told = {
+                "begun": unit.text,
+                "done": f"done in {event.seconds:.0f} s: {unit.text} ({len(board.units) - len(rest)} of {len(board.units)}, "
+                f"{_clock(sum(u.cost for u in rest) / len(workers) * _pace(board))} left)",
+                "failed": f"failed: {unit.text}: {event.error}",
+            }[event.kind]
+            print(f"[{time.time() - started:5.0f} s] {_where(event.name)}{told}", flush=True)
+            if event.kind == "failed":
+                failed[event.name] = event.error
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on", file=sys.stderr)
+        raise
+    finally:
+        for worker in workers:
+            worker.terminate() if sys.exc_info()[0] else worker.join()
+    if failed:
+        raise VideoAlignError(f"{len(failed)} stages failed, first {next(iter(failed))}: {next(iter(failed.values()))}. The "
+                              "others are done where they could be; the same command tries again")  # fmt: skip
+    if dead := [worker.exitcode for worker in workers if worker.exitcode]:
+        raise VideoAlignError(
+            f"a working process ended with status {dead[0]} (killed, or out of memory?); the same command goes on"
+        )
+
+
+def _where(name: str) -> str:
+    """What a unit's text does not say: whose it is, where there are several of the kind."""
+    folder = name.split("/")[0]
+    return f"{folder}: " if folder.startswith(("seed", "tuning")) else ""
+
+
+def _pace(board: Board) -> float:
+    """Seconds taken over seconds expected, of what is done."""
+    known = [(read_json(path, "a record"), unit) for unit in board.units.values()
+             if (path := board.out / WORK / f"{unit.name}.json").exists()]  # fmt: skip
+    prior = 120.0  # seconds as expected, so that the first short units say little
+    return (prior + sum(record["seconds"] for record, _ in known)) / (prior + sum(unit.cost for _, unit in known))
+
+
+def _clock(seconds: float) -> str:
+    """A time for people."""
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 100
+        else f"{seconds / 60:.0f} min"
+        if seconds < 6000
+        else f"{seconds / 3600:.1f} h"
+    )

@@ -1,0 +1,182 @@
+"""Reproducing the paper: claims, intervals, verdicts and the page, on made-up findings."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+from scipy import stats
+
+from videoalign import VideoAlignError
+from videoalign.alignment.loop import LoopSize
+from videoalign.alignment.paper import TRIALS, TUNING, _same_size, units
+from videoalign.alignment.paper_claims import BETAS, CLAIMS, GUIDES, ORACLE, POOLS, RM, SHARES, STRENGTHS, Interval
+from videoalign.alignment.paper_page import findings, over_seeds, verdicts, write_page
+from videoalign.alignment.units import Board
+from videoalign.models.files import write_json
+
+COLUMNS = ("VQ", "MQ", "TA", "Overall")
+
+
+def test_the_interval_is_students():
+    values = (0.1, 0.3, 0.35, 0.2)
+    interval = Interval(values)
+    low, high = stats.t.interval(0.95, len(values) - 1, loc=sum(values) / 4, scale=stats.sem(values))
+    assert interval.mean - interval.half == pytest.approx(low) and interval.mean + interval.half == pytest.approx(high)
+
+
+@pytest.mark.parametrize(
+    ("values", "verdict"),
+    [((0.3, 0.31, 0.29), "reproduced"), ((-0.3, -0.31, -0.29), "not reproduced"), ((0.3,), "undecided (1 of 1 seeds for it)"),
+     ((0.3, -0.2, 0.1), "undecided (2 of 3 seeds for it)"), ((0.0, 0.0), "undecided (0 of 2 seeds for it)")],
+)  # fmt: skip
+def test_verdicts(values, verdict):
+    assert Interval(values).verdict == verdict
+
+
+def test_one_seed_has_no_interval():
+    assert math.isinf(Interval((0.5,)).half) and str(Interval((0.5,))) == "0.500"
+
+
+def rates(value):
+    """Of one arm, by both judges."""
+    return {"means": {ORACLE: dict.fromkeys(COLUMNS, value)}, "best_of": {"difference": value - 0.5, "draws": 2.0},
+            "against_base": {judge: {c: {"win_rate": value, "superiority": value} for c in COLUMNS} for judge in (RM, ORACLE)}}  # fmt: skip
+
+
+def accuracies(value):
+    return {
+        b: {c: {"without_ties": value, "with_ties": value} for c in COLUMNS} for b in ("recent", "older", "generated")
+    }
+
+
+def seed_folder(out, seed, shift=0.0):
+    """Everything that a seed leaves, in which the whole paper is right."""
+    place = out / f"seed{seed}"
+    for name, value in {"reg": 0.6, "bt": 0.7, "btt": 0.75}.items():
+        write_json(place / f"bench/{name}/accuracies.json", accuracies(value + shift))
+    for share in SHARES:
+        for name, value in {"reg": 0.5, "bt": 0.55}.items():
+            write_json(place / f"bench/{name}-{100 * share:g}/accuracies.json", accuracies(value + share / 10))
+    write_json(place / "bench_reward_rendered/accuracies.json", accuracies(0.8 + shift))
+    write_json(place / "bench_reward/accuracies.json", accuracies(0.9 + shift))
+    moved = {"separate": {"VQ": 0.0, "MQ": 0.0, "TA": 0.5}, "shared": {"VQ": 0.2, "MQ": 0.1, "TA": 0.5}}
+    write_json(place / "cells/prompts.json", moved)
+    order = {"control": 0.5, "sft": 0.6, "rwr": 0.65, "dpo-time": 0.66, "dpo": 0.8, "sft-full": 0.55, "dpo-full": 0.4}
+    for cell in ("aligned", "ta"):
+        arms = {name: rates(value + shift) for name, value in order.items()}
+        if cell == "aligned":  # more motion, less alignment
+            for judge in (RM, ORACLE):
+                arms["dpo-time"]["against_base"][judge]["MQ"] = {"win_rate": 0.9 + shift, "superiority": 0.9 + shift}
+        write_json(
+            place / f"cells/{cell}/comparison.json",
+            {"arms": {"base": {"means": {ORACLE: dict.fromkeys(COLUMNS, 0.5)}}, **arms}},
+        )
+    base = {"base": {"means": {ORACLE: dict.fromkeys(COLUMNS, 0.5)}}}
+    betas = {f"{name}-{b:g}": rates(v) for name, v in (("constant", 0.7), ("time", 0.6)) for b in BETAS}
+    write_json(place / "cells/beta/comparison.json", {"arms": {**base, **betas}})
+    guided = {
+        f"{name}@{s:g}": rates(0.4 if name.startswith("clean") else 0.7) for name in GUIDES for s in STRENGTHS[1:]
+    }
+    for s in STRENGTHS[1:]:
+        for judge in (RM, ORACLE):
+            guided[f"vq-mq@{s:g}"]["against_base"][judge]["TA"] = {"win_rate": 0.3, "superiority": 0.3}
+    write_json(place / "cells/nrg/comparison.json", {"arms": {**base, **guided}})
+    pools = {
+        f"{pool}-{name}": rates(v)
+        for pool in POOLS
+        for name, v in (("control", 0.6), ("sft", 0.6), ("rwr", 0.65), ("dpo", 0.8))
+    }
+    write_json(place / "cells/conditions/comparison.json", {"arms": {**base, **pools}})
+    write_json(place / "oracle_check.json", {"renders": {"VQ": 0.95, "MQ": 0.96, "TA": 0.94}})
+    write_json(out / TUNING / "tuned.json", {"sft": {"lr": 1e-3}, "nrg": {"strength": 30.0}})
+
+
+def test_where_the_paper_is_right_every_claim_is_reproduced(tmp_path):
+    for seed in range(3):
+        seed_folder(tmp_path, seed, shift=0.001 * seed)
+    rows = verdicts({seed: findings(tmp_path, seed) for seed in range(3)})
+    assert len(rows) == len(CLAIMS) and {row["cell"] for row in rows} == set("abcdefghij")
+    assert not [row["claim"] for row in rows if row["verdict"] != "reproduced"]
+
+
+def test_where_it_is_wrong_the_claim_is_not(tmp_path):
+    for seed in range(3):
+        seed_folder(tmp_path, seed, shift=0.001 * seed)
+        path = tmp_path / f"seed{seed}/bench/bt/accuracies.json"
+        write_json(path, accuracies(0.5 + 0.001 * seed))
+    rows = {row["claim"]: row["verdict"] for row in verdicts({seed: findings(tmp_path, seed) for seed in range(3)})}
+    assert rows["BT orders better than regression, Overall without ties"] == "not reproduced"
+    assert rows["BTT above BT with ties, VQ"] == "reproduced"
+
+
+def test_a_seed_without_a_cell_speaks_of_the_others_only(tmp_path):
+    seed_folder(tmp_path, 0)
+    write_json(tmp_path / "seed1/bench/reg/accuracies.json", accuracies(0.6))
+    found = {seed: findings(tmp_path, seed) for seed in range(2)}
+    assert over_seeds(found, lambda f: f["reward models"]["reg"]["recent"]["VQ"]["without_ties"]).values == (0.6, 0.6)
+    assert len(over_seeds(found, lambda f: f["aligned"]["arms"]["dpo"]["means"][ORACLE]["VQ"]).values) == 1
+    assert over_seeds(found, lambda f: f["nothing"]) is None
+
+
+def test_the_page_has_every_cell_every_figure_and_the_numbers(tmp_path, capsys):
+    for seed in range(2):
+        seed_folder(tmp_path, seed, shift=0.01 * seed)
+    results = write_page(tmp_path, 2)
+    text = (tmp_path / "RESULTS.md").read_text()
+    assert [line[4] for line in text.splitlines() if line.startswith("## (")] == list("abcdefghij")
+    figures = [part.split(")")[0] for part in text.split("](")[1:] if ".png" in part.split(")")[0]]
+    assert len(figures) == 5 and all((tmp_path / figure).stat().st_size > 5000 for figure in figures)
+    stored = json.loads((tmp_path / "docs/results/results.json").read_text())
+    assert len(stored["verdicts"]) == len(CLAIMS) == len(results["verdicts"]) and set(stored["seeds"]) == {"0", "1"}
+    assert "nan" not in text and "inf" not in text and "interval" not in json.dumps(stored)
+    assert "72.58 / 70.16" in text and "RESULTS.md" in capsys.readouterr().out
+
+
+def test_a_page_of_one_seed_decides_nothing(tmp_path):
+    seed_folder(tmp_path, 0)
+    assert all(row["verdict"].startswith("undecided") for row in write_page(tmp_path, 1)["verdicts"])
+
+
+def test_without_a_cell_there_is_no_page(tmp_path):
+    with pytest.raises(VideoAlignError, match="no finished cell"):
+        write_page(tmp_path, 2)
+    assert not (tmp_path / "RESULTS.md").exists()
+
+
+def test_units_of_all_seeds_fit_together(tmp_path):
+    """Every need is a unit's result; each seed has the same ones; tuning comes before what it decides."""
+    made = units(tmp_path, LoopSize(), range(2))
+    board = Board(tmp_path, made)
+    names = {unit.name for unit in made}
+    assert all(need in names for unit in made for need in unit.needs)
+    of = [{name.split("/", 1)[1] for name in names if name.startswith(f"seed{seed}/")} for seed in range(2)]
+    assert of[0] == of[1] and len(of[0]) > 100
+    board.mark_order = {name: place for place, name in enumerate(board.order)}
+    assert all(board.mark_order[need] < board.mark_order[unit.name] for unit in made for need in unit.needs)
+    tuned = [unit for unit in made if f"{TUNING}/tuned.json" in unit.needs]
+    assert len(tuned) > 2 * 30
+
+
+def test_every_algorithm_has_the_same_number_of_trials():
+    assert len({len(trials) for trials in TRIALS.values()}) == 1
+    assert all(len({json.dumps(t, sort_keys=True) for t in trials}) == len(trials) for trials in TRIALS.values())
+
+
+def test_tuning_is_on_a_seed_that_is_not_reported():
+    made = units(Path("nowhere"), LoopSize(), range(5))
+    trials = [unit.name for unit in made if "/trials/" in unit.name]
+    assert trials and all(name.startswith(f"{TUNING}/") for name in trials)
+
+
+def test_cells_of_another_size_are_refused(tmp_path):
+    _same_size(tmp_path, LoopSize())
+    _same_size(tmp_path, LoopSize())
+    with pytest.raises(VideoAlignError, match="another size"):
+        _same_size(tmp_path, LoopSize(reward=5))
+
+
+def test_each_seed_needs_its_own_results_only():
+    for unit in units(Path("nowhere"), LoopSize(), range(3)):
+        own = unit.name.split("/")[0]
+        assert {need.split("/")[0] for need in unit.needs} <= {own, TUNING}

@@ -1,0 +1,170 @@
+"""Work in units: order, sharing between processes, failure, interruption."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from functools import partial
+from pathlib import Path
+
+import filelock
+import pytest
+
+from videoalign import VideoAlignError
+from videoalign.alignment.units import WORK, Board, Unit, work
+
+sys.path.insert(0, str(Path(__file__).parent))  # spawned processes inherit it
+from unit_makers import broken, chain, empty, loud, many
+
+
+def runs(path):
+    return len(Path(f"{path}.runs").read_text().splitlines())
+
+
+def test_needs_come_first_and_a_second_call_does_nothing(tmp_path, capfd):
+    work(tmp_path, partial(chain, tmp_path), 2)
+    printed = capfd.readouterr().out
+    assert printed.index("making a") < printed.index("making b") < printed.index("making c") and "3 of 3" in printed
+    work(tmp_path, partial(chain, tmp_path), 2)
+    assert [runs(tmp_path / name) for name in "abc"] == [1, 1, 1]
+    assert "done before" in capfd.readouterr().out
+
+
+@pytest.mark.slow
+def test_two_calls_at_once_share_the_work_and_do_nothing_twice(tmp_path):
+    calls = [
+        multiprocessing.get_context("spawn").Process(target=work, args=(tmp_path, partial(many, tmp_path, 30, 0.1), 2))
+        for _ in range(2)
+    ]
+    for call in calls:
+        call.start()
+    for call in calls:
+        call.join()
+    assert [call.exitcode for call in calls] == [0, 0]
+    assert all(runs(tmp_path / f"u/{i}") == 1 for i in range(30))
+
+
+def test_a_failure_leaves_the_rest_done_and_is_tried_again(tmp_path, capfd):
+    with pytest.raises(VideoAlignError, match=r"bad: the disk is on fire .*bad\.log"):
+        work(tmp_path, partial(broken, tmp_path), 2)
+    assert (tmp_path / "other").exists() and not (tmp_path / "after").exists()
+    (tmp_path / "switch").touch()
+    work(tmp_path, partial(broken, tmp_path), 1)
+    assert (tmp_path / "after").exists() and runs(tmp_path / "other") == 1
+
+
+def test_a_unit_without_result_is_a_failure(tmp_path):
+    with pytest.raises(VideoAlignError, match="left no"):
+        work(tmp_path, partial(empty, tmp_path), 1)
+
+
+def test_what_a_unit_prints_is_in_its_log(tmp_path, capfd):
+    work(tmp_path, partial(loud, tmp_path), 1)
+    assert (tmp_path / "logs/said.log").read_text() == "to the log\nfrom below python\n" or {
+        *(tmp_path / "logs/said.log").read_text().splitlines()
+    } == {"to the log", "from below python"}
+    printed = capfd.readouterr()
+    assert "to the log" not in printed.out and "below" not in printed.err
+
+
+def test_what_most_work_waits_for_comes_first():
+    units = [
+        Unit("small", "", print, (), 5),
+        Unit("root", "", print, (), 1),
+        Unit("leaf", "", print, ("root",), 100),
+        Unit("end", "", print, ("leaf", "small"), 1),
+    ]
+    assert Board(Path("nowhere"), units).order == ["root", "leaf", "small", "end"]
+
+
+def test_a_locked_unit_is_left_to_whoever_holds_it(tmp_path):
+    board = Board(tmp_path, many(tmp_path, 2, 0))
+    lock = filelock.FileLock(tmp_path / WORK / f"{board.order[0]}.lock")
+    Path(lock.lock_file).parent.mkdir(parents=True)
+    with lock, board.claim() as unit:
+        assert unit.name == board.order[1]
+    with board.claim() as first, board.claim() as second:
+        assert {first.name, second.name} == {*board.order}
+        with board.claim() as third:
+            assert third is None
+
+
+def test_names_are_told_apart():
+    with pytest.raises(ValueError, match="same name"):
+        Board(Path("nowhere"), [Unit("a", "", print), Unit("a", "", print)])
+
+
+def test_a_failure_blocks_all_that_need_it(tmp_path):
+    board = Board(tmp_path, chain(tmp_path, "abcd"))
+    (tmp_path / WORK).mkdir()
+    board.mark("b", "broken")
+    assert board.blocked() == {"b", "c", "d"}
+    board.mark("b")
+    assert board.blocked() == set()
+
+
+@pytest.mark.slow
+def test_a_killed_call_goes_on(tmp_path):
+    """SIGKILL of the whole group: the locks fall with the processes."""
+    script = tmp_path / "long.py"
+    script.write_text(
+        textwrap.dedent(f"""
+        import sys
+        sys.path.insert(0, {str(Path(__file__).parent)!r})
+        from functools import partial
+        from pathlib import Path
+        from unit_makers import many
+        from videoalign.alignment.units import work
+        if __name__ == "__main__":
+            out = Path(sys.argv[1])
+            work(out, partial(many, out, 8, float(sys.argv[2])), 2)
+    """)
+    )
+    out = tmp_path / "out"
+    process = subprocess.Popen(
+        [sys.executable, script, out, "0.7"], stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    for line in process.stdout:
+        if "done in" in line:
+            break
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    made = {path for path in (out / "u").glob("*") if path.suffix != ".runs"}
+    assert 1 <= len(made) < 8
+    before = {path: path.stat().st_mtime_ns for path in made}
+    subprocess.run([sys.executable, script, out, "0"], check=True, capture_output=True)
+    assert all((out / f"u/{i}").exists() for i in range(8))
+    assert {path: path.stat().st_mtime_ns for path in made} == before
+
+
+@pytest.mark.slow
+def test_workers_end_with_their_call(tmp_path):
+    """A parent that is killed alone leaves no orphan that goes on computing."""
+    script = tmp_path / "long.py"
+    script.write_text(
+        textwrap.dedent(f"""
+        import sys
+        sys.path.insert(0, {str(Path(__file__).parent)!r})
+        from functools import partial
+        from pathlib import Path
+        from unit_makers import many
+        from videoalign.alignment.units import work
+        if __name__ == "__main__":
+            out = Path(sys.argv[1])
+            work(out, partial(many, out, 200, 0.2), 1)
+    """)
+    )
+    out = tmp_path / "out"
+    process = subprocess.Popen([sys.executable, script, out], stdout=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        if "done in" in line:
+            break
+    process.kill()
+    process.wait()
+    time.sleep(1.5)
+    count = len(list((out / "u").glob("*")))
+    time.sleep(1.5)
+    assert len(list((out / "u").glob("*"))) == count
