@@ -9,12 +9,12 @@ from typing import Any
 
 from ..callbacks.reward_bench import bar_chart, table
 from ..datamodules.benchmark import Benchmark
+from ..datamodules.units import Unit, durations, work
 from ..datamodules.world import ceiling
 from ..models.files import read_json
 from .compare import Arm
 from .demo_page import write_page
 from .loop import ALIGNED, BENCHMARKS, Loop, LoopSize, shown_sweeps
-from .units import Unit, work
 
 
 def units(out: Path, size: LoopSize, seed: int) -> Sequence[Unit]:
@@ -37,10 +37,10 @@ def demo(out: str | Path, seed: int, size: LoopSize | None = None) -> dict[str, 
     cores = os.cpu_count() or 1
     processes = min(cores, 4)  # no more stages than that are independent for long
     work(out, partial(units, out, size, seed), processes, max(1, cores // processes))
-    return _report(out, started)
+    return _report(out, started, durations(out, units(out, size, seed)))
 
 
-def _report(out: Path, started: float) -> dict[str, Any]:
+def _report(out: Path, started: float, stages: Sequence[tuple[str, float]]) -> dict[str, Any]:
     found = {
         name: read_json(out / f"bench_{name}/accuracies.json", "a finished demo")
         for name in ("reward_rendered", "reward")
@@ -54,7 +54,7 @@ def _report(out: Path, started: float) -> dict[str, Any]:
         bar_chart(name, found["reward"][name], best).savefig(out / f"{name}.png", dpi=110)
     print(f"\n{(out / 'compared/comparison.md').read_text()}")
     compared = read_json(out / "compared/comparison.json", "a finished demo")
-    page = write_page(out, found, ceilings, compared)
+    page = write_page(out, found, ceilings, compared, stages)
     print(f"report         {page}   (open it in a browser)"
           f"\nreward model   {out / 'reward'}   (videoalign score --model {out / 'reward'} --video V.mp4 --prompt \"...\")"
           f"\ngenerator      {out / 'generator'}, adapters {out / 'dpo'}"

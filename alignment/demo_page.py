@@ -13,6 +13,7 @@ from ..callbacks.tensorboard import enlarge, gif
 from ..datamodules.rated_samples import clips_of
 from ..datamodules.shards import Content, ShardSet
 from ..datamodules.sprites import FPS
+from ..models.files import read_json
 from ..models.preference import DIMENSIONS, OVERALL
 from .comparison import COLUMNS
 
@@ -33,21 +34,24 @@ pre{overflow-x:auto;background:#f5f5f5;padding:.6rem;font-size:.78rem}.bad{color
 """
 
 
-def write_page(out: Path, accuracies: dict[str, Any], ceilings: dict[str, Any], compared: dict[str, Any]) -> Path:
+def write_page(
+    out: Path, accuracies: dict[str, Any], ceilings: dict[str, Any], compared: dict[str, Any], stages: Sequence[tuple[str, float]]
+) -> Path:  # fmt: skip
     """Write ``OUT/report.html``.
 
     Args:
         out: a finished demo. accuracies: by reward model, benchmark and column. ceilings: by benchmark and column.
-        compared: what :func:`.comparison.found_of` found.
+        compared: what :func:`.comparison.found_of` found. stages: what was done, and how many seconds it took.
     """
     generated = ShardSet(out / "generated")
     sections = [
         ("What happened", _story(compared)),
         ("How well the reward model judges", _accuracies(accuracies, ceilings)),
-        ("The oracle: how good a clip really is", _extremes(list(generated.contents()))),
+        ("The oracle: how good a clip really is", _correlations(out) + _extremes(list(generated.contents()))),
         ("The generators side by side", _films(out, compared) + _table(compared)),
         ("Wins over the base", _image(out / "compared/arms.png", "share of clips that beat the base's")),
         ("Guidance, and reward hacking", _hacking(out, compared)),
+        ("Every stage, and how long it took", _stages(stages)),
         ("Where to go on", _onwards(out)),
     ]
     body = "".join(f"<h2>{html.escape(title)}</h2>\n{content}\n" for title, content in sections)
@@ -120,6 +124,24 @@ def _accuracies(accuracies: dict[str, Any], ceilings: dict[str, Any]) -> str:
         "<p>Annotators err, so even the truth does not agree with all of their votes: that is the ceiling. A judge of renders is not yet a "
         f"judge of generated clips.</p>{_cells(rows)}<details><summary>with ties, intervals and floors</summary><pre>{html.escape(text)}</pre></details>"
     )
+
+
+def _correlations(out: Path) -> str:
+    """How far the oracle can be trusted."""
+    check = read_json(out / "oracle_check.json", "a finished demo")
+    rows = [
+        ["rank correlation with the true quality", *DIMENSIONS],
+        *([k, *(f"{v[d]:.2f}" for d in DIMENSIONS)] for k, v in check.items()),
+    ]
+    return (
+        "<p>The oracle sees nothing but pixels and the prompt. On clips of known quality that it was not calibrated on, it ranks as the truth "
+        f"does, also behind the generator's autoencoder:</p>{_cells(rows)}"
+    )
+
+
+def _stages(stages: Sequence[tuple[str, float]]) -> str:
+    rows = [["stage", "seconds"], *([text, f"{seconds:.0f}"] for text, seconds in stages)]
+    return f"<details><summary>{len(stages)} stages, on as many processes as there are cores (four at most)</summary>{_cells(rows)}</details>"
 
 
 def _extremes(contents: list[Content]) -> str:

@@ -19,6 +19,7 @@ from ..datamodules.oracle import Oracle, autoencoded, rank_correlations
 from ..datamodules.rated_samples import rate_benchmark, rate_pairs
 from ..datamodules.shards import ShardSet
 from ..datamodules.sprites import CONTENTS, FPS, FRAMES, SIZE
+from ..datamodules.units import Unit
 from ..datamodules.world import GENERATED, WorldSize, held_out_clips, write_world
 from ..models.files import new_folder, write_json
 from ..models.generator import load_generator
@@ -31,7 +32,6 @@ from .compare import VIDEOS, Arm, Sweep, compare, plan, sample_arm
 from .experiment import run
 from .inference import Source, generate
 from .pairs_from_rewards import pairs_from_rewards
-from .units import Unit
 
 FRAME_SAMPLING, FACTOR = FrameSampling(fps=8.0, min_pixels=0), 16
 """Of experiments/sprites: the clips' own frame rate and size, in patches of 8 pixels merged by two."""
@@ -46,15 +46,15 @@ class LoopSize:
 
     world: WorldSize = field(default_factory=WorldSize)
     """What is rendered."""
-    captions: int = 800
+    captions: int = 700
     """Steps of caption pre-training."""
-    reward: int = 800
+    reward: int = 700
     """Steps of the reward model."""
-    generated: int = 250
+    generated: int = 200
     """Further steps on pairs of generated clips."""
     autoencoder: int = 400
     """Steps of the autoencoder."""
-    generator: int = 1000
+    generator: int = 900
     """Steps of the generator."""
     noisy: int = 300
     """Steps of the reward on noisy latents."""

@@ -25,6 +25,7 @@ from typing import Any
 from .. import VideoAlignError
 from ..datamodules.latents import Weights
 from ..datamodules.shards import ShardSet, ShardWriter
+from ..datamodules.units import Unit, work
 from ..models.files import read_json, write_json
 from ..models.guidance import Guidance
 from ..models.preference import DIMENSIONS, OVERALL
@@ -36,13 +37,14 @@ from .pairs_from_rewards import pairs_from_rewards
 from .paper_claims import BETAS, GUIDES, SHARES, STRENGTHS
 from .paper_page import write_page
 from .reward_model import RewardModel
-from .units import Unit, work
 
 TUNING, TUNING_SEED = "tuning", 1000
 """The seed that settings are chosen on, and its folder."""
 SHARED = {"reg": "reg", "bt": "bt", "btt": "btt"}
 """Variants at one shared token (rows I to III of Table 6): their losses. Row IV, separate tokens, is the loop's own model."""
 TA_ONLY = Weights(VQ=0.0, MQ=0.0, TA=1.0)
+SIZE = LoopSize(captions=800, reward=800, generated=250, generator=1000)
+"""Somewhat longer than the demo's, for which somebody waits."""
 NOISES = 16
 """Per prompt in every comparison."""
 
@@ -284,7 +286,7 @@ def paper(
     Returns:
         What is saved as ``OUT/docs/results/results.json``.
     """
-    out, size = Path(out).resolve(), size or LoopSize()
+    out, size = Path(out).resolve(), size or SIZE
     if seeds < 1:
         raise VideoAlignError(f"--seeds must be at least 1, got {seeds}")
     _same_size(out, size)

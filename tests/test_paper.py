@@ -12,7 +12,7 @@ from videoalign.alignment.loop import LoopSize
 from videoalign.alignment.paper import TRIALS, TUNING, _same_size, units
 from videoalign.alignment.paper_claims import BETAS, CLAIMS, GUIDES, ORACLE, POOLS, RM, SHARES, STRENGTHS, Interval
 from videoalign.alignment.paper_page import findings, over_seeds, verdicts, write_page
-from videoalign.alignment.units import Board
+from videoalign.datamodules.units import Board
 from videoalign.models.files import write_json
 
 COLUMNS = ("VQ", "MQ", "TA", "Overall")

@@ -14,7 +14,7 @@ import filelock
 import pytest
 
 from videoalign import VideoAlignError
-from videoalign.alignment.units import WORK, Board, Unit, work
+from videoalign.datamodules.units import WORK, Board, Unit, work
 
 sys.path.insert(0, str(Path(__file__).parent))  # spawned processes inherit it
 from unit_makers import broken, chain, empty, loud, many
@@ -117,7 +117,7 @@ def test_a_killed_call_goes_on(tmp_path):
         from functools import partial
         from pathlib import Path
         from unit_makers import many
-        from videoalign.alignment.units import work
+        from videoalign.datamodules.units import work
         if __name__ == "__main__":
             out = Path(sys.argv[1])
             work(out, partial(many, out, 8, float(sys.argv[2])), 2)
@@ -151,7 +151,7 @@ def test_workers_end_with_their_call(tmp_path):
         from functools import partial
         from pathlib import Path
         from unit_makers import many
-        from videoalign.alignment.units import work
+        from videoalign.datamodules.units import work
         if __name__ == "__main__":
             out = Path(sys.argv[1])
             work(out, partial(many, out, 200, 0.2), 1)

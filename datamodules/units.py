@@ -7,6 +7,7 @@ The operating system drops the lock of a process that dies, and the unit is anyo
 
 import contextlib
 import functools
+import json
 import multiprocessing
 import os
 import socket
@@ -20,11 +21,8 @@ from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 
 import filelock
-import torch
 
 from .. import VideoAlignError
-from ..models.files import read_json, write_json
-from .experiment import quiet
 
 WORK, LOGS = "work", "logs"
 """Folders of the locks and records of units, and of what they print."""
@@ -151,7 +149,6 @@ def _make(out: Path, unit: Unit) -> str:
     log = out / LOGS / f"{unit.name}.log"
     started = time.time()
     with _into(log):
-        quiet()
         try:
             unit.run()
         except VideoAlignError as error:
@@ -161,11 +158,14 @@ def _make(out: Path, unit: Unit) -> str:
             return f"{type(error).__name__}: {str(error)[:200]} (see {log})"
     if not (out / unit.name).exists():
         return f"it left no {out / unit.name} (see {log})"
-    write_json(out / WORK / f"{unit.name}.json", {"seconds": time.time() - started, "host": socket.gethostname()})
+    record = out / WORK / f"{unit.name}.json"
+    partial = record.with_suffix(f".{os.getpid()}")
+    partial.write_text(json.dumps({"seconds": time.time() - started, "host": socket.gethostname()}))
+    partial.replace(record)
     return ""
 
 
-def _worker(out: Path, units: Callable[[], Sequence[Unit]], threads: int, start: str, events: SimpleQueue) -> None:
+def _worker(out: Path, units: Callable[[], Sequence[Unit]], start: str, events: SimpleQueue) -> None:
     """Take units until all that can be done is done."""
     # A spawned process would spawn its own ones too: seconds of imports for every data loader.
     multiprocessing.set_start_method(start, force=True)
@@ -175,7 +175,6 @@ def _worker(out: Path, units: Callable[[], Sequence[Unit]], threads: int, start:
         os._exit(1)
 
     threading.Thread(target=orphaned, daemon=True).start()
-    torch.set_num_threads(threads)
     board = Board(out, units())
     while {unit.name for unit in board.left()} - board.blocked():
         with board.claim() as unit:
@@ -189,12 +188,24 @@ def _worker(out: Path, units: Callable[[], Sequence[Unit]], threads: int, start:
             time.sleep(0.5)
 
 
+@contextlib.contextmanager
+def _environment(**values: str) -> Iterator[None]:
+    """Environment variables for processes that are started in the block."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
 def work(out: str | Path, units: Callable[[], Sequence[Unit]], processes: int, threads: int = 1) -> None:
     """Do all units that are left, a line on each, on some processes; returns when nothing is left.
 
     Args:
         out: folder of all results. units: makes the units, in every process; must be picklable.
-        processes: how many work at once. threads: of torch in each of them.
+        processes: how many work at once. threads: that compute in each of them.
 
     Raises:
         VideoAlignError: where units failed, after everything that does not need them.
@@ -210,9 +221,10 @@ def work(out: str | Path, units: Callable[[], Sequence[Unit]], processes: int, t
         board.mark(unit.name)
     context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
     events = context.SimpleQueue()
-    workers = [context.Process(target=_worker, args=(out, units, threads, multiprocessing.get_start_method(), events)) for _ in range(max(1, min(processes, len(left))))]  # fmt: skip
-    for worker in workers:
-        worker.start()
+    workers = [context.Process(target=_worker, args=(out, units, multiprocessing.get_start_method(), events)) for _ in range(max(1, min(processes, len(left))))]  # fmt: skip
+    with _environment(OMP_NUM_THREADS=str(threads)):  # what a process that has not begun to compute looks at
+        for worker in workers:
+            worker.start()
     failed: dict[str, str] = {}
     try:
         while any(worker.is_alive() for worker in workers) or not events.empty():
@@ -247,6 +259,12 @@ def work(out: str | Path, units: Callable[[], Sequence[Unit]], processes: int, t
         )
 
 
+def durations(out: Path, units: Sequence[Unit]) -> list[tuple[str, float]]:
+    """What each finished unit did, and the seconds that it took."""
+    records = [(unit.text, out / WORK / f"{unit.name}.json") for unit in units]
+    return [(text, json.loads(path.read_text())["seconds"]) for text, path in records if path.exists()]
+
+
 def _where(name: str) -> str:
     """What a unit's text does not say: whose it is, where there are several of the kind."""
     folder = name.split("/")[0]
@@ -255,7 +273,7 @@ def _where(name: str) -> str:
 
 def _pace(board: Board) -> float:
     """Seconds taken over seconds expected, of what is done."""
-    known = [(read_json(path, "a record"), unit) for unit in board.units.values()
+    known = [(json.loads(path.read_text()), unit) for unit in board.units.values()
              if (path := board.out / WORK / f"{unit.name}.json").exists()]  # fmt: skip
     prior = 120.0  # seconds as expected, so that the first short units say little
     return (prior + sum(record["seconds"] for record, _ in known)) / (prior + sum(unit.cost for _, unit in known))
