@@ -266,7 +266,7 @@ def _demo(o: argparse.Namespace) -> None:
 
 
 def _paper(o: argparse.Namespace) -> None:
-    _function("alignment.paper:paper")(o.out, o.seeds, o.processes)
+    _function("alignment.paper:paper")(o.out, o.seeds, o.first, o.processes)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -121,8 +121,8 @@ def _accuracies(accuracies: dict[str, Any], ceilings: dict[str, Any]) -> str:
         )
     text = "".join(f"\n{names[b]}\n{accuracy_table(accuracies['reward'][b], best)}\n" for b, best in ceilings.items())
     return (
-        "<p>Annotators err, so even the truth does not agree with all of their votes: that is the ceiling. A judge of renders is not yet a "
-        f"judge of generated clips.</p>{_cells(rows)}<details><summary>with ties, intervals and floors</summary><pre>{html.escape(text)}</pre></details>"
+        "<p>Annotators err, so even the truth does not agree with all of their votes: that is the ceiling. Whether "
+        f"a judge of rendered clips is one of generated clips too, and what rated pairs of these add, the last rows show.</p>{_cells(rows)}<details><summary>with ties, intervals and floors</summary><pre>{html.escape(text)}</pre></details>"
     )
 
 

@@ -16,7 +16,7 @@ import itertools
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -35,7 +35,7 @@ from .inference import Source, predicting
 from .loop import ALIGNED, BENCHMARKS, Loop, LoopSize
 from .pairs_from_rewards import pairs_from_rewards
 from .paper_claims import BETAS, GUIDES, SHARES, STRENGTHS
-from .paper_page import write_page
+from .paper_page import earlier, write_page
 from .reward_model import RewardModel
 
 TUNING, TUNING_SEED = "tuning", 1000
@@ -133,7 +133,7 @@ class Paper(Loop):
     def reward_cells(self) -> list[Unit]:
         """(a), (b) and (c)."""
         units, size = [], self.size
-        shared = {"model__init_args__network__init_args__template": "shared", "data__init_args__benchmarks": {}}
+        shared = {"model__init_args__network__init_args__template": "plain_shared", "data__init_args__benchmarks": {}}
         sets = [f"world/{name}" for name in BENCHMARKS]
         for name, loss in SHARED.items():
             units.append(self.reward_model(f"rm/{name}", f"training a reward model: {name}, shared token", **shared,
@@ -265,7 +265,7 @@ def _arm(name: str, algorithm: str) -> Arm:
     return Arm(generator=name) if algorithm.endswith("-full") else Arm(lora=name)
 
 
-def units(out: Path, size: LoopSize, seeds: Sequence[int]) -> list[Unit]:
+def units(out: Path, size: LoopSize, seeds: Iterable[int]) -> list[Unit]:
     """All cells of all seeds, and what tunes them."""
     made = Paper(out, size, TUNING_SEED, TUNING).tuning()
     for seed in seeds:
@@ -274,26 +274,30 @@ def units(out: Path, size: LoopSize, seeds: Sequence[int]) -> list[Unit]:
 
 
 def paper(
-    out: str | Path, seeds: int = 5, processes: int | None = None, size: LoopSize | None = None
-) -> dict[str, Any]:
+    out: str | Path, seeds: int = 5, first: int = 0, processes: int | None = None, size: LoopSize | None = None
+) -> dict[str, Any]:  # fmt: skip
     """Reproduce the paper's findings; write ``OUT/RESULTS.md``, its figures and the numbers behind them.
 
     Args:
-        out: folder of all results; several machines that see it may be called at once, each takes what is left.
-        seeds: how many, from 0 on. A later call with more adds the missing ones. processes: that work at once on this machine.
-        size: how much is trained and sampled.
+        out: folder of all results; several machines that see it may be called at once, each takes what is left. Seeds that
+            another folder's ``docs/results/results.json`` holds join the page where that file was copied to the same place.
+        seeds: how many. first: the first of them. A later call with more adds the missing ones.
+        processes: that work at once on this machine. size: how much is trained and sampled.
 
     Returns:
         What is saved as ``OUT/docs/results/results.json``.
     """
     out, size = Path(out).resolve(), size or SIZE
-    if seeds < 1:
-        raise VideoAlignError(f"--seeds must be at least 1, got {seeds}")
+    if seeds < 1 or first < 0:
+        raise VideoAlignError(f"--seeds must be at least 1 and --first not negative, got {seeds} and {first}")
     _same_size(out, size)
+    if (known := earlier(out)) and not (out / TUNING / "tuned.json").exists():
+        write_json(out / TUNING / "tuned.json", next(iter(known.values()))["tuned"])  # all seeds share the settings
     cores = os.cpu_count() or 1
     processes = processes or cores
-    work(out, partial(units, out, size, range(seeds)), processes, max(1, cores // processes))
-    return write_page(out, seeds)
+    chosen = range(first, first + seeds)
+    work(out, partial(units, out, size, chosen), processes, max(1, cores // processes))
+    return write_page(out, chosen, known)
 
 
 def _same_size(out: Path, size: LoopSize) -> None:

@@ -1,7 +1,7 @@
 """The page of `videoalign paper`: tables and figures over seeds, each beside the paper's numbers, with verdicts."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -312,13 +312,22 @@ def _guide_figure(found: Mapping[int, Found]) -> Figure:
 # --- the page -----------------------------------------------------------------------------------------------------------
 
 
-def write_page(out: Path, seeds: int) -> dict[str, Any]:
+def earlier(out: Path) -> dict[int, Found]:
+    """Findings by seed in a folder's ``results.json``, of this machine or another one; none where there is no such file."""
+    path = out / FIGURES / "results.json"
+    return {int(seed): found for seed, found in read_json(path, "results")["seeds"].items()} if path.exists() else {}
+
+
+def write_page(out: Path, seeds: Iterable[int], known: Mapping[int, Found] | None = None) -> dict[str, Any]:
     """Write ``OUT/RESULTS.md``, ``OUT/docs/results/*.png`` and ``results.json`` from the cells that are there.
+
+    Args:
+        seeds: whose folders are read. known: findings of other seeds.
 
     Returns:
         What is in the JSON.
     """
-    found = {seed: findings(out, seed) for seed in range(seeds)}
+    found = dict(sorted({**(known or {}), **{seed: findings(out, seed) for seed in seeds}}.items()))
     rows = verdicts(found)
     if not rows:
         raise VideoAlignError(f"{out} holds no finished cell yet")

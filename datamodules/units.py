@@ -1,7 +1,8 @@
 """Long work as units that depend on each other, shared by any number of processes and machines through one folder.
 
-A unit is done when its result is there. Whoever finds one that is not, and whose needs are there, locks it and makes it: so
-a second call goes on where the first one stopped, and a call on another machine that sees the folder joins in.
+A unit is done when its result is there. Whoever finds one that is wanted, and whose needs are there, locks it and makes it: so
+a second call goes on where the first one stopped, and a call on another machine that sees the folder joins in. As with make, what
+only led to results that are there is not wanted: large folders may be removed once what was made of them is there.
 The operating system drops the lock of a process that dies, and the unit is anyone's again.
 """
 
@@ -73,6 +74,8 @@ class Board:
             for need in unit.needs:
                 wanted[need].append(unit.name)
 
+        self.ends = [name for name, others in wanted.items() if not others]
+
         @functools.cache
         def path(name: str) -> float:
             return self.units[name].cost + max((path(other) for other in wanted[name]), default=0.0)
@@ -85,8 +88,14 @@ class Board:
         return (self.out / name).exists()
 
     def left(self) -> list[Unit]:
-        """Units without result, in the order in which they are taken."""
-        return [self.units[name] for name in self.order if not self.done(name)]
+        """Units without result that are the end of something, or that one of these needs; in the order in which they are taken."""
+        todo, wanted = [name for name in self.ends if not self.done(name)], set()
+        while todo:
+            name = todo.pop()
+            if name not in wanted:
+                wanted.add(name)
+                todo += [need for need in self.units[name].needs if not self.done(need)]
+        return [self.units[name] for name in self.order if name in wanted]
 
     def mark(self, name: str, error: str = "") -> None:
         """Remember that a unit failed, for everyone who works on the folder; or forget it."""

@@ -47,7 +47,7 @@ class Template:
 
     @classmethod
     def load(cls, name_or_file: str | Path) -> "Template":
-        """A shipped template by name (``rubrics``, ``plain``, ``shared``) or any text file by path, in either notation."""
+        """A shipped template by name (``rubrics``, ``shared``; ``plain``, ``plain_shared``) or any text file by path, in either notation."""
         path = SHIPPED / f"{name_or_file}.txt"
         if not path.exists():
             path = Path(name_or_file)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from videoalign import VideoAlignError
 from videoalign.alignment.loop import LoopSize
 from videoalign.alignment.paper import TRIALS, TUNING, _same_size, units
 from videoalign.alignment.paper_claims import BETAS, CLAIMS, GUIDES, ORACLE, POOLS, RM, SHARES, STRENGTHS, Interval
-from videoalign.alignment.paper_page import findings, over_seeds, verdicts, write_page
+from videoalign.alignment.paper_page import earlier, findings, over_seeds, verdicts, write_page
 from videoalign.datamodules.units import Board
 from videoalign.models.files import write_json
 
@@ -122,7 +123,7 @@ def test_a_seed_without_a_cell_speaks_of_the_others_only(tmp_path):
 def test_the_page_has_every_cell_every_figure_and_the_numbers(tmp_path, capsys):
     for seed in range(2):
         seed_folder(tmp_path, seed, shift=0.01 * seed)
-    results = write_page(tmp_path, 2)
+    results = write_page(tmp_path, range(2))
     text = (tmp_path / "RESULTS.md").read_text()
     assert [line[4] for line in text.splitlines() if line.startswith("## (")] == list("abcdefghij")
     figures = [part.split(")")[0] for part in text.split("](")[1:] if ".png" in part.split(")")[0]]
@@ -135,12 +136,24 @@ def test_the_page_has_every_cell_every_figure_and_the_numbers(tmp_path, capsys):
 
 def test_a_page_of_one_seed_decides_nothing(tmp_path):
     seed_folder(tmp_path, 0)
-    assert all(row["verdict"].startswith("undecided") for row in write_page(tmp_path, 1)["verdicts"])
+    assert all(row["verdict"].startswith("undecided") for row in write_page(tmp_path, range(1))["verdicts"])
+
+
+def test_seeds_of_another_machine_join_the_page(tmp_path):
+    """Their results.json is all that is needed."""
+    for seed in range(3):
+        seed_folder(tmp_path / "there", seed, shift=0.001 * seed)
+    seed_folder(tmp_path / "here", 3, shift=0.003)
+    write_page(tmp_path / "there", range(3))
+    (tmp_path / "here/docs/results").mkdir(parents=True)
+    shutil.copy(tmp_path / "there/docs/results/results.json", tmp_path / "here/docs/results")
+    results = write_page(tmp_path / "here", range(3, 4), earlier(tmp_path / "here"))
+    assert [*results["seeds"]] == [0, 1, 2, 3] and all(len(row["values"]) == 4 for row in results["verdicts"])
 
 
 def test_without_a_cell_there_is_no_page(tmp_path):
     with pytest.raises(VideoAlignError, match="no finished cell"):
-        write_page(tmp_path, 2)
+        write_page(tmp_path, range(2))
     assert not (tmp_path / "RESULTS.md").exists()
 
 

@@ -80,6 +80,15 @@ def test_what_most_work_waits_for_comes_first():
     assert Board(Path("nowhere"), units).order == ["root", "leaf", "small", "end"]
 
 
+def test_what_only_led_to_results_that_are_there_is_not_made_again(tmp_path):
+    board = Board(tmp_path, chain(tmp_path, "abcd"))
+    assert [unit.name for unit in board.left()] == [*"abcd"]
+    (tmp_path / "c").touch()
+    assert {unit.name for unit in board.left()} == {*"abd"}  # d reads a and b too
+    (tmp_path / "d").touch()
+    assert board.left() == []
+
+
 def test_a_locked_unit_is_left_to_whoever_holds_it(tmp_path):
     board = Board(tmp_path, many(tmp_path, 2, 0))
     lock = filelock.FileLock(tmp_path / WORK / f"{board.order[0]}.lock")
