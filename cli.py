@@ -465,8 +465,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     paper.add_argument("--out", default="runs/paper", help="folder; several machines that see it may share the work")
     paper.add_argument(
-        "--seeds", type=_count(1), default=5, help="how many, from 0 on; a later call with more adds the missing ones"
+        "--seeds", type=_count(1), default=5, help="how many; a later call with more adds the missing ones"
     )
+    paper.add_argument("--first", type=_count(0), default=0, help="the first seed")
     paper.add_argument(
         "--processes", type=_count(1), help="that work at once on this machine; one per core if not given"
     )

@@ -205,7 +205,7 @@ def test_full_training_leaves_a_pipeline_and_adapters_an_adapter(cells):
 
 def test_text_alignment_alone_trains_on_pairs_that_differ_in_it(cells):
     out, make = cells
-    make("TA/dpo")
+    make("latents/preferred_ta")
     for content in ShardSet(out / "preferred_ta").contents():
         rewards = content.record["rewards"]
         assert abs(rewards["A"]["TA"] - rewards["B"]["TA"]) > 0.3
