@@ -269,6 +269,18 @@ def _paper(o: argparse.Namespace) -> None:
     _function("alignment.paper:paper")(o.out, o.seeds, o.first, o.processes)
 
 
+def _annotate(name: str) -> Callable[[argparse.Namespace], None]:
+    """A command of `annotate`, whose options have the names of the function's arguments."""
+
+    def command(options: argparse.Namespace) -> None:
+        given = {key: value for key, value in vars(options).items() if key != "command"}
+        if "validation" in given:
+            given["shares"] = (given.pop("validation"), given.pop("benchmark"))
+        _function(f"annotation.commands:{name}")(**given)
+
+    return command
+
+
 def _parser() -> argparse.ArgumentParser:
     """All commands and their options."""
     parser = argparse.ArgumentParser(prog="videoalign", description="Video generation with human feedback: from rated pairs to a "
@@ -475,6 +487,37 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--devices", type=_count(1), default=1, help="processes that share the videos")
     for sub in (sprites, mini, generate, demo):
         sub.add_argument("--seed", type=_count(0), default=0, help="of everything random")
+    annotate = add("annotate", None, "collect preferences: pairs to rate, a page to rate them on, agreement, export")
+    people = annotate.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    serve = add("serve", _annotate("serve"), "serve the page; a file that is not there yet is begun", people)
+    first = add("begin", _annotate("begin"), "choose the pairs to rate and begin a file of votes", people)
+    for sub in (serve, first):
+        sub.add_argument("--videos", required=True, help="videos set with several sources per prompt")
+        sub.add_argument("--db", required=True, help="file of votes (SQLite)")
+        sub.add_argument("--per-prompt", type=_count(1), default=3, help="pairs of each prompt")
+        sub.add_argument("--validation", type=float, default=0.1, help="share of the prompts held out for validation")
+        sub.add_argument("--benchmark", type=float, default=0.1, help="and for a benchmark")
+        sub.add_argument("--seed", type=_count(0), default=0, help="of the choice of pairs")
+        sub.add_argument(
+            "--protocol", help="YAML with rules that differ from the paper's: votes, overall, scores, repeats, ..."
+        )
+        sub.add_argument("--references", help="CSV of a training round: key_A, key_B, VQ, MQ, TA")
+    serve.add_argument("--host", default="127.0.0.1", help="address to listen at; the default is this machine alone")
+    serve.add_argument("--port", type=_count(1), default=8000, help="to listen at")
+    guest = add("invite", _annotate("invite"), "print a secret link for one person", people)
+    guest.add_argument("name", help="of the person, for the record")
+    guest.add_argument(
+        "--role", choices=("annotator", "reviewer"), default="annotator", help="reviewers decide where votes differ"
+    )
+    guest.add_argument("--url", default="http://127.0.0.1:8000", help="where the page is served")
+    revoke = add("revoke", _annotate("revoke"), "make a person's link worthless", people)
+    revoke.add_argument("name", help="of the person")
+    status = add("status", _annotate("status"), "print progress, agreement and people as JSON", people)
+    write = add("export", _annotate("write"), "write the decided pairs as shards, with a data card", people)
+    write.add_argument("--videos", required=True, help="the set that was rated")
+    write.add_argument("--out", required=True, help="folder to make")
+    for sub in (guest, revoke, status, write):
+        sub.add_argument("--db", required=True, help="file of votes")
     pools, loaders = (*imports, kinds.choices["encode-frames"], sprites), (score, bench, relabel)
     for sub in (*pools, *loaders):  # a loader with 0 workers decodes in the process that computes
         least, most = int(sub in pools), min(os.cpu_count() or 1, 8)

@@ -1,0 +1,51 @@
+"""Where a round stands: progress, agreement, people, sources, and what reviewers have to decide."""
+
+from collections import Counter
+from statistics import median
+from typing import Any
+
+from .agreement import agreement, consistency, sources
+from .store import Store
+
+
+def overview(store: Store) -> dict[str, Any]:
+    """Everything that the overview page and `videoalign annotate status` show."""
+    protocol, pairs = store.protocol, [row for row in store.pairs() if row.reference is None]
+    votes, again, decisions = store.votes(), store.votes(1), store.decisions()
+    states = Counter(decision.state for decision in decisions.values())
+    done = [
+        (row.source_a, row.source_b, decisions[row.id].labels) for row in pairs if decisions[row.id].state == "done"
+    ]
+    own = consistency(votes, again, protocol.columns)
+    people = []
+    for person in store.people():
+        mine = [vote for of_pair in votes.values() for vote in of_pair if vote.annotator == person["name"]]
+        choices = [choice for vote in mine for choice in vote.choices.values()]
+        people.append({
+            **person, "votes": len(mine), "seconds": median(vote.seconds for vote in mine) if mine else None,
+            "ties": choices.count("same") / len(choices) if choices else None, "flags": sum(bool(vote.flags) for vote in mine),
+            "agrees": _with_others(votes, person["name"], protocol.columns), "consistency": own.get(person["name"]),
+        })  # fmt: skip
+    return {
+        "pairs": len(pairs), "states": dict(states), "votes": sum(map(len, votes.values())),
+        "splits": dict(Counter(row.split for row in pairs)),
+        "agreement": {column: agreement(votes, column) for column in protocol.columns},
+        "people": people, "sources": sources(done, protocol.columns),
+        "queue": [{"prompt": row.prompt, "votes": [vote.choices for vote in votes.get(row.id, [])]} for row in pairs
+                  if decisions[row.id].state == "review"],
+        "protocol": protocol.to_dict(),
+    }  # fmt: skip
+
+
+def _with_others(votes: dict, name: str, columns: tuple[str, ...]) -> float | None:
+    """Share of a person's choices that equal another person's on the same pair."""
+    equal, every = 0, 0
+    for of_pair in votes.values():
+        mine = [vote for vote in of_pair if vote.annotator == name and not vote.review]
+        others = [vote for vote in of_pair if vote.annotator != name and not vote.review]
+        for a in mine:
+            for b in others:
+                both = [c for c in columns if c in a.choices and c in b.choices]
+                every += len(both)
+                equal += sum(a.choices[c] == b.choices[c] for c in both)
+    return equal / every if every else None

@@ -1,0 +1,165 @@
+"""The annotation page: a small web server for one round.
+
+Every person has a secret link; nothing else opens anything. A link shows the pair on the person's screen and plays its two videos, and
+takes a vote that bears the pair's ticket. Sources, keys and file names never reach the browser.
+"""
+
+import json
+import re
+import secrets
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import urlsplit
+
+from fastapi import Depends, FastAPI, HTTPException, Request
+from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
+from fastapi.staticfiles import StaticFiles
+from fastapi.templating import Jinja2Templates
+from pydantic import BaseModel, Field
+
+from ..datamodules.shards import Content, ShardSet, sha256
+from ..models.preference import DIMENSIONS
+from .guideline import GUIDELINE
+from .overview import overview
+from .store import Annotator, RefusedVote, StorageError, Store, VideoAlignError
+
+HERE = Path(__file__).parent
+CHUNK = 1 << 18
+"""Bytes of a video that are read at once."""
+WORDS = {"VQ": "Visual quality", "MQ": "Motion quality", "TA": "Text alignment", "Overall": "Overall"}
+HEADERS = {
+    "Content-Security-Policy": "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'; form-action 'self'; base-uri 'none'",
+    "Referrer-Policy": "no-referrer",  # the link is the secret
+    "X-Content-Type-Options": "nosniff",
+    "Cache-Control": "no-store",
+}
+
+
+class VoteIn(BaseModel):
+    """What the page sends: choices as the screen shows it, its left video being A."""
+
+    ticket: str = Field(max_length=64)
+    choices: dict[str, str] = Field(default_factory=dict, max_length=8)
+    scores: dict[str, dict[str, int]] = Field(default_factory=dict, max_length=2)
+    flags: list[str] = Field(default_factory=list, max_length=2)
+
+
+def make_app(store: Store, videos: ShardSet, admin: str) -> FastAPI:
+    """The server.
+
+    Args:
+        store: of the round. videos: its *videos* set. admin: secret of the overview's link.
+
+    Raises:
+        VideoAlignError: where the videos are not those of the round.
+    """
+    if store.fact("data") != sha256(videos.path / "index.json"):
+        raise VideoAlignError(f"--videos {videos.path} is not the set that {store.path} was begun with")
+    contents = {content.key: content for content in videos.contents()}
+    protocol = store.protocol
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    app.mount("/static", StaticFiles(directory=HERE / "static"))
+    pages = Jinja2Templates(directory=HERE / "templates")
+
+    @app.middleware("http")
+    async def guard(request: Request, call_next: Callable) -> Response:
+        """Posts come from our own pages alone; answers say so to browsers."""
+        if request.method not in ("GET", "HEAD") and not _own(request):
+            return JSONResponse({"error": "this came from another site"}, 403)
+        response = await call_next(request)
+        for name, value in HEADERS.items():
+            response.headers.setdefault(name, value)
+        return response
+
+    @app.exception_handler(RefusedVote)
+    async def refused(request: Request, error: RefusedVote) -> Response:
+        return JSONResponse({"error": str(error)}, 409)
+
+    @app.exception_handler(StorageError)
+    async def broken(request: Request, error: StorageError) -> Response:
+        return JSONResponse({"error": f"nothing was stored: {error}"}, 503)
+
+    def known(token: str) -> Annotator:
+        if (annotator := store.who(token)) is None:
+            raise HTTPException(404, "this link is not known, or was revoked")
+        return annotator
+
+    Known = Annotated[Annotator, Depends(known)]
+
+    @app.get("/a/{token}", response_class=HTMLResponse)
+    def page(request: Request, token: str, annotator: Known) -> Response:
+        settings = {"columns": protocol.columns, "words": WORDS, "scores": protocol.scores, "dimensions": DIMENSIONS}
+        return pages.TemplateResponse(request, "rate.html", {
+            "annotator": annotator, "settings": json.dumps(settings), "columns": [(c, WORDS[c]) for c in protocol.columns],
+            "dimensions": [(d, WORDS[d]) for d in DIMENSIONS], "scores": protocol.scores, "guideline": GUIDELINE,
+        })  # fmt: skip
+
+    @app.get("/a/{token}/task")
+    def task(annotator: Known) -> Any:
+        found = store.task(annotator)
+        progress = store.progress(annotator)
+        if found is None:
+            return {"task": None, "progress": progress}
+        record = contents[found.left].record
+        return {"task": {"ticket": found.ticket, "prompt": found.prompt, "kind": found.kind, "fps": record.get("fps") or 24},
+                "progress": progress}  # fmt: skip
+
+    @app.get("/a/{token}/video/{ticket}/{side}")
+    def video(request: Request, ticket: str, side: str, annotator: Known) -> Response:
+        found = store.shown(annotator)
+        if found is None or not secrets.compare_digest(found.ticket, ticket) or side not in ("left", "right"):
+            raise HTTPException(404, "there is no such video on your screen")
+        return _ranged(contents[found.left if side == "left" else found.right], request.headers.get("range"))
+
+    @app.post("/a/{token}/vote")
+    def vote(annotator: Known, sent: VoteIn) -> Any:
+        reference = store.vote(annotator, sent.ticket, sent.choices, sent.scores, sent.flags)
+        return {"stored": True, "reference": reference}
+
+    @app.post("/a/{token}/undo")
+    def undo(annotator: Known) -> Any:
+        return {"undone": store.undo(annotator)}
+
+    @app.get("/overview/{secret}", response_class=HTMLResponse)
+    def over(request: Request, secret: str) -> Response:
+        if not secrets.compare_digest(secret.encode(), admin.encode()):
+            raise HTTPException(404, "this link is not known")
+        return pages.TemplateResponse(request, "overview.html", {"found": overview(store), "words": WORDS})
+
+    return app
+
+
+def _own(request: Request) -> bool:
+    """Whether a post comes from a page of this server, as far as browsers tell; others must at least send JSON, which no foreign
+    form can without being asked first."""
+    site, origin = request.headers.get("sec-fetch-site"), request.headers.get("origin")
+    if site not in (None, "same-origin") or (origin and urlsplit(origin).netloc != request.headers.get("host")):
+        return False
+    return request.headers.get("content-type", "").split(";")[0] == "application/json"
+
+
+def _ranged(content: Content, wanted: str | None) -> Response:
+    """A video, or the part of it that a browser asks for (RFC 9110, section 14)."""
+    start, size = content.spans["mp4"]
+    headers = {"Accept-Ranges": "bytes"}
+    first, last, status = 0, size - 1, 200
+    if wanted and (match := re.fullmatch(r"bytes=(\d*)-(\d*)", wanted.strip())) and (match[1] or match[2]):
+        if match[1]:
+            first, last = int(match[1]), min(int(match[2] or size - 1), size - 1)
+        else:
+            first = max(size - int(match[2]), 0)
+        if first > last or first >= size:
+            return Response(status_code=416, headers={"Content-Range": f"bytes */{size}"})
+        headers["Content-Range"], status = f"bytes {first}-{last}/{size}", 206
+
+    def body() -> Iterator[bytes]:
+        with open(content.path, "rb") as file:
+            file.seek(start + first)
+            left = last - first + 1
+            while left > 0 and (part := file.read(min(CHUNK, left))):
+                left -= len(part)
+                yield part
+
+    headers["Content-Length"] = str(last - first + 1)
+    return StreamingResponse(body(), status, headers, "video/mp4")

@@ -1,0 +1,137 @@
+"use strict";
+// The page that rates a pair: two videos in step, one key for every choice, nothing that needs a mouse.
+const settings = JSON.parse(document.body.dataset.settings);
+const here = location.pathname.replace(/\/$/, "");
+const $ = (id) => document.getElementById(id);
+const videos = [$("left"), $("right")];
+const rows = [...document.querySelectorAll("fieldset[data-column]")];
+const CHOICE = {}; // key -> [column, choice]
+rows.forEach((row, i) => row.querySelectorAll(".choice").forEach((button, j) => {
+  const key = { 0: "123", 1: "456", 2: "789", 3: "-0=" }[i][j];
+  CHOICE[key] = [row.dataset.column, button.dataset.choice];
+  button.querySelector("kbd").textContent = key;
+}));
+let task = null, state = { choices: {}, flags: new Set() }, busy = false;
+
+async function ask(path, body) {
+  const options = body === undefined ? {} : {
+    method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body),
+  };
+  const answer = await fetch(here + path, options);
+  const found = await answer.json().catch(() => ({}));
+  if (!answer.ok) throw new Error(found.error || found.detail || `the server answered ${answer.status}`);
+  return found;
+}
+
+function say(text, kind = "") { $("message").textContent = text; $("message").className = kind; }
+
+async function show() {
+  const found = await ask("/task");
+  const p = found.progress;
+  $("progress").textContent = `${p.mine} rated by you, ${p.last_hour} in the last hour; ${p.open} of ${p.pairs} pairs open` +
+    (p.review ? `, ${p.review} to review` : "");
+  task = found.task;
+  $("rating").hidden = !task;
+  $("done").hidden = !!task;
+  $("prompt").textContent = task ? task.prompt : "";
+  $("kind").textContent = task ? { training: "training round:", review: "review:", work: "" }[task.kind] : "";
+  state = { choices: {}, flags: new Set() };
+  document.querySelectorAll("select").forEach((select) => { select.value = ""; });
+  draw();
+  if (!task) return;
+  videos.forEach((video) => { video.src = `${here}/video/${task.ticket}/${video.id}`; video.loop = false; });
+  await Promise.all(videos.map((video) => new Promise((ready) => {
+    video.onloadeddata = ready;
+    video.onerror = () => { say("a video does not play; press b if it stays so", "bad"); ready(); };
+  })));
+  play(true);
+}
+
+function draw() {
+  rows.forEach((row) => row.querySelectorAll(".choice").forEach((button) => {
+    button.setAttribute("aria-pressed", state.choices[row.dataset.column] === button.dataset.choice);
+  }));
+  document.querySelectorAll(".flag").forEach((button) => button.setAttribute("aria-pressed", state.flags.has(button.dataset.flag)));
+  $("send").disabled = busy || !task || !(state.flags.size || rows.every((row) => state.choices[row.dataset.column]));
+}
+
+function choose(column, choice) { state.choices[column] = choice; draw(); }
+function flag(name) { state.flags.has(name) ? state.flags.delete(name) : state.flags.add(name); draw(); }
+
+// --- two videos in step: the left one leads ---
+const pressed = (id) => $(id).getAttribute("aria-pressed") === "true";
+const toggle = (id) => $(id).setAttribute("aria-pressed", !pressed(id));
+
+function play(on) {
+  videos.forEach((video) => { video.playbackRate = pressed("slow") ? 0.5 : 1; });
+  if (on && videos.every((video) => video.ended || video.currentTime >= video.duration)) videos.forEach((video) => { video.currentTime = 0; });
+  videos.forEach((video) => { on ? video.play().catch(() => {}) : video.pause(); });
+}
+const playing = () => videos.some((video) => !video.paused && !video.ended);
+
+function step(frames) {
+  play(false);
+  const now = videos[0].currentTime + frames / task.fps;
+  videos.forEach((video) => { video.currentTime = Math.min(Math.max(now, 0), video.duration || 0); });
+}
+
+videos.forEach((video) => video.addEventListener("ended", () => {
+  if (pressed("loop") && videos.every((v) => v.ended)) { videos.forEach((v) => { v.currentTime = 0; }); play(true); }
+}));
+setInterval(() => {
+  const [lead, other] = videos;
+  if (!lead.paused && !lead.ended && !other.ended && Math.abs(lead.currentTime - other.currentTime) > 0.08) other.currentTime = lead.currentTime;
+  $("place").textContent = lead.duration ? `${lead.currentTime.toFixed(2)} / ${lead.duration.toFixed(2)} s` : "";
+}, 100);
+
+function full() { document.fullscreenElement ? document.exitFullscreen() : document.querySelector(".videos").requestFullscreen(); }
+
+// --- sending ---
+async function send() {
+  if ($("send").disabled) return;
+  const scores = {};
+  document.querySelectorAll("fieldset[data-side] select").forEach((select) => {
+    if (select.value) (scores[select.closest("fieldset").dataset.side] ||= {})[select.dataset.dimension] = Number(select.value);
+  });
+  busy = true;
+  draw();
+  try {
+    const answer = await ask("/vote", { ticket: task.ticket, choices: state.choices, scores, flags: [...state.flags] });
+    const wrong = answer.reference ? Object.entries(answer.reference).filter(([c, right]) => state.choices[c] !== right) : [];
+    if (answer.reference && wrong.length) {
+      say("Reference: " + wrong.map(([c, right]) => `${settings.words[c]}: ${right}`).join(", "), "bad");
+    } else say(answer.reference ? "As the reference has it." : "", "good");
+    busy = false;
+    await show();
+  } catch (error) { busy = false; say(error.message, "bad"); draw(); }
+}
+
+async function undo() {
+  try {
+    const answer = await ask("/undo", {});
+    say(answer.undone ? "Taken back; rate it again." : "There is nothing to take back.");
+    await show();
+  } catch (error) { say(error.message, "bad"); }
+}
+
+function guideline() { const d = $("guideline"); d.open ? d.close() : d.showModal(); }
+
+const ACTIONS = {
+  " ": () => play(!playing()), ArrowLeft: () => step(-1), ArrowRight: () => step(1), l: () => toggle("loop"),
+  s: () => { toggle("slow"); play(playing()); }, f: full, h: guideline, u: undo, Enter: send, x: () => flag("unsafe"), b: () => flag("broken"),
+};
+document.addEventListener("keydown", (event) => {
+  if (event.ctrlKey || event.metaKey || event.altKey || event.target.tagName === "SELECT") return;
+  if ($("guideline").open && event.key !== "h") return;
+  const action = ACTIONS[event.key] || (CHOICE[event.key] && (() => choose(...CHOICE[event.key])));
+  if (!action || (busy && event.key !== "h")) return;
+  event.preventDefault();
+  action();
+});
+for (const [id, key] of Object.entries({ play: " ", back: "ArrowLeft", forward: "ArrowRight", loop: "l", slow: "s", full: "f", help: "h", undo: "u", send: "Enter" })) {
+  $(id).addEventListener("click", () => { ACTIONS[key](); $(id).blur(); });
+}
+rows.forEach((row) => row.querySelectorAll(".choice").forEach((button) =>
+  button.addEventListener("click", () => { choose(row.dataset.column, button.dataset.choice); button.blur(); })));
+document.querySelectorAll(".flag").forEach((button) => button.addEventListener("click", () => { flag(button.dataset.flag); button.blur(); }));
+show().catch((error) => say(error.message, "bad"));

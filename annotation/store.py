@@ -1,0 +1,559 @@
+"""Everything that annotators said, in one SQLite file: votes are only ever added, each in a transaction of its own.
+
+Whoever gets an answer to a vote has it on disk (write-ahead log, synchronous). Nothing is changed or removed: taking a vote back is
+another row. Two processes may use the file at once; writers wait for each other.
+"""
+
+import hashlib
+import json
+import secrets
+import sqlite3
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from sqlalchemy import ForeignKey, UniqueConstraint, create_engine, event, func, select
+from sqlalchemy.exc import DatabaseError, OperationalError
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
+
+from .. import VideoAlignError
+from ..models.preference import DIMENSIONS
+from .pairing import Pair
+from .protocol import CHOICES, OTHER, Decision, Protocol, Vote, decide, flipped
+
+X = TypeVar("X")
+VERSION, BUSY_MS = 1, 10_000
+"""Of the file; and milliseconds that a writer waits for another one."""
+ROLES = ("annotator", "reviewer")
+
+
+class _Base(DeclarativeBase):
+    pass
+
+
+class Meta(_Base):
+    """Facts about the round, by name, as JSON."""
+
+    __tablename__ = "meta"
+    name: Mapped[str] = mapped_column(primary_key=True)
+    value: Mapped[str]
+
+
+class PairRow(_Base):
+    """A pair to rate. ``reference``: the right choices of a training pair, as JSON. ``priority``: lowest first."""
+
+    __tablename__ = "pairs"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    prompt: Mapped[str]
+    key_a: Mapped[str]
+    key_b: Mapped[str]
+    source_a: Mapped[str]
+    source_b: Mapped[str]
+    split: Mapped[str]
+    priority: Mapped[float] = mapped_column(index=True)
+    reference: Mapped[str | None]
+
+
+class AnnotatorRow(_Base):
+    """A person with a secret link, of which only the hash is kept."""
+
+    __tablename__ = "annotators"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(unique=True)
+    role: Mapped[str]
+    token: Mapped[str] = mapped_column(unique=True)
+    revoked: Mapped[bool] = mapped_column(default=False)
+
+
+class VoteRow(_Base):
+    """One vote, in the pair's own A and B. ``occasion``: 0 the first time, 1 for a repetition, -1 and below in training.
+
+    ``attempt`` counts the votes that were taken back before: so one person has at most one standing vote on a pair.
+    """
+
+    __tablename__ = "votes"
+    __table_args__ = (UniqueConstraint("pair_id", "annotator_id", "occasion", "attempt"),)
+    id: Mapped[int] = mapped_column(primary_key=True)
+    pair_id: Mapped[int] = mapped_column(ForeignKey("pairs.id"), index=True)
+    annotator_id: Mapped[int] = mapped_column(ForeignKey("annotators.id"), index=True)
+    occasion: Mapped[int]
+    attempt: Mapped[int]
+    review: Mapped[bool]
+    choices: Mapped[str]
+    scores: Mapped[str]
+    flags: Mapped[str]
+    swapped: Mapped[bool]
+    seconds: Mapped[float]
+    created: Mapped[float]
+
+
+class UndoRow(_Base):
+    """A vote that was taken back."""
+
+    __tablename__ = "undone"
+    vote_id: Mapped[int] = mapped_column(ForeignKey("votes.id"), primary_key=True)
+    created: Mapped[float]
+
+
+class HoldRow(_Base):
+    """The pair that an annotator has on the screen: nobody else gets it beyond the votes that are wanted."""
+
+    __tablename__ = "holds"
+    annotator_id: Mapped[int] = mapped_column(ForeignKey("annotators.id"), primary_key=True)
+    pair_id: Mapped[int] = mapped_column(ForeignKey("pairs.id"))
+    occasion: Mapped[int]
+    swapped: Mapped[bool]
+    ticket: Mapped[str]
+    since: Mapped[float]
+
+
+@dataclass(frozen=True)
+class Annotator:
+    """Who is at the page."""
+
+    id: int
+    name: str
+    role: str
+
+
+@dataclass(frozen=True)
+class Task:
+    """A pair on somebody's screen.
+
+    Attributes:
+        left, right: keys of the videos as they are shown. ticket: what a vote on it must bring along.
+        kind: ``training``, ``work`` or ``review``.
+    """
+
+    pair_id: int
+    prompt: str
+    left: str
+    right: str
+    ticket: str
+    kind: str
+
+
+def _pragmas(connection: sqlite3.Connection, _: Any) -> None:
+    connection.isolation_level = None  # SQLAlchemy's "begin" below says when
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", f"busy_timeout={BUSY_MS}"):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+class Store:
+    """The file.
+
+    Args:
+        path: of it. create: make it where it is missing.
+
+    Raises:
+        VideoAlignError: where it is no such file.
+    """
+
+    def __init__(self, path: str | Path, create: bool = False) -> None:
+        self.path = Path(path)
+        if not create and not self.path.is_file():
+            raise VideoAlignError(f"--db {path}: there is no such file; `videoalign annotate init` makes one")
+        if create and not self.path.parent.is_dir():
+            raise VideoAlignError(f"--db {path}: there is no folder {self.path.parent}")
+        engine = create_engine(f"sqlite:///{self.path}")
+        event.listen(engine, "connect", _pragmas)
+        event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
+        self.engine, self._session = engine, sessionmaker(engine, expire_on_commit=False)
+        with self._errors():
+            if create:
+                _Base.metadata.create_all(engine)
+            with self._session() as session:
+                version = session.get(Meta, "version")
+                if version is None and not create:
+                    raise VideoAlignError(
+                        f"--db {path} is no file of annotations; `videoalign annotate init` makes one"
+                    )
+                if version is not None and json.loads(version.value) != VERSION:
+                    raise VideoAlignError(f"--db {path} is of version {version.value}, this release reads {VERSION}")
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        """SQLite's errors as ours."""
+        try:
+            yield
+        except OperationalError as error:
+            text = str(error.orig)
+            why = {
+                "database is locked": "another program holds it; close that, or try again",
+                "database or disk is full": "the disk is full; nothing of this was stored, earlier votes are",
+                "attempt to write a readonly database": "the file or its folder cannot be written to",
+            }.get(text, "")
+            raise StorageError(f"{self.path}: {text}" + (f": {why}" if why else "")) from None
+        except DatabaseError as error:
+            raise StorageError(f"{self.path}: {error.orig}") from None
+
+    def _do(self, work: Callable[[Session], X]) -> X:
+        """One transaction."""
+        with self._errors(), self._session.begin() as session:
+            return work(session)
+
+    # --- the round ------------------------------------------------------------------------------------------------
+
+    def begin(
+        self,
+        pairs: Sequence[Pair],
+        protocol: Protocol,
+        data: str,
+        references: Sequence[tuple[Pair, dict[str, str]]] = (),
+    ) -> None:
+        """Start a round.
+
+        Args:
+            data: sha256 of the index of the videos. references: training pairs with their right choices.
+
+        Raises:
+            VideoAlignError: where one has begun.
+        """
+
+        def work(session: Session) -> None:
+            if session.get(Meta, "version"):
+                raise VideoAlignError(f"--db {self.path} holds a round of annotation already; name a new file")
+            for name, value in {"version": VERSION, "protocol": protocol.to_dict(), "data": data}.items():
+                session.add(Meta(name=name, value=json.dumps(value)))
+            for number, (pair, reference) in enumerate([*references, *((pair, None) for pair in pairs)]):
+                session.add(PairRow(
+                    prompt=pair.prompt, key_a=pair.keys[0], key_b=pair.keys[1], source_a=pair.sources[0], source_b=pair.sources[1],
+                    split="training round" if reference else pair.split, priority=float(number),
+                    reference=json.dumps(reference) if reference else None,
+                ))  # fmt: skip
+
+        self._do(work)
+
+    def fact(self, name: str) -> Any:
+        """A fact about the round."""
+        return json.loads(self._do(lambda session: session.get_one(Meta, name).value))
+
+    @property
+    def protocol(self) -> Protocol:
+        """The round's rules."""
+        return Protocol.of(self.fact("protocol"))
+
+    def prioritise(self, scores: dict[int, float]) -> None:
+        """Show pairs with higher scores earlier. Args: scores: by pair id; others keep their place behind."""
+
+        def work(session: Session) -> None:
+            for row in session.scalars(select(PairRow).where(PairRow.reference.is_(None))):
+                if row.id in scores:
+                    row.priority = -float(scores[row.id])
+
+        self._do(work)
+
+    # --- people ---------------------------------------------------------------------------------------------------
+
+    def invite(self, name: str, role: str = "annotator") -> str:
+        """Add a person; returns the secret of the link, which is shown once and not kept."""
+        if role not in ROLES:
+            raise VideoAlignError(f"role {role!r} is unknown; choose one of {', '.join(ROLES)}")
+        if not name.strip():
+            raise VideoAlignError("an annotator needs a name")
+        token = secrets.token_urlsafe(24)
+
+        def work(session: Session) -> None:
+            if session.scalar(select(AnnotatorRow).where(AnnotatorRow.name == name)):
+                raise VideoAlignError(f"there is a {name!r} already; revoke that link or take another name")
+            session.add(AnnotatorRow(name=name, role=role, token=_hash(token)))
+
+        self._do(work)
+        return token
+
+    def revoke(self, name: str) -> None:
+        """Make a person's link worthless; what the person said stays."""
+
+        def work(session: Session) -> None:
+            row = session.scalar(select(AnnotatorRow).where(AnnotatorRow.name == name))
+            if row is None:
+                raise VideoAlignError(f"there is no annotator {name!r}")
+            row.revoked = True
+            session.query(HoldRow).filter_by(annotator_id=row.id).delete()
+
+        self._do(work)
+
+    def who(self, token: str) -> Annotator | None:
+        """Whose link this is; None for an unknown or revoked one."""
+
+        def work(session: Session) -> Annotator | None:
+            row = session.scalar(select(AnnotatorRow).where(AnnotatorRow.token == _hash(token)))
+            return Annotator(row.id, row.name, row.role) if row and not row.revoked else None
+
+        return self._do(work)
+
+    def people(self) -> list[dict[str, Any]]:
+        """Everyone, with roles."""
+        return self._do(
+            lambda s: [
+                {"id": r.id, "name": r.name, "role": r.role, "revoked": r.revoked}
+                for r in s.scalars(select(AnnotatorRow))
+            ]
+        )
+
+    # --- rating ---------------------------------------------------------------------------------------------------
+
+    def task(self, annotator: Annotator) -> Task | None:
+        """The pair that this person sees now: the one on the screen, or the next one; None where there is nothing to do."""
+        protocol = self.protocol
+
+        def work(session: Session) -> Task | None:
+            hold = session.get(HoldRow, annotator.id)
+            if hold is None:
+                chosen = _next(session, annotator, protocol)
+                if chosen is None:
+                    return None
+                pair_id, occasion = chosen
+                hold = HoldRow(annotator_id=annotator.id, pair_id=pair_id, occasion=occasion, ticket=secrets.token_urlsafe(12),
+                               swapped=_swapped(annotator.id, pair_id, occasion), since=time.time())  # fmt: skip
+                session.add(hold)
+            return _task(session, hold, annotator)
+
+        return self._do(work)
+
+    def shown(self, annotator: Annotator) -> Task | None:
+        """The pair on this person's screen, if there is one."""
+
+        def work(session: Session) -> Task | None:
+            hold = session.get(HoldRow, annotator.id)
+            return _task(session, hold, annotator) if hold else None
+
+        return self._do(work)
+
+    def vote(
+        self, annotator: Annotator, ticket: str, choices: dict[str, str], scores: dict[str, dict[str, int]] | None = None,
+        flags: Sequence[str] = (),
+    ) -> dict[str, str] | None:  # fmt: skip
+        """Store a vote on the pair on the person's screen.
+
+        Args:
+            ticket: of the task. choices, scores: as the screen shows it, its left video being A.
+            flags: of ``unsafe`` and ``broken``; with one of them choices may be missing.
+
+        Returns:
+            In the training round the right choices, as the screen shows it; otherwise None.
+
+        Raises:
+            RefusedVote: where it is no vote on that pair.
+        """
+        protocol = self.protocol
+        _check(choices, scores or {}, flags, protocol)
+
+        def work(session: Session) -> dict[str, str] | None:
+            hold = session.get(HoldRow, annotator.id)
+            if hold is None or not secrets.compare_digest(hold.ticket, ticket):
+                raise RefusedVote(
+                    "this pair is not on your screen any more: it was rated already, or in another window"
+                )
+            row = session.get_one(PairRow, hold.pair_id)
+            said, rated = (flipped(choices), _flipped_scores(scores or {})) if hold.swapped else (choices, scores or {})
+            attempt = session.scalar(select(func.count()).select_from(VoteRow).where(
+                VoteRow.pair_id == row.id, VoteRow.annotator_id == annotator.id, VoteRow.occasion == hold.occasion))  # fmt: skip
+            session.add(VoteRow(
+                pair_id=row.id, annotator_id=annotator.id, occasion=hold.occasion, attempt=attempt, review=annotator.role == "reviewer",
+                choices=json.dumps(said), scores=json.dumps(rated), flags=json.dumps(sorted(flags)), swapped=hold.swapped,
+                seconds=time.time() - hold.since, created=time.time(),
+            ))  # fmt: skip
+            session.delete(hold)
+            if row.reference:
+                reference = json.loads(row.reference)
+                return flipped(reference) if hold.swapped else reference
+            return None
+
+        return self._do(work)
+
+    def undo(self, annotator: Annotator) -> bool:
+        """Take the person's last standing vote back, and show its pair again; whether there was one."""
+
+        def work(session: Session) -> bool:
+            row = session.scalar(
+                select(VoteRow).outerjoin(UndoRow).where(VoteRow.annotator_id == annotator.id, UndoRow.vote_id.is_(None))
+                .order_by(VoteRow.id.desc()).limit(1)
+            )  # fmt: skip
+            if row is None:
+                return False
+            session.add(UndoRow(vote_id=row.id, created=time.time()))
+            session.query(HoldRow).filter_by(annotator_id=annotator.id).delete()
+            session.add(HoldRow(annotator_id=annotator.id, pair_id=row.pair_id, occasion=row.occasion, swapped=row.swapped,
+                                ticket=secrets.token_urlsafe(12), since=time.time()))  # fmt: skip
+            return True
+
+        return self._do(work)
+
+    def progress(self, annotator: Annotator) -> dict[str, Any]:
+        """Standing votes of a person, those of the last hour, and what is left for everybody."""
+        protocol = self.protocol
+
+        def work(session: Session) -> dict[str, Any]:
+            mine = session.execute(
+                select(VoteRow.created).outerjoin(UndoRow)
+                .where(VoteRow.annotator_id == annotator.id, UndoRow.vote_id.is_(None), VoteRow.occasion >= 0)
+            ).scalars().all()  # fmt: skip
+            standing = _standing(session, 0)
+            ids = session.scalars(select(PairRow.id).where(PairRow.reference.is_(None))).all()
+            states = [decide(standing.get(i, []), protocol).state for i in ids]
+            return {"mine": len(mine), "last_hour": sum(c > time.time() - 3600 for c in mine), "pairs": len(ids),
+                    "open": states.count("open"), "review": states.count("review")}  # fmt: skip
+
+        return self._do(work)
+
+    # --- what is known --------------------------------------------------------------------------------------------
+
+    def pairs(self) -> list[PairRow]:
+        """All pairs, training ones too."""
+        return self._do(lambda session: list(session.scalars(select(PairRow).order_by(PairRow.id))))
+
+    def votes(self, occasion: int = 0) -> dict[int, list[Vote]]:
+        """Standing votes by pair."""
+        return self._do(lambda session: _standing(session, occasion))
+
+    def decisions(self) -> dict[int, Decision]:
+        """What stands of each pair of real work."""
+        protocol = self.protocol
+
+        def work(session: Session) -> dict[int, Decision]:
+            votes = _standing(session, 0)
+            ids = session.scalars(select(PairRow.id).where(PairRow.reference.is_(None)))
+            return {i: decide(votes.get(i, []), protocol) for i in ids}
+
+        return self._do(work)
+
+
+class StorageError(VideoAlignError):
+    """The file cannot be read or written."""
+
+
+class RefusedVote(VideoAlignError):
+    """What was sent is no vote on the pair on the screen."""
+
+
+def _check(choices: Any, scores: Any, flags: Any, protocol: Protocol) -> None:
+    """Refuse what no page of ours sends."""
+    if not set(flags) <= {"unsafe", "broken"}:
+        raise RefusedVote(f"flags {sorted(flags)} are unknown; they are unsafe and broken")
+    if (
+        not isinstance(choices, dict)
+        or not choices.keys() <= {*protocol.columns}
+        or not {*choices.values()} <= {*CHOICES}
+    ):
+        raise RefusedVote(f"choices must name {', '.join(protocol.columns)}, each A, same or B")
+    if not flags and choices.keys() != {*protocol.columns}:
+        raise RefusedVote(f"choices in {', '.join(c for c in protocol.columns if c not in choices)} are missing")
+    rows = scores.values() if isinstance(scores, dict) else [None]
+    good = all(isinstance(row, dict) and row.keys() <= {*DIMENSIONS} and all(type(v) is int and 1 <= v <= 5 for v in row.values())
+               for row in rows)  # fmt: skip
+    if not good or not set(scores) <= {"A", "B"}:
+        raise RefusedVote("scores must be whole numbers from 1 to 5, by video and dimension")
+
+
+def _task(session: Session, hold: HoldRow, annotator: Annotator) -> Task:
+    row = session.get_one(PairRow, hold.pair_id)
+    keys = (row.key_b, row.key_a) if hold.swapped else (row.key_a, row.key_b)
+    kind = "training" if row.reference else "review" if annotator.role == "reviewer" else "work"
+    return Task(row.id, row.prompt, *keys, hold.ticket, kind)
+
+
+def _flipped_scores(scores: dict[str, Any]) -> dict[str, Any]:
+    return {OTHER[side]: row for side, row in scores.items()}
+
+
+def _swapped(annotator: int, pair: int, occasion: int) -> bool:
+    """Whether B is shown on the left: by a draw for person and pair, and the other way round in a repetition."""
+    drawn = bool(hashlib.sha256(f"{annotator} {pair} side".encode()).digest()[0] & 1)
+    return drawn ^ (occasion % 2 == 1)
+
+
+def _next(session: Session, annotator: Annotator, protocol: Protocol) -> tuple[int, int] | None:
+    """The next pair of a person and its occasion."""
+    own = session.execute(
+        select(VoteRow.pair_id, VoteRow.occasion, VoteRow.choices, PairRow.reference, VoteRow.id)
+        .join(PairRow).outerjoin(UndoRow)
+        .where(VoteRow.annotator_id == annotator.id, UndoRow.vote_id.is_(None)).order_by(VoteRow.id)
+    ).all()  # fmt: skip
+    rows = session.scalars(select(PairRow).order_by(PairRow.priority, PairRow.id)).all()
+    if annotator.role == "annotator" and (found := _training(own, [row for row in rows if row.reference], protocol)):
+        return found
+    session.query(HoldRow).filter(HoldRow.since < time.time() - 60 * protocol.hold_minutes).delete()
+    standing = _standing(session, 0)
+    work = [row for row in rows if not row.reference]
+    mine = {row.pair_id for row in own if row.occasion == 0}
+    if annotator.role == "reviewer":
+        held = {hold.pair_id for hold in session.scalars(select(HoldRow))}
+        queue = [r.id for r in work if r.id not in held and decide(standing.get(r.id, []), protocol).state == "review"]
+        return (queue[0], 0) if queue else None
+    if again := _repetition(own, annotator, protocol):
+        return again
+    held = {}
+    for hold in session.scalars(select(HoldRow).where(HoldRow.occasion == 0)):
+        held[hold.pair_id] = held.get(hold.pair_id, 0) + 1
+    best = None
+    for row in work:
+        votes = standing.get(row.id, [])
+        if row.id in mine or decide(votes, protocol).state != "open":
+            continue
+        missing = protocol.votes - sum(not vote.flags for vote in votes) - held.get(row.id, 0)
+        if missing > 0 and (best is None or missing < best[0]):  # pairs that others began are finished first
+            best = missing, row.id
+            if missing == 1:
+                break
+    return (best[1], 0) if best else None
+
+
+def _training(own: Sequence[Any], rows: Sequence[PairRow], protocol: Protocol) -> tuple[int, int] | None:
+    """The next training pair: rounds over all of them until one was passed. Occasions -1, -2, ... number the rounds."""
+    if not rows:
+        return None
+    round_ = -1
+    while True:
+        said = {vote.pair_id: json.loads(vote.choices) for vote in own if vote.occasion == round_}
+        if left := [row for row in rows if row.id not in said]:
+            return left[0].id, round_
+        right = [said[row.id].get(c) == choice for row in rows for c, choice in json.loads(row.reference).items()]
+        if sum(right) >= protocol.training_pass * len(right):
+            return None
+        round_ -= 1
+
+
+def _repetition(own: Sequence[Any], annotator: Annotator, protocol: Protocol) -> tuple[int, int] | None:
+    """Now and then a pair that the person rated a while ago."""
+    done = [vote.pair_id for vote in own if vote.occasion == 0]
+    repeated = {vote.pair_id for vote in own if vote.occasion == 1}
+    candidates = [pair for pair in done[: -protocol.repeat_after] if pair not in repeated]
+    if not candidates or len(repeated) + 1 > protocol.repeats * (len(done) + len(repeated) + 1):
+        return None
+    drawn = hashlib.sha256(f"{annotator.id} {len(done)} again".encode()).digest()
+    return candidates[int.from_bytes(drawn[:4]) % len(candidates)], 1
+
+
+def _hash(token: str) -> str:
+    return hashlib.sha256(token.encode()).hexdigest()
+
+
+def _standing(session: Session, occasion: int) -> dict[int, list[Vote]]:
+    """Votes that were not taken back, by pair, in the order in which they came."""
+    found: dict[int, list[Vote]] = {}
+    query = (
+        select(VoteRow, AnnotatorRow.name)
+        .join(AnnotatorRow)
+        .outerjoin(UndoRow)
+        .where(VoteRow.occasion == occasion, UndoRow.vote_id.is_(None))
+        .order_by(VoteRow.id)
+    )
+    for row, name in session.execute(query):
+        found.setdefault(row.pair_id, []).append(_vote(row, name))
+    return found
+
+
+def _vote(row: VoteRow, name: str) -> Vote:
+    return Vote(
+        name,
+        json.loads(row.choices),
+        json.loads(row.scores),
+        tuple(json.loads(row.flags)),
+        row.review,
+        row.seconds,
+        row.created,
+    )

@@ -1,0 +1,471 @@
+"""Collecting preferences: pairs to rate, the rules, the file of votes, agreement, the server and the export."""
+
+import itertools
+import json
+import math
+import random
+import sqlite3
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+import krippendorff
+import numpy as np
+import pytest
+
+from videoalign import VideoAlignError
+from videoalign.annotation.agreement import agreement, consistency, sources, wilson
+from videoalign.annotation.pairing import Pair, choose, split_prompts
+from videoalign.annotation.protocol import Decision, Protocol, Vote, decide, flipped
+from videoalign.annotation.store import RefusedVote, StorageError, Store
+from videoalign.datamodules.shards import Content
+
+COLUMNS = ("VQ", "MQ", "TA")
+
+
+def content(key, prompt, source):
+    return Content(key, Path("shard.tar"), {"prompt": prompt, "source": source})
+
+
+def world(prompts=12, names="abcd", each=2):
+    return [content(f"p{p:02d}{s}{i}", f"prompt {p}", s) for p in range(prompts) for s in names for i in range(each)]
+
+
+# --- pairs ----------------------------------------------------------------------------------------------------------
+
+
+def test_pairs_are_of_one_prompt_and_two_sources_and_never_twice():
+    contents = world()
+    of = {c.key: c.record for c in contents}
+    pairs = choose(contents, 5)
+    assert len(pairs) == 60 == len({frozenset(pair.keys) for pair in pairs})
+    for pair in pairs:
+        a, b = (of[key] for key in pair.keys)
+        assert a["prompt"] == b["prompt"] == pair.prompt and a["source"] != b["source"]
+        assert pair.sources == (a["source"], b["source"])
+    assert Counter(pair.prompt for pair in pairs) == {f"prompt {p}": 5 for p in range(12)}
+
+
+def test_pairs_of_sources_are_in_balance_and_so_are_the_sides():
+    pairs = choose(world(prompts=30), 4)
+    met = Counter(frozenset(pair.sources) for pair in pairs)
+    assert len(met) == 6 and max(met.values()) - min(met.values()) <= 1
+    left = Counter(pair.sources[0] for pair in pairs)
+    assert all(15 <= left[name] <= 45 for name in "abcd")
+
+
+def test_the_seed_decides():
+    contents = world()
+    assert choose(contents, 3, seed=1) == choose(list(reversed(contents)), 3, seed=1) != choose(contents, 3, seed=2)
+
+
+def test_no_prompt_is_in_two_splits():
+    pairs = choose(world(prompts=20), 4, (0.1, 0.2), seed=3)
+    of = {}
+    for pair in pairs:
+        of.setdefault(pair.split, set()).add(pair.prompt)
+    assert {name: len(prompts) for name, prompts in of.items()} == {"train": 14, "validation": 2, "benchmark": 4}
+    assert not any(a & b for a, b in itertools.combinations(of.values(), 2))
+
+
+@pytest.mark.parametrize("shares", [(0.5, 0.5), (-0.1, 0.2), (1.0, 0.0)])
+def test_shares_that_leave_nothing_are_refused(shares):
+    with pytest.raises(VideoAlignError, match="shares"):
+        split_prompts(["a", "b", "c"], shares, 0)
+
+
+def test_one_source_alone_is_nothing_to_compare():
+    with pytest.raises(VideoAlignError, match="two different sources"):
+        choose(world(names="a"), 2)
+
+
+def test_prompts_with_few_videos_give_what_they_have():
+    contents = [content("a", "short", "x"), content("b", "short", "y"), *world(prompts=1)]
+    assert Counter(pair.prompt for pair in choose(contents, 9)) == {"short": 1, "prompt 0": 9}
+
+
+# --- rules ----------------------------------------------------------------------------------------------------------
+
+
+def said(*choices, review=False, flags=(), annotator="x", scores=None):
+    return Vote(annotator, dict(zip(COLUMNS, choices)), scores or {}, flags, review, 5.0, 0.0)
+
+
+def test_three_equal_votes_decide_and_two_do_not():
+    votes = [said("A", "same", "B")] * 3
+    assert decide(votes, Protocol()) == Decision("done", {"VQ": "A", "MQ": "same", "TA": "B"})
+    assert decide(votes[:2], Protocol()).state == "open"
+
+
+def test_of_columns_in_which_votes_differ_the_reviewer_decides():
+    votes = [said("A", "A", "A"), said("A", "B", "A"), said("A", "same", "A")]
+    assert decide(votes, Protocol()).state == "review"
+    labels = decide([*votes, said("B", "B", "B", review=True)], Protocol()).labels
+    assert labels == {"VQ": "A", "MQ": "B", "TA": "A"}
+
+
+def test_an_unsafe_pair_is_dropped_unless_the_reviewer_says_otherwise():
+    votes = [said("A", "A", "A"), said(flags=("unsafe",)), said("A", "A", "A")]
+    assert decide(votes, Protocol()) == Decision("unsafe", {})
+    assert decide(votes, Protocol(unsafe_votes=2)).state == "open"  # a flagged vote counts for nothing else
+    assert decide([*votes, said("A", "B", "A", review=True)], Protocol()).state == "done"
+    assert decide([said("A", "A", "A")] * 3 + [said(flags=("broken",), review=True)], Protocol()).state == "broken"
+
+
+def test_flipping_twice_is_nothing():
+    choices = {"VQ": "A", "MQ": "same", "TA": "B"}
+    assert flipped(choices) == {"VQ": "B", "MQ": "same", "TA": "A"} and flipped(flipped(choices)) == choices
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"votes": 0}, {"repeats": 1.0}, {"training_pass": 2}, {"hold_minutes": 0}, {"votes": 1.5}]
+)
+def test_rules_that_make_no_sense_are_refused(wrong):
+    with pytest.raises(VideoAlignError, match="protocol"):
+        Protocol(**wrong)
+
+
+def test_unknown_rules_are_refused():
+    with pytest.raises(VideoAlignError, match="protocol"):
+        Protocol.of({"vote": 3})
+
+
+# --- agreement --------------------------------------------------------------------------------------------------------
+
+
+def test_alpha_is_the_librarys_on_the_whole_matrix():
+    rng = random.Random(0)
+    matrix = [[rng.choice(["A", "same", "B", None]) for _ in range(40)] for _ in range(3)]
+    votes = {i: [said(row[i], "A", "A") for row in matrix if row[i]] for i in range(40)}
+    place = {"B": 0, "same": 1, "A": 2, None: np.nan}
+    expected = krippendorff.alpha(
+        np.array([[place[v] for v in row] for row in matrix], float), level_of_measurement="ordinal"
+    )
+    assert agreement(votes, "VQ")["alpha"] == pytest.approx(expected)
+
+
+def test_raw_agreement_by_counting():
+    votes = {0: [said("A", "A", "A"), said("A", "A", "A"), said("B", "A", "A")], 1: [said("same", "A", "A")]}
+    found = agreement(votes, "VQ")
+    assert found["raw"] == pytest.approx(1 / 3) and found["ties"] == pytest.approx(1 / 4) and found["votes"] == 4
+
+
+def test_a_reviewers_votes_are_not_independent_ones():
+    votes = {0: [said("A", "A", "A"), said("A", "A", "A"), said("B", "B", "B", review=True)]}
+    assert agreement(votes, "VQ")["raw"] == 1.0
+
+
+def test_agreement_of_nothing_is_unknown():
+    assert math.isnan(agreement({}, "VQ")["alpha"]) and math.isnan(agreement({0: [said("A", "A", "A")]}, "VQ")["raw"])
+
+
+def test_consistency_compares_a_person_with_itself():
+    first = {0: [said("A", "A", "A", annotator="x"), said("B", "B", "B", annotator="y")]}
+    again = {0: [said("A", "A", "B", annotator="x")]}
+    assert consistency(first, again, COLUMNS) == {"x": {"share": pytest.approx(2 / 3), "choices": 3}}
+
+
+def test_wilson_of_textbook_numbers():
+    assert wilson(8, 10) == pytest.approx((0.4901625, 0.9433178), abs=1e-6) and wilson(0, 0) == (0.0, 1.0)
+
+
+def test_sources_win_and_lose_in_the_same_pairs():
+    found = sources([("a", "b", {"VQ": "A"}), ("b", "a", {"VQ": "same"}), ("a", "c", {"VQ": "B"})], ("VQ",))
+    assert found["a"]["VQ"]["wins"] == pytest.approx(0.5) and found["b"]["VQ"]["wins"] == pytest.approx(0.25)
+    assert found["c"]["VQ"]["wins"] == 1.0 and found["a"]["VQ"]["pairs"] == 3
+
+
+# --- the file -----------------------------------------------------------------------------------------------------------
+
+GOOD = {"VQ": "A", "MQ": "same", "TA": "B"}
+
+
+def pairs(count):
+    return [Pair(f"prompt {i}", (f"{i}a", f"{i}b"), ("x", "y"), "train") for i in range(count)]
+
+
+@pytest.fixture
+def store(tmp_path):
+    store = Store(tmp_path / "votes.db", create=True)
+    store.begin(pairs(6), Protocol(repeats=0.0), "data")
+    return store
+
+
+def person(store, name, role="annotator"):
+    return store.who(store.invite(name, role))
+
+
+def rate(store, who, choices=GOOD, **more):
+    task = store.task(who)
+    store.vote(who, task.ticket, choices, **more)
+    return task
+
+
+def in_pair(store, task, choices):
+    """Choices in the pair's own A and B."""
+    row = next(row for row in store.pairs() if row.id == task.pair_id)
+    return choices if task.left == row.key_a else flipped(choices)
+
+
+def test_votes_are_stored_in_the_pairs_own_sides(store):
+    people = [person(store, name) for name in "abc"]
+    expected = {}
+    for who in people:
+        for _ in range(6):
+            task = rate(store, who)
+            expected.setdefault(task.pair_id, []).append(in_pair(store, task, GOOD))
+    found = {pair: [vote.choices for vote in votes] for pair, votes in store.votes().items()}
+    assert found == expected and len(found) == 6
+    assert any(vote != GOOD for votes in found.values() for vote in votes)  # sides do differ
+
+
+def test_a_person_sees_the_same_pair_until_it_is_rated_and_never_again(store):
+    who = person(store, "a")
+    assert store.task(who) == store.task(who)
+    seen = [rate(store, who).pair_id for _ in range(6)]
+    assert len(set(seen)) == 6 and store.task(who) is None
+
+
+def test_no_more_votes_than_wanted_are_collected(store):
+    people = [person(store, f"p{i}") for i in range(5)]
+    count = 0
+    while any(tasks := [store.task(who) for who in people]):
+        for who, task in zip(people, tasks):
+            if task:
+                store.vote(who, task.ticket, GOOD)
+                count += 1
+    assert count == 18 and all(len(votes) == 3 for votes in store.votes().values())
+
+
+def test_a_ticket_is_good_for_one_vote(store):
+    who = person(store, "a")
+    task = rate(store, who)
+    with pytest.raises(RefusedVote, match="not on your screen"):
+        store.vote(who, task.ticket, GOOD)
+    assert len(store.votes()) == 1
+
+
+def test_a_ticket_is_good_for_one_person(store):
+    a, b = person(store, "a"), person(store, "b")
+    task = store.task(a)
+    store.task(b)
+    with pytest.raises(RefusedVote):
+        store.vote(b, task.ticket, GOOD)
+
+
+@pytest.mark.parametrize(
+    ("choices", "more"),
+    [({"VQ": "A"}, {}), ({**GOOD, "TA": "C"}, {}), ({**GOOD, "XX": "A"}, {}), (GOOD, {"flags": ["funny"]}),
+     (GOOD, {"scores": {"A": {"VQ": 6}}}), (GOOD, {"scores": {"C": {"VQ": 3}}}), (GOOD, {"scores": {"A": {"VQ": True}}}), ([], {})],
+)  # fmt: skip
+def test_what_is_no_vote_is_refused_and_leaves_nothing(store, choices, more):
+    who = person(store, "a")
+    task = store.task(who)
+    with pytest.raises(RefusedVote):
+        store.vote(who, task.ticket, choices, **more)
+    assert store.votes() == {} and store.task(who) == task
+
+
+def test_undo_takes_the_last_vote_back_and_keeps_it_on_record(store):
+    who = person(store, "a")
+    first, second = rate(store, who), rate(store, who)
+    assert store.undo(who)
+    again = store.task(who)
+    assert (again.pair_id, again.left) == (second.pair_id, second.left) and again.ticket != second.ticket
+    assert {*store.votes()} == {first.pair_id}
+    store.vote(who, again.ticket, {**GOOD, "VQ": "B"})
+    assert in_pair(store, again, {**GOOD, "VQ": "B"}) == store.votes()[second.pair_id][0].choices
+    with sqlite3.connect(store.path) as file:
+        assert file.execute("select count(*) from votes").fetchone() == (3,)
+
+
+def test_undo_of_nothing_is_nothing(store):
+    assert not store.undo(person(store, "a"))
+
+
+def test_a_revoked_link_opens_nothing(store):
+    token = store.invite("a")
+    assert store.who(token).name == "a" and store.who("x" + token[1:]) is None
+    store.revoke("a")
+    assert store.who(token) is None
+    with pytest.raises(VideoAlignError, match="no annotator"):
+        store.revoke("b")
+
+
+def test_links_are_kept_as_hashes_only(store):
+    token = store.invite("a")
+    assert token.encode() not in b"".join(path.read_bytes() for path in store.path.parent.glob("votes.db*"))
+
+
+def test_reviewers_see_what_is_disputed(store):
+    people = [person(store, name) for name in "abc"]
+    for who in people:
+        for _ in range(6):
+            task = store.task(who)
+            store.vote(
+                who,
+                task.ticket,
+                in_pair(store, task, {**GOOD, "VQ": "A" if who.name != "c" or task.pair_id > 2 else "B"}),
+            )
+    reviewer = person(store, "r", "reviewer")
+    seen = []
+    while task := store.task(reviewer):
+        assert task.kind == "review"
+        seen.append(task.pair_id)
+        store.vote(reviewer, task.ticket, in_pair(store, task, {**GOOD, "VQ": "same"}))
+    assert seen == [1, 2]
+    decisions = store.decisions()
+    assert all(d.state == "done" for d in decisions.values())
+    assert [decisions[i].labels["VQ"] for i in (1, 2, 3)] == ["same", "same", "A"]
+
+
+def test_work_begins_when_the_training_round_is_passed(tmp_path):
+    store = Store(tmp_path / "t.db", create=True)
+    references = [(pair, {"VQ": "A", "MQ": "A", "TA": "A"}) for pair in pairs(2)]
+    store.begin(pairs(3), Protocol(training_pass=0.7, repeats=0.0), "data", references)
+    who = person(store, "a")
+    for wrong in (True, False):
+        for _ in range(2):
+            task = store.task(who)
+            assert task.kind == "training"
+            choices = in_pair(store, task, dict.fromkeys(COLUMNS, "B" if wrong else "A"))
+            reference = store.vote(who, task.ticket, choices)
+            assert (reference == choices) is not wrong
+    assert store.task(who).kind == "work"
+    assert store.votes() == {} and len(store.decisions()) == 3  # training counts for nothing else
+
+
+def test_some_pairs_come_again_with_the_sides_exchanged(tmp_path):
+    store = Store(tmp_path / "t.db", create=True)
+    store.begin(pairs(60), Protocol(repeats=0.1, repeat_after=5), "data")
+    who, seen, again = person(store, "a"), {}, {}
+    while task := store.task(who):
+        (again if task.pair_id in seen else seen)[task.pair_id] = task.left
+        store.vote(who, task.ticket, in_pair(store, task, GOOD))
+    assert len(seen) == 60 and 4 <= len(again) <= 7
+    assert all(seen[pair] != left for pair, left in again.items())
+    assert consistency(store.votes(), store.votes(1), COLUMNS)["a"]["share"] == 1.0
+
+
+def test_a_pair_that_was_left_on_a_screen_goes_to_somebody_else(tmp_path, monkeypatch):
+    store = Store(tmp_path / "t.db", create=True)
+    store.begin(pairs(1), Protocol(votes=1, hold_minutes=1), "data")
+    a, b = person(store, "a"), person(store, "b")
+    task = store.task(a)
+    assert store.task(b) is None
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 90)
+    other = store.task(b)
+    assert other.pair_id == task.pair_id
+    store.vote(b, other.ticket, GOOD)
+    with pytest.raises(RefusedVote):
+        store.vote(a, task.ticket, GOOD)
+
+
+def test_priorities_decide_the_order(store):
+    store.prioritise({row.id: float(row.id) for row in store.pairs()})
+    who = person(store, "a")
+    assert [rate(store, who).pair_id for _ in range(6)] == [6, 5, 4, 3, 2, 1]
+
+
+def test_a_round_begins_once_and_names_are_unique(store):
+    with pytest.raises(VideoAlignError, match="already"):
+        store.begin(pairs(1), Protocol(), "data")
+    store.invite("a")
+    with pytest.raises(VideoAlignError, match="already"):
+        store.invite("a")
+    with pytest.raises(VideoAlignError, match="role"):
+        store.invite("b", "boss")
+
+
+def test_files_that_are_none_of_ours_are_refused(tmp_path):
+    with pytest.raises(VideoAlignError, match="no such file"):
+        Store(tmp_path / "none.db")
+    (tmp_path / "text.db").write_text("not a database, but long enough to be read as one" * 100)
+    with pytest.raises(VideoAlignError, match=r"text\.db"):
+        Store(tmp_path / "text.db")
+    sqlite3.connect(tmp_path / "other.db").execute("create table x (y)").connection.close()
+    with pytest.raises(VideoAlignError, match=r"other\.db"):
+        Store(tmp_path / "other.db")
+
+
+def test_a_locked_file_says_so(store, monkeypatch):
+    who = person(store, "a")
+    task = store.task(who)
+    holder = sqlite3.connect(store.path, isolation_level=None, check_same_thread=False)
+    holder.execute("BEGIN IMMEDIATE")
+    monkeypatch.setattr("videoalign.annotation.store.BUSY_MS", 100)
+    fresh = Store.__new__(Store)
+    try:
+        with pytest.raises(StorageError, match="locked: another program"):
+            Store.__init__(fresh, store.path)
+    finally:
+        holder.execute("ROLLBACK")
+        holder.close()
+    store.vote(who, task.ticket, GOOD)
+    assert len(store.votes()) == 1
+
+
+def test_a_full_disk_stores_nothing_and_loses_nothing(store):
+    who = person(store, "a")
+    rate(store, who)
+    task = store.task(who)
+    with store.engine.connect() as connection:
+        pages = connection.exec_driver_sql("PRAGMA page_count").scalar()
+        connection.rollback()
+    with pytest.raises(StorageError, match="full"):
+        fill(store, pages)
+    before = store.votes()
+    assert len(before) == 1 and store.task(who) == task
+    store.vote(who, task.ticket, GOOD)
+    assert len(store.votes()) == 2
+
+
+def fill(store, pages):
+    """Votes with long texts into a file that may not grow."""
+    from sqlalchemy import event
+
+    def small(connection, _):
+        connection.execute(f"PRAGMA max_page_count={pages}")
+
+    store.engine.dispose()
+    event.listen(store.engine, "connect", small)
+    try:
+        for i in range(2000):
+            store.invite("x" * 1000 + str(i))
+    finally:
+        event.remove(store.engine, "connect", small)
+        store.engine.dispose()
+
+
+def test_many_at_once_lose_nothing_and_do_nothing_twice(tmp_path):
+    store = Store(tmp_path / "t.db", create=True)
+    store.begin(pairs(20), Protocol(repeats=0.0), "data")
+    people = [person(store, f"p{i}") for i in range(10)]
+    acknowledged, lock = [], threading.Lock()
+
+    def at_work(who):
+        mine = Store(store.path)
+        while task := mine.task(who):
+            mine.vote(who, task.ticket, GOOD)
+            with lock:
+                acknowledged.append((who.name, task.pair_id))
+
+    threads = [threading.Thread(target=at_work, args=(who,)) for who in people]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    stored = [(vote.annotator, pair) for pair, votes in store.votes().items() for vote in votes]
+    assert len(acknowledged) == 60 and sorted(stored) == sorted(acknowledged)
+    assert all(len(votes) == 3 for votes in store.votes().values())
+
+
+def test_progress_counts(store):
+    who = person(store, "a")
+    rate(store, who)
+    rate(store, who, choices={}, flags=["unsafe"])
+    found = store.progress(who)
+    assert found["mine"] == 2 and found["last_hour"] == 2 and found["pairs"] == 6 and found["open"] == 5
+    assert json.dumps(found)
