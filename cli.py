@@ -502,8 +502,26 @@ def _parser() -> argparse.ArgumentParser:
             "--protocol", help="YAML with rules that differ from the paper's: votes, overall, scores, repeats, ..."
         )
         sub.add_argument("--references", help="CSV of a training round: key_A, key_B, VQ, MQ, TA")
+        sub.add_argument(
+            "--select", choices=("random", "uncertain"), default="random", help="which pairs are rated first"
+        )
+        sub.add_argument("--model", nargs="+", default=[], help="one or two reward models that say what is uncertain")
+        sub.add_argument("--device", choices=("auto", "cpu", "gpu"), default="auto", help="where they compute")
     serve.add_argument("--host", default="127.0.0.1", help="address to listen at; the default is this machine alone")
     serve.add_argument("--port", type=_count(1), default=8000, help="to listen at")
+    labels = add(
+        "import-label-studio",
+        _annotate("import_label_studio"),
+        "read Label Studio's pairwise ratings into a file of votes",
+        people,
+    )
+    labels.add_argument("file", help="JSON export")
+    labels.add_argument("--videos", required=True, help="the set that was rated")
+    labels.add_argument("--reviewer", nargs="*", default=[], help="people whose votes are final")
+    labels.add_argument("--protocol", help="YAML of rules")
+    labels.add_argument("--validation", type=float, default=0.1, help="share of the prompts held out for validation")
+    labels.add_argument("--benchmark", type=float, default=0.1, help="and for a benchmark")
+    labels.add_argument("--seed", type=_count(0), default=0, help="of that choice")
     guest = add("invite", _annotate("invite"), "print a secret link for one person", people)
     guest.add_argument("name", help="of the person, for the record")
     guest.add_argument(
@@ -516,7 +534,7 @@ def _parser() -> argparse.ArgumentParser:
     write = add("export", _annotate("write"), "write the decided pairs as shards, with a data card", people)
     write.add_argument("--videos", required=True, help="the set that was rated")
     write.add_argument("--out", required=True, help="folder to make")
-    for sub in (guest, revoke, status, write):
+    for sub in (guest, revoke, status, write, labels):
         sub.add_argument("--db", required=True, help="file of votes")
     pools, loaders = (*imports, kinds.choices["encode-frames"], sprites), (score, bench, relabel)
     for sub in (*pools, *loaders):  # a loader with 0 workers decodes in the process that computes

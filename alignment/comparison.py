@@ -229,7 +229,7 @@ def film(folder: Path, arms: Iterable[str], prompts: Sequence[str], least: int =
 
 def save(folder: Path, found: dict[str, Any], arms: Iterable[str], prompts: Sequence[str], fps: int, what: str) -> None:
     """Write JSON, table, charts and films; show the same in TensorBoard; print the table."""
-    write_json(folder / "comparison.json", found)
+    folder.mkdir(parents=True, exist_ok=True)
     text = f"{what}\n\n{table(found)}\n"
     (folder / "comparison.md").write_text(text, encoding="utf-8")
     pictures = {f"sweep_{name}": trade_off(name, curve) for name, curve in found["sweeps"].items()}
@@ -246,6 +246,7 @@ def save(folder: Path, found: dict[str, Any], arms: Iterable[str], prompts: Sequ
         for name, picture in pictures.items():
             picture.savefig(folder / f"{name}.png", dpi=110)
             writer.add_figure(f"compare/{name}", picture)
+    write_json(folder / "comparison.json", found)  # last: where it is, all of it is
     print(
         f"\n{text}\nsaved in {folder}: comparison.json and .md, charts, films.gif ({', '.join(shown)}); TensorBoard: --logdir {folder}"
     )

@@ -92,8 +92,9 @@ def _story(compared: dict[str, Any]) -> str:
         "miniature Qwen2-VL, learned to judge as they do. Meanwhile a <b>generator</b>, a miniature Wan, learned to make such clips from "
         "text, flaws included. Annotators rated pairs of its clips, and the reward model learned from these too. Then it labelled fresh "
         "samples, and four algorithms <b>aligned</b> the generator to its judgement; Flow-NRG <b>guides</b> it while it samples instead.</p>"
-        f"<p>All are compared on {compared['prompts']} prompts that no training saw, from the same noise, {compared['samples']} clips each: by the "
-        "reward model, which may be fooled, and by an <b>oracle</b>, which reads the truth off the pixels and took no part in any training.</p>"
+        f"<p>All are compared on {compared['prompts']} prompts that no training but the caption pre-training saw, from the same noise, {compared['samples']} clips each: by the "
+        "reward model, which may be fooled, and by an <b>oracle</b>, which reads the truth off the pixels. Its "
+        "numbers enter no training; the annotators of generated clips see with its eyes.</p>"
     )
 
 
@@ -233,6 +234,6 @@ def _hacking(out: Path, compared: dict[str, Any]) -> str:
 def _onwards(out: Path) -> str:
     return (
         "<p>Curves, samples and tables of every stage are in TensorBoard: <code>tensorboard --logdir "
-        f"{html.escape(out.name)}</code>. Every stage was an ordinary <code>videoalign</code> command with a YAML file of "
+        f"{html.escape(out.name)}</code>. Trainings are <code>videoalign fit</code> with YAML files of "
         "<code>experiments/sprites</code>; the same commands run on real models (see the README).</p>"
     )

@@ -1,16 +1,20 @@
 """The closed loop of the miniature world as units of work: from rendered clips to aligned and guided generators.
 
-Every unit is an ordinary command of this package and leaves a folder or file. `videoalign demo` runs them once,
+Every unit leaves a folder or file; what a command of this package does, a unit does by that command's code and YAML. `videoalign demo` runs them once,
 `videoalign paper` for several seeds, with more units that build on these.
 """
 
+import math
 import os
+import shutil
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from ..callbacks.prompt_sampler import Sampling
 from ..datamodules.frames import encode_frames
@@ -19,7 +23,7 @@ from ..datamodules.oracle import Oracle, autoencoded, rank_correlations
 from ..datamodules.rated_samples import rate_benchmark, rate_pairs
 from ..datamodules.shards import ShardSet
 from ..datamodules.sprites import CONTENTS, FPS, FRAMES, SIZE
-from ..datamodules.units import Unit
+from ..datamodules.units import Unit, end_with_parent
 from ..datamodules.world import GENERATED, WorldSize, held_out_clips, write_world
 from ..models.files import new_folder, write_json
 from ..models.generator import load_generator
@@ -116,7 +120,9 @@ class Loop:
             "data.init_args.seed": self.seed,
         }  # fmt: skip
         checkpoints = sorted((logs / result).glob("*/checkpoints/last.ckpt"), key=os.path.getmtime)
-        if checkpoints:  # of a run that was stopped
+        steps = settings.get("trainer__max_steps", math.inf)
+        # of a run that was stopped; one at the last step would be exported as it is, without the validation that follows it
+        if checkpoints and torch.load(checkpoints[-1], weights_only=True, mmap=True)["global_step"] < steps:
             given["ckpt_path"] = checkpoints[-1]
         given |= {name.replace("__", "."): value for name, value in settings.items()}
         configs = [part for name in experiments for part in ("--config", f"experiments/sprites/{name}.yaml")]
@@ -124,6 +130,7 @@ class Loop:
         if export:
             (self.folder / result).parent.mkdir(parents=True, exist_ok=True)
             (Path(cli.trainer.log_dir) / "export").rename(self.folder / result)
+            shutil.rmtree(Path(cli.trainer.log_dir) / "checkpoints", ignore_errors=True)
 
     def align(self, result: str, experiments: Iterable[str], latents: str, **settings: Any) -> None:
         """Train an alignment algorithm, or another one that stands on the generator, on a set of latents."""
@@ -145,10 +152,13 @@ class Loop:
              "seed": 1000 * self.seed + draw}, "cpu", 1,
         )  # fmt: skip
 
-    def prefer(self, result: str, samples: str, mode: str, weights: Weights, margin: float) -> None:
-        """Pairs of samples that the reward model labels."""
-        pairs_from_rewards(Source(model=str(self.folder / "reward")), str(self.folder / samples), str(self.folder / result), mode,
+    def prefer(
+        self, result: str, samples: str, mode: str, weights: Weights, margin: float, judge: str = "reward"
+    ) -> None:
+        """Pairs of samples that a reward model labels."""
+        pairs_from_rewards(Source(model=str(self.folder / judge)), str(self.folder / samples), str(self.folder / result), mode,
                            weights, margin, 48, 1, "cpu", 1)  # fmt: skip
+        shutil.rmtree(self.folder / f"{result}.rewards")  # should the pairs be made again, it is by another judge
 
     def bench(self, result: str, model: str, sets: Iterable[str]) -> None:
         """Accuracies of a reward model by benchmark and column."""
@@ -160,7 +170,7 @@ class Loop:
     def comparison(
         self, name: str, text: str, arms: Mapping[str, Arm], sweeps: Mapping[str, Sweep] | None = None, samples: int | None = None,
     ) -> list[Unit]:  # fmt: skip
-        """Units of `videoalign compare` on prompts that nothing was trained on: one samples each arm, the last one judges.
+        """Units of `videoalign compare` on prompts that no training but the captions' saw: one samples each arm, the last one judges.
 
         Args:
             name: folder of what is found. arms, sweeps: see :func:`.compare.compare`, with names of units in the place of folders.
@@ -177,12 +187,13 @@ class Loop:
         for key, arm in plan(arms, sweeps)[0].items():
             needs = [
                 "generator",
+                "world",
                 *(str(Path(v).relative_to(self.folder)) for v in (arm.lora, arm.reward, arm.generator) if v),
             ]
             units.append(self.unit(f"{name}/{VIDEOS}/{key}", f"{text}: sampling {key}", 5, needs, sample_arm,
                                    place, key, arm, generator, prompts, sampling, samples, "cpu"))  # fmt: skip
         judge, oracle = str(self.folder / "reward"), str(self.folder / "oracle.json")
-        needs = [*(unit.name.removeprefix(self.place) for unit in units), "reward", "oracle.json"]
+        needs = [*(unit.name.removeprefix(self.place) for unit in units), "reward", "oracle.json", "world"]
         units.append(self.unit(f"{name}/comparison.json", f"{text}: judging", 2 + 0.6 * len(units), needs, compare,
                                generator, prompts, str(place), sampling, samples, judge, oracle, arms, sweeps, 1, "cpu"))  # fmt: skip
         return units
@@ -198,11 +209,11 @@ class Loop:
 
     # --- the units --------------------------------------------------------------------------------------------
 
-    def base(self, benches: bool = True) -> list[Unit]:
+    def base(self, whole: bool = True) -> list[Unit]:
         """Everything that an alignment stands on: world, reward model, generator, and what it samples.
 
         Args:
-            benches: measure its reward models too, and the oracle.
+            whole: with what no alignment needs: benchmarks of the reward models, the oracle's check, unselected samples.
         """
         size, unit, folder = self.size, self.unit, self.folder
         units = [
@@ -224,16 +235,16 @@ class Loop:
                  "encoder", ("autoencoder",), False, model__init_args__generator=folder / "random_wan",
                  data__init_args__data=folder / "world/clips", trainer__max_steps=size.autoencoder),
             unit("oracle.json", "calibrating the oracle on renders behind that autoencoder", 15, ("encoder",), self._oracle),
-            unit("oracle_check.json", "how well the oracle ranks renders of known quality", 10, ("oracle.json",), self._oracle_check),
+            unit("oracle_check.json", "how well the oracle ranks renders of known quality", 10, ("oracle.json", "encoder"), self._oracle_check),
             unit("latents/clips", "encoding the clips", 45, ("encoder",), self.encode, "latents/clips", "world/clips", "encoder"),
             unit("generator", "training the generator by flow matching, from scratch", 0.24 * size.generator, ("latents/clips",),
                  self.fit, "generator", ("generator",), model__init_args__generator=folder / "encoder",
                  data__init_args__train=folder / "latents/clips", trainer__max_steps=size.generator),
-            *(unit(f"samples/{name}", f"sampling videos: {name}", 6, ("generator",), self.sample, f"samples/{name}", prompts, count, draw)
+            *(unit(f"samples/{name}", f"sampling videos: {name}", 6, ("generator", "world"), self.sample, f"samples/{name}", prompts, count, draw)
               for draw, (name, prompts, count) in enumerate((("rated", "prompts.txt", size.samples),
                                                              ("benchmark", "unseen.txt", size.samples),
                                                              ("fresh", "prompts.txt", size.fresh)))),
-            unit("rated", "annotators rate pairs of generated videos", 5, ("samples/rated", "oracle.json"), self._rated),
+            unit("rated", "annotators rate pairs of generated videos", 5, ("samples/rated", "oracle.json", "world"), self._rated),
             unit("generated", "annotators rate pairs of generated videos of unseen prompts: a benchmark", 4,
                  ("samples/benchmark", "oracle.json"), self._generated),
             unit("reward", "training the reward model on, with rated pairs of generated videos", 0.27 * size.generated,
@@ -241,7 +252,7 @@ class Loop:
                  model__init_args__network__init_args__folder=folder / "reward_rendered",
                  data__init_args__train=folder / "rated/train", data__init_args__val=folder / "rated/val",
                  trainer__max_steps=size.generated, trainer__val_check_interval=max(1, size.generated // 2)),
-            *(unit(f"bench_{name}", f"benchmarking a reward model: {name}", 8, (name, "generated"), self.bench, f"bench_{name}", name,
+            *(unit(f"bench_{name}", f"benchmarking a reward model: {name}", 8, (name, "generated", "world"), self.bench, f"bench_{name}", name,
                    (*(f"world/{b}" for b in BENCHMARKS), "generated")) for name in ("reward_rendered", "reward")),
             # what to align on
             unit("preferred", "the reward model labels pairs of fresh samples", 5, ("reward", "samples/fresh"), self.prefer,
@@ -253,9 +264,9 @@ class Loop:
         return [
             u
             for u in units
-            if benches
+            if whole
             or not u.name.removeprefix(self.place).startswith(
-                ("bench_", "generated", "oracle_check", "samples/benchmark")
+                ("bench_", "generated", "oracle_check", "samples/benchmark", "latents/fresh")
             )
         ]
 
@@ -263,16 +274,18 @@ class Loop:
         """A reward model on rendered pairs; settings of experiments/sprites/reward_btt.yaml."""
         folder, steps = self.folder, settings.pop("trainer__max_steps", self.size.reward)
         return self.unit(
-            result, text, 0.27 * steps, ("backbone", "frames/train"), self.fit, result, ("reward_btt",), trainer__max_steps=steps,
+            result, text, 0.27 * steps, ("backbone", "frames/train", "world"), self.fit, result, ("reward_btt",), trainer__max_steps=steps,
             model__init_args__network__init_args__backbone=folder / "backbone", data__init_args__train=folder / "frames/train",
             data__init_args__val=folder / "world/val", **settings,
         )  # fmt: skip
 
-    def noisy_reward(self, result: str, **settings: Any) -> Unit:
+    def noisy_reward(
+        self, result: str, text: str = "training the reward on noisy latents (Flow-NRG)", **settings: Any
+    ) -> Unit:  # fmt: skip
         """A reward on noisy latents; validated on pairs that annotators rated."""
         size = self.size
         return self.unit(
-            result, "training the reward on noisy latents (Flow-NRG)", 0.12 * size.noisy, ("generator", "latents/preferred", "latents/rated_val"),
+            result, text, 0.12 * size.noisy, ("generator", "latents/preferred", "latents/rated_val"),
             self.align, result, ("noisy_reward",), "preferred", trainer__max_steps=size.noisy,
             trainer__val_check_interval=max(1, size.noisy // 2), data__init_args__val=self.folder / "latents/rated_val", **settings,
         )  # fmt: skip
@@ -291,7 +304,9 @@ class Loop:
     # --- what has no command of its own -----------------------------------------------------------------------
 
     def _world(self) -> None:
-        with ProcessPoolExecutor(min(os.cpu_count() or 1, 8)) as pool:  # everything else waits for it
+        with ProcessPoolExecutor(
+            min(os.cpu_count() or 1, 8), initializer=end_with_parent
+        ) as pool:  # everything else waits for it
             for _ in write_world(self.folder / "world", self.size.world, self.seed, pool):
                 pass
 

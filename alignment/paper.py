@@ -12,6 +12,7 @@ Learning rates, betas and the strength of guidance are chosen on a seed of their
 number of trials for each, by what the reward model prefers, as nobody outside of this world has an oracle.
 """
 
+import contextlib
 import itertools
 import json
 import math
@@ -33,7 +34,6 @@ from .bench import score_set
 from .compare import Arm, Sweep
 from .inference import Source, predicting
 from .loop import ALIGNED, BENCHMARKS, Loop, LoopSize
-from .pairs_from_rewards import pairs_from_rewards
 from .paper_claims import BETAS, GUIDES, SHARES, STRENGTHS
 from .paper_page import earlier, write_page
 from .reward_model import RewardModel
@@ -43,6 +43,8 @@ TUNING, TUNING_SEED = "tuning", 1000
 SHARED = {"reg": "reg", "bt": "bt", "btt": "btt"}
 """Variants at one shared token (rows I to III of Table 6): their losses. Row IV, separate tokens, is the loop's own model."""
 TA_ONLY = Weights(VQ=0.0, MQ=0.0, TA=1.0)
+SWEEP_RATE = 2.5e-4
+"""Learning rate of the sweep of beta."""
 SIZE = LoopSize(captions=800, reward=800, generated=250, generator=1000)
 """Somewhat longer than the demo's, for which somebody waits."""
 NOISES = 16
@@ -96,13 +98,16 @@ class Paper(Loop):
 
     def tuning(self) -> list[Unit]:
         """What decides the settings: every trial of every algorithm, compared on this seed's unseen prompts."""
-        units, arms = [*self.base(benches=False)], {}
+        units, arms = [*self.base(whole=False)], {}
         for algorithm, trials in TRIALS.items():
             for number, settings in enumerate(trials):
                 name = f"trials/{algorithm}-{number}"
                 units.append(self.trained(name, algorithm, "preferred", settings))
                 arms[f"{algorithm}-{number}"] = _arm(name, algorithm)
-        sweeps = {"nrg": Sweep(reward="noisy_reward", strengths=STRENGTHS + [300.0])}  # as many trials as the others
+        # as many trials as the others have
+        sweeps = {
+            "nrg": Sweep(reward=GUIDES["even"][0], strengths=STRENGTHS, guide=Guidance(weights=GUIDES["even"][1]))
+        }
         units += self.comparison("cells/trials", "choosing settings", arms, sweeps, samples=NOISES)
         return [
             *units,
@@ -149,10 +154,17 @@ class Paper(Loop):
             name = unit.name.removeprefix(self.place)
             units.append(
                 self.unit(
-                    f"bench/{name[3:]}", f"benchmarking {name}", 8, (name,), self.bench, f"bench/{name[3:]}", name, sets
+                    f"bench/{name[3:]}",
+                    f"benchmarking {name}",
+                    8,
+                    (name, "world"),
+                    self.bench,
+                    f"bench/{name[3:]}",
+                    name,
+                    sets,
                 )
             )
-        needs = ("reward_rendered", "rm/btt")
+        needs = ("reward_rendered", "rm/btt", "world")
         return [*units, self.unit("cells/prompts.json", "do rewards change with the prompt?", 10, needs, self._prompts)]
 
     def _prompts(self) -> None:
@@ -195,8 +207,13 @@ class Paper(Loop):
         betas = {}
         for (name, algorithm), beta in itertools.product((("constant", "dpo"), ("time", "dpo-time")), BETAS):
             betas[f"{name}-{beta:g}"] = Arm(lora=f"beta/{name}-{beta:g}")
-            units.append(self.trained(f"beta/{name}-{beta:g}", algorithm, "preferred_ta", {"beta": beta}, **ta))
-        units.append(self.noisy_reward("clean_reward", model__init_args__clean=True))
+            # one learning rate for both: only the schedule differs
+            units.append(
+                self.trained(f"beta/{name}-{beta:g}", algorithm, "preferred_ta", {"lr": SWEEP_RATE, "beta": beta}, **ta)
+            )
+        units.append(
+            self.noisy_reward("clean_reward", "training a reward on clean latents", model__init_args__clean=True)
+        )
         aligned = {name: _arm(f"aligned/{name}", name) for name in ("control", *TRIALS)}
         sweeps = {name: Sweep(reward=reward, strengths=STRENGTHS, guide=Guidance(weights=weights))
                   for name, (reward, weights) in GUIDES.items()}  # fmt: skip
@@ -209,15 +226,17 @@ class Paper(Loop):
         """(i): pairs of other origins, and another judge."""
         size, unit, units, arms = self.size, self.unit, [], {}
         pools = {
-            "guided": (("pools/guided",), "reward", 0.3, "samples drawn with guidance 2"),
-            "rendered": (("pools/rendered",), "reward", 0.3, "rendered clips, off-policy"),
-            "clear": (("samples/fresh",), "reward", 1.0, "own samples, only pairs that differ by a deviation"),
-            "weak": (("samples/fresh",), "rm/bt-1", 0.3, "own samples, a judge trained on 1 % of the pairs"),
+            "guided": ("pools/guided", "reward", 0.3, "samples drawn with guidance 2"),
+            "rendered": ("pools/rendered", "reward", 0.3, "rendered clips, off-policy"),
+            "many": ("pools/many", "reward", 1.5, "own samples, the best of many against the worst"),
+            "weak": ("samples/fresh", "rm/bt-1", 0.3, "own samples, a judge trained on 1 % of the pairs"),
         }
-        units.append(unit("pools/guided", "sampling videos with guidance", 8, ("generator",), self.sample, "pools/guided", "prompts.txt",
+        units.append(unit("pools/guided", "sampling videos with guidance", 8, ("generator", "world"), self.sample, "pools/guided", "prompts.txt",
                           size.fresh, 3, 2.0))  # fmt: skip
+        units.append(unit("pools/many", "sampling many videos", 20, ("generator", "world"), self.sample, "pools/many", "prompts.txt",
+                          3 * size.fresh, 4))  # fmt: skip
         units.append(unit("pools/rendered", "choosing rendered clips", 2, ("world",), self._rendered_pool))
-        for name, ((data,), judge, margin, text) in pools.items():
+        for name, (data, judge, margin, text) in pools.items():
             units.append(
                 unit(
                     f"pairs/{name}",
@@ -233,7 +252,7 @@ class Paper(Loop):
             )
             units.append(unit(f"latents/{name}", f"encoding: {name}", 7, (f"pairs/{name}", "generator"), self.encode, f"latents/{name}",
                               f"pairs/{name}"))  # fmt: skip
-            if data.startswith("pools/"):
+            if name in ("guided", "rendered"):  # of these no unselected samples were trained on yet
                 units.append(unit(f"latents/all_{name}", f"encoding: all {name}", 6, (data, "generator"), self.encode,
                                   f"latents/all_{name}", data))  # fmt: skip
                 units.append(self.trained(f"conditions/{name}-control", "sft", f"all_{name}"))
@@ -256,8 +275,7 @@ class Paper(Loop):
 
     def _label(self, result: str, judge: str, data: str, margin: float) -> None:
         """Pairs that a reward model labels, whichever it is."""
-        pairs_from_rewards(Source(model=str(self.folder / judge)), str(self.folder / data), str(self.folder / result), "margin", Weights(),
-                           margin, 48, 1, "cpu", 1)  # fmt: skip
+        self.prefer(result, data, "margin", Weights(), margin, judge)
 
 
 def _arm(name: str, algorithm: str) -> Arm:
@@ -288,16 +306,23 @@ def paper(
         What is saved as ``OUT/docs/results/results.json``.
     """
     out, size = Path(out).resolve(), size or SIZE
-    if seeds < 1 or first < 0:
-        raise VideoAlignError(f"--seeds must be at least 1 and --first not negative, got {seeds} and {first}")
+    chosen = range(first, first + seeds)
+    if seeds < 1 or first < 0 or TUNING_SEED in chosen:
+        raise VideoAlignError(
+            f"--seeds must be at least 1, --first not negative, and seed {TUNING_SEED} is for tuning; got {seeds} from {first} on"
+        )
     _same_size(out, size)
-    if (known := earlier(out)) and not (out / TUNING / "tuned.json").exists():
-        write_json(out / TUNING / "tuned.json", next(iter(known.values()))["tuned"])  # all seeds share the settings
+    if (known := earlier(out, size)).get("tuned") and not (out / TUNING / "tuned.json").exists():
+        write_json(out / TUNING / "tuned.json", known["tuned"])  # all seeds share the settings
     cores = os.cpu_count() or 1
     processes = processes or cores
-    chosen = range(first, first + seeds)
-    work(out, partial(units, out, size, chosen), processes, max(1, cores // processes))
-    return write_page(out, chosen, known)
+    try:
+        work(out, partial(units, out, size, chosen), processes, max(1, cores // processes))
+    except VideoAlignError:
+        with contextlib.suppress(VideoAlignError):  # what is there is shown all the same
+            write_page(out, chosen, size)
+        raise
+    return write_page(out, chosen, size)
 
 
 def _same_size(out: Path, size: LoopSize) -> None:

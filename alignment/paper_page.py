@@ -1,7 +1,9 @@
 """The page of `videoalign paper`: tables and figures over seeds, each beside the paper's numbers, with verdicts."""
 
+import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from .. import VideoAlignError
 from ..models.files import read_json, write_json
 from ..models.preference import DIMENSIONS, OVERALL
 from .comparison import COLUMNS
+from .loop import LoopSize
 from .paper_claims import BETAS, CLAIMS, GUIDES, ORACLE, POOLS, RM, SHARES, STRENGTHS, Found, Interval, accuracy, wins
 
 FIGURES = "docs/results"
@@ -72,6 +75,10 @@ def findings(out: Path, seed: int) -> Found:
                       "tuned": out / "tuning/tuned.json"}.items():  # fmt: skip
         if path.exists():
             found[key] = read_json(path, "a cell")
+    for name in ("preferred", "preferred_ta", *(f"pairs/{pool}" for pool in POOLS)):
+        if (path := place / name / "index.json").exists():
+            shards = read_json(path, "a set")["shards"]
+            found.setdefault("pairs", {})[name.removeprefix("pairs/")] = sum(shard["samples"] for shard in shards)
     for cell in ("aligned", "ta", "beta", "nrg", "conditions"):
         if (path := place / f"cells/{cell}/comparison.json").exists():
             found[cell] = _bare(read_json(path, "a comparison"))
@@ -214,6 +221,13 @@ def _judges(found: Mapping[int, Found]) -> str:
     return _table(["accuracy on generated clips of unseen prompts, without ties", *DIMENSIONS], rows)
 
 
+def _counts(found: Mapping[int, Found]) -> str:
+    """How many pairs each condition had to train on."""
+    names = {"preferred": "own samples, as in (d)", **POOLS}
+    counts = {words: over_seeds(found, lambda f, n=name: f["pairs"][n]) for name, words in names.items()}
+    return "Pairs: " + "; ".join(f"{words} {interval.mean:.0f}" for words, interval in counts.items() if interval) + "."
+
+
 def _pools() -> dict[str, str]:
     return {
         f"{pool}-{name}": f"{NAMES[name]}: {text}"
@@ -312,26 +326,43 @@ def _guide_figure(found: Mapping[int, Found]) -> Figure:
 # --- the page -----------------------------------------------------------------------------------------------------------
 
 
-def earlier(out: Path) -> dict[int, Found]:
-    """Findings by seed in a folder's ``results.json``, of this machine or another one; none where there is no such file."""
-    path = out / FIGURES / "results.json"
-    return {int(seed): found for seed, found in read_json(path, "results")["seeds"].items()} if path.exists() else {}
+def earlier(out: Path, size: LoopSize) -> dict[str, Any]:
+    """A folder's ``results.json``, of this machine or another one; nothing where there is no such file.
+
+    Raises:
+        VideoAlignError: where its seeds were made with other sizes or settings, so that they could not be averaged with these.
+    """
+    path, tuned = out / FIGURES / "results.json", out / "tuning/tuned.json"
+    if not path.exists():
+        return {}
+    results = read_json(path, "results")
+    for name, here in (
+        ("size", json.loads(json.dumps(asdict(size)))),
+        ("tuned", read_json(tuned, "settings") if tuned.exists() else None),
+    ):
+        if here is not None and results.get(name) != here:
+            raise VideoAlignError(
+                f"{path} holds seeds of another {name} ({results.get(name)}, here {here}); name another --out, or remove it"
+            )
+    return results
 
 
-def write_page(out: Path, seeds: Iterable[int], known: Mapping[int, Found] | None = None) -> dict[str, Any]:
+def write_page(out: Path, seeds: Iterable[int], size: LoopSize) -> dict[str, Any]:
     """Write ``OUT/RESULTS.md``, ``OUT/docs/results/*.png`` and ``results.json`` from the cells that are there.
 
     Args:
-        seeds: whose folders are read. known: findings of other seeds.
+        seeds: whose folders are read; those that ``results.json`` holds besides stay. size: of all of them.
 
     Returns:
         What is in the JSON.
     """
-    found = dict(sorted({**(known or {}), **{seed: findings(out, seed) for seed in seeds}}.items()))
+    known = {int(seed): found for seed, found in earlier(out, size).get("seeds", {}).items()}
+    found = dict(sorted({**known, **{seed: findings(out, seed) for seed in seeds}}.items()))
     rows = verdicts(found)
     if not rows:
         raise VideoAlignError(f"{out} holds no finished cell yet")
-    results = {"seeds": found, "verdicts": rows}
+    tuned = next((one["tuned"] for one in found.values() if "tuned" in one), None)
+    results = {"size": asdict(size), "tuned": tuned, "seeds": found, "verdicts": rows}
     folder = out / FIGURES
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "results.json", results)
@@ -340,7 +371,7 @@ def write_page(out: Path, seeds: Iterable[int], known: Mapping[int, Found] | Non
     tables = {
         "a": _models(found), "b": _shares(found), "c": _prompts(found), "d": _arms(found, "aligned", main, PAPER_ARMS),
         "e": _arms(found, "ta", main, {name: f"TA {row}" for name, row in PAPER_TA.items()}),
-        "g": _guided(found), "h": _arms(found, "aligned", full, {}), "i": _arms(found, "conditions", _pools(), {}), "j": _judges(found),
+        "g": _guided(found), "h": _arms(found, "aligned", full, {}), "i": f"{_counts(found)}\n\n{_arms(found, 'conditions', _pools(), {})}", "j": _judges(found),
     }  # fmt: skip
     draw = {
         "b": lambda: _share_figure(found), "d": lambda: _arm_figure(found, "aligned", NAMES, "aligned"), "f": lambda: _beta_figure(found),
@@ -385,13 +416,16 @@ def _head(found: Mapping[int, Found], rows: Sequence[dict[str, Any]]) -> str:
 
 Every number is a mean over seeds of the whole miniature world (world, reward model, generator, alignment), with a 95 % interval
 over seeds (Student's t). A claim's difference is positive where the paper is right: **reproduced** where its interval is above
-zero, **not reproduced** where it is below, undecided otherwise. {counts["reproduced"]} claims are reproduced, {counts["not reproduced"]} are not,
-{counts["undecided"]} are undecided at this sample size. With two seeds the interval is 12.7 standard errors wide to each side, so little is decided; how
-many seeds agree is said in each case. The numbers behind this page are in [{FIGURES}/results.json]({FIGURES}/results.json).
+zero, **not reproduced** where it is below, undecided otherwise, with the number of seeds that agree. {counts["reproduced"]} claims are
+reproduced, {counts["not reproduced"]} are not, {counts["undecided"]} are undecided at this sample size (with two seeds an interval is 12.7 standard
+errors wide to each side, so little is decided). Claims overlap, and of so many a few are decided by chance: look at the rows as a whole.
+The numbers behind this page are in [{FIGURES}/results.json]({FIGURES}/results.json).
 
-Wins are shares of videos that beat the base generator's on prompts that nothing was trained on: by the reward model at the same
-noise, as the paper counts, and by the oracle, which sees the truth and took no part in any training, at other noise of the same prompt,
-which a small shift does not win. 0.5 is no difference. "recent" stands for VideoGen-RewardBench, "older" for GenAI-Bench.
+Wins are shares of videos that beat the base generator's on prompts that no training but the reward model's caption pre-training saw: by
+the reward model at the same noise, as the paper counts, and by the oracle, which reads the truth off the pixels, at other noise of the
+same prompt, which a small shift does not win. 0.5 is no difference. The oracle's numbers enter no training; the annotators who rated
+generated clips see with its eyes, so the reward model learned from labels that it had a part in. "recent" stands for
+VideoGen-RewardBench, "older" for GenAI-Bench (of which the paper takes the TA reward as overall, this page the sum).
 
 Settings were chosen on a seed of their own by the reward model's preference, four trials for each algorithm: {tuned or "not yet"}.
 

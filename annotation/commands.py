@@ -3,6 +3,7 @@
 import csv
 import json
 import secrets
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import yaml
 from .. import VideoAlignError
 from ..datamodules.ratings import COLUMNS
 from ..datamodules.shards import ShardSet, sha256
+from . import label_studio
 from .export import export
 from .overview import overview
 from .pairing import Pair, choose
@@ -20,15 +22,18 @@ from .store import Store
 
 def begin(
     videos: str, db: str, per_prompt: int = 3, shares: tuple[float, float] = (0.1, 0.1), seed: int = 0, protocol: str | None = None,
-    references: str | None = None,
+    references: str | None = None, select: str = "random", model: Sequence[str] = (), device: str = "auto",
 ) -> Store:  # fmt: skip
     """Start a round: choose the pairs and write the file.
 
     Args:
         videos: *videos* set with several sources per prompt. db: file to make. per_prompt, shares, seed: see :func:`.pairing.choose`.
         protocol: YAML with some of :class:`.protocol.Protocol`'s settings. references: CSV of the training round, with columns
-            ``key_A, key_B, VQ, MQ, TA``.
+            ``key_A, key_B, VQ, MQ, TA``. select: ``random``, or ``uncertain``: first the pairs that the reward models in
+            ``model`` (one or two folders) know least of; computed on ``device``.
     """
+    if (select == "uncertain") != bool(model):
+        raise VideoAlignError("--select uncertain needs --model, and --model needs --select uncertain")
     shards = ShardSet(videos, "videos")
     if shards.index.media != "mp4":
         raise VideoAlignError(f"--videos {videos} holds decoded frames; people need the set with mp4 files")
@@ -113,6 +118,15 @@ def _extra(name: str) -> Any:
         raise VideoAlignError(
             f"{name} is not installed; the page needs the extra: pip install 'videoalign[annotate]'"
         ) from None
+
+
+def import_label_studio(
+    file: str, videos: str, db: str, shares: tuple[float, float] = (0.1, 0.1), seed: int = 0, protocol: str | None = None, reviewer: Sequence[str] = (),
+) -> None:  # fmt: skip
+    """Read an export of Label Studio into a file of votes."""
+    rules = Protocol.of(_yaml(protocol)) if protocol else None
+    found = label_studio.import_label_studio(file, ShardSet(videos, "videos"), db, shares, seed, rules, tuple(reviewer))
+    print(f"{found['pairs']} pairs, {found['votes']} votes of {found['people']} people: {db}")
 
 
 def invite(db: str, name: str, role: str, url: str) -> None:

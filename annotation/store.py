@@ -365,6 +365,35 @@ class Store:
 
         return self._do(work)
 
+    def bring_in(self, votes: dict[int, Sequence[tuple[str, dict[str, str], Sequence[str], float]]]) -> int:
+        """Add votes that were collected elsewhere, all or none; returns how many.
+
+        Args:
+            votes: by pair, of (name, choices in the pair's own sides, flags, seconds). A person's second vote on a pair takes the
+                place of the first, as after an undo.
+        """
+
+        def work(session: Session) -> int:
+            people = {row.name: row for row in session.scalars(select(AnnotatorRow))}
+            count = 0
+            for pair_id, said in votes.items():
+                last: dict[str, VoteRow] = {}
+                for name, choices, flags, seconds in said:
+                    if name in last:
+                        session.add(UndoRow(vote_id=last[name].id, created=time.time()))
+                    row = VoteRow(
+                        pair_id=pair_id, annotator_id=people[name].id, occasion=0, attempt=last[name].attempt + 1 if name in last else 0,
+                        review=people[name].role == "reviewer", choices=json.dumps(choices), scores="{}", flags=json.dumps(sorted(flags)),
+                        swapped=False, seconds=seconds, created=time.time(),
+                    )  # fmt: skip
+                    session.add(row)
+                    session.flush()
+                    last[name] = row
+                    count += 1
+            return count
+
+        return self._do(work)
+
     def undo(self, annotator: Annotator) -> bool:
         """Take the person's last standing vote back, and show its pair again; whether there was one."""
 

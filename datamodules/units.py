@@ -107,7 +107,7 @@ class Board:
 
     def blocked(self) -> set[str]:
         """The failed units and all that need their results."""
-        found = {name for name in self.units if (self.out / WORK / f"{name}.failed").exists()}
+        found = {name for name in self.units if (self.out / WORK / f"{name}.failed").exists() and not self.done(name)}
         while more := {u.name for u in self.units.values() if u.name not in found and found & {*u.needs}}:
             found |= more
         return found
@@ -174,16 +174,22 @@ def _make(out: Path, unit: Unit) -> str:
     return ""
 
 
+def end_with_parent() -> None:
+    """Let this process end when the one that started it does, however that ended."""
+
+    def watch() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def _worker(out: Path, units: Callable[[], Sequence[Unit]], start: str, events: SimpleQueue) -> None:
     """Take units until all that can be done is done."""
     # A spawned process would spawn its own ones too: seconds of imports for every data loader.
     multiprocessing.set_start_method(start, force=True)
 
-    def orphaned() -> None:
-        multiprocessing.parent_process().join()
-        os._exit(1)
-
-    threading.Thread(target=orphaned, daemon=True).start()
+    end_with_parent()
     board = Board(out, units())
     while {unit.name for unit in board.left()} - board.blocked():
         with board.claim() as unit:
@@ -266,6 +272,9 @@ def work(out: str | Path, units: Callable[[], Sequence[Unit]], processes: int, t
         raise VideoAlignError(
             f"a working process ended with status {dead[0]} (killed, or out of memory?); the same command goes on"
         )
+    if left := board.left():  # of those that another call on this folder began or gave up
+        raise VideoAlignError(f"{len(left)} stages are not done, first {left[0].name}: another call's log says why, in {out / LOGS}; "
+                              "the same command tries again")  # fmt: skip
 
 
 def durations(out: Path, units: Sequence[Unit]) -> list[tuple[str, float]]:

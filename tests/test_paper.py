@@ -10,7 +10,7 @@ from scipy import stats
 
 from videoalign import VideoAlignError
 from videoalign.alignment.loop import LoopSize
-from videoalign.alignment.paper import TRIALS, TUNING, _same_size, units
+from videoalign.alignment.paper import TRIALS, TUNING, Paper, _same_size, paper, units
 from videoalign.alignment.paper_claims import BETAS, CLAIMS, GUIDES, ORACLE, POOLS, RM, SHARES, STRENGTHS, Interval
 from videoalign.alignment.paper_page import earlier, findings, over_seeds, verdicts, write_page
 from videoalign.datamodules.units import Board
@@ -123,7 +123,7 @@ def test_a_seed_without_a_cell_speaks_of_the_others_only(tmp_path):
 def test_the_page_has_every_cell_every_figure_and_the_numbers(tmp_path, capsys):
     for seed in range(2):
         seed_folder(tmp_path, seed, shift=0.01 * seed)
-    results = write_page(tmp_path, range(2))
+    results = write_page(tmp_path, range(2), LoopSize())
     text = (tmp_path / "RESULTS.md").read_text()
     assert [line[4] for line in text.splitlines() if line.startswith("## (")] == list("abcdefghij")
     figures = [part.split(")")[0] for part in text.split("](")[1:] if ".png" in part.split(")")[0]]
@@ -136,7 +136,7 @@ def test_the_page_has_every_cell_every_figure_and_the_numbers(tmp_path, capsys):
 
 def test_a_page_of_one_seed_decides_nothing(tmp_path):
     seed_folder(tmp_path, 0)
-    assert all(row["verdict"].startswith("undecided") for row in write_page(tmp_path, range(1))["verdicts"])
+    assert all(row["verdict"].startswith("undecided") for row in write_page(tmp_path, range(1), LoopSize())["verdicts"])
 
 
 def test_seeds_of_another_machine_join_the_page(tmp_path):
@@ -144,16 +144,16 @@ def test_seeds_of_another_machine_join_the_page(tmp_path):
     for seed in range(3):
         seed_folder(tmp_path / "there", seed, shift=0.001 * seed)
     seed_folder(tmp_path / "here", 3, shift=0.003)
-    write_page(tmp_path / "there", range(3))
+    write_page(tmp_path / "there", range(3), LoopSize())
     (tmp_path / "here/docs/results").mkdir(parents=True)
     shutil.copy(tmp_path / "there/docs/results/results.json", tmp_path / "here/docs/results")
-    results = write_page(tmp_path / "here", range(3, 4), earlier(tmp_path / "here"))
+    results = write_page(tmp_path / "here", range(3, 4), LoopSize())
     assert [*results["seeds"]] == [0, 1, 2, 3] and all(len(row["values"]) == 4 for row in results["verdicts"])
 
 
 def test_without_a_cell_there_is_no_page(tmp_path):
     with pytest.raises(VideoAlignError, match="no finished cell"):
-        write_page(tmp_path, range(2))
+        write_page(tmp_path, range(2), LoopSize())
     assert not (tmp_path / "RESULTS.md").exists()
 
 
@@ -168,7 +168,7 @@ def test_units_of_all_seeds_fit_together(tmp_path):
     board.mark_order = {name: place for place, name in enumerate(board.order)}
     assert all(board.mark_order[need] < board.mark_order[unit.name] for unit in made for need in unit.needs)
     tuned = [unit for unit in made if f"{TUNING}/tuned.json" in unit.needs]
-    assert len(tuned) > 2 * 30
+    assert len(tuned) > 2 * 20
 
 
 def test_every_algorithm_has_the_same_number_of_trials():
@@ -187,6 +187,41 @@ def test_cells_of_another_size_are_refused(tmp_path):
     _same_size(tmp_path, LoopSize())
     with pytest.raises(VideoAlignError, match="another size"):
         _same_size(tmp_path, LoopSize(reward=5))
+
+
+def test_guidance_is_reported_as_it_was_tuned():
+    """The same reward, weights and strengths: the cell samples whichever strength tuning chooses."""
+    made = Paper(Path("nowhere"), LoopSize(), 0)
+    tuned, cell = ({unit.name for unit in units} for units in (made.tuning(), made.generator_cells()))
+    strengths = {f"{s:g}" for s in STRENGTHS if s}
+    assert (
+        strengths
+        == {n.partition("nrg@")[2] for n in tuned if "nrg@" in n}
+        == {n.partition("even@")[2] for n in cell if "/even@" in n}
+    )
+    assert sum(GUIDES["even"][1].values()) == pytest.approx(1) and GUIDES["even"][0] == "noisy_reward"
+
+
+def test_with_settings_at_hand_nothing_is_tuned(tmp_path):
+    write_json(tmp_path / TUNING / "tuned.json", {})
+    left = Board(tmp_path, units(tmp_path, LoopSize(), range(1))).left()
+    assert left and not [unit.name for unit in left if unit.name.startswith(TUNING)]
+
+
+def test_seeds_of_another_size_or_settings_do_not_join(tmp_path):
+    seed_folder(tmp_path, 0)
+    write_page(tmp_path, range(1), LoopSize())
+    with pytest.raises(VideoAlignError, match="another size"):
+        earlier(tmp_path, LoopSize(reward=5))
+    write_json(tmp_path / TUNING / "tuned.json", {"sft": {"lr": 5.0}})
+    with pytest.raises(VideoAlignError, match="another tuned"):
+        earlier(tmp_path, LoopSize())
+
+
+@pytest.mark.parametrize("wrong", [{"seeds": 0}, {"first": -1}, {"first": 998, "seeds": 5}])
+def test_seeds_that_cannot_be_reported_are_refused(tmp_path, wrong):
+    with pytest.raises(VideoAlignError, match="seed 1000 is for tuning"):
+        paper(tmp_path, **wrong)
 
 
 def test_each_seed_needs_its_own_results_only():
