@@ -56,15 +56,15 @@ def import_label_studio(
         sources = tuple(str(contents[key].get("source") or "") for key in keys)
         pairs[keys] = Pair(prompt, keys, sources, splits[prompt])
         votes.setdefault(keys, []).extend(said)
-    if Path(db).exists():
-        raise VideoAlignError(f"--db {db} exists already; name a new file")
-    store = Store(db, create=True)
-    store.begin(list(pairs.values()), rules, sha256(videos.path / "index.json"))
     names = sorted({name for said in votes.values() for name, *_ in said})
     if unknown := set(reviewers) - set(names):
         raise VideoAlignError(
             f"reviewers {sorted(unknown)} voted on nothing in {path}; it names {', '.join(names[:8])}"
         )
+    if Path(db).exists():
+        raise VideoAlignError(f"--db {db} exists already; name a new file")
+    store = Store(db, create=True)
+    store.begin(list(pairs.values()), rules, sha256(videos.path / "index.json"))
     for name in names:
         store.invite(name, "reviewer" if name in reviewers else "annotator")
     count = store.bring_in({row.id: votes[row.key_a, row.key_b] for row in store.pairs()})
