@@ -528,6 +528,11 @@ def _parser() -> argparse.ArgumentParser:
         "--role", choices=("annotator", "reviewer"), default="annotator", help="reviewers decide where votes differ"
     )
     guest.add_argument("--url", default="http://127.0.0.1:8000", help="where the page is served")
+    trial = add(
+        "simulate", _annotate("simulate"), "measure in the miniature world what uncertain pairs first are worth", people
+    )
+    trial.add_argument("--out", default="runs/simulation", help="folder; finished stages in it are not repeated")
+    trial.add_argument("--seeds", type=_count(1), default=3, help="how many")
     revoke = add("revoke", _annotate("revoke"), "make a person's link worthless", people)
     revoke.add_argument("name", help="of the person")
     status = add("status", _annotate("status"), "print progress, agreement and people as JSON", people)

@@ -46,19 +46,19 @@ STEPS = 12
 
 @dataclass(frozen=True, kw_only=True)
 class LoopSize:
-    """How long everything is trained and how much is sampled; the defaults take about ten minutes on two cores."""
+    """How long everything is trained and how much is sampled; the defaults take about eleven minutes on two cores."""
 
     world: WorldSize = field(default_factory=WorldSize)
     """What is rendered."""
-    captions: int = 700
+    captions: int = 800
     """Steps of caption pre-training."""
-    reward: int = 700
+    reward: int = 800
     """Steps of the reward model."""
-    generated: int = 200
+    generated: int = 250
     """Further steps on pairs of generated clips."""
     autoencoder: int = 400
     """Steps of the autoencoder."""
-    generator: int = 900
+    generator: int = 1000
     """Steps of the generator."""
     noisy: int = 300
     """Steps of the reward on noisy latents."""

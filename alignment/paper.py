@@ -45,8 +45,6 @@ SHARED = {"reg": "reg", "bt": "bt", "btt": "btt"}
 TA_ONLY = Weights(VQ=0.0, MQ=0.0, TA=1.0)
 SWEEP_RATE = 2.5e-4
 """Learning rate of the sweep of beta."""
-SIZE = LoopSize(captions=800, reward=800, generated=250, generator=1000)
-"""Somewhat longer than the demo's, for which somebody waits."""
 NOISES = 16
 """Per prompt in every comparison."""
 
@@ -305,7 +303,7 @@ def paper(
     Returns:
         What is saved as ``OUT/docs/results/results.json``.
     """
-    out, size = Path(out).resolve(), size or SIZE
+    out, size = Path(out).resolve(), size or LoopSize()
     chosen = range(first, first + seeds)
     if seeds < 1 or first < 0 or TUNING_SEED in chosen:
         raise VideoAlignError(

@@ -129,6 +129,13 @@ def import_label_studio(
     print(f"{found['pairs']} pairs, {found['votes']} votes of {found['people']} people: {db}")
 
 
+def simulate(out: str, seeds: int) -> None:
+    """Compare the two orders in the miniature world."""
+    from .simulate import simulate as run
+
+    run(out, seeds)
+
+
 def invite(db: str, name: str, role: str, url: str) -> None:
     """Print a person's link."""
     print(f"{url.rstrip('/')}/a/{Store(db).invite(name, role)}")

@@ -3,6 +3,7 @@
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -110,6 +111,17 @@ class VideoDecoder:
         return Video(raw.key, number, prompt_of(raw.record(), raw.name), self.reader(raw)[0])
 
 
+def read_keys(path: str | Path) -> set[str]:
+    """Keys of a file, one a line."""
+    try:
+        keys = {line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines()} - {""}
+    except (OSError, UnicodeDecodeError) as error:
+        raise VideoAlignError(f"data.train_keys {path} cannot be read ({error})") from None
+    if not keys:
+        raise VideoAlignError(f"data.train_keys {path} holds no key")
+    return keys
+
+
 class VideoPairs(L.LightningDataModule):
     """Streams rated pairs for training, held-out pairs and benchmark videos for validation.
 
@@ -127,6 +139,7 @@ class VideoPairs(L.LightningDataModule):
         seed: of order and swaps.
         train_share: share of the training pairs that is used, for learning curves. Which ones, their keys say: a smaller
             share is part of a larger one, whatever the seed.
+        train_keys: file with a key a line: of the training pairs only these are used.
     """
 
     def __init__(
@@ -142,19 +155,22 @@ class VideoPairs(L.LightningDataModule):
         max_dropped: float = 0.001,
         seed: int = 0,
         train_share: float = 1.0,
+        train_keys: str | None = None,
     ) -> None:
         super().__init__()
         at_least(1, batch_size=batch_size, val_batch_size=val_batch_size)
         at_least(0, workers=workers, shuffle_buffer=shuffle_buffer)
         if not 0 <= max_dropped < 1:
             raise VideoAlignError(f"data.max_dropped is a share in [0, 1), got {max_dropped}")
+        if train_keys and train_share != 1:
+            raise VideoAlignError("data.train_keys and data.train_share both choose training pairs; set one of them")
         if not 0 < train_share <= 1:
             raise VideoAlignError(f"data.train_share is a share in (0, 1], got {train_share}")
         self.paths = {"train": train, "val": val}
         self.benchmark_paths = benchmarks or {}
         self.batch_size, self.val_batch_size = batch_size, val_batch_size or batch_size
         self.workers, self.swap, self.shuffle_buffer = workers, swap, shuffle_buffer
-        self.max_dropped, self.seed, self.train_share = max_dropped, seed, train_share
+        self.max_dropped, self.seed, self.train_share, self.train_keys = max_dropped, seed, train_share, train_keys
         self.processor: RewardProcessor | None = None
 
     def setup(self, stage: str) -> None:
@@ -172,12 +188,17 @@ class VideoPairs(L.LightningDataModule):
         return ShardSet(self.paths[which], "pairs")
 
     def _chosen(self, shards: ShardSet) -> ShardSet | Kept:
-        """The share of the training pairs that is used; exactly so many, by a draw for each key."""
-        if self.train_share == 1:
+        """The training pairs that are used: all, those of a list, or exactly a share, by a draw for each key."""
+        if self.train_share == 1 and not self.train_keys:
             return shards
         contents = list(shards.contents())
-        drawn = sorted(contents, key=lambda content: draw_seed("share", content.key))
-        chosen = {content.key for content in drawn[: max(1, round(self.train_share * len(contents)))]}
+        if self.train_keys:
+            chosen = read_keys(self.train_keys)
+            if missing := chosen - {content.key for content in contents}:
+                raise VideoAlignError(f"data.train_keys {self.train_keys}: {shards.path} has no pair {min(missing)!r}")
+        else:
+            drawn = sorted(contents, key=lambda content: draw_seed("share", content.key))
+            chosen = {content.key for content in drawn[: max(1, round(self.train_share * len(contents)))]}
         return Kept(shards, (content for content in contents if content.key in chosen))
 
     def _loader(

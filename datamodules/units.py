@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
@@ -275,6 +275,17 @@ def work(out: str | Path, units: Callable[[], Sequence[Unit]], processes: int, t
     if left := board.left():  # of those that another call on this folder began or gave up
         raise VideoAlignError(f"{len(left)} stages are not done, first {left[0].name}: another call's log says why, in {out / LOGS}; "
                               "the same command tries again")  # fmt: skip
+
+
+def leading_to(units: Sequence[Unit], names: Iterable[str]) -> list[Unit]:
+    """Of some units these, and all that they need."""
+    by_name, todo, wanted = {unit.name: unit for unit in units}, list(names), set()
+    while todo:
+        name = todo.pop()
+        if name not in wanted:
+            wanted.add(name)
+            todo += by_name[name].needs
+    return [unit for unit in units if unit.name in wanted]
 
 
 def durations(out: Path, units: Sequence[Unit]) -> list[tuple[str, float]]:

@@ -18,12 +18,15 @@ from PIL import Image
 from videoalign.alignment.demo import demo
 from videoalign.alignment.loop import ALIGNED, LoopSize
 from videoalign.alignment.paper import TRIALS, TUNING, Paper
+from videoalign.annotation.simulate import Simulation
 from videoalign.datamodules.oracle import Oracle
 from videoalign.datamodules.shards import ShardSet
 from videoalign.datamodules.world import WorldSize
 from videoalign.models.files import write_json
+from videoalign.models.flow import draw_seed
 from videoalign.models.generator import load_generator
 from videoalign.models.noisy_reward import NoisyReward
+from videoalign.models.preference import probabilities
 
 pytestmark = pytest.mark.slow
 
@@ -231,6 +234,32 @@ def test_tuning_takes_what_the_reward_model_prefers(cells):
     paper._choose()
     tuned = json.loads((out / "chosen/tuned.json").read_text())
     assert all(tuned[name] == trials[2] for name, trials in TRIALS.items()) and tuned["nrg"] == {"strength": 30.0}
+
+
+def test_uncertain_pairs_first_are_what_the_last_model_did_not_know(finished):
+    """Choices grow from round to round; both orders begin alike; the last model's ties come first."""
+    out, _, _ = finished
+    simulation = Simulation(out, toy_size(), 0, labels=(24, 36), pool=60)
+    units = simulation.units()
+    for unit in units:
+        if not (out / unit.name).exists():
+            unit.run()
+    keys = {
+        name: (out / f"active/{name}.txt").read_text().split() for name in ("start-24", "random-36", "uncertain-36")
+    }
+    assert (
+        keys["random-36"][:24] == keys["uncertain-36"][:24] == keys["start-24"] and len({*keys["uncertain-36"]}) == 36
+    )
+    pool = sorted(
+        (content.key for content in ShardSet(out / "world/train").contents()), key=lambda key: draw_seed(0, "pool", key)
+    )[:60]
+    rest = [key for key in pool if key not in keys["start-24"]]
+    ties = probabilities(simulation._margins("active/start-24", rest), 5.0)[..., 1].mean(1)
+    assert {*keys["uncertain-36"][24:]} == {rest[i] for i in ties.topk(12).indices}
+    found = simulation.found()
+    assert found["random"][24] == found["uncertain"][24] and all(
+        0 <= v <= 1 for row in found.values() for v in row.values()
+    )
 
 
 def liked(value):

@@ -254,6 +254,51 @@ def test_without_exchange(data: Path, processor: RewardProcessor) -> None:
             check(batch, straight, dict.fromkeys(straight, False), processor)
 
 
+def trained_on(load: object) -> list[str]:
+    """Keys of one epoch."""
+    return [key for batch in load for key in batch["keys"]]
+
+
+def test_a_share_of_the_training_pairs(data: Path, processor: RewardProcessor) -> None:
+    """Exactly so many, whole and undamaged; smaller shares are parts of larger ones, whatever the seed; held-out pairs are all there."""
+    straight, seen = on_disk(data, processor), {}
+    for share in (0.25, 0.5, 1.0):
+        for seed in (0, 1):
+            options = {
+                "train": str(data / "pairs"),
+                "val": str(data / "pairs"),
+                "train_share": share,
+                "batch_size": 3,
+                "seed": seed,
+            }
+            pairs = module(processor, swap=False, **options)
+            loads = [pairs.train_dataloader() for _ in range(2)]
+            keys = {*trained_on(loads[0])}
+            assert len(keys) == 12 * share and {*trained_on(loads[0])} == keys
+            for batch in loads[1]:
+                check(batch, straight, dict.fromkeys(straight, False), processor)
+            seen[share, seed] = keys
+            assert len(trained_on(pairs.val_dataloader()[0])) == 12
+    assert seen[0.25, 0] < seen[0.5, 0] < seen[1.0, 0] and all(seen[s, 0] == seen[s, 1] for s in (0.25, 0.5, 1.0))
+
+
+def test_listed_training_pairs(tmp_path: Path, data: Path, processor: RewardProcessor) -> None:
+    keys = sorted(on_disk(data, processor))[3:9]
+    (tmp_path / "keys.txt").write_text("\n".join(keys) + "\n\n")
+    options = {"train": str(data / "pairs"), "train_keys": str(tmp_path / "keys.txt")}
+    assert sorted(trained_on(module(processor, **options).train_dataloader())) == keys
+    (tmp_path / "keys.txt").write_text("nowhere\n")
+    with pytest.raises(VideoAlignError, match="has no pair 'nowhere'"):
+        module(processor, **options).train_dataloader()
+    for wrong in ("", None):
+        if wrong is None:
+            (tmp_path / "keys.txt").unlink()
+        else:
+            (tmp_path / "keys.txt").write_text(wrong)
+        with pytest.raises(VideoAlignError, match=r"data\.train_keys"):
+            module(processor, **options).train_dataloader()
+
+
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_validation_batches(data: Path, processor: RewardProcessor, world: int) -> None:
     straight, seen, numbers = on_disk(data, processor), [], []
@@ -316,6 +361,8 @@ REFUSED = {
     "workers": {"workers": -1},
     "shuffle_buffer": {"shuffle_buffer": -1},
     "max_dropped": {"max_dropped": 1.0},
+    "train_share": {"train_share": 0.0},
+    "train_keys and data.train_share": {"train_keys": "keys.txt", "train_share": 0.5},
 }
 
 

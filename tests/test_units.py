@@ -14,7 +14,7 @@ import filelock
 import pytest
 
 from videoalign import VideoAlignError
-from videoalign.datamodules.units import WORK, Board, Unit, work
+from videoalign.datamodules.units import WORK, Board, Unit, leading_to, work
 
 sys.path.insert(0, str(Path(__file__).parent))  # spawned processes inherit it
 from unit_makers import broken, chain, empty, loud, many
@@ -97,6 +97,12 @@ def test_a_locked_unit_is_left_to_whoever_holds_it(tmp_path):
         assert {first.name, second.name} == {*board.order}
         with board.claim() as third:
             assert third is None
+
+
+def test_what_leads_to_a_result(tmp_path):
+    units = [*chain(tmp_path, "abc"), Unit("other", "", print)]
+    assert [unit.name for unit in leading_to(units, ["b"])] == ["a", "b"]
+    assert leading_to(units, []) == []
 
 
 def test_names_are_told_apart():

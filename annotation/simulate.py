@@ -1,0 +1,174 @@
+"""What a label is worth: reward models trained on few labels of the miniature world, chosen at random or by what the last one did
+not know (:mod:`.select`).
+"""
+
+import os
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import torch
+
+from ..alignment.bench import score_set
+from ..alignment.inference import Source, predicting
+from ..alignment.loop import Loop, LoopSize
+from ..alignment.paper_claims import Interval
+from ..alignment.reward_model import RewardModel
+from ..datamodules.shards import ShardSet
+from ..datamodules.units import Unit, leading_to, work
+from ..models.files import read_json, write_json
+from ..models.flow import draw_seed
+from ..models.preference import DIMENSIONS
+from .select import uncertainty
+
+LABELS = (150, 300, 600, 1200)
+"""Rated pairs that are paid for, in rounds."""
+ORDERS = ("random", "uncertain")
+POOL = 2400
+"""Pairs that could be rated."""
+
+
+class Simulation(Loop):
+    """The units of one seed.
+
+    Args: see :class:`~videoalign.alignment.loop.Loop`. labels: of the rounds. pool: pairs that could be rated.
+    """
+
+    def __init__(self, *args: Any, labels: Iterable[int] = LABELS, pool: int = POOL, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.labels, self.pool = tuple(labels), pool
+
+    def units(self) -> list[Unit]:
+        """Choices, trainings and benchmarks of both orders."""
+        made, ends = self.base(whole=False), []
+        for order in ORDERS:
+            for round_, count in enumerate(self.labels):
+                # the first round has no model to ask: both orders begin alike
+                name = f"active/{order}-{count}" if round_ else f"active/start-{count}"
+                if f"{self.place}{name}" in {unit.name for unit in made}:
+                    continue
+                before = f"active/{order if round_ > 1 else 'start'}-{self.labels[round_ - 1]}" if round_ else ""
+                needs = [before] if before and order == "uncertain" else []
+                made.append(self.unit(f"{name}.txt", f"choosing {count} pairs: {order}", 25 if needs else 1, ("world", *needs),
+                                      self._choose, name, order, count, before))  # fmt: skip
+                steps = max(1, round(self.size.reward * (count / self.size.world.train) ** 0.3))
+                trained = self.reward_model(name, f"training a reward model on {count} pairs: {order}", trainer__max_steps=steps,
+                                            trainer__val_check_interval=steps, data__init_args__benchmarks={},
+                                            data__init_args__train_keys=self.folder / f"{name}.txt",
+                                            data__init_args__batch_size=max(1, min(24, count)))  # fmt: skip
+                made.append(
+                    Unit(
+                        trained.name,
+                        trained.text,
+                        trained.run,
+                        (*trained.needs, f"{self.place}{name}.txt"),
+                        trained.cost,
+                    )
+                )
+                made.append(self.unit(f"{name}.bench", f"benchmarking {name}", 6, (name, "world"), self.bench, f"{name}.bench", name,
+                                      ("world/recent",)))  # fmt: skip
+                ends.append(f"{self.place}{name}.bench")
+        return leading_to(made, ends)
+
+    def _choose(self, name: str, order: str, count: int, before: str) -> None:
+        """Write the keys of the pairs that are rated by now: a later round has all of an earlier one's."""
+        drawn = sorted((content.key for content in ShardSet(self.folder / "world/train").contents()),
+                       key=lambda key: draw_seed(self.seed, "pool", key))[: self.pool]  # fmt: skip
+        if order == "random" or not before:
+            chosen = drawn[:count]
+        else:
+            chosen = (self.folder / f"{before}.txt").read_text().split()
+            rest = [key for key in drawn if key not in set(chosen)]
+            unsure = uncertainty([self._margins(before, rest)], [])
+            chosen += [rest[i] for i in unsure.argsort(descending=True)[: count - len(chosen)].tolist()]
+        path = self.folder / f"{name}.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial_ = path.with_suffix(".partial")
+        partial_.write_text("\n".join(chosen))
+        partial_.replace(path)
+
+    def _margins(self, model: str, keys: list[str]) -> torch.Tensor:
+        """(N, D) raw rewards of A minus those of B."""
+        network = Source(model=str(self.folder / model)).load()
+        sides = [f"{key}.{side}" for key in keys for side in "ab"]
+        shards = ShardSet(self.folder / "world/train")
+        raw = score_set(
+            predicting("cpu", [], False), RewardModel(network), shards, sides, self.folder / f"{model}.pool", 48, 1
+        )
+        return -raw.unflatten(0, (-1, 2)).diff(dim=1).squeeze(1)
+
+    def found(self) -> dict[str, dict[int, float]]:
+        """Mean accuracy without ties over VQ, MQ and TA by order and number of labels."""
+        result: dict[str, dict[int, float]] = {}
+        for order in ORDERS:
+            for round_, count in enumerate(self.labels):
+                name = f"active/{order if round_ else 'start'}-{count}.bench"
+                rows = read_json(self.folder / name / "accuracies.json", "a finished simulation")["recent"]
+                result.setdefault(order, {})[count] = sum(rows[d]["without_ties"] for d in DIMENSIONS) / len(DIMENSIONS)
+        return result
+
+
+def units(out: Path, size: LoopSize, seeds: int, labels: tuple[int, ...], pool: int) -> list[Unit]:
+    """All of all seeds."""
+    return [
+        unit
+        for seed in range(seeds)
+        for unit in Simulation(out, size, seed, f"seed{seed}", labels=labels, pool=pool).units()
+    ]
+
+
+def simulate(
+    out: str, seeds: int = 3, size: LoopSize | None = None, labels: tuple[int, ...] = LABELS, pool: int = POOL
+) -> dict[str, Any]:
+    """Train both orders on all seeds; print a table, and save it with a chart as ``OUT/simulation.json`` and ``.png``.
+
+    Args:
+        out: folder; finished stages in it are not repeated. seeds: how many. size: of the world and the trainings.
+        labels, pool: see :data:`LABELS` and :data:`POOL`.
+    """
+    folder, size = Path(out).resolve(), size or LoopSize()
+    cores = os.cpu_count() or 1
+    work(folder, partial(units, folder, size, seeds, labels, pool), cores)
+    of_seed = [Simulation(folder, size, seed, f"seed{seed}", labels=labels, pool=pool).found() for seed in range(seeds)]
+    curves = {
+        order: {count: Interval(tuple(one[order][count] for one in of_seed)) for count in labels} for order in ORDERS
+    }
+    gains = {
+        count: Interval(tuple(one["uncertain"][count] - one["random"][count] for one in of_seed))
+        for count in labels[1:]
+    }
+    print(f"{'labels':>8}  {'random':>16}  {'uncertain first':>16}  {'difference':>16}")
+    for count in labels:
+        cells = (
+            str(curves["random"][count]),
+            str(curves["uncertain"][count]),
+            str(gains[count]) if count in gains else "",
+        )
+        print(f"{count:>8}  " + "  ".join(f"{cell:>16}" for cell in cells))
+    result = {
+        "accuracy": {order: {count: list(i.values) for count, i in curve.items()} for order, curve in curves.items()}, "seeds": seeds,
+    }  # fmt: skip
+    write_json(folder / "simulation.json", result)
+    figure, axis = plt.subplots(figsize=(6, 3.6), layout="constrained")
+    for order, curve in curves.items():
+        halves = [i.half if seeds > 1 else 0 for i in curve.values()]
+        axis.errorbar(list(curve), [i.mean for i in curve.values()], yerr=halves, marker="o", capsize=3, label=order)
+    axis.set_xscale("log")
+    axis.set_xticks(labels, [str(count) for count in labels])
+    axis.minorticks_off()
+    axis.set(
+        xlabel="rated pairs",
+        ylabel="mean accuracy without ties",
+        title=f"Which pair next? ({seeds} seeds, 95 % intervals)",
+    )
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend()
+    figure.savefig(folder / "simulation.png", dpi=110)
+    plt.close(figure)
+    print(f"saved in {folder}: simulation.json and .png")
+    return result
