@@ -126,13 +126,15 @@ def _losses() -> list[Claim]:
     ]
 
 
-def _shares() -> list[Claim]:
-    def mean(loss: str, share: float) -> Callable[[Found], float]:
-        name = loss if share == 1 else f"{loss}-{100 * share:g}"
-        return _mean([accuracy(name, "recent", d) for d in DIMENSIONS])
+def of_share(loss: str, share: float) -> Callable[[Found], float]:
+    """Mean accuracy over the dimensions, without ties, of a reward model that was trained on a share of the pairs."""
+    name = loss if share == 1 else f"{loss}-{100 * share:g}"
+    return _mean([accuracy(name, "recent", d) for d in DIMENSIONS])
 
+
+def _shares() -> list[Claim]:
     return [Claim("b", f"BT above regression with {share:.0%} of the pairs", "above throughout (points not readable)",
-                  _less(mean("bt", share), mean("reg", share))) for share in (*SHARES, 1.0)]  # fmt: skip
+                  _less(of_share("bt", share), of_share("reg", share))) for share in (*SHARES, 1.0)]  # fmt: skip
 
 
 def _prompts() -> list[Claim]:

@@ -19,7 +19,21 @@ from ..models.files import read_json, write_json
 from ..models.preference import DIMENSIONS, OVERALL
 from .comparison import COLUMNS
 from .loop import LoopSize
-from .paper_claims import BETAS, CLAIMS, GUIDES, ORACLE, POOLS, RM, SHARES, STRENGTHS, Found, Interval, accuracy, wins
+from .paper_claims import (
+    BETAS,
+    CLAIMS,
+    GUIDES,
+    ORACLE,
+    POOLS,
+    RM,
+    SHARES,
+    STRENGTHS,
+    Found,
+    Interval,
+    accuracy,
+    of_share,
+    wins,
+)
 
 FIGURES = "docs/results"
 """Of the figures and the numbers behind them, beside RESULTS.md."""
@@ -139,7 +153,7 @@ def _claims(rows: Sequence[dict[str, Any]]) -> str:
                 row["claim"],
                 row["paper"],
                 f"{row['mean']:+.3f}{half}",
-                f"**{row['verdict']}**" if "un" not in row["verdict"] else row["verdict"],
+                f"**{row['verdict']}**" if not row["verdict"].startswith("undecided") else row["verdict"],
             ]
         )
     return _table(["claim", "the paper", "here: difference", "verdict"], body)
@@ -157,15 +171,10 @@ def _models(found: Mapping[int, Found]) -> str:
 
 
 def _shares(found: Mapping[int, Found]) -> str:
-    rows = []
-    for share in (*SHARES, 1.0):
-        names = [loss if share == 1 else f"{loss}-{100 * share:g}" for loss in ("bt", "reg")]
-        rows.append([f"{share:.0%}", *(_cell(found, _mean_accuracy(name)) for name in names)])
+    rows = [
+        [f"{share:.0%}", *(_cell(found, of_share(loss, share)) for loss in ("bt", "reg"))] for share in (*SHARES, 1.0)
+    ]
     return _table(["pairs", "BT", "regression"], rows)
-
-
-def _mean_accuracy(name: str) -> Callable[[Found], float]:
-    return lambda f: sum(f["reward models"][name]["recent"][d]["without_ties"] for d in DIMENSIONS) / len(DIMENSIONS)
 
 
 def _prompts(found: Mapping[int, Found]) -> str:
@@ -201,7 +210,7 @@ def _guided(found: Mapping[int, Found]) -> str:
     strength = next((f["tuned"]["nrg"]["strength"] for f in found.values() if "tuned" in f), None)
     if strength is None:
         return ""
-    arms = {f"{name}@{strength:g}": f"{name} ({', '.join(f'{d} {w:g}' for d, w in weights.items())}; {reward.split('_')[0]} reward)"
+    arms = {f"{name}@{strength:g}": f"{name} ({', '.join(f'{d} {w:.2g}' for d, w in weights.items())}; {reward.split('_')[0]} reward)"
             for name, (reward, weights) in GUIDES.items()}  # fmt: skip
     paper = {f"{name}@{strength:g}": row for name, row in PAPER_GUIDED.items()}
     return f"At strength {strength:g}, which tuning chose (the paper's numbers are for its own strength 100):\n\n{_arms(found, 'nrg', arms, paper)}"
@@ -266,9 +275,7 @@ def _share_figure(found: Mapping[int, Found]) -> Figure:
         "Accuracy over the share of training pairs", "share of the pairs", "mean accuracy without ties"
     )
     for loss, words in (("bt", "BT"), ("reg", "regression")):
-        _curve(
-            axis, found, (*SHARES, 1.0), lambda s, n=loss: _mean_accuracy(n if s == 1 else f"{n}-{100 * s:g}"), words
-        )
+        _curve(axis, found, (*SHARES, 1.0), lambda s, n=loss: of_share(n, s), words)
     axis.set_xscale("log")
     axis.legend()
     return figure
