@@ -117,7 +117,8 @@ def compare(
     judges = _Judges(reward_model, oracle, texts, sampling, workers, device)
     judged: dict[str, Judged] = {}
     for number, (name, arm) in enumerate(every.items(), 1):
-        print(f"arm {number} of {len(every)}: {name}", flush=True)
+        if not (folder / VIDEOS / name).exists():
+            print(f"arm {number} of {len(every)}: {name}", flush=True)
         sample_arm(folder, name, arm, generator, prompts, sampling, samples, device)
         judged[name] = judges(folder / VIDEOS / name, texts, samples)
     found = found_of(judged, curves)

@@ -23,7 +23,7 @@ def agreement(votes: Mapping[int, Sequence[Vote]], column: str) -> dict[str, flo
         votes on the same pair of videos that are equal. ``ties``: share of votes for "same". ``votes``: how many.
     """
     units = [
-        [vote.choices[column] for vote in of_pair if not vote.review and column in vote.choices]
+        [vote.choices[column] for vote in of_pair if not vote.review and not vote.flags and column in vote.choices]
         for of_pair in votes.values()
     ]
     counts = np.array(

@@ -39,7 +39,7 @@ def begin(
         raise VideoAlignError(f"--videos {videos} holds decoded frames; people need the set with mp4 files")
     rules = Protocol.of(_yaml(protocol) if protocol else {})
     contents = list(shards.contents())
-    training = _references(references, {content.key: content for content in contents}) if references else []
+    training = _references(references, {content.key: content for content in contents}, rules) if references else []
     taken = {key for pair, _ in training for key in pair.keys}
     pairs = choose([content for content in contents if content.key not in taken], per_prompt, shares, seed)
     if Path(db).exists():
@@ -64,7 +64,7 @@ def _yaml(path: str) -> dict[str, Any]:
     return found
 
 
-def _references(path: str, contents: dict) -> list[tuple[Pair, dict[str, str]]]:
+def _references(path: str, contents: dict, rules: Protocol) -> list[tuple[Pair, dict[str, str]]]:
     """Training pairs and their right choices."""
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
@@ -74,7 +74,7 @@ def _references(path: str, contents: dict) -> list[tuple[Pair, dict[str, str]]]:
     found = []
     for number, row in enumerate(rows, 2):
         keys = row.get("key_A") or "", row.get("key_B") or ""
-        choices = {column: row[column] for column in COLUMNS if row.get(column)}
+        choices = {column: row[column] for column in rules.columns if row.get(column)}  # of others nobody is asked
         if missing := [key for key in keys if key not in contents]:
             raise VideoAlignError(f"--references {path}, line {number}: there is no video {missing[0]!r} in the set")
         if not choices or not {*choices.values()} <= {*CHOICES}:
@@ -149,7 +149,8 @@ def revoke(db: str, name: str) -> None:
 
 def status(db: str) -> None:
     """Print where the round stands, as JSON."""
-    print(json.dumps(overview(Store(db)), indent=1, ensure_ascii=False, default=str))
+    found = json.loads(json.dumps(overview(Store(db))), parse_constant=lambda name: None)  # JSON has no NaN
+    print(json.dumps(found, indent=1, ensure_ascii=False))
 
 
 def write(db: str, videos: str, out: str) -> None:

@@ -73,7 +73,7 @@ def _record(row: PairRow, decision: Decision, votes: list[Vote], contents: dict[
 
 def _mean_scores(votes: list[Vote], side: str) -> dict[str, float]:
     """Mean of the independent annotators' scores of one video, where there are any."""
-    rows = [vote.scores.get(side, {}) for vote in votes if not vote.review]
+    rows = [vote.scores.get(side, {}) for vote in votes if not vote.review and not vote.flags]
     return {d: round(sum(given) / len(given), 3) for d in DIMENSIONS if (given := [row[d] for row in rows if d in row])}
 
 

@@ -13,9 +13,10 @@ extension, are keys of the *videos* set) and whose labelling interface asks for 
 """
 
 import json
+import re
 from pathlib import Path, PurePosixPath
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 from .. import VideoAlignError
 from ..datamodules.ratings import COLUMNS
@@ -90,6 +91,8 @@ def _task(
     data = task.get("data") or {}
     where = f"task {task.get('id', number)}"
     keys = tuple(_key(data.get(name), where, name) for name in ("video_a", "video_b"))
+    # uploads have eight random characters before their names
+    keys = tuple(key if key in contents else re.sub(r"^[0-9a-f]{8}-", "", key) for key in keys)
     if missing := [key for key in keys if key not in contents]:
         raise VideoAlignError(f"{where}: there is no video {missing[0]!r} in the set")
     prompt = contents[keys[0]].get("prompt")
@@ -102,7 +105,7 @@ def _task(
         choices, flags = _choices(annotation.get("result") or [], where)
         if not flags and (lacking := [c for c in protocol.columns if c not in choices]):
             raise VideoAlignError(f"{where}: an annotation lacks a choice in {', '.join(lacking)}")
-        said.append((_name(annotation), choices, flags, float(annotation.get("lead_time") or 0)))
+        said.append((_name(annotation, where), choices, flags, float(annotation.get("lead_time") or 0)))
     return prompt, keys, said
 
 
@@ -125,10 +128,15 @@ def _choices(result: list[dict[str, Any]], where: str) -> tuple[dict[str, str], 
 def _key(value: Any, where: str, name: str) -> str:
     if not isinstance(value, str) or not value:
         raise VideoAlignError(f"{where}: data.{name} is missing")
-    return PurePosixPath(unquote(urlsplit(value).path)).stem
+    parts = urlsplit(value)
+    path = parse_qs(parts.query).get("d", [unquote(parts.path)])[0]  # local files stand in ?d=
+    return PurePosixPath(path).stem
 
 
-def _name(annotation: dict[str, Any]) -> str:
+def _name(annotation: dict[str, Any], where: str) -> str:
     """Who made an annotation: an e-mail address or a number, as the export has it."""
     who = annotation.get("completed_by")
-    return str((who.get("email") or who.get("id")) if isinstance(who, dict) else who)
+    who = (who.get("email") or who.get("id")) if isinstance(who, dict) else who
+    if who is None:
+        raise VideoAlignError(f"{where}: an annotation does not say who made it (completed_by)")
+    return str(who)

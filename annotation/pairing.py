@@ -98,7 +98,11 @@ def choose(
 
 
 def _source(content: Content) -> str:
-    return str(content.record.get("source") or "")
+    """What made a video; without it nobody knows whether two are of different sources."""
+    source = content.record.get("source")
+    if not isinstance(source, str) or not source:
+        raise VideoAlignError(f"{content.name}: the record names no source, which pairs to rate must differ in")
+    return source
 
 
 def _sources(a: Content, b: Content) -> tuple[str, ...]:

@@ -101,21 +101,23 @@ class Decision:
 
 
 def decide(votes: Sequence[Vote], protocol: Protocol) -> Decision:
-    """The labels of a pair, or what is missing. Unanimous columns stand; of the others the reviewer's choice is final."""
+    """The labels of a pair, or what is missing. Unanimous columns stand; of the others the reviewer's choice is final.
+
+    Enough flags drop a pair, a reviewer's at once; fewer bring it before the reviewer, as a disagreement does.
+    """
     first = [vote for vote in votes if not vote.review]
     reviews = [vote for vote in votes if vote.review]
-    flags = Counter(flag for vote in votes for flag in vote.flags)
-    # a reviewer's word is final in this too
+    flags = Counter(flag for vote in first for flag in {*vote.flags})
     for flag, limit in (("unsafe", protocol.unsafe_votes), ("broken", protocol.broken_votes)):
         if (flag in reviews[-1].flags) if reviews else flags[flag] >= limit:
             return Decision(flag, {})
-    counted = [vote for vote in first if not vote.flags]
-    if len(counted) < protocol.votes and not reviews:
+    if len(first) < protocol.votes:
         return Decision("open", {})
+    counted = [vote for vote in first if not vote.flags]
     labels, differ = {}, False
     for column in protocol.columns:
         said = {vote.choices[column] for vote in counted if column in vote.choices}
-        if len(said) == 1:
+        if len(said) == 1 and len(counted) >= protocol.votes:
             labels[column] = said.pop()
         elif reviews and column in reviews[-1].choices:
             labels[column] = reviews[-1].choices[column]

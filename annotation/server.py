@@ -27,6 +27,8 @@ from .store import Annotator, RefusedVote, StorageError, Store, VideoAlignError
 HERE = Path(__file__).parent
 CHUNK = 1 << 18
 """Bytes of a video that are read at once."""
+LARGEST = 1 << 14
+"""Bytes of a post."""
 WORDS = {"VQ": "Visual quality", "MQ": "Motion quality", "TA": "Text alignment", "Overall": "Overall"}
 HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'; form-action 'self'; base-uri 'none'",
@@ -65,8 +67,12 @@ def make_app(store: Store, videos: ShardSet, admin: str) -> FastAPI:
     @app.middleware("http")
     async def guard(request: Request, call_next: Callable) -> Response:
         """Posts come from our own pages alone; answers say so to browsers."""
-        if request.method not in ("GET", "HEAD") and not _own(request):
-            return JSONResponse({"error": "this came from another site"}, 403)
+        if request.method not in ("GET", "HEAD"):
+            if not _own(request):
+                return JSONResponse({"error": "this came from another site"}, 403)
+            size = request.headers.get("content-length", "")
+            if not size.isdigit() or int(size) > LARGEST:
+                return JSONResponse({"error": f"a vote is at most {LARGEST} bytes long, and says how long it is"}, 413)
         response = await call_next(request)
         for name, value in HEADERS.items():
             response.headers.setdefault(name, value)
@@ -108,7 +114,7 @@ def make_app(store: Store, videos: ShardSet, admin: str) -> FastAPI:
     @app.get("/a/{token}/video/{ticket}/{side}")
     def video(request: Request, ticket: str, side: str, annotator: Known) -> Response:
         found = store.shown(annotator)
-        if found is None or not secrets.compare_digest(found.ticket, ticket) or side not in ("left", "right"):
+        if found is None or found.ticket != ticket or side not in ("left", "right"):
             raise HTTPException(404, "there is no such video on your screen")
         return _ranged(contents[found.left if side == "left" else found.right], request.headers.get("range"))
 
@@ -142,7 +148,7 @@ def _own(request: Request) -> bool:
 def _ranged(content: Content, wanted: str | None) -> Response:
     """A video, or the part of it that a browser asks for (RFC 9110, section 14)."""
     start, size = content.spans["mp4"]
-    headers = {"Accept-Ranges": "bytes"}
+    headers = {"Accept-Ranges": "bytes", "Cache-Control": "private, max-age=3600"}  # its address holds the ticket
     first, last, status = 0, size - 1, 200
     if wanted and (match := re.fullmatch(r"bytes=(\d*)-(\d*)", wanted.strip())) and (match[1] or match[2]):
         if match[1]:

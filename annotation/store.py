@@ -155,7 +155,7 @@ class Store:
     def __init__(self, path: str | Path, create: bool = False) -> None:
         self.path = Path(path)
         if not create and not self.path.is_file():
-            raise VideoAlignError(f"--db {path}: there is no such file; `videoalign annotate init` makes one")
+            raise VideoAlignError(f"--db {path}: there is no such file; `videoalign annotate begin` makes one")
         if create and not self.path.parent.is_dir():
             raise VideoAlignError(f"--db {path}: there is no folder {self.path.parent}")
         engine = create_engine(f"sqlite:///{self.path}")
@@ -169,7 +169,7 @@ class Store:
                 version = session.get(Meta, "version")
                 if version is None and not create:
                     raise VideoAlignError(
-                        f"--db {path} is no file of annotations; `videoalign annotate init` makes one"
+                        f"--db {path} is no file of annotations; `videoalign annotate begin` makes one"
                     )
                 if version is not None and json.loads(version.value) != VERSION:
                     raise VideoAlignError(f"--db {path} is of version {version.value}, this release reads {VERSION}")
@@ -249,7 +249,7 @@ class Store:
     # --- people ---------------------------------------------------------------------------------------------------
 
     def invite(self, name: str, role: str = "annotator") -> str:
-        """Add a person; returns the secret of the link, which is shown once and not kept."""
+        """Add a person, or give somebody whose link was revoked a new one; returns the secret of the link, which is not kept."""
         if role not in ROLES:
             raise VideoAlignError(f"role {role!r} is unknown; choose one of {', '.join(ROLES)}")
         if not name.strip():
@@ -257,9 +257,15 @@ class Store:
         token = secrets.token_urlsafe(24)
 
         def work(session: Session) -> None:
-            if session.scalar(select(AnnotatorRow).where(AnnotatorRow.name == name)):
-                raise VideoAlignError(f"there is a {name!r} already; revoke that link or take another name")
-            session.add(AnnotatorRow(name=name, role=role, token=_hash(token)))
+            known = session.scalar(select(AnnotatorRow).where(AnnotatorRow.name == name))
+            if known is None:
+                session.add(AnnotatorRow(name=name, role=role, token=_hash(token)))
+            elif known.revoked and known.role == role:
+                known.token, known.revoked = _hash(token), False
+            else:
+                raise VideoAlignError(
+                    f"there is a {name!r} already ({known.role}); revoke that link or take another name"
+                )
 
         self._do(work)
         return token
@@ -344,7 +350,7 @@ class Store:
 
         def work(session: Session) -> dict[str, str] | None:
             hold = session.get(HoldRow, annotator.id)
-            if hold is None or not secrets.compare_digest(hold.ticket, ticket):
+            if hold is None or hold.ticket != ticket:
                 raise RefusedVote(
                     "this pair is not on your screen any more: it was rated already, or in another window"
                 )
@@ -354,7 +360,7 @@ class Store:
                 VoteRow.pair_id == row.id, VoteRow.annotator_id == annotator.id, VoteRow.occasion == hold.occasion))  # fmt: skip
             session.add(VoteRow(
                 pair_id=row.id, annotator_id=annotator.id, occasion=hold.occasion, attempt=attempt, review=annotator.role == "reviewer",
-                choices=json.dumps(said), scores=json.dumps(rated), flags=json.dumps(sorted(flags)), swapped=hold.swapped,
+                choices=json.dumps(said), scores=json.dumps(rated), flags=json.dumps(sorted({*flags})), swapped=hold.swapped,
                 seconds=time.time() - hold.since, created=time.time(),
             ))  # fmt: skip
             session.delete(hold)
@@ -399,7 +405,8 @@ class Store:
 
         def work(session: Session) -> bool:
             row = session.scalar(
-                select(VoteRow).outerjoin(UndoRow).where(VoteRow.annotator_id == annotator.id, UndoRow.vote_id.is_(None))
+                select(VoteRow).outerjoin(UndoRow)
+                .where(VoteRow.annotator_id == annotator.id, UndoRow.vote_id.is_(None), VoteRow.occasion >= 0)  # training showed its answer
                 .order_by(VoteRow.id.desc()).limit(1)
             )  # fmt: skip
             if row is None:
@@ -498,7 +505,7 @@ def _swapped(annotator: int, pair: int, occasion: int) -> bool:
 def _next(session: Session, annotator: Annotator, protocol: Protocol) -> tuple[int, int] | None:
     """The next pair of a person and its occasion."""
     own = session.execute(
-        select(VoteRow.pair_id, VoteRow.occasion, VoteRow.choices, PairRow.reference, VoteRow.id)
+        select(VoteRow.pair_id, VoteRow.occasion, VoteRow.choices, VoteRow.flags, PairRow.reference, VoteRow.id)
         .join(PairRow).outerjoin(UndoRow)
         .where(VoteRow.annotator_id == annotator.id, UndoRow.vote_id.is_(None)).order_by(VoteRow.id)
     ).all()  # fmt: skip
@@ -523,7 +530,7 @@ def _next(session: Session, annotator: Annotator, protocol: Protocol) -> tuple[i
         votes = standing.get(row.id, [])
         if row.id in mine or decide(votes, protocol).state != "open":
             continue
-        missing = protocol.votes - sum(not vote.flags for vote in votes) - held.get(row.id, 0)
+        missing = protocol.votes - sum(not vote.review for vote in votes) - held.get(row.id, 0)
         if missing > 0 and (best is None or missing < best[0]):  # pairs that others began are finished first
             best = missing, row.id
             if missing == 1:
@@ -550,7 +557,8 @@ def _repetition(own: Sequence[Any], annotator: Annotator, protocol: Protocol) ->
     """Now and then a pair that the person rated a while ago."""
     done = [vote.pair_id for vote in own if vote.occasion == 0]
     repeated = {vote.pair_id for vote in own if vote.occasion == 1}
-    candidates = [pair for pair in done[: -protocol.repeat_after] if pair not in repeated]
+    flagged = {vote.pair_id for vote in own if json.loads(vote.flags)}  # nobody sees those twice
+    candidates = [pair for pair in done[: -protocol.repeat_after] if pair not in repeated | flagged]
     if not candidates or len(repeated) + 1 > protocol.repeats * (len(done) + len(repeated) + 1):
         return None
     drawn = hashlib.sha256(f"{annotator.id} {len(done)} again".encode()).digest()

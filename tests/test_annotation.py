@@ -80,6 +80,11 @@ def test_one_source_alone_is_nothing_to_compare():
         choose(world(names="a"), 2)
 
 
+def test_a_video_without_a_source_is_refused():
+    with pytest.raises(VideoAlignError, match="names no source"):
+        choose([content("a", "p", "x"), content("b", "p", "")], 1)
+
+
 def test_prompts_with_few_videos_give_what_they_have():
     contents = [content("a", "short", "x"), content("b", "short", "y"), *world(prompts=1)]
     assert Counter(pair.prompt for pair in choose(contents, 9)) == {"short": 1, "prompt 0": 9}
@@ -108,9 +113,17 @@ def test_of_columns_in_which_votes_differ_the_reviewer_decides():
 def test_an_unsafe_pair_is_dropped_unless_the_reviewer_says_otherwise():
     votes = [said("A", "A", "A"), said(flags=("unsafe",)), said("A", "A", "A")]
     assert decide(votes, Protocol()) == Decision("unsafe", {})
-    assert decide(votes, Protocol(unsafe_votes=2)).state == "open"  # a flagged vote counts for nothing else
-    assert decide([*votes, said("A", "B", "A", review=True)], Protocol()).state == "done"
+    assert decide(votes, Protocol(unsafe_votes=2)).state == "review"  # too few for dropping it, too few for a label
+    twice = [said("A", "A", "A"), said(flags=("unsafe", "unsafe")), said("A", "A", "A")]
+    assert decide(twice, Protocol(unsafe_votes=2)).state == "review"  # one person counts once
+    assert decide([*votes, said("A", "B", "A", review=True)], Protocol()).labels == {"VQ": "A", "MQ": "B", "TA": "A"}
     assert decide([said("A", "A", "A")] * 3 + [said(flags=("broken",), review=True)], Protocol()).state == "broken"
+
+
+def test_a_vote_that_is_taken_back_after_the_review_opens_the_pair_again():
+    votes = [said("A", "A", "A"), said("B", "A", "A"), said("A", "A", "A"), said("same", "A", "A", review=True)]
+    assert decide(votes, Protocol()).labels["VQ"] == "same"
+    assert decide(votes[1:], Protocol()).state == "open"
 
 
 def test_flipping_twice_is_nothing():
@@ -293,6 +306,14 @@ def test_a_revoked_link_opens_nothing(store):
         store.revoke("b")
 
 
+def test_a_lost_link_is_replaced_by_a_new_one_of_the_same_person(store):
+    old = store.who(store.invite("a"))
+    store.revoke("a")
+    with pytest.raises(VideoAlignError, match="already"):
+        store.invite("a", "reviewer")
+    assert store.who(store.invite("a")) == old
+
+
 def test_links_are_kept_as_hashes_only(store):
     token = store.invite("a")
     assert token.encode() not in b"".join(path.read_bytes() for path in store.path.parent.glob("votes.db*"))
@@ -332,7 +353,7 @@ def test_work_begins_when_the_training_round_is_passed(tmp_path):
             choices = in_pair(store, task, dict.fromkeys(COLUMNS, "B" if wrong else "A"))
             reference = store.vote(who, task.ticket, choices)
             assert (reference == choices) is not wrong
-    assert store.task(who).kind == "work"
+    assert store.task(who).kind == "work" and not store.undo(who)  # the answers were shown: they stay
     assert store.votes() == {} and len(store.decisions()) == 3  # training counts for nothing else
 
 

@@ -22,6 +22,7 @@ from videoalign import VideoAlignError
 from videoalign.annotation.commands import begin
 from videoalign.annotation.export import export
 from videoalign.annotation.label_studio import import_label_studio
+from videoalign.annotation.protocol import flipped
 from videoalign.annotation.server import make_app
 from videoalign.annotation.store import Store
 from videoalign.cli import main
@@ -150,7 +151,7 @@ def test_answers_forbid_frames_and_referrers(round_):
 
 @pytest.mark.parametrize(
     ("change", "status"),
-    [({"choices": {**GOOD, "VQ": "C"}}, 409), ({"choices": {}}, 409), ({"ticket": "forged"}, 409), ({"flags": ["rude"]}, 409),
+    [({"choices": {**GOOD, "VQ": "C"}}, 409), ({"choices": {}}, 409), ({"ticket": "forged"}, 409), ({"ticket": "é"}, 409), ({"flags": ["rude"]}, 409),
      ({"scores": {"A": {"VQ": 9}}}, 409), ({"choices": "A"}, 422), ({"scores": {"A": {"VQ": "x"}}}, 422), ({"ticket": "x" * 100}, 422)],
 )  # fmt: skip
 def test_forged_votes_are_refused(round_, change, status):
@@ -159,6 +160,11 @@ def test_forged_votes_are_refused(round_, change, status):
     sent = {"ticket": task_of(client, token)["ticket"], "choices": GOOD, **change}
     answer = client.post(f"/a/{token}/vote", json=sent)
     assert answer.status_code == status and store.votes() == {}
+
+
+def test_long_posts_are_refused_unread(round_):
+    store, client = round_
+    assert client.post(f"/a/{store.invite('a')}/vote", content=b" " * 20_000).status_code == 413
 
 
 def test_a_second_vote_takes_an_undo(round_):
@@ -265,7 +271,7 @@ def test_two_annotators_and_a_reviewer_at_the_keyboard(served, videos, tmp_path)
         name: f"{url}/a/{store.invite(name, role)}"
         for name, role in (("ann", "annotator"), ("bob", "annotator"), ("rev", "reviewer"))
     }
-    ready = "document.querySelector('#prompt').textContent.startsWith('a ') && [...document.querySelectorAll('video')].every(v => v.readyState > 1)"
+    ready = "!busy && document.querySelector('#prompt').textContent.startsWith('a ') && [...document.querySelectorAll('video')].every(v => v.readyState > 1)"
     mine = "Number(document.querySelector('#progress').textContent.split(' ')[0])"
     with Chrome() as chrome:
         chrome.open(links["ann"])
@@ -284,7 +290,7 @@ def test_two_annotators_and_a_reviewer_at_the_keyboard(served, videos, tmp_path)
                 chrome.key(key)
             chrome.key("Enter")
             if number == 2:  # took the wrong one
-                chrome.until(f"{mine} == 3")
+                chrome.until(f"{ready} && {mine} == 3")
                 chrome.key("u")
                 chrome.until(f"{ready} && {mine} == 2")
                 for key in "368":
@@ -304,6 +310,16 @@ def test_two_annotators_and_a_reviewer_at_the_keyboard(served, videos, tmp_path)
             for key in ["1", "4", "7", "Enter"]:
                 chrome.key(key)
         chrome.until("!document.querySelector('#done').hidden")
+    kept = store.votes()
+    for pair in store.pairs():  # what was pressed, turned as the sides were
+        ann = next(vote for vote in kept[pair.id] if vote.annotator == "ann")
+        assert ann.flags == ("unsafe",) or sorted(ann.choices.items()) in [
+            sorted(c.items())
+            for pressed in (GOOD, {"VQ": "B", "MQ": "B", "TA": "same"})
+            for c in (pressed, flipped(pressed))
+        ]
+    again = [v for votes in kept.values() for v in votes if v.annotator == "ann" and v.choices.get("TA") == "same"]
+    assert len(again) == 1 and again[0].choices["VQ"] == again[0].choices["MQ"]  # the vote after the undo
     decisions = store.decisions()
     assert Counter(d.state for d in decisions.values()) == {"done": 9, "unsafe": 1}
     main(["annotate", "export", "--db", str(db), "--videos", str(videos), "--out", str(tmp_path / "out")])
@@ -431,7 +447,8 @@ def studio(videos, change=None):
             "video_a": f"/data/local-files/?d={a}.mp4",
             "video_b": f"s3://bucket/{b}.mp4",
         }
-        data["video_a"] = f"https://host/files/{a}.mp4?token=1"
+        if number % 2:
+            data |= {"video_a": f"https://host/files/{a}.mp4?token=1", "video_b": f"/data/upload/1/1a2b3c4d-{b}.mp4"}
         tasks.append({"id": number, "data": data, "annotations": annotations})
     if change:
         change(tasks)
@@ -455,6 +472,7 @@ def test_label_studios_ratings_become_the_same_pairs(videos, tmp_path):
      (lambda t: t[1]["data"].update(video_b=t[2]["data"]["video_b"]), "task 1: videos"),
      (lambda t: t[2]["annotations"][0]["result"].pop(), "task 2: an annotation lacks a choice in TA"),
      (lambda t: t[2]["annotations"][0]["result"][0]["value"].update(choices=["C"]), "task 2: VQ is"),
+     (lambda t: t[2]["annotations"][0].pop("completed_by"), "task 2: an annotation does not say who"),
      (lambda t: t.clear(), "no list of tasks")],
 )  # fmt: skip
 def test_exports_that_are_something_else_are_refused(videos, tmp_path, change, message):

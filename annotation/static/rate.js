@@ -7,7 +7,7 @@ const videos = [$("left"), $("right")];
 const rows = [...document.querySelectorAll("fieldset[data-column]")];
 const CHOICE = {}; // key -> [column, choice]
 rows.forEach((row, i) => row.querySelectorAll(".choice").forEach((button, j) => {
-  const key = { 0: "123", 1: "456", 2: "789", 3: "-0=" }[i][j];
+  const key = { 0: "123", 1: "456", 2: "789", 3: "0-=" }[i][j];
   CHOICE[key] = [row.dataset.column, button.dataset.choice];
   button.querySelector("kbd").textContent = key;
 }));
@@ -19,7 +19,7 @@ async function ask(path, body) {
   };
   const answer = await fetch(here + path, options);
   const found = await answer.json().catch(() => ({}));
-  if (!answer.ok) throw new Error(found.error || found.detail || `the server answered ${answer.status}`);
+  if (!answer.ok) throw Object.assign(new Error(found.error || found.detail || `the server answered ${answer.status}`), { status: answer.status });
   return found;
 }
 
@@ -38,7 +38,7 @@ async function show() {
   state = { choices: {}, flags: new Set() };
   document.querySelectorAll("select").forEach((select) => { select.value = ""; });
   draw();
-  if (!task) return;
+  if (!task) { setTimeout(() => task || show().catch(() => {}), 20000); return; } // there may be more soon
   videos.forEach((video) => { video.src = `${here}/video/${task.ticket}/${video.id}`; video.loop = false; });
   await Promise.all(videos.map((video) => new Promise((ready) => {
     video.onloadeddata = ready;
@@ -55,8 +55,8 @@ function draw() {
   $("send").disabled = busy || !task || !(state.flags.size || rows.every((row) => state.choices[row.dataset.column]));
 }
 
-function choose(column, choice) { state.choices[column] = choice; draw(); }
-function flag(name) { state.flags.has(name) ? state.flags.delete(name) : state.flags.add(name); draw(); }
+function choose(column, choice) { if (!task) return; state.choices[column] = choice; draw(); }
+function flag(name) { if (!task) return; state.flags.has(name) ? state.flags.delete(name) : state.flags.add(name); draw(); }
 
 // --- two videos in step: the left one leads ---
 const pressed = (id) => $(id).getAttribute("aria-pressed") === "true";
@@ -70,6 +70,7 @@ function play(on) {
 const playing = () => videos.some((video) => !video.paused && !video.ended);
 
 function step(frames) {
+  if (!task) return;
   play(false);
   const now = videos[0].currentTime + frames / task.fps;
   videos.forEach((video) => { video.currentTime = Math.min(Math.max(now, 0), video.duration || 0); });
@@ -99,19 +100,29 @@ async function send() {
     const answer = await ask("/vote", { ticket: task.ticket, choices: state.choices, scores, flags: [...state.flags] });
     const wrong = answer.reference ? Object.entries(answer.reference).filter(([c, right]) => state.choices[c] !== right) : [];
     if (answer.reference && wrong.length) {
-      say("Reference: " + wrong.map(([c, right]) => `${settings.words[c]}: ${right}`).join(", "), "bad");
+      say("Reference for the last pair: " + wrong.map(([c, right]) => `${settings.words[c]}: ${right}`).join(", "), "bad");
     } else say(answer.reference ? "As the reference has it." : "", "good");
-    busy = false;
-    await show();
-  } catch (error) { busy = false; say(error.message, "bad"); draw(); }
+  } catch (error) {
+    say(error.message, "bad");
+    if (error.status !== 409) { busy = false; draw(); return; } // try again; a dead ticket brings a new pair instead
+  }
+  await next();
+}
+
+async function next() {
+  try { await show(); } catch (error) { say(`the next pair did not come: ${error.message}; reload the page`, "bad"); }
+  busy = false;
+  draw();
 }
 
 async function undo() {
+  busy = true;
+  draw();
   try {
     const answer = await ask("/undo", {});
     say(answer.undone ? "Taken back; rate it again." : "There is nothing to take back.");
-    await show();
   } catch (error) { say(error.message, "bad"); }
+  await next();
 }
 
 function guideline() { const d = $("guideline"); d.open ? d.close() : d.showModal(); }
@@ -122,6 +133,8 @@ const ACTIONS = {
 };
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || event.target.tagName === "SELECT") return;
+  if (event.repeat && !event.key.startsWith("Arrow")) return; // a key that is held down is pressed once
+  if ((event.key === " " || event.key === "Enter") && event.target.closest("button, summary, a")) return; // that is pressed
   if ($("guideline").open && event.key !== "h") return;
   const action = ACTIONS[event.key] || (CHOICE[event.key] && (() => choose(...CHOICE[event.key])));
   if (!action || (busy && event.key !== "h")) return;
@@ -129,9 +142,11 @@ document.addEventListener("keydown", (event) => {
   action();
 });
 for (const [id, key] of Object.entries({ play: " ", back: "ArrowLeft", forward: "ArrowRight", loop: "l", slow: "s", full: "f", help: "h", undo: "u", send: "Enter" })) {
-  $(id).addEventListener("click", () => { ACTIONS[key](); $(id).blur(); });
+  $(id).addEventListener("click", (event) => { if (!busy || key === "h") ACTIONS[key](); if (event.detail) $(id).blur(); });
 }
 rows.forEach((row) => row.querySelectorAll(".choice").forEach((button) =>
-  button.addEventListener("click", () => { choose(row.dataset.column, button.dataset.choice); button.blur(); })));
-document.querySelectorAll(".flag").forEach((button) => button.addEventListener("click", () => { flag(button.dataset.flag); button.blur(); }));
+  button.addEventListener("click", (event) => { choose(row.dataset.column, button.dataset.choice); if (event.detail) button.blur(); })));
+document.querySelectorAll(".flag").forEach((button) => button.addEventListener("click", (event) => { flag(button.dataset.flag); if (event.detail) button.blur(); }));
+document.querySelectorAll("select").forEach((select) => select.addEventListener("change", () => select.blur()));
+if (!document.documentElement.requestFullscreen) $("full").hidden = true;
 show().catch((error) => say(error.message, "bad"));
