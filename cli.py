@@ -539,6 +539,7 @@ def _parser() -> argparse.ArgumentParser:
     write = add("export", _annotate("write"), "write the decided pairs as shards, with a data card", people)
     write.add_argument("--videos", required=True, help="the set that was rated")
     write.add_argument("--out", required=True, help="folder to make")
+    write.add_argument("--names", action="store_true", help="call people by their names, not by numbers")
     for sub in (guest, revoke, status, write, labels):
         sub.add_argument("--db", required=True, help="file of votes")
     pools, loaders = (*imports, kinds.choices["encode-frames"], sprites), (score, bench, relabel)

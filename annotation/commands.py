@@ -153,8 +153,8 @@ def status(db: str) -> None:
     print(json.dumps(found, indent=1, ensure_ascii=False))
 
 
-def write(db: str, videos: str, out: str) -> None:
+def write(db: str, videos: str, out: str, names: bool = False) -> None:
     """Export the decided pairs; print what was written."""
-    card = export(Store(db), ShardSet(videos, "videos"), out)
+    card = export(Store(db), ShardSet(videos, "videos"), out, names)
     print("\n".join(f"{Path(out) / split}: {count} pairs" for split, count in card["exported"].items()))
     print(f"{Path(out) / 'card.md'}: agreement, labels, protocol")

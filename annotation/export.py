@@ -16,10 +16,15 @@ from .protocol import Decision, Vote
 from .store import PairRow, Store
 
 
-def export(store: Store, videos: ShardSet, out: str | Path) -> dict[str, Any]:
-    """Write ``OUT/train`` and ``OUT/validation`` (*pairs*), ``OUT/benchmark`` (*videos* + ``pairs.csv``), and ``OUT/card.md`` and ``.json``.
+def export(store: Store, videos: ShardSet, out: str | Path, names: bool = False) -> dict[str, Any]:
+    """Write ``OUT/train`` and ``OUT/validation`` (*pairs*), ``OUT/benchmark`` (*videos* + ``pairs.csv``), ``OUT/votes.jsonl``, and
+    ``OUT/card.md`` and ``.json``.
 
-    Only decided pairs are written; unsafe and broken ones are counted. Every single vote stays in the pairs' JSON.
+    Only decided pairs are written; unsafe and broken ones are counted. Their votes stand in the pairs' JSON, and every vote that
+    ever came (of all pairs, repetitions, training, taken back) in ``votes.jsonl``.
+
+    Args:
+        names: call people by their names; otherwise they are numbers.
 
     Returns:
         What the card says.
@@ -35,6 +40,8 @@ def export(store: Store, videos: ShardSet, out: str | Path) -> dict[str, Any]:
         raise VideoAlignError(f"no pair of {store.path} is decided yet, so there is nothing to export")
     contents = {content.key: content for content in videos.contents()}
     columns = store.protocol.columns
+    called = {person["name"]: person["name"] if names else f"person-{person['id']:03d}" for person in store.people()}
+    by_id = {person["id"]: called[person["name"]] for person in store.people()}
     with new_folder(out) as folder:
         for split, rows in decided.items():
             if split == "benchmark":
@@ -43,23 +50,33 @@ def export(store: Store, videos: ShardSet, out: str | Path) -> dict[str, Any]:
                 with ShardWriter(folder / split, "pairs") as writer:
                     for row, decision in rows:
                         media = {"a": contents[row.key_a].read("mp4"), "b": contents[row.key_b].read("mp4")}
-                        writer.write(f"{row.id:07d}", media, _record(row, decision, votes.get(row.id, []), contents))
+                        writer.write(
+                            f"{row.id:07d}", media, _record(row, decision, votes.get(row.id, []), contents, called)
+                        )
         labels = [decision.labels for rows in decided.values() for _, decision in rows]
+        found = overview(store)
+        del found["queue"]
         card = {
-            **overview(store), "exported": {split: len(rows) for split, rows in decided.items()},
+            **found, "people": [{**person, "name": called[person["name"]]} for person in found["people"]],
+            "exported": {split: len(rows) for split, rows in decided.items()},
             "labels": {c: dict(Counter(label[c] for label in labels)) for c in columns},
         }  # fmt: skip
+        with open(folder / "votes.jsonl", "w", encoding="utf-8") as file:
+            for vote in store.history():
+                file.write(json.dumps({**vote, "annotator": by_id[vote["annotator"]]}, ensure_ascii=False) + "\n")
         write_json(folder / "card.json", card)
         (folder / "card.md").write_text(_card(card, labels), encoding="utf-8")
     return card
 
 
-def _record(row: PairRow, decision: Decision, votes: list[Vote], contents: dict[str, Content]) -> dict[str, Any]:
+def _record(
+    row: PairRow, decision: Decision, votes: list[Vote], contents: dict[str, Content], called: dict[str, str]
+) -> dict[str, Any]:
     both = {"A": contents[row.key_a].record, "B": contents[row.key_b].record}
     record: dict[str, Any] = {
         "prompt": row.prompt, "labels": decision.labels, "sources": {"A": row.source_a, "B": row.source_b},
         "keys": {"A": row.key_a, "B": row.key_b},
-        "votes": [{"annotator": v.annotator, "choices": v.choices, "scores": v.scores, "flags": list(v.flags), "review": v.review,
+        "votes": [{"annotator": called[v.annotator], "choices": v.choices, "scores": v.scores, "flags": list(v.flags), "review": v.review,
                    "seconds": round(v.seconds, 2)} for v in votes],
     }  # fmt: skip
     for name in ("fps", "num_frames"):

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sqlalchemy import ForeignKey, UniqueConstraint, create_engine, event, func, select
+from sqlalchemy import Engine, ForeignKey, UniqueConstraint, create_engine, event, func, select
 from sqlalchemy.exc import DatabaseError, OperationalError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
@@ -158,14 +158,12 @@ class Store:
             raise VideoAlignError(f"--db {path}: there is no such file; `videoalign annotate begin` makes one")
         if create and not self.path.parent.is_dir():
             raise VideoAlignError(f"--db {path}: there is no folder {self.path.parent}")
-        engine = create_engine(f"sqlite:///{self.path}")
-        event.listen(engine, "connect", _pragmas)
-        event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
-        self.engine, self._session = engine, sessionmaker(engine, expire_on_commit=False)
+        self.engine, self._reading = (self._open(how) for how in ("BEGIN IMMEDIATE", "BEGIN"))
+        self._writers, self._readers = (sessionmaker(e, expire_on_commit=False) for e in (self.engine, self._reading))
         with self._errors():
             if create:
-                _Base.metadata.create_all(engine)
-            with self._session() as session:
+                _Base.metadata.create_all(self.engine)
+            with self._readers() as session:
                 version = session.get(Meta, "version")
                 if version is None and not create:
                     raise VideoAlignError(
@@ -173,6 +171,13 @@ class Store:
                     )
                 if version is not None and json.loads(version.value) != VERSION:
                     raise VideoAlignError(f"--db {path} is of version {version.value}, this release reads {VERSION}")
+
+    def _open(self, begin: str) -> Engine:
+        """A way into the file: writers take its lock at once, so that what they read stays true; readers wait for nobody."""
+        engine = create_engine(f"sqlite:///{self.path}")
+        event.listen(engine, "connect", _pragmas)
+        event.listen(engine, "begin", lambda connection: connection.exec_driver_sql(begin))
+        return engine
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
@@ -191,8 +196,13 @@ class Store:
             raise StorageError(f"{self.path}: {error.orig}") from None
 
     def _do(self, work: Callable[[Session], X]) -> X:
-        """One transaction."""
-        with self._errors(), self._session.begin() as session:
+        """One transaction that writes."""
+        with self._errors(), self._writers.begin() as session:
+            return work(session)
+
+    def _see(self, work: Callable[[Session], X]) -> X:
+        """One that reads."""
+        with self._errors(), self._readers.begin() as session:
             return work(session)
 
     # --- the round ------------------------------------------------------------------------------------------------
@@ -229,7 +239,7 @@ class Store:
 
     def fact(self, name: str) -> Any:
         """A fact about the round."""
-        return json.loads(self._do(lambda session: session.get_one(Meta, name).value))
+        return json.loads(self._see(lambda session: session.get_one(Meta, name).value))
 
     @property
     def protocol(self) -> Protocol:
@@ -289,11 +299,11 @@ class Store:
             row = session.scalar(select(AnnotatorRow).where(AnnotatorRow.token == _hash(token)))
             return Annotator(row.id, row.name, row.role) if row and not row.revoked else None
 
-        return self._do(work)
+        return self._see(work)
 
     def people(self) -> list[dict[str, Any]]:
         """Everyone, with roles."""
-        return self._do(
+        return self._see(
             lambda s: [
                 {"id": r.id, "name": r.name, "role": r.role, "revoked": r.revoked}
                 for r in s.scalars(select(AnnotatorRow))
@@ -304,10 +314,12 @@ class Store:
 
     def task(self, annotator: Annotator) -> Task | None:
         """The pair that this person sees now: the one on the screen, or the next one; None where there is nothing to do."""
+        if on_screen := self.shown(annotator):
+            return on_screen
         protocol = self.protocol
 
         def work(session: Session) -> Task | None:
-            hold = session.get(HoldRow, annotator.id)
+            hold = session.get(HoldRow, annotator.id)  # another window may have been faster
             if hold is None:
                 chosen = _next(session, annotator, protocol)
                 if chosen is None:
@@ -327,7 +339,7 @@ class Store:
             hold = session.get(HoldRow, annotator.id)
             return _task(session, hold, annotator) if hold else None
 
-        return self._do(work)
+        return self._see(work)
 
     def vote(
         self, annotator: Annotator, ticket: str, choices: dict[str, str], scores: dict[str, dict[str, int]] | None = None,
@@ -434,17 +446,32 @@ class Store:
             return {"mine": len(mine), "last_hour": sum(c > time.time() - 3600 for c in mine), "pairs": len(ids),
                     "open": states.count("open"), "review": states.count("review")}  # fmt: skip
 
-        return self._do(work)
+        return self._see(work)
 
     # --- what is known --------------------------------------------------------------------------------------------
 
     def pairs(self) -> list[PairRow]:
         """All pairs, training ones too."""
-        return self._do(lambda session: list(session.scalars(select(PairRow).order_by(PairRow.id))))
+        return self._see(lambda session: list(session.scalars(select(PairRow).order_by(PairRow.id))))
+
+    def history(self) -> list[dict[str, Any]]:
+        """Every vote that ever came, taken back or not, as JSON: what agreement is computed from."""
+
+        def work(session: Session) -> list[dict[str, Any]]:
+            query = select(VoteRow, PairRow, UndoRow.created).join(PairRow).outerjoin(UndoRow).order_by(VoteRow.id)
+            return [
+                {"pair": row.pair_id, "keys": {"A": pair.key_a, "B": pair.key_b}, "split": pair.split, "annotator": row.annotator_id,
+                 "occasion": row.occasion, "review": row.review, "choices": json.loads(row.choices), "scores": json.loads(row.scores),
+                 "flags": json.loads(row.flags), "swapped": row.swapped, "seconds": round(row.seconds, 2), "created": row.created,
+                 "taken_back": undone}
+                for row, pair, undone in session.execute(query)
+            ]  # fmt: skip
+
+        return self._see(work)
 
     def votes(self, occasion: int = 0) -> dict[int, list[Vote]]:
         """Standing votes by pair."""
-        return self._do(lambda session: _standing(session, occasion))
+        return self._see(lambda session: _standing(session, occasion))
 
     def decisions(self) -> dict[int, Decision]:
         """What stands of each pair of real work."""
@@ -455,7 +482,7 @@ class Store:
             ids = session.scalars(select(PairRow.id).where(PairRow.reference.is_(None)))
             return {i: decide(votes.get(i, []), protocol) for i in ids}
 
-        return self._do(work)
+        return self._see(work)
 
 
 class StorageError(VideoAlignError):

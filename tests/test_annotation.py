@@ -417,10 +417,11 @@ def test_a_locked_file_says_so(store, monkeypatch):
     holder = sqlite3.connect(store.path, isolation_level=None, check_same_thread=False)
     holder.execute("BEGIN IMMEDIATE")
     monkeypatch.setattr("videoalign.annotation.store.BUSY_MS", 100)
-    fresh = Store.__new__(Store)
     try:
+        fresh = Store(store.path)  # reading waits for nobody
+        assert fresh.task(who) == task and fresh.votes() == {}
         with pytest.raises(StorageError, match="locked: another program"):
-            Store.__init__(fresh, store.path)
+            fresh.vote(who, task.ticket, GOOD)
     finally:
         holder.execute("ROLLBACK")
         holder.close()

@@ -327,11 +327,14 @@ def test_two_annotators_and_a_reviewer_at_the_keyboard(served, videos, tmp_path)
     assert not [*verify(shards)] and shards.index.samples == 9
     for content in shards.contents():
         votes = content.record["votes"]
-        assert [v["annotator"] for v in votes] == ["ann", "bob", "rev"] and set(votes[1]["choices"].values()) == {
-            "same"
-        }
+        assert [v["annotator"] for v in votes] == ["person-001", "person-002", "person-003"] and set(
+            votes[1]["choices"].values()
+        ) == {"same"}
         assert len(set(content.record["sources"].values())) == 2
+    every = [json.loads(line) for line in (tmp_path / "out/votes.jsonl").read_text().splitlines()]
+    assert len(every) == 11 + 9 + 9 and sum(vote["taken_back"] is not None for vote in every) == 1
     card = json.loads((tmp_path / "out/card.json").read_text())
+    assert "ann" not in {person["name"] for person in card["people"]}
     assert (
         card["states"] == {"done": 9, "unsafe": 1}
         and card["exported"] == {"train": 9}
