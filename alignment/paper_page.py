@@ -248,19 +248,32 @@ def _pools() -> dict[str, str]:
 # --- figures ------------------------------------------------------------------------------------------------------------
 
 
-def _curve(axis: Axes, found: Mapping[int, Found], places: Sequence[float], of: Callable[[float], Callable[[Found], float]], label: str, **style: Any) -> None:  # fmt: skip
-    """Means over seeds with intervals, where there are any."""
+LEAST = 3
+"""Seeds from which an interval is drawn; of fewer each seed is a point."""
+
+
+def _spread(rows: Sequence[Interval]) -> list[float]:
+    """Half widths to draw."""
+    return [row.half if len(row.values) >= LEAST else 0.0 for row in rows]
+
+
+def _curve(
+    axis: Axes, found: Mapping[int, Found], places: Sequence[float], of: Callable[[float], Callable[[Found], float]], label: str, **style: Any
+) -> None:  # fmt: skip
+    """Means over seeds, with intervals or the seeds themselves."""
     known = [(place, interval) for place in places if (interval := over_seeds(found, of(place)))]
-    halves = [interval.half if math.isfinite(interval.half) else 0 for _, interval in known]
-    axis.errorbar(
-        [place for place, _ in known],
-        [i.mean for _, i in known],
-        yerr=halves,
-        marker="o",
-        capsize=3,
-        label=label,
-        **style,
-    )
+    drawn = axis.errorbar([place for place, _ in known], [i.mean for _, i in known], yerr=_spread([i for _, i in known]), marker="o",
+                          capsize=3, label=label, **style)  # fmt: skip
+    for place, interval in known:
+        if 1 < len(interval.values) < LEAST:
+            axis.plot(
+                [place] * len(interval.values),
+                interval.values,
+                ".",
+                color=drawn[0].get_color(),
+                markersize=4,
+                alpha=0.6,
+            )
 
 
 def _figure(title: str, x: str, y: str) -> tuple[Figure, Axes]:
@@ -289,9 +302,12 @@ def _arm_figure(found: Mapping[int, Found], cell: str, arms: Mapping[str, str], 
     ):
         for shift, (column, colour) in enumerate(zip(COLUMNS, ("#88a8c8", "#a8c888", "#d8b878", "#404040"))):
             rows = [over_seeds(found, wins(cell, arm, judge, column)) for arm in arms]
-            halves = [min(r.half, 0.5) if math.isfinite(r.half) else 0 for r in rows]
+            halves = _spread(rows)
             axis.barh([i + 0.2 * (shift - 1.5) for i in range(len(rows))], [r.mean for r in rows], 0.19, xerr=halves, color=colour,
                       label=column, error_kw={"linewidth": 0.7})  # fmt: skip
+            for i, row in enumerate(rows):
+                if 1 < len(row.values) < LEAST:
+                    axis.plot(row.values, [i + 0.2 * (shift - 1.5)] * len(row.values), "k.", markersize=3)
         axis.axvline(0.5, color="#b03030", linestyle="dashed", linewidth=0.8)
         axis.set(xlim=(0, 1), title=f"{title}: {words}", xlabel="wins over the base")
         axis.spines[["top", "right"]].set_visible(False)
