@@ -83,7 +83,7 @@ def test_videos_that_do_not_divide_are_refused(build, size):
         build().processor(clips([size]), PROMPTS[:1])
 
 
-@pytest.mark.parametrize("template", ["plain", "rubrics", "shared"])
+@pytest.mark.parametrize("template", ["plain", "plain_shared", "rubrics", "shared"])
 def test_rows_hold_the_template_the_video_and_the_prompt(build, template):
     processor = build(template=template).processor
     batch = processor(clips(), PROMPTS)
@@ -624,7 +624,7 @@ def test_bad_templates_are_refused(text, message):
 def test_templates_that_cannot_be_read_are_refused(tmp_path):
     (tmp_path / "latin.txt").write_bytes("Qualität <video>".encode("latin-1"))
     for name in ("nowhere", tmp_path / "latin.txt", tmp_path):
-        with pytest.raises(VideoAlignError, match="plain, rubrics, shared"):
+        with pytest.raises(VideoAlignError, match="plain, plain_shared, rubrics, shared"):
             Template.load(name)
 
 
