@@ -273,10 +273,7 @@ def _annotate(name: str) -> Callable[[argparse.Namespace], None]:
     """A command of `annotate`, whose options have the names of the function's arguments."""
 
     def command(options: argparse.Namespace) -> None:
-        given = {key: value for key, value in vars(options).items() if key != "command"}
-        if "validation" in given:
-            given["shares"] = (given.pop("validation"), given.pop("benchmark"))
-        _function(f"annotation.commands:{name}")(**given)
+        _function(f"annotation.commands:{name}")(**{k: v for k, v in vars(options).items() if k != "command"})
 
     return command
 
@@ -492,21 +489,22 @@ def _parser() -> argparse.ArgumentParser:
     serve = add("serve", _annotate("serve"), "serve the page; a file that is not there yet is begun", people)
     first = add("begin", _annotate("begin"), "choose the pairs to rate and begin a file of votes", people)
     for sub in (serve, first):
+        sub.argument_default = argparse.SUPPRESS  # begin's own defaults hold; serve knows what was given
         sub.add_argument("--videos", required=True, help="videos set with several sources per prompt")
         sub.add_argument("--db", required=True, help="file of votes (SQLite)")
-        sub.add_argument("--per-prompt", type=_count(1), default=3, help="pairs of each prompt")
-        sub.add_argument("--validation", type=float, default=0.1, help="share of the prompts held out for validation")
-        sub.add_argument("--benchmark", type=float, default=0.1, help="and for a benchmark")
-        sub.add_argument("--seed", type=_count(0), default=0, help="of the choice of pairs")
+        sub.add_argument("--per-prompt", type=_count(1), help="pairs of each prompt (default 3)")
+        sub.add_argument("--validation", type=float, help="share of the prompts held out for validation (default 0.1)")
+        sub.add_argument("--benchmark", type=float, help="and for a benchmark (default 0.1)")
+        sub.add_argument("--seed", type=_count(0), help="of the choice of pairs (default 0)")
         sub.add_argument(
             "--protocol", help="YAML with rules that differ from the paper's: votes, overall, scores, repeats, ..."
         )
         sub.add_argument("--references", help="CSV of a training round: key_A, key_B, VQ, MQ, TA")
         sub.add_argument(
-            "--select", choices=("random", "uncertain"), default="random", help="which pairs are rated first"
+            "--select", choices=("random", "uncertain"), help="which pairs are rated first (default random)"
         )
-        sub.add_argument("--model", nargs="+", default=[], help="one or two reward models that say what is uncertain")
-        sub.add_argument("--device", choices=("auto", "cpu", "gpu"), default="auto", help="where they compute")
+        sub.add_argument("--model", nargs="+", help="one or two reward models that say what is uncertain")
+        sub.add_argument("--device", choices=("auto", "cpu", "gpu"), help="where they compute (default auto)")
     serve.add_argument("--host", default="127.0.0.1", help="address to listen at; the default is this machine alone")
     serve.add_argument("--port", type=_count(1), default=8000, help="to listen at")
     labels = add(

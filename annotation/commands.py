@@ -1,8 +1,10 @@
 """What `videoalign annotate ...` does."""
 
 import csv
+import ipaddress
 import json
 import secrets
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,23 +19,23 @@ from .export import export
 from .overview import overview
 from .pairing import Pair, choose
 from .protocol import CHOICES, Protocol
-from .store import Store
+from .store import Store, new_round
 
 
 def begin(
-    videos: str, db: str, per_prompt: int = 3, shares: tuple[float, float] = (0.1, 0.1), seed: int = 0, protocol: str | None = None,
-    references: str | None = None, select: str = "random", model: Sequence[str] = (), device: str = "auto",
+    videos: str, db: str, per_prompt: int = 3, validation: float = 0.1, benchmark: float = 0.1, seed: int = 0,
+    protocol: str | None = None, references: str | None = None, select: str = "random", model: Sequence[str] = (), device: str = "auto",
 ) -> Store:  # fmt: skip
     """Start a round: choose the pairs and write the file.
 
     Args:
-        videos: *videos* set with several sources per prompt. db: file to make. per_prompt, shares, seed: see :func:`.pairing.choose`.
+        videos: *videos* set with several sources per prompt. db: file to make. per_prompt, seed: see :func:`.pairing.choose`.
+        validation, benchmark: shares of the prompts.
         protocol: YAML with some of :class:`.protocol.Protocol`'s settings. references: CSV of the training round, with columns
             ``key_A, key_B, VQ, MQ, TA``. select: ``random``, or ``uncertain``: first the pairs that the reward models in
             ``model`` (one or two folders) know least of; computed on ``device``.
     """
-    if (select == "uncertain") != bool(model):
-        raise VideoAlignError("--select uncertain needs --model, and --model needs --select uncertain")
+    ranked = _ranked(select, model)
     shards = ShardSet(videos, "videos")
     if shards.index.media != "mp4":
         raise VideoAlignError(f"--videos {videos} holds decoded frames; people need the set with mp4 files")
@@ -41,17 +43,35 @@ def begin(
     contents = list(shards.contents())
     training = _references(references, {content.key: content for content in contents}, rules) if references else []
     taken = {key for pair, _ in training for key in pair.keys}
-    pairs = choose([content for content in contents if content.key not in taken], per_prompt, shares, seed)
-    if Path(db).exists():
-        raise VideoAlignError(f"--db {db} exists already; name a new file")
-    store = Store(db, create=True)
-    store.begin(pairs, rules, sha256(shards.path / "index.json"), training)
+    pairs = choose(
+        [content for content in contents if content.key not in taken], per_prompt, (validation, benchmark), seed
+    )
+    if ranked:
+        pairs = [pairs[i] for i in _order(model, shards, [pair.keys for pair in pairs], db, device)]
+    with new_round(db, pairs, rules, sha256(shards.path / "index.json"), training):
+        pass
     counts = {
         split: sum(pair.split == split for pair in pairs) for split in dict.fromkeys(pair.split for pair in pairs)
     }
     print(f"{len(pairs)} pairs to rate ({', '.join(f'{count} {split}' for split, count in counts.items())}), "
           f"{len(training)} for the training round: {db}")  # fmt: skip
-    return store
+    return Store(db)
+
+
+def _ranked(select: str, model: Sequence[str]) -> bool:
+    """Whether reward models decide the order."""
+    if (select == "uncertain") != bool(model):
+        raise VideoAlignError("--select uncertain needs --model, and --model needs --select uncertain")
+    return bool(model)
+
+
+def _order(model: Sequence[str], shards: ShardSet, ends: Sequence[tuple[str, str]], db: str, device: str) -> list[int]:
+    """Places of pairs, the least certain one first; rewards are kept beside the file of votes."""
+    from .select import rank
+
+    print(f"ranking {len(ends)} pairs by what {' and '.join(model)} know of them", file=sys.stderr, flush=True)
+    found = rank(model, shards, ends, Path(f"{db}.rewards"), device)
+    return found.argsort(descending=True, stable=True).tolist()
 
 
 def _yaml(path: str) -> dict[str, Any]:
@@ -93,21 +113,45 @@ def _references(path: str, contents: dict, rules: Protocol) -> list[tuple[Pair, 
     return found
 
 
-def serve(videos: str, db: str, host: str = "127.0.0.1", port: int = 8000, **begin_with: Any) -> None:
+def serve(videos: str, db: str, host: str = "127.0.0.1", port: int = 8000, **options: Any) -> None:
     """Serve the page until it is interrupted; a file that is not there yet is begun.
 
     Args:
-        host, port: to listen at; nobody but this machine reaches the default. begin_with: see :func:`begin`.
+        host, port: to listen at; nobody but this machine reaches the default. options: of :func:`begin`, where they are given. Of
+            a round that has begun ``select`` and ``model`` alone: what is left to rate is put in a new order.
     """
     uvicorn = _extra("uvicorn")
     from .server import make_app
 
-    store = Store(db) if Path(db).exists() else begin(videos, db, **begin_with)
+    shards = ShardSet(videos, "videos")
+    if Path(db).exists():
+        store = Store(db)
+        if settled := sorted(options.keys() - {"select", "model", "device"}):
+            named = ", ".join("--" + name.replace("_", "-") for name in settled)
+            print(f"note: {db} goes on as it was begun, whatever {named} says now", file=sys.stderr)
+    else:
+        store, options = begin(videos, db, **options), {}
     admin = secrets.token_urlsafe(24)
-    app = make_app(store, ShardSet(videos, "videos"), admin)
+    app = make_app(store, shards, admin)
+    if _ranked(options.get("select", "random"), options.get("model", ())):
+        rows = [row for row in store.pairs() if row.state == "open"]
+        order = _order(
+            options["model"], shards, [(row.key_a, row.key_b) for row in rows], db, options.get("device", "auto")
+        )
+        store.prioritise([rows[i].id for i in order])
+    if not _loopback(host):
+        print(f"note: votes and links travel to {host} unencrypted; let others in through HTTPS (a reverse proxy) or a tunnel",
+              file=sys.stderr)  # fmt: skip
     print(f"overview      http://{host}:{port}/overview/{admin}\n"
           f"invite with   videoalign annotate invite NAME --db {db} --url http://{host}:{port}", flush=True)  # fmt: skip
     uvicorn.run(app, host=host, port=port, log_level="warning", server_header=False)
+
+
+def _loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _extra(name: str) -> Any:
@@ -121,10 +165,11 @@ def _extra(name: str) -> Any:
 
 
 def import_label_studio(
-    file: str, videos: str, db: str, shares: tuple[float, float] = (0.1, 0.1), seed: int = 0, protocol: str | None = None, reviewer: Sequence[str] = (),
+    file: str, videos: str, db: str, validation: float = 0.1, benchmark: float = 0.1, seed: int = 0, protocol: str | None = None,
+    reviewer: Sequence[str] = (),
 ) -> None:  # fmt: skip
     """Read an export of Label Studio into a file of votes."""
-    rules = Protocol.of(_yaml(protocol)) if protocol else None
+    rules, shares = Protocol.of(_yaml(protocol)) if protocol else None, (validation, benchmark)
     found = label_studio.import_label_studio(file, ShardSet(videos, "videos"), db, shares, seed, rules, tuple(reviewer))
     print(f"{found['pairs']} pairs, {found['votes']} votes of {found['people']} people: {db}")
 

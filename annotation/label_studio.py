@@ -23,7 +23,7 @@ from ..datamodules.ratings import COLUMNS
 from ..datamodules.shards import ShardSet, sha256
 from .pairing import Pair, split_prompts
 from .protocol import CHOICES, Protocol
-from .store import Store
+from .store import new_round
 
 
 def import_label_studio(
@@ -62,13 +62,10 @@ def import_label_studio(
         raise VideoAlignError(
             f"reviewers {sorted(unknown)} voted on nothing in {path}; it names {', '.join(names[:8])}"
         )
-    if Path(db).exists():
-        raise VideoAlignError(f"--db {db} exists already; name a new file")
-    store = Store(db, create=True)
-    store.begin(list(pairs.values()), rules, sha256(videos.path / "index.json"))
-    for name in names:
-        store.invite(name, "reviewer" if name in reviewers else "annotator")
-    count = store.bring_in({row.id: votes[row.key_a, row.key_b] for row in store.pairs()})
+    with new_round(db, list(pairs.values()), rules, sha256(videos.path / "index.json")) as store:
+        for name in names:
+            store.invite(name, "reviewer" if name in reviewers else "annotator")
+        count = store.bring_in({row.id: votes[row.key_a, row.key_b] for row in store.pairs()})
     return {"pairs": len(pairs), "votes": count, "people": len(names)}
 
 

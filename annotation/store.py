@@ -1,7 +1,8 @@
 """Everything that annotators said, in one SQLite file: votes are only ever added, each in a transaction of its own.
 
-Whoever gets an answer to a vote has it on disk (write-ahead log, synchronous). Nothing is changed or removed: taking a vote back is
-another row. Two processes may use the file at once; writers wait for each other.
+Whoever gets an answer to a vote has it on disk (write-ahead log, synchronous). No vote is changed or removed: taking one back is
+another row. What follows from a pair's votes is written beside the pair in the same transaction, so that nobody has to read all votes
+to know what is left. Two processes may use the file at once; writers wait for each other.
 """
 
 import hashlib
@@ -9,13 +10,14 @@ import json
 import secrets
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sqlalchemy import Engine, ForeignKey, UniqueConstraint, create_engine, event, func, select
+from sqlalchemy import Engine, ForeignKey, Index, UniqueConstraint, create_engine, event, func, inspect, select
 from sqlalchemy.exc import DatabaseError, OperationalError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
@@ -43,7 +45,11 @@ class Meta(_Base):
 
 
 class PairRow(_Base):
-    """A pair to rate. ``reference``: the right choices of a training pair, as JSON. ``priority``: lowest first."""
+    """A pair to rate.
+
+    ``priority``: lowest first. ``reference``: the right choices of a training pair, as JSON. ``state``: of the :class:`Decision` on its
+    votes, or ``training``; ``votes``: how many independent ones stand. Both follow from the votes (:func:`_settle`).
+    """
 
     __tablename__ = "pairs"
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -53,8 +59,11 @@ class PairRow(_Base):
     source_a: Mapped[str]
     source_b: Mapped[str]
     split: Mapped[str]
-    priority: Mapped[float] = mapped_column(index=True)
+    priority: Mapped[int]
     reference: Mapped[str | None]
+    state: Mapped[str]
+    votes: Mapped[int] = mapped_column(default=0)
+    __table_args__ = (Index("whats_next", "state", votes.desc(), "priority"),)
 
 
 class AnnotatorRow(_Base):
@@ -142,117 +151,86 @@ def _pragmas(connection: sqlite3.Connection, _: Any) -> None:
         connection.execute(f"PRAGMA {pragma}")
 
 
+def _open(path: Path, begin: str) -> Engine:
+    """A way into a file, with the statement that starts a transaction."""
+    engine = create_engine(f"sqlite:///{path}")
+    event.listen(engine, "connect", _pragmas)
+    event.listen(engine, "begin", lambda connection: connection.exec_driver_sql(begin))
+    return engine
+
+
+@contextmanager
+def _errors(path: Path) -> Iterator[None]:
+    """SQLite's errors as ours."""
+    try:
+        yield
+    except OperationalError as error:
+        text = str(error.orig)
+        why = {
+            "database is locked": "another program holds it; close that, or try again",
+            "database or disk is full": "the disk is full; nothing of this was stored, earlier votes are",
+            "attempt to write a readonly database": "the file or its folder cannot be written to",
+        }.get(text, "")
+        raise StorageError(f"{path}: {text}" + (f": {why}" if why else "")) from None
+    except DatabaseError as error:
+        raise StorageError(f"{path}: {error.orig}") from None
+
+
 class Store:
     """The file.
 
     Args:
-        path: of it. create: make it where it is missing.
+        path: of it; :func:`new_round` makes one.
 
     Raises:
         VideoAlignError: where it is no such file.
     """
 
-    def __init__(self, path: str | Path, create: bool = False) -> None:
+    def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        if not create and not self.path.is_file():
+        if not self.path.is_file():
             raise VideoAlignError(f"--db {path}: there is no such file; `videoalign annotate begin` makes one")
-        if create and not self.path.parent.is_dir():
-            raise VideoAlignError(f"--db {path}: there is no folder {self.path.parent}")
-        self.engine, self._reading = (self._open(how) for how in ("BEGIN IMMEDIATE", "BEGIN"))
+        # writers take the file's lock at once, so that what they read stays true; readers wait for nobody
+        self.engine, self._reading = (_open(self.path, how) for how in ("BEGIN IMMEDIATE", "BEGIN"))
         self._writers, self._readers = (sessionmaker(e, expire_on_commit=False) for e in (self.engine, self._reading))
-        with self._errors():
-            if create:
-                _Base.metadata.create_all(self.engine)
-            with self._readers() as session:
-                version = session.get(Meta, "version")
-                if version is None and not create:
-                    raise VideoAlignError(
-                        f"--db {path} is no file of annotations; `videoalign annotate begin` makes one"
-                    )
-                if version is not None and json.loads(version.value) != VERSION:
-                    raise VideoAlignError(f"--db {path} is of version {version.value}, this release reads {VERSION}")
+        if not self._see(lambda session: inspect(session.connection()).has_table(Meta.__tablename__)):
+            raise VideoAlignError(f"--db {path} is no file of annotations; `videoalign annotate begin` makes one")
+        if (version := self.fact("version")) != VERSION:
+            raise VideoAlignError(f"--db {path} is of version {version}, this release reads {VERSION}")
 
-    def _open(self, begin: str) -> Engine:
-        """A way into the file: writers take its lock at once, so that what they read stays true; readers wait for nobody."""
-        engine = create_engine(f"sqlite:///{self.path}")
-        event.listen(engine, "connect", _pragmas)
-        event.listen(engine, "begin", lambda connection: connection.exec_driver_sql(begin))
-        return engine
-
-    @contextmanager
-    def _errors(self) -> Iterator[None]:
-        """SQLite's errors as ours."""
-        try:
-            yield
-        except OperationalError as error:
-            text = str(error.orig)
-            why = {
-                "database is locked": "another program holds it; close that, or try again",
-                "database or disk is full": "the disk is full; nothing of this was stored, earlier votes are",
-                "attempt to write a readonly database": "the file or its folder cannot be written to",
-            }.get(text, "")
-            raise StorageError(f"{self.path}: {text}" + (f": {why}" if why else "")) from None
-        except DatabaseError as error:
-            raise StorageError(f"{self.path}: {error.orig}") from None
+    def close(self) -> None:
+        """Let go of the file; what is in the log beside it joins it."""
+        self.engine.dispose()
+        self._reading.dispose()
 
     def _do(self, work: Callable[[Session], X]) -> X:
         """One transaction that writes."""
-        with self._errors(), self._writers.begin() as session:
+        with _errors(self.path), self._writers.begin() as session:
             return work(session)
 
     def _see(self, work: Callable[[Session], X]) -> X:
         """One that reads."""
-        with self._errors(), self._readers.begin() as session:
+        with _errors(self.path), self._readers.begin() as session:
             return work(session)
 
     # --- the round ------------------------------------------------------------------------------------------------
-
-    def begin(
-        self,
-        pairs: Sequence[Pair],
-        protocol: Protocol,
-        data: str,
-        references: Sequence[tuple[Pair, dict[str, str]]] = (),
-    ) -> None:
-        """Start a round.
-
-        Args:
-            data: sha256 of the index of the videos. references: training pairs with their right choices.
-
-        Raises:
-            VideoAlignError: where one has begun.
-        """
-
-        def work(session: Session) -> None:
-            if session.get(Meta, "version"):
-                raise VideoAlignError(f"--db {self.path} holds a round of annotation already; name a new file")
-            for name, value in {"version": VERSION, "protocol": protocol.to_dict(), "data": data}.items():
-                session.add(Meta(name=name, value=json.dumps(value)))
-            for number, (pair, reference) in enumerate([*references, *((pair, None) for pair in pairs)]):
-                session.add(PairRow(
-                    prompt=pair.prompt, key_a=pair.keys[0], key_b=pair.keys[1], source_a=pair.sources[0], source_b=pair.sources[1],
-                    split="training round" if reference else pair.split, priority=float(number),
-                    reference=json.dumps(reference) if reference else None,
-                ))  # fmt: skip
-
-        self._do(work)
 
     def fact(self, name: str) -> Any:
         """A fact about the round."""
         return json.loads(self._see(lambda session: session.get_one(Meta, name).value))
 
-    @property
+    @cached_property
     def protocol(self) -> Protocol:
         """The round's rules."""
         return Protocol.of(self.fact("protocol"))
 
-    def prioritise(self, scores: dict[int, float]) -> None:
-        """Show pairs with higher scores earlier. Args: scores: by pair id; others keep their place behind."""
+    def prioritise(self, order: Sequence[int]) -> None:
+        """Show these pairs, by id, in this order and before all others."""
 
         def work(session: Session) -> None:
-            for row in session.scalars(select(PairRow).where(PairRow.reference.is_(None))):
-                if row.id in scores:
-                    row.priority = -float(scores[row.id])
+            first = session.scalar(select(func.min(PairRow.priority))) - len(order)
+            for place, pair_id in enumerate(order, first):
+                session.get_one(PairRow, pair_id).priority = place
 
         self._do(work)
 
@@ -376,6 +354,7 @@ class Store:
                 seconds=time.time() - hold.since, created=time.time(),
             ))  # fmt: skip
             session.delete(hold)
+            _settle(session, [row], protocol)
             if row.reference:
                 reference = json.loads(row.reference)
                 return flipped(reference) if hold.swapped else reference
@@ -408,6 +387,7 @@ class Store:
                     session.flush()
                     last[name] = row
                     count += 1
+            _settle(session, [session.get_one(PairRow, pair_id) for pair_id in votes], self.protocol)
             return count
 
         return self._do(work)
@@ -424,6 +404,7 @@ class Store:
             if row is None:
                 return False
             session.add(UndoRow(vote_id=row.id, created=time.time()))
+            _settle(session, [session.get_one(PairRow, row.pair_id)], self.protocol)
             session.query(HoldRow).filter_by(annotator_id=annotator.id).delete()
             session.add(HoldRow(annotator_id=annotator.id, pair_id=row.pair_id, occasion=row.occasion, swapped=row.swapped,
                                 ticket=secrets.token_urlsafe(12), since=time.time()))  # fmt: skip
@@ -433,18 +414,16 @@ class Store:
 
     def progress(self, annotator: Annotator) -> dict[str, Any]:
         """Standing votes of a person, those of the last hour, and what is left for everybody."""
-        protocol = self.protocol
 
         def work(session: Session) -> dict[str, Any]:
-            mine = session.execute(
+            mine = session.scalars(
                 select(VoteRow.created).outerjoin(UndoRow)
                 .where(VoteRow.annotator_id == annotator.id, UndoRow.vote_id.is_(None), VoteRow.occasion >= 0)
-            ).scalars().all()  # fmt: skip
-            standing = _standing(session, 0)
-            ids = session.scalars(select(PairRow.id).where(PairRow.reference.is_(None))).all()
-            states = [decide(standing.get(i, []), protocol).state for i in ids]
-            return {"mine": len(mine), "last_hour": sum(c > time.time() - 3600 for c in mine), "pairs": len(ids),
-                    "open": states.count("open"), "review": states.count("review")}  # fmt: skip
+            ).all()  # fmt: skip
+            states = dict(session.execute(select(PairRow.state, func.count()).group_by(PairRow.state)).tuples().all())
+            states.pop("training", None)
+            return {"mine": len(mine), "last_hour": sum(c > time.time() - 3600 for c in mine), "pairs": sum(states.values()),
+                    "open": states.get("open", 0), "review": states.get("review", 0)}  # fmt: skip
 
         return self._see(work)
 
@@ -493,6 +472,46 @@ class RefusedVote(VideoAlignError):
     """What was sent is no vote on the pair on the screen."""
 
 
+@contextmanager
+def new_round(
+    path: str | Path, pairs: Sequence[Pair], protocol: Protocol, data: str, references: Sequence[tuple[Pair, dict[str, str]]] = (),
+) -> Iterator[Store]:  # fmt: skip
+    """A round in a new file, which is at its place when the block has ended without an error.
+
+    Args:
+        pairs: to rate, the first ones first. data: sha256 of the index of the videos. references: training pairs with their right
+            choices.
+
+    Raises:
+        VideoAlignError: where there is a file already.
+    """
+    path = Path(path)
+    if path.exists():
+        raise VideoAlignError(f"--db {path} exists already; name a new file")
+    if not path.parent.is_dir():
+        raise VideoAlignError(f"--db {path}: there is no folder {path.parent}")
+    half = path.with_name(f"{path.name}.partial")
+    for left in (half, *(half.with_name(half.name + end) for end in ("-wal", "-shm"))):
+        left.unlink(missing_ok=True)
+    engine = _open(half, "BEGIN IMMEDIATE")
+    with _errors(path), engine.begin() as connection, Session(connection) as session:
+        _Base.metadata.create_all(connection)
+        for name, value in {"version": VERSION, "protocol": protocol.to_dict(), "data": data}.items():
+            session.add(Meta(name=name, value=json.dumps(value)))
+        for place, (pair, reference) in enumerate([*references, *((pair, None) for pair in pairs)]):
+            session.add(PairRow(
+                prompt=pair.prompt, key_a=pair.keys[0], key_b=pair.keys[1], source_a=pair.sources[0], source_b=pair.sources[1],
+                split="training round" if reference else pair.split, priority=place, state="training" if reference else "open",
+                reference=json.dumps(reference) if reference else None,
+            ))  # fmt: skip
+        session.flush()
+    engine.dispose()
+    store = Store(half)
+    yield store
+    store.close()
+    half.replace(path)
+
+
 def _check(choices: Any, scores: Any, flags: Any, protocol: Protocol) -> None:
     """Refuse what no page of ours sends."""
     if not set(flags) <= {"unsafe", "broken"}:
@@ -529,40 +548,37 @@ def _swapped(annotator: int, pair: int, occasion: int) -> bool:
     return drawn ^ (occasion % 2 == 1)
 
 
+def _settle(session: Session, rows: Iterable[PairRow], protocol: Protocol) -> None:
+    """Write beside pairs what their votes decide; training decides nothing."""
+    session.flush()
+    for row in rows:
+        if not row.reference:
+            votes = _standing(session, 0, row.id).get(row.id, [])
+            row.state, row.votes = decide(votes, protocol).state, sum(not vote.review for vote in votes)
+
+
 def _next(session: Session, annotator: Annotator, protocol: Protocol) -> tuple[int, int] | None:
     """The next pair of a person and its occasion."""
     own = session.execute(
-        select(VoteRow.pair_id, VoteRow.occasion, VoteRow.choices, VoteRow.flags, PairRow.reference, VoteRow.id)
-        .join(PairRow).outerjoin(UndoRow)
-        .where(VoteRow.annotator_id == annotator.id, UndoRow.vote_id.is_(None)).order_by(VoteRow.id)
+        select(VoteRow.pair_id, VoteRow.occasion, VoteRow.choices, VoteRow.flags)
+        .outerjoin(UndoRow).where(VoteRow.annotator_id == annotator.id, UndoRow.vote_id.is_(None)).order_by(VoteRow.id)
     ).all()  # fmt: skip
-    rows = session.scalars(select(PairRow).order_by(PairRow.priority, PairRow.id)).all()
-    if annotator.role == "annotator" and (found := _training(own, [row for row in rows if row.reference], protocol)):
-        return found
     session.query(HoldRow).filter(HoldRow.since < time.time() - 60 * protocol.hold_minutes).delete()
-    standing = _standing(session, 0)
-    work = [row for row in rows if not row.reference]
-    mine = {row.pair_id for row in own if row.occasion == 0}
+    held = select(func.count()).where(HoldRow.pair_id == PairRow.id, HoldRow.occasion == 0).scalar_subquery()
     if annotator.role == "reviewer":
-        held = {hold.pair_id for hold in session.scalars(select(HoldRow))}
-        queue = [r.id for r in work if r.id not in held and decide(standing.get(r.id, []), protocol).state == "review"]
-        return (queue[0], 0) if queue else None
-    if again := _repetition(own, annotator, protocol):
-        return again
-    held = {}
-    for hold in session.scalars(select(HoldRow).where(HoldRow.occasion == 0)):
-        held[hold.pair_id] = held.get(hold.pair_id, 0) + 1
-    best = None
-    for row in work:
-        votes = standing.get(row.id, [])
-        if row.id in mine or decide(votes, protocol).state != "open":
-            continue
-        missing = protocol.votes - sum(not vote.review for vote in votes) - held.get(row.id, 0)
-        if missing > 0 and (best is None or missing < best[0]):  # pairs that others began are finished first
-            best = missing, row.id
-            if missing == 1:
-                break
-    return (best[1], 0) if best else None
+        waiting = select(PairRow.id).where(PairRow.state == "review", held == 0)
+        first = session.scalar(waiting.order_by(PairRow.priority).limit(1))
+        return None if first is None else (first, 0)
+    training = session.scalars(select(PairRow).where(PairRow.state == "training").order_by(PairRow.priority)).all()
+    if found := _training(own, training, protocol) or _repetition(own, annotator, protocol):
+        return found
+    mine = select(VoteRow.id).outerjoin(UndoRow).where(
+        VoteRow.pair_id == PairRow.id, VoteRow.annotator_id == annotator.id, VoteRow.occasion == 0, UndoRow.vote_id.is_(None))  # fmt: skip
+    wanted = select(PairRow.id).where(PairRow.state == "open", PairRow.votes + held < protocol.votes, ~mine.exists())
+    first = session.scalar(
+        wanted.order_by(PairRow.votes.desc(), PairRow.priority).limit(1)
+    )  # what others began is finished first
+    return None if first is None else (first, 0)
 
 
 def _training(own: Sequence[Any], rows: Sequence[PairRow], protocol: Protocol) -> tuple[int, int] | None:
@@ -596,8 +612,8 @@ def _hash(token: str) -> str:
     return hashlib.sha256(token.encode()).hexdigest()
 
 
-def _standing(session: Session, occasion: int) -> dict[int, list[Vote]]:
-    """Votes that were not taken back, by pair, in the order in which they came."""
+def _standing(session: Session, occasion: int, pair_id: int | None = None) -> dict[int, list[Vote]]:
+    """Votes that were not taken back, of one pair or by pair, in the order in which they came."""
     found: dict[int, list[Vote]] = {}
     query = (
         select(VoteRow, AnnotatorRow.name)
@@ -606,6 +622,8 @@ def _standing(session: Session, occasion: int) -> dict[int, list[Vote]]:
         .where(VoteRow.occasion == occasion, UndoRow.vote_id.is_(None))
         .order_by(VoteRow.id)
     )
+    if pair_id is not None:
+        query = query.where(VoteRow.pair_id == pair_id)
     for row, name in session.execute(query):
         found.setdefault(row.pair_id, []).append(_vote(row, name))
     return found

@@ -49,10 +49,10 @@ class Chrome:
         """The value of an expression in the page."""
         return self("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)["result"].get("value")
 
-    def key(self, key: str) -> None:
-        """Press and release a key."""
-        text = {"Enter": "\r"}.get(key, key if len(key) == 1 else "")
-        self("Input.dispatchKeyEvent", type="keyDown", key=key, text=text)
+    def key(self, key: str, code: str = "") -> None:
+        """Press and release a key. Args: code: its place on the keyboard, where that matters."""
+        text, number = {"Enter": "\r"}.get(key, key if len(key) == 1 else ""), {"Tab": 9}.get(key, 0)
+        self("Input.dispatchKeyEvent", type="keyDown", key=key, text=text, code=code, windowsVirtualKeyCode=number)
         self("Input.dispatchKeyEvent", type="keyUp", key=key)
 
     def until(self, script: str, seconds: float = 20) -> Any:

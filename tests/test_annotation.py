@@ -18,7 +18,7 @@ from videoalign import VideoAlignError
 from videoalign.annotation.agreement import agreement, consistency, sources, wilson
 from videoalign.annotation.pairing import Pair, choose, split_prompts
 from videoalign.annotation.protocol import Decision, Protocol, Vote, decide, flipped
-from videoalign.annotation.store import RefusedVote, StorageError, Store
+from videoalign.annotation.store import RefusedVote, StorageError, Store, new_round
 from videoalign.datamodules.shards import Content
 
 COLUMNS = ("VQ", "MQ", "TA")
@@ -198,11 +198,15 @@ def pairs(count):
     return [Pair(f"prompt {i}", (f"{i}a", f"{i}b"), ("x", "y"), "train") for i in range(count)]
 
 
+def begun(path, pairs, references=(), **rules):
+    with new_round(path, pairs, Protocol(**rules), "data", references):
+        pass
+    return Store(path)
+
+
 @pytest.fixture
 def store(tmp_path):
-    store = Store(tmp_path / "votes.db", create=True)
-    store.begin(pairs(6), Protocol(repeats=0.0), "data")
-    return store
+    return begun(tmp_path / "votes.db", pairs(6), repeats=0.0)
 
 
 def person(store, name, role="annotator"):
@@ -342,9 +346,8 @@ def test_reviewers_see_what_is_disputed(store):
 
 
 def test_work_begins_when_the_training_round_is_passed(tmp_path):
-    store = Store(tmp_path / "t.db", create=True)
     references = [(pair, {"VQ": "A", "MQ": "A", "TA": "A"}) for pair in pairs(2)]
-    store.begin(pairs(3), Protocol(training_pass=0.7, repeats=0.0), "data", references)
+    store = begun(tmp_path / "t.db", pairs(3), references, training_pass=0.7, repeats=0.0)
     who = person(store, "a")
     for wrong in (True, False):
         for _ in range(2):
@@ -358,8 +361,7 @@ def test_work_begins_when_the_training_round_is_passed(tmp_path):
 
 
 def test_some_pairs_come_again_with_the_sides_exchanged(tmp_path):
-    store = Store(tmp_path / "t.db", create=True)
-    store.begin(pairs(60), Protocol(repeats=0.1, repeat_after=5), "data")
+    store = begun(tmp_path / "t.db", pairs(60), repeats=0.1, repeat_after=5)
     who, seen, again = person(store, "a"), {}, {}
     while task := store.task(who):
         (again if task.pair_id in seen else seen)[task.pair_id] = task.left
@@ -370,8 +372,7 @@ def test_some_pairs_come_again_with_the_sides_exchanged(tmp_path):
 
 
 def test_a_pair_that_was_left_on_a_screen_goes_to_somebody_else(tmp_path, monkeypatch):
-    store = Store(tmp_path / "t.db", create=True)
-    store.begin(pairs(1), Protocol(votes=1, hold_minutes=1), "data")
+    store = begun(tmp_path / "t.db", pairs(1), votes=1, hold_minutes=1)
     a, b = person(store, "a"), person(store, "b")
     task = store.task(a)
     assert store.task(b) is None
@@ -385,14 +386,60 @@ def test_a_pair_that_was_left_on_a_screen_goes_to_somebody_else(tmp_path, monkey
 
 
 def test_priorities_decide_the_order(store):
-    store.prioritise({row.id: float(row.id) for row in store.pairs()})
+    store.prioritise([6, 3])
     who = person(store, "a")
-    assert [rate(store, who).pair_id for _ in range(6)] == [6, 5, 4, 3, 2, 1]
+    assert [rate(store, who).pair_id for _ in range(6)] == [6, 3, 1, 2, 4, 5]
+    store.prioritise([2, 1])
+    other = person(store, "b")
+    assert [rate(store, other).pair_id for _ in range(6)] == [2, 1, 6, 3, 4, 5]
+
+
+def test_what_others_began_is_finished_first(store):
+    a, b = person(store, "a"), person(store, "b")
+    store.prioritise([4, 5])
+    assert [rate(store, a).pair_id for _ in range(2)] == [4, 5]
+    store.prioritise([1, 5])
+    assert [rate(store, b).pair_id for _ in range(3)] == [5, 4, 1]
+
+
+def test_what_stands_beside_a_pair_is_what_its_votes_decide(tmp_path):
+    references = [(pairs(1)[0], dict.fromkeys(COLUMNS, "A"))]
+    store = begun(tmp_path / "t.db", pairs(8), references, repeats=0.1, repeat_after=2, training_pass=0.0)
+    rng = random.Random(5)
+    people = [person(store, f"p{i}") for i in range(4)] + [person(store, "r", "reviewer")]
+    seen = set()
+    for _ in range(150):
+        who = rng.choice(people)
+        if rng.random() < 0.15:
+            store.undo(who)
+        elif task := store.task(who):
+            flags = ["unsafe"] if rng.random() < 0.05 else []
+            store.vote(who, task.ticket, {column: rng.choice("AB") for column in COLUMNS}, flags=flags)
+        votes, decisions = store.votes(), store.decisions()
+        for row in store.pairs()[1:]:
+            assert row.votes == sum(not vote.review for vote in votes.get(row.id, []))
+            assert row.state == decisions[row.id].state
+            seen.add(row.state)
+        found = store.progress(who)
+        assert found["open"] == sum(d.state == "open" for d in decisions.values())
+        assert found["review"] == sum(d.state == "review" for d in decisions.values()) and found["pairs"] == 8
+    assert seen == {"open", "review", "done", "unsafe"} and store.pairs()[0].state == "training"
+
+
+def test_a_round_that_fails_to_begin_leaves_no_file(tmp_path):
+    with pytest.raises(KeyError), new_round(tmp_path / "t.db", pairs(3), Protocol(), "data") as store:
+        store.invite("a")
+        raise KeyError
+    assert not (tmp_path / "t.db").exists()
+    with pytest.raises(VideoAlignError, match="no such file"):
+        Store(tmp_path / "t.db")
+    assert len(begun(tmp_path / "t.db", pairs(2)).pairs()) == 2
+    assert not [*tmp_path.glob("*.partial*")]
 
 
 def test_a_round_begins_once_and_names_are_unique(store):
     with pytest.raises(VideoAlignError, match="already"):
-        store.begin(pairs(1), Protocol(), "data")
+        begun(store.path, pairs(1))
     store.invite("a")
     with pytest.raises(VideoAlignError, match="already"):
         store.invite("a")
@@ -462,8 +509,7 @@ def fill(store, pages):
 
 
 def test_many_at_once_lose_nothing_and_do_nothing_twice(tmp_path):
-    store = Store(tmp_path / "t.db", create=True)
-    store.begin(pairs(20), Protocol(repeats=0.0), "data")
+    store = begun(tmp_path / "t.db", pairs(20), repeats=0.0)
     people = [person(store, f"p{i}") for i in range(10)]
     acknowledged, lock = [], threading.Lock()
 

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -12,7 +13,10 @@ from collections import Counter
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
+import torch
+import yaml
 from fastapi.testclient import TestClient
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -25,14 +29,15 @@ from videoalign.annotation.label_studio import import_label_studio
 from videoalign.annotation.protocol import flipped
 from videoalign.annotation.server import make_app
 from videoalign.annotation.store import Store
+from videoalign.callbacks.reward_rows import read_rewards
 from videoalign.cli import main
 from videoalign.datamodules.benchmark import Benchmark
 from videoalign.datamodules.shards import ShardSet, ShardWriter
 from videoalign.datamodules.sprites import CONTENTS, FPS, FRAMES, SOURCES, render, shown
 from videoalign.datamodules.verify import verify
 from videoalign.datamodules.video import encode
-
-import numpy as np  # isort: skip
+from videoalign.models import VideoReward
+from videoalign.models.video_reward import Statistics
 
 GOOD = {"VQ": "A", "MQ": "same", "TA": "B"}
 
@@ -56,7 +61,7 @@ def round_(videos, tmp_path):
     """A round without hidden repetitions, and a client of its server."""
     rules = tmp_path / "rules.yaml"
     rules.write_text("repeats: 0.0\n")
-    store = begin(str(videos), str(tmp_path / "votes.db"), 1, (0.2, 0.2), protocol=str(rules))
+    store = begin(str(videos), str(tmp_path / "votes.db"), 1, 0.2, 0.2, protocol=str(rules))
     app = make_app(store, ShardSet(videos), "admin-secret")
     with TestClient(app, headers={"content-type": "application/json"}) as client:
         yield store, client
@@ -217,6 +222,25 @@ def test_videos_come_whole_and_in_parts(round_, videos):
     assert client.get(url, headers={"range": "lines=1-2"}).status_code == 200
 
 
+def test_a_locked_file_stores_nothing_and_says_so(round_, monkeypatch):
+    store, client = round_
+    token = store.invite("a")
+    ticket = task_of(client, token)["ticket"]
+    store.close()
+    monkeypatch.setattr("videoalign.annotation.store.BUSY_MS", 100)
+    holder = sqlite3.connect(store.path, isolation_level=None)
+    holder.execute("BEGIN IMMEDIATE")
+    try:
+        assert task_of(client, token)["ticket"] == ticket  # looking goes on
+        answer = client.post(f"/a/{token}/vote", json={"ticket": ticket, "choices": GOOD})
+        assert answer.status_code == 503 and "nothing was stored" in answer.json()["error"] and "locked" in answer.text
+    finally:
+        holder.execute("ROLLBACK")
+        holder.close()
+    assert client.post(f"/a/{token}/vote", json={"ticket": ticket, "choices": GOOD}).status_code == 200
+    assert sum(map(len, store.votes().values())) == 1
+
+
 def test_videos_of_another_set_are_refused(videos, tmp_path):
     store = begin(str(videos), str(tmp_path / "votes.db"))
     with ShardWriter(tmp_path / "other", "videos") as writer:
@@ -232,10 +256,10 @@ def test_videos_of_another_set_are_refused(videos, tmp_path):
 
 
 @pytest.fixture
-def served(videos, tmp_path):
-    """A server in a process of its own: (url, file, stop, start)."""
+def served(videos, tmp_path, request):
+    """A server in a process of its own, of two votes a pair or of other rules: (url, file, stop, start)."""
     rules = tmp_path / "rules.yaml"
-    rules.write_text("{votes: 2, repeats: 0.0}\n")
+    rules.write_text(getattr(request, "param", "{votes: 2, repeats: 0.0}"))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -340,6 +364,35 @@ def test_two_annotators_and_a_reviewer_at_the_keyboard(served, videos, tmp_path)
         and card["exported"] == {"train": 9}
         and "alpha" in (tmp_path / "out/card.md").read_text()
     )
+
+
+@pytest.mark.skipif(not BROWSER, reason="needs Chromium")
+@pytest.mark.parametrize("served", ["{votes: 1, repeats: 0.0, overall: true, scores: true}"], indirect=True)
+def test_scores_and_an_overall_choice_by_keyboard_of_any_country(served):
+    url, db, _, _ = served
+    with Chrome() as chrome:
+        chrome.open(f"{url}/a/{Store(db).invite('a')}")
+        chrome.until("!busy && document.querySelector('#prompt').textContent.startsWith('a ')")
+        chrome.key("&", "Digit1")  # a French keyboard
+        chrome.key("5", "Numpad5")
+        chrome.key(")", "Digit9")  # with Shift
+        chrome.key("\N{CYRILLIC SMALL LETTER SHCHA}", "KeyO")
+        chrome.look("document.querySelector('summary').focus()")
+        for score in "12345":  # the sixth is left open
+            chrome.key("Tab")
+            chrome.key(score, f"Digit{score}")
+        chrome.until("!document.querySelector('#send').disabled")
+        chrome.look("document.activeElement.blur()")
+        chrome.key("Enter")
+        chrome.until("document.querySelector('#progress').textContent.startsWith('1 ')")
+    store = Store(db)
+    (found,) = [(pair, vote) for pair, votes in store.votes().items() for vote in votes]
+    row, vote = next(row for row in store.pairs() if row.id == found[0]), found[1]
+    left = {"VQ": "A", "MQ": "same", "TA": "B", "Overall": "same"}
+    swapped = vote.choices != left
+    assert vote.choices == (flipped(left) if swapped else left) and row.votes == 1
+    sides = "BA" if swapped else "AB"
+    assert vote.scores == {sides[0]: {"VQ": 1, "MQ": 2, "TA": 3}, sides[1]: {"VQ": 4, "MQ": 5}}
 
 
 @pytest.mark.skipif(not BROWSER, reason="needs Chromium")
@@ -518,6 +571,98 @@ def test_wrong_references_are_refused_with_their_line(videos, tmp_path, row, mes
     with pytest.raises(VideoAlignError, match=f"line 2: .*{message}"):
         begin(str(videos), str(tmp_path / "votes.db"), references=str(table))
     assert not (tmp_path / "votes.db").exists()
+
+
+@pytest.fixture(scope="module")
+def judges(backbone, sampling, tmp_path_factory):
+    """Two small reward models with random weights."""
+    folder = tmp_path_factory.mktemp("judges")
+    for seed in range(2):
+        torch.manual_seed(seed)
+        network = VideoReward(backbone, template="plain", sampling=sampling, language="full")
+        network.statistics = Statistics([0.0] * 3, [0.5, 2.0, 0.25])
+        network.save_pretrained(folder / str(seed))
+    return [str(folder / "0"), str(folder / "1")]
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_what_models_know_least_of_is_rated_first(videos, judges, tmp_path, monkeypatch, capsys, count):
+    db = tmp_path / "votes.db"
+    command = ("annotate", "serve", "--videos", str(videos), "--db", str(db), "--select", "uncertain", "--model", *judges[:count],
+               "--device", "cpu", "--port", "1")  # fmt: skip
+    monkeypatch.setattr("uvicorn.run", lambda app, **_: None)
+    main([*command, "--per-prompt", "1"])
+    rows = Store(db).pairs()
+    rewards = [read_rewards(tmp_path / f"votes.db.rewards/{number}") for number in range(count)]
+    margins = [{r.id: torch.tensor(raw[r.key_a]) - torch.tensor(raw[r.key_b]) for r in rows} for raw in rewards]
+    scale = torch.tensor([0.5, 2.0, 0.25])
+
+    def unknown(row):
+        if count == 2:
+            return ((margins[0][row.id] - margins[1][row.id]) / scale).abs().mean().item()
+        d, theta = margins[0][row.id].double(), 5.0  # Rao-Kupper: the paper's equation of a tie
+        tie = (theta**2 - 1) * d.exp() / ((d.exp() + theta) * (1 + theta * d.exp()))
+        return tie.mean().item()
+
+    expected = sorted(rows, key=unknown, reverse=True)
+    assert len(rows) == 10 and [row.id for row in rows] == [row.id for row in expected]  # stored in this order
+    # what is left of a round can be put in order at any time
+    store = Store(db)
+    store.prioritise([row.id for row in reversed(rows)])
+    store.vote(who := store.who(store.invite("a")), store.task(who).ticket, {}, flags=["unsafe"])
+    capsys.readouterr()
+    main([*command, "--seed", "3"])
+    assert "goes on as it was begun, whatever --seed says" in capsys.readouterr().err
+    left = [row.id for row in sorted(store.pairs(), key=lambda row: row.priority) if row.state == "open"]
+    assert left == [row.id for row in rows[:-1]]
+
+
+@pytest.mark.parametrize("given", [["--select", "uncertain"], ["--model", "m"]])
+def test_an_order_needs_a_model_and_a_model_an_order(videos, tmp_path, given, capsys):
+    for command in ("begin", "serve"):
+        with pytest.raises(SystemExit):
+            main(["annotate", command, "--videos", str(videos), "--db", str(tmp_path / "votes.db"), *given])
+        assert "--select uncertain needs --model" in capsys.readouterr().err and not [*tmp_path.iterdir()]
+
+
+def test_others_are_let_in_with_a_warning(videos, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("uvicorn.run", lambda app, **_: None)
+    for host, warned in (("127.0.0.1", False), ("localhost", False), ("0.0.0.0", True)):
+        main(["annotate", "serve", "--videos", str(videos), "--db", str(tmp_path / "votes.db"), "--host", host])
+        assert ("unencrypted" in capsys.readouterr().err) is warned
+
+
+def test_an_export_trains_a_reward_model(round_, videos, backbone, tmp_path):
+    store, _ = round_
+    people = [store.who(store.invite(name)) for name in "abc"]
+    for who in people:
+        while task := store.task(who):
+            row = next(row for row in store.pairs() if row.id == task.pair_id)
+            store.vote(who, task.ticket, GOOD if task.left == row.key_a else flipped(GOOD))
+    export(store, ShardSet(videos), tmp_path / "rated")
+    config = yaml.safe_load((Path(__file__).parents[1] / "experiments/debug/tiny.yaml").read_text())
+    config["trainer"] |= {
+        "max_steps": 3,
+        "logger": False,
+        "default_root_dir": str(tmp_path),
+        "enable_checkpointing": False,
+    }
+    config["trainer"]["callbacks"] = [config["trainer"]["callbacks"][2]]
+    config["trainer"]["callbacks"][0]["init_args"]["out"] = str(tmp_path / "reward")
+    network = config["model"]["init_args"]["network"]["init_args"]
+    network |= {"backbone": str(backbone), "sampling": {"fps": 8.0, "min_pixels": 0}}
+    config["data"]["init_args"] = {"train": str(tmp_path / "rated/train"), "val": str(tmp_path / "rated/validation"), "batch_size": 2,
+                                   "workers": 0}  # fmt: skip
+    (tmp_path / "fit.yaml").write_text(yaml.safe_dump(config))
+    main(["fit", "--config", str(tmp_path / "fit.yaml")])
+    assert len(score_with(tmp_path / "reward", tmp_path / "rated/benchmark", tmp_path / "scores")) == 4
+
+
+def score_with(model, videos, out):
+    main(
+        ["bench", "--model", str(model), "--data", str(videos), "--out", str(out), "--device", "cpu", "--workers", "0"]
+    )
+    return read_rewards(out / videos.name)
 
 
 def test_a_round_is_not_begun_over_another(videos, tmp_path):

@@ -7,7 +7,7 @@ const videos = [$("left"), $("right")];
 const rows = [...document.querySelectorAll("fieldset[data-column]")];
 const CHOICE = {}; // key -> [column, choice]
 rows.forEach((row, i) => row.querySelectorAll(".choice").forEach((button, j) => {
-  const key = { 0: "123", 1: "456", 2: "789", 3: "0-=" }[i][j];
+  const key = { 0: "123", 1: "456", 2: "789", 3: "iop" }[i][j];
   CHOICE[key] = [row.dataset.column, button.dataset.choice];
   button.querySelector("kbd").textContent = key;
 }));
@@ -131,13 +131,21 @@ const ACTIONS = {
   " ": () => play(!playing()), ArrowLeft: () => step(-1), ArrowRight: () => step(1), l: () => toggle("loop"),
   s: () => { toggle("slow"); play(playing()); }, f: full, h: guideline, u: undo, Enter: send, x: () => flag("unsafe"), b: () => flag("broken"),
 };
+// digits by their place, with Shift or without: some keyboards have other signs there; letters as printed, or by place where not Latin
+function keyOf(event) {
+  const place = /^(?:Digit|Numpad|Key)(\w)$/.exec(event.code)?.[1].toLowerCase();
+  if (event.key.length > 1) return event.key;
+  return place && (/\d/.test(place) || event.key > "~") ? place : event.key.toLowerCase();
+}
+
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || event.target.tagName === "SELECT") return;
-  if (event.repeat && !event.key.startsWith("Arrow")) return; // a key that is held down is pressed once
-  if ((event.key === " " || event.key === "Enter") && event.target.closest("button, summary, a")) return; // that is pressed
-  if ($("guideline").open && event.key !== "h") return;
-  const action = ACTIONS[event.key] || (CHOICE[event.key] && (() => choose(...CHOICE[event.key])));
-  if (!action || (busy && event.key !== "h")) return;
+  const key = keyOf(event);
+  if (event.repeat && !key.startsWith("Arrow")) return; // a key that is held down is pressed once
+  if ((key === " " || key === "Enter") && event.target.closest("button, summary, a")) return; // that is pressed
+  if ($("guideline").open && key !== "h") return;
+  const action = ACTIONS[key] || (CHOICE[key] && (() => choose(...CHOICE[key])));
+  if (!action || (busy && key !== "h")) return;
   event.preventDefault();
   action();
 });
