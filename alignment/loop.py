@@ -9,7 +9,7 @@ import os
 import shutil
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -205,7 +205,7 @@ class Loop:
             for key in ("lora", "reward", "generator")
             if (value := getattr(arm, key, None))
         }
-        return type(arm)(**{**{f: getattr(arm, f) for f in arm.__dataclass_fields__}, **names})
+        return replace(arm, **names)
 
     # --- the units --------------------------------------------------------------------------------------------
 

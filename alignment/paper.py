@@ -150,18 +150,8 @@ class Paper(Loop):
                                            data__init_args__batch_size=batch))  # fmt: skip
         for unit in list(units):
             name = unit.name.removeprefix(self.place)
-            units.append(
-                self.unit(
-                    f"bench/{name[3:]}",
-                    f"benchmarking {name}",
-                    8,
-                    (name, "world"),
-                    self.bench,
-                    f"bench/{name[3:]}",
-                    name,
-                    sets,
-                )
-            )
+            result = f"bench/{name.removeprefix('rm/')}"
+            units.append(self.unit(result, f"benchmarking {name}", 8, (name, "world"), self.bench, result, name, sets))
         needs = ("reward_rendered", "rm/btt", "world")
         return [*units, self.unit("cells/prompts.json", "do rewards change with the prompt?", 10, needs, self._prompts)]
 
@@ -235,19 +225,8 @@ class Paper(Loop):
                           3 * size.fresh, 4))  # fmt: skip
         units.append(unit("pools/rendered", "choosing rendered clips", 2, ("world",), self._rendered_pool))
         for name, (data, judge, margin, text) in pools.items():
-            units.append(
-                unit(
-                    f"pairs/{name}",
-                    f"labelling {text}",
-                    6,
-                    (judge, data),
-                    self._label,
-                    f"pairs/{name}",
-                    judge,
-                    data,
-                    margin,
-                )
-            )
+            units.append(unit(f"pairs/{name}", f"labelling {text}", 6, (judge, data), self.prefer, f"pairs/{name}", data, "margin", Weights(),
+                              margin, judge))  # fmt: skip
             units.append(unit(f"latents/{name}", f"encoding: {name}", 7, (f"pairs/{name}", "generator"), self.encode, f"latents/{name}",
                               f"pairs/{name}"))  # fmt: skip
             if name in ("guided", "rendered"):  # of these no unselected samples were trained on yet
@@ -270,10 +249,6 @@ class Paper(Loop):
                 if left[prompt] >= 0:
                     kept = {key: value for key, value in content.record.items() if key != "quality"}
                     writer.write(content.key, {"": content.read("mp4")}, kept)
-
-    def _label(self, result: str, judge: str, data: str, margin: float) -> None:
-        """Pairs that a reward model labels, whichever it is."""
-        self.prefer(result, data, "margin", Weights(), margin, judge)
 
 
 def _arm(name: str, algorithm: str) -> Arm:

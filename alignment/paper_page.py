@@ -13,6 +13,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from scipy import stats
 
 from .. import VideoAlignError
 from ..models.files import read_json, write_json
@@ -414,20 +415,24 @@ def write_page(out: Path, seeds: Iterable[int], size: LoopSize) -> dict[str, Any
             parts.append(f"![{title}]({FIGURES}/{cell}.png)")
         parts += [part for part in (tables.get(cell), _claims(own)) if part]
     (out / "RESULTS.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
-    counts = {
-        v: sum(row["verdict"].startswith(v) for row in rows) for v in ("reproduced", "not reproduced", "undecided")
-    }
-    print(
-        f"\n{', '.join(f'{count} {verdict}' for verdict, count in counts.items())}\nresults   {out / 'RESULTS.md'}\nnumbers   {folder / 'results.json'}"
-    )
+    print("\n" + ", ".join(f"{count} {verdict}" for verdict, count in _tally(rows).items()))
+    print(f"results   {out / 'RESULTS.md'}\nnumbers   {folder / 'results.json'}")
     return results
+
+
+def _tally(rows: Sequence[dict[str, Any]]) -> dict[str, int]:
+    """How many claims have each verdict."""
+    return {v: sum(row["verdict"].startswith(v) for row in rows) for v in ("reproduced", "not reproduced", "undecided")}
 
 
 def _head(found: Mapping[int, Found], rows: Sequence[dict[str, Any]]) -> str:
     first = next(f for f in found.values() if f["reward models"] or "oracle" in f)
-    counts = {
-        v: sum(row["verdict"].startswith(v) for row in rows) for v in ("reproduced", "not reproduced", "undecided")
-    }
+    counts, most = _tally(rows), max(len(row["values"]) for row in rows)
+    wide = (
+        f"; with {most} seeds an interval reaches {stats.t.ppf(0.975, most - 1):.1f} standard errors to each side"
+        if most > 1
+        else ""
+    )
     oracle = "; ".join(
         f"{where} " + ", ".join(f"{d} {_cell(found, lambda f, w=where, d=d: f['oracle'][w][d])}" for d in DIMENSIONS)
         for where in first.get("oracle", {})
@@ -440,8 +445,8 @@ def _head(found: Mapping[int, Found], rows: Sequence[dict[str, Any]]) -> str:
 Every number is a mean over seeds of the whole miniature world (world, reward model, generator, alignment), with a 95 % interval
 over seeds (Student's t). A claim's difference is positive where the paper is right: **reproduced** where its interval is above
 zero, **not reproduced** where it is below, undecided otherwise, with the number of seeds that agree. {counts["reproduced"]} claims are
-reproduced, {counts["not reproduced"]} are not, {counts["undecided"]} are undecided at this sample size (with two seeds an interval is 12.7 standard
-errors wide to each side, so little is decided). Claims overlap, and of so many a few are decided by chance: look at the rows as a whole.
+reproduced, {counts["not reproduced"]} are not, {counts["undecided"]} are undecided at this sample size{wide}.
+Claims overlap, and of so many a few are decided by chance: look at the rows as a whole.
 The numbers behind this page are in [{FIGURES}/results.json]({FIGURES}/results.json).
 
 Wins are shares of videos that beat the base generator's on prompts that no training but the reward model's caption pre-training saw: by

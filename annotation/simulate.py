@@ -4,6 +4,7 @@ not know (:mod:`.select`).
 
 import os
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -61,15 +62,7 @@ class Simulation(Loop):
                                             trainer__val_check_interval=steps, data__init_args__benchmarks={},
                                             data__init_args__train_keys=self.folder / f"{name}.txt",
                                             data__init_args__batch_size=max(1, min(24, count)))  # fmt: skip
-                made.append(
-                    Unit(
-                        trained.name,
-                        trained.text,
-                        trained.run,
-                        (*trained.needs, f"{self.place}{name}.txt"),
-                        trained.cost,
-                    )
-                )
+                made.append(replace(trained, needs=(*trained.needs, f"{self.place}{name}.txt")))
                 made.append(self.unit(f"{name}.bench", f"benchmarking {name}", 6, (name, "world"), self.bench, f"{name}.bench", name,
                                       ("world/recent",)))  # fmt: skip
                 ends.append(f"{self.place}{name}.bench")

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import textwrap
 import time
 from functools import partial
 from pathlib import Path
@@ -132,62 +131,47 @@ def test_what_another_call_gave_up_is_no_success(tmp_path, monkeypatch):
     assert (tmp_path / "other").exists()
 
 
+SCRIPT = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from functools import partial
+from pathlib import Path
+from unit_makers import many
+from videoalign.datamodules.units import work
+if __name__ == "__main__":
+    out = Path(sys.argv[1])
+    work(out, partial(many, out, int(sys.argv[2]), float(sys.argv[3])), int(sys.argv[4]))
+"""
+
+
+def call(tmp_path, count, seconds, processes):
+    """A call in a process group of its own, when its first unit is done."""
+    (tmp_path / "long.py").write_text(SCRIPT)
+    command = [sys.executable, tmp_path / "long.py", tmp_path / "out", str(count), str(seconds), str(processes)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    assert any("done in" in line for line in process.stdout)
+    return process, tmp_path / "out"
+
+
 @pytest.mark.slow
 def test_a_killed_call_goes_on(tmp_path):
     """SIGKILL of the whole group: the locks fall with the processes."""
-    script = tmp_path / "long.py"
-    script.write_text(
-        textwrap.dedent(f"""
-        import sys
-        sys.path.insert(0, {str(Path(__file__).parent)!r})
-        from functools import partial
-        from pathlib import Path
-        from unit_makers import many
-        from videoalign.datamodules.units import work
-        if __name__ == "__main__":
-            out = Path(sys.argv[1])
-            work(out, partial(many, out, 8, float(sys.argv[2])), 2)
-    """)
-    )
-    out = tmp_path / "out"
-    process = subprocess.Popen(
-        [sys.executable, script, out, "0.7"], stdout=subprocess.PIPE, text=True, start_new_session=True
-    )
-    for line in process.stdout:
-        if "done in" in line:
-            break
+    process, out = call(tmp_path, 8, 0.7, 2)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     made = {path for path in (out / "u").glob("*") if path.suffix != ".runs"}
     assert 1 <= len(made) < 8
     before = {path: path.stat().st_mtime_ns for path in made}
-    subprocess.run([sys.executable, script, out, "0"], check=True, capture_output=True)
-    assert all((out / f"u/{i}").exists() for i in range(8))
+    process, _ = call(tmp_path, 8, 0, 2)
+    process.communicate()
+    assert process.returncode == 0 and all((out / f"u/{i}").exists() for i in range(8))
     assert {path: path.stat().st_mtime_ns for path in made} == before
 
 
 @pytest.mark.slow
 def test_workers_end_with_their_call(tmp_path):
     """A parent that is killed alone leaves no orphan that goes on computing."""
-    script = tmp_path / "long.py"
-    script.write_text(
-        textwrap.dedent(f"""
-        import sys
-        sys.path.insert(0, {str(Path(__file__).parent)!r})
-        from functools import partial
-        from pathlib import Path
-        from unit_makers import many
-        from videoalign.datamodules.units import work
-        if __name__ == "__main__":
-            out = Path(sys.argv[1])
-            work(out, partial(many, out, 200, 0.2), 1)
-    """)
-    )
-    out = tmp_path / "out"
-    process = subprocess.Popen([sys.executable, script, out], stdout=subprocess.PIPE, text=True)
-    for line in process.stdout:
-        if "done in" in line:
-            break
+    process, out = call(tmp_path, 200, 0.2, 1)
     process.kill()
     process.wait()
     time.sleep(1.5)
