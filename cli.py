@@ -507,6 +507,10 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--device", choices=("auto", "cpu", "gpu"), help="where they compute (default auto)")
     serve.add_argument("--host", default="127.0.0.1", help="address to listen at; the default is this machine alone")
     serve.add_argument("--port", type=_count(1), default=8000, help="to listen at")
+    serve.add_argument(
+        "--guideline",
+        help="YAML of your own in the place of the paper's: title, question, points, good, bad of each part",
+    )
     labels = add(
         "import-label-studio",
         _annotate("import_label_studio"),

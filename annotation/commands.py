@@ -16,6 +16,7 @@ from ..datamodules.ratings import COLUMNS
 from ..datamodules.shards import ShardSet, sha256
 from . import label_studio
 from .export import export
+from .guideline import GUIDELINE, read_guideline
 from .overview import overview
 from .pairing import Pair, choose
 from .protocol import CHOICES, Protocol
@@ -113,17 +114,19 @@ def _references(path: str, contents: dict, rules: Protocol) -> list[tuple[Pair, 
     return found
 
 
-def serve(videos: str, db: str, host: str = "127.0.0.1", port: int = 8000, **options: Any) -> None:
+def serve(
+    videos: str, db: str, host: str = "127.0.0.1", port: int = 8000, guideline: str | None = None, **options: Any
+) -> None:
     """Serve the page until it is interrupted; a file that is not there yet is begun.
 
     Args:
-        host, port: to listen at; nobody but this machine reaches the default. options: of :func:`begin`, where they are given. Of
+        host, port: to listen at; nobody but this machine reaches the default. guideline: YAML of one's own. options: of :func:`begin`, where they are given. Of
             a round that has begun ``select`` and ``model`` alone: what is left to rate is put in a new order.
     """
     uvicorn = _extra("uvicorn")
     from .server import make_app
 
-    shards = ShardSet(videos, "videos")
+    shards, told = ShardSet(videos, "videos"), read_guideline(guideline) if guideline else GUIDELINE
     if Path(db).exists():
         store = Store(db)
         if settled := sorted(options.keys() - {"select", "model", "device"}):
@@ -132,7 +135,7 @@ def serve(videos: str, db: str, host: str = "127.0.0.1", port: int = 8000, **opt
     else:
         store, options = begin(videos, db, **options), {}
     admin = secrets.token_urlsafe(24)
-    app = make_app(store, shards, admin)
+    app = make_app(store, shards, admin, told)
     if _ranked(options.get("select", "random"), options.get("model", ())):
         rows = [row for row in store.pairs() if row.state == "open"]
         order = _order(

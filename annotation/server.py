@@ -7,7 +7,7 @@ takes a vote that bears the pair's ticket. Sources, keys and file names never re
 import json
 import re
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlsplit
@@ -20,7 +20,7 @@ from pydantic import BaseModel, Field
 
 from ..datamodules.shards import Content, ShardSet, sha256
 from ..models.preference import DIMENSIONS
-from .guideline import GUIDELINE
+from .guideline import GUIDELINE, Part
 from .overview import overview
 from .store import Annotator, RefusedVote, StorageError, Store, VideoAlignError
 
@@ -47,11 +47,11 @@ class VoteIn(BaseModel):
     flags: list[str] = Field(default_factory=list, max_length=2)
 
 
-def make_app(store: Store, videos: ShardSet, admin: str) -> FastAPI:
+def make_app(store: Store, videos: ShardSet, admin: str, guideline: Sequence[Part] = GUIDELINE) -> FastAPI:
     """The server.
 
     Args:
-        store: of the round. videos: its *videos* set. admin: secret of the overview's link.
+        store: of the round. videos: its *videos* set. admin: secret of the overview's link. guideline: what annotators are told.
 
     Raises:
         VideoAlignError: where the videos are not those of the round.
@@ -98,7 +98,7 @@ def make_app(store: Store, videos: ShardSet, admin: str) -> FastAPI:
         settings = {"columns": protocol.columns, "words": WORDS, "scores": protocol.scores, "dimensions": DIMENSIONS}
         return pages.TemplateResponse(request, "rate.html", {
             "annotator": annotator, "settings": json.dumps(settings), "columns": [(c, WORDS[c]) for c in protocol.columns],
-            "dimensions": [(d, WORDS[d]) for d in DIMENSIONS], "scores": protocol.scores, "guideline": GUIDELINE,
+            "dimensions": [(d, WORDS[d]) for d in DIMENSIONS], "scores": protocol.scores, "guideline": guideline,
         })  # fmt: skip
 
     @app.get("/a/{token}/task")

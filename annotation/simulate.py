@@ -22,7 +22,7 @@ from ..alignment.paper_claims import Interval
 from ..alignment.reward_model import RewardModel
 from ..datamodules.shards import ShardSet
 from ..datamodules.units import Unit, leading_to, work
-from ..models.files import read_json, write_json
+from ..models.files import read_json, write_json, write_text
 from ..models.flow import draw_seed
 from ..models.preference import DIMENSIONS
 from .select import uncertainty
@@ -79,11 +79,7 @@ class Simulation(Loop):
             rest = [key for key in drawn if key not in set(chosen)]
             unsure = uncertainty([self._margins(before, rest)], [])
             chosen += [rest[i] for i in unsure.argsort(descending=True)[: count - len(chosen)].tolist()]
-        path = self.folder / f"{name}.txt"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial_ = path.with_suffix(".partial")
-        partial_.write_text("\n".join(chosen))
-        partial_.replace(path)
+        write_text(self.folder / f"{name}.txt", "\n".join(chosen))
 
     def _margins(self, model: str, keys: list[str]) -> torch.Tensor:
         """(N, D) raw rewards of A minus those of B."""

@@ -7,6 +7,7 @@ to know what is left. Two processes may use the file at once; writers wait for e
 
 import hashlib
 import json
+import os
 import secrets
 import sqlite3
 import time
@@ -490,10 +491,23 @@ def new_round(
         raise VideoAlignError(f"--db {path} exists already; name a new file")
     if not path.parent.is_dir():
         raise VideoAlignError(f"--db {path}: there is no folder {path.parent}")
-    half = path.with_name(f"{path.name}.partial")
-    for left in (half, *(half.with_name(half.name + end) for end in ("-wal", "-shm"))):
-        left.unlink(missing_ok=True)
-    engine = _open(half, "BEGIN IMMEDIATE")
+    half = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    try:
+        _fill(half, pairs, protocol, data, references)
+        store = Store(half)
+        yield store
+        store.close()
+        half.replace(path)
+    finally:
+        for end in ("", "-wal", "-shm"):
+            half.with_name(half.name + end).unlink(missing_ok=True)
+
+
+def _fill(
+    path: Path, pairs: Sequence[Pair], protocol: Protocol, data: str, references: Sequence[tuple[Pair, dict[str, str]]],
+) -> None:  # fmt: skip
+    """A file with nothing voted on."""
+    engine = _open(path, "BEGIN IMMEDIATE")
     with _errors(path), engine.begin() as connection, Session(connection) as session:
         _Base.metadata.create_all(connection)
         for name, value in {"version": VERSION, "protocol": protocol.to_dict(), "data": data}.items():
@@ -506,10 +520,6 @@ def new_round(
             ))  # fmt: skip
         session.flush()
     engine.dispose()
-    store = Store(half)
-    yield store
-    store.close()
-    half.replace(path)
 
 
 def _check(choices: Any, scores: Any, flags: Any, protocol: Protocol) -> None:

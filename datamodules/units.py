@@ -24,6 +24,7 @@ from pathlib import Path
 import filelock
 
 from .. import VideoAlignError
+from ..models.files import write_json
 
 WORK, LOGS = "work", "logs"
 """Folders of the locks and records of units, and of what they print."""
@@ -168,9 +169,7 @@ def _make(out: Path, unit: Unit) -> str:
     if not (out / unit.name).exists():
         return f"it left no {out / unit.name} (see {log})"
     record = out / WORK / f"{unit.name}.json"
-    partial = record.with_suffix(f".{os.getpid()}")
-    partial.write_text(json.dumps({"seconds": time.time() - started, "host": socket.gethostname()}))
-    partial.replace(record)
+    write_json(record, {"seconds": time.time() - started, "host": socket.gethostname()})
     return ""
 
 

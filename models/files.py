@@ -48,11 +48,16 @@ def check_free(path: Path, replaces: str | None = None) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON through a temporary file. JSON has no NaN: what is undefined becomes null."""
+    """:func:`write_text` of JSON. JSON has no NaN: what is undefined becomes null."""
     value = json.loads(json.dumps(value), parse_constant=lambda name: None)
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text through a temporary file, in a folder that is made where it is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    partial.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    partial.write_text(text, encoding="utf-8")
     partial.replace(path)
 
 

@@ -625,6 +625,37 @@ def test_an_order_needs_a_model_and_a_model_an_order(videos, tmp_path, given, ca
         assert "--select uncertain needs --model" in capsys.readouterr().err and not [*tmp_path.iterdir()]
 
 
+def test_a_guideline_of_ones_own_is_shown(videos, tmp_path, monkeypatch, capsys):
+    path, apps = tmp_path / "guideline.yaml", []
+    monkeypatch.setattr("uvicorn.run", lambda app, **_: apps.append(app))
+    command = [
+        "annotate",
+        "serve",
+        "--videos",
+        str(videos),
+        "--db",
+        str(tmp_path / "votes.db"),
+        "--guideline",
+        str(path),
+    ]
+    part = {"title": "Looks", "question": "Which?", "points": ["fur", "<b>eyes</b>"], "good": "a cat", "bad": "a blur"}
+    path.write_text(yaml.safe_dump([part]))
+    main(command)
+    with TestClient(apps[0]) as client:
+        page = client.get(f"/a/{Store(tmp_path / 'votes.db').invite('a')}").text
+    assert "<h2>Looks</h2>" in page and "&lt;b&gt;eyes" in page and "Visual quality</h2>" not in page
+    for wrong, message in (
+        ([], "no list"),
+        ([{**part, "points": "fur"}], "part 1"),
+        ([part, {"title": "x"}], "part 2"),
+        (None, "no list"),
+    ):
+        path.write_text(yaml.safe_dump(wrong))
+        with pytest.raises(SystemExit):
+            main(command)
+        assert message in capsys.readouterr().err
+
+
 def test_others_are_let_in_with_a_warning(videos, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("uvicorn.run", lambda app, **_: None)
     for host, warned in (("127.0.0.1", False), ("localhost", False), ("0.0.0.0", True)):
