@@ -16,8 +16,8 @@ $(READY): setup.cfg pyproject.toml constraints.txt
 demo: $(READY) ## the whole paper in miniature, from rendering to aligned generators: runs/demo/report.html
 	$(BIN)/videoalign demo --out runs/demo
 
-test: $(READY) ## all tests
-	$(BIN)/python -m pytest
+test: $(READY) ## all tests, a file at a time on each core
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 lint: $(READY) ## style and names
 	$(BIN)/ruff check .

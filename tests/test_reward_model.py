@@ -30,7 +30,7 @@ QUIET = {
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("world") / "w"
-    size = WorldSize(train=24, val=9, benchmark_videos=24, benchmark_pairs=20, captions=16)
+    size = WorldSize(train=24, val=9, benchmark_videos=24, benchmark_pairs=20, captions=16, clips=12)
     for _ in write_world(folder, size, seed=3):
         pass
     return folder
@@ -296,7 +296,7 @@ def test_two_processes_train_and_measure_as_one(language, backbone, tmp_path):
     """DDP, FSDP2 and one process agree: clipped steps, exact counts over ranks, statistics, export of gathered weights."""
     world, results = tmp_path / "world", {}
     for _ in write_world(
-        world, WorldSize(train=8, val=9, benchmark_videos=24, benchmark_pairs=20, captions=16), seed=3
+        world, WorldSize(train=8, val=9, benchmark_videos=24, benchmark_pairs=20, captions=16, clips=12), seed=3
     ):
         pass
     (tmp_path / "run.py").write_text(SCRIPT)

@@ -170,12 +170,20 @@ def test_benchmark_pairs(world: Path) -> None:
         assert not {record["source"] for record in by_key.values()} & recent or name == "recent"
 
 
-def test_both_sides_win(tmp_path: Path) -> None:
-    """A and B are exchangeable: no source always stands on one side."""
-    size = WorldSize(train=1, val=1, benchmark_videos=40, benchmark_pairs=60, captions=1)
-    for _ in write_world(tmp_path / "world", size):
+@pytest.fixture(scope="module")
+def benchmarks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A world with larger benchmarks and little else."""
+    folder = tmp_path_factory.mktemp("benchmarks") / "world"
+    for _ in write_world(
+        folder, WorldSize(train=1, val=1, benchmark_videos=48, benchmark_pairs=72, captions=1, clips=12)
+    ):
         pass
-    rows = Benchmark(tmp_path / "world" / "recent").rows
+    return folder
+
+
+def test_both_sides_win(benchmarks: Path) -> None:
+    """A and B are exchangeable: no source always stands on one side."""
+    rows = Benchmark(benchmarks / "recent").rows
     assert 0.25 < sum(row["key_A"] < row["key_B"] for row in rows) / len(rows) < 0.75
 
 
@@ -187,23 +195,20 @@ def test_captions_are_true(world: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["recent", "older"])
-def test_ceiling(tmp_path: Path, name: str) -> None:
+def test_ceiling(benchmarks: Path, name: str) -> None:
     """A judge that knows the truth is right far above chance, and annotators' errors keep it from being always right."""
-    size = WorldSize(train=1, val=1, benchmark_videos=48, benchmark_pairs=72, captions=1)
-    for _ in write_world(tmp_path / "world", size):
-        pass
-    best = ceiling(Benchmark(tmp_path / "world" / name))
+    best = ceiling(Benchmark(benchmarks / name))
     assert set(best) == set(COLUMNS)
     for column in COLUMNS:
         assert 0.7 < best[column]["without_ties"] <= 1
-        assert best[column]["pairs"] == len(Benchmark(tmp_path / "world" / name).rows)
+        assert best[column]["pairs"] == len(Benchmark(benchmarks / name).rows)
     assert min(row["without_ties"] for row in best.values()) < 1
 
 
 @pytest.mark.parametrize("pairs", [20, 3])
 def test_a_tiny_benchmark_can_be_scored(tmp_path: Path, backbone: Path, sampling: FrameSampling, pairs: int) -> None:
     """Without dropping anything, as `videoalign bench` demands it."""
-    size = WorldSize(train=1, val=1, benchmark_videos=8, benchmark_pairs=pairs, captions=1)
+    size = WorldSize(train=1, val=1, benchmark_videos=8, benchmark_pairs=pairs, captions=1, clips=12)
     for _ in write_world(tmp_path / "world", size):
         pass
     module = VideoPairs(
