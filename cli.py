@@ -1,6 +1,7 @@
 """The command line. This file only names commands and options; what a command does lives with its subject."""
 
 import argparse
+import math
 import os
 import sys
 import time
@@ -108,12 +109,13 @@ class Progress:
             )
 
 
-def _count(least: int) -> Callable[[str], int]:
+def _count(least: int, most: float = math.inf) -> Callable[[str], int]:
     """An argument's type: a whole number from ``least`` on."""
 
     def parse(text: str) -> int:
-        if not text.lstrip("-").isdigit() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"must be a whole number from {least} on, got {text!r}")
+        if not text.lstrip("-").isdigit() or not least <= int(text) <= most:
+            upto = "on" if most == math.inf else f"to {most}"
+            raise argparse.ArgumentTypeError(f"must be a whole number from {least} {upto}, got {text!r}")
         return int(text)
 
     return parse
@@ -269,11 +271,21 @@ def _paper(o: argparse.Namespace) -> None:
     _function("alignment.paper:paper")(o.out, o.seeds, o.first, o.processes)
 
 
+EXTRA = ("fastapi", "jinja2", "krippendorff", "pydantic", "sqlalchemy", "starlette", "uvicorn")
+
+
 def _annotate(name: str) -> Callable[[argparse.Namespace], None]:
     """A command of `annotate`, whose options have the names of the function's arguments."""
 
     def command(options: argparse.Namespace) -> None:
-        _function(f"annotation.commands:{name}")(**{k: v for k, v in vars(options).items() if k != "command"})
+        try:
+            _function(f"annotation.commands:{name}")(**{k: v for k, v in vars(options).items() if k != "command"})
+        except ModuleNotFoundError as error:
+            if error.name not in EXTRA:
+                raise
+            raise VideoAlignError(
+                f"{error.name} is not installed; annotate needs it: pip install 'videoalign[annotate]'"
+            ) from None
 
     return command
 
@@ -506,7 +518,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--model", nargs="+", help="one or two reward models that say what is uncertain")
         sub.add_argument("--device", choices=("auto", "cpu", "gpu"), help="where they compute (default auto)")
     serve.add_argument("--host", default="127.0.0.1", help="address to listen at; the default is this machine alone")
-    serve.add_argument("--port", type=_count(1), default=8000, help="to listen at")
+    serve.add_argument("--port", type=_count(1, 65535), default=8000, help="to listen at")
     serve.add_argument(
         "--guideline",
         help="YAML of your own in the place of the paper's: title, question, points, good, bad of each part",

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import torch
@@ -87,6 +88,15 @@ def _check(protocol: Protocol | None, sets: dict[str, Benchmark], overall: str |
             )
 
 
+def record_of(model: RewardModel, shards: ShardSet) -> dict[str, Any]:
+    """What rewards of a set depend on, as JSON."""
+    return {
+        "weights": fingerprint(model.network), "template": model.processor.template.text,
+        "sampling": model.processor.sampling.to_dict(), "pixels": asdict(model.processor.geometry), "positions": model.network.positions,
+        "dtype": model.network.settings["dtype"], "data": sha256(shards.path / "index.json"),
+    }  # fmt: skip
+
+
 def score_set(
     trainer: L.Trainer,
     model: RewardModel,
@@ -113,12 +123,7 @@ def score_set(
     videos = [found[key] for key in keys]
     done = read_rewards(folder)
     left = VideoList(videos, by_length(videos, batch_size), workers, {i for i, key in enumerate(keys) if key in done})
-    record = {
-        "weights": fingerprint(model.network), "template": model.processor.template.text,
-        "sampling": model.processor.sampling.to_dict(), "pixels": asdict(model.processor.geometry), "positions": model.network.positions,
-        "dtype": model.network.settings["dtype"], "data": sha256(shards.path / "index.json"),
-    }  # fmt: skip
-    rows = RewardRows(keys, folder, record)
+    rows = RewardRows(keys, folder, record_of(model, shards))
     trainer.callbacks = [*(c for c in trainer.callbacks if not isinstance(c, RewardRows)), rows]
     trainer.predict(model, left, return_predictions=False)
     rewards = read_rewards(folder)

@@ -79,12 +79,12 @@ def sources(
     """Win rates by source and column, a tie counting half.
 
     Args:
-        labels: (source of A, source of B, choices by column) of decided pairs.
+        labels: (source of A, source of B, choices by column) of decided pairs; those of one source compare nothing and are left out.
     """
     found: dict[str, dict[str, list[float]]] = {}
     worth = {"A": 1.0, "same": 0.5, "B": 0.0}
     for a, b, chosen in labels:
-        for column in columns:
+        for column in columns if a != b else ():
             if column in chosen:
                 found.setdefault(a, {}).setdefault(column, []).append(worth[chosen[column]])
                 found.setdefault(b, {}).setdefault(column, []).append(1 - worth[chosen[column]])

@@ -9,18 +9,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from .. import VideoAlignError
 from ..datamodules.ratings import COLUMNS
 from ..datamodules.shards import ShardSet, sha256
+from ..models.files import read_yaml
 from . import label_studio
 from .export import export
 from .guideline import GUIDELINE, read_guideline
 from .overview import overview
 from .pairing import Pair, choose
 from .protocol import CHOICES, Protocol
-from .store import Store, new_round
+from .store import Store, check_new, new_round
 
 
 def begin(
@@ -36,11 +35,9 @@ def begin(
             ``key_A, key_B, VQ, MQ, TA``. select: ``random``, or ``uncertain``: first the pairs that the reward models in
             ``model`` (one or two folders) know least of; computed on ``device``.
     """
-    ranked = _ranked(select, model)
-    shards = ShardSet(videos, "videos")
-    if shards.index.media != "mp4":
-        raise VideoAlignError(f"--videos {videos} holds decoded frames; people need the set with mp4 files")
-    rules = Protocol.of(_yaml(protocol) if protocol else {})
+    ranked, rules = _ranked(select, model), _rules(protocol)
+    check_new(db)
+    shards = _watchable(videos)
     contents = list(shards.contents())
     training = _references(references, {content.key: content for content in contents}, rules) if references else []
     taken = {key for pair, _ in training for key in pair.keys}
@@ -75,14 +72,19 @@ def _order(model: Sequence[str], shards: ShardSet, ends: Sequence[tuple[str, str
     return found.argsort(descending=True, stable=True).tolist()
 
 
-def _yaml(path: str) -> dict[str, Any]:
-    try:
-        found = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise VideoAlignError(f"--protocol {path} cannot be read ({str(error).splitlines()[0]})") from None
+def _watchable(path: str) -> ShardSet:
+    """A set of videos that people can look at."""
+    shards = ShardSet(path, "videos")
+    if shards.index.media != "mp4":
+        raise VideoAlignError(f"--videos {path} holds decoded frames; people need the set with mp4 files")
+    return shards
+
+
+def _rules(path: str | None) -> Protocol:
+    found = read_yaml(path, "--protocol") if path else {}
     if not isinstance(found, dict):
         raise VideoAlignError(f"--protocol {path} holds no settings by name")
-    return found
+    return Protocol.of(found)
 
 
 def _references(path: str, contents: dict, rules: Protocol) -> list[tuple[Pair, dict[str, str]]]:
@@ -120,13 +122,15 @@ def serve(
     """Serve the page until it is interrupted; a file that is not there yet is begun.
 
     Args:
-        host, port: to listen at; nobody but this machine reaches the default. guideline: YAML of one's own. options: of :func:`begin`, where they are given. Of
-            a round that has begun ``select`` and ``model`` alone: what is left to rate is put in a new order.
+        host, port: to listen at; nobody but this machine reaches the default. guideline: YAML of one's own. options: of
+            :func:`begin`, where they are given. Of a round that has begun ``select`` and ``model`` alone: what is left to rate is put
+            in a new order.
     """
-    uvicorn = _extra("uvicorn")
+    import uvicorn
+
     from .server import make_app
 
-    shards, told = ShardSet(videos, "videos"), read_guideline(guideline) if guideline else GUIDELINE
+    shards, told = _watchable(videos), read_guideline(guideline) if guideline else GUIDELINE
     if Path(db).exists():
         store = Store(db)
         if settled := sorted(options.keys() - {"select", "model", "device"}):
@@ -137,11 +141,11 @@ def serve(
     admin = secrets.token_urlsafe(24)
     app = make_app(store, shards, admin, told)
     if _ranked(options.get("select", "random"), options.get("model", ())):
-        rows = [row for row in store.pairs() if row.state == "open"]
-        order = _order(
-            options["model"], shards, [(row.key_a, row.key_b) for row in rows], db, options.get("device", "auto")
-        )
-        store.prioritise([rows[i].id for i in order])
+        if rows := [row for row in store.pairs() if row.state == "open"]:
+            ends = [(row.key_a, row.key_b) for row in rows]
+            store.prioritise(
+                [rows[i].id for i in _order(options["model"], shards, ends, db, options.get("device", "auto"))]
+            )
     if not _loopback(host):
         print(f"note: votes and links travel to {host} unencrypted; let others in through HTTPS (a reverse proxy) or a tunnel",
               file=sys.stderr)  # fmt: skip
@@ -157,23 +161,15 @@ def _loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def _extra(name: str) -> Any:
-    """A module of the extra."""
-    try:
-        return __import__(name)
-    except ImportError:
-        raise VideoAlignError(
-            f"{name} is not installed; the page needs the extra: pip install 'videoalign[annotate]'"
-        ) from None
-
-
 def import_label_studio(
     file: str, videos: str, db: str, validation: float = 0.1, benchmark: float = 0.1, seed: int = 0, protocol: str | None = None,
     reviewer: Sequence[str] = (),
 ) -> None:  # fmt: skip
     """Read an export of Label Studio into a file of votes."""
-    rules, shares = Protocol.of(_yaml(protocol)) if protocol else None, (validation, benchmark)
-    found = label_studio.import_label_studio(file, ShardSet(videos, "videos"), db, shares, seed, rules, tuple(reviewer))
+    check_new(db)
+    found = label_studio.import_label_studio(
+        file, _watchable(videos), db, (validation, benchmark), seed, _rules(protocol), tuple(reviewer)
+    )
     print(f"{found['pairs']} pairs, {found['votes']} votes of {found['people']} people: {db}")
 
 
@@ -197,7 +193,7 @@ def revoke(db: str, name: str) -> None:
 
 def status(db: str) -> None:
     """Print where the round stands, as JSON."""
-    found = json.loads(json.dumps(overview(Store(db))), parse_constant=lambda name: None)  # JSON has no NaN
+    found = json.loads(json.dumps(overview(Store(db).round())), parse_constant=lambda name: None)  # JSON has no NaN
     print(json.dumps(found, indent=1, ensure_ascii=False))
 
 

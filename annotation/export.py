@@ -31,17 +31,16 @@ def export(store: Store, videos: ShardSet, out: str | Path, names: bool = False)
     """
     if store.fact("data") != sha256(videos.path / "index.json"):
         raise VideoAlignError(f"--videos {videos.path} is not the set that {store.path} was begun with")
-    decisions, votes = store.decisions(), store.votes()
+    round_ = store.round()  # people may go on meanwhile
     decided: dict[str, list[tuple[PairRow, Decision]]] = {}
-    for row in store.pairs():
-        if row.reference is None and decisions[row.id].state == "done":
-            decided.setdefault(row.split, []).append((row, decisions[row.id]))
+    for row in round_.pairs:
+        if (decision := round_.decisions[row.id]).state == "done":
+            decided.setdefault(row.split, []).append((row, decision))
     if not decided:
         raise VideoAlignError(f"no pair of {store.path} is decided yet, so there is nothing to export")
     contents = {content.key: content for content in videos.contents()}
-    columns = store.protocol.columns
-    called = {person["name"]: person["name"] if names else f"person-{person['id']:03d}" for person in store.people()}
-    by_id = {person["id"]: called[person["name"]] for person in store.people()}
+    called = {person["name"]: person["name"] if names else f"person-{person['id']:03d}" for person in round_.people}
+    by_id = {person["id"]: called[person["name"]] for person in round_.people}
     with new_folder(out) as folder:
         for split, rows in decided.items():
             if split == "benchmark":
@@ -51,18 +50,21 @@ def export(store: Store, videos: ShardSet, out: str | Path, names: bool = False)
                     for row, decision in rows:
                         media = {"a": contents[row.key_a].read("mp4"), "b": contents[row.key_b].read("mp4")}
                         writer.write(
-                            f"{row.id:07d}", media, _record(row, decision, votes.get(row.id, []), contents, called)
+                            f"{row.id:07d}",
+                            media,
+                            _record(row, decision, round_.votes.get(row.id, []), contents, called),
                         )
         labels = [decision.labels for rows in decided.values() for _, decision in rows]
-        found = overview(store)
+        found = overview(round_)
         del found["queue"]
         card = {
             **found, "people": [{**person, "name": called[person["name"]]} for person in found["people"]],
             "exported": {split: len(rows) for split, rows in decided.items()},
-            "labels": {c: dict(Counter(label[c] for label in labels)) for c in columns},
+            "labels": {c: dict(Counter(label[c] for label in labels)) for c in round_.protocol.columns},
+            "same_source": sum(row.source_a == row.source_b for row in round_.pairs),
         }  # fmt: skip
         with open(folder / "votes.jsonl", "w", encoding="utf-8") as file:
-            for vote in store.history():
+            for vote in round_.history:
                 file.write(json.dumps({**vote, "annotator": by_id[vote["annotator"]]}, ensure_ascii=False) + "\n")
         write_json(folder / "card.json", card)
         (folder / "card.md").write_text(_card(card, labels), encoding="utf-8")
@@ -114,10 +116,13 @@ def _card(card: dict[str, Any], labels: list[dict[str, str]]) -> str:
         for column, a in card["agreement"].items()
     )
     states = ", ".join(f"{count} {state}" for state, count in card["states"].items())
+    sources = "The two videos of a pair are of different sources."
+    if alike := card["same_source"]:
+        sources = f"The two videos of {alike} pairs are of one source, or nobody knows of which; win rates of sources leave these out."
     return f"""# Data card
 
 Exported pairs: {", ".join(f"{count} {split}" for split, count in card["exported"].items())}. Of {card["pairs"]} pairs: {states}. {card["votes"]} votes of
-{sum(p["votes"] > 0 for p in card["people"])} people. No prompt is in two splits; the two videos of a pair are of different sources.
+{sum(p["votes"] > 0 for p in card["people"])} people. No prompt is in two splits. {sources}
 
 Protocol: {json.dumps(card["protocol"])}. Where all votes of a pair agree they are the label, elsewhere a reviewer's vote is.
 

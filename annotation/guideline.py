@@ -3,9 +3,8 @@
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-import yaml
-
 from .. import VideoAlignError
+from ..models.files import read_yaml
 
 
 @dataclass(frozen=True)
@@ -44,22 +43,13 @@ GUIDELINE = (
 
 def read_guideline(path: str | Path) -> tuple[Part, ...]:
     """A guideline of one's own: YAML, a list of parts with the fields of :class:`Part`."""
-    try:
-        found = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise VideoAlignError(f"--guideline {path} cannot be read ({str(error).splitlines()[0]})") from None
+    found = read_yaml(path, "--guideline")
     names = {field.name for field in fields(Part)}
     if not isinstance(found, list) or not found:
         raise VideoAlignError(f"--guideline {path} holds no list of parts, each with {', '.join(sorted(names))}")
     for number, part in enumerate(found, 1):
-        texts = (
-            part.values()
-            if isinstance(part, dict) and part.keys() == names and isinstance(part["points"], list)
-            else [None]
-        )
-        if not all(
-            isinstance(text, str) for value in texts for text in (value if isinstance(value, list) else [value])
-        ):
+        if not (isinstance(part, dict) and part.keys() == names and isinstance(part["points"], list)
+                and all(isinstance(text, str) for text in (*part["points"], *(part[name] for name in names - {"points"})))):  # fmt: skip
             raise VideoAlignError(
                 f"--guideline {path}, part {number} must have {', '.join(sorted(names))}: texts, points a list of them"
             )

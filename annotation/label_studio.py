@@ -45,7 +45,14 @@ def import_label_studio(
     tasks = _read(Path(path))
     contents = {content.key: content.record for content in videos.contents()}
     rules = protocol or Protocol()
-    found = [_task(task, number, contents, rules) for number, task in enumerate(tasks, 1)]
+    found = []
+    for number, task in enumerate(tasks, 1):
+        try:
+            found.append(_task(task, number, contents, rules))
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise VideoAlignError(
+                f"task {task.get('id', number)} is not as Label Studio writes them ({error})"
+            ) from None
     pairs: dict[tuple[str, str], Pair] = {}
     splits = split_prompts(sorted({prompt for prompt, _, _ in found}), shares, seed)
     votes: dict[tuple[str, str], list[tuple[str, dict[str, str], list[str], float]]] = {}

@@ -5,20 +5,19 @@ from statistics import median
 from typing import Any
 
 from .agreement import agreement, consistency, sources
-from .store import Store
+from .store import Round
 
 
-def overview(store: Store) -> dict[str, Any]:
+def overview(round_: Round) -> dict[str, Any]:
     """Everything that the overview page and `videoalign annotate status` show."""
-    protocol, pairs = store.protocol, [row for row in store.pairs() if row.reference is None]
-    votes, again, decisions = store.votes(), store.votes(1), store.decisions()
+    protocol, pairs, votes, decisions = round_.protocol, round_.pairs, round_.votes, round_.decisions
     states = Counter(decision.state for decision in decisions.values())
     done = [
         (row.source_a, row.source_b, decisions[row.id].labels) for row in pairs if decisions[row.id].state == "done"
     ]
-    own = consistency(votes, again, protocol.columns)
+    own = consistency(votes, round_.again, protocol.columns)
     people = []
-    for person in store.people():
+    for person in round_.people:
         mine = [vote for of_pair in votes.values() for vote in of_pair if vote.annotator == person["name"]]
         choices = [choice for vote in mine for choice in vote.choices.values()]
         people.append({
@@ -31,8 +30,9 @@ def overview(store: Store) -> dict[str, Any]:
         "splits": dict(Counter(row.split for row in pairs)),
         "agreement": {column: agreement(votes, column) for column in protocol.columns},
         "people": people, "sources": sources(done, protocol.columns),
-        "queue": [{"prompt": row.prompt, "votes": [vote.choices for vote in votes.get(row.id, [])]} for row in pairs
-                  if decisions[row.id].state == "review"],
+        "queue": [{"prompt": row.prompt, "votes": [{**{c: vote.choices.get(c, "–") for c in protocol.columns}, "flags": list(vote.flags)}
+                                                   for vote in votes.get(row.id, [])]}
+                  for row in pairs if decisions[row.id].state == "review"],
         "protocol": protocol.to_dict(),
     }  # fmt: skip
 

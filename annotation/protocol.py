@@ -44,7 +44,9 @@ class Protocol:
 
     def __post_init__(self) -> None:
         whole = {name: getattr(self, name) for name in ("votes", "repeat_after", "unsafe_votes", "broken_votes")}
-        if low := [name for name, value in whole.items() if not isinstance(value, int) or value < 1]:
+        if wrong := [name for name in ("overall", "scores") if not isinstance(getattr(self, name), bool)]:
+            raise VideoAlignError(f"protocol: {', '.join(wrong)} must be true or false")
+        if low := [name for name, value in whole.items() if type(value) is not int or value < 1]:
             raise VideoAlignError(f"protocol: {', '.join(low)} must be whole numbers of at least 1")
         if not 0 <= self.repeats < 1 or not 0 <= self.training_pass <= 1:
             raise VideoAlignError("protocol: repeats is a share in [0, 1), training_pass one in [0, 1]")

@@ -4,6 +4,8 @@ With one model, pairs whose probability of a tie is largest: it cannot tell whic
 rewards differ most: at least one of them is wrong.
 """
 
+import hashlib
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .. import VideoAlignError
-from ..alignment.bench import score_set
+from ..alignment.bench import record_of, score_set
 from ..alignment.inference import Source, predicting
 from ..alignment.reward_model import RewardModel
 from ..callbacks.progress import PredictProgress
@@ -50,11 +52,14 @@ def rank(
     place = {key: number for number, key in enumerate(keys)}
     both = torch.tensor([[place[a], place[b]] for a, b in ends])
     margins, scales = [], []
-    for number, model in enumerate(models):
+    for model in models:
         network = Source(model=model).load()
         network.need_statistics(model)
         trainer = predicting(device, [PredictProgress()], sys.stderr.isatty())
-        raw = score_set(trainer, RewardModel(network), videos, keys, out / str(number), 16, 1)
+        judge = RewardModel(network)
+        record = json.dumps(record_of(judge, videos), sort_keys=True)
+        place = out / hashlib.sha256(record.encode()).hexdigest()[:16]  # rewards of another model stand elsewhere
+        raw = score_set(trainer, judge, videos, keys, place, 16, 1)
         margins.append(raw[both[:, 0]] - raw[both[:, 1]])  # (N, D)
         scales.append(torch.tensor(network.statistics.std))
     return uncertainty(margins, scales)

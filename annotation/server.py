@@ -7,6 +7,7 @@ takes a vote that bears the pair's ticket. Sources, keys and file names never re
 import json
 import re
 import secrets
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -84,7 +85,8 @@ def make_app(store: Store, videos: ShardSet, admin: str, guideline: Sequence[Par
 
     @app.exception_handler(StorageError)
     async def broken(request: Request, error: StorageError) -> Response:
-        return JSONResponse({"error": f"nothing was stored: {error}"}, 503)
+        print(error, file=sys.stderr)  # where the file is concerns nobody else
+        return JSONResponse({"error": f"nothing was stored: {error.reason}"}, 503)
 
     def known(token: str) -> Annotator:
         if (annotator := store.who(token)) is None:
@@ -107,9 +109,13 @@ def make_app(store: Store, videos: ShardSet, admin: str, guideline: Sequence[Par
         progress = store.progress(annotator)
         if found is None:
             return {"task": None, "progress": progress}
-        record = contents[found.left].record
-        return {"task": {"ticket": found.ticket, "prompt": found.prompt, "kind": found.kind, "fps": record.get("fps") or 24},
-                "progress": progress}  # fmt: skip
+        fps = max(
+            contents[key].record.get("fps") or 24 for key in (found.left, found.right)
+        )  # no frame of either is skipped
+        return {
+            "task": {"ticket": found.ticket, "prompt": found.prompt, "kind": found.kind, "fps": fps},
+            "progress": progress,
+        }
 
     @app.get("/a/{token}/video/{ticket}/{side}")
     def video(request: Request, ticket: str, side: str, annotator: Known) -> Response:
@@ -131,7 +137,7 @@ def make_app(store: Store, videos: ShardSet, admin: str, guideline: Sequence[Par
     def over(request: Request, secret: str) -> Response:
         if not secrets.compare_digest(secret.encode(), admin.encode()):
             raise HTTPException(404, "this link is not known")
-        return pages.TemplateResponse(request, "overview.html", {"found": overview(store), "words": WORDS})
+        return pages.TemplateResponse(request, "overview.html", {"found": overview(store.round()), "words": WORDS})
 
     return app
 
@@ -140,7 +146,9 @@ def _own(request: Request) -> bool:
     """Whether a post comes from a page of this server, as far as browsers tell; others must at least send JSON, which no foreign
     form can without being asked first."""
     site, origin = request.headers.get("sec-fetch-site"), request.headers.get("origin")
-    if site not in (None, "same-origin") or (origin and urlsplit(origin).netloc != request.headers.get("host")):
+    if site is None and origin:  # an old browser; behind a proxy that names another host it cannot tell
+        site = "same-origin" if urlsplit(origin).netloc == request.headers.get("host") else "cross-site"
+    if site not in (None, "same-origin"):
         return False
     return request.headers.get("content-type", "").split(";")[0] == "application/json"
 

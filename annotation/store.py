@@ -172,9 +172,9 @@ def _errors(path: Path) -> Iterator[None]:
             "database or disk is full": "the disk is full; nothing of this was stored, earlier votes are",
             "attempt to write a readonly database": "the file or its folder cannot be written to",
         }.get(text, "")
-        raise StorageError(f"{path}: {text}" + (f": {why}" if why else "")) from None
+        raise StorageError(path, text + (f": {why}" if why else "")) from None
     except DatabaseError as error:
-        raise StorageError(f"{path}: {error.orig}") from None
+        raise StorageError(path, str(error.orig)) from None
 
 
 class Store:
@@ -194,10 +194,12 @@ class Store:
         # writers take the file's lock at once, so that what they read stays true; readers wait for nobody
         self.engine, self._reading = (_open(self.path, how) for how in ("BEGIN IMMEDIATE", "BEGIN"))
         self._writers, self._readers = (sessionmaker(e, expire_on_commit=False) for e in (self.engine, self._reading))
-        if not self._see(lambda session: inspect(session.connection()).has_table(Meta.__tablename__)):
+        known = self._see(lambda session: inspect(session.connection()).has_table(Meta.__tablename__)
+                          and (row := session.get(Meta, "version")) and row.value)  # fmt: skip
+        if not known:
             raise VideoAlignError(f"--db {path} is no file of annotations; `videoalign annotate begin` makes one")
-        if (version := self.fact("version")) != VERSION:
-            raise VideoAlignError(f"--db {path} is of version {version}, this release reads {VERSION}")
+        if known != json.dumps(VERSION):
+            raise VideoAlignError(f"--db {path} is of version {known}, this release reads {VERSION}")
 
     def close(self) -> None:
         """Let go of the file; what is in the log beside it joins it."""
@@ -282,12 +284,7 @@ class Store:
 
     def people(self) -> list[dict[str, Any]]:
         """Everyone, with roles."""
-        return self._see(
-            lambda s: [
-                {"id": r.id, "name": r.name, "role": r.role, "revoked": r.revoked}
-                for r in s.scalars(select(AnnotatorRow))
-            ]
-        )
+        return self._see(_people)
 
     # --- rating ---------------------------------------------------------------------------------------------------
 
@@ -432,22 +429,7 @@ class Store:
 
     def pairs(self) -> list[PairRow]:
         """All pairs, training ones too."""
-        return self._see(lambda session: list(session.scalars(select(PairRow).order_by(PairRow.id))))
-
-    def history(self) -> list[dict[str, Any]]:
-        """Every vote that ever came, taken back or not, as JSON: what agreement is computed from."""
-
-        def work(session: Session) -> list[dict[str, Any]]:
-            query = select(VoteRow, PairRow, UndoRow.created).join(PairRow).outerjoin(UndoRow).order_by(VoteRow.id)
-            return [
-                {"pair": row.pair_id, "keys": {"A": pair.key_a, "B": pair.key_b}, "split": pair.split, "annotator": row.annotator_id,
-                 "occasion": row.occasion, "review": row.review, "choices": json.loads(row.choices), "scores": json.loads(row.scores),
-                 "flags": json.loads(row.flags), "swapped": row.swapped, "seconds": round(row.seconds, 2), "created": row.created,
-                 "taken_back": undone}
-                for row, pair, undone in session.execute(query)
-            ]  # fmt: skip
-
-        return self._see(work)
+        return self._see(_pairs)
 
     def votes(self, occasion: int = 0) -> dict[int, list[Vote]]:
         """Standing votes by pair."""
@@ -455,22 +437,67 @@ class Store:
 
     def decisions(self) -> dict[int, Decision]:
         """What stands of each pair of real work."""
-        protocol = self.protocol
+        return self.round().decisions
 
-        def work(session: Session) -> dict[int, Decision]:
-            votes = _standing(session, 0)
-            ids = session.scalars(select(PairRow.id).where(PairRow.reference.is_(None)))
-            return {i: decide(votes.get(i, []), protocol) for i in ids}
+    def round(self) -> "Round":
+        """Everything, as it stands at one moment."""
+
+        def work(session: Session) -> Round:
+            pairs, votes = [row for row in _pairs(session) if row.reference is None], _standing(session, 0)
+            decisions = {row.id: decide(votes.get(row.id, []), self.protocol) for row in pairs}
+            return Round(
+                self.protocol, pairs, _people(session), votes, _standing(session, 1), decisions, _history(session)
+            )
 
         return self._see(work)
 
 
+@dataclass(frozen=True)
+class Round:
+    """A round of annotation at one moment.
+
+    Attributes:
+        pairs: of real work. people: with roles. votes, again: standing ones by pair, and those on repetitions. decisions: by pair.
+        history: every vote that ever came, in training and taken back too, as JSON.
+    """
+
+    protocol: Protocol
+    pairs: list[PairRow]
+    people: list[dict[str, Any]]
+    votes: dict[int, list[Vote]]
+    again: dict[int, list[Vote]]
+    decisions: dict[int, Decision]
+    history: list[dict[str, Any]]
+
+
 class StorageError(VideoAlignError):
-    """The file cannot be read or written."""
+    """The file cannot be read or written.
+
+    Args:
+        path: of the file. reason: what the matter is, without it.
+    """
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.reason = reason
 
 
 class RefusedVote(VideoAlignError):
     """What was sent is no vote on the pair on the screen."""
+
+
+def check_new(path: str | Path) -> None:
+    """Refuse a place at which no round can begin."""
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise VideoAlignError(f"--db {path}: there is no folder {path.parent}")
+    if path.exists():
+        raise VideoAlignError(f"--db {path} exists already; name a new file")
+    for log in (path.with_name(path.name + "-wal"), path.with_name(path.name + "-shm")):
+        if log.exists():  # SQLite would read the old round out of it into the new file
+            raise VideoAlignError(
+                f"--db {path}: {log.name} is left of a file of that name that was removed; remove it too, or name a new file"
+            )
 
 
 @contextmanager
@@ -487,17 +514,18 @@ def new_round(
         VideoAlignError: where there is a file already.
     """
     path = Path(path)
-    if path.exists():
-        raise VideoAlignError(f"--db {path} exists already; name a new file")
-    if not path.parent.is_dir():
-        raise VideoAlignError(f"--db {path}: there is no folder {path.parent}")
-    half = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    check_new(path)
+    half = path.with_name(f".{path.name}.partial-{secrets.token_hex(4)}")
     try:
         _fill(half, pairs, protocol, data, references)
         store = Store(half)
         yield store
         store.close()
-        half.replace(path)
+        check_new(path)
+        os.link(half, path)  # unlike a renaming, it never takes the place of another file
+    except FileExistsError:
+        check_new(path)
+        raise
     finally:
         for end in ("", "-wal", "-shm"):
             half.with_name(half.name + end).unlink(missing_ok=True)
@@ -541,6 +569,28 @@ def _check(choices: Any, scores: Any, flags: Any, protocol: Protocol) -> None:
         raise RefusedVote("scores must be whole numbers from 1 to 5, by video and dimension")
 
 
+def _pairs(session: Session) -> list[PairRow]:
+    return list(session.scalars(select(PairRow).order_by(PairRow.id)))
+
+
+def _people(session: Session) -> list[dict[str, Any]]:
+    return [
+        {"id": r.id, "name": r.name, "role": r.role, "revoked": r.revoked}
+        for r in session.scalars(select(AnnotatorRow))
+    ]
+
+
+def _history(session: Session) -> list[dict[str, Any]]:
+    query = select(VoteRow, PairRow, UndoRow.created).join(PairRow).outerjoin(UndoRow).order_by(VoteRow.id)
+    return [
+        {"pair": row.pair_id, "keys": {"A": pair.key_a, "B": pair.key_b}, "split": pair.split, "annotator": row.annotator_id,
+         "occasion": row.occasion, "review": row.review, "choices": json.loads(row.choices), "scores": json.loads(row.scores),
+         "flags": json.loads(row.flags), "swapped": row.swapped, "seconds": round(row.seconds, 2), "created": row.created,
+         "taken_back": undone}
+        for row, pair, undone in session.execute(query)
+    ]  # fmt: skip
+
+
 def _task(session: Session, hold: HoldRow, annotator: Annotator) -> Task:
     row = session.get_one(PairRow, hold.pair_id)
     keys = (row.key_b, row.key_a) if hold.swapped else (row.key_a, row.key_b)
@@ -570,8 +620,8 @@ def _settle(session: Session, rows: Iterable[PairRow], protocol: Protocol) -> No
 def _next(session: Session, annotator: Annotator, protocol: Protocol) -> tuple[int, int] | None:
     """The next pair of a person and its occasion."""
     own = session.execute(
-        select(VoteRow.pair_id, VoteRow.occasion, VoteRow.choices, VoteRow.flags)
-        .outerjoin(UndoRow).where(VoteRow.annotator_id == annotator.id, UndoRow.vote_id.is_(None)).order_by(VoteRow.id)
+        select(VoteRow.pair_id, VoteRow.occasion, VoteRow.choices, PairRow.state)
+        .join(PairRow).outerjoin(UndoRow).where(VoteRow.annotator_id == annotator.id, UndoRow.vote_id.is_(None)).order_by(VoteRow.id)
     ).all()  # fmt: skip
     session.query(HoldRow).filter(HoldRow.since < time.time() - 60 * protocol.hold_minutes).delete()
     held = select(func.count()).where(HoldRow.pair_id == PairRow.id, HoldRow.occasion == 0).scalar_subquery()
@@ -610,8 +660,8 @@ def _repetition(own: Sequence[Any], annotator: Annotator, protocol: Protocol) ->
     """Now and then a pair that the person rated a while ago."""
     done = [vote.pair_id for vote in own if vote.occasion == 0]
     repeated = {vote.pair_id for vote in own if vote.occasion == 1}
-    flagged = {vote.pair_id for vote in own if json.loads(vote.flags)}  # nobody sees those twice
-    candidates = [pair for pair in done[: -protocol.repeat_after] if pair not in repeated | flagged]
+    dropped = {vote.pair_id for vote in own if vote.state in ("unsafe", "broken")}  # nobody sees those twice
+    candidates = [pair for pair in done[: -protocol.repeat_after] if pair not in repeated | dropped]
     if not candidates or len(repeated) + 1 > protocol.repeats * (len(done) + len(repeated) + 1):
         return None
     drawn = hashlib.sha256(f"{annotator.id} {len(done)} again".encode()).digest()

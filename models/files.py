@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from .. import VideoAlignError
 
 
@@ -73,3 +75,11 @@ def read_json(path: Path, what: str) -> Any:
         raise VideoAlignError(f"{path.parent} is not {what}: it has no {path.name}") from None
     except (OSError, ValueError) as error:
         raise VideoAlignError(f"{path}: {what} needs it, but it cannot be read ({error})") from None
+
+
+def read_yaml(path: str | Path, option: str) -> Any:
+    """What a YAML file of the user's holds. Args: option: that names the file, for the message."""
+    try:
+        return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:  # an impossible date is a ValueError
+        raise VideoAlignError(f"{option} {path} cannot be read ({str(error).splitlines()[0]})") from None

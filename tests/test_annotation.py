@@ -132,7 +132,17 @@ def test_flipping_twice_is_nothing():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"votes": 0}, {"repeats": 1.0}, {"training_pass": 2}, {"hold_minutes": 0}, {"votes": 1.5}]
+    "wrong",
+    [
+        {"votes": 0},
+        {"votes": True},
+        {"overall": "no"},
+        {"scores": 1},
+        {"repeats": 1.0},
+        {"training_pass": 2},
+        {"hold_minutes": 0},
+        {"votes": 1.5},
+    ],
 )
 def test_rules_that_make_no_sense_are_refused(wrong):
     with pytest.raises(VideoAlignError, match="protocol"):
@@ -187,6 +197,7 @@ def test_sources_win_and_lose_in_the_same_pairs():
     found = sources([("a", "b", {"VQ": "A"}), ("b", "a", {"VQ": "same"}), ("a", "c", {"VQ": "B"})], ("VQ",))
     assert found["a"]["VQ"]["wins"] == pytest.approx(0.5) and found["b"]["VQ"]["wins"] == pytest.approx(0.25)
     assert found["c"]["VQ"]["wins"] == 1.0 and found["a"]["VQ"]["pairs"] == 3
+    assert sources([("a", "a", {"VQ": "A"}), ("", "", {"VQ": "A"})], ("VQ",)) == {}  # nothing is compared
 
 
 # --- the file -----------------------------------------------------------------------------------------------------------
@@ -426,6 +437,51 @@ def test_what_stands_beside_a_pair_is_what_its_votes_decide(tmp_path):
     assert seen == {"open", "review", "done", "unsafe"} and store.pairs()[0].state == "training"
 
 
+def test_the_log_of_a_removed_file_does_not_come_back(store):
+    """SQLite would play it into the new file."""
+    with sqlite3.connect(store.path) as file:
+        file.execute("select 1 from pairs").fetchall()
+        person(store, "a")
+        store.path.unlink()  # as `rm` does while the server runs
+        with pytest.raises(VideoAlignError, match=r"votes\.db-\w+ is left of a file .* removed"):
+            begun(store.path, pairs(2))
+    assert not store.path.exists()
+
+
+def test_of_two_that_begin_at_once_the_second_is_refused(tmp_path):
+    with (
+        pytest.raises(VideoAlignError, match="exists already"),
+        new_round(tmp_path / "t.db", pairs(3), Protocol(), "slow"),
+    ):
+        begun(tmp_path / "t.db", pairs(2))
+    assert len(Store(tmp_path / "t.db").pairs()) == 2
+
+
+def test_what_was_dropped_does_not_come_again(tmp_path):
+    store = begun(tmp_path / "t.db", pairs(30), repeats=0.5, repeat_after=1)
+    a, b = person(store, "a"), person(store, "b")
+    first = rate(store, a)
+    task = rate(store, b, choices={}, flags=["unsafe"])
+    assert task.pair_id == first.pair_id
+    seen = []
+    while task := store.task(a):
+        seen.append(task.pair_id)
+        store.vote(a, task.ticket, GOOD)
+    assert len(seen) > 40 and first.pair_id not in seen
+
+
+def test_a_moment_of_the_round_fits_together(store):
+    who = person(store, "a")
+    for _ in range(3):
+        rate(store, who)
+    found = store.round()
+    rate(store, who)
+    assert (
+        sum(map(len, found.votes.values())) == len(found.history) == 3 and len(found.pairs) == len(found.decisions) == 6
+    )
+    assert [p["name"] for p in found.people] == ["a"] and found.protocol == store.protocol
+
+
 def test_a_round_that_fails_to_begin_leaves_no_file(tmp_path):
     with pytest.raises(KeyError), new_round(tmp_path / "t.db", pairs(3), Protocol(), "data") as store:
         store.invite("a")
@@ -454,8 +510,11 @@ def test_files_that_are_none_of_ours_are_refused(tmp_path):
     with pytest.raises(VideoAlignError, match=r"text\.db"):
         Store(tmp_path / "text.db")
     sqlite3.connect(tmp_path / "other.db").execute("create table x (y)").connection.close()
-    with pytest.raises(VideoAlignError, match=r"other\.db"):
+    with pytest.raises(VideoAlignError, match=r"other\.db is no file of annotations"):
         Store(tmp_path / "other.db")
+    sqlite3.connect(tmp_path / "meta.db").execute("create table meta (name, value)").connection.close()
+    with pytest.raises(VideoAlignError, match=r"meta\.db is no file of annotations"):
+        Store(tmp_path / "meta.db")
 
 
 def test_a_locked_file_says_so(store, monkeypatch):

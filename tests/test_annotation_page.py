@@ -142,7 +142,8 @@ def test_posts_of_other_sites_are_refused(round_, headers):
     body = json.dumps({"ticket": task_of(client, token)["ticket"], "choices": GOOD})
     answer = client.post(f"/a/{token}/vote", content=body, headers=headers)
     assert answer.status_code == 403 and store.votes() == {}
-    own = {"origin": "http://testserver", "sec-fetch-site": "same-origin"}
+    # behind a proxy the browser knows the page by another host than the server does
+    own = {"origin": "https://rate.example.org", "sec-fetch-site": "same-origin"}
     assert client.post(f"/a/{token}/vote", content=body, headers=own).status_code == 200
 
 
@@ -234,6 +235,7 @@ def test_a_locked_file_stores_nothing_and_says_so(round_, monkeypatch):
         assert task_of(client, token)["ticket"] == ticket  # looking goes on
         answer = client.post(f"/a/{token}/vote", json={"ticket": ticket, "choices": GOOD})
         assert answer.status_code == 503 and "nothing was stored" in answer.json()["error"] and "locked" in answer.text
+        assert str(store.path) not in answer.text
     finally:
         holder.execute("ROLLBACK")
         holder.close()
@@ -529,6 +531,9 @@ def test_label_studios_ratings_become_the_same_pairs(videos, tmp_path):
      (lambda t: t[2]["annotations"][0]["result"].pop(), "task 2: an annotation lacks a choice in TA"),
      (lambda t: t[2]["annotations"][0]["result"][0]["value"].update(choices=["C"]), "task 2: VQ is"),
      (lambda t: t[2]["annotations"][0].pop("completed_by"), "task 2: an annotation does not say who"),
+     (lambda t: t[1].update(annotations=[5]), "task 1 is not as Label Studio writes"),
+     (lambda t: t[1].update(data="x"), "task 1 is not as Label Studio writes"),
+     (lambda t: t[1]["annotations"][0].update(lead_time="x"), "task 1 is not as Label Studio writes"),
      (lambda t: t.clear(), "no list of tasks")],
 )  # fmt: skip
 def test_exports_that_are_something_else_are_refused(videos, tmp_path, change, message):
@@ -578,8 +583,9 @@ def judges(backbone, sampling, tmp_path_factory):
     """Two small reward models with random weights."""
     folder = tmp_path_factory.mktemp("judges")
     for seed in range(2):
-        torch.manual_seed(seed)
         network = VideoReward(backbone, template="plain", sampling=sampling, language="full")
+        for parameter in network.head.parameters():
+            torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(seed))
         network.statistics = Statistics([0.0] * 3, [0.5, 2.0, 0.25])
         network.save_pretrained(folder / str(seed))
     return [str(folder / "0"), str(folder / "1")]
@@ -588,12 +594,17 @@ def judges(backbone, sampling, tmp_path_factory):
 @pytest.mark.parametrize("count", [1, 2])
 def test_what_models_know_least_of_is_rated_first(videos, judges, tmp_path, monkeypatch, capsys, count):
     db = tmp_path / "votes.db"
-    command = ("annotate", "serve", "--videos", str(videos), "--db", str(db), "--select", "uncertain", "--model", *judges[:count],
-               "--device", "cpu", "--port", "1")  # fmt: skip
     monkeypatch.setattr("uvicorn.run", lambda app, **_: None)
-    main([*command, "--per-prompt", "1"])
+
+    def serve(models, *more):
+        main(["annotate", "serve", "--videos", str(videos), "--db", str(db), "--select", "uncertain", "--model", *models,
+              "--device", "cpu", *more])  # fmt: skip
+
+    serve(judges[:count], "--per-prompt", "1")
     rows = Store(db).pairs()
-    rewards = [read_rewards(tmp_path / f"votes.db.rewards/{number}") for number in range(count)]
+    rewards = [read_rewards(place) for place in (tmp_path / "votes.db.rewards").iterdir()]  # in any order
+    assert len(rewards) == count
+    assert len({str(raw) for raw in rewards}) == count
     margins = [{r.id: torch.tensor(raw[r.key_a]) - torch.tensor(raw[r.key_b]) for r in rows} for raw in rewards]
     scale = torch.tensor([0.5, 2.0, 0.25])
 
@@ -611,10 +622,15 @@ def test_what_models_know_least_of_is_rated_first(videos, judges, tmp_path, monk
     store.prioritise([row.id for row in reversed(rows)])
     store.vote(who := store.who(store.invite("a")), store.task(who).ticket, {}, flags=["unsafe"])
     capsys.readouterr()
-    main([*command, "--seed", "3"])
+    serve(judges[:count], "--seed", "3")
     assert "goes on as it was begun, whatever --seed says" in capsys.readouterr().err
     left = [row.id for row in sorted(store.pairs(), key=lambda row: row.priority) if row.state == "open"]
     assert left == [row.id for row in rows[:-1]]
+    serve([*reversed(judges)])  # by other models than at first
+    assert sorted(row.id for row in store.pairs() if row.state == "open") == sorted(left)
+    with sqlite3.connect(store.path) as file:
+        file.execute("update pairs set state = 'review'")  # nothing is left to put in order
+    serve(judges[:count])
 
 
 @pytest.mark.parametrize("given", [["--select", "uncertain"], ["--model", "m"]])
@@ -648,12 +664,39 @@ def test_a_guideline_of_ones_own_is_shown(videos, tmp_path, monkeypatch, capsys)
         ([], "no list"),
         ([{**part, "points": "fur"}], "part 1"),
         ([part, {"title": "x"}], "part 2"),
+        ([{**part, "title": ["a"]}], "part 1"),
         (None, "no list"),
     ):
         path.write_text(yaml.safe_dump(wrong))
         with pytest.raises(SystemExit):
             main(command)
         assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "message"), [(["--port", "99999"], "from 1 to 65535"), (["--protocol", "{0}/rules.yaml"], "rules.yaml cannot be read")]
+)  # fmt: skip
+def test_mistakes_are_told_before_anything_is_begun(videos, tmp_path, capsys, more, message):
+    (tmp_path / "rules.yaml").write_text("since: 2024-13-45")
+    with pytest.raises(SystemExit):
+        main(
+            [
+                "annotate",
+                "serve",
+                "--videos",
+                str(videos),
+                "--db",
+                str(tmp_path / "votes.db"),
+                *(m.format(tmp_path) for m in more),
+            ]
+        )
+    assert message in capsys.readouterr().err and not (tmp_path / "votes.db").exists()
+
+
+def test_without_the_extra_it_is_named(tmp_path):
+    script = "import sys; sys.modules['sqlalchemy'] = None; from videoalign.cli import main; main(['annotate', 'status', '--db', 'x'])"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2 and "videoalign[annotate]" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_others_are_let_in_with_a_warning(videos, tmp_path, monkeypatch, capsys):

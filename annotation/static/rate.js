@@ -38,10 +38,11 @@ async function show() {
   state = { choices: {}, flags: new Set() };
   document.querySelectorAll("select").forEach((select) => { select.value = ""; });
   draw();
-  if (!task) { setTimeout(() => task || show().catch(() => {}), 20000); return; } // there may be more soon
+  if (!task) return;
   videos.forEach((video) => { video.src = `${here}/video/${task.ticket}/${video.id}`; video.loop = false; });
   await Promise.all(videos.map((video) => new Promise((ready) => {
     video.onloadeddata = ready;
+    setTimeout(ready, 10000); // a slow line, or a browser that loads nothing before it plays
     video.onerror = () => { say("a video does not play; press b if it stays so", "bad"); ready(); };
   })));
   play(true);
@@ -157,4 +158,5 @@ rows.forEach((row) => row.querySelectorAll(".choice").forEach((button) =>
 document.querySelectorAll(".flag").forEach((button) => button.addEventListener("click", (event) => { flag(button.dataset.flag); if (event.detail) button.blur(); }));
 document.querySelectorAll("select").forEach((select) => select.addEventListener("change", () => select.blur()));
 if (!document.documentElement.requestFullscreen) $("full").hidden = true;
+setInterval(() => { if (!task && !busy) show().catch(() => {}); }, 20000); // there may be more soon
 show().catch((error) => say(error.message, "bad"));
