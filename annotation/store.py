@@ -18,7 +18,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sqlalchemy import Engine, ForeignKey, Index, UniqueConstraint, create_engine, event, func, inspect, select
+from sqlalchemy import URL, Engine, ForeignKey, Index, UniqueConstraint, create_engine, event, func, inspect, select
 from sqlalchemy.exc import DatabaseError, OperationalError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
@@ -154,7 +154,7 @@ def _pragmas(connection: sqlite3.Connection, _: Any) -> None:
 
 def _open(path: Path, begin: str) -> Engine:
     """A way into a file, with the statement that starts a transaction."""
-    engine = create_engine(f"sqlite:///{path}")
+    engine = create_engine(URL.create("sqlite", database=str(path)))
     event.listen(engine, "connect", _pragmas)
     event.listen(engine, "begin", lambda connection: connection.exec_driver_sql(begin))
     return engine

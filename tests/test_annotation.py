@@ -448,6 +448,14 @@ def test_the_log_of_a_removed_file_does_not_come_back(store):
     assert not store.path.exists()
 
 
+def test_a_file_may_have_any_name(tmp_path):
+    path = tmp_path / "votes?mode=memory %20#1.db"
+    store = begun(path, pairs(2))
+    rate(store, person(store, "a"))
+    assert [p.name for p in tmp_path.iterdir() if not p.name.endswith(("-wal", "-shm"))] == [path.name]
+    assert len(Store(path).votes()) == 1
+
+
 def test_of_two_that_begin_at_once_the_second_is_refused(tmp_path):
     with (
         pytest.raises(VideoAlignError, match="exists already"),
