@@ -136,6 +136,19 @@ def _import_csv(o: argparse.Namespace) -> None:
     print(report.text())
 
 
+def _import_videos(o: argparse.Namespace) -> None:
+    with ProcessPoolExecutor(o.workers) as pool:
+        print(
+            _function("datamodules.video_sets:import_videos")(
+                Path(o.table), Path(o.videos), Path(o.out), o.skip_bad_rows, pool, Progress()
+            )
+        )
+
+
+def _join(o: argparse.Namespace) -> None:
+    print(_function("datamodules.video_sets:join")([Path(path) for path in o.sets], Path(o.out), o.sources, Progress()))
+
+
 def _import_benchmark(o: argparse.Namespace) -> None:
     name = o.benchmark.replace("-", "_")
     more = {"split": o.split} if "split" in o else {}
@@ -324,6 +337,19 @@ def _parser() -> argparse.ArgumentParser:
         help="pairs to train on, or videos + pairs.csv to benchmark with",
     )
     imports = [sub]
+    unrated = add(
+        "import-videos", _import_videos, "write videos that nobody rated yet as a set, to rate or to score", kinds
+    )
+    unrated.add_argument("table", help="CSV: path, prompt, source (the model that made the video)")
+    unrated.add_argument("--videos", required=True, help="folder or zip archive that the paths are relative to")
+    unrated.add_argument("--skip-bad-rows", action="store_true", help="leave unsound rows out instead of stopping")
+    joined = add("join", _join, "write several videos sets as one, such as samples of several generators", kinds)
+    joined.add_argument("sets", nargs="+", help="videos sets")
+    joined.add_argument(
+        "--sources", nargs="+", default=[], help="names of the models, one for each set; else what the records say"
+    )
+    for sub in (unrated, joined):
+        sub.add_argument("--out", required=True, help="folder to make")
     for benchmark, what in (("videogen-rewardbench", "folder with videogen-rewardbench.csv, and videos/ or videos.zip"),
                             ("genai-bench", "parquet, JSON or JSON-lines file, a folder of them, or one of the datasets library")):  # fmt: skip
         sub = add(f"import-{benchmark}", _import_benchmark, "write a public benchmark as videos + pairs.csv", kinds)
@@ -556,7 +582,7 @@ def _parser() -> argparse.ArgumentParser:
     write.add_argument("--names", action="store_true", help="call people by their names, not by numbers")
     for sub in (guest, revoke, status, write, labels):
         sub.add_argument("--db", required=True, help="file of votes")
-    pools, loaders = (*imports, kinds.choices["encode-frames"], sprites), (score, bench, relabel)
+    pools, loaders = (*imports, unrated, kinds.choices["encode-frames"], sprites), (score, bench, relabel)
     for sub in (*pools, *loaders):  # a loader with 0 workers decodes in the process that computes
         least, most = int(sub in pools), min(os.cpu_count() or 1, 8)
         sub.add_argument("--workers", type=_count(least), default=most, help="processes that decode or render")

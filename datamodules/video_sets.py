@@ -1,0 +1,115 @@
+"""Sets of videos that nobody rated yet: from a table of files, or of sets of one generator each."""
+
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from functools import partial
+from pathlib import Path
+
+from .. import VideoAlignError
+from ..models.files import check_free
+from .import_csv import read_csv
+from .importing import Progress, check_clip
+from .media import open_media
+from .parallel import in_order
+from .shards import ShardSet, ShardWriter
+from .video import Clip
+
+REQUIRED = ("path", "prompt", "source")
+
+
+def import_videos(
+    table: Path, videos: Path, out: Path, skip_bad_rows: bool = False, pool: Executor | None = None,
+    progress: Progress = lambda what, done, of: None,
+) -> str:  # fmt: skip
+    """Write the videos that a CSV names as a *videos* set.
+
+    Args:
+        table: CSV with ``path, prompt, source``, the source being the model that made the video. videos: folder or zip archive that
+            its paths are relative to. out: folder to make. skip_bad_rows: leave unsound rows out; otherwise any of them stops the
+            import. pool: processes that look into the videos.
+
+    Returns:
+        What was written, in words.
+
+    Raises:
+        VideoAlignError: with every unsound row and its reason.
+    """
+    check_free(out)
+    media, rejected, sound = open_media(videos), [], []
+    seen: dict[tuple[str, str], int] = {}
+    for line, cells in read_csv(table, REQUIRED):
+        try:
+            if isinstance(cells, str):
+                raise VideoAlignError(cells)
+            if empty := [name for name in REQUIRED if not cells[name].strip()]:
+                raise VideoAlignError(f"there is no {' and no '.join(empty)}")
+            path, prompt, source = media.find(cells["path"]), cells["prompt"].strip(), cells["source"].strip()
+            if (first := seen.setdefault((path, prompt), line)) != line:
+                raise VideoAlignError(f"repeats line {first}: the same video and prompt")
+            sound.append((line, path, prompt, source))
+        except VideoAlignError as error:
+            rejected.append((line, str(error)))
+    paths = sorted({path for _, path, _, _ in sound})
+    clips: dict[str, Clip | str] = {}
+    for path, clip in zip(paths, in_order(pool, partial(check_clip, media), paths)):
+        clips[path] = clip
+        progress("videos checked", len(clips), len(paths))
+    rejected += [(line, clips[path]) for line, path, _, _ in sound if isinstance(clips[path], str)]
+    sound = [row for row in sound if isinstance(clips[row[1]], Clip)]
+    report = "\n".join(
+        [f"{len(rejected)} rows rejected", *(f"  line {line}: {reason}" for line, reason in sorted(rejected))]
+    )
+    if not sound or (rejected and not skip_bad_rows):
+        remedy = "Mend them, or leave them out with --skip-bad-rows." if sound else "No row is sound."
+        raise VideoAlignError(f"{table} was not imported.\n{report}\n{remedy}")
+    with ShardWriter(out, "videos") as writer:
+        for number, (line, path, prompt, source) in enumerate(sound, 1):
+            clip = clips[path]
+            record = {"prompt": prompt, "source": source, "path": path, "fps": clip.fps, "num_frames": clip.frames,
+                      "height": clip.height, "width": clip.width}  # fmt: skip
+            writer.write(f"{line:06d}", {"": media.read(path)}, record)
+            progress("samples written", number, len(sound))
+    return f"{_counts(Counter(source for *_, source in sound), len({prompt for _, _, prompt, _ in sound}))}\n{report}"
+
+
+def join(
+    sets: Sequence[Path], out: Path, sources: Sequence[str] = (), progress: Progress = lambda what, done, of: None
+) -> str:
+    """Write the videos of several *videos* sets as one, such as what `videoalign generate` made with several generators.
+
+    Args:
+        sets: to join. out: folder to make. sources: names of the models, one for each set, in the place of what the records say.
+
+    Returns:
+        What was written, in words.
+
+    Raises:
+        VideoAlignError: where a set holds no mp4 files, or its videos name no source.
+    """
+    check_free(out)
+    shards = [ShardSet(path, "videos") for path in sets]
+    if sources and len(sources) != len(shards):
+        raise VideoAlignError(f"--sources names {len(sources)} models, of {len(shards)} sets")
+    if frames := [one.path for one in shards if one.index.media != "mp4"]:
+        raise VideoAlignError(f"{frames[0]} holds decoded frames; join the sets with mp4 files")
+    counts, prompts, total = Counter(), set(), sum(one.index.samples for one in shards)
+    with ShardWriter(out, "videos") as writer:
+        for number, one in enumerate(shards):
+            for content in one.contents():
+                source = sources[number] if sources else content.record.get("source")
+                if not source:
+                    raise VideoAlignError(
+                        f"{one.path}: video {content.key!r} names no source; name one for each set with --sources"
+                    )
+                writer.write(f"{number}-{content.key}", {"": content.read("mp4")}, {**content.record, "source": source})
+                counts[source] += 1
+                prompts.add(content.record.get("prompt"))
+                progress("samples written", counts.total(), total)
+    return _counts(counts, len(prompts))
+
+
+def _counts(sources: Counter, prompts: int) -> str:
+    return f"{sources.total()} videos of {prompts} prompts: " + ", ".join(
+        f"{count} by {name}" for name, count in sources.items()
+    )
