@@ -28,7 +28,7 @@ h1{font-size:1.5rem}h2{font-size:1.2rem;margin-top:2.2rem;border-bottom:1px soli
 img{max-width:100%;height:auto}.clip{image-rendering:pixelated;width:96px}
 .wide{overflow-x:auto}table{border-collapse:collapse;font-size:.85rem}
 td,th{border-bottom:1px solid #ddd;padding:.25rem .5rem;text-align:right;white-space:nowrap}
-td:first-child,th:first-child{text-align:left}
+td:first-child,th:first-child{text-align:left;white-space:normal;min-width:8rem}
 .row{display:flex;flex-wrap:wrap;gap:.6rem}figure{margin:0;width:112px}figcaption{font-size:.72rem;color:#555;line-height:1.25}
 pre{overflow-x:auto;background:#f5f5f5;padding:.6rem;font-size:.78rem}.bad{color:#b03030}
 """
