@@ -101,12 +101,10 @@ def findings(out: Path, seed: int) -> Found:
 
 
 def _bare(found: Any) -> Any:
-    """Nested numbers without the intervals within a seed."""
-    return (
-        {key: _bare(value) for key, value in found.items() if "interval" not in key}
-        if isinstance(found, dict)
-        else found
-    )
+    """Nested numbers without the intervals within a seed, to the sixth digit: no difference between seeds is finer."""
+    if isinstance(found, dict):
+        return {key: _bare(value) for key, value in found.items() if "interval" not in key}
+    return round(found, 6) if isinstance(found, float) else found
 
 
 def over_seeds(found: Mapping[int, Found], of: Callable[[Found], float]) -> Interval | None:

@@ -6,6 +6,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from .. import VideoAlignError
 from ..models.files import check_free
@@ -141,6 +142,29 @@ def check_clip(media: Media, name: str) -> Clip | str:
         return str(error)
 
 
+def look(
+    media: Media, paths: Iterable[str], pool: Executor | None, progress: Progress
+) -> tuple[dict[str, Clip], dict[str, str]]:  # fmt: skip
+    """What the containers of videos say, each looked into once, and why the others are of no use.
+
+    Args:
+        pool: processes that look into the videos.
+    """
+    clips, bad, names = {}, {}, sorted(set(paths))
+    for done, (path, clip) in enumerate(zip(names, in_order(pool, partial(check_clip, media), names)), 1):
+        (bad if isinstance(clip, str) else clips)[path] = clip
+        progress("videos checked", done, len(names))
+    return clips, bad
+
+
+def video_record(prompt: str, source: str, path: str, clip: Clip) -> dict[str, Any]:
+    """The JSON of a *videos* sample."""
+    return {
+        "prompt": prompt, "source": source, "path": path, "fps": clip.fps, "num_frames": clip.frames, "height": clip.height,
+        "width": clip.width,
+    }  # fmt: skip
+
+
 def write_set(
     report: Report, name: str, media: Media, out: Path, kind: Kind, skip_bad_rows: bool = False,
     allow_missing: bool = False, pool: Executor | None = None, progress: Progress = lambda what, done, of: None,
@@ -157,14 +181,7 @@ def write_set(
         VideoAlignError: with the whole report, where rows are unsound and not to be left out, or none is sound.
     """
     check_free(out)  # before the long look into the videos
-    names = sorted({path for row in report.rows for path in row.paths})
-    bad: dict[str, str] = {}
-    for done, (path, clip) in enumerate(zip(names, in_order(pool, partial(check_clip, media), names)), 1):
-        if isinstance(clip, str):
-            bad[path] = clip
-        else:
-            report.clips[path] = clip
-        progress("videos checked", done, len(names))
+    report.clips, bad = look(media, (path for row in report.rows for path in row.paths), pool, progress)
     report.rejected += [
         (r.line, "; ".join(bad[p] for p in r.paths if p in bad)) for r in report.rows if set(r.paths) & bad.keys()
     ]
@@ -200,12 +217,7 @@ def _write_videos(writer: ShardWriter, report: Report, media: Media) -> Iterator
     sources = {(p, row.prompt): s for row in report.rows for p, s in zip(row.paths, row.sources)}
     keys = {video: f"{number:06d}" for number, video in enumerate(sources)}
     for number, ((path, prompt), key) in enumerate(keys.items(), 1):
-        clip = report.clips[path]
-        record = {
-            "prompt": prompt, "source": sources[path, prompt], "path": path, "fps": clip.fps, "num_frames": clip.frames,
-            "height": clip.height, "width": clip.width,
-        }  # fmt: skip
-        writer.write(key, {"": media.read(path)}, record)
+        writer.write(key, {"": media.read(path)}, video_record(prompt, sources[path, prompt], path, report.clips[path]))
         yield number, len(keys)
     writer.write_table(PAIRS, [
         {"key_A": keys[row.paths[0], row.prompt], "key_B": keys[row.paths[1], row.prompt], "prompt": row.prompt,

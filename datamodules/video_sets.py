@@ -3,17 +3,14 @@
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import Executor
-from functools import partial
 from pathlib import Path
 
 from .. import VideoAlignError
 from ..models.files import check_free
 from .import_csv import read_csv
-from .importing import Progress, check_clip
+from .importing import Progress, look, video_record
 from .media import open_media
-from .parallel import in_order
 from .shards import ShardSet, ShardWriter
-from .video import Clip
 
 REQUIRED = ("path", "prompt", "source")
 
@@ -50,13 +47,9 @@ def import_videos(
             sound.append((line, path, prompt, source))
         except VideoAlignError as error:
             rejected.append((line, str(error)))
-    paths = sorted({path for _, path, _, _ in sound})
-    clips: dict[str, Clip | str] = {}
-    for path, clip in zip(paths, in_order(pool, partial(check_clip, media), paths)):
-        clips[path] = clip
-        progress("videos checked", len(clips), len(paths))
-    rejected += [(line, clips[path]) for line, path, _, _ in sound if isinstance(clips[path], str)]
-    sound = [row for row in sound if isinstance(clips[row[1]], Clip)]
+    clips, bad = look(media, (path for _, path, _, _ in sound), pool, progress)
+    rejected += [(line, bad[path]) for line, path, _, _ in sound if path in bad]
+    sound = [row for row in sound if row[1] in clips]
     report = "\n".join(
         [f"{len(rejected)} rows rejected", *(f"  line {line}: {reason}" for line, reason in sorted(rejected))]
     )
@@ -65,10 +58,7 @@ def import_videos(
         raise VideoAlignError(f"{table} was not imported.\n{report}\n{remedy}")
     with ShardWriter(out, "videos") as writer:
         for number, (line, path, prompt, source) in enumerate(sound, 1):
-            clip = clips[path]
-            record = {"prompt": prompt, "source": source, "path": path, "fps": clip.fps, "num_frames": clip.frames,
-                      "height": clip.height, "width": clip.width}  # fmt: skip
-            writer.write(f"{line:06d}", {"": media.read(path)}, record)
+            writer.write(f"{line:06d}", {"": media.read(path)}, video_record(prompt, source, path, clips[path]))
             progress("samples written", number, len(sound))
     return f"{_counts(Counter(source for *_, source in sound), len({prompt for _, _, prompt, _ in sound}))}\n{report}"
 

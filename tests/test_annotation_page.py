@@ -641,19 +641,14 @@ def test_an_order_needs_a_model_and_a_model_an_order(videos, tmp_path, given, ca
         assert "--select uncertain needs --model" in capsys.readouterr().err and not [*tmp_path.iterdir()]
 
 
+def serve(videos, tmp_path):
+    return ["annotate", "serve", "--videos", str(videos), "--db", str(tmp_path / "votes.db")]
+
+
 def test_a_guideline_of_ones_own_is_shown(videos, tmp_path, monkeypatch, capsys):
     path, apps = tmp_path / "guideline.yaml", []
     monkeypatch.setattr("uvicorn.run", lambda app, **_: apps.append(app))
-    command = [
-        "annotate",
-        "serve",
-        "--videos",
-        str(videos),
-        "--db",
-        str(tmp_path / "votes.db"),
-        "--guideline",
-        str(path),
-    ]
+    command = [*serve(videos, tmp_path), "--guideline", str(path)]
     part = {"title": "Looks", "question": "Which?", "points": ["fur", "<b>eyes</b>"], "good": "a cat", "bad": "a blur"}
     path.write_text(yaml.safe_dump([part]))
     main(command)
@@ -679,17 +674,7 @@ def test_a_guideline_of_ones_own_is_shown(videos, tmp_path, monkeypatch, capsys)
 def test_mistakes_are_told_before_anything_is_begun(videos, tmp_path, capsys, more, message):
     (tmp_path / "rules.yaml").write_text("since: 2024-13-45")
     with pytest.raises(SystemExit):
-        main(
-            [
-                "annotate",
-                "serve",
-                "--videos",
-                str(videos),
-                "--db",
-                str(tmp_path / "votes.db"),
-                *(m.format(tmp_path) for m in more),
-            ]
-        )
+        main([*serve(videos, tmp_path), *(m.format(tmp_path) for m in more)])
     assert message in capsys.readouterr().err and not (tmp_path / "votes.db").exists()
 
 
@@ -702,7 +687,7 @@ def test_without_the_extra_it_is_named(tmp_path):
 def test_others_are_let_in_with_a_warning(videos, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("uvicorn.run", lambda app, **_: None)
     for host, warned in (("127.0.0.1", False), ("localhost", False), ("0.0.0.0", True)):
-        main(["annotate", "serve", "--videos", str(videos), "--db", str(tmp_path / "votes.db"), "--host", host])
+        main([*serve(videos, tmp_path), "--host", host])
         assert ("unencrypted" in capsys.readouterr().err) is warned
 
 
