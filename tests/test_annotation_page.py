@@ -398,6 +398,20 @@ def test_scores_and_an_overall_choice_by_keyboard_of_any_country(served):
 
 
 @pytest.mark.skipif(not BROWSER, reason="needs Chromium")
+def test_enter_right_after_the_guideline_sends(served):
+    url, db, _, _ = served
+    with Chrome() as chrome:
+        chrome.open(f"{url}/a/{Store(db).invite('a')}")
+        chrome.until("!busy && document.querySelector('#prompt').textContent.startsWith('a ')")
+        for key in "159":
+            chrome.key(key)
+        # in one script, that is before the browser draws a frame: until then the focus is on the button that closed the guideline
+        enter = "document.activeElement.dispatchEvent(new KeyboardEvent('keydown', {key: 'Enter', bubbles: true, cancelable: true}))"
+        chrome.look(f"guideline(); guideline(); {enter}")
+        chrome.until("document.querySelector('#progress').textContent.startsWith('1 ')")
+
+
+@pytest.mark.skipif(not BROWSER, reason="needs Chromium")
 def test_the_page_fits_a_phone(served):
     url, db, _, _ = served
     with Chrome(390, 844) as chrome:

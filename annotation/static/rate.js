@@ -143,7 +143,8 @@ document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || event.target.tagName === "SELECT") return;
   const key = keyOf(event);
   if (event.repeat && !key.startsWith("Arrow")) return; // a key that is held down is pressed once
-  if ((key === " " || key === "Enter") && event.target.closest("button, summary, a")) return; // that is pressed
+  // that is pressed; but a closed guideline's button keeps the focus until the next frame, and is not
+  if ((key === " " || key === "Enter") && event.target.closest("button, summary, a")?.offsetParent) return;
   if ($("guideline").open && key !== "h") return;
   const action = ACTIONS[key] || (CHOICE[key] && (() => choose(...CHOICE[key])));
   if (!action || (busy && key !== "h")) return;
