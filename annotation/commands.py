@@ -174,7 +174,7 @@ def import_label_studio(
 
 
 def simulate(out: str, seeds: int) -> None:
-    """Compare the two orders in the miniature world."""
+    """Compare the orders in the miniature world."""
     from .simulate import simulate as run
 
     run(out, seeds)

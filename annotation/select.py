@@ -58,8 +58,8 @@ def rank(
         trainer = predicting(device, [PredictProgress()], sys.stderr.isatty())
         judge = RewardModel(network)
         record = json.dumps(record_of(judge, videos), sort_keys=True)
-        place = out / hashlib.sha256(record.encode()).hexdigest()[:16]  # rewards of another model stand elsewhere
-        raw = score_set(trainer, judge, videos, keys, place, 16, 1)
+        rewards = out / hashlib.sha256(record.encode()).hexdigest()[:16]  # another model's stand elsewhere
+        raw = score_set(trainer, judge, videos, keys, rewards, 16, 1)
         margins.append(raw[both[:, 0]] - raw[both[:, 1]])  # (N, D)
         scales.append(torch.tensor(network.statistics.std))
     return uncertainty(margins, scales)

@@ -1,5 +1,5 @@
-"""What a label is worth: reward models trained on few labels of the miniature world, chosen at random or by what the last one did
-not know (:mod:`.select`).
+"""What a label is worth: reward models trained on few labels of the miniature world, chosen at random, by what the last one did not
+know, or by what it and another one disagreed in (:mod:`.select`).
 """
 
 import os
@@ -29,7 +29,8 @@ from .select import uncertainty
 
 LABELS = (150, 300, 600, 1200)
 """Rated pairs that are paid for, in rounds."""
-ORDERS = ("random", "uncertain")
+ORDERS = {"random": 0, "uncertain": 1, "disagreement": 2}
+"""Which pair next -> reward models that are asked."""
 POOL = 2400
 """Pairs that could be rated."""
 
@@ -45,59 +46,71 @@ class Simulation(Loop):
         self.labels, self.pool = tuple(labels), pool
 
     def units(self) -> list[Unit]:
-        """Choices, trainings and benchmarks of both orders."""
+        """Choices, trainings and benchmarks of all orders."""
         made, ends = self.base(whole=False), []
-        for order in ORDERS:
+        for order, asked in ORDERS.items():
             for round_, count in enumerate(self.labels):
-                # the first round has no model to ask: both orders begin alike
-                name = f"active/{order}-{count}" if round_ else f"active/start-{count}"
+                # the first round has no model to ask: all orders begin alike
+                name = self._name(order, round_)
                 if f"{self.place}{name}" in {unit.name for unit in made}:
                     continue
-                before = f"active/{order if round_ > 1 else 'start'}-{self.labels[round_ - 1]}" if round_ else ""
-                needs = [before] if before and order == "uncertain" else []
-                made.append(self.unit(f"{name}.txt", f"choosing {count} pairs: {order}", 25 if needs else 1, ("world", *needs),
-                                      self._choose, name, order, count, before))  # fmt: skip
-                steps = max(1, round(self.size.reward * (count / self.size.world.train) ** 0.3))
-                trained = self.reward_model(name, f"training a reward model on {count} pairs: {order}", trainer__max_steps=steps,
-                                            trainer__val_check_interval=steps, data__init_args__benchmarks={},
-                                            data__init_args__train_keys=self.folder / f"{name}.txt",
-                                            data__init_args__batch_size=max(1, min(24, count)))  # fmt: skip
-                made.append(replace(trained, needs=(*trained.needs, f"{self.place}{name}.txt")))
+                before = (
+                    [f"{self._name(order, round_ - 1)}{which}" for which in ("", "-second")[:asked]] if round_ else []
+                )
+                made.append(self.unit(f"{name}.txt", f"choosing {count} pairs: {order}", 1 + 24 * len(before), ("world", *before),
+                                      self._choose, name, count, before))  # fmt: skip
+                made += [self._trained(name, order, count, ""), self._trained(name, order, count, "-second")]
                 made.append(self.unit(f"{name}.bench", f"benchmarking {name}", 6, (name, "world"), self.bench, f"{name}.bench", name,
                                       ("world/recent",)))  # fmt: skip
                 ends.append(f"{self.place}{name}.bench")
         return leading_to(made, ends)
 
-    def _choose(self, name: str, order: str, count: int, before: str) -> None:
+    def _name(self, order: str, round_: int) -> str:
+        return f"active/{order if round_ else 'start'}-{self.labels[round_]}"
+
+    def _trained(self, name: str, order: str, count: int, which: str) -> Unit:
+        """A reward model on the pairs of a round; the second one differs from the first in its seed."""
+        steps, seed = (
+            max(1, round(self.size.reward * (count / self.size.world.train) ** 0.3)),
+            self.seed + 1000 * bool(which),
+        )
+        trained = self.reward_model(
+            f"{name}{which}", f"training a{which.replace('-', ' ')} reward model on {count} pairs: {order}", trainer__max_steps=steps,
+            trainer__val_check_interval=steps, seed_everything=seed, data__init_args__seed=seed, data__init_args__benchmarks={},
+            data__init_args__train_keys=self.folder / f"{name}.txt", data__init_args__batch_size=max(1, min(24, count)),
+        )  # fmt: skip
+        return replace(trained, needs=(*trained.needs, f"{self.place}{name}.txt"))
+
+    def _choose(self, name: str, count: int, models: list[str]) -> None:
         """Write the keys of the pairs that are rated by now: a later round has all of an earlier one's."""
         drawn = sorted((content.key for content in ShardSet(self.folder / "world/train").contents()),
                        key=lambda key: draw_seed(self.seed, "pool", key))[: self.pool]  # fmt: skip
-        if order == "random" or not before:
-            chosen = drawn[:count]
-        else:
-            chosen = (self.folder / f"{before}.txt").read_text().split()
+        chosen = drawn[:count]
+        if models:
+            chosen = (self.folder / f"{models[0]}.txt").read_text().split()
             rest = [key for key in drawn if key not in set(chosen)]
-            unsure = uncertainty([self._margins(before, rest)], [])
+            margins, scales = zip(*(self._margins(model, rest) for model in models))
+            unsure = uncertainty(margins, scales)
             chosen += [rest[i] for i in unsure.argsort(descending=True)[: count - len(chosen)].tolist()]
         write_text(self.folder / f"{name}.txt", "\n".join(chosen))
 
-    def _margins(self, model: str, keys: list[str]) -> torch.Tensor:
-        """(N, D) raw rewards of A minus those of B."""
+    def _margins(self, model: str, keys: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        """(N, D) raw rewards of A minus those of B; (D,) deviations of the model's rewards."""
         network = Source(model=str(self.folder / model)).load()
         sides = [f"{key}.{side}" for key in keys for side in "ab"]
         shards = ShardSet(self.folder / "world/train")
         raw = score_set(
             predicting("cpu", [], False), RewardModel(network), shards, sides, self.folder / f"{model}.pool", 48, 1
         )
-        return -raw.unflatten(0, (-1, 2)).diff(dim=1).squeeze(1)
+        return -raw.unflatten(0, (-1, 2)).diff(dim=1).squeeze(1), torch.tensor(network.statistics.std)
 
     def found(self) -> dict[str, dict[int, float]]:
         """Mean accuracy without ties over VQ, MQ and TA by order and number of labels."""
         result: dict[str, dict[int, float]] = {}
         for order in ORDERS:
             for round_, count in enumerate(self.labels):
-                name = f"active/{order if round_ else 'start'}-{count}.bench"
-                rows = read_json(self.folder / name / "accuracies.json", "a finished simulation")["recent"]
+                place = self.folder / f"{self._name(order, round_)}.bench"
+                rows = read_json(place / "accuracies.json", "a finished simulation")["recent"]
                 result.setdefault(order, {})[count] = sum(rows[d]["without_ties"] for d in DIMENSIONS) / len(DIMENSIONS)
         return result
 
@@ -114,7 +127,7 @@ def units(out: Path, size: LoopSize, seeds: int, labels: tuple[int, ...], pool: 
 def simulate(
     out: str, seeds: int = 3, size: LoopSize | None = None, labels: tuple[int, ...] = LABELS, pool: int = POOL
 ) -> dict[str, Any]:
-    """Train both orders on all seeds; print a table, and save it with a chart as ``OUT/simulation.json`` and ``.png``.
+    """Train all orders on all seeds; print a table, and save it with a chart as ``OUT/simulation.json`` and ``.png``.
 
     Args:
         out: folder; finished stages in it are not repeated. seeds: how many. size: of the world and the trainings.
@@ -127,18 +140,12 @@ def simulate(
     curves = {
         order: {count: Interval(tuple(one[order][count] for one in of_seed)) for count in labels} for order in ORDERS
     }
-    gains = {
-        count: Interval(tuple(one["uncertain"][count] - one["random"][count] for one in of_seed))
-        for count in labels[1:]
-    }
-    print(f"{'labels':>8}  {'random':>16}  {'uncertain first':>16}  {'difference':>16}")
+    others = [order for order in ORDERS if order != "random"]
+    print(f"{'labels':>8}" + "".join(f"  {name:>16}" for name in (*ORDERS, *(f"{order} gain" for order in others))))
     for count in labels:
-        cells = (
-            str(curves["random"][count]),
-            str(curves["uncertain"][count]),
-            str(gains[count]) if count in gains else "",
-        )
-        print(f"{count:>8}  " + "  ".join(f"{cell:>16}" for cell in cells))
+        gains = [Interval(tuple(one[order][count] - one["random"][count] for one in of_seed)) for order in others]
+        cells = [*(curves[order][count] for order in ORDERS), *(gains if count > labels[0] else ())]
+        print(f"{count:>8}" + "".join(f"  {cell!s:>16}" for cell in cells))
     result = {
         "accuracy": {order: {count: list(i.values) for count, i in curve.items()} for order, curve in curves.items()}, "seeds": seeds,
     }  # fmt: skip

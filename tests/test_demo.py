@@ -237,27 +237,31 @@ def test_tuning_takes_what_the_reward_model_prefers(cells):
 
 
 def test_uncertain_pairs_first_are_what_the_last_model_did_not_know(finished):
-    """Choices grow from round to round; both orders begin alike; the last model's ties come first."""
+    """Choices grow from round to round; all orders begin alike; the last model's ties, or two models' disputes, come first."""
     out, _, _ = finished
     simulation = Simulation(out, toy_size(), 0, labels=(24, 36), pool=60)
     units = simulation.units()
     for unit in units:
         if not (out / unit.name).exists():
             unit.run()
-    keys = {
-        name: (out / f"active/{name}.txt").read_text().split() for name in ("start-24", "random-36", "uncertain-36")
-    }
-    assert (
-        keys["random-36"][:24] == keys["uncertain-36"][:24] == keys["start-24"] and len({*keys["uncertain-36"]}) == 36
-    )
+    names = ("start-24", "random-36", "uncertain-36", "disagreement-36")
+    start, *rounds = ((out / f"active/{name}.txt").read_text().split() for name in names)
+    assert all(keys[:24] == start and len({*keys}) == 36 for keys in rounds)
     pool = sorted(
         (content.key for content in ShardSet(out / "world/train").contents()), key=lambda key: draw_seed(0, "pool", key)
     )[:60]
-    rest = [key for key in pool if key not in keys["start-24"]]
-    ties = probabilities(simulation._margins("active/start-24", rest), 5.0)[..., 1].mean(1)
-    assert {*keys["uncertain-36"][24:]} == {rest[i] for i in ties.topk(12).indices}
+    assert {*rounds[0]} == {*pool[:36]}
+    rest = [key for key in pool if key not in start]
+    (first, scale), (second, other) = (
+        simulation._margins(f"active/start-24{which}", rest) for which in ("", "-second")
+    )
+    ties = probabilities(first, 5.0)[..., 1].mean(1)
+    assert {*rounds[1][24:]} == {rest[i] for i in ties.topk(12).indices}
+    disputes = (first / scale - second / other).abs().mean(1)
+    assert disputes.min() > 0 and {*rounds[2][24:]} == {rest[i] for i in disputes.topk(12).indices}
+    assert len({frozenset(keys) for keys in rounds}) == 3  # or the orders would not differ
     found = simulation.found()
-    assert found["random"][24] == found["uncertain"][24] and all(
+    assert len({row[24] for row in found.values()}) == 1 and all(
         0 <= v <= 1 for row in found.values() for v in row.values()
     )
 
