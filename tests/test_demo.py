@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
 
 import pytest
 from PIL import Image
@@ -138,10 +137,9 @@ def test_labels_reach_training_but_no_oracle_numbers(finished):
 
 def test_a_second_call_does_nothing(finished, capsys):
     out, _, _ = finished
-    before, begun = times(out), time.monotonic()
+    before = times(out)
     demo(out, 0, toy_size())
     assert times(out) == before
-    assert time.monotonic() - begun < 60
     assert "report.html" in capsys.readouterr().out
 
 

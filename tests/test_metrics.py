@@ -274,7 +274,7 @@ def rank_main(rank, folder):
     torch.set_num_threads(1)
     for case in SHARES:
         torch.distributed.init_process_group(
-            "gloo", init_method=f"file://{folder}/{case}", rank=rank, world_size=2, timeout=timedelta(seconds=20)
+            "gloo", init_method=f"file://{folder}/{case}", rank=rank, world_size=2, timeout=timedelta(seconds=60)
         )
         try:
             result = computed(case, rank)
