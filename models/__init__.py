@@ -1,11 +1,29 @@
-"""Networks and mathematics: torch, transformers and diffusers. Knows nothing of Lightning."""
+"""Networks and mathematics: torch, transformers and diffusers. Knows nothing of Lightning.
 
-from .lora import LoRA
-from .official import load_reward
-from .preference import DIMENSIONS, accuracy_with_ties, accuracy_without_ties
-from .sampling import FrameSampling
-from .template import Template
-from .video_reward import VideoReward
+The names below are imported when they are first asked for: transformers and peft take seconds, and most commands need neither.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .lora import LoRA
+    from .official import load_reward
+    from .preference import DIMENSIONS, accuracy_with_ties, accuracy_without_ties
+    from .sampling import FrameSampling
+    from .template import Template
+    from .video_reward import VideoReward
+
+_HOMES = {
+    "DIMENSIONS": "preference",
+    "FrameSampling": "sampling",
+    "LoRA": "lora",
+    "Template": "template",
+    "VideoReward": "video_reward",
+    "accuracy_with_ties": "preference",
+    "accuracy_without_ties": "preference",
+    "load_reward": "official",
+}
 
 __all__ = [
     "DIMENSIONS",
@@ -17,3 +35,9 @@ __all__ = [
     "accuracy_without_ties",
     "load_reward",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_HOMES[name]}", __name__), name)

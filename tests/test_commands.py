@@ -3,6 +3,8 @@
 import csv
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
+from videoalign import models
 from videoalign.cli import main
 from videoalign.datamodules.video import decode, encode
 from videoalign.models import VideoReward
@@ -202,3 +205,20 @@ def test_an_output_in_the_way_is_refused_before_training(project, tmp_path, caps
     assert run(*fit) == 2
     captured = capsys.readouterr()
     assert "exists already" in captured.err and "stopped" not in captured.err
+
+
+def test_commands_that_need_no_network_do_not_wait_for_one():
+    """Annotation, checks and imports load neither transformers nor peft nor Lightning, which take seconds."""
+    script = """
+import sys
+import videoalign.annotation.commands, videoalign.datamodules.import_benchmarks, videoalign.datamodules.verify
+print(*{"transformers", "peft", "diffusers", "lightning"} & sys.modules.keys())
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
+def test_the_names_of_models_are_there_when_asked_for():
+    assert set(models._HOMES) == set(models.__all__)
+    assert all(hasattr(models, name) for name in models.__all__)
+    assert not hasattr(models, "Nothing")
