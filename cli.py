@@ -1,6 +1,7 @@
 """The command line. This file only names commands and options; what a command does lives with its subject."""
 
 import argparse
+import errno
 import math
 import os
 import sys
@@ -63,8 +64,12 @@ def _mistake(error: BaseException | None) -> str | None:
     """The message of a user's mistake, also where a configuration parser has wrapped it; None for any other error."""
     if os.environ.get("VIDEOALIGN_DEBUG"):  # show the traceback of anything
         return None
-    if isinstance(error, FileNotFoundError | PermissionError | NotADirectoryError):
+    if isinstance(
+        error, FileNotFoundError | FileExistsError | PermissionError | NotADirectoryError | IsADirectoryError
+    ):
         return str(error)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{error}; make room, and call it again"
     while error is not None:
         if isinstance(error, VideoAlignError):
             return str(error)

@@ -6,6 +6,7 @@ Legend: P prompts, N noises of each, columns VQ, MQ, TA and Overall (their sum).
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import matplotlib
@@ -53,9 +54,11 @@ def found_of(
     chosen_by = "reward model" if "reward model" in base.ratings else judge
     chooser = base.ratings[chosen_by][..., 3]
     prompts, samples = chooser.shape
+    # whatever its strength, guidance by one reward is the same work: single timings, taken at different times, are noisier than that
+    alike = {name: names[1:] for _, names in sweeps.values() for name in names[1:]}
     arms = {}
     for name, arm in judged.items():
-        cost = arm.seconds / max(base.seconds, 1e-9)
+        cost = median(judged[other].seconds for other in alike.get(name, [name])) / max(base.seconds, 1e-9)
         row: dict[str, Any] = {"seconds": arm.seconds, "cost": cost, "means": {
             j: dict(zip(COLUMNS, r.mean((0, 1)).tolist())) for j, r in arm.ratings.items()
         }}  # fmt: skip

@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from ..datamodules.world import ceiling
 from ..models.files import read_json
 from .compare import Arm
 from .demo_page import write_page
-from .loop import ALIGNED, BENCHMARKS, Loop, LoopSize, shown_sweeps
+from .loop import ALIGNED, BENCHMARKS, Loop, LoopSize, begin, shown_sweeps
 
 
 def units(out: Path, size: LoopSize, seed: int) -> Sequence[Unit]:
@@ -34,6 +35,7 @@ def demo(out: str | Path, seed: int, size: LoopSize | None = None) -> dict[str, 
         Accuracies by reward model, benchmark and column, and what was compared.
     """
     out, size, started = Path(out).resolve(), size or LoopSize(), time.time()
+    begin(out, {"seed": seed, **asdict(size)})
     cores = os.cpu_count() or 1
     processes = min(cores, 4)  # no more stages than that are independent for long
     work(out, partial(units, out, size, seed), processes, max(1, cores // processes))

@@ -4,6 +4,7 @@ Every unit leaves a folder or file; what a command of this package does, a unit 
 `videoalign paper` for several seeds, with more units that build on these.
 """
 
+import json
 import math
 import os
 import shutil
@@ -16,6 +17,7 @@ from typing import Any
 
 import torch
 
+from .. import VideoAlignError
 from ..callbacks.prompt_sampler import Sampling
 from ..datamodules.frames import encode_frames
 from ..datamodules.latents import Weights
@@ -25,7 +27,7 @@ from ..datamodules.shards import ShardSet
 from ..datamodules.sprites import CONTENTS, FPS, FRAMES, SIZE
 from ..datamodules.units import Unit, end_with_parent
 from ..datamodules.world import GENERATED, WorldSize, held_out_clips, write_world
-from ..models.files import new_folder, write_json
+from ..models.files import new_folder, read_json, write_json
 from ..models.generator import load_generator
 from ..models.guidance import Guidance
 from ..models.miniature import make_qwen
@@ -72,6 +74,24 @@ class LoopSize:
     """Videos per prompt that the generator is aligned on."""
     judged: int = 8
     """Noises per prompt in a comparison."""
+
+
+def begin(out: Path, made: dict[str, Any]) -> None:
+    """Refuse a folder that was begun with other sizes, or another seed: what is in it already could not stand beside the rest.
+
+    Args:
+        out: folder of all results. made: what decides them; kept in the folder's ``size.json``.
+    """
+    record, made = out / "size.json", json.loads(json.dumps(made))
+    if not record.exists():
+        write_json(record, made)
+    elif (found := read_json(record, "a folder of results")) != made:
+        other = ", ".join(
+            f"{key} {found.get(key)}, here {made.get(key)}"
+            for key in {**found, **made}
+            if found.get(key) != made.get(key)
+        )
+        raise VideoAlignError(f"{out} was begun otherwise ({record}: {other}); name another --out")
 
 
 ALIGNED: dict[str, tuple[tuple[str, ...], str, str]] = {

@@ -14,7 +14,6 @@ number of trials for each, by what the reward model prefers, as nobody outside o
 
 import contextlib
 import itertools
-import json
 import math
 import os
 from collections.abc import Iterable
@@ -33,15 +32,15 @@ from ..models.preference import DIMENSIONS, OVERALL
 from .bench import score_set
 from .compare import Arm, Sweep
 from .inference import Source, predicting
-from .loop import ALIGNED, BENCHMARKS, Loop, LoopSize
-from .paper_claims import BETAS, GUIDES, SHARES, STRENGTHS
+from .loop import ALIGNED, BENCHMARKS, Loop, LoopSize, begin
+from .paper_claims import BETAS, GUIDES, POOLS, SHARES, STRENGTHS, TRIALS
 from .paper_page import earlier, write_page
 from .reward_model import RewardModel
 
 TUNING, TUNING_SEED = "tuning", 1000
 """The seed that settings are chosen on, and its folder."""
-SHARED = {"reg": "reg", "bt": "bt", "btt": "btt"}
-"""Variants at one shared token (rows I to III of Table 6): their losses. Row IV, separate tokens, is the loop's own model."""
+SHARED = ("reg", "bt", "btt")
+"""Losses at one shared token (rows I to III of Table 6). Row IV, separate tokens, is the loop's own model."""
 TA_ONLY = Weights(VQ=0.0, MQ=0.0, TA=1.0)
 SWEEP_RATE = 2.5e-4
 """Learning rate of the sweep of beta."""
@@ -50,17 +49,6 @@ NOISES = 16
 
 _WHOLE = "[{class_path: videoalign.callbacks.ExportGenerator, init_args: {pipeline: true}}]"
 """Full training exports a pipeline, not adapters."""
-_RATES = [{"lr": lr} for lr in (5e-4, 1e-3, 2e-3, 4e-3)]
-_FULL_RATES = [{"lr": lr} for lr in (3e-5, 1e-4, 3e-4, 1e-3)]
-TRIALS: dict[str, list[dict[str, float]]] = {
-    "sft": _RATES,
-    "rwr": _RATES,
-    "dpo": [{"lr": lr, "beta": beta} for lr, beta in itertools.product((2.5e-4, 5e-4), (30.0, 100.0))],
-    "dpo-time": [{"lr": lr, "beta": beta} for lr, beta in itertools.product((2.5e-4, 5e-4), (100.0, 500.0))],
-    "sft-full": _FULL_RATES,
-    "dpo-full": [{"lr": lr, "beta": beta} for lr, beta in itertools.product((3e-5, 1e-4), (30.0, 100.0))],
-}
-"""What is tried of each algorithm: equally many settings."""
 
 
 class Paper(Loop):
@@ -138,8 +126,8 @@ class Paper(Loop):
         units, size = [], self.size
         shared = {"model__init_args__network__init_args__template": "plain_shared", "data__init_args__benchmarks": {}}
         sets = [f"world/{name}" for name in BENCHMARKS]
-        for name, loss in SHARED.items():
-            units.append(self.reward_model(f"rm/{name}", f"training a reward model: {name}, shared token", **shared,
+        for loss in SHARED:
+            units.append(self.reward_model(f"rm/{loss}", f"training a reward model: {loss}, shared token", **shared,
                                            model__init_args__loss=loss, trainer__val_check_interval=size.reward))  # fmt: skip
         for share, loss in itertools.product(SHARES, ("reg", "bt")):
             # fewer pairs are learnt in fewer steps, though not in as few: steps per pair rise as pairs fall
@@ -213,19 +201,23 @@ class Paper(Loop):
     def conditions(self) -> list[Unit]:
         """(i): pairs of other origins, and another judge."""
         size, unit, units, arms = self.size, self.unit, [], {}
-        pools = {
-            "guided": ("pools/guided", "reward", 0.3, "samples drawn with guidance 2"),
-            "rendered": ("pools/rendered", "reward", 0.3, "rendered clips, off-policy"),
-            "many": ("pools/many", "reward", 1.5, "own samples, the best of many against the worst"),
-            "weak": ("samples/fresh", "rm/bt-1", 0.3, "own samples, a judge trained on 1 % of the pairs"),
+        pools = {  # samples, judge, which pairs of them
+            "guided": ("pools/guided", "reward", "margin", 0.3),
+            "rendered": ("pools/rendered", "reward", "margin", 0.3),
+            "many": ("pools/many", "reward", "margin", 1.5),
+            "best": ("pools/many", "reward", "best-worst", 0.0),
+            "two": ("pools/two", "reward", "best-worst", 0.0),
+            "weak": ("samples/fresh", "rm/bt-1", "margin", 0.3),
         }
         units.append(unit("pools/guided", "sampling videos with guidance", 8, ("generator", "world"), self.sample, "pools/guided", "prompts.txt",
                           size.fresh, 3, 2.0))  # fmt: skip
         units.append(unit("pools/many", "sampling many videos", 20, ("generator", "world"), self.sample, "pools/many", "prompts.txt",
                           3 * size.fresh, 4))  # fmt: skip
+        units.append(unit("pools/two", "sampling two videos of each prompt", 3, ("generator", "world"), self.sample, "pools/two", "prompts.txt",
+                          2, 5))  # fmt: skip
         units.append(unit("pools/rendered", "choosing rendered clips", 2, ("world",), self._rendered_pool))
-        for name, (data, judge, margin, text) in pools.items():
-            units.append(unit(f"pairs/{name}", f"labelling {text}", 6, (judge, data), self.prefer, f"pairs/{name}", data, "margin", Weights(),
+        for name, (data, judge, mode, margin) in pools.items():
+            units.append(unit(f"pairs/{name}", f"labelling: {POOLS[name]}", 6, (judge, data), self.prefer, f"pairs/{name}", data, mode, Weights(),
                               margin, judge))  # fmt: skip
             units.append(unit(f"latents/{name}", f"encoding: {name}", 7, (f"pairs/{name}", "generator"), self.encode, f"latents/{name}",
                               f"pairs/{name}"))  # fmt: skip
@@ -284,7 +276,7 @@ def paper(
         raise VideoAlignError(
             f"--seeds must be at least 1, --first not negative, and seed {TUNING_SEED} is for tuning; got {seeds} from {first} on"
         )
-    _same_size(out, size)
+    begin(out, asdict(size))
     if (known := earlier(out, size)).get("tuned") and not (out / TUNING / "tuned.json").exists():
         write_json(out / TUNING / "tuned.json", known["tuned"])  # all seeds share the settings
     cores = os.cpu_count() or 1
@@ -296,12 +288,3 @@ def paper(
             write_page(out, chosen, size)
         raise
     return write_page(out, chosen, size)
-
-
-def _same_size(out: Path, size: LoopSize) -> None:
-    """Refuse a folder whose cells were made with other sizes: they could not be averaged."""
-    record, made = out / "size.json", json.loads(json.dumps(asdict(size)))
-    if not record.exists():
-        write_json(record, made)
-    elif (found := read_json(record, "a folder of the paper's cells")) != made:
-        raise VideoAlignError(f"{out} holds cells of another size ({record}: {found}); name another --out")

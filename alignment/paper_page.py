@@ -22,13 +22,17 @@ from .comparison import COLUMNS
 from .loop import LoopSize
 from .paper_claims import (
     BETAS,
+    CLAIMED,
     CLAIMS,
     GUIDES,
     ORACLE,
+    OTHER,
     POOLS,
     RM,
+    SAME,
     SHARES,
     STRENGTHS,
+    TRIALS,
     Found,
     Interval,
     accuracy,
@@ -38,6 +42,8 @@ from .paper_claims import (
 
 FIGURES = "docs/results"
 """Of the figures and the numbers behind them, beside RESULTS.md."""
+WORDS = {True: ("reproduced", "not reproduced"), False: ("confirmed", "refuted")}
+"""Verdicts on what the paper claims, and on what we asked besides."""
 CELLS = {
     "a": "Losses and tokens of the reward model (Table 6)",
     "b": "Accuracy over the share of training pairs (Figure 2)",
@@ -54,6 +60,7 @@ NAMES = {
     "control": "SFT, unselected samples (control)", "sft": "SFT", "rwr": "Flow-RWR", "dpo-time": "Flow-DPO, beta (1 - t)^2",
     "dpo": "Flow-DPO, constant beta", "sft-full": "SFT, full training", "dpo-full": "Flow-DPO, constant beta, full training",
 }  # fmt: skip
+NOISES = {SAME: "same noise", OTHER: "other noise"}
 MODELS = {"reg": "regression, shared", "bt": "BT, shared", "btt": "BTT, shared", "separate": "BTT, separate"}
 PAPER_MODELS = {  # Table 6: without / with ties; VQ, MQ, TA, Overall of VideoGen-RewardBench, and GenAI-Bench
     "reg": ("73.6 / 54.2", "65.6 / 61.2", "71.0 / 52.6", "70.2 / 58.4", "71.1 / 48.3"),
@@ -119,6 +126,16 @@ def over_seeds(found: Mapping[int, Found], of: Callable[[Found], float]) -> Inte
     return Interval(tuple(values)) if values else None
 
 
+def joined(known: Found, found: Found) -> Found:
+    """What is known of a seed and what its folder holds, which may be less; the folder is right where both speak."""
+    both = {
+        key: {**known[key], **found[key]}
+        for key in ("reward models", "judges", "pairs")
+        if key in known and key in found
+    }
+    return {**known, **found, **both}
+
+
 def verdicts(found: Mapping[int, Found]) -> list[dict[str, Any]]:
     """Every claim that any seed can speak of."""
     rows = []
@@ -126,7 +143,7 @@ def verdicts(found: Mapping[int, Found]) -> list[dict[str, Any]]:
         if interval := over_seeds(found, claim.of):
             rows.append({
                 "cell": claim.cell, "claim": claim.text, "paper": claim.paper, "values": list(interval.values), "mean": interval.mean,
-                "half": interval.half, "verdict": interval.verdict,
+                "half": interval.half, "verdict": interval.verdict(WORDS[bool(claim.paper)]),
             })  # fmt: skip
     return rows
 
@@ -150,7 +167,7 @@ def _claims(rows: Sequence[dict[str, Any]]) -> str:
         body.append(
             [
                 row["claim"],
-                row["paper"],
+                row["paper"] or "(not asked)",
                 f"{row['mean']:+.3f}{half}",
                 f"**{row['verdict']}**" if not row["verdict"].startswith("undecided") else row["verdict"],
             ]
@@ -185,34 +202,47 @@ def _prompts(found: Mapping[int, Found]) -> str:
 
 
 def _arms(found: Mapping[int, Found], cell: str, arms: Mapping[str, str], paper: Mapping[str, str]) -> str:
-    """Wins of arms in every dimension by both judges, and what the oracle thinks of them."""
+    """Wins of arms in every dimension by both judges at both noises, and what the oracle thinks of them."""
+    places = [(judge, noise) for noise in (SAME, OTHER) for judge in (RM, ORACLE)]
 
     def three(of: Callable[[str], Callable[[Found], float]]) -> str:
         found_of = [over_seeds(found, of(d)) for d in DIMENSIONS]
         return " / ".join(f"{i.mean:.2f}" if i else "-" for i in found_of)
 
+    def won(arm: str, judge: str, noise: str) -> str:
+        overall = _cell(found, wins(cell, arm, judge, noise=noise))
+        return f"{three(lambda d: wins(cell, arm, judge, d, noise))}; {overall}"
+
     def mean(arm: str) -> Callable[[str], Callable[[Found], float]]:
         return lambda d: lambda f: f[cell]["arms"][arm]["means"][ORACLE][d]
 
-    rows = [["base", "", "", "", "", "", three(mean("base"))]]
+    rows = [["base", *[""] * (len(places) + 1), three(mean("base"))]]
     for arm, words in arms.items():
         if over_seeds(found, wins(cell, arm, ORACLE)):
-            rows.append([
-                words, three(lambda d, a=arm: wins(cell, a, RM, d)), three(lambda d, a=arm: wins(cell, a, ORACLE, d)),
-                _cell(found, wins(cell, arm, RM)), _cell(found, wins(cell, arm, ORACLE)), paper.get(arm, ""), three(mean(arm)),
-            ])  # fmt: skip
-    return _table(["", "VQ / MQ / TA: reward model, same noise", "oracle, other noise", "overall: reward model", "overall: oracle",
-                   "the paper, %", "oracle's means"], rows)  # fmt: skip
+            rows.append([words, *(won(arm, *place) for place in places), paper.get(arm, ""), three(mean(arm))])
+    return _table(
+        [
+            "VQ / MQ / TA; overall",
+            *(f"{judge}, {NOISES[noise]}" for judge, noise in places),
+            "the paper, %",
+            "oracle's means",
+        ],
+        rows,
+    )
 
 
 def _guided(found: Mapping[int, Found]) -> str:
-    strength = next((f["tuned"]["nrg"]["strength"] for f in found.values() if "tuned" in f), None)
-    if strength is None:
-        return ""
-    arms = {f"{name}@{strength:g}": f"{name} ({', '.join(f'{d} {w:.2g}' for d, w in weights.items())}; {reward.split('_')[0]} reward)"
-            for name, (reward, weights) in GUIDES.items()}  # fmt: skip
-    paper = {f"{name}@{strength:g}": row for name, row in PAPER_GUIDED.items()}
-    return f"At strength {strength:g}, which tuning chose (the paper's numbers are for its own strength 100):\n\n{_arms(found, 'nrg', arms, paper)}"
+    chosen = next((f["tuned"]["nrg"]["strength"] for f in found.values() if "tuned" in f), None)
+    parts = []
+    for strength in CLAIMED:
+        arms = {f"{name}@{strength:g}": f"{name} ({', '.join(f'{d} {w:.2g}' for d, w in weights.items())}; {reward.split('_')[0]} reward)"
+                for name, (reward, weights) in GUIDES.items()}  # fmt: skip
+        # the paper's strength of 100 is in units of its own
+        paper = {f"{name}@{strength:g}": row for name, row in PAPER_GUIDED.items()}
+        parts.append(
+            f"Strength {strength:g}{', which tuning chose' * (strength == chosen)}:\n\n{_arms(found, 'nrg', arms, paper)}"
+        )
+    return "\n\n".join(parts)
 
 
 def _judges(found: Mapping[int, Found]) -> str:
@@ -296,11 +326,9 @@ def _share_figure(found: Mapping[int, Found]) -> Figure:
 def _arm_figure(found: Mapping[int, Found], cell: str, arms: Mapping[str, str], title: str) -> Figure:
     figure, axes = plt.subplots(1, 2, figsize=(10, 0.5 + 0.42 * len(arms) + 1), layout="constrained", sharey=True)
     arms = {arm: words for arm, words in arms.items() if over_seeds(found, wins(cell, arm, ORACLE))}
-    for axis, judge, words in zip(
-        axes, (RM, ORACLE), ("by the reward model, same noise", "by the oracle, other noise")
-    ):
+    for axis, judge in zip(axes, (RM, ORACLE)):
         for shift, (column, colour) in enumerate(zip(COLUMNS, ("#88a8c8", "#a8c888", "#d8b878", "#404040"))):
-            rows = [over_seeds(found, wins(cell, arm, judge, column)) for arm in arms]
+            rows = [over_seeds(found, wins(cell, arm, judge, column, OTHER)) for arm in arms]
             halves = _spread(rows)
             axis.barh([i + 0.2 * (shift - 1.5) for i in range(len(rows))], [r.mean for r in rows], 0.19, xerr=halves, color=colour,
                       label=column, error_kw={"linewidth": 0.7})  # fmt: skip
@@ -308,7 +336,7 @@ def _arm_figure(found: Mapping[int, Found], cell: str, arms: Mapping[str, str], 
                 if 1 < len(row.values) < LEAST:
                     axis.plot(row.values, [i + 0.2 * (shift - 1.5)] * len(row.values), "k.", markersize=3)
         axis.axvline(0.5, color="#b03030", linestyle="dashed", linewidth=0.8)
-        axis.set(xlim=(0, 1), title=f"{title}: {words}", xlabel="wins over the base")
+        axis.set(xlim=(0, 1), title=f"{title}: by the {judge}", xlabel="wins over the base, other noise")
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].set_yticks(range(len(arms)), list(arms))
     axes[0].invert_yaxis()
@@ -317,14 +345,14 @@ def _arm_figure(found: Mapping[int, Found], cell: str, arms: Mapping[str, str], 
 
 
 def _beta_figure(found: Mapping[int, Found]) -> Figure:
-    figure, axis = _figure("Text alignment alone", "beta", "wins over the base in TA")
+    figure, axis = _figure("Text alignment alone", "beta", "wins over the base in TA, other noise")
     for name, words, colour in (("constant", "constant", "#4878a8"), ("time", "beta (1 - t)^2", "#c08840")):
         for judge, line in ((RM, "solid"), (ORACLE, "dashed")):
             _curve(
                 axis,
                 found,
                 BETAS,
-                lambda b, n=name, j=judge: wins("beta", f"{n}-{b:g}", j, "TA"),
+                lambda b, n=name, j=judge: wins("beta", f"{n}-{b:g}", j, "TA", OTHER),
                 f"{words}, {judge}",
                 color=colour,
                 linestyle=line,
@@ -336,7 +364,9 @@ def _beta_figure(found: Mapping[int, Found]) -> Figure:
 
 
 def _guide_figure(found: Mapping[int, Found]) -> Figure:
-    figure, axis = _figure("Flow-NRG: wins by the oracle over strength", "strength", "wins over the base, overall")
+    figure, axis = _figure(
+        "Flow-NRG: wins by the oracle over strength", "strength", "wins over the base, overall, other noise"
+    )
     for name in GUIDES:
         _curve(axis, found, STRENGTHS[1:], lambda s, n=name: wins("nrg", f"{n}@{s:g}", ORACLE), name)
     axis.axhline(0.5, color="#b03030", linestyle="dotted", linewidth=0.8)
@@ -358,6 +388,8 @@ def earlier(out: Path, size: LoopSize) -> dict[str, Any]:
     if not path.exists():
         return {}
     results = read_json(path, "results")
+    if not isinstance(results, dict):
+        raise VideoAlignError(f"{path} holds no results; remove it")
     for name, here in (
         ("size", json.loads(json.dumps(asdict(size)))),
         ("tuned", read_json(tuned, "settings") if tuned.exists() else None),
@@ -379,7 +411,9 @@ def write_page(out: Path, seeds: Iterable[int], size: LoopSize) -> dict[str, Any
         What is in the JSON.
     """
     known = {int(seed): found for seed, found in earlier(out, size).get("seeds", {}).items()}
-    found = dict(sorted({**known, **{seed: findings(out, seed) for seed in seeds}}.items()))
+    found = dict(
+        sorted({**known, **{seed: joined(known.get(seed, {}), findings(out, seed)) for seed in seeds}}.items())
+    )
     rows = verdicts(found)
     if not rows:
         raise VideoAlignError(f"{out} holds no finished cell yet")
@@ -413,19 +447,39 @@ def write_page(out: Path, seeds: Iterable[int], size: LoopSize) -> dict[str, Any
             parts.append(f"![{title}]({FIGURES}/{cell}.png)")
         parts += [part for part in (tables.get(cell), _claims(own)) if part]
     (out / "RESULTS.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
-    print("\n" + ", ".join(f"{count} {verdict}" for verdict, count in _tally(rows).items()))
+    print(f"\n{_tally(rows)}")
     print(f"results   {out / 'RESULTS.md'}\nnumbers   {folder / 'results.json'}")
     return results
 
 
-def _tally(rows: Sequence[dict[str, Any]]) -> dict[str, int]:
-    """How many claims have each verdict."""
-    return {v: sum(row["verdict"].startswith(v) for row in rows) for v in ("reproduced", "not reproduced", "undecided")}
+def _tally(rows: Sequence[dict[str, Any]]) -> str:
+    """How many claims have each verdict, the paper's and ours."""
+
+    def counts(paper: bool) -> tuple[int, str]:
+        own = [row["verdict"] for row in rows if bool(row["paper"]) == paper]
+        words = (*WORDS[paper], "undecided")
+        return len(own), ", ".join(f"{sum(v.startswith(word) for v in own)} {word}" for word in words)
+
+    return "{} claims of the paper ({}) and {} of our own ({})".format(*counts(True), *counts(False))
+
+
+def _trials(tuned: dict[str, Any] | None) -> str:
+    """What was tried, and what was chosen."""
+
+    def values(settings: Sequence[dict[str, float]]) -> str:
+        keys = {key: sorted({one[key] for one in settings}) for key in settings[0]}
+        return "; ".join(f"{key} {', '.join(f'{v:g}' for v in tried)}" for key, tried in keys.items())
+
+    tried = {**TRIALS, "nrg": [{"strength": s} for s in STRENGTHS[1:]]}
+    chosen = tuned or {}
+    return _table(["algorithm", "tried", "chosen"],
+                  [[name, values(settings), values([chosen[name]]) if name in chosen else "not yet"] for name, settings in tried.items()])  # fmt: skip
 
 
 def _head(found: Mapping[int, Found], rows: Sequence[dict[str, Any]]) -> str:
-    first = next(f for f in found.values() if f["reward models"] or "oracle" in f)
-    counts, most = _tally(rows), max(len(row["values"]) for row in rows)
+    first = next((f for f in found.values() if "oracle" in f), {})
+    tuned = next((f["tuned"] for f in found.values() if "tuned" in f), None)
+    most = max(len(row["values"]) for row in rows)
     wide = (
         f"; with {most} seeds an interval reaches {stats.t.ppf(0.975, most - 1):.1f} standard errors to each side"
         if most > 1
@@ -435,24 +489,25 @@ def _head(found: Mapping[int, Found], rows: Sequence[dict[str, Any]]) -> str:
         f"{where} " + ", ".join(f"{d} {_cell(found, lambda f, w=where, d=d: f['oracle'][w][d])}" for d in DIMENSIONS)
         for where in first.get("oracle", {})
     )
-    tuned = "; ".join(
-        f"{name}: " + ", ".join(f"{k} {v:g}" for k, v in row.items()) for name, row in first.get("tuned", {}).items()
-    )
     return f"""# The paper in miniature: what `videoalign paper` found
 
 Every number is a mean over seeds of the whole miniature world (world, reward model, generator, alignment), with a 95 % interval
-over seeds (Student's t). A claim's difference is positive where the paper is right: **reproduced** where its interval is above
-zero, **not reproduced** where it is below, undecided otherwise, with the number of seeds that agree. {counts["reproduced"]} claims are
-reproduced, {counts["not reproduced"]} are not, {counts["undecided"]} are undecided at this sample size{wide}.
+over seeds (Student's t). A claim's difference is positive where the claim is right: **reproduced** (a claim of the paper) or **confirmed**
+(one of our own) where its interval is above zero, **not reproduced** or **refuted** where it is below, undecided otherwise, with the
+number of seeds that agree. There are {_tally(rows)}{wide}.
 Claims overlap, and of so many a few are decided by chance: look at the rows as a whole.
 The numbers behind this page are in [{FIGURES}/results.json]({FIGURES}/results.json).
 
-Wins are shares of videos that beat the base generator's on prompts that no training but the reward model's caption pre-training saw: by
-the reward model at the same noise, as the paper counts, and by the oracle, which reads the truth off the pixels, at other noise of the
-same prompt, which a small shift does not win. 0.5 is no difference. The oracle's numbers enter no training; the annotators who rated
+Wins are shares of videos that beat the base generator's on prompts that no training but the reward model's caption pre-training saw, at
+the same noise, as the paper counts, and at other noise of the same prompt, which a small shift does not win. 0.5 is no difference. Tables
+and figures have both judges at the same kind of noise; claims are made of the reward model's wins at the same noise and of those of the
+oracle, which reads the truth off the pixels, at other noise. The oracle's numbers enter no training; the annotators who rated
 generated clips see with its eyes, so the reward model learned from labels that it had a part in. "recent" stands for
 VideoGen-RewardBench, "older" for GenAI-Bench (of which the paper takes the TA reward as overall, this page the sum).
 
-Settings were chosen on a seed of their own by the reward model's preference, four trials for each algorithm: {tuned or "not yet"}.
+Settings were chosen on a seed of their own by what the reward model prefers overall at other noise, of four trials for each algorithm; a
+choice at the end of what was tried may have a better one beyond it.
+
+{_trials(tuned)}
 
 Rank correlation of the oracle with the true quality of held-out renders: {oracle or "not yet"}."""

@@ -4,7 +4,7 @@ know, or by what it and another one disagreed in (:mod:`.select`).
 
 import os
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import torch
 
 from ..alignment.bench import score_set
 from ..alignment.inference import Source, predicting
-from ..alignment.loop import Loop, LoopSize
+from ..alignment.loop import Loop, LoopSize, begin
 from ..alignment.paper_claims import Interval
 from ..alignment.reward_model import RewardModel
 from ..datamodules.shards import ShardSet
@@ -134,6 +134,7 @@ def simulate(
         labels, pool: see :data:`LABELS` and :data:`POOL`.
     """
     folder, size = Path(out).resolve(), size or LoopSize()
+    begin(folder, asdict(size))
     cores = os.cpu_count() or 1
     work(folder, partial(units, folder, size, seeds, labels, pool), cores)
     of_seed = [Simulation(folder, size, seed, f"seed{seed}", labels=labels, pool=pool).found() for seed in range(seeds)]

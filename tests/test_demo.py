@@ -14,9 +14,11 @@ import textwrap
 import pytest
 from PIL import Image
 
+from videoalign import VideoAlignError
 from videoalign.alignment.demo import demo
 from videoalign.alignment.loop import ALIGNED, LoopSize
-from videoalign.alignment.paper import TRIALS, TUNING, Paper
+from videoalign.alignment.paper import TUNING, Paper
+from videoalign.alignment.paper_claims import TRIALS
 from videoalign.annotation.simulate import Simulation
 from videoalign.datamodules.oracle import Oracle
 from videoalign.datamodules.shards import ShardSet
@@ -37,6 +39,7 @@ TOY = {
 
 SCRIPT = f"""
 import sys
+from videoalign import VideoAlignError
 from videoalign.alignment.demo import demo
 from videoalign.alignment.loop import LoopSize
 from videoalign.datamodules.world import WorldSize
@@ -141,6 +144,14 @@ def test_a_second_call_does_nothing(finished, capsys):
     demo(out, 0, toy_size())
     assert times(out) == before
     assert "report.html" in capsys.readouterr().out
+
+
+def test_another_seed_wants_another_folder(finished):
+    out, _, _ = finished
+    before = times(out)
+    with pytest.raises(VideoAlignError, match=r"seed 0, here 1.*another --out"):
+        demo(out, 1, toy_size())
+    assert times(out) == before
 
 
 def test_the_report_holds_every_section_and_sound_pictures(finished):
