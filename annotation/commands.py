@@ -11,7 +11,8 @@ from typing import Any
 
 from .. import VideoAlignError
 from ..datamodules.ratings import COLUMNS
-from ..datamodules.shards import ShardSet, sha256
+from ..datamodules.shards import Content, ShardSet, sha256
+from ..datamodules.video import coding
 from ..models.files import read_yaml
 from . import label_studio
 from .export import export
@@ -20,6 +21,9 @@ from .overview import overview
 from .pairing import Pair, choose
 from .protocol import CHOICES, Protocol
 from .store import Store, check_new, new_round
+
+PLAYED = ("h264", "vp8", "vp9", "av1")
+"""Codecs of browsers; of H.264 with 8-bit 4:2:0 colours only."""
 
 
 def begin(
@@ -38,7 +42,7 @@ def begin(
     ranked, rules = _ranked(select, model), _rules(protocol)
     check_new(db)
     shards = _watchable(videos)
-    contents = list(shards.contents())
+    contents = _played(shards)
     training = _references(references, {content.key: content for content in contents}, rules) if references else []
     taken = {key for pair, _ in training for key in pair.keys}
     pairs = choose(
@@ -80,6 +84,21 @@ def _watchable(path: str) -> ShardSet:
     return shards
 
 
+def _played(shards: ShardSet) -> list[Content]:
+    """A set's contents, all of which browsers play."""
+    contents, silent = list(shards.contents()), []
+    for content in contents:
+        codec, pixels = coding(content.read("mp4"), content.name)
+        if codec not in PLAYED or (codec == "h264" and pixels not in ("yuv420p", "yuvj420p")):
+            silent.append(f"{content.key}: {codec} {pixels}")
+    if silent:
+        raise VideoAlignError(
+            f"browsers do not play {len(silent)} of the {len(contents)} videos in {shards.path}, first {silent[0]}; make H.264 files with "
+            "4:2:0 colours of them (ffmpeg -i IN -c:v libx264 -pix_fmt yuv420p OUT) and import those"
+        )
+    return contents
+
+
 def _rules(path: str | None) -> Protocol:
     found = read_yaml(path, "--protocol") if path else {}
     if not isinstance(found, dict):
@@ -94,6 +113,8 @@ def _references(path: str, contents: dict, rules: Protocol) -> list[tuple[Pair, 
             rows = list(csv.DictReader(file))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise VideoAlignError(f"--references {path} cannot be read ({error})") from None
+    if not rows:
+        raise VideoAlignError(f"--references {path} holds no pair; leave it out for a round without training")
     found = []
     for number, row in enumerate(rows, 2):
         keys = row.get("key_A") or "", row.get("key_B") or ""
@@ -149,8 +170,11 @@ def serve(
     if not _loopback(host):
         print(f"note: votes and links travel to {host} unencrypted; let others in through HTTPS (a reverse proxy) or a tunnel",
               file=sys.stderr)  # fmt: skip
-    print(f"overview      http://{host}:{port}/overview/{admin}\n"
-          f"invite with   videoalign annotate invite NAME --db {db} --url http://{host}:{port}", flush=True)  # fmt: skip
+    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    print(
+        f"overview      {url}/overview/{admin}\ninvite with   videoalign annotate invite NAME --db {db} --url {url}",
+        flush=True,
+    )
     uvicorn.run(app, host=host, port=port, log_level="warning", server_header=False)
 
 

@@ -19,9 +19,12 @@ def overview(round_: Round) -> dict[str, Any]:
     people = []
     for person in round_.people:
         mine = [vote for of_pair in votes.values() for vote in of_pair if vote.annotator == person["name"]]
-        choices = [choice for vote in mine for choice in vote.choices.values()]
+        choices = [choice for vote in mine if not vote.flags for choice in vote.choices.values()]
+        trained = [
+            vote["occasion"] for vote in round_.history if vote["annotator"] == person["id"] and vote["occasion"] < 0
+        ]
         people.append({
-            **person, "votes": len(mine), "seconds": median(vote.seconds for vote in mine) if mine else None,
+            **person, "training": -min(trained, default=0), "votes": len(mine), "seconds": median(vote.seconds for vote in mine) if mine else None,
             "ties": choices.count("same") / len(choices) if choices else None, "flags": sum(bool(vote.flags) for vote in mine),
             "agrees": _with_others(votes, person["name"], protocol.columns), "consistency": own.get(person["name"]),
         })  # fmt: skip
@@ -38,11 +41,12 @@ def overview(round_: Round) -> dict[str, Any]:
 
 
 def _with_others(votes: dict, name: str, columns: tuple[str, ...]) -> float | None:
-    """Share of a person's choices that equal another person's on the same pair."""
+    """Share of a person's choices that equal another person's on the same pair, flagged pairs aside."""
     equal, every = 0, 0
     for of_pair in votes.values():
-        mine = [vote for vote in of_pair if vote.annotator == name and not vote.review]
-        others = [vote for vote in of_pair if vote.annotator != name and not vote.review]
+        own = [vote for vote in of_pair if not vote.review and not vote.flags]
+        mine = [vote for vote in own if vote.annotator == name]
+        others = [vote for vote in own if vote.annotator != name]
         for a in mine:
             for b in others:
                 both = [c for c in columns if c in a.choices and c in b.choices]

@@ -56,8 +56,8 @@ def choose(
 ) -> list[Pair]:
     """Pairs to rate of a *videos* set, in a random order; the same for the same seed.
 
-    Within a prompt, pairs of sources that were met least often so far come first, then videos that were used least: so all pairs of
-    sources, and all videos, are rated about equally often. No two videos meet twice.
+    Prompts are split first. Within a prompt, pairs of sources that were met least often so far in its split come first, then videos
+    that were used least: so all pairs of sources, and all videos, are rated about equally often, in each split. No two videos meet twice.
 
     Args:
         contents: of the set; records name ``prompt`` and ``source``. per_prompt: pairs of each prompt, fewer where it has too few
@@ -81,18 +81,20 @@ def choose(
         pairs = [(a, b) for a, b in combinations(group, 2) if _source(a) != _source(b)]
         rng.shuffle(pairs)
         candidates[prompt] = pairs
+    if not any(candidates.values()):
+        raise VideoAlignError("no prompt has videos of two different sources, so there is nothing to compare")
+    splits = split_prompts([prompt for prompt, pairs in candidates.items() if pairs], shares, seed)
     for _ in range(per_prompt):
         order = [prompt for prompt, pairs in candidates.items() if pairs]
         rng.shuffle(order)
         for prompt in order:
-            a, b = min(candidates[prompt], key=lambda p: (met[_sources(*p)], used[p[0].key] + used[p[1].key]))
+            a, b = min(
+                candidates[prompt], key=lambda p: (met[_sources(*p, splits[prompt])], used[p[0].key] + used[p[1].key])
+            )
             candidates[prompt].remove((a, b))
-            met[_sources(a, b)] += 1
+            met[_sources(a, b, splits[prompt])] += 1
             used.update((a.key, b.key))
             chosen.append((prompt, *((a, b) if rng.random() < 0.5 else (b, a))))
-    if not chosen:
-        raise VideoAlignError("no prompt has videos of two different sources, so there is nothing to compare")
-    splits = split_prompts(sorted({prompt for prompt, _, _ in chosen}), shares, seed)
     rng.shuffle(chosen)
     return [Pair(prompt, (a.key, b.key), (_source(a), _source(b)), splits[prompt]) for prompt, a, b in chosen]
 
@@ -105,5 +107,5 @@ def _source(content: Content) -> str:
     return source
 
 
-def _sources(a: Content, b: Content) -> tuple[str, ...]:
-    return tuple(sorted((_source(a), _source(b))))
+def _sources(a: Content, b: Content, split: str) -> tuple[str, ...]:
+    return (split, *sorted((_source(a), _source(b))))

@@ -102,27 +102,35 @@ class Decision:
     labels: dict[str, str]
 
 
-def decide(votes: Sequence[Vote], protocol: Protocol) -> Decision:
+def decide(votes: Sequence[Vote], protocol: Protocol, again: Sequence[Vote] = ()) -> Decision:
     """The labels of a pair, or what is missing. Unanimous columns stand; of the others the reviewer's choice is final.
 
-    Enough flags drop a pair, a reviewer's at once; fewer bring it before the reviewer, as a disagreement does.
+    Enough people's flags drop a pair, a reviewer's at once; fewer bring it before the reviewer, as a disagreement does.
+
+    Args:
+        votes: standing ones. again: those on hidden repetitions. Their choices decide nothing, but who flags does not know that it
+            is one.
     """
     first = [vote for vote in votes if not vote.review]
-    reviews = [vote for vote in votes if vote.review]
-    flags = Counter(flag for vote in first for flag in {*vote.flags})
+    last = next((vote for vote in reversed(votes) if vote.review), None)
+    # what was flagged before a review, the reviewer has decided
+    new = [vote for vote in (*first, *again) if last is None or vote.created > last.created]
+    flags = Counter(flag for _, flag in {(vote.annotator, flag) for vote in new for flag in vote.flags})
     for flag, limit in (("unsafe", protocol.unsafe_votes), ("broken", protocol.broken_votes)):
-        if (flag in reviews[-1].flags) if reviews else flags[flag] >= limit:
+        if (last and flag in last.flags) or flags[flag] >= limit:
             return Decision(flag, {})
     if len(first) < protocol.votes:
         return Decision("open", {})
+    if flags and not last:
+        return Decision("review", {})
     counted = [vote for vote in first if not vote.flags]
     labels, differ = {}, False
     for column in protocol.columns:
         said = {vote.choices[column] for vote in counted if column in vote.choices}
         if len(said) == 1 and len(counted) >= protocol.votes:
             labels[column] = said.pop()
-        elif reviews and column in reviews[-1].choices:
-            labels[column] = reviews[-1].choices[column]
+        elif last and column in last.choices:
+            labels[column] = last.choices[column]
         else:
             differ = True
     return Decision("review", {}) if differ else Decision("done", labels)

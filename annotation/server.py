@@ -14,7 +14,7 @@ from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 from fastapi import Depends, FastAPI, HTTPException, Request
-from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
 from fastapi.staticfiles import StaticFiles
 from fastapi.templating import Jinja2Templates
 from pydantic import BaseModel, Field
@@ -88,6 +88,12 @@ def make_app(store: Store, videos: ShardSet, admin: str, guideline: Sequence[Par
         print(error, file=sys.stderr)  # where the file is concerns nobody else
         return JSONResponse({"error": f"nothing was stored: {error.reason}"}, 503)
 
+    @app.exception_handler(HTTPException)
+    async def refused_page(request: Request, error: HTTPException) -> Response:
+        if "text/html" in request.headers.get("accept", ""):  # somebody opened a link
+            return PlainTextResponse(f"{error.detail}\n", error.status_code)
+        return JSONResponse({"error": error.detail}, error.status_code)
+
     def known(token: str) -> Annotator:
         if (annotator := store.who(token)) is None:
             raise HTTPException(404, "this link is not known, or was revoked")
@@ -97,7 +103,7 @@ def make_app(store: Store, videos: ShardSet, admin: str, guideline: Sequence[Par
 
     @app.get("/a/{token}", response_class=HTMLResponse)
     def page(request: Request, token: str, annotator: Known) -> Response:
-        settings = {"columns": protocol.columns, "words": WORDS, "scores": protocol.scores, "dimensions": DIMENSIONS}
+        settings = {"words": WORDS}
         return pages.TemplateResponse(request, "rate.html", {
             "annotator": annotator, "settings": json.dumps(settings), "columns": [(c, WORDS[c]) for c in protocol.columns],
             "dimensions": [(d, WORDS[d]) for d in DIMENSIONS], "scores": protocol.scores, "guideline": guideline,
@@ -158,12 +164,11 @@ def _ranged(content: Content, wanted: str | None) -> Response:
     start, size = content.spans["mp4"]
     headers = {"Accept-Ranges": "bytes", "Cache-Control": "private, max-age=3600"}  # its address holds the ticket
     first, last, status = 0, size - 1, 200
-    if wanted and (match := re.fullmatch(r"bytes=(\d*)-(\d*)", wanted.strip())) and (match[1] or match[2]):
-        if match[1]:
-            first, last = int(match[1]), min(int(match[2] or size - 1), size - 1)
-        else:
-            first = max(size - int(match[2]), 0)
-        if first > last or first >= size:
+    match = re.fullmatch(r"bytes=(\d{0,15})-(\d{0,15})", (wanted or "").strip())
+    begin, end = ((int(number) if number else None) for number in match.groups()) if match else (None, None)
+    if (begin, end) != (None, None) and (begin is None or end is None or begin <= end):  # what is no range is ignored
+        first, last = (max(size - end, 0), last) if begin is None else (begin, min(last if end is None else end, last))
+        if first > last:
             return Response(status_code=416, headers={"Content-Range": f"bytes */{size}"})
         headers["Content-Range"], status = f"bytes {first}-{last}/{size}", 206
 

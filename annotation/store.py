@@ -282,10 +282,6 @@ class Store:
 
         return self._see(work)
 
-    def people(self) -> list[dict[str, Any]]:
-        """Everyone, with roles."""
-        return self._see(_people)
-
     # --- rating ---------------------------------------------------------------------------------------------------
 
     def task(self, annotator: Annotator) -> Task | None:
@@ -373,7 +369,8 @@ class Store:
             count = 0
             for pair_id, said in votes.items():
                 last: dict[str, VoteRow] = {}
-                for name, choices, flags, seconds in said:
+                # a reviewer decides on what the others said, in whatever order the file has them
+                for name, choices, flags, seconds in sorted(said, key=lambda one: people[one[0]].role == "reviewer"):
                     if name in last:
                         session.add(UndoRow(vote_id=last[name].id, created=time.time()))
                     row = VoteRow(
@@ -391,7 +388,11 @@ class Store:
         return self._do(work)
 
     def undo(self, annotator: Annotator) -> bool:
-        """Take the person's last standing vote back, and show its pair again; whether there was one."""
+        """Take the person's last standing vote back, and show its pair again; whether there was one.
+
+        Raises:
+            RefusedVote: where a reviewer has decided that pair since: that vote is final.
+        """
 
         def work(session: Session) -> bool:
             row = session.scalar(
@@ -401,6 +402,12 @@ class Store:
             )  # fmt: skip
             if row is None:
                 return False
+            if (
+                not row.review
+                and row.occasion == 0
+                and any(vote.review for vote in _standing(session, 0, row.pair_id).get(row.pair_id, []))
+            ):
+                raise RefusedVote("a reviewer has decided on your last pair; it stays")
             session.add(UndoRow(vote_id=row.id, created=time.time()))
             _settle(session, [session.get_one(PairRow, row.pair_id)], self.protocol)
             session.query(HoldRow).filter_by(annotator_id=annotator.id).delete()
@@ -443,11 +450,10 @@ class Store:
         """Everything, as it stands at one moment."""
 
         def work(session: Session) -> Round:
-            pairs, votes = [row for row in _pairs(session) if row.reference is None], _standing(session, 0)
-            decisions = {row.id: decide(votes.get(row.id, []), self.protocol) for row in pairs}
-            return Round(
-                self.protocol, pairs, _people(session), votes, _standing(session, 1), decisions, _history(session)
-            )
+            pairs = [row for row in _pairs(session) if row.reference is None]
+            votes, again = _standing(session, 0), _standing(session, 1)
+            decisions = {row.id: decide(votes.get(row.id, []), self.protocol, again.get(row.id, [])) for row in pairs}
+            return Round(self.protocol, pairs, _people(session), votes, again, decisions, _history(session))
 
         return self._see(work)
 
@@ -613,8 +619,8 @@ def _settle(session: Session, rows: Iterable[PairRow], protocol: Protocol) -> No
     session.flush()
     for row in rows:
         if not row.reference:
-            votes = _standing(session, 0, row.id).get(row.id, [])
-            row.state, row.votes = decide(votes, protocol).state, sum(not vote.review for vote in votes)
+            votes, again = (_standing(session, occasion, row.id).get(row.id, []) for occasion in (0, 1))
+            row.state, row.votes = decide(votes, protocol, again).state, sum(not vote.review for vote in votes)
 
 
 def _next(session: Session, annotator: Annotator, protocol: Protocol) -> tuple[int, int] | None:

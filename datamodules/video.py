@@ -54,6 +54,13 @@ def probe(source: bytes | str | Path, name: str = "video") -> Clip:
     return replace(clip, height=clip.width, width=clip.height) if turned else clip
 
 
+def coding(source: bytes | str | Path, name: str = "video") -> tuple[str, str]:
+    """Codec and pixel format, as FFmpeg calls them. Args and errors: see :func:`probe`."""
+    with _opened(source, name) as container:
+        context = container.streams.video[0].codec_context
+        return context.codec.canonical_name, context.pix_fmt or ""
+
+
 def decode(source: bytes | str | Path, sampling: FrameSampling, factor: int, name: str = "video") -> Tensor:
     """Sampled and resized frames.
 

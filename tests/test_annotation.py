@@ -1,5 +1,6 @@
 """Collecting preferences: pairs to rate, the rules, the file of votes, agreement, the server and the export."""
 
+import contextlib
 import itertools
 import json
 import math
@@ -8,6 +9,7 @@ import sqlite3
 import threading
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import krippendorff
@@ -16,6 +18,7 @@ import pytest
 
 from videoalign import VideoAlignError
 from videoalign.annotation.agreement import agreement, consistency, sources, wilson
+from videoalign.annotation.overview import overview
 from videoalign.annotation.pairing import Pair, choose, split_prompts
 from videoalign.annotation.protocol import Decision, Protocol, Vote, decide, flipped
 from videoalign.annotation.store import RefusedVote, StorageError, Store, new_round
@@ -58,6 +61,13 @@ def test_pairs_of_sources_are_in_balance_and_so_are_the_sides():
 def test_the_seed_decides():
     contents = world()
     assert choose(contents, 3, seed=1) == choose(list(reversed(contents)), 3, seed=1) != choose(contents, 3, seed=2)
+
+
+def test_pairs_of_sources_are_in_balance_in_each_split():
+    pairs = choose(world(prompts=60), 1, (0.1, 0.2), seed=1)
+    for split, count in {"train": 42, "validation": 6, "benchmark": 12}.items():
+        met = Counter(frozenset(pair.sources) for pair in pairs if pair.split == split)
+        assert set(met.values()) == {count // 6} and len(met) == 6
 
 
 def test_no_prompt_is_in_two_splits():
@@ -118,6 +128,24 @@ def test_an_unsafe_pair_is_dropped_unless_the_reviewer_says_otherwise():
     assert decide(twice, Protocol(unsafe_votes=2)).state == "review"  # one person counts once
     assert decide([*votes, said("A", "B", "A", review=True)], Protocol()).labels == {"VQ": "A", "MQ": "B", "TA": "A"}
     assert decide([said("A", "A", "A")] * 3 + [said(flags=("broken",), review=True)], Protocol()).state == "broken"
+
+
+def test_a_flag_on_a_repetition_counts_and_its_choices_do_not():
+    votes, again = [said("A", "A", "A", annotator=name) for name in "abc"], [said("B", "B", "B", annotator="a")]
+    assert decide(votes, Protocol(), again).labels["VQ"] == "A"
+    flagged = [said(flags=("unsafe",), annotator="a")]
+    assert decide(votes, Protocol(), flagged) == Decision("unsafe", {})
+    both = [said("A", "A", "A", flags=("unsafe",), annotator="a"), *votes[1:]]
+    assert decide(both, Protocol(unsafe_votes=2), flagged).state == "review"  # one person counts once
+    assert decide(votes, Protocol(unsafe_votes=2), flagged).state == "review"
+
+
+def test_a_flag_after_the_review_counts_and_one_before_it_was_decided():
+    votes = [said("A", "A", "A"), said("B", "A", "A"), said("A", "A", "A")]
+    review = replace(said("same", "A", "A", review=True), created=5.0)
+    for when, state in ((4.0, "done"), (6.0, "unsafe")):
+        flagged = replace(said(flags=("unsafe",)), created=when)
+        assert decide([*votes, review], Protocol(), [flagged]).state == state
 
 
 def test_a_vote_that_is_taken_back_after_the_review_opens_the_pair_again():
@@ -382,6 +410,55 @@ def test_some_pairs_come_again_with_the_sides_exchanged(tmp_path):
     assert consistency(store.votes(), store.votes(1), COLUMNS)["a"]["share"] == 1.0
 
 
+def test_an_unsafe_pair_is_dropped_where_the_flag_came_on_a_repetition(tmp_path):
+    store = begun(tmp_path / "t.db", pairs(8), votes=1, repeats=0.3, repeat_after=1)
+    who, seen = person(store, "a"), set()
+    while (task := store.task(who)).pair_id not in seen:
+        seen.add(task.pair_id)
+        store.vote(who, task.ticket, GOOD)
+    assert store.decisions()[task.pair_id].state == "done"
+    store.vote(who, task.ticket, {}, flags=["unsafe"])
+    assert (
+        store.decisions()[task.pair_id].state
+        == "unsafe"
+        == next(r.state for r in store.pairs() if r.id == task.pair_id)
+    )
+    assert store.undo(who) and store.decisions()[task.pair_id].state == "done"
+
+
+def test_what_a_reviewer_has_decided_no_annotator_takes_back(tmp_path):
+    store = begun(tmp_path / "t.db", pairs(1), repeats=0.0)
+    people = [person(store, name) for name in "abc"]
+    for who, choice in zip(people, "AAB"):
+        task = store.task(who)
+        store.vote(who, task.ticket, in_pair(store, task, dict.fromkeys(COLUMNS, choice)))
+    assert store.undo(people[2])  # not reviewed yet
+    task = store.task(people[2])
+    store.vote(people[2], task.ticket, in_pair(store, task, dict.fromkeys(COLUMNS, "B")))
+    reviewer = person(store, "r", "reviewer")
+    rate(store, reviewer, dict.fromkeys(COLUMNS, "same"))
+    with pytest.raises(RefusedVote, match="a reviewer has decided"):
+        store.undo(people[2])
+    assert store.decisions()[1].labels == dict.fromkeys(COLUMNS, "same")
+    assert store.undo(reviewer) and store.undo(people[2])
+
+
+def test_the_overview_leaves_flagged_votes_out_of_agreement_and_counts_training(tmp_path):
+    references = [(pair, dict.fromkeys(COLUMNS, "A")) for pair in pairs(2)]
+    store = begun(tmp_path / "t.db", pairs(1), references, repeats=0.0, unsafe_votes=3, training_pass=1.0)
+    a, b = person(store, "a"), person(store, "b")
+    for who, rounds in ((a, "BA"), (b, "A")):
+        for choice in rounds:
+            for _ in range(2):
+                task = store.task(who)
+                store.vote(who, task.ticket, in_pair(store, task, dict.fromkeys(COLUMNS, choice)))
+    rate(store, a, GOOD, flags=["unsafe"])
+    rate(store, b, GOOD)
+    found = {row["name"]: row for row in overview(store.round())["people"]}
+    assert {name: row["training"] for name, row in found.items()} == {"a": 2, "b": 1}
+    assert found["a"]["agrees"] is None and found["a"]["ties"] is None and found["b"]["ties"] == pytest.approx(1 / 3)
+
+
 def test_a_pair_that_was_left_on_a_screen_goes_to_somebody_else(tmp_path, monkeypatch):
     store = begun(tmp_path / "t.db", pairs(1), votes=1, hold_minutes=1)
     a, b = person(store, "a"), person(store, "b")
@@ -422,7 +499,8 @@ def test_what_stands_beside_a_pair_is_what_its_votes_decide(tmp_path):
     for _ in range(150):
         who = rng.choice(people)
         if rng.random() < 0.15:
-            store.undo(who)
+            with contextlib.suppress(RefusedVote):  # a reviewer has decided
+                store.undo(who)
         elif task := store.task(who):
             flags = ["unsafe"] if rng.random() < 0.05 else []
             store.vote(who, task.ticket, {column: rng.choice("AB") for column in COLUMNS}, flags=flags)

@@ -1,5 +1,6 @@
 """The annotation page: access, videos, votes over HTTP, and people at the keyboard."""
 
+import io
 import json
 import os
 import signal
@@ -10,8 +11,10 @@ import sys
 import threading
 import time
 from collections import Counter
+from contextlib import contextmanager
 from pathlib import Path
 
+import av
 import httpx
 import numpy as np
 import pytest
@@ -101,6 +104,8 @@ def test_unknown_and_revoked_links_open_nothing(round_):
         assert client.get(f"/a/{token}{path}").status_code == 404
         assert client.get(f"/a/nobody{path}").status_code == 404
     assert client.post(f"/a/{token}/vote", json={"ticket": ticket, "choices": GOOD}).status_code == 404
+    in_a_browser = client.get(f"/a/{token}", headers={"accept": "text/html,*/*"})
+    assert in_a_browser.headers["content-type"].startswith("text/plain") and "revoked" in in_a_browser.text
     assert client.get("/overview/guess").status_code == 404 and client.get("/overview/admin-secret").status_code == 200
 
 
@@ -220,7 +225,9 @@ def test_videos_come_whole_and_in_parts(round_, videos):
         first = part.start or 0
         assert answer.headers["content-range"] == f"bytes {first}-{first + len(answer.content) - 1}/{size}"
     assert client.get(url, headers={"range": f"bytes={size}-"}).status_code == 416
-    assert client.get(url, headers={"range": "lines=1-2"}).status_code == 200
+    assert client.get(url, headers={"range": "bytes=-0"}).status_code == 416
+    for no_range in ("lines=1-2", "bytes=-", "bytes=5-2", f"bytes={'9' * 5000}-"):
+        assert client.get(url, headers={"range": no_range}).status_code == 200
 
 
 def test_a_locked_file_stores_nothing_and_says_so(round_, monkeypatch):
@@ -259,9 +266,16 @@ def test_videos_of_another_set_are_refused(videos, tmp_path):
 
 @pytest.fixture
 def served(videos, tmp_path, request):
-    """A server in a process of its own, of two votes a pair or of other rules: (url, file, stop, start)."""
+    """A server of two votes a pair, or of other rules."""
+    with serving(videos, tmp_path, getattr(request, "param", "{votes: 2, repeats: 0.0}")) as found:
+        yield found
+
+
+@contextmanager
+def serving(videos, tmp_path, text):
+    """A server in a process of its own: (url, file, stop, start)."""
     rules = tmp_path / "rules.yaml"
-    rules.write_text(getattr(request, "param", "{votes: 2, repeats: 0.0}"))
+    rules.write_text(text)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -285,8 +299,10 @@ def served(videos, tmp_path, request):
         running[-1].wait()
 
     start()
-    yield url, db, stop, start
-    stop(signal.SIGKILL)
+    try:
+        yield url, db, stop, start
+    finally:
+        stop(signal.SIGKILL)
 
 
 @pytest.mark.skipif(not BROWSER, reason="needs Chromium")
@@ -380,11 +396,14 @@ def test_scores_and_an_overall_choice_by_keyboard_of_any_country(served):
         chrome.key(")", "Digit9")  # with Shift
         chrome.key("\N{CYRILLIC SMALL LETTER SHCHA}", "KeyO")
         chrome.look("document.querySelector('summary').focus()")
-        for score in "12345":  # the sixth is left open
+        for score in "1234":  # the sixth is left open
             chrome.key("Tab")
             chrome.key(score, f"Digit{score}")
+        chrome.key("Tab")
+        for _ in range(5):  # through the list by arrows
+            chrome.key("ArrowDown")
         chrome.until("!document.querySelector('#send').disabled")
-        chrome.look("document.activeElement.blur()")
+        chrome.key("Enter")  # leaves the list
         chrome.key("Enter")
         chrome.until("document.querySelector('#progress').textContent.startsWith('1 ')")
     store = Store(db)
@@ -409,6 +428,67 @@ def test_enter_right_after_the_guideline_sends(served):
         enter = "document.activeElement.dispatchEvent(new KeyboardEvent('keydown', {key: 'Enter', bubbles: true, cancelable: true}))"
         chrome.look(f"guideline(); guideline(); {enter}")
         chrome.until("document.querySelector('#progress').textContent.startsWith('1 ')")
+
+
+@pytest.mark.skipif(not BROWSER, reason="needs Chromium")
+def test_enter_after_an_undo_sends_and_does_not_undo_once_more(served):
+    url, db, _, _ = served
+    done = "Number(document.querySelector('#progress').textContent.split(' ')[0])"
+    with Chrome() as chrome:
+        chrome.open(f"{url}/a/{Store(db).invite('a')}")
+        for number in range(2):
+            chrome.until(f"!busy && task && {done} == {number}")
+            for key in ["1", "5", "9", "Enter"]:
+                chrome.key(key)
+        chrome.until(f"!busy && task && {done} == 2")
+        chrome.look("document.querySelector('#undo').focus()")
+        chrome.key("Enter")
+        chrome.until(f"!busy && task && {done} == 1")
+        for key in ["3", "6", "9", "Enter"]:
+            chrome.key(key)
+        chrome.until(f"!busy && task && {done} == 2")
+
+
+@pytest.fixture
+def uneven(tmp_path):
+    """One pair of one second and three."""
+    rng = np.random.default_rng(0)
+    with ShardWriter(tmp_path / "uneven", "videos") as writer:
+        for source, seconds in (("short", 1), ("long", 3)):
+            frames = rng.integers(0, 255, (8 * seconds, 32, 32, 3), dtype=np.uint8)
+            writer.write(
+                source,
+                {"": encode(frames, 8)},
+                {"prompt": "a dot", "source": source, "fps": 8, "num_frames": len(frames)},
+            )
+    return tmp_path / "uneven"
+
+
+@pytest.mark.skipif(not BROWSER, reason="needs Chromium")
+def test_the_longer_one_of_two_videos_is_seen_to_its_end(uneven, tmp_path):
+    """Stepping and pausing after the shorter one's end; keys work before anything is loaded."""
+    with serving(uneven, tmp_path, "{votes: 1, repeats: 0.0}") as (url, db, _, _), Chrome() as chrome:
+        chrome.open(f"{url}/a/{Store(db).invite('a')}")
+        chrome.until("!busy && task && videos.every(v => v.readyState > 1)")
+        chrome.key("l")  # no loop
+        chrome.key("ArrowRight")
+        chrome.look("videos.forEach(v => { v.currentTime = 0.9 })")
+        chrome.until("videos.every(v => !v.seeking)")
+        for _ in range(8):
+            chrome.key("ArrowRight")
+            chrome.until("videos.every(v => !v.seeking)")
+        times = "videos.map(v => v.currentTime).sort((a, b) => a - b)"
+        first, second = chrome.look(times)
+        assert first == pytest.approx(1.0) and second == pytest.approx(1.9)
+        chrome.key(" ")
+        chrome.until(f"{times}[1] > 2")
+        chrome.key(" ")
+        first, second = chrome.look(times)
+        assert first == pytest.approx(1.0) and second > 2
+        chrome.key(" ")
+        chrome.until("videos.every(v => v.ended)")
+        chrome.key(" ")  # from the beginning
+        chrome.until("videos.every(v => v.currentTime < 1 && !v.paused)")
 
 
 @pytest.mark.skipif(not BROWSER, reason="needs Chromium")
@@ -577,6 +657,33 @@ def test_a_training_round_comes_from_a_table(videos, tmp_path):
     task = store.task(store.who(store.invite("a")))
     assert task.kind == "training" and {task.left, task.right} == {keys[0], keys[1]}
     assert all(keys[0] not in (row.key_a, row.key_b) for row in store.pairs() if row.reference is None)
+
+
+def test_references_without_a_pair_are_refused(videos, tmp_path):
+    (tmp_path / "references.csv").write_text("key_A,key_B,VQ,MQ,TA\n")
+    with pytest.raises(VideoAlignError, match="holds no pair"):
+        begin(str(videos), str(tmp_path / "votes.db"), references=str(tmp_path / "references.csv"))
+    assert not (tmp_path / "votes.db").exists()
+
+
+def test_videos_that_browsers_do_not_play_are_refused(tmp_path):
+    """MPEG-4 part 2, as some tools write it, and H.264 with full colours."""
+    for name, codec, pixels in (("old", "mpeg4", "yuv420p"), ("full", "libx264", "yuv444p")):
+        buffer = io.BytesIO()
+        with av.open(buffer, "w", "mp4") as container:
+            stream = container.add_stream(codec, rate=8)
+            stream.width, stream.height, stream.pix_fmt = 32, 32, pixels
+            for _ in range(4):
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8))))
+            container.mux(stream.encode())
+        with ShardWriter(tmp_path / name, "videos") as writer:
+            for source in "ab":
+                writer.write(
+                    source, {"": buffer.getvalue()}, {"prompt": "a dot", "source": source, "fps": 8, "num_frames": 4}
+                )
+        told = f"browsers do not play 2 of the 2 videos .* first a: (mpeg4|h264) {pixels}; make H.264"
+        with pytest.raises(VideoAlignError, match=told):
+            begin(str(tmp_path / name), str(tmp_path / "votes.db"), validation=0, benchmark=0)
 
 
 @pytest.mark.parametrize(

@@ -40,12 +40,11 @@ async function show() {
   draw();
   if (!task) return;
   videos.forEach((video) => { video.src = `${here}/video/${task.ticket}/${video.id}`; video.loop = false; });
-  await Promise.all(videos.map((video) => new Promise((ready) => {
-    video.onloadeddata = ready;
-    setTimeout(ready, 10000); // a slow line, or a browser that loads nothing before it plays
-    video.onerror = () => { say("a video does not play; press b if it stays so", "bad"); ready(); };
-  })));
-  play(true);
+  // not awaited: keys work while videos load. Some browsers load no picture before it plays, but all of them the length
+  Promise.all(videos.map((video) => new Promise((ready) => {
+    video.onloadedmetadata = ready;
+    video.onerror = () => say("a video does not play: reload the page, and press b if it stays so", "bad");
+  }))).then(() => { if (task === found.task) play(true); });
 }
 
 function draw() {
@@ -59,21 +58,22 @@ function draw() {
 function choose(column, choice) { if (!task) return; state.choices[column] = choice; draw(); }
 function flag(name) { if (!task) return; state.flags.has(name) ? state.flags.delete(name) : state.flags.add(name); draw(); }
 
-// --- two videos in step: the left one leads ---
+// --- two videos in step: the left one leads while it lasts ---
 const pressed = (id) => $(id).getAttribute("aria-pressed") === "true";
 const toggle = (id) => $(id).setAttribute("aria-pressed", !pressed(id));
 
 function play(on) {
   videos.forEach((video) => { video.playbackRate = pressed("slow") ? 0.5 : 1; });
   if (on && videos.every((video) => video.ended || video.currentTime >= video.duration)) videos.forEach((video) => { video.currentTime = 0; });
-  videos.forEach((video) => { on ? video.play().catch(() => {}) : video.pause(); });
+  // of two lengths the shorter one waits at its end: play() would begin it anew
+  videos.forEach((video) => { if (!on) video.pause(); else if (!video.ended) video.play().catch(() => {}); });
 }
 const playing = () => videos.some((video) => !video.paused && !video.ended);
 
 function step(frames) {
   if (!task) return;
   play(false);
-  const now = videos[0].currentTime + frames / task.fps;
+  const now = Math.max(...videos.map((video) => video.currentTime)) + frames / task.fps;
   videos.forEach((video) => { video.currentTime = Math.min(Math.max(now, 0), video.duration || 0); });
 }
 
@@ -139,9 +139,16 @@ function keyOf(event) {
   return place && (/\d/.test(place) || event.key > "~") ? place : event.key.toLowerCase();
 }
 
+let pointer = false; // whether the last choice was made by pointing
+document.addEventListener("pointerdown", () => { pointer = true; }, true);
 document.addEventListener("keydown", (event) => {
-  if (event.ctrlKey || event.metaKey || event.altKey || event.target.tagName === "SELECT") return;
+  pointer = false;
+  if (event.ctrlKey || event.metaKey || event.altKey) return;
   const key = keyOf(event);
+  if (event.target.tagName === "SELECT") { // keys are its own; these leave it
+    if (key === "Enter" || key === "Escape") event.target.blur();
+    return;
+  }
   if (event.repeat && !key.startsWith("Arrow")) return; // a key that is held down is pressed once
   // that is pressed; but a closed guideline's button keeps the focus until the next frame, and is not
   if ((key === " " || key === "Enter") && event.target.closest("button, summary, a")?.offsetParent) return;
@@ -152,12 +159,12 @@ document.addEventListener("keydown", (event) => {
   action();
 });
 for (const [id, key] of Object.entries({ play: " ", back: "ArrowLeft", forward: "ArrowRight", loop: "l", slow: "s", full: "f", help: "h", undo: "u", send: "Enter" })) {
-  $(id).addEventListener("click", (event) => { if (!busy || key === "h") ACTIONS[key](); if (event.detail) $(id).blur(); });
+  $(id).addEventListener("click", (event) => { if (!busy || key === "h") ACTIONS[key](); if (event.detail || id === "undo") $(id).blur(); }); // or Enter would undo once more
 }
 rows.forEach((row) => row.querySelectorAll(".choice").forEach((button) =>
   button.addEventListener("click", (event) => { choose(row.dataset.column, button.dataset.choice); if (event.detail) button.blur(); })));
 document.querySelectorAll(".flag").forEach((button) => button.addEventListener("click", (event) => { flag(button.dataset.flag); if (event.detail) button.blur(); }));
-document.querySelectorAll("select").forEach((select) => select.addEventListener("change", () => select.blur()));
+document.querySelectorAll("select").forEach((select) => select.addEventListener("change", () => { if (pointer) select.blur(); }));
 if (!document.documentElement.requestFullscreen) $("full").hidden = true;
 setInterval(() => { if (!task && !busy) show().catch(() => {}); }, 20000); // there may be more soon
 show().catch((error) => say(error.message, "bad"));
