@@ -1062,7 +1062,7 @@ def two_processes(kit: Path, out: Path, *options: object, data: Path | str = "wo
         [str(c) for c in command],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
 

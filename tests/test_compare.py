@@ -1164,7 +1164,7 @@ def both(world, pairs, tmp_path_factory):
 
     done = subprocess.run(
         [sys.executable, folder / "run.py", world / "wan", pairs, folder, json.dumps(command("two", 2))],
-        capture_output=True, text=True, timeout=150, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     with torch.random.fork_rng():

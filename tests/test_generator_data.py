@@ -1349,7 +1349,7 @@ for args in json.loads(sys.argv[1]):
 """
 
 
-def two_processes(folder: Path, *commands: list, timeout: int = 150) -> subprocess.CompletedProcess:
+def two_processes(folder: Path, *commands: list, timeout: int = 300) -> subprocess.CompletedProcess:
     """Commands one after the other in the same two processes, which the first command starts."""
     (folder / "script.py").write_text(SCRIPT)
     text = json.dumps([[str(a) for a in command] for command in commands])

@@ -304,7 +304,7 @@ def test_two_processes_train_and_measure_as_one(language, backbone, tmp_path):
         out = tmp_path / kind
         out.mkdir()
         command = [sys.executable, tmp_path / "run.py", backbone, world, out, kind, language]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr[-3000:]
         results[kind] = json.loads((out / "result.json").read_text())
         assert results[kind]["val"]["val/num_pairs"] == 9
@@ -357,6 +357,6 @@ if trainer.is_global_zero:
 def test_fsdp2_resumes_exactly(sharded, backbone, world, tmp_path):
     (tmp_path / "run.py").write_text(RESUME)
     command = [sys.executable, tmp_path / "run.py", backbone, world, tmp_path, str(sharded)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "difference 0.0\n" in done.stdout
