@@ -356,6 +356,21 @@ def swept(steps, own, judge="oracle", prompts=P, weights=None, jitter=0.0):
     return found, found["sweeps"]["s"]
 
 
+def test_strengths_of_a_sweep_have_one_cost_and_what_costs_more_than_all_samples_has_no_rival():
+    arms = {name: judged(seconds, oracle=BASE, own_view=BASE)
+            for name, seconds in {"base": 1.0, "s@1": 2.5, "s@3": 1.5, "s@10": 9.0, "dear": N + 1.0}.items()}  # fmt: skip
+    found = found_of(arms, {"s": ({"TA": 1.0}, ["base", "s@1", "s@3", "s@10"])})["arms"]
+    assert {name: row["cost"] for name, row in found.items()} == {
+        "base": 1.0,
+        "s@1": 2.5,
+        "s@3": 2.5,
+        "s@10": 2.5,
+        "dear": N + 1.0,
+    }
+    assert [name for name, row in found.items() if "best_of" in row] == ["s@1", "s@3", "s@10"]
+    assert found["s@3"]["best_of"]["draws"] == 2.5 and found["s@3"]["seconds"] == 1.5
+
+
 def test_costs_are_ratios_of_seconds_and_means_are_means():
     arms = {"base": judged(2.0, oracle=BASE), "slow": judged(3.0, oracle=BASE + 1), "fast": judged(1.0, oracle=BASE)}
     found = found_of(arms, {})
@@ -529,10 +544,10 @@ def test_the_table_holds_every_arm_and_the_sentence():
         won = row.get("against_base", {}).get("oracle", {}).get("Overall")
         assert line["wins, same noise (oracle)"] == (f"{won['win_rate']:.3f}" if won else "")
         assert line["wins, other noise (oracle)"] == (f"{won['superiority']:.3f}" if won else "")
-        gap = row.get("best_of")  # the strongest costs more than all samples
+        gap = row.get("best_of")  # the base has no rival
         text_of_gap = "{:+.3f} ({:+.3f} to {:+.3f})".format(gap["difference"], *gap["interval"]) if gap else ""
         assert line["minus best-of-cost"] == text_of_gap
-    assert [name for name, row in found["arms"].items() if "best_of" in row] == ["s@1", "s@3"]
+    assert [name for name, row in found["arms"].items() if "best_of" in row] == ["s@1", "s@3", "s@10"]
     for number in ("2", "3"):
         line = dict(zip(head, cells(text, f"best of {number}"), strict=True))
         assert line["oracle: Overall"] == f"{found['best_of'][number]['Overall']:.3f}" and line["cost"] == number
