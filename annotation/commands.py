@@ -87,6 +87,7 @@ def _watchable(path: str) -> ShardSet:
 def _played(shards: ShardSet) -> list[Content]:
     """A set's contents, all of which browsers play."""
     contents, silent = list(shards.contents()), []
+    print(f"looking whether browsers play the {len(contents)} videos of {shards.path}", file=sys.stderr, flush=True)
     for content in contents:
         codec, pixels = coding(content.read("mp4"), content.name)
         if codec not in PLAYED or (codec == "h264" and pixels not in ("yuv420p", "yuvj420p")):
