@@ -1,5 +1,6 @@
 """Users' mistakes: one message that says what is wrong, an exit status, and nothing half-written."""
 
+import errno
 import json
 import re
 import shutil
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from videoalign.cli import main
+from videoalign.cli import _mistake, main
 from videoalign.datamodules.shards import ShardWriter
 from videoalign.datamodules.video import encode
 from videoalign.models import VideoReward
@@ -465,9 +466,16 @@ FIT = {
     "captions: no backbone": Case(fit(f"{MODEL}.backbone=none/at/all", experiment="captions"), "none/at/all"),
 }  # fmt: skip
 
+LOOPS = {
+    f"{' '.join(command)}: a file in the way": Case(
+        lambda place, command=command: [*command, "--out", place.file("there", "x")], "there"
+    )
+    for command in (["demo"], ["paper"], ["annotate", "simulate"])
+}
+
 CASES = {
     f"{group}: {name}" if group else name: case
-    for group, cases in (("import-csv", IMPORT), ("", SHARDS), ("", MODELS), ("fit", FIT))
+    for group, cases in (("import-csv", IMPORT), ("", SHARDS), ("", MODELS), ("fit", FIT), ("", LOOPS))
     for name, case in cases.items()
 }
 
@@ -501,3 +509,10 @@ def test_bad_input(
 
 def test_there_are_enough_cases() -> None:
     assert len(CASES) >= 45
+
+
+def test_a_full_disk_is_a_message_and_an_unknown_failure_is_not() -> None:
+    assert (
+        "No space left" in (told := _mistake(OSError(errno.ENOSPC, "No space left on device"))) and "make room" in told
+    )
+    assert _mistake(OSError(errno.EIO, "Input/output error")) is None
