@@ -214,6 +214,10 @@ def _info(o: argparse.Namespace) -> None:
     print(_function("datamodules.info:info")(o.folder))
 
 
+def _index(o: argparse.Namespace) -> None:
+    print(f"{o.folder}: tables of contents of {_function('datamodules.shards:add_contents')(o.folder)} samples")
+
+
 def _encode_frames(o: argparse.Namespace) -> None:
     shards = _function("datamodules.shards:ShardSet")(o.source)
     if o.model:
@@ -373,6 +377,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("folder")
     sub = add("info", _info, "print what a set holds", kinds)
+    sub.add_argument("folder")
+    sub = add("index", _index, "write the tables of contents of a set of an earlier release, or anew", kinds)
     sub.add_argument("folder")
     sub = add(
         "encode-frames", _encode_frames, "decode a set once: store the sampled, resized frames without loss", kinds

@@ -1,9 +1,8 @@
 """Training of a miniature pipeline's autoencoder: it stands in for the pre-trained one of a real generator."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import lightning as L
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
@@ -11,12 +10,12 @@ from torch import Tensor
 from .. import VideoAlignError
 from ..models.files import check_free, new_folder
 from ..models.generator import load_generator
-from .schedules import warmup_schedule
+from .training import Decay, Training
 
 RECORD = "model_index.json"
 
 
-class Autoencoding(L.LightningModule):
+class Autoencoding(Training):
     r"""Trains the autoencoder of a pipeline to reproduce clips, :math:`E\,w\,\|D(E(x) + \sigma \epsilon) - x\|^2`.
 
     The noise :math:`\epsilon` on the latents makes the decoder forgive the errors of a small diffusion transformer. Writes
@@ -37,9 +36,9 @@ class Autoencoding(L.LightningModule):
         foreground: float = 3.0,
         optimizer: OptimizerCallable = torch.optim.AdamW,
         warmup: float = 0.05,
-        decay: Literal["constant", "cosine", "linear"] = "linear",
+        decay: Decay = "linear",
     ) -> None:
-        super().__init__()
+        super().__init__(optimizer, warmup, decay)
         self.save_hyperparameters(ignore=["optimizer"])
         self.generator = load_generator(generator)
         if "latents_mean" not in self.generator.vae.config:
@@ -47,7 +46,6 @@ class Autoencoding(L.LightningModule):
         if Path(out).resolve() == Path(generator).resolve():
             raise VideoAlignError(f"model.out is the generator to start from, {generator}; name another folder")
         self.out, self.noise, self.foreground = Path(out), noise, foreground
-        self.optimizer, self.warmup, self.decay = optimizer, warmup, decay
         self.vae = self.generator.vae.requires_grad_(True).train()
         self._sums: list[Tensor] = []
 
@@ -63,18 +61,12 @@ class Autoencoding(L.LightningModule):
         ground = pixels.flatten(3).median(-1).values[..., None, None]  # (N, 3, T, 1, 1)
         weights = 1 + (self.foreground - 1) * ((pixels - ground).abs().amax(1, keepdim=True) > 0.15)
         error = (found - pixels).square()
-        self.log("train/loss", (weights * error).mean(), prog_bar=True, batch_size=len(pixels))
-        self.log("train/psnr", 10 * torch.log10(4 / error.detach().mean()), prog_bar=True, batch_size=len(pixels))
+        self.step_means.add("loss", weights * error)
+        self.step_means.add("psnr", 10 * torch.log10(4 / error.detach().flatten(1).mean(1)))
         with torch.no_grad():  # of the last steps: what the latents are normalised with
             rows = latents.transpose(0, 1).flatten(1)  # (C, numbers)
             self._sums = [*self._sums[-49:], torch.stack([rows.mean(1), rows.square().mean(1)])]
         return (weights * error).mean() + 1e-3 * latents.square().mean()
-
-    def configure_optimizers(self) -> dict[str, Any]:
-        """One group of all parameters."""
-        optimizer = self.optimizer(self.vae.parameters())
-        schedule = warmup_schedule(optimizer, self.trainer.estimated_stepping_batches, self.warmup, self.decay)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_fit_end(self) -> None:
         """Write the pipeline."""

@@ -1,9 +1,8 @@
 """Caption pre-training of miniature backbones: it stands in for the general knowledge of a pre-trained one."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import lightning as L
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.cli import OptimizerCallable
@@ -14,10 +13,10 @@ from ..models.files import check_free, new_folder
 from ..models.processor import RewardProcessor
 from ..models.sampling import FrameSampling
 from ..models.template import Template
-from .schedules import warmup_schedule
+from .training import Decay, Training
 
 
-class Captioning(L.LightningModule):
+class Captioning(Training):
     """Trains all of a video-language model to say what a clip shows, and whether a text describes it.
 
     The loss is the cross-entropy of the words of true texts plus that of a "yes" or "no" behind true and wrong ones.
@@ -36,11 +35,11 @@ class Captioning(L.LightningModule):
         sampling: FrameSampling | None = None,
         optimizer: OptimizerCallable = torch.optim.AdamW,
         warmup: float = 0.05,
-        decay: Literal["constant", "cosine", "linear"] = "cosine",
+        decay: Decay = "cosine",
     ) -> None:
-        super().__init__()
+        super().__init__(optimizer, warmup, decay)
         self.save_hyperparameters(ignore=["optimizer"])
-        self.out, self.optimizer, self.warmup, self.decay = Path(out), optimizer, warmup, decay
+        self.out = Path(out)
         self.processor = RewardProcessor(backbone, Template.load("plain"), sampling or FrameSampling())
         self.network = load_backbone(backbone).train()
 
@@ -62,14 +61,8 @@ class Captioning(L.LightningModule):
         for name in ("caption", "answer"):
             words = inputs["input_ids"][:, 1:].masked_fill(~inputs[f"{name}_mask"][:, 1:], -100)
             losses[name] = F.cross_entropy(logits[:, :-1].flatten(0, 1), words.flatten())
-            self.log(f"train/loss/{name}", losses[name], prog_bar=True, batch_size=len(words))
+            self.step_means.add(f"loss/{name}", losses[name])
         return losses["caption"] + losses["answer"]
-
-    def configure_optimizers(self) -> dict[str, Any]:
-        """One group of all parameters."""
-        optimizer = self.optimizer(self.network.parameters())
-        schedule = warmup_schedule(optimizer, self.trainer.estimated_stepping_batches, self.warmup, self.decay)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_fit_end(self) -> None:
         """Write the folder."""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import VideoAlignError
-from ..models.flow_losses import RewardWeights, effective_sample_size
+from ..models.flow_losses import RewardWeights
 from .flow_sft import FlowSFT
 
 LEAST = 4
@@ -19,7 +19,8 @@ class FlowRWR(FlowSFT):
     Weights are scaled to mean 1 over the training set, so that the learning rate means what it does in SFT: with equal
     rewards it *is* SFT on all videos (of pairs, those whose rewards differ: see ``data.min_margin``). The paper gives exp(r) alone, without temperature, normalisation or clipping.
 
-    Logged besides: ``weights/{mean,max}`` and ``weights/effective_sample_size``, the share of the batch that counts.
+    Logged besides: ``weights/{mean,max}`` and ``weights/effective_sample_size``, the share of a step's videos that
+    counts (Kish, 1965): 1 where all weights are equal.
 
     Args:
         rewards: how weights are made. kwargs: see :class:`FlowSFT`.
@@ -69,12 +70,17 @@ class FlowRWR(FlowSFT):
         if not self.trainer.training:  # held-out prompts have no moments: the plain error of all videos
             return errors.mean(0), {}
         weights = self.weights(batch)
-        counted = weights[:, batch["valid"]]
         return (weights * errors).mean(0), {
-            "weights/mean": weights.mean(0),
-            "weights/max": counted.max() if counted.numel() else weights.new_zeros(()),
-            "weights/effective_sample_size": effective_sample_size(counted),
+            "weights/mean": weights,
+            "weights/square": weights.square(),
+            "weights/max": weights,
         }
+
+    def derived(self, means: dict[str, float]) -> dict[str, float]:
+        """The effective sample size in the place of the mean of squared weights."""
+        if "weights/square" in means:
+            means["weights/effective_sample_size"] = means["weights/mean"] ** 2 / means.pop("weights/square")
+        return means
 
 
 def _moments(scores: Tensor) -> tuple[float, float]:

@@ -2,7 +2,6 @@
 
 import contextlib
 import copy
-import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -18,14 +17,13 @@ from ..models.flow import TimeLaw, draw, draw_seed, interpolate, squared_error
 from ..models.generator import load_generator
 from ..models.lora import LoRA, linear_names
 from ..models.parallelize import shard
-from .schedules import warmup_schedule
-from .trained_only import TrainedOnly
+from .training import Decay, Training
 
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
 """Query, key, value and output of every attention: what the paper adapts (Table 10)."""
 
 
-class FlowSFT(TrainedOnly):
+class FlowSFT(Training):
     r"""Flow matching on the preferred videos, :math:`E\,\|v_\theta(x_t, t, y) - v\|^2`; the base of the other algorithms.
 
     An algorithm overrides :meth:`loss`, and says by :attr:`needs_reference` whether it asks for the reference's errors.
@@ -59,13 +57,13 @@ class FlowSFT(TrainedOnly):
         fps: float = 25.0,
         optimizer: OptimizerCallable = torch.optim.AdamW,
         warmup: float = 0.0,
-        decay: Literal["constant", "cosine", "linear"] = "constant",
+        decay: Decay = "constant",
         gradient_checkpointing: bool = False,
         compile: bool = False,
         parts: Sequence[str] = ("transformer", "vae"),
         null_share: float = 0.0,
     ) -> None:
-        super().__init__()
+        super().__init__(optimizer, warmup, decay)
         if not 0 <= null_share < 1:
             raise VideoAlignError(f"model.null_share is a share of the samples in [0, 1), got {null_share}")
         if null_share and self.needs_reference:
@@ -73,11 +71,8 @@ class FlowSFT(TrainedOnly):
                 f"model.null_share: {type(self).__name__} compares with a reference at the same prompt; leave it at 0"
             )
         self.null_share = null_share
-        if not 0 <= warmup < 1:
-            raise VideoAlignError(f"model.warmup is a share of the steps in [0, 1), got {warmup}")
         self.generator = load_generator(generator, dtype, parts, fps)
         self.name, self.lora, self.times = generator, lora, times
-        self.optimizer, self.warmup, self.decay = optimizer, warmup, decay
         if gradient_checkpointing:
             self.policy.enable_gradient_checkpointing()
         if lora is None:
@@ -181,7 +176,8 @@ class FlowSFT(TrainedOnly):
             reference: (S, N), where :attr:`needs_reference`. t: (N,).
 
         Returns:
-            (N,) losses, and (N,) values by name; means over the samples that count are taken of both.
+            (N,) losses, and values by name, (N,) or (S, N): their means over the samples that count are logged, or
+            their largest under a name that ends in ``/max``.
         """
         return errors[0], {}
 
@@ -200,19 +196,18 @@ class FlowSFT(TrainedOnly):
         errors, t = self.errors(latents, batch["seeds"], prompts)
         losses, values = self.loss(batch, errors, reference, t)
         valid = batch["valid"]
-        count = valid.sum().clamp(min=1)
-        loss = torch.where(valid, losses, 0.0).sum() / count
-        if not torch.isfinite(loss):
-            raise VideoAlignError(f"the loss is {loss.item()} at step {self.global_step}, samples {batch['keys']}; lower the learning "
-                                  "rate or look at these samples. The last checkpoint is as it was.")  # fmt: skip
-        values = {"error/chosen": errors[0], **({"error/rejected": errors[1]} if len(errors) > 1 else {}), **values}
+        # a sample weighs the same whether or not another one of its batch was dropped
+        loss = (
+            self.finite(torch.where(valid, losses, 0.0).sum() / len(valid), batch["keys"]) if stage == "train" else None
+        )
+        values = {"loss": losses, "error/chosen": errors[0], **values}
+        if len(errors) > 1:
+            values["error/rejected"] = errors[1]
         if reference is not None:
             values |= {f"error/{name}/reference": row for name, row in zip(("chosen", "rejected"), reference)}
-        options = {"batch_size": int(valid.sum()), "sync_dist": stage != "train"}
-        self.log(f"{stage}/loss", loss, prog_bar=True, **options)
+        means = self.step_means if stage == "train" else self.held_out_means
         for name, value in values.items():
-            value = value.detach() if value.ndim == 0 else torch.where(valid, value.detach(), 0.0).sum() / count
-            self.log(f"{stage}/{name}", value, **options)
+            means.add(name, value, valid)
         return loss
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
@@ -226,10 +221,3 @@ class FlowSFT(TrainedOnly):
     def test_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> None:
         """As validation."""
         self._step(batch, "test")
-
-    def configure_optimizers(self) -> dict[str, Any]:
-        """The optimizer over what trains, and warm-up with the chosen decay."""
-        optimizer = self.optimizer([p for p in self.parameters() if p.requires_grad])
-        steps = self.trainer.estimated_stepping_batches
-        schedule = warmup_schedule(optimizer, steps if math.isfinite(steps) else math.inf, self.warmup, self.decay)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

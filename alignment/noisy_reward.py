@@ -1,5 +1,6 @@
 """Training of the reward on noisy latents that Flow-NRG follows (VideoAlign, section 4.4)."""
 
+import math
 from typing import Any, Literal
 
 import matplotlib
@@ -10,7 +11,6 @@ import torch
 from lightning.pytorch.cli import OptimizerCallable
 from matplotlib.figure import Figure
 from torch import Tensor
-from torchmetrics import MeanMetric
 
 from .. import VideoAlignError
 from ..callbacks.tensorboard import writer_of
@@ -22,14 +22,13 @@ from ..models.metrics import Calibration, RewardMoments
 from ..models.noisy_reward import NoisyReward, NoisyRewardShape
 from ..models.preference import DIMENSIONS
 from ..models.video_reward import Statistics
-from .schedules import warmup_schedule
-from .trained_only import TrainedOnly
+from .training import Decay, Training
 
 BINS = (0.1, 0.3, 0.5, 0.7, 0.9)
 """Times at which held-out pairs are judged: the middles of equal parts of (0, 1)."""
 
 
-class NoisyRewardModel(TrainedOnly):
+class NoisyRewardModel(Training):
     r"""Trains a :class:`~videoalign.models.noisy_reward.NoisyReward` on pairs of latents, both noised to the same t.
 
     That noising leaves a preference as it is, is the paper's assumption; close to t = 1 nothing is left to see. Losses are
@@ -60,11 +59,11 @@ class NoisyRewardModel(TrainedOnly):
         lora: LoRA | None = None,
         optimizer: OptimizerCallable = torch.optim.AdamW,
         warmup: float = 0.0,
-        decay: Literal["constant", "cosine", "linear"] = "constant",
+        decay: Decay = "constant",
         fps: float = 25.0,
         gradient_checkpointing: bool = False,
     ) -> None:
-        super().__init__()
+        super().__init__(optimizer, warmup, decay)
         if loss == "btt":
             preference.check_theta(theta)
         elif loss != "bt":
@@ -78,9 +77,6 @@ class NoisyRewardModel(TrainedOnly):
             self.network.trunk.enable_gradient_checkpointing()
         self.loss, self.theta, self.times = loss, theta if loss == "btt" else 1.0, times
         self.shared_noise, self.clean = shared_noise, clean
-        self.optimizer, self.warmup, self.decay = optimizer, warmup, decay
-        self.held_out_loss = MeanMetric()
-        self.right = torch.nn.ModuleList(torch.nn.ModuleList(MeanMetric() for _ in DIMENSIONS) for _ in BINS)
         self.calibration, self.moments = Calibration(outcomes=(0, 1, 2) if loss == "btt" else (0, 2)), RewardMoments()
 
     def rewards(self, batch: dict[str, Any], t: Tensor | None = None) -> Tensor:
@@ -96,13 +92,12 @@ class NoisyRewardModel(TrainedOnly):
         condition = self.generator.condition([prompt.to(latents.device) for prompt in batch["prompts"]] * 2)
         return self.network(x, t.repeat(2), condition).unflatten(0, (2, -1))
 
-    def _loss(self, rewards: Tensor, labels: Tensor) -> Tensor:
+    def _losses(self, rewards: Tensor, labels: Tensor) -> Tensor:
+        """(N, D) losses, NaN for labels that do not count."""
         margins = rewards[0] - rewards[1]
-        return (
-            preference.btt_loss(margins, labels, self.theta)
-            if self.loss == "btt"
-            else preference.bt_loss(margins, labels)
-        )
+        if self.loss == "btt":
+            return preference.btt_losses(margins, labels, self.theta)
+        return preference.bt_losses(margins, labels)
 
     def _labels(self, batch: dict[str, Any]) -> Tensor:
         if len(batch["latents"]) != 2:
@@ -113,54 +108,50 @@ class NoisyRewardModel(TrainedOnly):
         """One batch of pairs."""
         if "latents" not in batch:
             raise VideoAlignError(f"no sample of a batch could be used: {batch['dropped'][-1].reason}")
-        labels = self._labels(batch)
-        loss = self._loss(self.rewards(batch), labels)
-        if not torch.isfinite(loss):
-            raise VideoAlignError(
-                f"the loss is {loss.item()} at step {self.global_step}, pairs {batch['keys']}; lower the learning rate"
-            )
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(labels))
-        return loss
+        losses = self._losses(self.rewards(batch), self._labels(batch))
+        self.step_means.add("loss", losses)
+        return self.finite(preference.slot_mean(losses), batch["keys"])
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> None:
         """Held-out pairs at every time of :data:`BINS`."""
         if "latents" not in batch:
             return
         labels, valid = self._labels(batch), batch["valid"]
-        counted = (
-            ~labels.isnan() & (labels != 0) if self.loss == "bt" else ~labels.isnan()
-        )  # what the loss is a mean over
-        for place, time in enumerate(BINS):
+        decided = ~labels.isnan() & (labels != 0)
+        for time in BINS:
             rewards = self.rewards(batch, torch.full((len(labels),), time, device=labels.device))
             margins = rewards[0] - rewards[1]
-            self.held_out_loss.update(self._loss(rewards, labels), counted.sum())
+            self.held_out_means.add("loss", self._losses(rewards, labels))
             self.calibration.update(preference.probabilities(margins, self.theta), labels, valid)
             self.moments.update(rewards.flatten(0, 1), valid.repeat(2))
-            for i, metric in enumerate(self.right[place]):
-                decided = ~labels[:, i].isnan() & (labels[:, i] != 0)
-                if decided.any():
-                    metric.update((margins[decided, i] * labels[decided, i] > 0).float())
+            right = (margins * labels > 0).double()
+            for i, name in enumerate(DIMENSIONS):
+                self.held_out_means.add(f"accuracy_at_t/{time}/{name}", right[:, i], decided[:, i])
+
+    def derived(self, means: dict[str, float]) -> dict[str, float]:
+        """The accuracy over all times besides that at each."""
+        for name in DIMENSIONS:
+            at_times = [means[key] for time in BINS if (key := f"accuracy_at_t/{time}/{name}") in means]
+            if at_times:
+                means[f"accuracy/{name}"] = sum(at_times) / len(at_times)
+        return means
 
     def on_validation_epoch_start(self) -> None:
         """Forget the last round."""
-        for metric in (self.held_out_loss, self.calibration, self.moments, *(m for row in self.right for m in row)):
-            metric.reset()
+        super().on_validation_epoch_start()
+        self.calibration.reset()
+        self.moments.reset()
 
     def on_validation_epoch_end(self) -> None:
         """Log what the held-out pairs say. Collective."""
-        table = torch.stack(
-            [torch.stack([metric.compute() for metric in row]) for row in self.right]
-        ).cpu()  # (bins, D)
-        error = self.calibration.compute().error
+        super().on_validation_epoch_end()
+        error, found = self.calibration.compute().error, self.held_out_means.compute()
         for i, name in enumerate(DIMENSIONS):
-            self.log(f"val/accuracy/{name}", table[:, i].mean())
             self.log(f"val/calibration/{name}", error[i].float())
-            for place, time in enumerate(BINS):
-                self.log(f"val/accuracy_at_t/{time}/{name}", table[place, i])
-        self.log("val/loss", self.held_out_loss.compute())
         self.network.statistics = Statistics(*self.moments.compute().tolist())
         if writer := writer_of(self.trainer):
-            writer.add_figure("val/accuracy_at_t", curve(table), self.global_step)
+            rows = [[found.get(f"accuracy_at_t/{time}/{name}", math.nan) for name in DIMENSIONS] for time in BINS]
+            writer.add_figure("val/accuracy_at_t", curve(torch.tensor(rows)), self.global_step)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what trains and the statistics."""
@@ -171,12 +162,6 @@ class NoisyRewardModel(TrainedOnly):
         """Take the statistics."""
         super().on_load_checkpoint(checkpoint)
         self.network.statistics = Statistics(*checkpoint["reward_statistics"])
-
-    def configure_optimizers(self) -> dict[str, Any]:
-        """The optimizer over what trains, and warm-up with the chosen decay."""
-        optimizer = self.optimizer([p for p in self.parameters() if p.requires_grad])
-        schedule = warmup_schedule(optimizer, self.trainer.estimated_stepping_batches, self.warmup, self.decay)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
 def curve(table: Tensor) -> Figure:

@@ -6,7 +6,6 @@ import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 from torch.distributed.tensor import DTensor
-from torchmetrics import MeanMetric
 
 from .. import VideoAlignError
 from ..models import preference
@@ -15,14 +14,14 @@ from ..models.parallelize import shard
 from ..models.preference import DIMENSIONS
 from ..models.processor import RewardProcessor
 from ..models.video_reward import Statistics, VideoReward
-from .schedules import warmup_schedule
-from .trained_only import TrainedOnly
+from .training import Decay, Training
 
 
-class RewardModel(TrainedOnly):
+class RewardModel(Training):
     r"""Trains a :class:`~videoalign.models.VideoReward` on pairs with labels VQ, MQ and TA.
 
-    Losses, each the mean over the labels that count (invalid and missing ones never do):
+    Losses, of every label that counts (invalid and missing ones never do). What is minimised is their sum over the
+    places for labels (:func:`~videoalign.models.preference.slot_mean`), what is logged their mean:
 
     - ``btt``: Bradley-Terry with ties, the paper's choice; ties are evidence.
     - ``bt``: Bradley-Terry; ties are left out, or count as half a win for each side with ``ties: true``.
@@ -49,9 +48,9 @@ class RewardModel(TrainedOnly):
         ties: bool | None = None,
         optimizer: OptimizerCallable = torch.optim.AdamW,
         warmup: float = 0.05,
-        decay: Literal["constant", "cosine", "linear"] = "constant",
+        decay: Decay = "constant",
     ) -> None:
-        super().__init__()
+        super().__init__(optimizer, warmup, decay)
         if loss == "btt":
             preference.check_theta(theta)
         elif loss not in ("bt", "reg"):
@@ -60,19 +59,15 @@ class RewardModel(TrainedOnly):
             raise VideoAlignError(
                 "model.ties has no meaning under loss: reg, which reads scores and no labels; remove it"
             )
-        if not 0 <= warmup < 1:
-            raise VideoAlignError(f"model.warmup is a share of the steps in [0, 1), got {warmup}")
         self.save_hyperparameters(ignore=["network", "optimizer"])
         # transformers hands models over in eval mode, where adapters' dropout and checkpointing are off
-        self.network, self.optimizer = network.train(), optimizer
-        self.loss, self.warmup, self.decay = loss, warmup, decay
+        self.network, self.loss = network.train(), loss
         self.ties = loss == "btt" if ties is None else ties
         # bt is btt at theta 1, where a tie has no probability; a reward from regression is read as a bt logit.
         self.theta = theta if loss == "btt" else 1.0
         self.accuracy = PreferenceAccuracy(resamples=0)
         self.calibration = Calibration(outcomes=(0, 1, 2) if loss == "btt" else (0, 2))
         self.moments = RewardMoments()
-        self.held_out_loss = MeanMetric()
         self._measured_at = -1
 
     @property
@@ -96,24 +91,23 @@ class RewardModel(TrainedOnly):
         """Raw rewards (B, 3) of a batch of the network's inputs."""
         return self.network(**inputs)
 
-    def pair_loss(self, rewards: Tensor, labels: Tensor, scores: Tensor) -> Tensor:
-        """The loss of one batch.
+    def pair_losses(self, rewards: Tensor, labels: Tensor, scores: Tensor) -> Tensor:
+        """The losses of one batch, each of a label or score.
 
         Args:
-            rewards: (2, N, D) of A and B. labels: (N, D), NaN where none. scores: (2, N, D), NaN where none.
+            rewards: (2, N, D) of A and B.
+            labels: (N, D), NaN where there is none.
+            scores: (2, N, D), NaN where there is none.
+
+        Returns:
+            (N, D), or (2 N, D) of scores; NaN for what does not count.
         """
         margins = rewards[0] - rewards[1]
         if self.loss == "btt":
-            return preference.btt_loss(margins, labels, self.theta, self.ties)
+            return preference.btt_losses(margins, labels, self.theta, self.ties)
         if self.loss == "bt":
-            return preference.bt_loss(margins, labels, self.ties)
-        return preference.reg_loss(rewards.flatten(0, 1), scores.flatten(0, 1))
-
-    def counted(self, labels: Tensor, scores: Tensor) -> Tensor:
-        """How many labels or scores :meth:`pair_loss` is the mean of; weighs batches of a validation."""
-        if self.loss == "reg":
-            return (~scores.isnan()).sum()
-        return (~labels.isnan() & (self.ties | (labels != 0))).sum()
+            return preference.bt_losses(margins, labels, self.ties)
+        return preference.reg_losses(rewards.flatten(0, 1), scores.flatten(0, 1))
 
     def _rewards(self, batch: dict[str, Any]) -> Tensor:
         """(2, N, D): A and B in one forward."""
@@ -130,29 +124,24 @@ class RewardModel(TrainedOnly):
         if "inputs" not in batch:
             raise VideoAlignError(f"no pair of a batch could be used: {batch['dropped'][-1].reason}")
         rewards, (labels, scores) = self._rewards(batch), self._masked(batch)
-        labels, size = labels[:, : len(DIMENSIONS)], len(labels)
-        loss = self.pair_loss(rewards, labels, scores)
-        if not torch.isfinite(loss):
-            raise VideoAlignError(f"the loss is {loss.item()} at step {self.global_step}, pairs {batch['keys']}; "
-                                  "lower the learning rate or look at these pairs")  # fmt: skip
+        labels = labels[:, : len(DIMENSIONS)]
+        losses = self.pair_losses(rewards, labels, scores)
         margins = (rewards[0] - rewards[1]).detach()
-        self.log("train/loss", loss, prog_bar=True, batch_size=size)
-        decided = ~labels.isnan() & (labels != 0)
-        right = (margins * labels > 0).float()
+        self.step_means.add("loss", losses)
+        decided, right = ~labels.isnan() & (labels != 0), (margins * labels > 0).double()
         for i, name in enumerate(DIMENSIONS):
-            if decided[:, i].any():  # local: each rank logs its own mean
-                self.log(f"train/accuracy/{name}", right[decided[:, i], i].mean(), batch_size=size)
-            self.log(f"train/rewards/margins/{name}", margins[:, i].abs().mean(), batch_size=size)
+            self.step_means.add(f"accuracy/{name}", right[:, i], decided[:, i])
+            self.step_means.add(f"rewards/margins/{name}", margins[:, i].abs(), batch["valid"])
         self.log(
             "data/dropped",
             float(len(batch["dropped"])),
             reduce_fx="sum",
             on_step=False,
             on_epoch=True,
-            batch_size=size,
+            batch_size=1,
             sync_dist=True,
         )
-        return loss
+        return self.finite(preference.slot_mean(losses), batch["keys"])
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
         """Held-out pairs enter the metrics; videos of a benchmark only get rewards, for the ``RewardBench`` callback."""
@@ -163,8 +152,7 @@ class RewardModel(TrainedOnly):
         rewards, (labels, scores), valid = self._rewards(batch), self._masked(batch), batch["valid"]
         margins = rewards[0] - rewards[1]
         per_dimension = labels[:, : len(DIMENSIONS)]
-        loss = self.pair_loss(rewards, per_dimension, scores)
-        self.held_out_loss.update(loss, self.counted(per_dimension, scores))
+        self.held_out_means.add("loss", self.pair_losses(rewards, per_dimension, scores))
         self.accuracy.update(margins, labels, valid)
         self.calibration.update(preference.probabilities(margins, self.theta), per_dimension, valid)
         self.moments.update(rewards.flatten(0, 1), valid.repeat(2))
@@ -188,11 +176,13 @@ class RewardModel(TrainedOnly):
 
     def on_validation_epoch_start(self) -> None:
         """Forget what the sanity check or an interrupted epoch left."""
-        for metric in (self.accuracy, self.calibration, self.moments, self.held_out_loss):
+        super().on_validation_epoch_start()
+        for metric in (self.accuracy, self.calibration, self.moments):
             metric.reset()
 
     def on_validation_epoch_end(self) -> None:
-        """Log what the held-out pairs say."""
+        """Log what the held-out pairs say. Collective."""
+        super().on_validation_epoch_end()
         if not self.has_held_out():
             return
         stage = "test" if self.trainer.testing else "val"
@@ -210,17 +200,13 @@ class RewardModel(TrainedOnly):
                 self.log(f"{stage}/calibration/{name}", reliability.error[i].float())
                 if self.loss == "btt":
                     self.log(f"{stage}/tie_probability/{name}", reliability.tie[i].float())
-        self.log(f"{stage}/loss", self.held_out_loss.compute())
         self.log(f"{stage}/num_pairs", float(max((row["pairs"] for row in results.values()), default=0)))
-
-    on_test_epoch_start = on_validation_epoch_start
-    on_test_epoch_end = on_validation_epoch_end
 
     def has_held_out(self) -> bool:
         """Whether held-out pairs were given: the same on every rank, whatever this one's share of them is."""
         loaders = self.trainer.val_dataloaders if self.trainer.val_dataloaders else self.trainer.test_dataloaders
         loaders = loaders if isinstance(loaders, list) else [loaders]
-        return loaders[0] is not None and loaders[0].collate_fn.benchmark is None
+        return loaders[0] is not None and loaders[0].collate.benchmark is None
 
     def on_train_end(self) -> None:
         """Statistics for normalisation must be the last weights': validate once more if they are not."""
@@ -236,12 +222,6 @@ class RewardModel(TrainedOnly):
                 with self.trainer.precision_plugin.val_step_context():
                     self.moments.update(self._rewards(batch).flatten(0, 1), batch["valid"].repeat(2))
         self.measured_statistics()
-
-    def configure_optimizers(self) -> dict[str, Any]:
-        """The optimizer over what trains, and warm-up with the chosen decay."""
-        optimizer = self.optimizer([p for p in self.network.parameters() if p.requires_grad])
-        schedule = warmup_schedule(optimizer, self.trainer.estimated_stepping_batches, self.warmup, self.decay)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what trains and the statistics."""

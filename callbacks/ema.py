@@ -71,10 +71,14 @@ class EMA(L.Callback):
         """Come before callbacks that export."""
         trainer.callbacks.sort(key=lambda callback: not isinstance(callback, EMA))
 
-    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """What is exported is the average; the last checkpoint, with the weights, is written by now."""
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """What is measured and exported from here on is the average."""
         self._swap_in(pl_module)
-        self.kept = None
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """A checkpoint holds the weights, whichever the model has at the moment; the average is in this callback's state."""
+        for name, value in (self.kept or {}).items():
+            checkpoint["state_dict"][name] = value
 
     def state_dict(self) -> dict[str, Any]:
         """For checkpoints."""

@@ -12,7 +12,7 @@ from ..models.processor import RewardProcessor
 from .frames import FrameReader
 from .ratings import prompt_of
 from .shards import RawSample, ShardSet
-from .stream import Dropped, Item, ShardLoader, ShardStream, Share, at_least
+from .stream import Dropped, Item, ShardLoader, ShardStream, at_least, training_share
 
 
 def _decode(reader: FrameReader, seed: int, raw: RawSample, epoch: int) -> tuple[torch.Tensor, str, bool]:
@@ -39,7 +39,7 @@ class Captions(L.LightningDataModule):
     """
 
     def __init__(
-        self, data: str, batch_size: int = 32, workers: int = 1, shuffle_buffer: int = 512, seed: int = 0
+        self, data: str, batch_size: int = 32, workers: int = 1, shuffle_buffer: int = 8192, seed: int = 0
     ) -> None:
         super().__init__()
         at_least(1, batch_size=batch_size)
@@ -51,6 +51,10 @@ class Captions(L.LightningDataModule):
         """Batches of clips and words."""
         processor, shards = self.trainer.lightning_module.processor, ShardSet(self.data, "videos")
         decode = partial(_decode, FrameReader(shards, processor.sampling, processor.factor), self.seed)
-        share = Share(shards.index.samples, self.batch_size, self.trainer.world_size, training=True)
-        stream = ShardStream(shards, decode, share, self.trainer.global_rank, self.seed, self.shuffle_buffer)
-        return ShardLoader(stream, partial(_collate, processor), self.workers, persistent_workers=self.workers > 0)
+        share = training_share(self.trainer, len(shards), self.batch_size)
+        stream = ShardStream(
+            shards.contents(), decode, share, self.trainer.global_rank, self.seed, self.shuffle_buffer, str(shards.path)
+        )
+        return ShardLoader(
+            stream, partial(_collate, processor), self.workers, options={"persistent_workers": self.workers > 0}
+        )

@@ -9,7 +9,7 @@ import torch
 
 from .encode_list import ClipSize
 from .shards import RawSample, ShardSet
-from .stream import Dropped, Item, ShardLoader, ShardStream, Share, at_least
+from .stream import Dropped, Item, ShardLoader, ShardStream, at_least, training_share
 from .video import decode
 
 
@@ -32,7 +32,13 @@ class Clips(L.LightningDataModule):
     """
 
     def __init__(
-        self, data: str, clip: ClipSize, batch_size: int = 8, workers: int = 1, shuffle_buffer: int = 512, seed: int = 0
+        self,
+        data: str,
+        clip: ClipSize,
+        batch_size: int = 8,
+        workers: int = 1,
+        shuffle_buffer: int = 8192,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         at_least(1, batch_size=batch_size)
@@ -43,7 +49,9 @@ class Clips(L.LightningDataModule):
     def train_dataloader(self) -> ShardLoader:
         """Batches, shuffled anew each epoch."""
         shards = ShardSet(self.data, "videos")
-        share = Share(shards.index.samples, self.batch_size, self.trainer.world_size, training=True)
+        share = training_share(self.trainer, len(shards), self.batch_size)
         decode = partial(_decode, self.clip)
-        stream = ShardStream(shards, decode, share, self.trainer.global_rank, self.seed, self.shuffle_buffer)
-        return ShardLoader(stream, _collate, self.workers, persistent_workers=self.workers > 0)
+        stream = ShardStream(
+            shards.contents(), decode, share, self.trainer.global_rank, self.seed, self.shuffle_buffer, str(shards.path)
+        )
+        return ShardLoader(stream, _collate, self.workers, options={"persistent_workers": self.workers > 0})

@@ -18,11 +18,11 @@ def info(folder: str) -> str:
     media += f" ({', '.join(f'{k} {v}' for k, v in made.items())})" if made else ""
     lines = [f"{shards.path}: {index.samples} {index.kind} as {media}, {len(index.shards)} shards, {size / 1e6:.1f} MB"]
     records, prompts, frames = [], set(), []
-    for raw in shards:
-        records.append(raw.record())
-        prompts.add(prompt_of(records[-1], raw.name))
+    for content in shards.contents():
+        records.append(content.record)
+        prompts.add(prompt_of(content.record, content.name))
         if index.kind == "pairs":
-            labels_of(records[-1], raw.name)
+            labels_of(content.record, content.name)
     sources: Counter[str] = Counter()
     for record in records:
         ends = "AB" if isinstance(record.get("sources"), dict) else [None]

@@ -26,8 +26,8 @@ from ..models.preference import DIMENSIONS
 from .latent_files import NULL, OF, load_latents
 from .ratings import labels_of, prompt_of
 from .reference import ReferenceErrors
-from .shards import Content, Kept, RawSample, ShardError, ShardSet, sha256
-from .stream import Dropped, Item, ShardLoader, ShardStream, Share, at_least
+from .shards import Contents, RawSample, ShardError, ShardSet, sha256
+from .stream import Dropped, Item, ShardLoader, ShardStream, Share, at_least, training_share
 
 
 @dataclass(frozen=True)
@@ -188,7 +188,7 @@ class LatentPairs(L.LightningDataModule):
             all; null keeps every pair, for what learns from the labels of each dimension.
         reference: folder of cached reference errors of the training set (`experiments/reference/*.yaml` writes it); then
             noise and times are those that they were computed at.
-        shuffle_buffer: samples among which the next one is drawn; 0 keeps their order on disk.
+        shuffle_buffer: samples among which the next one is drawn; 0 keeps their order on disk. It costs no memory.
         max_dropped: share of an epoch's samples that may be unusable. seed: of order, noise and times.
     """
 
@@ -202,7 +202,7 @@ class LatentPairs(L.LightningDataModule):
         weights: Weights = Weights(),
         min_margin: float | None = 0.0,
         reference: str | None = None,
-        shuffle_buffer: int = 256,
+        shuffle_buffer: int = 8192,
         max_dropped: float = 0.001,
         seed: int = 0,
     ) -> None:
@@ -220,7 +220,7 @@ class LatentPairs(L.LightningDataModule):
     def setup(self, stage: str) -> None:
         """Open the sets, see that they are this generator's, and choose what is kept."""
         identity = self.trainer.lightning_module.generator.identity()
-        self.sets: dict[str, tuple[Kept, dict[str, Judged]]] = {}
+        self.sets: dict[str, _Opened] = {}
         needed = {"train": stage == "fit", "val": self.paths["val"] is not None or stage != "fit"}
         for which, path in self.paths.items():
             if not needed[which]:
@@ -230,14 +230,14 @@ class LatentPairs(L.LightningDataModule):
                     f"data.{which} is not set: name the folder of a latents set (experiments/encode makes one)"
                 )
             self.sets[which] = self._open(path, identity)
-        first = next(iter(self.sets.values()))[0]
+        first = next(iter(self.sets.values())).shards
         self.null = _load_null(first.path)
         self.cached = None
         if self.reference_path and stage == "fit":
             data = sha256(first.path / "index.json")
             self.cached = ReferenceErrors(self.reference_path, data, self.trainer.lightning_module.reference_made())
 
-    def _open(self, path: str, identity: dict[str, str]) -> tuple[Kept, dict[str, Judged]]:
+    def _open(self, path: str, identity: dict[str, str]) -> "_Opened":
         shards = ShardSet(path, "latents")
         made = shards.index.latents or {}
         if different := {k: (made.get(k), v) for k, v in identity.items() if made.get(k) != v}:
@@ -250,12 +250,12 @@ class LatentPairs(L.LightningDataModule):
             raise VideoAlignError(f"{path}: index.json does not say whether its latents are of pairs or of videos")
         judged: dict[str, Judged] = {}
         left_out = {"tied or closer": 0, "without a label that is asked for": 0}
-        kept: list[Content] = []
-        for content in shards.contents():
+        kept: list[int] = []
+        for number, content in enumerate(contents := shards.contents()):
             found = judge(content.record, of, self.weights, content.name)
             if of == "videos" or self.min_margin is None or found.margin > self.min_margin:
                 judged[content.key] = found
-                kept.append(content)
+                kept.append(number)
             else:
                 left_out["without a label that is asked for" if math.isnan(found.margin) else "tied or closer"] += 1
         if any(left_out.values()):
@@ -266,31 +266,38 @@ class LatentPairs(L.LightningDataModule):
             raise VideoAlignError(
                 f"{path}: no pair has a margin above {self.min_margin} under weights {self.weights}, so nothing is left"
             )
-        return Kept(shards, kept), judged
+        return _Opened(shards, contents.take(kept), judged)
 
     def _loader(self, which: str, training: bool) -> ShardLoader:
-        kept, judged = self.sets[which]
-        batch, trainer = self.batch_size if training else self.val_batch_size, self.trainer
-        share = Share(kept.index.samples, batch, trainer.world_size, training)
-        decode = Decoder(kept.index.latents["of"], judged, self.seed, training, self.cached if training else None)
-        stream = ShardStream(
-            kept, decode, share, trainer.global_rank, self.seed, self.shuffle_buffer if training else 0
+        opened, trainer = self.sets[which], self.trainer
+        count = len(opened.contents)
+        share = (
+            training_share(trainer, count, self.batch_size)
+            if training
+            else Share(count, self.val_batch_size, trainer.world_size, training)
         )
-        return ShardLoader(
-            stream, Collate(_first_sound(kept, decode)), min(self.workers, share.batches), self.max_dropped,
-            persistent_workers=training and self.workers > 0, pin_memory=trainer.strategy.root_device.type == "cuda",
-        )  # fmt: skip
+        cached = self.cached if training else None
+        decode = Decoder(opened.shards.index.latents["of"], opened.judged, self.seed, training, cached)
+        stream = ShardStream(
+            opened.contents, decode, share, trainer.global_rank, self.seed, self.shuffle_buffer, str(opened.shards.path)
+        )
+        workers = min(self.workers, share.batches)
+        options = {
+            "persistent_workers": training and workers > 0,
+            "pin_memory": trainer.strategy.root_device.type == "cuda",
+        }
+        return ShardLoader(stream, Collate(_first_sound(opened.contents, decode)), workers, self.max_dropped, options)
 
     def prompt_scores(self) -> dict[str, Tensor]:
         """Weighted rewards of all training samples of each prompt: what Flow-RWR normalises with."""
         scores: dict[str, list[Tensor]] = {}
-        for judged in self.sets["train"][1].values():
+        for judged in self.sets["train"].judged.values():
             scores.setdefault(judged.prompt, []).append(judged.scores)
         return {prompt: torch.cat(values) for prompt, values in scores.items()}
 
     def has_rewards(self) -> bool:
         """Whether every training sample has rewards (labels alone give scores to pairs, but no rewards)."""
-        return not any(self.weights(judged.rewards).isnan().any() for judged in self.sets["train"][1].values())
+        return not any(self.weights(judged.rewards).isnan().any() for judged in self.sets["train"].judged.values())
 
     def train_dataloader(self) -> ShardLoader:
         """Batches, shuffled anew each epoch."""
@@ -305,15 +312,24 @@ class LatentPairs(L.LightningDataModule):
         return self.val_dataloader()
 
 
-def _first_sound(kept: Kept, decode: Decoder, among: int = 16) -> Sample | None:
+@dataclass(frozen=True)
+class _Opened:
+    """A set that was opened.
+
+    Attributes:
+        shards: the set. contents: its samples that are used. judged: what is known of each, by key.
+    """
+
+    shards: ShardSet
+    contents: Contents
+    judged: dict[str, Judged]
+
+
+def _first_sound(contents: Contents, decode: Decoder, among: int = 16) -> Sample | None:
     """A sample to fill places up with, should a worker's first ones be unusable."""
-    for shard in kept.index.shards:
-        try:
-            for raw in kept.read(shard, 0, min(shard.samples, among)):
-                with contextlib.suppress(VideoAlignError):
-                    return decode(raw, 0)
-        except VideoAlignError:
-            continue
+    for _, content in zip(range(among), contents):
+        with contextlib.suppress(VideoAlignError):
+            return decode(content.raw(), 0)
     return None
 
 

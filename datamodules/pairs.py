@@ -14,10 +14,11 @@ from .. import VideoAlignError
 from ..models.flow import draw_seed
 from ..models.processor import RewardProcessor
 from .benchmark import Benchmark
+from .contents import Contents, RawSample
 from .frames import FrameReader
 from .ratings import labels_of, prompt_of, scores_of, sources_of
-from .shards import Kept, RawSample, ShardSet
-from .stream import Dropped, Item, ShardLoader, ShardStream, Share, at_least
+from .shards import ShardSet
+from .stream import Dropped, Item, ShardLoader, ShardStream, Share, at_least, training_share
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,7 @@ class VideoPairs(L.LightningDataModule):
         benchmarks: folders of *videos* sets with ``pairs.csv``, by name; each is scored at validation.
         batch_size: pairs per rank and step. val_batch_size: pairs, or benchmark videos, per rank; default batch_size.
         workers: processes per rank that decode. swap: exchange A and B at random in training.
-        shuffle_buffer: undecoded pairs among which the next one is drawn, per worker; 0 keeps their order on disk.
+        shuffle_buffer: pairs among which the next one is drawn; 0 keeps their order on disk. It costs no memory.
         max_dropped: share of an epoch's samples that may be unusable before training stops.
         seed: of order and swaps.
         train_share: share of the training pairs that is used, for learning curves. Which ones, their keys say: a smaller
@@ -151,7 +152,7 @@ class VideoPairs(L.LightningDataModule):
         val_batch_size: int | None = None,
         workers: int = 2,
         swap: bool = True,
-        shuffle_buffer: int = 256,
+        shuffle_buffer: int = 8192,
         max_dropped: float = 0.001,
         seed: int = 0,
         train_share: float = 1.0,
@@ -187,40 +188,45 @@ class VideoPairs(L.LightningDataModule):
             )
         return ShardSet(self.paths[which], "pairs")
 
-    def _chosen(self, shards: ShardSet) -> ShardSet | Kept:
+    def _chosen(self, shards: ShardSet) -> Contents:
         """The training pairs that are used: all, those of a list, or exactly a share, by a draw for each key."""
+        contents = shards.contents()
         if self.train_share == 1 and not self.train_keys:
-            return shards
-        contents = list(shards.contents())
+            return contents
+        keys = contents.keys()
         if self.train_keys:
             chosen = read_keys(self.train_keys)
-            if missing := chosen - {content.key for content in contents}:
+            if missing := chosen - set(keys):
                 raise VideoAlignError(f"data.train_keys {self.train_keys}: {shards.path} has no pair {min(missing)!r}")
         else:
-            drawn = sorted(contents, key=lambda content: draw_seed("share", content.key))
-            chosen = {content.key for content in drawn[: max(1, round(self.train_share * len(contents)))]}
-        return Kept(shards, (content for content in contents if content.key in chosen))
+            drawn = sorted(keys, key=lambda key: draw_seed("share", key))
+            chosen = set(drawn[: max(1, round(self.train_share * len(keys)))])
+        return contents.take([number for number, key in enumerate(keys) if key in chosen])
 
     def _loader(
-        self, shards: ShardSet | Kept, decode: Any, training: bool, benchmark: str | None = None
+        self, shards: ShardSet, contents: Contents, decode: Any, training: bool, benchmark: str | None = None
     ) -> ShardLoader:
         trainer = self.trainer
-        batch = self.batch_size if training else self.val_batch_size
-        share = Share(shards.index.samples, batch, trainer.world_size, training)
-        stream = ShardStream(
-            shards, decode, share, trainer.global_rank, self.seed, self.shuffle_buffer if training else 0
+        share = (
+            training_share(trainer, len(contents), self.batch_size)
+            if training
+            else Share(len(contents), self.val_batch_size, trainer.world_size, training)
         )
-        return ShardLoader(
-            stream, Collate(self.processor, benchmark), min(self.workers, share.batches), self.max_dropped,
-            persistent_workers=training and self.workers > 0,  # an epoch may be short
-            pin_memory=trainer.strategy.root_device.type == "cuda",
-        )  # fmt: skip
+        stream = ShardStream(
+            contents, decode, share, trainer.global_rank, self.seed, self.shuffle_buffer, str(shards.path)
+        )
+        options = {
+            "persistent_workers": training and self.workers > 0,  # an epoch may be short
+            "pin_memory": trainer.strategy.root_device.type == "cuda",
+        }
+        workers = min(self.workers, share.batches)
+        return ShardLoader(stream, Collate(self.processor, benchmark), workers, self.max_dropped, options)
 
     def _pair_loader(self, which: str, training: bool) -> ShardLoader:
         shards = self._pairs(which)
         reader = FrameReader(shards, self.processor.sampling, self.processor.factor)
         decode = PairDecoder(reader, self.seed if training and self.swap else None)
-        return self._loader(self._chosen(shards) if training else shards, decode, training)
+        return self._loader(shards, self._chosen(shards) if training else shards.contents(), decode, training)
 
     def train_dataloader(self) -> ShardLoader:
         """Batches of pairs, shuffled anew each epoch."""
@@ -232,7 +238,7 @@ class VideoPairs(L.LightningDataModule):
         for name, benchmark in self.benchmarks.items():
             reader = FrameReader(benchmark.shards, self.processor.sampling, self.processor.factor)
             decode = VideoDecoder(reader, benchmark.numbers)
-            loaders.append(self._loader(benchmark.shards, decode, False, name))
+            loaders.append(self._loader(benchmark.shards, benchmark.shards.contents(), decode, False, name))
         return loaders
 
     def test_dataloader(self) -> list[ShardLoader]:

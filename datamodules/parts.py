@@ -6,6 +6,7 @@ folder its name.
 """
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -70,11 +71,9 @@ class Parts:
         whole = {path.with_suffix(".tar") for path in closed}
         for left in [path for path in self.folder.glob("*.tar") if path not in whole]:
             left.unlink()  # closed without its keys: made again by now
+            left.with_suffix(".parquet").unlink(missing_ok=True)
         for path in closed:
-            part = read_json(path, "a part")
-            self.index.shards.append(
-                Shard(path.with_suffix(".tar").name, len(part["keys"]), part["bytes"], part["sha256"])
-            )
+            self.index.shards.append(Shard(**read_json(path, "a part")["shard"]))
         for name, content in (files or {}).items():
             (self.folder / name).write_bytes(content)
             self.index.tables[name] = sha256(self.folder / name)
@@ -120,5 +119,6 @@ class PartWriter:
         self.tar.close()
         path = self.parts.folder / f"r{self.rank:04d}-{self.number:05d}.tar"
         self._open_path.rename(path)
-        write_json(path.with_suffix(".json"), {"keys": self.keys, "bytes": path.stat().st_size, "sha256": sha256(path)})
+        shard = Shard.closed(path, self.parts.index.members())
+        write_json(path.with_suffix(".json"), {"keys": self.keys, "shard": asdict(shard)})
         self.number, self.keys, self.tar = self.number + 1, [], None

@@ -2,43 +2,55 @@
 
 A set is a folder:
 
-    index.json   format, version, kind, dimensions, what the media are; per shard its name, samples, bytes and sha256
-    000000.tar   members KEY.a.mp4 KEY.b.mp4 KEY.json (kind *pairs*) or KEY.mp4 KEY.json (kind *videos*)
-    pairs.csv    only in *videos* sets with ratings: the rated pairs, by key
+    index.json      format, version, kind, dimensions, what the media are; per shard its name, samples, bytes and sha256
+    000000.tar      members KEY.a.mp4 KEY.b.mp4 KEY.json (kind *pairs*) or KEY.mp4 KEY.json (kind *videos*)
+    000000.parquet  its table of contents: where every sample stands, its record and checksums (:mod:`.contents`)
+    pairs.csv       only in *videos* sets with ratings: the rated pairs, by key
 
 Frames that were decoded once (``videoalign shards encode-frames``) stand as ``.safetensors`` in place of ``.mp4``. In sets
 of kind *latents* KEY.safetensors holds the latents of A and B, or of one video, and the embedding of the prompt.
-Keys hold no dots. A set is written to a temporary folder and renamed when whole.
+Keys hold no dots. A set is written to a temporary folder and renamed when whole. Sets of format version 1, which have no
+tables of contents, are read too; ``videoalign shards index`` adds them.
 """
 
 import csv
 import hashlib
 import json
 import re
-import tarfile
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
 
+import pyarrow as pa
 import webdataset as wds
-from webdataset import tariterators
 
-from .. import VideoAlignError
 from ..models.files import new_folder, read_json, write_json
 from ..models.preference import DIMENSIONS
+from .contents import (
+    Content,
+    Contents,
+    RawSample,
+    ShardError,
+    is_key,
+    joined,
+    read_table,
+    table_name,
+    walk,
+    write_table,
+)
 
-FORMAT, VERSION = "videoalign-shards", 1
+__all__ = ["Content", "Contents", "Index", "RawSample", "Shard", "ShardError", "ShardSet", "ShardWriter", "sha256"]
+
+FORMAT, VERSION = "videoalign-shards", 2
+READ_VERSIONS = (1, VERSION)
 Kind = Literal["pairs", "videos", "latents"]
 SIDES: dict[str, tuple[str, ...]] = {"pairs": ("a", "b"), "videos": ("",), "latents": ("",)}
 """The media of a sample of each kind, by the part of the member's name before its type."""
-_KEY = re.compile(r"[A-Za-z0-9_-]+")
 _FILE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
-
-
-class ShardError(VideoAlignError):
-    """A damaged or foreign set; the message names the shard and key."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +61,15 @@ class Shard:
     samples: int
     bytes: int
     sha256: str
+    contents: str | None = None
+    """sha256 of its table of contents; None in sets of version 1."""
+
+    @classmethod
+    def closed(cls, path: Path, members: set[str]) -> "Shard":
+        """The entry of a shard that is whole; writes its table of contents beside it."""
+        table, contents = walk(path, members), path.parent / table_name(path.name)
+        write_table(contents, table)
+        return cls(path.name, len(table), path.stat().st_size, sha256(path), sha256(contents))
 
 
 @dataclass
@@ -79,12 +100,19 @@ class Index:
             ValueError: with the reason.
         """
         names = [shard.name for shard in self.shards] + list(self.tables)
+        if not isinstance(self.shards, list) or not self.shards:
+            raise ValueError("it lists no shard")
+        for name in ("frames", "latents"):
+            if not isinstance(getattr(self, name), dict | None):
+                raise ValueError(f"{name} must be an object")
         if self.kind not in SIDES or self.media not in ("mp4", "safetensors"):
             raise ValueError(f"kind {self.kind!r} or media {self.media!r} is unknown")
         if not isinstance(self.tables, dict) or not all(isinstance(name, str) for name in names):
             raise ValueError("shards and tables must have names")
         if not all(type(n) is int and n >= 0 for shard in self.shards for n in (shard.samples, shard.bytes)):
             raise ValueError("samples and bytes must be numbers from 0")
+        if small := [shard.name for shard in self.shards if not 0 < 1024 * shard.samples <= shard.bytes]:
+            raise ValueError(f"{small[0]} cannot hold so many samples in its bytes, or holds none")
 
     def save(self, folder: Path) -> None:
         """Write ``index.json``."""
@@ -131,7 +159,7 @@ class ShardWriter:
         path, count = Path(name), len(self._keys) - self._written
         self._written = len(self._keys)
         if count:
-            self.index.shards.append(Shard(path.name, count, path.stat().st_size, sha256(path)))
+            self.index.shards.append(Shard.closed(path, self.index.members()))
         else:
             path.unlink()
 
@@ -142,7 +170,7 @@ class ShardWriter:
             key: unique, of letters, digits, ``-`` and ``_``. videos: content by side (``a`` and ``b``, or ``""``).
             record: becomes ``KEY.json``.
         """
-        if not _KEY.fullmatch(key):
+        if not is_key(key):
             raise ShardError(f"key {key!r}: only letters, digits, - and _ may occur in a key")
         if key in self._keys:
             raise ShardError(f"key {key!r} was written already; every key occurs once")
@@ -192,10 +220,11 @@ class ShardSet:
             raise ShardError(f"{self.path}: there is no such folder of shards")
         record = read_json(self.path / "index.json", "a folder of shards")
         try:
-            found = record.pop("format", None), record.pop("version", None)
-            if found != (FORMAT, VERSION):
+            kind_of_file, version = record.pop("format", None), record.pop("version", None)
+            if kind_of_file != FORMAT or version not in READ_VERSIONS:
                 raise ShardError(
-                    f"{self.path}: index.json is of format {found}, this release reads {(FORMAT, VERSION)}"
+                    f"{self.path}: index.json is of format {kind_of_file!r} version {version!r}, this release reads "
+                    f"{FORMAT!r} versions {READ_VERSIONS}"
                 )
             self.index = Index(**{**record, "shards": [Shard(**shard) for shard in record["shards"]]})
             self.index.check()
@@ -208,10 +237,8 @@ class ShardSet:
 
     def size_problems(self) -> list[str]:
         """Shards that are missing, misplaced or of another size than the index says."""
-        names = [shard.name for shard in self.index.shards]
-        problems = [
-            f"{name} is listed {names.count(name)} times" for name in sorted(set(names)) if names.count(name) > 1
-        ]
+        names = Counter(shard.name for shard in self.index.shards)
+        problems = [f"{name} is listed {count} times" for name, count in sorted(names.items()) if count > 1]
         problems += [f"{name}: a table must be a plain file in the set's folder"
                      for name in self.index.tables if not _FILE.fullmatch(name)]  # fmt: skip
         for shard in self.index.shards:
@@ -226,84 +253,56 @@ class ShardSet:
                 )
         return problems
 
-    def read(self, shard: Shard, start: int = 0, stop: int | None = None) -> Iterator["RawSample"]:
-        """Undecoded samples of one shard in order, from number ``start`` to before ``stop``.
+    def __len__(self) -> int:
+        return self.index.samples
+
+    def __iter__(self) -> Iterator[RawSample]:
+        """Undecoded samples in order, each checked against its checksums."""
+        for content in self.contents():
+            yield content.raw()
+
+    def contents(self) -> Contents:
+        """Where every sample stands, and its record. Reads no media, except of sets of version 1, whose shards it walks.
 
         Raises:
-            ShardError: where the shard is not what the index says.
+            ShardError: where a table of contents or a shard is not what the index says.
         """
-        stop = shard.samples if stop is None else stop
-        held: RawSample | None = None  # the last sample is handed out once the shard's end is known to be sound
-        for count, sample in enumerate(self._grouped(shard)):
-            if count >= stop:
-                if stop == shard.samples:
-                    raise ShardError(f"{shard.name} holds more samples than the {shard.samples} that the index says")
-                break
-            if held:
-                yield held
-                held = None
-            if start <= count:
-                held = sample
-        if held:
-            yield held
+        return self._contents
 
-    def _grouped(self, shard: Shard) -> Iterator["RawSample"]:
-        """All samples of a shard, checked against the index."""
-        members, keys = self.index.members(), set()
-        try:
-            with open(self.path / shard.name, "rb") as file:
-                files = ({**m, "__url__": shard.name} for m in tariterators.tar_file_iterator(file))
-                for sample in tariterators.group_by_keys(files):
-                    key = sample.pop("__key__")
-                    sample.pop("__url__")
-                    if not _KEY.fullmatch(key):
-                        raise ShardError(f"{shard.name}: member name {key!r} is not a plain key")
-                    if key in keys:
-                        raise ShardError(f"{shard.name}: key {key!r} occurs twice")
-                    if sample.keys() != members:
-                        raise ShardError(
-                            f"{shard.name}, key {key!r}: has members {sorted(sample)}, needs {sorted(members)}"
-                        )
-                    keys.add(key)
-                    yield RawSample(key, shard.name, sample)
-        except (OSError, tarfile.TarError, ValueError) as error:
-            raise ShardError(
-                f"{shard.name} cannot be read past sample {len(keys)} ({str(error).splitlines()[0]})"
-            ) from None
-        if len(keys) != shard.samples:
-            raise ShardError(f"{shard.name} holds {len(keys)} samples, the index says {shard.samples}")
-
-    def __iter__(self) -> Iterator["RawSample"]:
+    @cached_property
+    def _contents(self) -> Contents:
+        tables = []
         for shard in self.index.shards:
-            yield from self.read(shard)
-
-    def contents(self) -> Iterator["Content"]:
-        """Where every sample stands, and its record; reads tables of contents and records, no media.
-
-        Raises:
-            ShardError: where a shard is not what the index says.
-        """
-        keys: set[str] = set()
-        for shard in self.index.shards:
-            path, found = self.path / shard.name, {}
             try:
-                with tarfile.open(path) as tar:
-                    for member in tar:
-                        key, _, extension = member.name.partition(".")
-                        sample = found.setdefault(key, Content(key, path))
-                        if extension == "json":
-                            content = tar.extractfile(member).read()
-                            sample.record = RawSample(key, shard.name, {"json": content}).record()
-                        sample.spans[extension] = (member.offset_data, member.size)
-            except (OSError, tarfile.TarError, AttributeError) as error:
-                raise ShardError(f"{path} cannot be read ({str(error).splitlines()[0]})") from None
-            whole = all(sample.spans.keys() == self.index.members() for sample in found.values())
-            if not whole or len(found) != shard.samples or keys & found.keys():
+                tables.append(self._table_of(shard))
+            except ShardError as error:
                 raise ShardError(
-                    f"{path} does not hold what the index says. `videoalign shards verify {self.path}` lists all damage"
-                )
-            keys |= found.keys()
-            yield from found.values()
+                    f"{self.path}: {error}. `videoalign shards verify {self.path}` lists all damage"
+                ) from None
+        shards = self.index.shards
+        contents = Contents([self.path / s.name for s in shards], [s.samples for s in shards], joined(tables))
+        if (key := contents.repeated()) is not None:
+            raise ShardError(
+                f"{self.path}: key {key!r} occurs twice. `videoalign shards verify {self.path}` lists all damage"
+            )
+        return contents
+
+    def _table_of(self, shard: Shard) -> pa.Table:
+        if shard.contents is None:
+            table = walk(self.path / shard.name, self.index.members(), checksums=False)
+            if len(table) != shard.samples:
+                raise ShardError(f"{shard.name} holds {len(table)} samples, the index says {shard.samples}")
+            return table
+        path = self.path / table_name(shard.name)
+        if not path.is_file():
+            raise ShardError(
+                f"{path.name}, the table of contents of {shard.name}, is missing; `videoalign shards index` makes it anew"
+            )
+        if sha256(path) != shard.contents:
+            raise ShardError(
+                f"{path.name} is not the table of contents that was written for {shard.name} (another sha256)"
+            )
+        return read_table(path, self.index.members(), shard.samples)
 
     def table(self, name: str) -> list[dict[str, str]]:
         """Rows of one of the set's CSV files."""
@@ -316,80 +315,26 @@ class ShardSet:
             raise ShardError(f"{self.path / name} cannot be read ({error})") from None
 
 
-class Kept:
-    """Some samples of a set, as a :class:`~videoalign.datamodules.stream.ShardStream` reads them; nothing else is read.
+def add_contents(folder: str | Path) -> int:
+    """Write the tables of contents of a set again, or for the first time, from its shards; ``videoalign shards index``.
 
-    Args:
-        shards: the set. contents: what is kept of it, in the order of :meth:`ShardSet.contents`.
+    Returns:
+        Number of samples.
+
+    Raises:
+        ShardError: where a shard is not what the index says; nothing is changed then.
     """
-
-    def __init__(self, shards: ShardSet, contents: Iterable["Content"]) -> None:
-        self.path = shards.path
-        self.of_shard: dict[str, list[Content]] = {}
-        for content in contents:
-            self.of_shard.setdefault(content.path.name, []).append(content)
-        kept = [replace(s, samples=len(self.of_shard[s.name])) for s in shards.index.shards if s.name in self.of_shard]
-        self.index = replace(shards.index, shards=kept)
-
-    def read(self, shard: Shard, start: int = 0, stop: int | None = None) -> Iterator["RawSample"]:
-        """Kept samples of one shard, from number ``start`` to before ``stop``."""
-        for content in self.of_shard[shard.name][start:stop]:
-            try:
-                members = {extension: content.read(extension) for extension in content.spans}
-            except OSError as error:
-                raise ShardError(f"{content.name} cannot be read ({error})") from None
-            yield RawSample(content.key, shard.name, members)
-
-
-@dataclass
-class Content:
-    """Where a sample stands.
-
-    Attributes:
-        path: of the shard. record: its JSON. spans: first byte and size in the shard, by extension.
-    """
-
-    key: str
-    path: Path
-    record: dict = field(default_factory=dict)
-    spans: dict[str, tuple[int, int]] = field(default_factory=dict)
-
-    @property
-    def name(self) -> str:
-        """For messages."""
-        return f"{self.path.name}, key {self.key!r}"
-
-    def read(self, extension: str) -> bytes:
-        """One member's content."""
-        start, size = self.spans[extension]
-        with open(self.path, "rb") as file:
-            file.seek(start)
-            return file.read(size)
-
-
-@dataclass
-class RawSample:
-    """A sample as it stands on disk.
-
-    Attributes:
-        key: its key. shard: where it is. members: content by extension.
-    """
-
-    key: str
-    shard: str
-    members: dict[str, bytes]
-
-    @property
-    def name(self) -> str:
-        """For messages."""
-        return f"{self.shard}, key {self.key!r}"
-
-    def record(self) -> dict:
-        """The JSON member."""
-        try:
-            record = json.loads(self.members["json"])
-            if not isinstance(record, dict):
-                raise ValueError("not an object")
-            return record
-        except ValueError as error:
-            raise ShardError(f"{self.name}: its .json is not valid ({error})") from None
+    shards = ShardSet(folder)
+    fresh = []
+    for shard in shards.index.shards:
+        path = shards.path / shard.name
+        if sha256(path) != shard.sha256:
+            raise ShardError(
+                f"{path}: its sha256 is not the index's; the content has changed, so no table is made of it"
+            )
+        fresh.append(Shard.closed(path, shards.index.members()))
+        if fresh[-1].samples != shard.samples:
+            raise ShardError(f"{path} holds {fresh[-1].samples} samples, the index says {shard.samples}")
+    shards.index.shards = fresh
+    shards.index.save(shards.path)
+    return shards.index.samples

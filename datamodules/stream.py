@@ -1,22 +1,20 @@
-"""The order in which samples of a set are read: deterministic, exact, and resumable in the middle of an epoch.
+"""The order in which samples of a set are read: fixed by seed and step, whatever the number of ranks and workers.
 
-An epoch's order is that of its shards (shuffled for training), one behind the other. It is cut into one contiguous
-range per rank, and each of these into one per worker, by sample number rather than by shard: any number of ranks and
-workers gets every sample. Every rank gets the same number of batches. For training the remainder that does not fill
-a batch on every rank is left out, another one in each epoch where the order is shuffled; for evaluation ranks are filled up with samples marked
-as padding, so that every sample counts exactly once.
+An epoch is one order of all samples. A *global batch* is the next ``world x batch`` of them, of which each rank takes its
+part: with the product of ranks, batch size and accumulated batches unchanged, every optimizer step sees the same
+samples on any number of ranks. For training what does not fill a whole step is left out, other samples in each epoch;
+for evaluation ranks are filled up with samples marked as padding, so that every sample counts exactly once.
 """
 
 import random
 from collections.abc import Callable, Container, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-import torch
-from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, get_worker_info
+from torch.utils.data import DataLoader, DistributedSampler
 
 from .. import VideoAlignError
-from .shards import RawSample, Shard, ShardError, ShardSet
+from .contents import Contents, RawSample
 
 
 class Dropped(NamedTuple):  # not a frozen dataclass: Lightning cannot move one to a device
@@ -29,10 +27,11 @@ class Dropped(NamedTuple):  # not a frozen dataclass: Lightning cannot move one 
 
 @dataclass(frozen=True)
 class Item:
-    """What a worker hands to the collate function: a decoded sample or a dropped one.
+    """What a worker hands to the collate function.
 
     Attributes:
-        value: what ``decode`` returned, or :class:`Dropped`. valid: False for padding and for dropped samples.
+        value: what ``decode`` returned, or :class:`Dropped`.
+        valid: False for padding and for dropped samples.
     """
 
     value: Any
@@ -41,38 +40,78 @@ class Item:
 
 @dataclass(frozen=True)
 class Share:
-    """How one epoch of ``samples`` is cut: ``world`` ranks, batches of ``batch`` samples.
+    """How one epoch is dealt out to ranks.
 
     Args:
-        training: leave out the remainder (True) or fill up with padding (False).
+        samples: in the set.
+        batch: samples per rank and micro-batch.
+        world: number of ranks.
+        training: leave out what does not fill a step (True), or fill up with padding (False).
+        accumulate: micro-batches per optimizer step.
     """
 
     samples: int
     batch: int
     world: int
     training: bool
+    accumulate: int = 1
 
     @property
     def batches(self) -> int:
-        """Batches per rank."""
+        """Micro-batches per rank."""
         if self.training:
-            return self.samples // (self.world * self.batch)
-        return -(-self.samples // self.world // self.batch) if self.samples else 0
+            return self.samples // (self.world * self.batch * self.accumulate) * self.accumulate
+        return -(-self.samples // (self.world * self.batch))
 
-    def slots(self, rank: int, worker: int, workers: int) -> tuple[int, int, int]:
-        """Sample numbers [first, last) of one worker, and how many of them come before padding begins.
+    def places(self, rank: int, number: int) -> range:
+        """Places in the epoch's order of a rank's micro-batch; those from ``samples`` on are padding."""
+        first = (number * self.world + rank) * self.batch
+        return range(first, first + self.batch)
 
-        Batches are dealt to workers in turn, so the first workers have one more where they do not divide evenly.
-        """
-        each, more = divmod(self.batches, workers)
-        start = (worker * each + min(worker, more)) * self.batch
-        stop = start + (each + (worker < more)) * self.batch
-        if self.training:
-            first = rank * self.batches * self.batch
-            return first + start, first + stop, stop - start
-        per_rank = -(-self.samples // self.world)
-        first, end = rank * per_rank, min((rank + 1) * per_rank, self.samples)
-        return first + start, first + stop, max(0, min(stop, end - first) - start)
+
+def epoch_order(contents: Contents, seed: int, epoch: int, shuffle_buffer: int) -> list[int]:
+    """Sample numbers in the order of an epoch of training.
+
+    Shards come in random order, and each next sample is drawn among ``shuffle_buffer`` of them: samples that are read together
+    stand close to each other on disk. The order is then turned round by a random amount, so that what is left out at its
+    end are other samples in each epoch.
+
+    Args:
+        contents: the set.
+        seed: of the order.
+        epoch: counted from 0.
+        shuffle_buffer: samples among which the next one is drawn; 0 keeps the order on disk.
+    """
+    if not shuffle_buffer:
+        return list(range(len(contents)))
+    rng = random.Random(f"{seed} {epoch}")
+    of_shard: dict[int, list[int]] = {}
+    for number, shard in enumerate(contents.shard.tolist()):
+        of_shard.setdefault(shard, []).append(number)
+    shards = list(of_shard.values())
+    rng.shuffle(shards)
+    numbers = [number for shard in shards for number in shard]
+    turn = rng.randrange(len(numbers))
+    return list(shuffled(iter(numbers[turn:] + numbers[:turn]), shuffle_buffer, rng))
+
+
+def shuffled(samples: Iterator, size: int, rng: random.Random) -> Iterator:
+    """Draw at random among the next ``size`` samples; every sample comes out once."""
+    buffer = []
+    for sample in samples:
+        if len(buffer) < size:
+            buffer.append(sample)
+            continue
+        i = rng.randrange(size)
+        buffer[i], sample = sample, buffer[i]
+        yield sample
+    rng.shuffle(buffer)
+    yield from buffer
+
+
+def training_share(trainer: Any, samples: int, batch: int) -> Share:
+    """How a run of training deals out ``samples``, ``batch`` of them per rank and micro-batch."""
+    return Share(samples, batch, trainer.world_size, True, trainer.accumulate_grad_batches)
 
 
 def at_least(least: int, **options: int | None) -> None:
@@ -101,7 +140,8 @@ def dealt(data: Any, workers: int, **options: Any) -> DataLoader:
     """A loader over whole batches that are this rank's alone already.
 
     Args:
-        data: map-style; its items are batches. workers: processes, fewer where there is little to do.
+        data: map-style; its items are batches.
+        workers: processes, fewer where there is little to do.
     """
     # Lightning would deal them out once more; it leaves a loader alone that has such a sampler
     sampler = DistributedSampler(data, num_replicas=1, rank=0, shuffle=False)
@@ -110,129 +150,108 @@ def dealt(data: Any, workers: int, **options: Any) -> DataLoader:
     )
 
 
-class ShardStream(IterableDataset):
-    """Samples of a set for one rank.
+class Slot(NamedTuple):
+    """One place of a batch: a sample's number, the epoch that it is decoded for, and whether it counts."""
+
+    number: int
+    epoch: int
+    valid: bool
+
+
+@dataclass
+class ShardStream:
+    """Samples of a set for one rank, map-style: ``stream[slot]`` reads and decodes one; runs in the workers.
 
     Args:
-        shards: the set. decode: turns a raw sample into what ``collate`` takes; runs in the worker; may raise
-            :class:`~videoalign.VideoAlignError`, which drops the sample.
-        share: how the epoch is cut. rank: of this process. seed: of the order.
-        shuffle_buffer: undecoded samples among which the next one is drawn; 0 keeps the order of the shards.
+        contents: the set, or some of its samples.
+        decode: turns a raw sample and the epoch into what ``collate`` takes; a
+            :class:`~videoalign.VideoAlignError` that it raises drops the sample.
+        share: how an epoch is dealt out.
+        rank: of this process.
+        seed: of the order.
+        shuffle_buffer: samples among which the next one is drawn in training; 0 keeps the order on disk.
+        name: of the set, for messages.
     """
 
-    def __init__(
-        self, shards: ShardSet, decode: Callable[[RawSample, int], Any], share: Share, rank: int, seed: int = 0,
-        shuffle_buffer: int = 0,
-    ) -> None:  # fmt: skip
-        self.shards, self.decode, self.share, self.rank, self.seed = shards, decode, share, rank, seed
-        self.shuffle_buffer = shuffle_buffer
-        # In shared memory, because persistent workers keep their copy of this object for ever.
-        self.position = torch.zeros(2, dtype=torch.long).share_memory_()  # epoch, batches to skip
+    contents: Contents
+    decode: Callable[[RawSample, int], Any]
+    share: Share
+    rank: int = 0
+    seed: int = 0
+    shuffle_buffer: int = 0
+    name: str = "the set"
 
-    def __iter__(self) -> Iterator[Item]:
-        info = get_worker_info()
-        worker, workers = (info.id, info.num_workers) if info else (0, 1)
-        epoch, skip = self.position.tolist()
-        # The loader asks its workers in turn from number 0; after a resumption the turn is another worker's.
-        worker = (worker + skip) % workers
-        done = (skip // workers + (worker < skip % workers)) * self.share.batch
-        for number, (raw, valid) in enumerate(self._raw(epoch, worker, workers)):
-            if number >= done:  # skipped samples are read, but not decoded
-                yield self._decoded(raw, valid, epoch)
+    def __len__(self) -> int:
+        return self.share.batches * self.share.batch
 
-    def _decoded(self, raw: RawSample | ShardError, valid: bool, epoch: int) -> Item:
+    def __getitem__(self, slot: Slot) -> Item:
+        content = self.contents[slot.number]
         try:
-            if isinstance(raw, ShardError):
-                raise raw
-            return Item(self.decode(raw, epoch), valid)
+            return Item(self.decode(content.raw(), slot.epoch), slot.valid)
         except VideoAlignError as error:
-            return Item(Dropped(getattr(raw, "key", "?"), str(error), padding=not valid), False)
+            return Item(Dropped(content.key, str(error), padding=not slot.valid), False)
 
-    def _raw(self, epoch: int, worker: int, workers: int) -> Iterator[tuple[RawSample | ShardError, bool]]:
-        first, last, real = self.share.slots(self.rank, worker, workers)
-        samples = self._range(first, first + real, epoch)
-        if self.share.training and self.shuffle_buffer:
-            rng = random.Random(f"{self.seed} {epoch} {self.rank} {worker}")
-            samples = shuffled(samples, self.shuffle_buffer, rng)
-        raw = None
-        for raw in samples:
-            yield raw, True
-        if last - first > real:
-            if raw is None:  # a worker with padding only still needs something to pad with
-                raw = next(self._range(0, 1, epoch))
-            yield from [(raw, False)] * (last - first - real)
-
-    def _range(self, first: int, last: int, epoch: int) -> Iterator[RawSample | ShardError]:
-        """Raw samples number ``first`` to before ``last`` of the epoch's order. Damage is passed on, one error a sample."""
-        order = list(self.shards.index.shards)
-        if self.share.training and self.shuffle_buffer:
-            rng = random.Random(f"{self.seed} {epoch}")
-            rng.shuffle(order)
-            # The epoch starts anywhere in that order and goes around, so that the remainder is another one each time.
-            total = self.share.samples
-            turn = rng.randrange(total)
-            first, last = first + turn, last + turn
-            if first >= total:
-                first, last = first - total, last - total
-            elif last > total:
-                yield from self._in_order(order, first, total)
-                first, last = 0, last - total
-        yield from self._in_order(order, first, last)
-
-    def _in_order(self, order: list[Shard], first: int, last: int) -> Iterator[RawSample | ShardError]:
-        """Raw samples number ``first`` to before ``last`` of the shards one behind the other."""
-        offset = 0
-        for shard in order:
-            start, stop = max(first - offset, 0), min(last - offset, shard.samples)
-            offset += shard.samples
-            if start < stop:
-                count = start
-                try:
-                    for sample in self.shards.read(shard, start, stop):
-                        yield sample
-                        count += 1
-                except ShardError as error:
-                    yield from [error] * (stop - count)
+    def slots(self, epoch: int, skip: int = 0) -> Iterator[list[Slot]]:
+        """This rank's batches of an epoch, from number ``skip`` on."""
+        share = self.share
+        order = epoch_order(self.contents, self.seed, epoch, self.shuffle_buffer if share.training else 0)
+        for number in range(skip, share.batches):
+            places = share.places(self.rank, number)
+            yield [Slot(order[place % share.samples], epoch, place < share.samples) for place in places]
 
 
-def shuffled(samples: Iterator, size: int, rng: random.Random) -> Iterator:
-    """Draw at random among the next ``size`` samples; every sample comes out once."""
-    buffer = []
-    for sample in samples:
-        if len(buffer) < size:
-            buffer.append(sample)
-            continue
-        i = rng.randrange(size)
-        buffer[i], sample = sample, buffer[i]
-        yield sample
-    rng.shuffle(buffer)
-    yield from buffer
+@dataclass
+class _Plan:
+    """The batches that a loader hands out next: what torch calls a batch sampler."""
+
+    stream: ShardStream
+    epoch: int = 0
+    skip: int = 0
+
+    def __len__(self) -> int:
+        return self.stream.share.batches
+
+    def __iter__(self) -> Iterator[list[Slot]]:
+        return self.stream.slots(self.epoch, self.skip)
 
 
-class ShardLoader(DataLoader):
-    """A loader over a :class:`ShardStream`: knows its length, its epoch and its place, and counts what was dropped.
+@dataclass
+class ShardLoader:
+    """Batches of a :class:`ShardStream`: knows its length, its epoch and its place, and counts what was dropped.
 
     Its state is the same on every rank, because every rank takes the same number of batches; so one rank's
-    checkpoint resumes all of them, at the exact sample.
+    checkpoint resumes all of them, at the exact sample. It *has* a DataLoader and is none, because Lightning would deal
+    out the batches of one among the ranks once more.
 
     Args:
-        stream: what to load. collate: makes a batch of items. workers: processes that decode; 0 decodes in this one.
+        stream: what to load.
+        collate: makes a batch of items.
+        workers: processes that decode; 0 decodes in this one.
         max_dropped: largest share of an epoch's samples that may be dropped before loading stops with an error.
+        options: of torch's DataLoader.
     """
 
-    def __init__(
-        self, stream: ShardStream, collate: Callable, workers: int, max_dropped: float = 0.0, **options: Any
-    ) -> None:
-        share = stream.share
+    stream: ShardStream
+    collate: Callable
+    workers: int = 0
+    max_dropped: float = 0.0
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        share = self.stream.share
         if share.training and not share.batches:
+            ranks = f" on each of {share.world} ranks" if share.world > 1 else ""
+            times = f", {share.accumulate} times (trainer.accumulate_grad_batches)" if share.accumulate > 1 else ""
             raise VideoAlignError(
-                f"{stream.shards.path} has {share.samples} {stream.shards.index.kind}, fewer than one batch of "
-                f"data.batch_size {share.batch} on each of {share.world} ranks; make the batches smaller"
+                f"{self.stream.name} has {share.samples} samples, fewer than one step takes: "
+                f"data.batch_size {share.batch}{ranks}{times}; make it smaller"
             )
-        super().__init__(stream, batch_size=share.batch, collate_fn=collate, num_workers=workers, **options)
-        self.stream, self.max_dropped = stream, max_dropped
         self.epoch = self.batches = self.dropped = 0
         self._resumed = False
+        self._plan = _Plan(self.stream)
+        self._loader = DataLoader(
+            self.stream, batch_sampler=self._plan, collate_fn=self.collate, num_workers=self.workers, **self.options
+        )
 
     def __len__(self) -> int:
         return self.stream.share.batches
@@ -243,8 +262,8 @@ class ShardLoader(DataLoader):
         self._resumed = False
         if self.batches == 0:
             self.dropped = 0
-        self.stream.position.copy_(torch.tensor([self.epoch, self.batches]))
-        for batch in super().__iter__():
+        self._plan.epoch, self._plan.skip = self.epoch, self.batches
+        for batch in self._loader:
             self.batches += 1
             if self.batches == len(self):  # the next state is the next epoch's beginning
                 self.epoch, self.batches = self.epoch + 1, 0
@@ -254,16 +273,22 @@ class ShardLoader(DataLoader):
     def _count(self, dropped: list[Dropped]) -> None:
         dropped = [one for one in dropped if not one.padding]
         self.dropped += len(dropped)
-        samples = len(self) * self.stream.share.batch
+        samples = len(self.stream)
         if dropped and self.dropped > self.max_dropped * samples:
             raise VideoAlignError(
-                f"{self.stream.shards.path}: {self.dropped} of {samples} samples could not be used, more than max_dropped: "
+                f"{self.stream.name}: {self.dropped} of {samples} samples could not be used, more than max_dropped: "
                 f"{self.max_dropped} allows. The last one: {dropped[-1].reason}"
             )
 
     def _geometry(self) -> list[int]:
         share = self.stream.share
-        return [share.samples, share.batch, share.world, self.num_workers, self.stream.seed, self.stream.shuffle_buffer]
+        return [
+            share.samples,
+            share.batch * share.world,
+            share.accumulate,
+            self.stream.seed,
+            self.stream.shuffle_buffer,
+        ]
 
     def state_dict(self) -> dict[str, Any]:
         """Place in the stream."""
@@ -273,10 +298,10 @@ class ShardLoader(DataLoader):
         """Go to a saved place.
 
         Raises:
-            VideoAlignError: in the middle of an epoch, where data, batch size, ranks, workers or seed have changed.
+            VideoAlignError: in the middle of an epoch, where the data, the samples of a step or the seed have changed.
         """
         if state["batches"] and state["geometry"] != self._geometry():
-            names = ("samples", "batch size", "ranks", "workers", "seed", "shuffle buffer")
+            names = ("samples", "batch size x ranks", "accumulated batches", "seed", "shuffle buffer")
             changed = [f"{n} {a} -> {b}" for n, a, b in zip(names, state["geometry"], self._geometry()) if a != b]
             raise VideoAlignError(
                 f"this checkpoint stands in the middle of an epoch, which can be continued only as it began ({', '.join(changed) or 'it is of another release'}). "

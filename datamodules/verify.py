@@ -1,18 +1,18 @@
 """Reading a set again, all of it: is every sample there, once, sound and usable?"""
 
-import tarfile
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 
+import pyarrow as pa
 from safetensors import SafetensorError
 
 from .. import VideoAlignError
 from ..models.sampling import FrameSampling
+from .contents import Contents, RawSample, ShardError, read_table, table_name, walk
 from .frames import load_frames
 from .latent_files import load_latents
 from .ratings import COLUMNS, LABELS, labels_of, prompt_of, scores_of, sources_of
-from .shards import SIDES, RawSample, ShardSet, sha256
+from .shards import SIDES, Shard, ShardSet, sha256
 from .video import decode
 
 # A light look at each clip: few frames, no enlargement.
@@ -32,6 +32,7 @@ def verify(shards: ShardSet) -> Iterator[str]:
     yield from shards.size_problems()
     index = shards.index
     listed = {shard.name for shard in index.shards} | set(index.tables) | {"index.json"}
+    listed |= {table_name(shard.name) for shard in index.shards if shard.contents}
     yield from (
         f"{p.name} is in the folder, but not in the index"
         for p in sorted(shards.path.iterdir())
@@ -44,13 +45,17 @@ def verify(shards: ShardSet) -> Iterator[str]:
             continue
         if sha256(path) != shard.sha256:
             yield f"{shard.name}: its sha256 is not the index's; the content has changed"
-        yield from _members(path, shard.name, index.members())
         try:
-            for sample in shards.read(shard):
-                keys[sample.key] += 1
-                yield from _sample(sample, shards)
-        except VideoAlignError as error:
+            table = walk(path, index.members())
+        except ShardError as error:
             yield str(error)
+            continue
+        if len(table) != shard.samples:
+            yield f"{shard.name} holds {len(table)} samples, the index says {shard.samples}"
+        yield from _contents(shards, shard, table)
+        for content in Contents([path], [len(table)], table):
+            keys[content.key] += 1
+            yield from _sample(content.raw(), shards)
     yield from (f"key {key!r} occurs {count} times" for key, count in keys.items() if count > 1)
     for name, digest in index.tables.items():
         yield from _file(shards, name, digest)
@@ -58,20 +63,25 @@ def verify(shards: ShardSet) -> Iterator[str]:
             yield from _table(shards, name, set(keys))
 
 
-def _members(path: Path, name: str, extensions: set[str]) -> Iterator[str]:
-    """Members that have no place in a shard: links, folders, other names and types, and names that lead out of it."""
+def _contents(shards: ShardSet, shard: Shard, table: pa.Table) -> Iterator[str]:
+    """What the table of contents beside a shard says otherwise than the shard itself."""
+    if shard.contents is None:
+        return
+    path = shards.path / table_name(shard.name)
+    if not path.is_file():
+        yield f"{path.name} is missing; `videoalign shards index {shards.path}` makes it anew"
+        return
+    if sha256(path) != shard.contents:
+        yield f"{path.name}: its sha256 is not the index's; the content has changed"
     try:
-        with tarfile.open(path) as tar:
-            for member in tar:
-                key, _, extension = member.name.partition(".")
-                if not member.isreg():
-                    yield f"{name}: member {member.name!r} is no regular file"
-                elif not key or "/" in member.name or ".." in member.name:
-                    yield f"{name}: member name {member.name!r} is not a plain name"
-                elif extension not in extensions or key.startswith("__"):
-                    yield f"{name}: member {member.name!r} has no place in a sample; they are KEY. and {sorted(extensions)}"
-    except (tarfile.TarError, OSError) as error:
-        yield f"{name} is no sound tar file ({error})"
+        written = read_table(path, shards.index.members(), shard.samples)
+    except ShardError as error:
+        yield str(error)
+        return
+    if not written.select(table.column_names).equals(table):
+        there, here = (dict(zip(t["key"].to_pylist(), t.to_pylist())) for t in (written, table))
+        different = sorted(key for key in there.keys() | here.keys() if there.get(key) != here.get(key))
+        yield f"{shard.name}: {len(different)} samples are not as they were written, the first of them key {different[:1]}"
 
 
 def _sample(sample: RawSample, shards: ShardSet) -> Iterator[str]:

@@ -92,8 +92,3 @@ class RewardWeights:
         """Weights of z-scored or raw rewards, before scaling."""
         weights = torch.exp((scores / self.temperature).clamp(max=80.0))
         return weights if self.clip is None else weights.clamp(max=self.clip)
-
-
-def effective_sample_size(weights: Tensor) -> Tensor:
-    """(sum w)^2 / sum w^2, as a share of the number of weights: 1 where all are equal (Kish, 1965)."""
-    return weights.sum() ** 2 / (weights.square().sum() * weights.numel()).clamp(min=1e-30)

@@ -164,7 +164,7 @@ def fit(model, datamodule, steps=1, callbacks=(), checkpoint=None, **trainer):
 def loaded(datamodule, model, stage="fit", world=1, rank=0):
     """The datamodule set up without a trainer of Lightning's."""
     root = SimpleNamespace(root_device=torch.device("cpu"))
-    datamodule.trainer = SimpleNamespace(world_size=world, global_rank=rank, lightning_module=model, strategy=root)
+    datamodule.trainer = SimpleNamespace(world_size=world, accumulate_grad_batches=1, global_rank=rank, lightning_module=model, strategy=root)
     datamodule.setup(stage)
     return datamodule
 

@@ -64,7 +64,7 @@ def processor(backbone: Path, sampling: FrameSampling) -> RewardProcessor:
 
 def trainer(processor: RewardProcessor, world: int = 1, rank: int = 0) -> SimpleNamespace:
     return SimpleNamespace(
-        world_size=world, global_rank=rank, lightning_module=SimpleNamespace(processor=processor),
+        world_size=world, accumulate_grad_batches=1, global_rank=rank, lightning_module=SimpleNamespace(processor=processor),
         strategy=SimpleNamespace(root_device=torch.device("cpu")),
     )  # fmt: skip
 

@@ -22,7 +22,7 @@ from videoalign.datamodules.frames import FrameReader, dump_frames, encode_frame
 from videoalign.datamodules.info import info
 from videoalign.datamodules.pairs import PairDecoder, VideoDecoder
 from videoalign.datamodules.shards import ShardError, ShardSet, ShardWriter
-from videoalign.datamodules.stream import Dropped, ShardStream, Share
+from videoalign.datamodules.stream import Dropped, Item, ShardStream, Share
 from videoalign.datamodules.verify import open_damaged, verify
 from videoalign.datamodules.video import encode
 from videoalign.models.sampling import FrameSampling
@@ -109,16 +109,49 @@ def test_members_are_a_plain_tar(sets: Path) -> None:
 
 def test_index_is_plain_json(sets: Path) -> None:
     index = json.loads((sets / "pairs" / "index.json").read_text())
-    assert (index["format"], index["version"], index["kind"]) == ("videoalign-shards", 1, "pairs")
+    assert (index["format"], index["version"], index["kind"]) == ("videoalign-shards", 2, "pairs")
     assert index["dimensions"] == ["VQ", "MQ", "TA"] and index["media"] == "mp4"
 
 
-def test_ranges_of_a_shard(sets: Path) -> None:
+def test_contents_say_where_samples_stand(sets: Path) -> None:
     shards = ShardSet(sets / "pairs")
-    first = shards.index.shards[0]
-    assert [s.key for s in shards.read(first, 1)] == ["000001", "000002"]
-    assert [s.key for s in shards.read(first, 0, 2)] == ["000000", "000001"]
-    assert [s.key for s in shards.read(first, 1, 2)] == ["000001"]
+    contents = shards.contents()
+    assert len(contents) == len(shards) == SAMPLES and contents.keys() == [f"{i:06d}" for i in range(SAMPLES)]
+    with tarfile.open(sets / "pairs" / "000001.tar") as tar:
+        for i in (3, 4, 5):
+            for extension in ("a.mp4", "b.mp4", "json"):
+                member = tar.getmember(f"{i:06d}.{extension}")
+                span = contents[i].spans[extension]
+                assert (span.start, span.size) == (member.offset_data, member.size)
+                assert contents[i].read(extension) == tar.extractfile(member).read()
+    assert [c.record["prompt"] for c in contents.take([5, 0])] == ["clip number 5", "clip number 0"]
+    with pytest.raises(IndexError):
+        contents[SAMPLES]
+
+
+def test_opening_reads_no_shard(sets: Path, tmp_path: Path) -> None:
+    """With the tables of contents beside them, shards need not be walked through."""
+    folder = tmp_path / "set"
+    shutil.copytree(sets / "pairs", folder)
+    for path in folder.glob("*.tar"):
+        path.write_bytes(b"\0" * path.stat().st_size)
+    assert [c.record["prompt"] for c in ShardSet(folder).contents()] == [f"clip number {i}" for i in range(SAMPLES)]
+    assert "7 prompts" in info(str(folder))
+
+
+def test_sets_of_version_1_are_read_and_brought_up_to_date(sets: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    shutil.copytree(sets / "pairs", folder)
+    whole = [(raw.key, raw.members) for raw in ShardSet(folder)]
+    tables = {path.name: path.read_bytes() for path in folder.glob("*.parquet")}
+    edit_index(lambda i: (i.update(version=1), [shard.pop("contents") for shard in i["shards"]]))(folder)
+    for path in folder.glob("*.parquet"):
+        path.unlink()
+    assert [(raw.key, raw.members) for raw in ShardSet(folder)] == whole
+    assert list(verify(open_damaged(str(folder)))) == []
+    main(["shards", "index", str(folder)])
+    assert {path.name: path.read_bytes() for path in folder.glob("*.parquet")} == tables
+    assert (folder / "index.json").read_bytes() == (sets / "pairs" / "index.json").read_bytes()
 
 
 def test_videos_and_table(sets: Path) -> None:
@@ -305,6 +338,8 @@ def sign(folder: Path) -> None:
     for shard in index["shards"]:
         content = (folder / shard["name"]).read_bytes()
         shard.update(bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
+        if shard.pop("contents", None):
+            (folder / shard["name"]).with_suffix(".parquet").unlink()
     (folder / "index.json").write_text(json.dumps(index))
 
 
@@ -379,6 +414,17 @@ def flip(content: bytes) -> bytes:
     return content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
 
 
+def flip_bit(name: str) -> Callable[[Path], None]:
+    """One bit of a file changed, in its middle."""
+
+    def damage(folder: Path) -> None:
+        content = bytearray((folder / name).read_bytes())
+        content[len(content) // 2] ^= 1
+        (folder / name).write_bytes(bytes(content))
+
+    return damage
+
+
 @dataclass
 class Damage:
     """``verify`` names it with words that match ``found``; ``signed`` mends size and digest in the index afterwards."""
@@ -390,14 +436,13 @@ class Damage:
 
 DAMAGE = {
     "truncated": Damage(cut(4, 100), r"000000\.tar has \d+ bytes, the index says \d+"),
-    "truncated, signed": Damage(cut(4, 100), r"000000\.tar (is no sound tar file|cannot be read past)", True),
+    "truncated, signed": Damage(cut(4, 100), r"000000\.tar cannot be read past", True),
     "truncated between samples, signed": Damage(cut(2, 512), "holds 1 samples, the index says 3", True),
     "cut to nothing": Damage(lambda f: (f / "000000.tar").write_bytes(b""), r"000000\.tar has 0 bytes"),
-    "cut to nothing, signed": Damage(lambda f: (f / "000000.tar").write_bytes(b""), r"000000\.tar", True),
     "end mark missing": Damage(end_mark, r"000000\.tar has \d+ bytes, the index says \d+"),
-    "not a tar, signed": Damage(lambda f: (f / "000000.tar").write_bytes(garbage(b"0" * 20480)), "no sound tar", True),
+    "not a tar, signed": Damage(lambda f: (f / "000000.tar").write_bytes(garbage(b"0" * 20480)), "cannot be read", True),
     "members of two samples mixed": Damage(
-        edit_members(lambda m: [m[0], m[3], m[1], m[4], m[2], m[5], *m[6:]]), r"needs \['a\.mp4', 'b\.mp4', 'json'\]"
+        edit_members(lambda m: [m[0], m[3], m[1], m[4], m[2], m[5], *m[6:]]), "do not stand together"
     ),
     "samples in another order": Damage(edit_members(lambda m: m[3:6] + m[:3] + m[6:]), "sha256"),
     "member missing": Damage(edit_members(lambda m: m[:4] + m[5:]), r"000000\.tar.* (bytes|sha256)"),
@@ -409,7 +454,7 @@ DAMAGE = {
     ),
     "sample too many, signed": Damage(
         edit_members(lambda m: m + [(plain(f"9.{i.name.split('.', 1)[1]}", c)) for i, c in m[:3]]),
-        "holds more samples than the 3",
+        "holds 4 samples, the index says 3",
         True,
     ),
     "file without a key, signed": Damage(
@@ -486,9 +531,9 @@ DAMAGE = {
         edit_index(lambda i: i["shards"][0].update(samples=4)), "holds 3 samples, the index says 4"
     ),
     "index says fewer samples": Damage(
-        edit_index(lambda i: i["shards"][0].update(samples=2)), "holds more samples than the 2"
+        edit_index(lambda i: i["shards"][0].update(samples=2)), "holds 3 samples, the index says 2"
     ),
-    "index says more bytes": Damage(edit_index(lambda i: i["shards"][0].update(bytes=1)), "the index says 1"),
+    "index says more bytes": Damage(edit_index(lambda i: i["shards"][0].update(bytes=10**6)), "the index says 1000000"),
     "index names a shard outside": Damage(
         edit_index(lambda i: i["shards"][0].update(name="../000000.tar")), "must be a plain file"
     ),
@@ -496,11 +541,23 @@ DAMAGE = {
         edit_index(lambda i: i["shards"].pop()), r"000002\.tar is in the folder, but not in the index"
     ),
     "index lists a shard twice": Damage(edit_index(lambda i: i["shards"].append(i["shards"][0])), "occurs 2 times"),
+    "table of contents missing": Damage(lambda f: (f / "000001.parquet").unlink(), r"000001\.parquet is missing"),
+    "table of contents changed": Damage(flip_bit(r"000001.parquet"), r"000001\.parquet: its sha256"),
+    "table of contents of another shard": Damage(
+        lambda f: shutil.copy(f / "000000.parquet", f / "000001.parquet"), r"000001\.tar: 6 samples are not as"
+    ),
     "file that is not listed": Damage(lambda f: (f / "notes.txt").write_text("?"), r"notes\.txt is in the folder"),
     "shard that is not listed": Damage(
         lambda f: shutil.copy(f / "000000.tar", f / "000009.tar"), r"000009\.tar is in the folder"
     ),
 }
+
+
+def streamed(shards: ShardSet, decode: Callable, training: bool = False) -> list[Item]:
+    """Every sample of a set, as one rank streams it."""
+    contents = shards.contents()
+    stream = ShardStream(contents, decode, Share(len(contents), 1, 1, training), shuffle_buffer=2 * training)
+    return [stream[slot] for batch in stream.slots(0) for slot in batch]
 
 
 def damaged(sets: Path, kind: str, tmp_path: Path, damage: Damage) -> Path:
@@ -519,8 +576,8 @@ def test_verify_finds(sets: Path, tmp_path: Path, name: str) -> None:
     assert any(re.search(DAMAGE[name].found, line) for line in lines), f"not among the damage found: {lines}"
 
 
-SILENT = {"one byte of a video changed", "key twice in two shards, signed", "index lacks a shard"}
-"""What no reader of one sample after the other can tell, but only digests and counts of all: `verify` is for these."""
+SILENT = {"index lacks a shard"}
+"""What no reader of the set can tell: `verify` is for it."""
 
 
 @pytest.mark.parametrize("name", [name for name in DAMAGE if name not in SILENT])
@@ -532,9 +589,7 @@ def test_nothing_wrong_is_streamed(sets: Path, tmp_path: Path, name: str, traini
     sound = {raw.key: PairDecoder(FrameReader(whole, GLANCE, 16), None)(raw, 0) for raw in whole}
     try:
         shards = ShardSet(folder, "pairs")
-        share = Share(shards.index.samples, 1, 1, training)
-        decode = PairDecoder(FrameReader(shards, GLANCE, 16), None)
-        items = list(ShardStream(shards, decode, share, 0, shuffle_buffer=2 * training))
+        items = streamed(shards, PairDecoder(FrameReader(shards, GLANCE, 16), None), training)
     except ShardError as error:
         assert str(error)
         return
@@ -574,7 +629,7 @@ INDEX = {
     "a text": (lambda f: (f / "index.json").write_text('"shards"'), "no index of shards"),
     "null": (lambda f: (f / "index.json").write_text("null"), "no index of shards"),
     "another format": (edit_index(lambda i: i.update(format="webdataset")), "is of format"),
-    "a later version": (edit_index(lambda i: i.update(version=2)), "is of format"),
+    "a later version": (edit_index(lambda i: i.update(version=3)), "is of format"),
     "no version": (edit_index(lambda i: i.pop("version")), "is of format"),
     "no shards": (edit_index(lambda i: i.pop("shards")), "no index of shards"),
     "shards a number": (edit_index(lambda i: i.update(shards=3)), "no index of shards"),
@@ -585,6 +640,12 @@ INDEX = {
     "count a text": (edit_index(lambda i: i["shards"][0].update(samples="3")), "no index of shards|samples"),
     "count negative": (edit_index(lambda i: i["shards"][0].update(samples=-3)), "no index of shards|samples"),
     "name a number": (edit_index(lambda i: i["shards"][0].update(name=3)), "no index of shards|name"),
+    "no shard at all": (edit_index(lambda i: i.update(shards=[])), "no index of shards.*no shard"),
+    "count beyond its bytes": (edit_index(lambda i: i["shards"][0].update(samples=10**12)), "no index of shards.*hold"),
+    "count of nothing": (edit_index(lambda i: i["shards"][0].update(samples=0)), "no index of shards.*hold"),
+    "bytes of nothing": (edit_index(lambda i: i["shards"][0].update(bytes=0)), "no index of shards.*hold"),
+    "frames a list": (edit_index(lambda i: i.update(frames=[])), "no index of shards.*frames"),
+    "latents a text": (edit_index(lambda i: i.update(latents="wan")), "no index of shards.*latents"),
     "tables a list": (edit_index(lambda i: i.update(tables=["pairs.csv"])), "no index of shards|tables"),
     "table outside": (edit_index(lambda i: i.update(tables={"../evil.csv": "0"})), r"evil\.csv"),
 }
@@ -642,10 +703,11 @@ def test_damage_after_opening_is_met_when_reading(sets: Path, tmp_path: Path) ->
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(sets / "pairs", folder)
         shards = ShardSet(folder)
+        shards.contents()
         damage(folder)
         with pytest.raises(ShardError, match=r"000001\.tar"):
             list(shards)
-        items = list(ShardStream(shards, lambda raw, epoch: raw.key, Share(SAMPLES, 1, 1, False), 0))
+        items = streamed(shards, lambda raw, epoch: raw.key)
         assert [item.valid for item in items] == [True] * 3 + [False] * 3 + [True]
         assert all("000001.tar" in item.value.reason for item in items[3:6])
 
@@ -700,7 +762,7 @@ def test_a_damaged_table_is_no_benchmark(sets: Path, tmp_path: Path, name: str) 
         return
     assert name == "unknown video"
     decode = VideoDecoder(FrameReader(benchmark.shards, GLANCE, 16), benchmark.numbers)
-    items = list(ShardStream(benchmark.shards, decode, Share(4, 1, 1, False), 0))
+    items = streamed(benchmark.shards, decode)
     assert all(item.valid for item in items)
     assert [item.value.number for item in items] == [0, 1, 2, -1]  # 000003 is in no pair any more
     assert benchmark.numbers["000777"] == 3  # and no video gives this pair a reward
@@ -721,6 +783,6 @@ def test_damaged_frames_are_found_and_dropped(sets: Path, tmp_path: Path, conten
     assert len(lines) == 1 and "key '000001', a.safetensors" in lines[0]
     shards = ShardSet(folder)
     decode = PairDecoder(FrameReader(shards, GLANCE, 16), None)
-    items = list(ShardStream(shards, decode, Share(SAMPLES, 1, 1, False), 0))
+    items = streamed(shards, decode)
     assert [item.valid for item in items] == [True, False, True, True, True, True, True]
     assert "key '000001', a.safetensors" in items[1].value.reason

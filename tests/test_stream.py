@@ -4,127 +4,109 @@ import io
 import itertools
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from types import SimpleNamespace
+from collections.abc import Callable, Iterable
 
+import numpy as np
 import pytest
 import torch
 
 from videoalign import VideoAlignError
-from videoalign.datamodules import stream as module
-from videoalign.datamodules.shards import RawSample, Shard, ShardSet, ShardWriter
-from videoalign.datamodules.stream import Dropped, Item, ShardLoader, ShardStream, Share, shuffled
+from videoalign.datamodules.shards import RawSample, ShardSet, ShardWriter
+from videoalign.datamodules.stream import Dropped, Item, ShardLoader, ShardStream, Share, Slot, epoch_order, shuffled
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
 
 SIZES, BATCHES, WORLDS, WORKERS = (1, 5, 7, 23), (1, 2, 3), (1, 2, 3), (0, 1, 2, 3)
-PLANS = list(itertools.product(SIZES, BATCHES, WORLDS, WORKERS))
 
 
 def keys_of(samples: int) -> list[str]:
     return [f"{i:04d}" for i in range(samples)]
 
 
-class Memory:
-    """A set without files: the part of ShardSet that a stream uses."""
-
-    def __init__(self, samples: int, per_shard: int = 4) -> None:
-        keys = keys_of(samples)
-        self.content = {
-            f"{i:06d}.tar": keys[first : first + per_shard] for i, first in enumerate(range(0, samples, per_shard))
-        }
-        self.index = SimpleNamespace(
-            shards=[Shard(name, len(keys), 0, "") for name, keys in self.content.items()], samples=samples
-        )
-        self.path = Path("memory")
-
-    def read(self, shard: Shard, start: int = 0, stop: int | None = None) -> Iterator[RawSample]:
-        for key in self.content[shard.name][start:stop]:
-            yield RawSample(key, shard.name, {})
-
-
 def decode(raw: RawSample, epoch: int) -> tuple[str, int]:
     return raw.key, epoch
 
 
-def epoch_of(
-    monkeypatch: pytest.MonkeyPatch, stream: ShardStream, workers: int, epoch: int = 0, skip: int = 0
-) -> list[list[Item]]:
-    """The batches of a DataLoader, which asks its workers in turn and passes over those that are done."""
-    stream.position.copy_(torch.tensor([epoch, skip]))
-    size, queues = stream.share.batch, []
-    for worker in range(max(workers, 1)):
-        info = SimpleNamespace(id=worker, num_workers=workers) if workers else None
-        monkeypatch.setattr(module, "get_worker_info", lambda info=info: info)
-        items = list(stream)
-        queues.append([items[i : i + size] for i in range(0, len(items), size)])
-    batches = []
-    while any(queues):
-        batches += [queue.pop(0) for queue in queues if queue]
-    return batches
+def contents(samples: int, per_shard: int = 4) -> "Table":
+    """A table of contents without files: the part of it that the order is made of."""
+    return Table(np.arange(samples) // per_shard)
+
+
+class Table:
+    def __init__(self, shard: np.ndarray) -> None:
+        self.shard = shard
+
+    def __len__(self) -> int:
+        return len(self.shard)
 
 
 def streams(share: Share, buffer: int = 0, seed: int = 0, per_shard: int = 4) -> list[ShardStream]:
     """One for each rank."""
-    shards = Memory(share.samples, per_shard)
-    return [ShardStream(shards, decode, share, rank, seed, buffer) for rank in range(share.world)]
+    table = contents(share.samples, per_shard)
+    return [ShardStream(table, decode, share, rank, seed, buffer) for rank in range(share.world)]
 
 
-def keys(batches: list[list[Item]]) -> list[str]:
-    return [item.value[0] for batch in batches for item in batch]
+def numbers(batches: Iterable[list[Slot]], valid_only: bool = False) -> list[int]:
+    return [slot.number for batch in batches for slot in batch if slot.valid or not valid_only]
 
 
 # --- the plan, on a grid ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("samples", SIZES)
-def test_evaluation_covers_every_sample_once(monkeypatch: pytest.MonkeyPatch, samples: int) -> None:
-    for batch, world, workers in itertools.product(BATCHES, WORLDS, WORKERS):
+def test_evaluation_covers_every_sample_once(samples: int) -> None:
+    for batch, world in itertools.product(BATCHES, WORLDS):
         share = Share(samples, batch, world, training=False)
-        ranks = [epoch_of(monkeypatch, stream, workers) for stream in streams(share)]
-        plan = f"batch {batch}, world {world}, workers {workers}"
+        ranks = [list(stream.slots(0)) for stream in streams(share)]
+        plan = f"batch {batch}, world {world}"
         assert {len(batches) for batches in ranks} == {share.batches}, plan
         assert {len(b) for batches in ranks for b in batches} == {batch}, plan
-        assert share.batches * batch * world < samples + batch * world + world, f"{plan}: more padding than needed"
-        items = [item for batches in ranks for b in batches for item in b]
-        assert sorted(item.value[0] for item in items if item.valid) == keys_of(samples), plan
-        if workers < 2:  # in the order of the set
-            for batches in ranks:
-                valid = [item.value[0] for b in batches for item in b if item.valid]
-                assert valid == sorted(valid)
+        assert share.batches * batch * world < samples + batch * world, f"{plan}: more padding than needed"
+        assert sorted(n for batches in ranks for n in numbers(batches, valid_only=True)) == list(range(samples)), plan
 
 
 @pytest.mark.parametrize("samples", SIZES)
-def test_evaluation_order_does_not_depend_on_the_epoch(monkeypatch: pytest.MonkeyPatch, samples: int) -> None:
-    (stream,) = streams(Share(samples, 2, 1, training=False))
-    assert keys(epoch_of(monkeypatch, stream, 2, epoch=0)) == keys(epoch_of(monkeypatch, stream, 2, epoch=5))
+def test_evaluation_order_does_not_depend_on_the_epoch(samples: int) -> None:
+    (stream,) = streams(Share(samples, 2, 1, training=False), buffer=4)
+    assert numbers(stream.slots(0)) == numbers(stream.slots(5))
 
 
 @pytest.mark.parametrize("samples", SIZES)
-@pytest.mark.parametrize("buffer", [0, 4])
-def test_training_samples_are_disjoint(monkeypatch: pytest.MonkeyPatch, samples: int, buffer: int) -> None:
-    for (batch, world, workers), epoch in itertools.product(itertools.product(BATCHES, WORLDS, WORKERS), (0, 3)):
-        share = Share(samples, batch, world, training=True)
-        assert share.batches == samples // (batch * world)
-        ranks = [epoch_of(monkeypatch, stream, workers, epoch) for stream in streams(share, buffer)]
-        plan = f"batch {batch}, world {world}, workers {workers}"
+@pytest.mark.parametrize("buffer", [0, 4, 100])
+def test_training_samples_are_disjoint(samples: int, buffer: int) -> None:
+    for batch, world, accumulate, epoch in itertools.product(BATCHES, WORLDS, (1, 2), (0, 3)):
+        share = Share(samples, batch, world, training=True, accumulate=accumulate)
+        assert share.batches == samples // (batch * world * accumulate) * accumulate
+        ranks = [list(stream.slots(epoch)) for stream in streams(share, buffer)]
+        plan = f"batch {batch}, world {world}, accumulate {accumulate}"
         assert [len(batches) for batches in ranks] == [share.batches] * world, plan
-        items = [item for batches in ranks for b in batches for item in b]
-        assert all(item.valid for item in items), plan
-        seen = [item.value[0] for item in items]
-        assert len(seen) == len(set(seen)) == share.batches * batch * world, plan
-        assert {item.value[1] for item in items} <= {epoch}, plan
+        slots = [slot for batches in ranks for b in batches for slot in b]
+        assert all(slot.valid and slot.epoch == epoch for slot in slots), plan
+        assert len({slot.number for slot in slots}) == len(slots) == share.batches * batch * world, plan
 
 
-@pytest.mark.parametrize("workers", WORKERS)
+def test_a_step_sees_the_same_samples_on_any_number_of_ranks() -> None:
+    """World x batch x accumulated batches = 12: every optimizer step has the same 12 samples."""
+
+    def steps(world: int, batch: int, accumulate: int) -> list[set[int]]:
+        share = Share(61, batch, world, training=True, accumulate=accumulate)
+        ranks = [[{slot.number for slot in b} for b in stream.slots(3)] for stream in streams(share, 16, seed=7)]
+        micro = [set.union(*(rank[i] for rank in ranks)) for i in range(share.batches)]
+        return [set.union(*micro[i : i + accumulate]) for i in range(0, len(micro), accumulate)]
+
+    want = steps(1, 12, 1)
+    assert len(want) == 5 and {len(step) for step in want} == {12}
+    for plan in ((12, 1, 1), (1, 1, 12), (2, 3, 2), (3, 2, 2), (4, 3, 1), (2, 1, 6), (1, 4, 3)):
+        assert steps(*plan) == want, plan
+
+
 @pytest.mark.parametrize("world", WORLDS)
-def test_training_order(monkeypatch: pytest.MonkeyPatch, workers: int, world: int) -> None:
+def test_training_order(world: int) -> None:
     """Another one in each epoch and for each seed, the same one for the same."""
     share = Share(23, 2, world, training=True)
 
-    def order(seed: int, epoch: int) -> list[str]:
-        return [k for s in streams(share, 4, seed) for k in keys(epoch_of(monkeypatch, s, workers, epoch))]
+    def order(seed: int, epoch: int) -> list[int]:
+        return [number for stream in streams(share, 4, seed) for number in numbers(stream.slots(epoch))]
 
     orders = {(seed, epoch): order(seed, epoch) for seed in (0, 1) for epoch in range(3)}
     assert len({tuple(o) for o in orders.values()}) == 6
@@ -132,38 +114,33 @@ def test_training_order(monkeypatch: pytest.MonkeyPatch, workers: int, world: in
     assert all(o != sorted(o) for o in orders.values())
 
 
-def test_no_buffer_keeps_the_order_on_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_buffer_keeps_the_order_on_disk() -> None:
     (stream,) = streams(Share(23, 2, 1, training=True))
     for epoch in (0, 1):
-        assert keys(epoch_of(monkeypatch, stream, 0, epoch)) == keys_of(22)
+        assert numbers(stream.slots(epoch)) == list(range(22))
+
+
+def test_the_buffer_bounds_how_far_samples_move() -> None:
+    near, far = (epoch_order(contents(1000, per_shard=1000), 0, 0, buffer) for buffer in (10, 1000))
+    assert sorted(near) == sorted(far) == list(range(1000))
+    assert np.median(np.abs(np.diff(near))) < 20 < 200 < np.median(np.abs(np.diff(far)))
 
 
 @pytest.mark.parametrize("per_shard", [4, 100], ids=["many shards", "one shard"])
-def test_every_sample_trains_in_the_long_run(monkeypatch: pytest.MonkeyPatch, per_shard: int) -> None:
+def test_every_sample_trains_in_the_long_run(per_shard: int) -> None:
     """What does not fill a batch is left out, but other samples in each epoch."""
     (stream,) = streams(Share(23, 5, 1, training=True), buffer=4, per_shard=per_shard)
-    seen = Counter(key for epoch in range(40) for key in keys(epoch_of(monkeypatch, stream, 2, epoch)))
-    assert sorted(seen) == keys_of(23)
+    seen = Counter(number for epoch in range(40) for number in numbers(stream.slots(epoch)))
+    assert sorted(seen) == list(range(23))
 
 
 @pytest.mark.parametrize("training", [False, True])
-def test_resuming_at_any_batch(monkeypatch: pytest.MonkeyPatch, training: bool) -> None:
-    for samples, batch, world, workers in PLANS:
-        share = Share(samples, batch, world, training)
-        stream = streams(share, buffer=4)[-1]
-        whole = epoch_of(monkeypatch, stream, workers, epoch=2)
+def test_resuming_at_any_batch(training: bool) -> None:
+    for samples, batch, world in itertools.product(SIZES, BATCHES, WORLDS):
+        stream = streams(Share(samples, batch, world, training), buffer=4)[-1]
+        whole = list(stream.slots(2))
         for done in range(len(whole) + 1):
-            rest = epoch_of(monkeypatch, stream, workers, epoch=2, skip=done)
-            assert rest == whole[done:], (samples, batch, world, workers, done)
-
-
-def test_skipped_samples_are_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
-    decoded = []
-    stream = ShardStream(
-        Memory(23), lambda raw, epoch: decoded.append(raw.key) or (raw.key, 0), Share(23, 2, 1, True), 0
-    )
-    epoch_of(monkeypatch, stream, 2, skip=9)
-    assert len(decoded) == 4
+            assert list(stream.slots(2, skip=done)) == whole[done:], (samples, batch, world, done)
 
 
 def test_shuffle_buffer_gives_every_sample_once() -> None:
@@ -205,9 +182,10 @@ def loader(
     shards: ShardSet, workers: int, batch: int = 2, world: int = 2, rank: int = 1, training: bool = True, seed: int = 3,
     buffer: int = 4, samples: int | None = None, decode: Callable = decode, max_dropped: float = 0.0, **options: object,
 ) -> ShardLoader:  # fmt: skip
-    share = Share(samples or shards.index.samples, batch, world, training)
-    stream = ShardStream(shards, decode, share, rank, seed, buffer if training else 0)
-    return ShardLoader(stream, collate, workers, max_dropped, **options)
+    table = shards.contents()
+    table = table.take(range(samples)) if samples else table
+    stream = ShardStream(table, decode, Share(len(table), batch, world, training), rank, seed, buffer, "the set")
+    return ShardLoader(stream, collate, workers, max_dropped, options)
 
 
 def values(batches: list[dict]) -> list[list]:
@@ -216,17 +194,14 @@ def values(batches: list[dict]) -> list[list]:
 
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("workers", WORKERS)
-def test_loader_follows_the_plan(
-    shards: ShardSet, monkeypatch: pytest.MonkeyPatch, workers: int, training: bool
-) -> None:
+def test_loader_follows_the_plan(shards: ShardSet, workers: int, training: bool) -> None:
     load = loader(shards, workers, training=training)
-    got = [list(load) for _ in range(2)]
+    got, keys = [list(load) for _ in range(2)], shards.contents().keys()
     assert len(load) == len(got[0]) == len(got[1])
-    stream = loader(shards, 0, training=training).stream
     for epoch in range(2):
-        plan = epoch_of(monkeypatch, stream, workers, epoch)
-        assert values(got[epoch]) == [[item.value for item in batch] for batch in plan]
-        assert [batch["valid"] for batch in got[epoch]] == [[item.valid for item in batch] for batch in plan]
+        plan = list(load.stream.slots(epoch))
+        assert values(got[epoch]) == [[(keys[slot.number], epoch) for slot in batch] for batch in plan]
+        assert [batch["valid"] for batch in got[epoch]] == [[slot.valid for slot in batch] for batch in plan]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -283,8 +258,7 @@ def test_resuming_twice_in_an_epoch(shards: ShardSet) -> None:
 
 
 CHANGES = {
-    "samples": {"samples": 22}, "batch size": {"batch": 3}, "ranks": {"world": 3}, "workers": {"workers": 1},
-    "seed": {"seed": 4}, "shuffle": {"buffer": 5},
+    "samples": {"samples": 22}, "batch size": {"batch": 3}, "ranks": {"world": 3}, "seed": {"seed": 4}, "shuffle": {"buffer": 5},
 }  # fmt: skip
 
 
@@ -301,6 +275,21 @@ def test_changed_geometry_is_refused_in_an_epoch(shards: ShardSet, name: str) ->
     assert load.state_dict()["batches"] == 0
     changed.load_state_dict(load.state_dict())
     assert {value[1] for batch in changed for value in batch["values"]} == {1}
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_resuming_on_other_ranks_and_workers(shards: ShardSet, world: int, workers: int) -> None:
+    """With the same global batch of 4 an epoch goes on where it was, however many processes take part in it."""
+    first = loader(shards, 0, batch=4, world=1, rank=0)
+    batches = iter(first)
+    next(batches), next(batches)
+    state, whole = first.state_dict(), [sorted(batch) for batch in values(list(batches))]
+    ranks = [loader(shards, workers, 4 // world, world, rank) for rank in range(world)]
+    for load in ranks:
+        load.load_state_dict(state)
+    rest = [sorted(itertools.chain(*parts)) for parts in zip(*(values(list(load)) for load in ranks))]
+    assert rest == whole and len(rest) == 3
 
 
 def test_the_same_geometry_on_another_rank(shards: ShardSet) -> None:
