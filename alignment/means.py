@@ -20,10 +20,10 @@ class Means:
         Args:
             name: what they are.
             values: any shape.
-            mask: which of them count, broadcasting over their shape; those that are not NaN if not given.
+            mask: which of them count, broadcasting over their shape; all if not given.
         """
         values = values.detach().double()
-        mask = ~values.isnan() if mask is None else mask.broadcast_to(values.shape)
+        mask = torch.ones_like(values, dtype=torch.bool) if mask is None else mask.broadcast_to(values.shape)
         if name.endswith("/max"):
             total = values.masked_fill(~mask, -torch.inf).amax() if values.numel() else values.new_tensor(-torch.inf)
         else:

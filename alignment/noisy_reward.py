@@ -92,8 +92,7 @@ class NoisyRewardModel(Training):
         condition = self.generator.condition([prompt.to(latents.device) for prompt in batch["prompts"]] * 2)
         return self.network(x, t.repeat(2), condition).unflatten(0, (2, -1))
 
-    def _losses(self, rewards: Tensor, labels: Tensor) -> Tensor:
-        """(N, D) losses, NaN for labels that do not count."""
+    def _losses(self, rewards: Tensor, labels: Tensor) -> preference.LabelLosses:
         margins = rewards[0] - rewards[1]
         if self.loss == "btt":
             return preference.btt_losses(margins, labels, self.theta)
@@ -109,8 +108,8 @@ class NoisyRewardModel(Training):
         if "latents" not in batch:
             raise VideoAlignError(f"no sample of a batch could be used: {batch['dropped'][-1].reason}")
         losses = self._losses(self.rewards(batch), self._labels(batch))
-        self.step_means.add("loss", losses)
-        return self.finite(preference.slot_mean(losses), batch["keys"])
+        self.step_means.add("loss", *losses)
+        return self.finite(losses.slot_mean(), batch["keys"])
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> None:
         """Held-out pairs at every time of :data:`BINS`."""
@@ -121,7 +120,7 @@ class NoisyRewardModel(Training):
         for time in BINS:
             rewards = self.rewards(batch, torch.full((len(labels),), time, device=labels.device))
             margins = rewards[0] - rewards[1]
-            self.held_out_means.add("loss", self._losses(rewards, labels))
+            self.held_out_means.add("loss", *self._losses(rewards, labels))
             self.calibration.update(preference.probabilities(margins, self.theta), labels, valid)
             self.moments.update(rewards.flatten(0, 1), valid.repeat(2))
             right = (margins * labels > 0).double()

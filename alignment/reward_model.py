@@ -21,7 +21,7 @@ class RewardModel(Training):
     r"""Trains a :class:`~videoalign.models.VideoReward` on pairs with labels VQ, MQ and TA.
 
     Losses, of every label that counts (invalid and missing ones never do). What is minimised is their sum over the
-    places for labels (:func:`~videoalign.models.preference.slot_mean`), what is logged their mean:
+    places for labels (:meth:`~videoalign.models.preference.LabelLosses.slot_mean`), what is logged their mean:
 
     - ``btt``: Bradley-Terry with ties, the paper's choice; ties are evidence.
     - ``bt``: Bradley-Terry; ties are left out, or count as half a win for each side with ``ties: true``.
@@ -91,16 +91,13 @@ class RewardModel(Training):
         """Raw rewards (B, 3) of a batch of the network's inputs."""
         return self.network(**inputs)
 
-    def pair_losses(self, rewards: Tensor, labels: Tensor, scores: Tensor) -> Tensor:
+    def pair_losses(self, rewards: Tensor, labels: Tensor, scores: Tensor) -> preference.LabelLosses:
         """The losses of one batch, each of a label or score.
 
         Args:
             rewards: (2, N, D) of A and B.
             labels: (N, D), NaN where there is none.
             scores: (2, N, D), NaN where there is none.
-
-        Returns:
-            (N, D), or (2 N, D) of scores; NaN for what does not count.
         """
         margins = rewards[0] - rewards[1]
         if self.loss == "btt":
@@ -127,7 +124,7 @@ class RewardModel(Training):
         labels = labels[:, : len(DIMENSIONS)]
         losses = self.pair_losses(rewards, labels, scores)
         margins = (rewards[0] - rewards[1]).detach()
-        self.step_means.add("loss", losses)
+        self.step_means.add("loss", *losses)
         decided, right = ~labels.isnan() & (labels != 0), (margins * labels > 0).double()
         for i, name in enumerate(DIMENSIONS):
             self.step_means.add(f"accuracy/{name}", right[:, i], decided[:, i])
@@ -141,7 +138,7 @@ class RewardModel(Training):
             batch_size=1,
             sync_dist=True,
         )
-        return self.finite(preference.slot_mean(losses), batch["keys"])
+        return self.finite(losses.slot_mean(), batch["keys"])
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
         """Held-out pairs enter the metrics; videos of a benchmark only get rewards, for the ``RewardBench`` callback."""
@@ -152,7 +149,7 @@ class RewardModel(Training):
         rewards, (labels, scores), valid = self._rewards(batch), self._masked(batch), batch["valid"]
         margins = rewards[0] - rewards[1]
         per_dimension = labels[:, : len(DIMENSIONS)]
-        self.held_out_means.add("loss", self.pair_losses(rewards, per_dimension, scores))
+        self.held_out_means.add("loss", *self.pair_losses(rewards, per_dimension, scores))
         self.accuracy.update(margins, labels, valid)
         self.calibration.update(preference.probabilities(margins, self.theta), per_dimension, valid)
         self.moments.update(rewards.flatten(0, 1), valid.repeat(2))

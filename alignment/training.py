@@ -38,7 +38,6 @@ class Training(L.LightningModule):
         self.strict_loading = False
         self.optimizer, self.warmup, self.decay = optimizer, warmup, decay
         self.step_means, self.held_out_means = Means(), Means()
-        self._stepped = 0
 
     # --- what trains ------------------------------------------------------------------------------------------------
 
@@ -120,11 +119,8 @@ class Training(L.LightningModule):
         """What is logged of the means of a step or of an epoch; themselves, unless an algorithm says otherwise."""
         return means
 
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Log the means of a step once all its batches are in. Collective."""
-        if self.global_step == self._stepped:
-            return
-        self._stepped = self.global_step
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Log the means of a step: all its batches are in. Collective."""
         for name, value in self.derived(self.step_means.compute()).items():
             self.log(
                 f"train/{name}", value, prog_bar=name.startswith("loss"), on_step=True, on_epoch=False, batch_size=1
@@ -137,9 +133,13 @@ class Training(L.LightningModule):
         torch.manual_seed(draw_seed(run, self.global_step, batch_idx, self.global_rank))
 
     def on_train_start(self) -> None:
-        """Begin with no means; a step may have been left half done."""
-        self._stepped = self.global_step
+        """Begin a step anew, and count steps for the logger from where the weights are.
+
+        A checkpoint is written before Lightning's logger has counted its last step, so that the curves of a resumed run
+        would lie one step behind.
+        """
         self.step_means.reset()
+        self.trainer.fit_loop.epoch_loop._batches_that_stepped = self.global_step
 
     def on_validation_epoch_start(self) -> None:
         """Forget what the sanity check or an interrupted epoch left."""

@@ -16,6 +16,7 @@ first branch, with which they do not sum to one; this is the form that its code 
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -31,23 +32,29 @@ LIKERT_CENTRE = 3.0
 """Middle of the 1-5 score scale; regression trains on scores minus this."""
 
 
-def label_mean(losses: Tensor) -> Tensor:
-    """Mean over the labels that count: those whose loss is not NaN. 0 where there are none.
+class LabelLosses(NamedTuple):
+    """Losses, each of one label or score.
 
-    Args:
-        losses: any shape, as :func:`bt_losses` and its like give them.
+    Attributes:
+        values: (N, D).
+        counted: (N, D), False where there is no label, or none that counts.
     """
-    return losses.nansum() / (~losses.isnan()).sum().clamp(min=1)
 
+    values: Tensor
+    counted: Tensor
 
-def slot_mean(losses: Tensor) -> Tensor:
-    """Sum over the labels that count, divided by the number of places for labels, whether or not one stands there.
+    def mean(self) -> Tensor:
+        """Mean over what counts; 0 where nothing does."""
+        return torch.where(self.counted, self.values, 0.0).sum() / self.counted.sum().clamp(min=1)
 
-    What is trained: a label weighs the same wherever it stands, so that the gradient of a step does not depend on how
-    its samples are cut into micro-batches and ranks. A mean over the labels of a micro-batch would weigh a label that
-    stands alone in its pair three times as much as one beside two others.
-    """
-    return losses.nansum() / losses.numel()
+    def slot_mean(self) -> Tensor:
+        """Sum over what counts, divided by the number of places for labels, whether or not one stands there.
+
+        What is minimised: a label weighs the same wherever it stands, so that the gradient of a step does not depend on
+        how its samples are cut into micro-batches and ranks. A mean over the labels of a micro-batch would weigh a label
+        that stands alone in its pair three times as much as one beside two others.
+        """
+        return torch.where(self.counted, self.values, 0.0).sum() / self.values.numel()
 
 
 def check_theta(theta: float) -> float:
@@ -74,23 +81,21 @@ def probabilities(margins: Tensor, theta: float = 1.0) -> Tensor:
     return torch.stack([a, (theta**2 - 1) * a * b, b], dim=-1)
 
 
-def bt_losses(margins: Tensor, labels: Tensor, ties: bool = False) -> Tensor:
+def bt_losses(margins: Tensor, labels: Tensor, ties: bool = False) -> LabelLosses:
     r"""Bradley-Terry: :math:`-\ln\sigma(d)` for the side that won (VideoAlign, section 3.2).
 
     Args:
         margins: (N, D) reward A minus reward B.
         labels: (N, D), +1 / -1 / 0, NaN where there is none.
         ties: a tie counts as half a win for each side; otherwise ties are left out.
-
-    Returns:
-        (N, D) losses, NaN for labels that do not count.
     """
+    # NaN would survive the mask in the backward pass (0 x NaN), so missing labels are numbers from here on
     win_a = (labels.nan_to_num() + 1) / 2  # 1, 0.5 or 0
     losses = -(win_a * F.logsigmoid(margins) + (1 - win_a) * F.logsigmoid(-margins))
-    return _counted(losses, labels, ties)
+    return LabelLosses(losses, _counted(labels, ties))
 
 
-def btt_losses(margins: Tensor, labels: Tensor, theta: float = 5.0, ties: bool = True) -> Tensor:
+def btt_losses(margins: Tensor, labels: Tensor, theta: float = 5.0, ties: bool = True) -> LabelLosses:
     """Bradley-Terry with ties: the negative log-likelihood of the three outcomes (see the module's text).
 
     Args:
@@ -98,34 +103,28 @@ def btt_losses(margins: Tensor, labels: Tensor, theta: float = 5.0, ties: bool =
         labels: (N, D), +1 / -1 / 0, NaN where there is none.
         theta: tie parameter, above 1.
         ties: whether ties count; False leaves them out.
-
-    Returns:
-        (N, D) losses, NaN for labels that do not count.
     """
     shift = math.log(check_theta(theta))
     log_a = F.logsigmoid(margins - shift)
     log_b = F.logsigmoid(-margins - shift)
     log_tie = log_a + log_b + math.log(theta**2 - 1)
     losses = -torch.where(labels > 0, log_a, torch.where(labels < 0, log_b, log_tie))
-    return _counted(losses, labels, ties)
+    return LabelLosses(losses, _counted(labels, ties))
 
 
-def reg_losses(rewards: Tensor, scores: Tensor) -> Tensor:
+def reg_losses(rewards: Tensor, scores: Tensor) -> LabelLosses:
     """Regression on absolute scores: squared error against score - 3.
 
     Args:
         rewards: (N, D).
         scores: (N, D) on the 1-5 Likert scale, NaN where there is none.
-
-    Returns:
-        (N, D) losses, NaN where there is no score.
     """
-    return torch.where(scores.isnan(), torch.nan, (rewards - (scores.nan_to_num() - LIKERT_CENTRE)) ** 2)
+    return LabelLosses((rewards - (scores.nan_to_num() - LIKERT_CENTRE)) ** 2, ~scores.isnan())
 
 
-def _counted(losses: Tensor, labels: Tensor, ties: bool) -> Tensor:
-    """Losses with NaN where a label is missing, or a tie that does not count."""
-    return torch.where(~labels.isnan() & (ties | (labels != 0)), losses, torch.nan)
+def _counted(labels: Tensor, ties: bool) -> Tensor:
+    """Which labels count: those that are there, ties only where asked."""
+    return ~labels.isnan() & (ties | (labels != 0))
 
 
 # --- accuracies -------------------------------------------------------------------------------------------------

@@ -162,7 +162,7 @@ def one_forward(folder: Path) -> None:
     def step(*inputs: dict) -> torch.Tensor:
         network.zero_grad()
         rewards = torch.cat([network(**batch) for batch in inputs]).unflatten(0, (2, -1))
-        loss = model.pair_loss(rewards, labels, torch.ones(2, 24, 3))
+        loss = model.pair_losses(rewards, labels, torch.ones(2, 24, 3)).mean()
         loss.backward()
         return torch.stack([loss.detach(), network.head.weight.grad.abs().sum()])
 
@@ -384,7 +384,7 @@ from videoalign.datamodules.stream import Share, ShardLoader, ShardStream
 from videoalign.models import FrameSampling
 shards = ShardSet(sys.argv[1])
 decode = PairDecoder(FrameReader(shards, FrameSampling(**{k: v for k, v in shards.index.frames.items() if k != "factor"}), 28), 0)
-stream = ShardStream(shards, decode, Share(shards.index.samples, 2, 1, True), 0, shuffle_buffer=8)
+stream = ShardStream(shards.contents(), decode, Share(len(shards), 2, 1, True), shuffle_buffer=8)
 for batch in ShardLoader(stream, lambda items: {"dropped": []}, 0):
     pass
 # not ru_maxrss, which a child inherits

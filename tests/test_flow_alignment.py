@@ -31,7 +31,6 @@ from videoalign.models.flow_losses import (
     ConstantBeta,
     RewardWeights,
     dpo_losses,
-    effective_sample_size,
     implicit_rewards,
     ipo_losses,
 )
@@ -164,7 +163,9 @@ def fit(model, datamodule, steps=1, callbacks=(), checkpoint=None, **trainer):
 def loaded(datamodule, model, stage="fit", world=1, rank=0):
     """The datamodule set up without a trainer of Lightning's."""
     root = SimpleNamespace(root_device=torch.device("cpu"))
-    datamodule.trainer = SimpleNamespace(world_size=world, accumulate_grad_batches=1, global_rank=rank, lightning_module=model, strategy=root)
+    datamodule.trainer = SimpleNamespace(
+        world_size=world, accumulate_grad_batches=1, global_rank=rank, lightning_module=model, strategy=root
+    )
     datamodule.setup(stage)
     return datamodule
 
@@ -274,7 +275,7 @@ def test_sampling_equals_plain_diffusers_called_with_the_prompts(guidance, gener
     found = generator.decode(latents)  # uint8 (B, T, 3, H, W)
     want = torch.as_tensor(want).mul(255).round().to(torch.uint8).permute(0, 1, 4, 2, 3)
     assert found.shape == (2, 5, 3, 32, 32)
-    torch.testing.assert_close(found, want, rtol=0, atol=0)
+    assert (found.int() - want.int()).abs().max() <= 1  # where rounding is a close call
     final = plain(
         prompts, negative_prompt="a blue", height=32, width=32, num_frames=5, num_inference_steps=3, guidance_scale=guidance,
         latents=given, output_type="latent", max_sequence_length=generator.max_tokens, **options,
@@ -535,12 +536,6 @@ def test_ipo_begins_at_its_margin_squared(folders, pairs):
 def test_ipo_margin_must_be_positive(margin, folders):
     with pytest.raises(VideoAlignError, match="margin"):
         make(FlowIPO, folders["wan"], margin=margin)
-
-
-def test_effective_sample_size_is_kishs():
-    assert effective_sample_size(torch.full((5,), 0.3)).item() == pytest.approx(1.0)
-    assert effective_sample_size(torch.tensor([7.0, 0, 0, 0])).item() == pytest.approx(0.25)
-    assert effective_sample_size(torch.tensor([[1.0, 2.0], [3.0, 4.0]])).item() == pytest.approx(100 / 30 / 4)
 
 
 def test_raw_reward_weights_are_clipped_exponentials():
@@ -814,8 +809,10 @@ def test_a_batch_without_a_usable_sample_is_passed_over(kind, place, folders, wa
     path = write(tmp_path / "set", wan, tensors=partial(spoiled, place))
     model = make(kind, folders["wan"], optimizer=partial(torch.optim.SGD, lr=1e-4))
     watch = fit(model, data(path, batch_size=1, max_dropped=0.2), max_steps=-1, max_epochs=1)
-    assert len(watch.steps) == 8 and watch.steps[place]["train/loss"] == 0.0
-    assert all(step["train/loss"] > 0 for i, step in enumerate(watch.steps) if i != place)
+    assert len(watch.steps) == 8
+    logged = [step.get("train/loss") for step in watch.steps]
+    assert logged[place] == (logged[place - 1] if place else None)  # nothing is logged of a step without a sample
+    assert all(value > 0 for i, value in enumerate(logged) if i != place)
 
 
 def test_more_unusable_samples_than_allowed_stop_the_training(folders, wan, tmp_path):
@@ -841,7 +838,7 @@ def test_unusable_samples_do_not_count_in_the_mean(folders, wan, tmp_path):
 def kept(path, folder, **options):
     """What is used of a set: (A is preferred, margin) by key."""
     datamodule = loaded(data(path, **options), SimpleNamespace(generator=load_generator(folder)))
-    return {key: (not judged.swapped, judged.margin) for key, judged in datamodule.sets["train"][1].items()}
+    return {key: (not judged.swapped, judged.margin) for key, judged in datamodule.sets["train"].judged.items()}
 
 
 def test_dimension_weights_decide_what_is_preferred(folders, pairs):
@@ -1016,8 +1013,7 @@ def test_resumption_in_the_middle_of_an_epoch_is_exact(kind, lora, folders, pair
     content = torch.load(middle, weights_only=True)
     assert content["global_step"] == 6 and len(rest.steps) == 3
     assert rest.steps == watch.steps[6:]
-    names = through.trained_names()
-    assert set(content["state_dict"]) == names
+    assert set(content["state_dict"]) == through.trained().keys()
     for name, parameter in through.named_parameters():
         assert torch.equal(resumed.get_parameter(name), parameter), name
 

@@ -384,7 +384,7 @@ def test_missing_paths_are_named(data: Path, processor: RewardProcessor) -> None
     with pytest.raises(VideoAlignError, match="holds pairs, but videos are needed"):
         module(processor, benchmarks={"mine": str(data / "pairs")})
     with pytest.raises(
-        VideoAlignError, match=r"12 pairs, fewer than one batch of data\.batch_size 5 on each of 3 ranks"
+        VideoAlignError, match=r"12 samples, fewer than one step takes: data\.batch_size 5 on each of 3 ranks"
     ):
         module(processor, world=3, train=str(data / "pairs"), batch_size=5).train_dataloader()
 

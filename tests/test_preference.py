@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,16 +10,16 @@ import torch
 
 from videoalign import VideoAlignError
 from videoalign.models.preference import (
+    LabelLosses,
     accuracy_at_threshold,
     accuracy_with_ties,
     accuracy_without_ties,
     bootstrap_interval,
-    bt_loss,
-    btt_loss,
+    bt_losses,
+    btt_losses,
     held_out_accuracy_with_ties,
-    masked_mean,
     probabilities,
-    reg_loss,
+    reg_losses,
     tie_threshold,
 )
 
@@ -346,6 +347,18 @@ def test_swapping_sides_swaps_probabilities():
 # --- losses -----------------------------------------------------------------------------------------------------
 
 
+def bt_loss(*args, **options):
+    return bt_losses(*args, **options).mean()
+
+
+def btt_loss(*args, **options):
+    return btt_losses(*args, **options).mean()
+
+
+def reg_loss(*args):
+    return reg_losses(*args).mean()
+
+
 def one_pair(margin, label):
     return torch.tensor([[margin]], dtype=torch.double), torch.tensor([[label]], dtype=torch.double)
 
@@ -470,7 +483,44 @@ def test_btt_tie_is_cheapest_between_equals():
     assert costs[0] == pytest.approx(costs[4])
 
 
-def test_masked_mean_divides_by_what_counts():
-    values = torch.tensor([1.0, NAN, 5.0, 100.0])
-    assert masked_mean(values, torch.tensor([True, False, True, False])) == 3.0
-    assert masked_mean(values, torch.zeros(4, dtype=torch.bool)) == 0.0
+def test_means_divide_by_what_counts_or_by_what_there_is_room_for():
+    values = torch.tensor([1.0, 7.0, 5.0, NAN], requires_grad=True)
+    losses = LabelLosses(values, torch.tensor([True, False, True, False]))
+    assert losses.mean() == 3.0 and losses.slot_mean() == 1.5
+    none = LabelLosses(values, torch.zeros(4, dtype=torch.bool))
+    assert none.mean() == 0.0 == none.slot_mean()
+    losses.slot_mean().backward()
+    assert values.grad.tolist() == [0.25, 0.0, 0.25, 0.0]
+
+
+def test_broken_rewards_are_no_missing_labels():
+    for losses in (bt_losses, btt_losses):
+        assert losses(torch.tensor([[NAN, 1.0]]), torch.ones(1, 2)).slot_mean().isnan()
+    assert reg_losses(torch.tensor([[NAN, 1.0]]), torch.ones(1, 2)).slot_mean().isnan()
+
+
+LOSSES_EACH = {
+    "bt": bt_losses, "bt with ties": partial(bt_losses, ties=True), "btt": btt_losses,
+    "btt without ties": partial(btt_losses, ties=False), "reg": lambda m, y: reg_losses(m, y + 3),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", LOSSES_EACH)
+def test_the_gradient_does_not_depend_on_micro_batches(kind):
+    """However 24 pairs with many labels missing are cut, the mean of the parts' gradients is the whole's."""
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(24, 5, generator=generator, dtype=torch.double)
+    labels = torch.randint(-1, 2, (24, 3), generator=generator).double()
+    labels[torch.rand(24, 3, generator=generator) < 0.5] = NAN
+    labels[:4] = NAN  # whole micro-batches without any label
+
+    def gradient(size):
+        weights = torch.ones(5, 3, dtype=torch.double, requires_grad=True)
+        for part, y in zip(features.split(size), labels.split(size)):
+            (LOSSES_EACH[kind](part @ weights, y).slot_mean() / (24 // size)).backward()
+        return weights.grad
+
+    whole = gradient(24)
+    assert whole.abs().min() > 0
+    for size in (1, 2, 3, 4, 6, 8, 12):
+        torch.testing.assert_close(gradient(size), whole, rtol=0, atol=1e-12)

@@ -108,14 +108,14 @@ def test_overfits_a_few_pairs(backbone, sampling, world, tmp_path):
     )
     data = VideoPairs(str(world / "train"), str(world / "val"), batch_size=4, workers=0, swap=False, shuffle_buffer=0)
     trainer.fit(model, data)
-    first = model.pair_loss(torch.zeros(2, 1, 3), torch.tensor([[1.0, -1.0, 0.0]]), torch.ones(2, 1, 3))
+    first = model.pair_losses(torch.zeros(2, 1, 3), torch.tensor([[1.0, -1.0, 0.0]]), torch.ones(2, 1, 3)).mean()
     assert trainer.callback_metrics["train/loss"] < 0.5 * first
 
 
 def test_pair_in_one_forward_equals_two(network, world):
     data = pairs(world)
     data.trainer = type("T", (), {})()
-    data.trainer.world_size, data.trainer.global_rank = 1, 0
+    data.trainer.world_size, data.trainer.global_rank, data.trainer.accumulate_grad_batches = 1, 0, 1
     data.trainer.lightning_module = RewardModel(network)
     data.trainer.strategy = type("S", (), {"root_device": torch.device("cpu")})()
     data.setup("fit")
@@ -136,8 +136,11 @@ def test_swapping_a_and_b_leaves_the_loss(network):
     )
     scores = 1 + 4 * torch.rand(2, 5, 3)
     for model.loss in ("btt", "bt", "reg"):
-        one = model.pair_loss(rewards, labels, scores)
-        torch.testing.assert_close(one, model.pair_loss(rewards.flip(0), -labels, scores.flip(0)))
+        one, other = (
+            model.pair_losses(rewards, labels, scores),
+            model.pair_losses(rewards.flip(0), -labels, scores.flip(0)),
+        )
+        torch.testing.assert_close(one.slot_mean(), other.slot_mean())
 
 
 def test_dropped_and_padded_pairs_do_not_train(network):
@@ -179,7 +182,7 @@ def test_unusable_pairs_are_left_out_and_counted(batch_size, network, world, tmp
 def test_broken_loss_stops_with_the_pairs(network, world, tmp_path):
     with torch.no_grad():
         network.head.weight.fill_(torch.inf)
-    with pytest.raises(VideoAlignError, match=r"loss is (nan|inf).*pairs \['\d"):
+    with pytest.raises(VideoAlignError, match=r"loss is (nan|inf).*samples \['\d"):
         fit(network, world, tmp_path)
 
 
@@ -223,7 +226,7 @@ def test_reward_bench_joins_on_both_videos(network, world):
             a, b = (network(**network.processor(read(raw), [prompt]))[0] for raw, prompt in ends)
             metric.update((a - b)[None], torch.tensor([[word[row[c]] for c in ("VQ", "MQ", "TA", "Overall")]]))
     for column, want in metric.compute().items():
-        assert bench.results["recent"][column] == pytest.approx(want, nan_ok=True), column
+        assert bench.results["recent"][column] == pytest.approx(want, rel=1e-4, nan_ok=True), column
 
 
 def test_checkpoint_holds_what_trains_and_resumes_exactly(backbone, sampling, world, tmp_path):

@@ -440,7 +440,9 @@ DAMAGE = {
     "truncated between samples, signed": Damage(cut(2, 512), "holds 1 samples, the index says 3", True),
     "cut to nothing": Damage(lambda f: (f / "000000.tar").write_bytes(b""), r"000000\.tar has 0 bytes"),
     "end mark missing": Damage(end_mark, r"000000\.tar has \d+ bytes, the index says \d+"),
-    "not a tar, signed": Damage(lambda f: (f / "000000.tar").write_bytes(garbage(b"0" * 20480)), "cannot be read", True),
+    "not a tar, signed": Damage(
+        lambda f: (f / "000000.tar").write_bytes(garbage(b"0" * 20480)), "cannot be read", True
+    ),
     "members of two samples mixed": Damage(
         edit_members(lambda m: [m[0], m[3], m[1], m[4], m[2], m[5], *m[6:]]), "do not stand together"
     ),
