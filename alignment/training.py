@@ -133,13 +133,8 @@ class Training(L.LightningModule):
         torch.manual_seed(draw_seed(run, self.global_step, batch_idx, self.global_rank))
 
     def on_train_start(self) -> None:
-        """Begin a step anew, and count steps for the logger from where the weights are.
-
-        A checkpoint is written before Lightning's logger has counted its last step, so that the curves of a resumed run
-        would lie one step behind.
-        """
+        """Begin with no means; a step may have been left half done."""
         self.step_means.reset()
-        self.trainer.fit_loop.epoch_loop._batches_that_stepped = self.global_step
 
     def on_validation_epoch_start(self) -> None:
         """Forget what the sanity check or an interrupted epoch left."""

@@ -1,0 +1,224 @@
+"""Stopped and resumed, or run through: the same weights, bit for bit, under the shipped recipes' own trainer settings.
+
+Only what cannot be here is changed: the model's folder, the data, the device, bf16 (and how often a checkpoint is kept).
+"""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+import videoalign.alignment.experiment as experiment
+from videoalign.alignment import training
+from videoalign.datamodules.latent_files import NULL
+from videoalign.datamodules.shards import Index, ShardWriter, sha256
+from videoalign.datamodules.video import encode
+from videoalign.models.generator import load_generator
+from videoalign.models.miniature import make_qwen
+from videoalign.models.miniature_generators import make_generator
+
+RECIPES = Path(experiment.__file__).parents[1] / "experiments"
+DIMENSIONS = ("VQ", "MQ", "TA")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Path:
+    """Miniature models, 14 rated pairs with many labels missing, and latents of 38 judged pairs."""
+    folder, rng = tmp_path_factory.mktemp("made"), np.random.default_rng(0)
+    make_qwen(folder / "qwen", corpus=["a red circle 0"], hidden=32, layers=1)
+    make_generator(folder / "wan", "wan", hidden=48, layers=2)
+    with ShardWriter(folder / "pairs", "pairs", per_shard=5) as writer:
+        for number in range(14):
+            clips = {side: encode(rng.integers(0, 255, (4, 32, 32, 3), np.uint8), 4) for side in "ab"}
+            labels = {d: str(rng.choice(["A", "B", "same", "invalid"])) for d in DIMENSIONS}
+            writer.write(f"{number}", clips, {"prompt": f"a red circle {number % 3}", "labels": labels})
+    generator = load_generator(folder / "wan")
+    shape, width = generator.latent_shape(5, 32, 32), generator.text_width
+    noise = torch.Generator().manual_seed(0)
+    with ShardWriter(folder / "latents", "latents", "safetensors", per_shard=10) as writer:
+        writer.index = Index("latents", media="safetensors", latents={**generator.identity(), "of": "pairs"})
+        for number in range(38):
+            tensors = {side: torch.randn(shape, generator=noise) for side in "ab"}
+            tensors["prompt"] = torch.randn(3, width, generator=noise)
+            rewards = {side: dict(zip(DIMENSIONS, rng.normal(size=3))) for side in "AB"}
+            labels = {d: str(rng.choice(["A", "B", "same", "invalid"])) for d in DIMENSIONS}
+            record = {"prompt": f"a red circle {number % 3}", "labels": labels, "rewards": rewards}
+            writer.write(f"{number}", {"": safetensors.torch.save(tensors)}, record)
+        (writer.path / NULL).write_bytes(safetensors.torch.save({"prompt": torch.zeros(1, width)}))
+        writer.index.tables[NULL] = sha256(writer.path / NULL)
+    return folder
+
+
+REWARD = ["--model.network.backbone={made}/qwen", "--model.network.sampling={fps: 4.0, min_pixels: 0}", "--data.train={made}/pairs",
+          "--data.val={made}/pairs", "--trainer.callbacks=[]"]  # fmt: skip
+FLOW = ["--model.generator={made}/wan", "--data.train={made}/latents", "--data.val={made}/latents", "--trainer.callbacks=[]"]
+SHIPPED = {
+    "videoreward": (["videoreward/qwen2vl_2b"], REWARD, 6),
+    "videoreward, bt": (["videoreward/qwen2vl_2b", "videoreward/bt"], REWARD, 6),
+    "wan_dpo": (["flow/wan_sft", "flow/wan_dpo"], FLOW, 4),
+    "wan_rwr": (["flow/wan_sft", "flow/wan_rwr"], FLOW, 4),
+    "nrg": (["nrg/wan"], [*FLOW, "--model.shape.blocks=1"], 4),
+}
+"""Recipes, what they are run on here, and the steps of the whole run."""
+HERE = ["--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.strategy=auto", "--trainer.precision=32-true",
+        "--trainer.enable_progress_bar=false", "--trainer.limit_val_batches=1"]  # fmt: skip
+
+
+def arguments(made: Path, name: str, out: Path, *more: str) -> list[str]:
+    recipes, options, _ = SHIPPED[name]
+    return [
+        "fit", *(f"--config={RECIPES}/{recipe}.yaml" for recipe in recipes), *(o.replace("{made}", str(made)) for o in options), *HERE,
+        "--trainer.callbacks+=videoalign.callbacks.Checkpoint", f"--trainer.callbacks.dirpath={out}/checkpoints",
+        "--trainer.callbacks.every_n_train_steps=1", "--trainer.callbacks.save_top_k=-1", "--trainer.callbacks.filename={step}",
+        "--trainer.logger=lightning.pytorch.loggers.CSVLogger", f"--trainer.logger.save_dir={out}", "--trainer.log_every_n_steps=1",
+        *more,
+    ]  # fmt: skip
+
+
+def train(made: Path, name: str, out: Path, *more: str) -> tuple[dict[str, torch.Tensor], list[dict]]:
+    """Final weights that trained, and what was logged of each step."""
+    cli = experiment.run(arguments(made, name, out, *more))
+    weights = {n: p.detach().clone() for n, p in cli.trainer.lightning_module.trained().items()}
+    with open(Path(cli.trainer.log_dir) / "metrics.csv", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["train/loss"]]
+    return weights, [{k: v for k, v in row.items() if k == "step" or k.startswith("train/")} for row in rows]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "workers"), [("videoreward", 0), ("videoreward, bt", 2), ("wan_dpo", 2), ("wan_rwr", 0), ("nrg", 2)])
+def test_resumption_is_exact_under_the_recipes_own_settings(made, name, workers, tmp_path, monkeypatch):
+    """In the middle of an epoch and at its end; schedules know the number of steps, micro-batches accumulate."""
+    monkeypatch.chdir(tmp_path)
+    steps, more = SHIPPED[name][2], [f"--data.workers={workers}", "--model.warmup=0.3", "--model.decay=cosine"]
+    weights, logged = train(made, name, tmp_path / "whole", *more)
+    assert [int(row["step"]) for row in logged] == list(range(steps))
+    for step in sorted({1, steps // 2, steps - 1}):  # in an epoch, and at the end of the first of two
+        checkpoint = tmp_path / "whole" / "checkpoints" / f"step={step}.ckpt"
+        again, rest = train(made, name, tmp_path / f"from{step}", *more, f"--ckpt_path={checkpoint}")
+        assert again.keys() == weights.keys()
+        different = [n for n in weights if not torch.equal(weights[n], again[n])]
+        assert not different, f"resumed at step {step}: {len(different)} of {len(weights)} tensors differ"
+        assert rest == logged[step:], f"resumed at step {step}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("setting", ["--trainer.max_steps=5", "--trainer.max_epochs=2"])
+def test_a_longer_run_goes_on_from_the_last_checkpoint(made, setting, tmp_path, monkeypatch):
+    """A finished run's last.ckpt, resumed with more steps or epochs, is the run that was that long from the beginning."""
+    monkeypatch.chdir(tmp_path)
+    more = ["--data.workers=0", "--trainer.callbacks.save_last=true"]
+    short = {"--trainer.max_steps=5": "--trainer.max_steps=3", "--trainer.max_epochs=2": "--trainer.max_epochs=1"}[setting]
+    train(made, "wan_dpo", tmp_path / "short", *more, short)
+    whole, _ = train(made, "wan_dpo", tmp_path / "whole", *more, setting, *(["--trainer.max_epochs=3"] if "steps" in setting else []))
+    options = ["--trainer.max_epochs=3"] if "steps" in setting else []
+    last = f"--ckpt_path={tmp_path}/short/checkpoints/last.ckpt"
+    longer, _ = train(made, "wan_dpo", tmp_path / "longer", *more, setting, *options, last)
+    assert all(torch.equal(whole[n], longer[n]) for n in whole)
+
+
+def test_the_number_of_steps_still_has_to_be_asked_for_with_care(made, tmp_path):
+    """Lightning's issue 20550: when this fails, :func:`stepping_batches` can be ``estimated_stepping_batches`` again."""
+    import lightning as L
+
+    class Asks(training.Training):
+        def __init__(self):
+            super().__init__(torch.optim.SGD, 0.0, "constant")
+            self.weight = torch.nn.Parameter(torch.zeros(1))
+
+        def training_step(self, batch, batch_idx):
+            self.seen = [*getattr(self, "seen", []), batch.item()]
+            return self.weight.sum() * 0
+
+        def configure_optimizers(self):
+            self.trainer.estimated_stepping_batches  # noqa: B018
+            return torch.optim.SGD([self.weight], 0.1)
+
+    class Loader:
+        """A loader that knows its place."""
+
+        def __init__(self):
+            self.place = 0
+
+        def __len__(self):
+            return 4
+
+        def __iter__(self):
+            while self.place < 4:
+                self.place += 1
+                yield torch.tensor(self.place)
+            self.place = 0
+
+        def state_dict(self):
+            return {"place": self.place}
+
+        def load_state_dict(self, state):
+            self.place = state["place"]
+
+    def run(checkpoint=None):
+        save = L.pytorch.callbacks.ModelCheckpoint(tmp_path, every_n_train_steps=1, save_top_k=-1, filename="{step}")
+        module = Asks()
+        trainer = L.Trainer(max_epochs=1, accelerator="cpu", logger=False, callbacks=[save], enable_progress_bar=False, enable_model_summary=False)  # fmt: skip
+        trainer.fit(module, Loader(), ckpt_path=checkpoint, weights_only=True if checkpoint else None)
+        return module.seen
+
+    assert run() == [1, 2, 3, 4]
+    assert run(tmp_path / "step=2.ckpt") != [3, 4]
+
+
+RANKS = """
+import sys, json, torch
+from videoalign.alignment import experiment
+torch.set_num_threads(1)
+cli = experiment.run(json.loads(sys.argv[1]))
+trained = cli.trainer.lightning_module.trained()
+if cli.trainer.is_global_zero:
+    torch.save({n: p.detach().clone() for n, p in trained.items()}, sys.argv[2])
+"""
+
+
+def on_ranks(made: Path, name: str, out: Path, world: int, *more: str) -> tuple[dict[str, torch.Tensor], list[dict]]:
+    """Like :func:`train`, on several processes."""
+    out.mkdir()
+    (out / "run.py").write_text(RANKS)
+    devices = [f"--trainer.devices={world}", "--trainer.strategy=ddp"] if world > 1 else []
+    words = arguments(made, name, out, "--data.workers=0", *devices, *more)
+    done = subprocess.run([sys.executable, out / "run.py", json.dumps(words), out / "weights.pt"], cwd=out, capture_output=True,
+                          text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    (metrics,) = out.glob("lightning_logs/version_0/metrics.csv")
+    with open(metrics, newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["train/loss"]]
+    return torch.load(out / "weights.pt", weights_only=True), rows
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["videoreward, bt", "wan_dpo"])
+def test_one_two_and_four_processes_train_alike(made, name, tmp_path):
+    """The same global batch, cut otherwise: the same weights to rounding, the same logged means; and exact resumption on two."""
+    batch = {"videoreward, bt": 4, "wan_dpo": 8}[name]
+    rate = ["--model.optimizer.init_args.lr=1e-3"]  # so that there is something to compare
+    found = {
+        world: on_ranks(made, name, tmp_path / f"{world}", world, *rate, f"--trainer.accumulate_grad_batches={batch // world}")
+        for world in (1, 2, 4)
+    }
+    weights, logged = found[1]
+    start = on_ranks(made, name, tmp_path / "start", 1, "--trainer.max_steps=1", "--model.optimizer.init_args.lr=0")[0]
+    moved = max((weights[n] - start[n]).abs().max().item() for n in weights)
+    for world in (2, 4):
+        others, rows = found[world]
+        assert max((weights[n] - others[n]).abs().max().item() for n in weights) < 0.01 * moved
+        assert len(rows) == len(logged) == SHIPPED[name][2]
+        for row, want in zip(rows, logged):
+            for key, value in want.items():
+                if key.startswith("train/"):
+                    assert float(row[key]) == pytest.approx(float(value), rel=1e-3, abs=1e-5), (world, row["step"], key)
+    checkpoint = f"--ckpt_path={tmp_path}/2/checkpoints/step=2.ckpt"
+    again, _ = on_ranks(made, name, tmp_path / "again", 2, *rate, f"--trainer.accumulate_grad_batches={batch // 2}", checkpoint)
+    assert all(torch.equal(again[n], found[2][0][n]) for n in again)
