@@ -563,6 +563,11 @@ def _parser() -> argparse.ArgumentParser:
     labels.add_argument("file", help="JSON export")
     labels.add_argument("--videos", required=True, help="the set that was rated")
     labels.add_argument("--reviewer", nargs="*", default=[], help="people whose votes are final")
+    labels.add_argument(
+        "--names", choices=("both", "paths", "keys", "files"), default="both",
+        help="what names the videos in the export: paths of the set's records, its keys, or file names in whatever folder; both reads paths "
+        "and keys, and refuses names that could be either",
+    )  # fmt: skip
     labels.add_argument("--protocol", help="YAML of rules")
     labels.add_argument("--validation", type=float, default=0.1, help="share of the prompts held out for validation")
     labels.add_argument("--benchmark", type=float, default=0.1, help="and for a benchmark")

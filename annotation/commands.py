@@ -188,14 +188,18 @@ def _loopback(host: str) -> bool:
 
 def import_label_studio(
     file: str, videos: str, db: str, validation: float = 0.1, benchmark: float = 0.1, seed: int = 0, protocol: str | None = None,
-    reviewer: Sequence[str] = (),
+    reviewer: Sequence[str] = (), names: str = "both",
 ) -> None:  # fmt: skip
     """Read an export of Label Studio into a file of votes."""
     check_new(db)
     found = label_studio.import_label_studio(
-        file, _watchable(videos), db, (validation, benchmark), seed, _rules(protocol), tuple(reviewer)
+        file, _watchable(videos), db, (validation, benchmark), seed, _rules(protocol), tuple(reviewer), names
     )
     print(f"{found['pairs']} pairs, {found['votes']} votes of {found['people']} people: {db}")
+    if skipped := found.get("skipped"):
+        print(f"left out: {skipped} annotations that were skipped or cancelled")
+    if repeated := found.get("repeated"):
+        print(f"left out: {repeated} copies of annotations that the export holds more than once")
 
 
 def simulate(out: str, seeds: int) -> None:
