@@ -551,6 +551,11 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--host", default="127.0.0.1", help="address to listen at; the default is this machine alone")
     serve.add_argument("--port", type=_count(1, 65535), default=8000, help="to listen at")
     serve.add_argument(
+        "--allow-host", nargs="+", default=[], metavar="NAME",
+        help="further names under which people open the page, such as that of a proxy before it; all others are refused but 127.0.0.1, "
+        "localhost, [::1] and --host",
+    )  # fmt: skip
+    serve.add_argument(
         "--guideline",
         help="YAML of your own in the place of the paper's: title, question, points, good, bad of each part",
     )

@@ -91,7 +91,9 @@ def import_label_studio(
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise VideoAlignError(f"{where} is not as Label Studio writes them ({error})") from None
         if keys[::-1] in pairs:
-            raise VideoAlignError(f"{path}: videos {keys} are a pair twice, with A and B exchanged; export one orientation")
+            raise VideoAlignError(
+                f"{path}: videos {keys} are a pair twice, with A and B exchanged; export one orientation"
+            )
         pairs[keys] = prompt
         votes.setdefault(keys, []).extend(said)
     given = sum(map(len, votes.values()))
@@ -191,7 +193,9 @@ def _pair(
         )
     if not fits:
         keys = tuple(min(keys) for keys in named)
-        raise VideoAlignError(f"{where}: videos {keys} are not two of the prompt {told or contents[keys[0]].get('prompt')!r}")
+        raise VideoAlignError(
+            f"{where}: videos {keys} are not two of the prompt {told or contents[keys[0]].get('prompt')!r}"
+        )
     return contents[fits[0][0]]["prompt"], fits[0]
 
 
@@ -206,7 +210,9 @@ def _said(annotation: Mapping[str, Any], where: str, protocol: Protocol, people:
         raise ValueError(f"lead_time is {seconds}")
     number = annotation.get("unique_id", annotation.get("id"))
     who = _name(annotation.get("completed_by"), where)
-    return Said(people.get(who, who), choices, tuple(flags), seconds, _time(annotation), None if number is None else str(number))
+    return Said(
+        people.get(who, who), choices, tuple(flags), seconds, _time(annotation), None if number is None else str(number)
+    )
 
 
 def _time(annotation: Mapping[str, Any]) -> float | None:

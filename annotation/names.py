@@ -2,7 +2,8 @@
 
 A name fits a video by *path* where it ends in the path of the video's record, or is an end of that path; the longest end counts.
 It fits by *key* where its file name is ``KEY`` or ``KEY.mp4``, as files that were unpacked from shards are called. Numbered files
-look like keys, and one file name may stand in many folders. So where two readings mean different videos nothing is guessed.
+look like keys, and one file name may stand in many folders. So where two readings mean different videos nothing is guessed, unless a
+folder agrees too: no key has one.
 """
 
 import base64
@@ -19,7 +20,7 @@ from .. import VideoAlignError
 NAMES = ("both", "paths", "keys", "files")
 """What names are: the records' paths or keys (where only one of the two fits), paths, keys, or file names whatever the folder."""
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
-_PREFIX = re.compile(r"[0-9a-f]{8}-(?=.)")
+_PREFIX = re.compile(r"\A[0-9a-f]{8}-(?=.)")
 """What Label Studio writes before the name of a file that is uploaded."""
 
 
@@ -85,8 +86,11 @@ class Names:
     def _one(self, found: set[str], name: str, where: str, files: set[str]) -> set[str]:
         if not found:
             stem = posixpath.splitext(posixpath.basename(name))[0]
-            hint = f"; the file name alone is that of {self._called(min(files))}: --names files reads it so" if files else ""
-            raise VideoAlignError(f"{where}: there is no video {stem!r} in the set, neither by path nor by key ({name!r}){hint}")
+            called = self._called(min(files)) if files else ""
+            hint = f"; its file name is that of {called}, which --names files goes by" if files else ""
+            raise VideoAlignError(
+                f"{where}: there is no video {stem!r} in the set, neither by path nor by key ({name!r}){hint}"
+            )
         if len({tuple(self.paths.get(key, (key,))) for key in found}) > 1:
             first, second = sorted(found)[:2]
             raise VideoAlignError(
@@ -103,7 +107,7 @@ class Names:
 
     def _fits(self, name: str) -> tuple[set[str], set[str], set[str]]:
         """Keys of videos that a name fits by path, by key, and by file name whatever the folder."""
-        paths, keys, files = set(), set(), set()
+        paths, keys, files, sure = set(), set(), set(), False
         for reading in readings(name):
             bare = _PREFIX.sub("", reading[-1])
             if "upload" in reading[-3:-1]:  # an upload has lost its folders
@@ -112,26 +116,30 @@ class Names:
                     files |= self._files.get(file, set()) | self._uploads.get(file, set())
                 paths |= files
                 continue
-            paths |= self._by_path(reading)
+            found, agrees = self._by_path(reading)
+            paths |= found
+            sure |= agrees > 1
             keys |= self._by_key(reading[-1])
             files |= self._files.get(reading[-1], set())
             if len(reading) == 1 and not (paths or keys):
-                paths |= self._by_path([bare])
+                paths |= self._by_path([bare])[0]
                 keys |= self._by_key(bare)
-        return paths, keys, files | paths
+        return paths, set() if sure and self.by == "both" else keys, files | paths
 
     def _by_key(self, file: str) -> set[str]:
         return {key for key in (file, file.removesuffix(".mp4")) if key in self.records}
 
-    def _by_path(self, reading: Sequence[str]) -> set[str]:
-        """Videos whose path is an end of the name's or the other way round, by the longest end only."""
+    def _by_path(self, reading: Sequence[str]) -> tuple[set[str], int]:
+        """Videos whose path is an end of the name's or the other way round, by the longest end only; and how long that is."""
         lengths = {}
         for key in self._files.get(reading[-1], set()):
             path = self.paths[key]
             length = min(len(path), len(reading))
             if path[-length:-1] == list(reading[-length:-1]):
-                lengths[key] = length + (len(path) == len(reading))  # the very path is more than an end of it
-        return {key for key, length in lengths.items() if length == max(lengths.values())}
+                # the very path is more than an end of it
+                lengths[key] = length, len(path) == len(reading)
+        longest = max(lengths.values(), default=(0, False))
+        return {key for key, length in lengths.items() if length == longest}, longest[0]
 
 
 def readings(name: str) -> list[list[str]]:
