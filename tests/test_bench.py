@@ -253,7 +253,7 @@ def rated(count: int, seed: int = 0, **fixed: str) -> list[dict]:
     for a, b in itertools.combinations(range(count), 2):
         vote = str(rng.choice(list(VOTES)))
         words = {c: str(rng.choice(["A", "B", "same", "invalid", ""], p=[0.3, 0.3, 0.2, 0.1, 0.1])) for c in DIMENSIONS}
-        rows.append({"key_A": f"{a:06d}", "key_B": f"{b:06d}", "prompt": "p", "A_model": f"maker-{a % 3}",
+        rows.append({"key_A": f"{a:06d}", "key_B": f"{b:06d}", "prompt": f"p {a} {b}", "A_model": f"maker-{a % 3}",
                      "B_model": f"maker-{b % 4}", **words, "Overall": VOTES[vote], "vote_type": vote, **fixed})  # fmt: skip
     return rows
 
