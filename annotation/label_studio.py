@@ -269,7 +269,7 @@ def _name(who: Any, where: str) -> str:
     who = (who.get("email") or who.get("id")) if isinstance(who, dict) else who
     if who is None or not str(who).strip():
         raise VideoAlignError(
-            f"{where}: an annotation does not say who made it (completed_by), and votes of unknown people cannot be counted by person"
+            f"{where}: an annotation does not say who made it (completed_by), so that nobody knows whose votes agree; add it where you know it"
         )
     str(who).encode()  # half of a surrogate pair is no text
     return str(who)

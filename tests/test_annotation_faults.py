@@ -5,7 +5,6 @@ import csv
 import json
 import logging
 import os
-import shutil
 import socket
 import sqlite3
 import threading
@@ -21,6 +20,7 @@ from fastapi.testclient import TestClient
 
 from videoalign import VideoAlignError
 from videoalign.annotation import connections
+from videoalign.annotation.agreement import independent, sources, wilson
 from videoalign.annotation.commands import begin
 from videoalign.annotation.commands import serve as serve_command
 from videoalign.annotation.export import export, plain
@@ -111,7 +111,7 @@ def test_a_name_that_could_mean_another_video_is_refused(name, message):
 
 def test_one_file_name_in_two_folders_is_refused_unless_the_prompt_tells_them_apart():
     known = records(("x", "a/1.mp4", "cat", "a"), ("y", "b/1.mp4", "cat", "b"), ("z", "c/1.mp4", "dog", "b"))
-    with pytest.raises(VideoAlignError, match="fits 2 videos, among them 'x' .* and 'y'"):
+    with pytest.raises(VideoAlignError, match=r"fits 2 videos, among them 'x' .* and 'y'"):
         Names(known).find("/data/upload/1/ab12cd34-1.mp4", "task 1", "cat")
     assert Names(known).find("/data/upload/1/ab12cd34-1.mp4", "task 1", "dog") == {"z"}
 
@@ -356,6 +356,29 @@ def test_votes_are_used_with_no_other_set_even_one_with_the_same_keys(numbers, t
             main(["annotate", *command, "--videos", str(other), "--db", db])
         assert "is not the set that" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+# --- intervals of sources ---------------------------------------------------------------------------------------------
+
+
+def test_a_sources_interval_holds_the_truth_also_where_pairs_share_prompts():
+    """Ten pairs a prompt, each prompt with a chance of its own; taken for independent, they hold it in three of four cases."""
+    rng, held, plainly = np.random.default_rng(0), [], []
+    for _ in range(400):
+        chances = np.repeat(rng.beta(1.5, 1.5, 30), 10)
+        labels = [("a", "b", {"VQ": "A" if won else "B"}) for won in rng.random(300) < chances]
+        for found, prompts in ((held, [str(i // 10) for i in range(300)]), (plainly, None)):
+            low, high = sources(labels, ("VQ",), prompts)["a"]["VQ"]["interval"]
+            found.append(low <= 0.5 <= high)
+    assert 0.92 < np.mean(held) < 0.98 and np.mean(plainly) < 0.85
+
+
+def test_pairs_that_say_the_same_are_worth_their_prompts():
+    assert independent({"p": [1.0] * 10}) == 1 and independent({"p": [1.0, 0.0], "q": [0.0, 1.0]}) == 4
+    assert independent({"p": [1.0] * 10, "q": [1.0]}) == 2 and independent(
+        {str(i): [float(i % 2)] for i in range(30)}
+    ) == pytest.approx(29)
+    assert sources([("a", "b", {"VQ": "A"})] * 50, ("VQ",), ["p"] * 50)["a"]["VQ"]["interval"] == wilson(1, 1)
 
 
 # --- spreadsheets -----------------------------------------------------------------------------------------------------
