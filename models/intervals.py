@@ -13,8 +13,8 @@ import numpy as np
 from scipy import stats
 from torch import Tensor
 
-LEAST_PROMPTS = 10
-"""Prompts below which no interval of a benchmark is shown: of fewer they hold the truth too rarely."""
+LEAST_PROMPTS = 8
+"""Prompts below which no interval of a benchmark is shown: "95 %" of eight hold the truth in 93 % of cases, of five in 90 %."""
 _BLOCK = 64
 """Resamples that are computed at once; more do not fit the processor's cache."""
 

@@ -258,7 +258,7 @@ def rated(count: int, seed: int = 0, **fixed: str) -> list[dict]:
     return rows
 
 
-RATED = 7
+RATED, SEED = 7, 1
 
 
 @pytest.fixture(scope="module")
@@ -269,7 +269,7 @@ def kit(tmp_path_factory: pytest.TempPathFactory, backbone: Path, sampling: Fram
     network = VideoReward(backbone, template="plain", sampling=sampling, language="full")
     network.statistics = Statistics([1.0, 2.0, 3.0], list(STD))
     network.save_pretrained(folder / "model")
-    write(folder / "world", samples((5, 9, 12, 7, 16, 10, 14, 8)), rated(RATED))
+    write(folder / "world", samples((5, 9, 12, 7, 16, 10, 14, 8)), rated(RATED, SEED))
     return folder
 
 
