@@ -557,6 +557,11 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--host", default="127.0.0.1", help="address to listen at; the default is this machine alone")
     serve.add_argument("--port", type=_count(1, 65535), default=8000, help="to listen at")
     serve.add_argument(
+        "--allow-host", nargs="+", default=[], metavar="NAME",
+        help="further names under which people open the page, such as that of a proxy before it; all others are refused but 127.0.0.1, "
+        "localhost, [::1] and --host",
+    )  # fmt: skip
+    serve.add_argument(
         "--guideline",
         help="YAML of your own in the place of the paper's: title, question, points, good, bad of each part",
     )
@@ -569,6 +574,11 @@ def _parser() -> argparse.ArgumentParser:
     labels.add_argument("file", help="JSON export")
     labels.add_argument("--videos", required=True, help="the set that was rated")
     labels.add_argument("--reviewer", nargs="*", default=[], help="people whose votes are final")
+    labels.add_argument(
+        "--names", choices=("both", "paths", "keys", "files"), default="both",
+        help="what names the videos in the export: paths of the set's records, its keys, or file names in whatever folder; both reads paths "
+        "and keys, and refuses names that could be either",
+    )  # fmt: skip
     labels.add_argument("--protocol", help="YAML of rules")
     labels.add_argument("--validation", type=float, default=0.1, help="share of the prompts held out for validation")
     labels.add_argument("--benchmark", type=float, default=0.1, help="and for a benchmark")

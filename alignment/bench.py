@@ -18,7 +18,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from .. import VideoAlignError
 from ..callbacks.progress import PredictProgress
-from ..callbacks.reward_bench import bar_chart, table
+from ..callbacks.reward_bench import bar_chart, table, too_few_prompts
 from ..callbacks.reward_rows import RewardRows, read_rewards
 from ..datamodules.benchmark import Benchmark
 from ..datamodules.shards import ShardSet, sha256
@@ -26,6 +26,7 @@ from ..datamodules.video_list import VideoList, by_length, videos_of
 from ..models.benchmarks import PROTOCOLS, Protocol, accuracy_four_way, official_accuracy_with_ties
 from ..models.files import write_json
 from ..models.fingerprint import fingerprint
+from ..models.intervals import prompt_number
 from ..models.metrics import PreferenceAccuracy
 from ..models.preference import DIMENSIONS, OVERALL, accuracy_without_ties
 from ..models.video_reward import VideoReward
@@ -137,9 +138,9 @@ def _found(rated: Benchmark, rewards: Tensor, network: VideoReward, overall: str
     # what each dimension is divided by in the overall reward; infinity leaves one out
     scale = std if overall == "sum" else torch.where(torch.tensor([d == overall for d in DIMENSIONS]), std, math.inf)
     metric = PreferenceAccuracy(scale, sync_on_compute=False)  # only the first process computes
-    metric.update(margins, rated.labels)
+    metric.update(margins, rated.labels, prompts=torch.tensor([prompt_number(prompt) for prompt in rated.prompts]))
     accuracies = metric.compute()
-    for column, (labels, values) in metric.columns().items():
+    for column, (labels, values, _) in metric.columns().items():
         accuracies[column]["official"] = official_accuracy_with_ties(labels, values)
     sources = per_source(rated, margins, scale)
     found: dict[str, dict] = {"accuracies": accuracies, "sources": sources}
@@ -250,6 +251,9 @@ def _why(protocol: Protocol, accuracies: dict[str, dict]) -> list[str]:
             )
     return [
         *lines,
+        *filter(
+            None, [too_few_prompts(accuracies) or "95 %: bootstrap intervals over prompts, each with all of its pairs."]
+        ),
         "With ties the threshold is chosen on these very pairs: read it against 'always a tie'; 'held-out' is free of that.",
     ]
 

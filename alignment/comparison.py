@@ -24,6 +24,7 @@ from ..datamodules.encode_list import ClipSize
 from ..datamodules.shards import ShardSet
 from ..datamodules.video import decode
 from ..models.files import write_json
+from ..models.intervals import mean_interval
 from ..models.preference import DIMENSIONS, OVERALL
 from ..models.win_rate import best_of, win_rates
 
@@ -89,9 +90,7 @@ def found_of(
 
 def _difference(values: Tensor) -> dict[str, Any]:
     """Mean of (P,) differences with a 95 % bootstrap interval over prompts."""
-    draws = torch.from_numpy(np.random.default_rng(0).integers(0, len(values), (1000, len(values))))
-    low, high = torch.quantile(values[draws].mean(1), torch.tensor([0.025, 0.975], dtype=values.dtype)).tolist()
-    return {"difference": float(values.mean()), "interval": [low, high]}
+    return {"difference": float(values.mean()), "interval": list(mean_interval(values))}
 
 
 def _curve(

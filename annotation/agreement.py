@@ -62,7 +62,7 @@ def consistency(
     return {name: {"share": sum(equal) / len(equal), "choices": len(equal)} for name, equal in found.items()}
 
 
-def wilson(wins: float, count: int) -> tuple[float, float]:
+def wilson(wins: float, count: float) -> tuple[float, float]:
     """95 % interval of a share, by Wilson's score; (0, 1) of nothing."""
     if not count:
         return 0.0, 1.0
@@ -73,27 +73,47 @@ def wilson(wins: float, count: int) -> tuple[float, float]:
     return middle - half, middle + half
 
 
+def independent(won: Mapping[str, Sequence[float]]) -> float:
+    """How many independent pairs tell as much as these: at most their number, fewer where pairs of a prompt go together.
+
+    Args:
+        won: What each pair was worth, by prompt.
+    """
+    count, prompts = sum(map(len, won.values())), len(won)
+    share = sum(map(sum, won.values())) / count
+    if prompts < 2 or share in (0.0, 1.0):
+        return prompts
+    between = prompts / (prompts - 1) * sum((sum(v) - share * len(v)) ** 2 for v in won.values()) / count**2
+    return min(count, share * (1 - share) / between) if between else count
+
+
 def sources(
-    labels: Sequence[tuple[str, str, dict[str, str]]], columns: Sequence[str]
+    labels: Sequence[tuple[str, str, dict[str, str]]], columns: Sequence[str], prompts: Sequence[str] | None = None
 ) -> dict[str, dict[str, dict[str, Any]]]:
     """Win rates by source and column, a tie counting half.
 
     Args:
         labels: (source of A, source of B, choices by column) of decided pairs; those of one source compare nothing and are left out.
+        columns: What was chosen in.
+        prompts: The prompt of each pair: pairs of one prompt are not independent, which widens the intervals. Without them every pair
+            counts as a prompt of its own.
     """
-    found: dict[str, dict[str, list[float]]] = {}
+    found: dict[str, dict[str, dict[str, list[float]]]] = {}
     worth = {"A": 1.0, "same": 0.5, "B": 0.0}
-    for a, b, chosen in labels:
+    for (a, b, chosen), prompt in zip(labels, prompts or map(str, range(len(labels)))):
         for column in columns if a != b else ():
             if column in chosen:
-                found.setdefault(a, {}).setdefault(column, []).append(worth[chosen[column]])
-                found.setdefault(b, {}).setdefault(column, []).append(1 - worth[chosen[column]])
+                for source, won in ((a, worth[chosen[column]]), (b, 1 - worth[chosen[column]])):
+                    found.setdefault(source, {}).setdefault(column, {}).setdefault(prompt, []).append(won)
     return {
-        source: {
-            c: {"wins": sum(v) / len(v), "interval": wilson(sum(v), len(v)), "pairs": len(v)} for c, v in row.items()
-        }
-        for source, row in sorted(found.items())
-    }
+        source: {c: _win_rate(won) for c, won in row.items()} for source, row in sorted(found.items())
+    }  # fmt: skip
+
+
+def _win_rate(won: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+    count = sum(map(len, won.values()))
+    share, alone = sum(map(sum, won.values())) / count, independent(won)
+    return {"wins": share, "interval": wilson(share * alone, alone), "pairs": count}
 
 
 assert {*PLACE} == {*CHOICES}

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import VideoAlignError
-from ..datamodules.ratings import COLUMNS
+from ..datamodules.ratings import COLUMNS, prompt_of
 from ..datamodules.shards import Content, ShardSet, sha256
 from ..datamodules.video import coding
 from ..models.files import read_yaml
@@ -107,50 +107,91 @@ def _rules(path: str | None) -> Protocol:
     return Protocol.of(found)
 
 
-def _references(path: str, contents: dict, rules: Protocol) -> list[tuple[Pair, dict[str, str]]]:
+def _references(path: str, contents: dict[str, Content], rules: Protocol) -> list[tuple[Pair, dict[str, str]]]:
     """Training pairs and their right choices."""
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise VideoAlignError(f"--references {path} cannot be read ({error})") from None
-    if not rows:
-        raise VideoAlignError(f"--references {path} holds no pair; leave it out for a round without training")
-    found = []
-    for number, row in enumerate(rows, 2):
+    found: list[tuple[Pair, dict[str, str]]] = []
+    lines: dict[frozenset[str], int] = {}
+    for number, row in enumerate(_table(path), 2):
+        where = f"--references {path}, line {number}"
         keys = row.get("key_A") or "", row.get("key_B") or ""
         choices = {column: row[column] for column in rules.columns if row.get(column)}  # of others nobody is asked
         if missing := [key for key in keys if key not in contents]:
-            raise VideoAlignError(f"--references {path}, line {number}: there is no video {missing[0]!r} in the set")
+            zeros = "; spreadsheets take the zeros of a key away" if missing[0].isdecimal() else ""
+            raise VideoAlignError(f"{where}: there is no video {missing[0]!r} in the set{zeros}")
         if not choices or not {*choices.values()} <= {*CHOICES}:
-            raise VideoAlignError(
-                f"--references {path}, line {number}: choices {choices} must be A, same or B in some of {', '.join(COLUMNS)}"
-            )
-        a, b = (contents[key].record for key in keys)
-        if a.get("prompt") != b.get("prompt"):
-            raise VideoAlignError(f"--references {path}, line {number}: the two videos are of different prompts")
-        found.append(
-            (
-                Pair(a["prompt"], keys, (str(a.get("source") or ""), str(b.get("source") or "")), "training round"),
-                choices,
-            )
-        )
+            raise VideoAlignError(f"{where}: choices {choices} must be A, same or B in some of {', '.join(COLUMNS)}")
+        if keys[0] == keys[1]:
+            raise VideoAlignError(f"{where}: key_A and key_B are the same video {keys[0]!r}")
+        if (first := lines.setdefault(frozenset(keys), number)) != number:
+            raise VideoAlignError(f"{where}: repeats the pair of line {first}")
+        a, b = (contents[key] for key in keys)
+        prompt = prompt_of(a.record, a.name)
+        if prompt != b.record.get("prompt"):
+            raise VideoAlignError(f"{where}: the two videos are of different prompts")
+        for column, said, known in (
+            ("prompt", row.get("prompt"), prompt),
+            *((f"{side}_model", row.get(f"{side}_model"), c.record.get("source")) for side, c in zip("AB", (a, b))),
+            *((f"path_{side}", row.get(f"path_{side}"), c.record.get("path")) for side, c in zip("AB", (a, b))),
+        ):
+            if said and known and said.strip() != known.strip():
+                raise VideoAlignError(
+                    f"{where}: {column} is {said!r}, but the set's videos {keys} have {known!r}; the keys are those of another set"
+                )
+        found.append((Pair(prompt, keys, (str(a.record.get("source") or ""), str(b.record.get("source") or "")), "training round"),
+                      choices))  # fmt: skip
     return found
 
 
+def _table(path: str) -> list[dict[str, str]]:
+    """Rows of the CSV of references."""
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file, strict=True)
+            rows, header = list(reader), reader.fieldnames or []
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise VideoAlignError(f"--references {path} cannot be read ({error})") from None
+    if twice := sorted({name for name in header if name and header.count(name) > 1}):
+        raise VideoAlignError(
+            f"--references {path} has the column {', '.join(twice)} more than once; leave one of each"
+        )
+    if not rows:
+        raise VideoAlignError(f"--references {path} holds no pair; leave it out for a round without training")
+    if short := [number for number, row in enumerate(rows, 2) if None in row or None in row.values()]:
+        raise VideoAlignError(
+            f"--references {path}, line {short[0]}: it has not as many fields as the header, {len(header)}"
+        )
+    return rows
+
+
 def serve(
-    videos: str, db: str, host: str = "127.0.0.1", port: int = 8000, guideline: str | None = None, **options: Any
-) -> None:
+    videos: str, db: str, host: str = "127.0.0.1", port: int = 8000, guideline: str | None = None, allow_host: Sequence[str] = (),
+    **options: Any,
+) -> None:  # fmt: skip
     """Serve the page until it is interrupted; a file that is not there yet is begun.
 
     Args:
-        host, port: to listen at; nobody but this machine reaches the default. guideline: YAML of one's own. options: of
-            :func:`begin`, where they are given. Of a round that has begun ``select`` and ``model`` alone: what is left to rate is put
-            in a new order.
+        videos: The *videos* set.
+        db: The file of votes.
+        host: Address to listen at; nobody but this machine reaches the default.
+        port: Port to listen at.
+        guideline: YAML of one's own.
+        allow_host: Further names under which the page may be opened, such as that of a proxy before it.
+        options: Those of :func:`begin`, where they are given. Of a round that has begun ``select`` and ``model`` alone: what is left
+            to rate is put in a new order.
     """
     import uvicorn
 
-    from .server import make_app
+    from .connections import LIMITS, Impatient
+    from .server import host_of, make_app
+
+    hosts = {"127.0.0.1", "localhost", "[::1]"}
+    for name in (f"[{host}]" if ":" in host else host, *allow_host):
+        if not (called := host_of([name])):
+            option = "--allow-host" if name in allow_host else "--host"
+            raise VideoAlignError(
+                f"{option} {name} is no name of a host; name it without http:// and path, IPv6 in brackets"
+            )
+        hosts.add(called)
 
     shards, told = _watchable(videos), read_guideline(guideline) if guideline else GUIDELINE
     if Path(db).exists():
@@ -161,7 +202,7 @@ def serve(
     else:
         store, options = begin(videos, db, **options), {}
     admin = secrets.token_urlsafe(24)
-    app = make_app(store, shards, admin, told)
+    app = make_app(store, shards, admin, told, hosts - {"0.0.0.0", "[::]"})
     if _ranked(options.get("select", "random"), options.get("model", ())):
         if rows := [row for row in store.pairs() if row.state == "open"]:
             ends = [(row.key_a, row.key_b) for row in rows]
@@ -171,12 +212,15 @@ def serve(
     if not _loopback(host):
         print(f"note: votes and links travel to {host} unencrypted; let others in through HTTPS (a reverse proxy) or a tunnel",
               file=sys.stderr)  # fmt: skip
+    if host in ("0.0.0.0", "::") and not allow_host:
+        print(f"note: --host {host} is every address of this machine, but none that people type; name those under which they open the page "
+              "with --allow-host, others are refused", file=sys.stderr)  # fmt: skip
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     print(
         f"overview      {url}/overview/{admin}\ninvite with   videoalign annotate invite NAME --db {db} --url {url}",
         flush=True,
     )
-    uvicorn.run(app, host=host, port=port, log_level="warning", server_header=False)
+    uvicorn.run(app, host=host, port=port, http=Impatient, log_level="warning", server_header=False, **LIMITS)
 
 
 def _loopback(host: str) -> bool:
@@ -188,14 +232,18 @@ def _loopback(host: str) -> bool:
 
 def import_label_studio(
     file: str, videos: str, db: str, validation: float = 0.1, benchmark: float = 0.1, seed: int = 0, protocol: str | None = None,
-    reviewer: Sequence[str] = (),
+    reviewer: Sequence[str] = (), names: str = "both",
 ) -> None:  # fmt: skip
     """Read an export of Label Studio into a file of votes."""
     check_new(db)
     found = label_studio.import_label_studio(
-        file, _watchable(videos), db, (validation, benchmark), seed, _rules(protocol), tuple(reviewer)
+        file, _watchable(videos), db, (validation, benchmark), seed, _rules(protocol), tuple(reviewer), names
     )
     print(f"{found['pairs']} pairs, {found['votes']} votes of {found['people']} people: {db}")
+    if skipped := found.get("skipped"):
+        print(f"left out: {skipped} annotations that were skipped or cancelled")
+    if repeated := found.get("repeated"):
+        print(f"left out: {repeated} copies of annotations that the export holds more than once")
 
 
 def simulate(out: str, seeds: int) -> None:

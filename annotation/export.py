@@ -1,5 +1,6 @@
 """A round as rated pairs: shards that train a reward model, benchmarks with ``pairs.csv``, and a card of what is in them."""
 
+import csv
 import json
 from collections import Counter
 from pathlib import Path
@@ -15,16 +16,23 @@ from .overview import overview
 from .protocol import Decision, Vote
 from .store import PairRow, Store
 
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+"""First characters with which spreadsheets take a cell for a formula, or skip to one; the last four are wide ones of East Asia."""
+
 
 def export(store: Store, videos: ShardSet, out: str | Path, names: bool = False) -> dict[str, Any]:
-    """Write ``OUT/train`` and ``OUT/validation`` (*pairs*), ``OUT/benchmark`` (*videos* + ``pairs.csv``), ``OUT/votes.jsonl``, and
-    ``OUT/card.md`` and ``.json``.
+    """Write ``OUT/train`` and ``OUT/validation`` (*pairs*), ``OUT/benchmark`` (*videos* + ``pairs.csv``), ``OUT/votes.jsonl``,
+    ``OUT/decided.csv``, and ``OUT/card.md`` and ``.json``.
 
     Only decided pairs are written; unsafe and broken ones are counted. Their votes stand in the pairs' JSON, and every vote that
-    ever came (of all pairs, repetitions, training, taken back) in ``votes.jsonl``.
+    ever came (of all pairs, repetitions, training, taken back) in ``votes.jsonl``. ``decided.csv`` is for spreadsheets: an apostrophe
+    stands before what they would take for a formula. All other files are for programs, and have every text as it is.
 
     Args:
-        names: call people by their names; otherwise they are numbers.
+        store: The file of votes.
+        videos: The set that was rated.
+        out: Folder to make.
+        names: Call people by their names; otherwise they are numbers.
 
     Returns:
         What the card says.
@@ -66,6 +74,7 @@ def export(store: Store, videos: ShardSet, out: str | Path, names: bool = False)
         with open(folder / "votes.jsonl", "w", encoding="utf-8") as file:
             for vote in round_.history:
                 file.write(json.dumps({**vote, "annotator": by_id[vote["annotator"]]}, ensure_ascii=False) + "\n")
+        _write_decided(folder / "decided.csv", decided)
         write_json(folder / "card.json", card)
         (folder / "card.md").write_text(_card(card, labels), encoding="utf-8")
     return card
@@ -107,6 +116,24 @@ def _write_benchmark(out: Path, rows: list[tuple[PairRow, Decision]], contents: 
         ])  # fmt: skip
 
 
+def _write_decided(path: Path, decided: dict[str, list[tuple[PairRow, Decision]]]) -> None:
+    """All decided pairs for people, by split."""
+    with open(path, "w", newline="", encoding="utf-8-sig") as file:  # the mark tells spreadsheets that it is UTF-8
+        writer = csv.writer(file)
+        writer.writerow(("split", "pair", "prompt", "source_A", "source_B", "key_A", "key_B", *COLUMNS, "votes"))
+        for split, rows in decided.items():
+            for row, decision in rows:
+                cells = (row.prompt, row.source_a, row.source_b, row.key_a, row.key_b)
+                writer.writerow(
+                    (split, row.id, *map(plain, cells), *(decision.labels.get(c, "") for c in COLUMNS), row.votes)
+                )
+
+
+def plain(text: str) -> str:
+    """A text as a spreadsheet's cell: with an apostrophe before it where it would be taken for a formula."""
+    return f"'{text}" if text.lstrip(" ").startswith(FORMULA) else text
+
+
 def _card(card: dict[str, Any], labels: list[dict[str, str]]) -> str:
     def number(value: float | None) -> str:
         return "-" if value is None or value != value else f"{value:.3f}"
@@ -123,6 +150,8 @@ def _card(card: dict[str, Any], labels: list[dict[str, str]]) -> str:
 
 Exported pairs: {", ".join(f"{count} {split}" for split, count in card["exported"].items())}. Of {card["pairs"]} pairs: {states}. {card["votes"]} votes of
 {sum(p["votes"] > 0 for p in card["people"])} people. No prompt is in two splits. {sources}
+
+`decided.csv` is for spreadsheets: in cells that they would take for a formula an apostrophe stands first. The other files are for programs.
 
 Protocol: {json.dumps(card["protocol"])}. Where all votes of a pair agree they are the label, elsewhere a reviewer's vote is.
 

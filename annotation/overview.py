@@ -12,9 +12,8 @@ def overview(round_: Round) -> dict[str, Any]:
     """Everything that the overview page and `videoalign annotate status` show."""
     protocol, pairs, votes, decisions = round_.protocol, round_.pairs, round_.votes, round_.decisions
     states = Counter(decision.state for decision in decisions.values())
-    done = [
-        (row.source_a, row.source_b, decisions[row.id].labels) for row in pairs if decisions[row.id].state == "done"
-    ]
+    decided = [row for row in pairs if decisions[row.id].state == "done"]
+    done = [(row.source_a, row.source_b, decisions[row.id].labels) for row in decided]
     own = consistency(votes, round_.again, protocol.columns)
     people = []
     for person in round_.people:
@@ -32,7 +31,7 @@ def overview(round_: Round) -> dict[str, Any]:
         "pairs": len(pairs), "states": dict(states), "votes": sum(map(len, votes.values())),
         "splits": dict(Counter(row.split for row in pairs)),
         "agreement": {column: agreement(votes, column) for column in protocol.columns},
-        "people": people, "sources": sources(done, protocol.columns),
+        "people": people, "sources": sources(done, protocol.columns, [row.prompt for row in decided]),
         "queue": [{"prompt": row.prompt, "votes": [{**{c: vote.choices.get(c, "–") for c in protocol.columns}, "flags": list(vote.flags)}
                                                    for vote in votes.get(row.id, [])]}
                   for row in pairs if decisions[row.id].state == "review"],

@@ -1,23 +1,26 @@
 """The annotation page: a small web server for one round.
 
 Every person has a secret link; nothing else opens anything. A link shows the pair on the person's screen and plays its two videos, and
-takes a vote that bears the pair's ticket. Sources, keys and file names never reach the browser.
+takes a vote that bears the pair's ticket. Sources, keys and file names never reach the browser. Only names of the host that the server
+was told are served, so that no other site can make a browser read it under a name of its own (DNS rebinding).
 """
 
 import json
 import re
 import secrets
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 from fastapi import Depends, FastAPI, HTTPException, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
 from fastapi.staticfiles import StaticFiles
 from fastapi.templating import Jinja2Templates
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.exceptions import HTTPException as AnyHTTPException
 
 from ..datamodules.shards import Content, ShardSet, sha256
 from ..models.preference import DIMENSIONS
@@ -42,17 +45,28 @@ HEADERS = {
 class VoteIn(BaseModel):
     """What the page sends: choices as the screen shows it, its left video being A."""
 
+    model_config = ConfigDict(extra="forbid")  # what nobody asked for may hold what is no JSON, such as NaN
     ticket: str = Field(max_length=64)
     choices: dict[str, str] = Field(default_factory=dict, max_length=8)
     scores: dict[str, dict[str, int]] = Field(default_factory=dict, max_length=2)
     flags: list[str] = Field(default_factory=list, max_length=2)
 
 
-def make_app(store: Store, videos: ShardSet, admin: str, guideline: Sequence[Part] = GUIDELINE) -> FastAPI:
+def make_app(
+    store: Store,
+    videos: ShardSet,
+    admin: str,
+    guideline: Sequence[Part] = GUIDELINE,
+    hosts: Collection[str] | None = None,
+) -> FastAPI:
     """The server.
 
     Args:
-        store: of the round. videos: its *videos* set. admin: secret of the overview's link. guideline: what annotators are told.
+        store: The round's file.
+        videos: The round's *videos* set.
+        admin: Secret of the overview's link.
+        guideline: What annotators are told.
+        hosts: Names under which the server may be addressed; None leaves that to who runs the application.
 
     Raises:
         VideoAlignError: where the videos are not those of the round.
@@ -61,19 +75,22 @@ def make_app(store: Store, videos: ShardSet, admin: str, guideline: Sequence[Par
         raise VideoAlignError(f"--videos {videos.path} is not the set that {store.path} was begun with")
     contents = {content.key: content for content in videos.contents()}
     protocol = store.protocol
-    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    # a redirection to or from a slash would be built of the Host header
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     app.mount("/static", StaticFiles(directory=HERE / "static"))
     pages = Jinja2Templates(directory=HERE / "templates")
 
     @app.middleware("http")
     async def guard(request: Request, call_next: Callable) -> Response:
         """Posts come from our own pages alone; answers say so to browsers."""
+        if hosts is not None and (named := host_of(request.headers.getlist("host"))) not in hosts:
+            return _told(f"this server is not called {named[:80]!r}; who runs it allows names with --allow-host", 400)
         if request.method not in ("GET", "HEAD"):
             if not _own(request):
-                return JSONResponse({"error": "this came from another site"}, 403)
+                return _told("this came from another site", 403)
             size = request.headers.get("content-length", "")
-            if not size.isdigit() or int(size) > LARGEST:
-                return JSONResponse({"error": f"a vote is at most {LARGEST} bytes long, and says how long it is"}, 413)
+            if not re.fullmatch("[0-9]{1,9}", size) or int(size) > LARGEST:
+                return _told(f"a vote is at most {LARGEST} bytes long, and says how long it is", 413)
         response = await call_next(request)
         for name, value in HEADERS.items():
             response.headers.setdefault(name, value)
@@ -81,18 +98,23 @@ def make_app(store: Store, videos: ShardSet, admin: str, guideline: Sequence[Par
 
     @app.exception_handler(RefusedVote)
     async def refused(request: Request, error: RefusedVote) -> Response:
-        return JSONResponse({"error": str(error)}, 409)
+        return _told(str(error), 409)
+
+    @app.exception_handler(RequestValidationError)
+    async def no_vote(request: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]  # what was sent is not sent back: it need not be a text, nor JSON
+        return _told(f"this is no vote: {'.'.join(map(str, first['loc'][1:]))[:80] or 'body'}: {first['msg']}", 422)
 
     @app.exception_handler(StorageError)
     async def broken(request: Request, error: StorageError) -> Response:
         print(error, file=sys.stderr)  # where the file is concerns nobody else
-        return JSONResponse({"error": f"nothing was stored: {error.reason}"}, 503)
+        return _told(f"nothing was stored: {error.reason}", 503)
 
-    @app.exception_handler(HTTPException)
-    async def refused_page(request: Request, error: HTTPException) -> Response:
+    @app.exception_handler(AnyHTTPException)
+    async def refused_page(request: Request, error: AnyHTTPException) -> Response:
         if "text/html" in request.headers.get("accept", ""):  # somebody opened a link
             return PlainTextResponse(f"{error.detail}\n", error.status_code)
-        return JSONResponse({"error": error.detail}, error.status_code)
+        return _told(str(error.detail), error.status_code)
 
     def known(token: str) -> Annotator:
         if (annotator := store.who(token)) is None:
@@ -101,6 +123,7 @@ def make_app(store: Store, videos: ShardSet, admin: str, guideline: Sequence[Par
 
     Known = Annotated[Annotator, Depends(known)]
 
+    @app.get("/a/{token}/", response_class=HTMLResponse)
     @app.get("/a/{token}", response_class=HTMLResponse)
     def page(request: Request, token: str, annotator: Known) -> Response:
         settings = {"words": WORDS}
@@ -139,6 +162,7 @@ def make_app(store: Store, videos: ShardSet, admin: str, guideline: Sequence[Par
     def undo(annotator: Known) -> Any:
         return {"undone": store.undo(annotator)}
 
+    @app.get("/overview/{secret}/", response_class=HTMLResponse)
     @app.get("/overview/{secret}", response_class=HTMLResponse)
     def over(request: Request, secret: str) -> Response:
         if not secrets.compare_digest(secret.encode(), admin.encode()):
@@ -146,6 +170,21 @@ def make_app(store: Store, videos: ShardSet, admin: str, guideline: Sequence[Par
         return pages.TemplateResponse(request, "overview.html", {"found": overview(store.round()), "words": WORDS})
 
     return app
+
+
+def _told(text: str, status: int) -> JSONResponse:
+    """A sentence for the page; what cannot be written as a text, such as half of a surrogate pair, becomes a question mark."""
+    return JSONResponse({"error": text.encode(errors="replace").decode()}, status)
+
+
+def host_of(headers: Sequence[str]) -> str:
+    """The name in a request's Host header, without port, in small letters; empty where there is not exactly one."""
+    match = (
+        re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[^\[\]:/@\s]+?)\.?(?::[0-9]{0,5})?", headers[0].strip())
+        if len(headers) == 1
+        else None
+    )
+    return match[1].lower() if match else ""
 
 
 def _own(request: Request) -> bool:

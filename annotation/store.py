@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 from sqlalchemy import URL, Engine, ForeignKey, Index, UniqueConstraint, create_engine, event, func, inspect, select
 from sqlalchemy.exc import DatabaseError, OperationalError
@@ -31,6 +32,7 @@ X = TypeVar("X")
 VERSION, BUSY_MS = 1, 10_000
 """Of the file; and milliseconds that a writer waits for another one."""
 ROLES = ("annotator", "reviewer")
+GONE = "was deleted or replaced while it was in use; put it back, or start the server again with the file that is meant"
 
 
 class _Base(DeclarativeBase):
@@ -146,18 +148,36 @@ class Task:
     kind: str
 
 
-def _pragmas(connection: sqlite3.Connection, _: Any) -> None:
-    connection.isolation_level = None  # SQLAlchemy's "begin" below says when
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", f"busy_timeout={BUSY_MS}"):
-        connection.execute(f"PRAGMA {pragma}")
+def _open(path: Path, begin: str, make: bool = False) -> Engine:
+    """A way into a file, with the statement that starts a transaction; ``make``: a file that is not there."""
+    # SQLite would make a file in the place of one that was removed while the server ran
+    mode = {"mode": "rwc" if make else "rw", "uri": "true"}
+    engine = create_engine(URL.create("sqlite", database=f"file:{quote(str(path.absolute()))}", query=mode))
 
+    def prepare(connection: sqlite3.Connection, record: Any) -> None:
+        connection.isolation_level = None  # the "begin" below says when
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", f"busy_timeout={BUSY_MS}"):
+            connection.execute(f"PRAGMA {pragma}")
+        connection.execute("SELECT count(*) FROM sqlite_master")  # opens the log
+        record.info["log"] = _identity(_log(path))
 
-def _open(path: Path, begin: str) -> Engine:
-    """A way into a file, with the statement that starts a transaction."""
-    engine = create_engine(URL.create("sqlite", database=str(path)))
-    event.listen(engine, "connect", _pragmas)
+    event.listen(engine, "connect", prepare)
     event.listen(engine, "begin", lambda connection: connection.exec_driver_sql(begin))
     return engine
+
+
+def _log(path: Path) -> Path:
+    """Where SQLite keeps what it has not yet written into the file itself."""
+    return path.with_name(f"{path.name}-wal")
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Which file is at a place; None where there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 @contextmanager
@@ -191,6 +211,9 @@ class Store:
         self.path = Path(path)
         if not self.path.is_file():
             raise VideoAlignError(f"--db {path}: there is no such file; `videoalign annotate begin` makes one")
+        self._identity = _identity(self.path)
+        # by annotator: the ticket on the screen, and since when by a clock that nobody sets
+        self._shown: dict[int, tuple[str, float]] = {}
         # writers take the file's lock at once, so that what they read stays true; readers wait for nobody
         self.engine, self._reading = (_open(self.path, how) for how in ("BEGIN IMMEDIATE", "BEGIN"))
         self._writers, self._readers = (sessionmaker(e, expire_on_commit=False) for e in (self.engine, self._reading))
@@ -207,14 +230,33 @@ class Store:
         self._reading.dispose()
 
     def _do(self, work: Callable[[Session], X]) -> X:
-        """One transaction that writes."""
-        with _errors(self.path), self._writers.begin() as session:
-            return work(session)
+        """One transaction that writes; what it returns is in the file that is at its place."""
+        self._in_place()
+        with _errors(self.path):
+            with self._writers.begin() as session:
+                log = session.connection().info["log"]
+                found = work(session)
+            self._in_place()
+            if _identity(_log(self.path)) != log:
+                raise StorageError(self.path, f"{_log(self.path).name} beside it {GONE}")
+        return found
 
     def _see(self, work: Callable[[Session], X]) -> X:
         """One that reads."""
+        self._in_place()
         with _errors(self.path), self._readers.begin() as session:
             return work(session)
+
+    def _in_place(self) -> None:
+        """Refuse to go on in a file that nobody will find again: SQLite writes on into one that was deleted."""
+        if _identity(self.path) != self._identity:
+            raise StorageError(self.path, f"the file of votes {GONE}")
+
+    def _seconds(self, hold: "HoldRow") -> float:
+        """How long a pair has been on a screen, whatever was done to the clock."""
+        ticket, since = self._shown.pop(hold.annotator_id, ("", 0.0))
+        # shown before this process began: by the clock of the wall
+        return time.monotonic() - since if ticket == hold.ticket else max(0.0, time.time() - hold.since)
 
     # --- the round ------------------------------------------------------------------------------------------------
 
@@ -300,6 +342,7 @@ class Store:
                 hold = HoldRow(annotator_id=annotator.id, pair_id=pair_id, occasion=occasion, ticket=secrets.token_urlsafe(12),
                                swapped=_swapped(annotator.id, pair_id, occasion), since=time.time())  # fmt: skip
                 session.add(hold)
+                self._shown[annotator.id] = hold.ticket, time.monotonic()
             return _task(session, hold, annotator)
 
         return self._do(work)
@@ -345,7 +388,7 @@ class Store:
             session.add(VoteRow(
                 pair_id=row.id, annotator_id=annotator.id, occasion=hold.occasion, attempt=attempt, review=annotator.role == "reviewer",
                 choices=json.dumps(said), scores=json.dumps(rated), flags=json.dumps(sorted({*flags})), swapped=hold.swapped,
-                seconds=time.time() - hold.since, created=time.time(),
+                seconds=self._seconds(hold), created=_now(session),
             ))  # fmt: skip
             session.delete(hold)
             _settle(session, [row], protocol)
@@ -376,7 +419,7 @@ class Store:
                     row = VoteRow(
                         pair_id=pair_id, annotator_id=people[name].id, occasion=0, attempt=last[name].attempt + 1 if name in last else 0,
                         review=people[name].role == "reviewer", choices=json.dumps(choices), scores="{}", flags=json.dumps(sorted(flags)),
-                        swapped=False, seconds=seconds, created=time.time(),
+                        swapped=False, seconds=seconds, created=_now(session),
                     )  # fmt: skip
                     session.add(row)
                     session.flush()
@@ -411,8 +454,10 @@ class Store:
             session.add(UndoRow(vote_id=row.id, created=time.time()))
             _settle(session, [session.get_one(PairRow, row.pair_id)], self.protocol)
             session.query(HoldRow).filter_by(annotator_id=annotator.id).delete()
-            session.add(HoldRow(annotator_id=annotator.id, pair_id=row.pair_id, occasion=row.occasion, swapped=row.swapped,
-                                ticket=secrets.token_urlsafe(12), since=time.time()))  # fmt: skip
+            hold = HoldRow(annotator_id=annotator.id, pair_id=row.pair_id, occasion=row.occasion, swapped=row.swapped,
+                           ticket=secrets.token_urlsafe(12), since=time.time())  # fmt: skip
+            session.add(hold)
+            self._shown[annotator.id] = hold.ticket, time.monotonic()
             return True
 
         return self._do(work)
@@ -427,7 +472,8 @@ class Store:
             ).all()  # fmt: skip
             states = dict(session.execute(select(PairRow.state, func.count()).group_by(PairRow.state)).tuples().all())
             states.pop("training", None)
-            return {"mine": len(mine), "last_hour": sum(c > time.time() - 3600 for c in mine), "pairs": sum(states.values()),
+            now = time.time()
+            return {"mine": len(mine), "last_hour": sum(now - 3600 < c <= now for c in mine), "pairs": sum(states.values()),
                     "open": states.get("open", 0), "review": states.get("review", 0)}  # fmt: skip
 
         return self._see(work)
@@ -541,7 +587,7 @@ def _fill(
     path: Path, pairs: Sequence[Pair], protocol: Protocol, data: str, references: Sequence[tuple[Pair, dict[str, str]]],
 ) -> None:  # fmt: skip
     """A file with nothing voted on."""
-    engine = _open(path, "BEGIN IMMEDIATE")
+    engine = _open(path, "BEGIN IMMEDIATE", make=True)
     with _errors(path), engine.begin() as connection, Session(connection) as session:
         _Base.metadata.create_all(connection)
         for name, value in {"version": VERSION, "protocol": protocol.to_dict(), "data": data}.items():
@@ -629,7 +675,9 @@ def _next(session: Session, annotator: Annotator, protocol: Protocol) -> tuple[i
         select(VoteRow.pair_id, VoteRow.occasion, VoteRow.choices, PairRow.state)
         .join(PairRow).outerjoin(UndoRow).where(VoteRow.annotator_id == annotator.id, UndoRow.vote_id.is_(None)).order_by(VoteRow.id)
     ).all()  # fmt: skip
-    session.query(HoldRow).filter(HoldRow.since < time.time() - 60 * protocol.hold_minutes).delete()
+    now = time.time()
+    session.query(HoldRow).filter(HoldRow.since > now).update({"since": now})  # the clock was set back: they count anew
+    session.query(HoldRow).filter(HoldRow.since < now - 60 * protocol.hold_minutes).delete()
     held = select(func.count()).where(HoldRow.pair_id == PairRow.id, HoldRow.occasion == 0).scalar_subquery()
     if annotator.role == "reviewer":
         waiting = select(PairRow.id).where(PairRow.state == "review", held == 0)
@@ -672,6 +720,12 @@ def _repetition(own: Sequence[Any], annotator: Annotator, protocol: Protocol) ->
         return None
     drawn = hashlib.sha256(f"{annotator.id} {len(done)} again".encode()).digest()
     return candidates[int.from_bytes(drawn[:4]) % len(candidates)], 1
+
+
+def _now(session: Session) -> float:
+    """Seconds since 1970, later than those of the last vote: their order is that of the votes, also where the clock was set back."""
+    last = session.scalar(select(VoteRow.created).order_by(VoteRow.id.desc()).limit(1))
+    return max(time.time(), (last or 0.0) + 1e-6)
 
 
 def _hash(token: str) -> str:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..datamodules.benchmark import Benchmark
 from ..models.files import write_json
+from ..models.intervals import LEAST_PROMPTS, prompt_number
 from ..models.metrics import PreferenceAccuracy
 from .tensorboard import folder_of, writer_of
 
@@ -28,8 +29,8 @@ class RewardBench(L.Callback):
     table and a bar chart in TensorBoard, and ``reward_bench/NAME.json`` in the run's folder.
 
     Args:
-        out: folder for the JSON files, if not the run's.
-        resamples: bootstrap samples of the confidence intervals; 0 leaves them out.
+        out: Folder for the JSON files, if not the run's.
+        resamples: Number of bootstrap samples of the confidence intervals, which resample prompts; 0 leaves them out.
     """
 
     def __init__(self, out: str | None = None, resamples: int = 1000) -> None:
@@ -87,7 +88,7 @@ class RewardBench(L.Callback):
                 f"{name}: {int((~whole).sum())} of {len(whole)} pairs name a video that was not scored, and are left out"
             )
         metric = PreferenceAccuracy(std, self.resamples, sync_on_compute=False)
-        metric.update(margins, benchmark.labels, whole)
+        metric.update(margins, benchmark.labels, whole, torch.tensor([prompt_number(p) for p in benchmark.prompts]))
         return metric.compute()
 
     def _report(self, trainer: L.Trainer, name: str, result: dict[str, dict]) -> None:
@@ -105,8 +106,9 @@ def table(result: dict[str, dict], ceiling: dict[str, dict] | None = None, markd
     """Accuracies as text, a line per dimension.
 
     Args:
-        result: of one benchmark. ceiling: the same of a perfect judge, where it is known.
-        markdown: with bars between the cells.
+        result: Accuracies of one benchmark.
+        ceiling: The same of a perfect judge, where it is known.
+        markdown: Whether bars stand between the cells.
     """
     head = [
         "",
@@ -124,7 +126,8 @@ def table(result: dict[str, dict], ceiling: dict[str, dict] | None = None, markd
     rows = []
     for column, row in result.items():
         floor = row["floor"]
-        spans = [f"{row[k][0]:.3f}-{row[k][1]:.3f}" if k in row else "" for k in ("interval", "interval_with_ties")]
+        spans = ["{:.3f}-{:.3f}".format(*row[k]) if k in row else "" for k in ("interval", "interval_with_ties")]
+        spans = ["-" if "nan" in span else span for span in spans]
         cells = [column, f"{row['without_ties']:.3f}", spans[0], "0.500", f"{row['with_ties']:.3f}", spans[1], f"{row['held_out']:.3f}",
                  f"{floor:.3f}", f"{max(floor, (1 - floor) / 2):.3f}", str(row["pairs"])]  # fmt: skip
         if ceiling:
@@ -132,9 +135,29 @@ def table(result: dict[str, dict], ceiling: dict[str, dict] | None = None, markd
         rows.append(cells)
     if markdown:
         lines = [head, ["---"] * len(head), *rows]
-        return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    widths = [max(len(line[i]) for line in [head, *rows]) for i in range(len(head))]
-    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths)) for line in [head, *rows])
+        text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    else:
+        widths = [max(len(line[i]) for line in [head, *rows]) for i in range(len(head))]
+        text = "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths)) for line in [head, *rows])
+    few = too_few_prompts(result)
+    return f"{text}\n{'' if not markdown else chr(10)}{few}" if few else text
+
+
+def too_few_prompts(result: dict[str, dict]) -> str:
+    """A sentence where a benchmark has too few prompts for intervals; empty where it has enough.
+
+    Args:
+        result: Accuracies of one benchmark.
+    """
+    counts = {(c, what): row[k] for c, row in result.items() for k, what in (("decided_prompts", "without ties"), ("prompts", "with ties"))
+              if row.get(k, LEAST_PROMPTS) < LEAST_PROMPTS}  # fmt: skip
+    if not counts:
+        return ""
+    each = ", ".join(f"{column} {what} of {count}" for (column, what), count in counts.items())
+    return (
+        f"No 95 % interval where there are fewer than {LEAST_PROMPTS} prompts ({each}): a prompt's pairs are not independent, so that many "
+        "pairs of few prompts tell little."
+    )
 
 
 def bar_chart(name: str, result: dict[str, dict], ceiling: dict[str, dict] | None = None) -> Figure:

@@ -1,13 +1,14 @@
 """A benchmark on disk: a *videos* set, each video once, and the table of rated pairs that refers to it."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from .. import VideoAlignError
-from .ratings import COLUMNS, LABELS
+from .ratings import COLUMNS, LABELS, prompt_of
 from .shards import ShardSet
 
 PAIRS = "pairs.csv"
@@ -42,6 +43,14 @@ class Benchmark:
         self.numbers = {key: number for number, key in enumerate(self.keys)}
         self.ends = torch.tensor([[self.numbers[row["key_A"]], self.numbers[row["key_B"]]] for row in self.rows])
         self.labels: Tensor = torch.tensor([[LABELS[row.get(c, "")] for c in COLUMNS] for row in self.rows])
+
+    @cached_property
+    def prompts(self) -> list[str]:
+        """The prompt of each pair; out of the videos' records where the table does not have it."""
+        if all(row.get("prompt") for row in self.rows):
+            return [row["prompt"] for row in self.rows]
+        of_video = {content.key: prompt_of(content.record, content.name) for content in self.shards.contents()}
+        return [of_video.get(row["key_A"], row["key_A"]) for row in self.rows]
 
     def margins(self, rewards: Tensor, name: str = "benchmark") -> tuple[Tensor, Tensor]:
         """Reward A minus reward B of every pair.

@@ -10,6 +10,7 @@ from torchmetrics.utilities import dim_zero_cat
 
 from .. import VideoAlignError
 from . import preference
+from .intervals import LEAST_PROMPTS
 from .preference import DIMENSIONS, OVERALL
 
 
@@ -17,20 +18,22 @@ class PreferenceAccuracy(Metric):
     r"""Accuracies of reward margins against labels, per dimension and overall.
 
     For each column: accuracy without ties, with ties at the best threshold (and the always-tie floor that it cannot
-    fall below), with ties at a threshold from the other half of the pairs, and bootstrap intervals; see
+    fall below), with ties at a threshold from the other half of the pairs, and bootstrap intervals over prompts; see
     :mod:`videoalign.models.preference`.
 
     As input to ``update``: ``margins`` (N, D) float, A minus B; ``labels`` (N, D + 1), +1 / -1 / 0, NaN where there is
-    none, the last column overall; ``valid`` (N,) bool, False for padding.
+    none, the last column overall; ``valid`` (N,) bool, False for padding; ``prompts`` (N,) int64, what
+    :func:`.intervals.prompt_number` gives for each pair's prompt. A pair without a prompt counts as independent of all others.
 
     As output of ``compute``: a dictionary per column that has labels, with ``without_ties``, ``with_ties``,
-    ``held_out``, ``floor``, ``threshold``, ``margin`` (mean absolute), ``interval``, ``interval_with_ties``, ``pairs``
-    and ``decided``.
+    ``held_out``, ``floor``, ``threshold``, ``margin`` (mean absolute), ``interval``, ``interval_with_ties``, ``pairs``,
+    ``decided``, and where prompts are known ``prompts`` and ``decided_prompts`` (how many have a pair, and a decided pair). An
+    interval of fewer than :data:`.intervals.LEAST_PROMPTS` known prompts is NaN.
 
     Args:
         scale: (D,) the standard deviation that each dimension's margin is divided by before they are summed to the
             overall margin; ones if not given. It may be set until ``compute``.
-        resamples: bootstrap samples of the intervals; 0 leaves them out.
+        resamples: Number of bootstrap samples of the intervals; 0 leaves them out.
 
     Example:
         >>> metric = PreferenceAccuracy(resamples=0)
@@ -45,50 +48,74 @@ class PreferenceAccuracy(Metric):
 
     margins: list[Tensor] | Tensor
     labels: list[Tensor] | Tensor
+    prompts: list[Tensor] | Tensor
 
     def __init__(self, scale: Tensor | None = None, resamples: int = 1000, **kwargs: object) -> None:
         super().__init__(**kwargs)
         self.scale, self.resamples = scale, resamples
         self.add_state("margins", default=[], dist_reduce_fx="cat")
         self.add_state("labels", default=[], dist_reduce_fx="cat")
+        self.add_state("prompts", default=[], dist_reduce_fx="cat")  # -1: unknown
 
-    def update(self, margins: Tensor, labels: Tensor, valid: Tensor | None = None) -> None:
+    def update(
+        self, margins: Tensor, labels: Tensor, valid: Tensor | None = None, prompts: Tensor | None = None
+    ) -> None:
         """Add a batch; see the class."""
         d = len(DIMENSIONS)
         if margins.ndim != 2 or margins.shape[1] != d or labels.shape != (len(margins), d + 1):
             raise VideoAlignError(
                 f"margins {tuple(margins.shape)} must be (N, {d}) and labels {tuple(labels.shape)} (N, {d + 1})"
             )
+        if prompts is not None and prompts.shape != margins.shape[:1]:
+            raise VideoAlignError(f"prompts {tuple(prompts.shape)} must be as many as margins {tuple(margins.shape)}")
         keep = torch.ones(len(margins), dtype=torch.bool, device=margins.device) if valid is None else valid
         self.margins.append(margins.detach().float()[keep])
         self.labels.append(labels.detach().float()[keep])
+        unknown = torch.full((len(margins),), -1, dtype=torch.long, device=margins.device)
+        self.prompts.append((unknown if prompts is None else prompts.to(unknown))[keep])
 
-    def columns(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """Labels and margins of each column, those with a label only, on the CPU."""
+    def columns(self) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
+        """Labels, margins and prompts of each column, those with a label only, on the CPU."""
         if isinstance(self.margins, list) and not self.margins:
             return {}
-        margins, labels = dim_zero_cat(self.margins).cpu(), dim_zero_cat(self.labels).cpu()
+        margins, labels, prompts = (dim_zero_cat(state).cpu() for state in (self.margins, self.labels, self.prompts))
         scale = torch.ones(len(DIMENSIONS)) if self.scale is None else self.scale.cpu()
         margins = torch.cat([margins, (margins / scale).sum(1, keepdim=True)], 1)  # (N, D + 1)
         has = ~labels.isnan()
         names = (*DIMENSIONS, OVERALL)
-        return {name: (labels[has[:, i], i], margins[has[:, i], i]) for i, name in enumerate(names) if has[:, i].any()}
+        return {
+            name: (labels[kept, i], margins[kept, i], prompts[kept])
+            for i, (name, kept) in enumerate(zip(names, has.T)) if kept.any()
+        }  # fmt: skip
 
     def compute(self) -> dict[str, dict]:
         """All accuracies; see the class."""
-        return {name: accuracies(labels, margins, self.resamples) for name, (labels, margins) in self.columns().items()}
+        return {name: accuracies(*column, resamples=self.resamples) for name, column in self.columns().items()}
 
     def _sync_dist(self, *args: object, **kwargs: object) -> None:
         """Give a rank that saw nothing empty states of the right width, which gathering needs."""
         for name, width in (("margins", len(DIMENSIONS)), ("labels", len(DIMENSIONS) + 1)):
             if not getattr(self, name):
                 setattr(self, name, [torch.empty(0, width, device=self.device)])
+        if not self.prompts:
+            self.prompts = [torch.empty(0, dtype=torch.long, device=self.device)]
         super()._sync_dist(*args, **kwargs)
 
 
-def accuracies(labels: Tensor, margins: Tensor, resamples: int = 1000) -> dict:
-    """One column of :class:`PreferenceAccuracy`: labels and margins (N,)."""
+def accuracies(labels: Tensor, margins: Tensor, prompts: Tensor | None = None, resamples: int = 1000) -> dict:
+    """One column of :class:`PreferenceAccuracy`.
+
+    Args:
+        labels: (N,) +1, -1 or 0.
+        margins: (N,) reward A minus reward B.
+        prompts: (N,) whole numbers, equal for pairs of one prompt; -1, or None for all, where the prompt is not known.
+        resamples: Number of bootstrap samples of the intervals; 0 leaves them out.
+    """
     ties = labels == 0
+    known = prompts is not None and bool((prompts >= 0).any())
+    if known:
+        alone = -1 - torch.arange(len(labels))
+        prompts = torch.where(prompts < 0, alone, prompts)
     row = {
         "without_ties": preference.accuracy_without_ties(labels, margins),
         "with_ties": preference.accuracy_with_ties(labels, margins),
@@ -99,9 +126,16 @@ def accuracies(labels: Tensor, margins: Tensor, resamples: int = 1000) -> dict:
         "pairs": len(labels),
         "decided": int((~ties).sum()),
     }
-    for name, with_ties in (("interval", False), ("interval_with_ties", True)):
+    if known:
+        row |= {"prompts": len(prompts.unique()), "decided_prompts": len(prompts[~ties].unique())}
+    for name, with_ties, count in (("interval", False, "decided_prompts"), ("interval_with_ties", True, "prompts")):
         if resamples:
-            row[name] = preference.bootstrap_interval(labels, margins, with_ties, resamples=resamples)
+            few, of_pair = row.get(count, LEAST_PROMPTS) < LEAST_PROMPTS, prompts if known else None
+            row[name] = (
+                (math.nan, math.nan)
+                if few
+                else preference.bootstrap_interval(labels, margins, with_ties, of_pair, resamples=resamples)
+            )
     return row
 
 

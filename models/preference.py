@@ -15,15 +15,17 @@ first branch, with which they do not sum to one; this is the form that its code 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy import sparse
 from torch import Tensor
 
 from .. import VideoAlignError
+from .intervals import interval
 
 DIMENSIONS = ("VQ", "MQ", "TA")
 """Visual quality, motion quality, text alignment: the columns of every reward tensor, in this order."""
@@ -244,43 +246,60 @@ def held_out_accuracy_with_ties(labels: Sequence | Tensor, margins: Sequence | T
 
 
 def bootstrap_interval(
-    labels: Sequence | Tensor,
-    margins: Sequence | Tensor,
-    ties: bool,
-    confidence: float = 0.95,
-    resamples: int = 1000,
-    seed: int = 0,
-) -> tuple[float, float]:
-    """Percentile bootstrap interval of an accuracy, resampling pairs.
+    labels: Sequence | Tensor, margins: Sequence | Tensor, ties: bool, prompts: Sequence | Tensor | None = None, confidence: float = 0.95,
+    resamples: int = 1000, seed: int = 0,
+) -> tuple[float, float]:  # fmt: skip
+    """Bootstrap interval of an accuracy, resampling prompts with all of their pairs; see :mod:`.intervals`.
 
     Args:
-        labels, margins: as in the accuracies. ties: True for :func:`accuracy_with_ties` (the threshold is sought anew
-            in every resample), False for :func:`accuracy_without_ties`.
-        confidence: in (0, 1). resamples: number of bootstrap samples. seed: of the resampling.
+        labels: As in the accuracies.
+        margins: As in the accuracies.
+        ties: True for :func:`accuracy_with_ties` (the threshold is sought anew in every resample), False for
+            :func:`accuracy_without_ties`.
+        prompts: N whole numbers, equal for pairs of one prompt. Without them each pair counts as a prompt of its own, which gives far
+            too narrow an interval where videos occur in several pairs.
+        confidence: In (0, 1).
+        resamples: Number of bootstrap samples.
+        seed: Seed of the resampling.
 
     Returns:
-        Lower and upper end; NaN without a pair that counts.
+        Lower and upper end; NaN below two prompts with a pair that counts.
     """
-    labels, margins = _canonical(*_as_arrays(labels, margins))
+    labels, margins = _as_arrays(labels, margins)
+    if prompts is None:
+        labels, margins = _canonical(labels, margins)
+    prompts = np.arange(labels.size) if prompts is None else np.asarray(prompts)
+    if prompts.shape != labels.shape:
+        raise VideoAlignError(f"prompts {prompts.shape} must be as many as labels {labels.shape}")
     if not ties:
-        labels, margins = labels[labels != 0], margins[labels != 0]
-    n = labels.size
-    if n == 0:
-        return math.nan, math.nan
-    order = np.argsort(np.abs(margins), kind="stable")
-    labels, margins = labels[order], margins[order]
+        labels, margins, prompts = (values[labels != 0] for values in (labels, margins, prompts))
+    clusters, of_pair = np.unique(prompts, return_inverse=True)
     correct = _correct(labels, margins)
-    gain = (labels == 0).astype(np.float64) - correct
-    ends = np.append(np.abs(margins)[1:] != np.abs(margins)[:-1], True)  # last of each run of equal margins
-    rng = np.random.default_rng(seed)
-    accuracies = np.empty(resamples)
-    for i in range(resamples):
-        weight = np.bincount(rng.integers(0, n, n), minlength=n)
-        best = max(0.0, np.cumsum(gain * weight)[ends].max()) if ties else 0.0
-        accuracies[i] = (weight @ correct + best) / n
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(accuracies, [tail, 1 - tail])
-    return float(low), float(high)
+    right, pairs = (np.bincount(of_pair, weights, len(clusters)) for weights in (correct, None))
+    tied = _gained_by_ties(labels, margins, correct, of_pair, len(clusters)) if ties else lambda times: 0
+    return interval(lambda n: (n @ right + tied(n)) / (n @ pairs), len(clusters), confidence, resamples, seed)
+
+
+def _gained_by_ties(
+    labels: np.ndarray, margins: np.ndarray, correct: np.ndarray, prompts: np.ndarray, count: int
+) -> Callable[[np.ndarray], np.ndarray]:
+    """How many pairs more are right at the best threshold than without one, in each resample.
+
+    Raising the threshold gains ties and loses correct pairs, in the order of abs(margin); of equal ones the correct come first, so
+    that the running sum is highest where a run of ties ends. One sparse product gives the sums of all runs.
+    """
+    gain = (labels == 0).astype(np.int32) - correct
+    order = np.lexsort((gain, np.abs(margins)))
+    order = order[gain[order] != 0]
+    gain, prompts = gain[order], prompts[order]
+    run = np.cumsum(np.diff(gain, prepend=gain[:1]) != 0)
+    sums = sparse.csr_matrix((gain, (run, prompts)), shape=(run.max(initial=-1) + 1, count), dtype=np.int32)
+
+    def best(times: np.ndarray) -> np.ndarray:
+        gained = sums @ np.ascontiguousarray(times.T)  # (runs, R)
+        return np.cumsum(gained, axis=0, dtype=np.int32, out=gained).max(axis=0, initial=0)
+
+    return best
 
 
 def _canonical(labels: np.ndarray, margins: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -6,10 +6,10 @@ rewards of videos from the same prompt and noise.
 
 import math
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from .intervals import mean_interval
 from .preference import DIMENSIONS, OVERALL
 
 
@@ -19,28 +19,30 @@ def win_rates(policy: Tensor, reference: Tensor, resamples: int = 1000, seed: in
     ``win_rate`` compares videos of the same noise, as the paper does (section 5.2): it counts the smallest shift as a
     win. ``superiority`` compares different noises of the same prompt, P(policy > reference): it needs a shift as large
     as the spread. Equal rewards count half. ``policy`` and ``reference`` are mean rewards. Intervals are 95 %
-    bootstraps over prompts.
+    bootstraps over prompts (:mod:`.intervals`).
 
     Args:
-        policy, reference: (P, N, D) rewards, columns VQ, MQ, TA, Overall.
+        policy: (P, N, D) rewards of the policy's videos, columns VQ, MQ, TA, Overall.
+        reference: (P, N, D) rewards of the reference's videos.
+        resamples: Number of bootstrap samples.
+        seed: Seed of the resampling.
 
     Returns:
         By column: win_rate, win_rate_interval, superiority (NaN where N is 1), superiority_interval, policy, reference, prompts.
+        The interval of a single prompt is NaN.
     """
     count = policy.shape[1]
     matched = _won(policy, reference).mean(1)  # (P, D)
     every = _won(policy[:, :, None], reference[:, None])  # (P, N, N, D)
     apart = ~torch.eye(count, dtype=torch.bool)
     unmatched = every[:, apart].mean(1) if count > 1 else torch.full_like(matched, torch.nan)
-    rng = np.random.default_rng(seed)
-    draws = torch.from_numpy(rng.integers(0, len(policy), (resamples, len(policy))))
     result = {}
     for i, column in enumerate((*DIMENSIONS, OVERALL)):
         result[column] = {
             "win_rate": float(matched[:, i].mean()),
-            "win_rate_interval": _interval(matched[:, i], draws),
+            "win_rate_interval": mean_interval(matched[:, i], resamples, seed),
             "superiority": float(unmatched[:, i].mean()),
-            "superiority_interval": _interval(unmatched[:, i], draws),
+            "superiority_interval": mean_interval(unmatched[:, i], resamples, seed),
             "policy": float(policy[..., i].mean()),
             "reference": float(reference[..., i].mean()),
             "prompts": len(policy),
@@ -50,12 +52,6 @@ def win_rates(policy: Tensor, reference: Tensor, resamples: int = 1000, seed: in
 
 def _won(a: Tensor, b: Tensor) -> Tensor:
     return (a > b).double() + 0.5 * (a == b)
-
-
-def _interval(values: Tensor, draws: Tensor) -> tuple[float, float]:
-    means = values[draws].mean(1)
-    low, high = torch.quantile(means, torch.tensor([0.025, 0.975], dtype=means.dtype)).tolist()
-    return low, high
 
 
 def best_of(scores: Tensor, values: Tensor, draws: float) -> Tensor:

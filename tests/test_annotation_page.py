@@ -773,7 +773,7 @@ def test_a_guideline_of_ones_own_is_shown(videos, tmp_path, monkeypatch, capsys)
     part = {"title": "Looks", "question": "Which?", "points": ["fur", "<b>eyes</b>"], "good": "a cat", "bad": "a blur"}
     path.write_text(yaml.safe_dump([part]))
     main(command)
-    with TestClient(apps[0]) as client:
+    with TestClient(apps[0], "http://localhost") as client:
         page = client.get(f"/a/{Store(tmp_path / 'votes.db').invite('a')}").text
     assert "<h2>Looks</h2>" in page and "&lt;b&gt;eyes" in page and "Visual quality</h2>" not in page
     for wrong, message in (

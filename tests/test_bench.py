@@ -253,12 +253,12 @@ def rated(count: int, seed: int = 0, **fixed: str) -> list[dict]:
     for a, b in itertools.combinations(range(count), 2):
         vote = str(rng.choice(list(VOTES)))
         words = {c: str(rng.choice(["A", "B", "same", "invalid", ""], p=[0.3, 0.3, 0.2, 0.1, 0.1])) for c in DIMENSIONS}
-        rows.append({"key_A": f"{a:06d}", "key_B": f"{b:06d}", "prompt": "p", "A_model": f"maker-{a % 3}",
+        rows.append({"key_A": f"{a:06d}", "key_B": f"{b:06d}", "prompt": f"p {a} {b}", "A_model": f"maker-{a % 3}",
                      "B_model": f"maker-{b % 4}", **words, "Overall": VOTES[vote], "vote_type": vote, **fixed})  # fmt: skip
     return rows
 
 
-RATED = 7
+RATED, SEED = 7, 1
 
 
 @pytest.fixture(scope="module")
@@ -269,7 +269,7 @@ def kit(tmp_path_factory: pytest.TempPathFactory, backbone: Path, sampling: Fram
     network = VideoReward(backbone, template="plain", sampling=sampling, language="full")
     network.statistics = Statistics([1.0, 2.0, 3.0], list(STD))
     network.save_pretrained(folder / "model")
-    write(folder / "world", samples((5, 9, 12, 7, 16, 10, 14, 8)), rated(RATED))
+    write(folder / "world", samples((5, 9, 12, 7, 16, 10, 14, 8)), rated(RATED, SEED))
     return folder
 
 
@@ -609,7 +609,7 @@ def other_template(kit: Path, tmp: Path) -> list:
 def other_data(kit: Path, tmp: Path) -> list:
     videos = samples((5, 9, 12, 7, 16, 10, 14, 8))
     videos[0].content = clip(99, 5)
-    return ["--data", write(tmp / "data" / "world", videos, rated(RATED))]
+    return ["--data", write(tmp / "data" / "world", videos, rated(RATED, SEED))]
 
 
 CHANGES = {
@@ -761,7 +761,7 @@ def test_a_damaged_video_is_named_and_what_was_scored_before_stays(kit, finished
     videos = samples((5, 9, 12, 7, 16, 10, 14, 8))
     shortest = min(videos[:RATED], key=lambda v: v.record["num_frames"] * v.record["width"])
     shortest.content = shortest.content[:300]
-    write(tmp_path / "world", videos, rated(RATED))
+    write(tmp_path / "world", videos, rated(RATED, SEED))
     assert bench(kit, tmp_path / "out", data=tmp_path / "world") == 2
     captured = capsys.readouterr()
     assert captured.err.count("videoalign: error:") == 1 and f"video '{shortest.key}' cannot be scored" in captured.err
@@ -862,7 +862,7 @@ def test_four_ways_are_measured_on_the_votes(options, overall, kit, finished, tm
 
 def judged(folder: Path, done: Run, vote: Callable[[list[float], list[float]], str]) -> Path:
     """The rated videos again, every pair with the vote that its rewards ask for."""
-    rows = rated(RATED)
+    rows = rated(RATED, SEED)
     for row in rows:
         row["vote_type"] = vote(done.rewards[row["key_A"]], done.rewards[row["key_B"]])
         row["Overall"] = VOTES[row["vote_type"]]
@@ -1111,7 +1111,7 @@ def test_a_mistake_met_by_one_of_two_processes_is_one_message(kit, tmp_path):
     videos = samples((5, 9, 12, 7, 16, 10, 14, 8))
     order = sorted(videos[:RATED], key=lambda v: -v.record["num_frames"] * v.record["width"])
     order[BATCH].content = order[BATCH].content[:300]  # of the second process's first batch
-    write(tmp_path / "world", videos, rated(RATED))
+    write(tmp_path / "world", videos, rated(RATED, SEED))
     done = two_processes(kit, tmp_path / "out", data=tmp_path / "world")
     assert done.stderr.count("cannot be scored") == 1 and done.stderr.count("videoalign: error:") == 1
     assert "Traceback" not in done.stderr and done.returncode == 2
