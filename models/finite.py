@@ -1,0 +1,37 @@
+"""Nothing that is not finite is written: one NaN in a video, a reward or a weight looks like any other number later on."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from .. import VideoAlignError
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether no value of a tensor is NaN or infinite. It makes no copy: the smallest and the largest value tell."""
+    if not tensor.is_floating_point() or not tensor.numel():
+        return True
+    low, high = tensor.detach().aminmax()
+    return bool(torch.isfinite(low) and torch.isfinite(high))
+
+
+def require_finite(what: str, rows: Mapping[str, Tensor], remedy: str) -> None:
+    """Refuse tensors of which one is not finite.
+
+    Args:
+        what: What the tensors are, for the message: "latents of sampled videos".
+        rows: Tensors by name: a key, a prompt or a tensor's own name.
+        remedy: What the user can do about it, as the message's last words.
+
+    Raises:
+        VideoAlignError: where a tensor holds NaN or infinity; names the first ones.
+    """
+    if bad := [name for name, tensor in rows.items() if not is_finite(tensor)]:
+        more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
+        raise VideoAlignError(f"{what}: {', '.join(map(repr, bad[:3]))}{more} hold NaN or infinity; {remedy}")
+
+
+def by_name(names: Sequence[str], batch: Tensor) -> dict[str, Tensor]:
+    """Rows of a batch by the names of its samples, for :func:`require_finite`."""
+    return dict(zip(names, batch, strict=True))
