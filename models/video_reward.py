@@ -4,6 +4,7 @@ Legend: B videos, L tokens, K reward tokens per video (3 separate or 1 shared), 
 """
 
 import inspect
+import logging
 import math
 import re
 from dataclasses import asdict, dataclass, field
@@ -15,7 +16,9 @@ from torch import Tensor, nn
 
 from .. import VideoAlignError
 from .backbone import load_backbone
+from .finite import is_finite, require_finite
 from .lora import LoRA, add_lora
+from .precision import cast_inputs, train_in_float32
 from .preference import DIMENSIONS
 from .processor import RewardProcessor
 from .reward_folder import RECORD, RewardFolder
@@ -32,7 +35,8 @@ class TokenRows(nn.Module):
     Only the rows are parameters of the optimizer: no gradient, copy or moment of the whole matrix is ever made.
 
     Args:
-        base: the backbone's embedding. ids: vocabulary ids of the new rows (need not exist in ``base``).
+        base: The backbone's embedding.
+        ids: Vocabulary ids of the new rows; they need not exist in ``base``.
     """
 
     def __init__(self, base: nn.Embedding, ids: list[int]) -> None:
@@ -42,9 +46,7 @@ class TokenRows(nn.Module):
         # Start from rows of the matrix's own scale: a mean of all rows plus noise of their spread.
         with torch.no_grad():
             spread, centre = base.weight.float().std(0), base.weight.float().mean(0)
-            rows = centre + spread * torch.randn(
-                len(ids), base.embedding_dim, generator=torch.Generator().manual_seed(0)
-            )
+            rows = centre + spread * torch.randn(len(ids), base.embedding_dim)  # by the run's seed
         self.rows = nn.Parameter(rows)  # (K, E), fp32
 
     @property
@@ -68,12 +70,13 @@ class RewardHead(nn.Module):
     bf16 rewards near 3 come in steps of 1/64 and make ties that nobody predicted.
 
     Args:
-        hidden: E. rows: 3 (one row per dimension) or 1 (one row for all tokens, as in the released weights).
+        hidden: E, the width of the states.
+        rows: 3 (one row per dimension) or 1 (one row for all tokens, as in the released weights).
     """
 
     def __init__(self, hidden: int, rows: int = len(DIMENSIONS)) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(rows, hidden, generator=torch.Generator().manual_seed(0)) * hidden**-0.5)
+        self.weight = nn.Parameter(torch.randn(rows, hidden) * hidden**-0.5)  # by the run's seed
 
     def forward(self, states: Tensor) -> Tensor:
         """Rewards (B, D) fp32 from the states (B, K, E) of K = D separate tokens or K = 1 shared one."""
@@ -118,7 +121,8 @@ class VideoReward(nn.Module):
         train_merger: whether the merger between the two trains (Qwen3-VL has one per depth).
         lora: rank, alpha, dropout and targets of the adapters.
         attention: ``sdpa``, ``eager`` or ``flash_attention_2``.
-        dtype: of the backbone's weights. The head and the new embedding rows stay in fp32.
+        dtype: Dtype of the backbone's frozen weights. What trains is fp32: the head, the new embedding rows, adapters,
+            and the whole of a part that trains in full.
         gradient_checkpointing: recompute activations in the backward pass, to save memory.
         max_prompt_tokens: longer prompts are refused.
         processor: folder of the tokenizer and preprocessing, if not the backbone's.
@@ -185,7 +189,12 @@ class VideoReward(nn.Module):
             )
 
     def _choose_training(self, language: str, vision: str, train_merger: bool, lora: LoRA) -> None:
-        """Which parameters train. The backbone comes in frozen; adapters are added where asked."""
+        """Which parameters train, and in what precision. The backbone comes in frozen; adapters are added where asked.
+
+        What trains is fp32 and what is frozen keeps the chosen dtype. A part that trains in full is fp32 as a whole,
+        frozen layers in it included, so that no two layers inside it take different dtypes. At the borders between parts
+        the backbone casts by itself, and at mergers that train beside a frozen tower :func:`.precision.cast_inputs` does.
+        """
         parts = {"language_model": language, "visual": vision}
         for name, how in parts.items():
             if how == "full":
@@ -196,6 +205,15 @@ class VideoReward(nn.Module):
         self.backbone.get_input_embeddings().requires_grad_(False)  # of the vocabulary, only the new rows train
         if adapted := [name for name, how in parts.items() if how == "lora"]:
             add_lora(self.backbone, lora, adapted, without=mergers)  # they train in full or not at all
+        for name, how in parts.items():
+            if how == "full":
+                self.backbone.get_submodule(name).float()
+        train_in_float32(self.backbone)
+        if train_merger and vision != "full":
+            for name in mergers:
+                merger = self.backbone.get_submodule(name)
+                for each in merger if isinstance(merger, nn.ModuleList) else [merger]:
+                    cast_inputs(each)
 
     @property
     def device(self) -> torch.device:
@@ -240,9 +258,14 @@ class VideoReward(nn.Module):
         mean = torch.tensor(self.statistics.mean, device=rewards.device, dtype=rewards.dtype)
         return (rewards - mean) / torch.tensor(self.statistics.std, device=rewards.device, dtype=rewards.dtype)
 
+    @property
+    def has_statistics(self) -> bool:
+        """Whether mean and deviation of the rewards were ever measured; without them rewards stay raw."""
+        return self.statistics != Statistics()
+
     def need_statistics(self, where: str) -> None:
         """Refuse a model whose rewards were never measured on held-out pairs, where dimensions are weighed together."""
-        if self.statistics == Statistics():
+        if not self.has_statistics:
             raise VideoAlignError(
                 f"{where} has no statistics of its rewards, so its dimensions cannot be weighed against each other; train or validate "
                 "it with held-out pairs (data.val), or use a folder with inference_config"
@@ -260,8 +283,13 @@ class VideoReward(nn.Module):
         """Write a folder for :meth:`from_pretrained`; it replaces an earlier reward model of that name when whole.
 
         Args:
-            state: full tensors by name, where the network's own are sharded. backbone: copy the backbone along, so
-                that the folder stands on its own. A backbone that is nowhere else always travels along.
+            folder: Folder to write.
+            state: Full tensors by name, where the network's own are sharded.
+            backbone: Copy the backbone along, so that the folder stands on its own. A backbone that is nowhere else always
+                travels along.
+
+        Raises:
+            VideoAlignError: where a weight or a statistic is not finite; nothing is written then.
         """
         state = self.state_dict() if state is None else state
         backbone = backbone or self.owns_backbone
@@ -274,6 +302,8 @@ class VideoReward(nn.Module):
             self.owns_backbone,
             {name: state[name].detach().cpu().contiguous() for name in self.trained_names()},
         )
+        require_finite(f"weights for {folder}", content.trained, "nothing is written; export an earlier checkpoint")
+        warn_without_statistics(self.statistics, folder)
         copy = self._own_backbone(state) if backbone else None
         content.save(Path(folder), self.processor.huggingface, getattr(self.backbone, "peft_lora_config", None), copy)
 
@@ -287,6 +317,7 @@ class VideoReward(nn.Module):
             if name.startswith("backbone.") and name not in trained
         }
         model.model.load_state_dict(frozen, strict=False)  # what trains stands in the folder's own files
+        require_finite("weights of the backbone", model.state_dict(), "nothing is written; load the backbone again")
         return model
 
     @classmethod
@@ -300,11 +331,15 @@ class VideoReward(nn.Module):
         In a YAML experiment ``class_path: videoalign.models.VideoReward.from_pretrained`` continues from its weights.
 
         Args:
-            folder: to load. backbone: where the backbone is now, if not where it was.
-            attention, dtype: other than the folder's. gradient_checkpointing: see the class.
+            folder: Folder to load.
+            backbone: Where the backbone is now, if not where it was.
+            attention: Another attention than the folder's.
+            dtype: Another dtype of the frozen weights than the folder's.
+            gradient_checkpointing: See the class.
 
         Raises:
-            VideoAlignError: where a file is missing, or a tensor is missing, unexpected or misshapen.
+            VideoAlignError: where a file is missing or not the one that was exported, or a tensor is missing, unexpected,
+                misshapen or not finite.
         """
         folder = Path(folder)
         content = RewardFolder.load(folder)
@@ -333,8 +368,9 @@ class VideoReward(nn.Module):
         """Copy tensors into parameters; every one of both must meet.
 
         Args:
-            found: tensors by name. source: what holds them, for messages.
-            names: of the parameters to load; those that train if not given. Frozen ones are the backbone's own: where
+            found: Tensors by name.
+            source: What holds them, for messages.
+            names: Names of the parameters to load; those that train if not given. Frozen ones are the backbone's own: where
                 they turn out to differ from it, the network stands on a backbone that is nowhere else.
         """
         parameters = dict(self.named_parameters())
@@ -348,10 +384,28 @@ class VideoReward(nn.Module):
                 f"{source}: {len(problems)} tensors do not fit backbone {self.backbone_name}: "
                 f"{'; '.join(sorted(problems)[:10])}. Was it trained on another backbone? Name the right one with --backbone."
             )
-        if broken := sorted(name for name, tensor in found.items() if not tensor.isfinite().all()):
+        kinds = torch.float32, torch.bfloat16, torch.float16, torch.float64
+        if foreign := sorted(name for name, tensor in found.items() if tensor.dtype not in kinds):
+            raise VideoAlignError(
+                f"{source}: {len(foreign)} tensors are quantised or no weights, such as {foreign[0]} ({found[foreign[0]].dtype})"
+            )
+        if broken := sorted(name for name, tensor in found.items() if not is_finite(tensor)):
             raise VideoAlignError(f"{source}: {len(broken)} tensors hold NaN or infinity, such as {broken[:3]}")
+        chosen = getattr(torch, self.settings["dtype"])
         with torch.no_grad():
             for name, parameter in want.items():
-                value = found[name].to(parameter.dtype)
+                # a frozen tensor inside a part that is fp32 as a whole has the chosen dtype's values all the same
+                value = found[name] if parameter.requires_grad else found[name].to(chosen)
+                value = value.to(parameter.dtype)
                 self.owns_backbone |= not parameter.requires_grad and not torch.equal(parameter, value)
                 parameter.copy_(value)
+
+
+def warn_without_statistics(statistics: Statistics, folder: str | Path) -> None:
+    """Say at export that rewards were never measured on held-out data, because a mean of 0 and a deviation of 1 do not show it."""
+    if statistics == Statistics():
+        logging.getLogger(__name__).warning(
+            "note: %s has no statistics of its rewards, because nothing was validated, so rewards stay raw and dimensions cannot be "
+            "weighed against each other; train or validate with held-out pairs (data.val) to have them",
+            folder,
+        )
