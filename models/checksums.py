@@ -6,6 +6,7 @@ A reward's folder keeps them in its record; an export in diffusers' format, whic
 
 import hashlib
 import json
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,24 @@ def digest(value: Any) -> str:
 def checksums(folder: Path) -> dict[str, str]:
     """Checksums of all safetensors files in a folder and below it, by their paths inside the folder."""
     return {path.relative_to(folder).as_posix(): sha256_of(path) for path in sorted(folder.rglob("*.safetensors"))}
+
+
+def sort_metadata(path: Path) -> None:
+    """Sort the metadata in a safetensors file's header, in place: the library writes them in random order
+    (safetensors/safetensors#584).
+
+    Args:
+        path: File that was just written.
+    """
+    with open(path, "r+b") as file:
+        (size,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header.get("__metadata__", {}).items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) > size:
+            raise RuntimeError(f"{path}: its header would grow from {size} to {len(text)} bytes")
+        file.seek(8)
+        file.write(text.ljust(size))
 
 
 def check(folder: Path, recorded: Any, record: str) -> None:

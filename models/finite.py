@@ -7,6 +7,9 @@ from torch import Tensor
 
 from .. import VideoAlignError
 
+NOT_WRITTEN = "nothing is written; export an earlier checkpoint"
+"""The remedy for weights that are to be exported."""
+
 
 def is_finite(tensor: Tensor) -> bool:
     """Whether no value of a tensor is NaN or infinite. It makes no copy: the smallest and the largest value tell."""

@@ -21,11 +21,11 @@ from .. import VideoAlignError
 from .checksums import check, checksums, digest
 from .files import new_folder, read_json, write_json
 from .fingerprint import fingerprint
-from .finite import require_finite
+from .finite import NOT_WRITTEN, require_finite
 from .generator import Condition, Generator
 from .lora import LoRA, add_lora, merge_lora
 from .preference import DIMENSIONS
-from .video_reward import Statistics, warn_without_statistics
+from .reward_statistics import Statistics
 
 RECORD, FORMAT, VERSION = "noisy_reward.json", "videoalign-noisy-reward", 1
 
@@ -156,9 +156,8 @@ class NoisyReward(nn.Module):
         """
         state = self.state_dict() if state is None else state
         state = merge_lora(state, self.lora) if self.lora else state
-        require_finite(f"weights for {folder}", state, "nothing is written; export an earlier checkpoint")
-        warn_without_statistics(self.statistics, folder)
-        numbers = {"shape": asdict(self.shape), "statistics": asdict(self.statistics)}
+        require_finite(f"weights for {folder}", state, NOT_WRITTEN)
+        numbers = {"shape": asdict(self.shape), "statistics": asdict(self.statistics.exported(folder))}
         with new_folder(folder, replaces=RECORD) as out:
             save_file({name: t.detach().cpu().contiguous() for name, t in state.items()}, out / "model.safetensors")
             write_json(out / RECORD, {

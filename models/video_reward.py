@@ -4,10 +4,8 @@ Legend: B videos, L tokens, K reward tokens per video (3 separate or 1 shared), 
 """
 
 import inspect
-import logging
-import math
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
 
@@ -16,12 +14,13 @@ from torch import Tensor, nn
 
 from .. import VideoAlignError
 from .backbone import load_backbone
-from .finite import is_finite, require_finite
+from .finite import NOT_WRITTEN, is_finite, require_finite
 from .lora import LoRA, add_lora
 from .precision import cast_inputs, train_in_float32
 from .preference import DIMENSIONS
 from .processor import RewardProcessor
 from .reward_folder import RECORD, RewardFolder
+from .reward_statistics import Statistics
 from .sampling import FrameSampling
 from .template import Template
 
@@ -82,25 +81,6 @@ class RewardHead(nn.Module):
         """Rewards (B, D) fp32 from the states (B, K, E) of K = D separate tokens or K = 1 shared one."""
         with torch.autocast(states.device.type, enabled=False):
             return (states.float() * self.weight.float()).sum(-1)  # broadcasts over K = 1 and over one row
-
-
-@dataclass
-class Statistics:
-    """Mean and standard deviation of raw rewards over a validation set, per dimension."""
-
-    mean: list[float] = field(default_factory=lambda: [0.0] * len(DIMENSIONS))
-    std: list[float] = field(default_factory=lambda: [1.0] * len(DIMENSIONS))
-
-    def check(self, where: str) -> "Statistics":
-        """Refuse numbers that nothing can be normalised with; returns itself."""
-        sound = (
-            all(isinstance(x, int | float) and math.isfinite(x) for x in (*self.mean, *self.std)) and min(self.std) > 0
-        )
-        if not sound or not len(self.mean) == len(self.std) == len(DIMENSIONS):
-            raise VideoAlignError(
-                f"{where}: means {self.mean} and deviations {self.std} cannot normalise rewards; they must be finite, deviations positive"
-            )
-        return self
 
 
 class VideoReward(nn.Module):
@@ -289,21 +269,20 @@ class VideoReward(nn.Module):
                 travels along.
 
         Raises:
-            VideoAlignError: where a weight or a statistic is not finite; nothing is written then.
+            VideoAlignError: where a weight is not finite; nothing is written then.
         """
         state = self.state_dict() if state is None else state
         backbone = backbone or self.owns_backbone
         content = RewardFolder(
             self.settings,
             self.processor.sampling.to_dict(),
-            asdict(self.statistics),
+            asdict(self.statistics.exported(folder)),
             self.processor.template.text,
             None if backbone else self.backbone_name,
             self.owns_backbone,
             {name: state[name].detach().cpu().contiguous() for name in self.trained_names()},
         )
-        require_finite(f"weights for {folder}", content.trained, "nothing is written; export an earlier checkpoint")
-        warn_without_statistics(self.statistics, folder)
+        require_finite(f"weights for {folder}", content.trained, NOT_WRITTEN)
         copy = self._own_backbone(state) if backbone else None
         content.save(Path(folder), self.processor.huggingface, getattr(self.backbone, "peft_lora_config", None), copy)
 
@@ -316,8 +295,10 @@ class VideoReward(nn.Module):
             for name, tensor in state.items()
             if name.startswith("backbone.") and name not in trained
         }
-        model.model.load_state_dict(frozen, strict=False)  # what trains stands in the folder's own files
-        require_finite("weights of the backbone", model.state_dict(), "nothing is written; load the backbone again")
+        # what trains stands in the folder's own files
+        if unknown := model.model.load_state_dict(frozen, strict=False).unexpected_keys:
+            raise RuntimeError(f"the backbone of {self.backbone_name} has no {unknown[:3]}")
+        require_finite("weights of the backbone", model.state_dict(), NOT_WRITTEN)
         return model
 
     @classmethod
@@ -399,13 +380,3 @@ class VideoReward(nn.Module):
                 value = value.to(parameter.dtype)
                 self.owns_backbone |= not parameter.requires_grad and not torch.equal(parameter, value)
                 parameter.copy_(value)
-
-
-def warn_without_statistics(statistics: Statistics, folder: str | Path) -> None:
-    """Say at export that rewards were never measured on held-out data, because a mean of 0 and a deviation of 1 do not show it."""
-    if statistics == Statistics():
-        logging.getLogger(__name__).warning(
-            "note: %s has no statistics of its rewards, because nothing was validated, so rewards stay raw and dimensions cannot be "
-            "weighed against each other; train or validate with held-out pairs (data.val) to have them",
-            folder,
-        )
