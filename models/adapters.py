@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 from .. import VideoAlignError
 from .checksums import check_seal
-from .finite import require_finite
+from .finite import require_weights
 from .generator import Generator
 
 FILES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
@@ -110,6 +110,11 @@ def load_adapters(generator: Generator, path: str | Path) -> None:
     _verify(transformer, found, layers, path)
 
 
+def _refusal(path: str, why: str) -> VideoAlignError:
+    """The error that says why adapters are not used."""
+    return VideoAlignError(f"adapters {path} cannot be loaded into this generator: {why}")
+
+
 def _file_of(path: str) -> Path:
     """The one safetensors file of a folder, a file itself, or one of a hub id's."""
     place = Path(path)
@@ -122,19 +127,15 @@ def _file_of(path: str) -> Path:
             ) from None
     if place.is_file():
         if place.suffix != ".safetensors":
-            raise VideoAlignError(
-                f"adapters {path}: only safetensors files are read, nothing is unpickled; convert it first"
-            )
+            raise _refusal(path, "only safetensors files are read, nothing is unpickled; convert it first")
         check_seal(place.parent, place.name)
         return place
     known = [place / name for name in FILES if (place / name).is_file()]
     held = known or sorted(place.glob("*.safetensors"))
     if not held:
-        raise VideoAlignError(f"adapters {path}: the folder holds no safetensors file, such as {FILES[0]}")
+        raise _refusal(path, f"the folder holds no safetensors file, such as {FILES[0]}")
     if len(held) > 1:
-        raise VideoAlignError(
-            f"adapters {path}: the folder holds {', '.join(p.name for p in held[:4])}; name the one that is meant"
-        )
+        raise _refusal(path, f"the folder holds {', '.join(p.name for p in held[:4])}; name the one that is meant")
     check_seal(place, held[0].name)
     return held[0]
 
@@ -146,32 +147,24 @@ def _read(file: Path, path: str) -> tuple[dict[str, Tensor], _Stated]:
             tensors = {name: content.get_tensor(name) for name in sorted(content.keys())}
             metadata = content.metadata() or {}
     except (OSError, SafetensorError) as error:
-        raise VideoAlignError(f"adapters {path}: {file.name} is damaged or no safetensors file ({error})") from None
+        raise _refusal(path, f"{file.name} is damaged or no safetensors file ({error})") from None
     if not tensors:
-        raise VideoAlignError(f"adapters {path}: {file.name} holds no tensor")
-    if wrong := [
-        name
-        for name, t in tensors.items()
-        if t.dtype not in (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-    ]:
-        raise VideoAlignError(
-            f"adapters {path}: {len(wrong)} tensors are {tensors[wrong[0]].dtype}, such as {wrong[0]!r}, and no weights"
-        )
-    require_finite(f"adapters {path}", tensors, "take another checkpoint of theirs")
+        raise _refusal(path, f"{file.name} holds no tensor")
+    require_weights(
+        f"adapters {path} cannot be loaded into this generator", tensors, "take another checkpoint of theirs"
+    )
     config = file.parent / "adapter_config.json"
     try:
         said = [json.loads(config.read_text(encoding="utf-8"))] if config.is_file() else []
         if METADATA in metadata:
             said.append({k.removeprefix("transformer."): v for k, v in json.loads(metadata[METADATA]).items()})
     except (OSError, ValueError, AttributeError) as error:
-        raise VideoAlignError(f"adapters {path}: rank and alpha cannot be read ({error})") from None
+        raise _refusal(path, f"rank and alpha cannot be read ({error})") from None
     if not all(isinstance(settings, dict) for settings in said):
-        raise VideoAlignError(f"adapters {path}: {config} is no configuration of peft")
+        raise _refusal(path, f"{config} is no configuration of peft")
     stated = [_Stated.read(settings, path) for settings in said] or [_Stated()]
     if stated[0] != stated[-1]:
-        raise VideoAlignError(
-            f"adapters {path}: {config.name} and the metadata of {file.name} state different ranks or alphas"
-        )
+        raise _refusal(path, f"{config.name} and the metadata of {file.name} state different ranks or alphas")
     return {
         name: t.float() if t.dtype in (torch.bfloat16, torch.float16) else t for name, t in tensors.items()
     }, stated[0]
@@ -181,13 +174,15 @@ def _converted(generator: Generator, tensors: dict[str, Tensor], path: str) -> d
     """The tensors by this transformer's own names: ``X.lora_A.weight``, ``X.lora_B.weight``, ``X.alpha``."""
     for mark, kind in _KINDS.items():
         if marked := [name for name in tensors if mark in name]:
-            raise VideoAlignError(
-                f"adapters {path}: {len(marked)} of {len(tensors)} tensors are {kind}, such as {marked[0]!r}; plain LoRA alone is supported"
+            raise _refusal(
+                path,
+                f"{len(marked)} of {len(tensors)} tensors are {kind}, such as {marked[0]!r}; plain LoRA alone is supported",
             )
     if foreign := [name for name in tensors if name.startswith(_ENCODERS)]:
-        raise VideoAlignError(
-            f"adapters {path}: {len(foreign)} of {len(tensors)} tensors are the text encoder's, such as {foreign[0]!r}; only adapters of the "
-            "transformer are supported"
+        raise _refusal(
+            path,
+            f"{len(foreign)} of {len(tensors)} tensors are the text encoder's, such as {foreign[0]!r}; only adapters of the "
+            "transformer are supported",
         )
     names = {name: re.sub(r"(lora_[AB])\.default\.weight$", r"\1.weight", name) for name in tensors}
     if len(set(names.values())) == len(names):
@@ -203,14 +198,16 @@ def _converted(generator: Generator, tensors: dict[str, Tensor], path: str) -> d
                 tensors = type(generator.pipeline).lora_state_dict(dict(tensors))
             except Exception as error:  # a converter fails in many ways on what it was not made for
                 example = next(iter(tensors))
-                raise VideoAlignError(
-                    f"adapters {path}: diffusers cannot convert their {len(tensors)} tensors, such as {example!r}, to this transformer's "
-                    f"names, such as {_example(generator)!r} ({str(error).splitlines()[0][:160]})"
+                raise _refusal(
+                    path,
+                    f"diffusers cannot convert their {len(tensors)} tensors, such as {example!r}, to this transformer's "
+                    f"names, such as {_example(generator)!r} ({str(error).splitlines()[0][:160]})",
                 ) from None
             if count != sum(bool(_SIDES.search(name)) for name in tensors):
-                raise VideoAlignError(
-                    f"adapters {path}: diffusers converts only a part of their {count} tensors to this transformer's names, such as "
-                    f"{_example(generator)!r}"
+                raise _refusal(
+                    path,
+                    f"diffusers converts only a part of their {count} tensors to this transformer's names, such as "
+                    f"{_example(generator)!r}",
                 )
     return _without("transformer.", tensors, path)
 
@@ -220,9 +217,10 @@ def _all(prefix: str, tensors: dict[str, Tensor], path: str) -> bool:
     those = [name for name in tensors if name.startswith(prefix)]
     if those and len(those) < len(tensors):
         other = next(name for name in tensors if not name.startswith(prefix))
-        raise VideoAlignError(
-            f"adapters {path}: {len(those)} of {len(tensors)} names begin with {prefix!r}, such as {those[0]!r}, and the rest do not, such as "
-            f"{other!r}; write all of them in one tool's names"
+        raise _refusal(
+            path,
+            f"{len(those)} of {len(tensors)} names begin with {prefix!r}, such as {those[0]!r}, and the rest do not, such as "
+            f"{other!r}; write all of them in one tool's names",
         )
     return bool(those)
 
@@ -261,36 +259,32 @@ def _fitting(
     stems = {name: re.sub(r"\.(lora_[AB]\.weight|alpha)$", "", name) for name in found}
     if foreign := [name for name, stem in stems.items() if stem == name or stem not in known]:
         as_written = [name for name in names if name.replace(".default.", ".").endswith(foreign[0])]
-        raise VideoAlignError(
-            f"adapters {path}: {len(foreign)} of their {len(found)} tensors do not belong to this transformer, such as "
+        raise _refusal(
+            path,
+            f"{len(foreign)} of their {len(found)} tensors do not belong to this transformer, such as "
             f"{(as_written or [f'transformer.{foreign[0]}'])[0]!r}; a name that does is {_example(generator)!r}. They are of another model, or "
-            "another tool's."
+            "another tool's.",
         )
     layers: dict[str, tuple[int, float]] = {}
     for layer in dict.fromkeys(stems.values()):
         a, b = (found.get(f"{layer}.lora_{side}.weight") for side in "AB")
         if a is None or b is None:
-            raise VideoAlignError(
-                f"adapters {path}: {layer} has no lora_{'A' if a is None else 'B'}, so its update is not whole"
-            )
+            raise _refusal(path, f"{layer} has no lora_{'A' if a is None else 'B'}, so its update is not whole")
         module = transformer.get_submodule(layer)
         shapes, rank = (tuple(a.shape), tuple(b.shape)), len(a)
         if shapes != ((rank, module.in_features), (module.out_features, rank)) or not rank:
-            raise VideoAlignError(
-                f"adapters {path}: lora_A and lora_B of {layer} have the shapes {shapes[0]} and {shapes[1]}, but this transformer takes "
-                f"(rank, {module.in_features}) and ({module.out_features}, rank). They are of a model of another width, or damaged."
+            raise _refusal(
+                path,
+                f"lora_A and lora_B of {layer} have the shapes {shapes[0]} and {shapes[1]}, but this transformer takes "
+                f"(rank, {module.in_features}) and ({module.out_features}, rank). They are of a model of another width, or damaged.",
             )
         said, alpha = stated.of(layer, rank)
         if (own := found.get(f"{layer}.alpha")) is not None:
             if stated.alpha is not None or own.numel() != 1:
-                raise VideoAlignError(
-                    f"adapters {path}: {layer} has an alpha of its own beside the stated one, or one that is no number"
-                )
+                raise _refusal(path, f"{layer} has an alpha of its own beside the stated one, or one that is no number")
             alpha = float(own)
         if said != rank:
-            raise VideoAlignError(
-                f"adapters {path}: they state rank {said}, but the tensors of {layer} have rank {rank}"
-            )
+            raise _refusal(path, f"they state rank {said}, but the tensors of {layer} have rank {rank}")
         layers[layer] = rank, alpha
     return layers
 
@@ -310,9 +304,7 @@ def _inject(transformer: nn.Module, found: dict[str, Tensor], layers: dict[str, 
     try:
         transformer.load_lora_adapter(weights, prefix=None, metadata=settings, adapter_name="default")
     except Exception as error:  # whatever diffusers and peft say
-        raise VideoAlignError(
-            f"adapters {path} cannot be loaded into this generator ({str(error).splitlines()[0][:200]})"
-        ) from error
+        raise _refusal(path, f"diffusers refuses them ({str(error).splitlines()[0][:200]})") from error
     finally:
         logger.setLevel(level)
     transformer.requires_grad_(False)
@@ -331,7 +323,8 @@ def _verify(transformer: nn.Module, found: dict[str, Tensor], layers: dict[str, 
         if not same or not active or module.scaling["default"] != alpha / rank:
             wrong.append(name)
     if wrong:
-        raise VideoAlignError(
-            f"adapters {path}: after loading, {len(wrong)} of {len(layers)} layers do not hold what the file holds, such as {wrong[0]}; "
-            "the versions of diffusers and peft do not work together"
+        raise _refusal(
+            path,
+            f"after loading, {len(wrong)} of {len(layers)} layers do not hold what the file holds, such as {wrong[0]}; "
+            "the versions of diffusers and peft do not work together",
         )

@@ -7,6 +7,8 @@ from torch import Tensor
 
 from .. import VideoAlignError
 
+WEIGHTS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+"""Dtypes that a weight may have in a file."""
 NOT_WRITTEN = "nothing is written; export an earlier checkpoint"
 """The remedy for weights that are to be exported."""
 
@@ -31,8 +33,28 @@ def require_finite(what: str, rows: Mapping[str, Tensor], remedy: str) -> None:
         VideoAlignError: where a tensor holds NaN or infinity; names the first ones.
     """
     if bad := [name for name, tensor in rows.items() if not is_finite(tensor)]:
-        more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
-        raise VideoAlignError(f"{what}: {', '.join(map(repr, bad[:3]))}{more} hold NaN or infinity; {remedy}")
+        raise VideoAlignError(
+            f"{what} are not finite: {len(bad)} tensors hold NaN or infinity, such as {bad[:3]}; {remedy}"
+        )
+
+
+def require_weights(where: str, tensors: Mapping[str, Tensor], remedy: str) -> None:
+    """Refuse tensors that are no unquantised, finite weights: torch would cast fp8 or int8 numbers without their scales.
+
+    Args:
+        where: File or folder that holds the tensors, for the message.
+        tensors: Tensors by name.
+        remedy: What the user can do about it, as the message's last words.
+
+    Raises:
+        VideoAlignError: at the first tensors of another dtype, or that hold NaN or infinity.
+    """
+    if foreign := [name for name, tensor in tensors.items() if tensor.dtype not in WEIGHTS]:
+        raise VideoAlignError(
+            f"{where}: {len(foreign)} of {len(tensors)} tensors are quantised or no weights, such as {foreign[0]!r} "
+            f"({tensors[foreign[0]].dtype}); float32, bfloat16 and float16 are read"
+        )
+    require_finite(f"{where}: its tensors", tensors, remedy)
 
 
 def by_name(names: Sequence[str], batch: Tensor) -> dict[str, Tensor]:

@@ -305,7 +305,12 @@ def load_generator(
 
 def _load_part(path: str | Path, part: str, index: dict, dtype: str) -> nn.Module | None:
     """A part of a pipeline, or None where its index has none."""
-    library, kind = index.get(part) or (None, None)
+    entry = index.get(part) or [None, None]
+    if not isinstance(entry, list | tuple) or len(entry) != 2:
+        raise VideoAlignError(
+            f"generator {path}: model_index.json gives its {part} as {entry!r}, not as library and class"
+        )
+    library, kind = entry
     if kind is None:
         return None
     if library not in ("diffusers", "transformers") or not hasattr(import_module(library), str(kind)):

@@ -218,7 +218,7 @@ class NoisyReward(nn.Module):
             raise VideoAlignError(
                 f"{path}: {len(problems)} tensors do not fit the shape in {RECORD}: {'; '.join(sorted(problems)[:5])}. Export it again."
             )
-        require_finite(str(path), found, "export an earlier checkpoint")
+        require_finite(f"the weights in {path}", found, "export an earlier checkpoint")
         self.load_state_dict(found)
 
 

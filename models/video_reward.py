@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .. import VideoAlignError
 from .backbone import load_backbone
-from .finite import NOT_WRITTEN, is_finite, require_finite
+from .finite import NOT_WRITTEN, require_finite, require_weights
 from .lora import LoRA, add_lora
 from .precision import cast_inputs, train_in_float32
 from .preference import DIMENSIONS
@@ -365,13 +365,7 @@ class VideoReward(nn.Module):
                 f"{source}: {len(problems)} tensors do not fit backbone {self.backbone_name}: "
                 f"{'; '.join(sorted(problems)[:10])}. Was it trained on another backbone? Name the right one with --backbone."
             )
-        kinds = torch.float32, torch.bfloat16, torch.float16, torch.float64
-        if foreign := sorted(name for name, tensor in found.items() if tensor.dtype not in kinds):
-            raise VideoAlignError(
-                f"{source}: {len(foreign)} tensors are quantised or no weights, such as {foreign[0]} ({found[foreign[0]].dtype})"
-            )
-        if broken := sorted(name for name, tensor in found.items() if not is_finite(tensor)):
-            raise VideoAlignError(f"{source}: {len(broken)} tensors hold NaN or infinity, such as {broken[:3]}")
+        require_weights(str(source), found, "export an earlier checkpoint, or download it again")
         chosen = getattr(torch, self.settings["dtype"])
         with torch.no_grad():
             for name, parameter in want.items():
