@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from .. import VideoAlignError
-from ..models.checksums import seal, sort_metadata
+from ..models.checksums import seal
 from ..models.files import check_free, new_folder
 from ..models.finite import NOT_WRITTEN, require_finite
 from .tensorboard import folder_of
@@ -21,7 +21,7 @@ class ExportGenerator(L.Callback):
     """Writes adapters that ``pipe.load_lora_weights(folder)`` reads in plain diffusers, or a fully trained transformer's
     folder for ``WanPipeline.from_pretrained(..., transformer=...)`` (name the class: ``DiffusionPipeline`` ignores it).
 
-    Weights that are not finite are refused. The folder holds ``checksums.json``, which is compared when it is loaded.
+    Weights that are not finite are refused. Its files carry checksums, which are compared when they are loaded.
 
     Args:
         out: Folder to write; an earlier export there is replaced, anything else refused before training begins.
@@ -62,7 +62,8 @@ class ExportGenerator(L.Callback):
                 self._write_whole(folder, pl_module, state)
             else:
                 self._write_adapters(folder, pl_module, state)
-            seal(folder)
+            for path in folder.rglob("*.safetensors"):
+                seal(path)
 
     def _write_whole(self, folder: Path, module: L.LightningModule, state: dict[str, Tensor]) -> None:
         whole = type(module.policy).from_config(module.policy.config)
@@ -82,4 +83,3 @@ class ExportGenerator(L.Callback):
         type(module.generator.pipeline).save_lora_weights(
             folder, transformer_lora_layers=get_peft_model_state_dict(module.policy, state), **settings
         )
-        sort_metadata(folder / LORA_FILE)

@@ -122,13 +122,11 @@ def _file_of(path: str) -> Path:
         try:
             place = Path(snapshot_download(path, allow_patterns=["*.safetensors", "adapter_config.json"]))
         except Exception as error:  # whatever the hub's client says
-            raise VideoAlignError(
-                f"adapters {path!r} are neither a folder or file nor a hub id that could be reached ({str(error).splitlines()[0][:160]})"
-            ) from None
+            why = str(error).splitlines()[0][:160]
+            raise _refusal(path, f"it is neither a folder or file nor a hub id that could be reached ({why})") from None
     if place.is_file():
         if place.suffix != ".safetensors":
             raise _refusal(path, "only safetensors files are read, nothing is unpickled; convert it first")
-        check_seal(place.parent, place.name)
         return place
     known = [place / name for name in FILES if (place / name).is_file()]
     held = known or sorted(place.glob("*.safetensors"))
@@ -136,12 +134,12 @@ def _file_of(path: str) -> Path:
         raise _refusal(path, f"the folder holds no safetensors file, such as {FILES[0]}")
     if len(held) > 1:
         raise _refusal(path, f"the folder holds {', '.join(p.name for p in held[:4])}; name the one that is meant")
-    check_seal(place, held[0].name)
     return held[0]
 
 
 def _read(file: Path, path: str) -> tuple[dict[str, Tensor], _Stated]:
     """A file's tensors in fp32 or finer, and what it or its ``adapter_config.json`` states."""
+    check_seal(file)
     try:
         with safe_open(file, "pt") as content:
             tensors = {name: content.get_tensor(name) for name in sorted(content.keys())}

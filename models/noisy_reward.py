@@ -10,7 +10,7 @@ Legend: B samples, L tokens, E width of the transformer, D dimensions, K learned
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
@@ -162,7 +162,7 @@ class NoisyReward(nn.Module):
             save_file({name: t.detach().cpu().contiguous() for name, t in state.items()}, out / "model.safetensors")
             write_json(out / RECORD, {
                 "format": FORMAT, "version": VERSION, "dimensions": DIMENSIONS, "generator": self.identity, **numbers,
-                "sha256": {**checksums(out), RECORD: digest(numbers)},
+                "sha256": {"files": checksums(out), "numbers": digest(numbers)},
             })  # fmt: skip
 
     @classmethod
@@ -184,13 +184,7 @@ class NoisyReward(nn.Module):
             numbers, sums = digest({"shape": record["shape"], "statistics": record["statistics"]}), record.get("sha256")
         except (KeyError, TypeError) as error:
             raise VideoAlignError(f"{folder / RECORD} is not the record of a noisy reward ({error})") from None
-        if sums is not None:
-            if not isinstance(sums, dict) or sums.get(RECORD) != numbers:
-                raise VideoAlignError(
-                    f"{folder / RECORD}: shape and statistics are not those that were exported (their checksum differs); copy or export "
-                    "the folder again"
-                )
-            check(folder, {name: value for name, value in sums.items() if name != RECORD}, RECORD)
+        _check_sums(folder, sums, numbers)
         reward = cls(generator, shape)
         if different := sorted(k for k in reward.identity if identity.get(k) != reward.identity[k]):
             raise VideoAlignError(
@@ -220,6 +214,18 @@ class NoisyReward(nn.Module):
             )
         require_finite(f"the weights in {path}", found, "export an earlier checkpoint")
         self.load_state_dict(found)
+
+
+def _check_sums(folder: Path, sums: Any, numbers: str) -> None:
+    """Compare weights and numbers with the record's checksums; folders of earlier releases have none."""
+    if sums is None:
+        return
+    if not isinstance(sums, dict) or not isinstance(sums.get("files"), dict) or sums.get("numbers") != numbers:
+        raise VideoAlignError(
+            f"{folder / RECORD}: shape and statistics are not those that were exported (their checksum differs); copy or export the "
+            "folder again"
+        )
+    check(folder, sums["files"], RECORD)
 
 
 def base_parameters(transformer: nn.Module) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ Nothing in it is unpickled. The network itself is :class:`videoalign.models.Vide
 """
 
 import copy
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,11 @@ from .. import VideoAlignError
 from .checksums import check, checksums, digest
 from .files import new_folder, read_json, write_json
 from .preference import DIMENSIONS
+from .reward_statistics import Statistics
 
 FORMAT, VERSION = "videoalign-reward", 1
 RECORD = "reward.json"
 _KEYS = ("settings", "sampling", "statistics", "backbone")
-_NUMBERS = ("settings", "sampling", "statistics")
-"""Parts of the record that rewards depend on; where the backbone is, may be changed by hand."""
 _PEFT = "base_model.model."
 
 
@@ -81,7 +80,7 @@ class RewardFolder:
             if backbone is not None:
                 backbone.save_pretrained(out / "backbone")
             record = {name: getattr(self, name) for name in (*_KEYS, "owns_backbone")}
-            record["sha256"] = {**checksums(out), RECORD: digest({name: record[name] for name in _NUMBERS})}
+            record["sha256"] = {"files": checksums(out), **_numbers(record)}
             write_json(out / RECORD, {"format": FORMAT, "version": VERSION, "dimensions": DIMENSIONS, **record})
 
     @classmethod
@@ -126,17 +125,34 @@ class RewardFolder:
         )
 
 
+def _numbers(record: dict[str, Any]) -> dict[str, str]:
+    """Checksums of the record's numbers that rewards depend on; words, such as where the backbone is, may be changed by hand."""
+    settings = record["settings"]
+    lora = settings.get("lora") if isinstance(settings, dict) else None
+    return {"sampling": digest(record["sampling"]), "lora": digest(lora), "statistics": digest(record["statistics"])}
+
+
 def _check_sums(folder: Path, record: dict[str, Any]) -> None:
     """Compare weights and numbers with the record's checksums; folders of earlier releases have none."""
     sums = record.get("sha256")
     if sums is None:
         return
-    if not isinstance(sums, dict) or sums.get(RECORD) != digest({name: record[name] for name in _NUMBERS}):
+    found = _numbers(record)
+    if record["statistics"] == asdict(Statistics()):
+        found.pop(
+            "statistics"
+        )  # to take them away is no silent change: whatever reads the folder says that there are none
+    try:
+        changed = [name for name, value in found.items() if sums[name] != value]
+        files = dict(sums["files"])
+    except (KeyError, TypeError, ValueError):
+        raise VideoAlignError(f"{folder / RECORD}: sha256 does not hold checksums. Export the model again.") from None
+    if changed:
         raise VideoAlignError(
-            f"{folder / RECORD}: {', '.join(_NUMBERS)} are not those that were exported (their checksum differs), so the rewards would be "
+            f"{folder / RECORD}: {', '.join(changed)} are not those that were exported (their checksum differs), so the rewards would be "
             "others. Copy or export the folder again."
         )
-    check(folder, {name: value for name, value in sums.items() if name != RECORD}, RECORD)
+    check(folder, files, RECORD)
 
 
 def _load(path: Path) -> dict[str, Tensor]:

@@ -24,6 +24,11 @@ from .reward_statistics import Statistics
 from .sampling import FrameSampling
 from .template import Template
 
+_CHOICES = {
+    "positions": ("mrope", "1d"), "head_rows": (3, 1), "language": ("lora", "full", "frozen"), "vision": ("full", "lora", "frozen"),
+    "attention": ("sdpa", "eager", "flash_attention_2"), "dtype": ("float32", "bfloat16"),
+}  # fmt: skip
+"""What a setting may be, for records: a YAML experiment is checked when it is parsed."""
 _MERGERS = ("merger", "deepstack_merger_list")
 """From the vision tower's patches to the language model's tokens; Qwen3-VL has several."""
 
@@ -129,6 +134,20 @@ class VideoReward(nn.Module):
     ) -> None:
         super().__init__()
         template = template if isinstance(template, Template) else Template.load(template)
+        given = {
+            "positions": positions,
+            "head_rows": head_rows,
+            "language": language,
+            "vision": vision,
+            "attention": attention,
+            "dtype": dtype,
+        }
+        if wrong := [
+            f"{name}: {value!r} is none of {_CHOICES[name]}"
+            for name, value in given.items()
+            if value not in _CHOICES[name]
+        ]:
+            raise VideoAlignError(f"the reward model's settings are not known: {'; '.join(wrong)}")
         if head_rows == 1 and not template.separate:
             raise VideoAlignError("head_rows: 1 needs separate reward tokens: one row at one token gives one reward")
         self.settings = {

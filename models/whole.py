@@ -22,6 +22,7 @@ from torch import nn
 from transformers.utils import cached_file
 
 from .. import VideoAlignError
+from .checksums import check_seal
 from .finite import require_finite
 
 STEMS = ("diffusion_pytorch_model", "model")
@@ -119,7 +120,8 @@ def _check_shards(folder: Path, index: Path, there: set[str], where: str) -> Non
 
 
 def _names(path: Path, where: str) -> list[str]:
-    """Names of a file's tensors; refuses dtypes that this package does not read."""
+    """Names of a file's tensors; refuses dtypes that this package does not read, and files that were changed."""
+    check_seal(path)
     try:
         with safe_open(path, "pt") as file:
             names = list(file.keys())
