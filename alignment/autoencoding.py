@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .. import VideoAlignError
 from ..models.files import check_free, new_folder
+from ..models.finite import NOT_WRITTEN, require_finite
 from ..models.generator import load_generator
 from .training import Decay, Training
 
@@ -75,5 +76,6 @@ class Autoencoding(Training):
             std = (square - mean**2).sqrt()
             self.vae.register_to_config(latents_mean=mean.tolist(), latents_std=std.tolist())
         if self.trainer.is_global_zero:
+            require_finite(f"weights for {self.out}", self.vae.state_dict(), NOT_WRITTEN)
             with new_folder(self.out, replaces=RECORD) as out:
                 self.generator.pipeline.save_pretrained(out)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..models.backbone import load_backbone
 from ..models.files import check_free, new_folder
+from ..models.finite import NOT_WRITTEN, require_finite
 from ..models.processor import RewardProcessor
 from ..models.sampling import FrameSampling
 from ..models.template import Template
@@ -67,6 +68,7 @@ class Captioning(Training):
     def on_fit_end(self) -> None:
         """Write the folder."""
         if self.trainer.is_global_zero:
+            require_finite(f"weights for {self.out}", self.network.state_dict(), NOT_WRITTEN)
             with new_folder(self.out, replaces="config.json") as out:
                 self.network.save_pretrained(out)
                 self.processor.huggingface.save_pretrained(out)

@@ -25,6 +25,7 @@ from ..datamodules.prompts import read_prompts
 from ..datamodules.rated_samples import clips_of
 from ..datamodules.shards import ShardSet
 from ..models.files import read_json, write_json
+from ..models.finite import by_name, require_finite
 from ..models.guidance import Guidance
 from ..models.preference import DIMENSIONS
 from .bench import score_set
@@ -230,6 +231,12 @@ class _Judges:
             ratings["reward model"] = self.model.network.normalise(raw)
         if all("noisy_reward" in record for record in records):
             ratings["own view"] = torch.tensor([[record["noisy_reward"][d] for d in DIMENSIONS] for record in records])
+        for name, rows in ratings.items():
+            require_finite(
+                f"ratings of {videos} by the {name}",
+                by_name([content.key for content in contents], rows),
+                "look at the videos and at this judge",
+            )
         whole = {
             name: torch.cat([r, r.sum(1, keepdim=True)], 1).double().unflatten(0, shape) for name, r in ratings.items()
         }

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..datamodules.latent_files import NULL, OF
 from ..models.fingerprint import fingerprint
+from ..models.finite import by_name, require_finite
 from ..models.generator import load_generator
 
 
@@ -20,8 +21,11 @@ class EncodeLatents(L.LightningModule):
     :class:`~videoalign.callbacks.WriteParts`; see experiments/encode.
 
     Args:
-        generator: folder or hub id of a pipeline. dtype: of the text encoder. truncate: cut prompts that are too long;
-            otherwise they are refused. negative: what guidance steers away from; the empty prompt if not given.
+        generator: Folder or hub id of a pipeline.
+        dtype: Dtype of the text encoder.
+        truncate: Cut prompts that are too long; otherwise they are refused.
+        negative: Prompt that guidance steers away from; the empty prompt if not given.
+        parts: Parts of the pipeline to load.
     """
 
     def __init__(
@@ -60,6 +64,10 @@ class EncodeLatents(L.LightningModule):
         kind = getattr(torch, datamodule.precision)
         videos = batch["videos"]  # (N, S, T, 3, H, W)
         latents = self.generator.encode_video(videos.flatten(0, 1)).unflatten(0, videos.shape[:2]).to(kind).cpu()
+        require_finite(
+            f"the latents of videos in {datamodule.precision}", by_name(batch["keys"], latents),
+            "look at the autoencoder's weights, or choose data.precision: float32",
+        )  # fmt: skip
         samples = []
         for key, sides, prompt, record in zip(batch["keys"], latents, self.embed(batch["prompts"]), batch["records"]):
             tensors = dict(zip(OF[datamodule.kind], (side.contiguous() for side in sides))) | {

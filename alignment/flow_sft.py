@@ -17,6 +17,7 @@ from ..models.flow import TimeLaw, draw, draw_seed, interpolate, squared_error
 from ..models.generator import load_generator
 from ..models.lora import LoRA, linear_names
 from ..models.parallelize import shard
+from ..models.precision import train_in_float32
 from .training import Decay, Training
 
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
@@ -87,9 +88,7 @@ class FlowSFT(Training):
             self.reference = None
             self.policy.add_adapter(LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout,
                                                target_modules=linear_names(self.policy, lora.targets)))  # fmt: skip
-            for parameter in self.policy.parameters():
-                if parameter.requires_grad:  # in bf16 steps of 5e-6 would vanish
-                    parameter.data = parameter.data.float()
+            train_in_float32(self.policy)
         self.policy.train()
         if compile:
             self.policy.compile_repeated_blocks()

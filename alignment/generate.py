@@ -11,6 +11,8 @@ from torch import Tensor
 
 from .. import VideoAlignError
 from ..datamodules.video import encode
+from ..models.adapters import load_adapters
+from ..models.finite import by_name, require_finite
 from ..models.flow import draw, interpolate
 from ..models.generator import Condition, load_generator
 from ..models.guidance import Guidance, guided
@@ -29,11 +31,20 @@ class Generate(L.LightningModule):
     already "wins").
 
     Args:
-        generator: folder or hub id of a pipeline. lora: folder of adapters to load, in diffusers' format.
-        num_frames, height, width, fps: of the videos. steps: of the scheduler. guidance: classifier-free; 1 is none.
-        negative: what guidance steers away from. dtype: of the transformer. source: name of the model in the records.
-        crf: quality of the mp4 files, 0 lossless to 51.
-        reward: folder of a noisy reward that steers sampling (Flow-NRG). guide: when and how strongly.
+        generator: Folder or hub id of a pipeline.
+        num_frames: Frames of a video.
+        height: Height of the videos, pixels.
+        width: Width of the videos, pixels.
+        fps: Frame rate of the videos.
+        steps: Number of scheduler steps.
+        guidance: Classifier-free guidance scale; 1 turns it off.
+        lora: Folder, file or hub id of LoRA adapters, in the names of diffusers, peft, ComfyUI, DiffSynth or kohya.
+        negative: Prompt that guidance steers away from.
+        dtype: Dtype of the transformer.
+        source: Name of the model in the records.
+        crf: Quality of the mp4 files, from 0 (lossless) to 51.
+        reward: Folder of a noisy reward that steers sampling (Flow-NRG).
+        guide: When and how strongly the reward steers.
 
     The records hold the seconds that a video's sampling took (its share of a batch; on a CPU seconds of one core), and what the noisy reward thinks of it.
     """
@@ -79,8 +90,8 @@ class Generate(L.LightningModule):
         if self.device.type == "cuda":
             torch.cuda.synchronize()
         seconds = (clock() - begun) / len(latents)
-        views = self._views(latents, noise, condition)
-        videos = generator.decode(latents)  # (N, T, 3, H, W)
+        videos = generator.decode(latents, batch["keys"])  # (N, T, 3, H, W); refuses what is not finite
+        views = self._views(latents, noise, condition, batch["keys"])
         samples = []
         for key, prompt, seed, video, view in zip(batch["keys"], batch["prompts"], batch["seeds"], videos.cpu(), views):
             record = {
@@ -97,25 +108,19 @@ class Generate(L.LightningModule):
             samples.append((key, {"mp4": encode(video.permute(0, 2, 3, 1).numpy(), h["fps"], h["crf"])}, record))
         return samples
 
-    def _views(self, latents: Tensor, noise: Tensor, condition: Condition) -> list:
+    def _views(self, latents: Tensor, noise: Tensor, condition: Condition, keys: list[str]) -> list:
         """What the noisy reward itself thinks of finished latents: rows of normalised rewards at t = :data:`VIEWED_AT`."""
         if not self.reward:
             return [None] * len(latents)
         t = torch.full((len(latents),), VIEWED_AT, device=latents.device)
         with torch.no_grad():
             rewards = self.reward(interpolate(latents, noise, t), t, condition)
-        return self.reward.normalise(rewards).tolist()
+        rewards = self.reward.normalise(rewards)
+        require_finite(
+            "the noisy reward's view of sampled videos", by_name(keys, rewards), f"look at {self.hparams['reward']}"
+        )
+        return rewards.tolist()
 
     def extra_files(self) -> dict[str, bytes]:
         """None."""
         return {}
-
-
-def load_adapters(generator, folder: str) -> None:
-    """LoRA weights in diffusers' format, as plain diffusers loads them."""
-    try:
-        generator.pipeline.load_lora_weights(folder)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise VideoAlignError(
-            f"adapters {folder} cannot be loaded into this generator ({str(error).splitlines()[0][:200]})"
-        ) from None

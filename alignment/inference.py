@@ -3,6 +3,7 @@
 import csv
 import json
 import logging
+import pickle
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from ..datamodules.prompts import Prompts
 from ..datamodules.stream import in_turn
 from ..datamodules.video_list import Listed, VideoList
 from ..models.files import check_free
+from ..models.finite import require_finite
 from ..models.official import load_reward
 from ..models.preference import DIMENSIONS, OVERALL
 from ..models.template import Template
@@ -96,9 +98,11 @@ class _PrintRewards(L.Callback):
 
     def on_predict_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0) -> None:
         if outputs is not None:
-            if not outputs.isfinite().all():
-                bad = [self.videos[n][0] for n, row in zip(batch["numbers"], outputs) if not row.isfinite().all()]
-                raise VideoAlignError(f"the rewards of {bad} are not finite; the model is broken")
+            require_finite(
+                "the rewards",
+                {self.videos[n][0]: row for n, row in zip(batch["numbers"], outputs)},
+                "the model is broken",
+            )
             rewards = outputs if self.raw else pl_module.network.normalise(outputs)
             for number, row in zip(batch["numbers"], rewards.tolist()):
                 video, prompt = self.videos[number]
@@ -116,8 +120,14 @@ def score(
     """Print a JSON line per video: video, prompt, VQ, MQ, TA, Overall (their sum).
 
     Args:
-        source: of the model. videos, prompts: equally many. list_file: CSV with path and prompt, in their place.
-        raw: without normalisation.
+        source: Where the model comes from.
+        videos: Paths of videos.
+        prompts: As many prompts.
+        list_file: CSV with the columns path and prompt, in their place.
+        raw: Leave out normalisation.
+        batch_size: Videos at once.
+        workers: Processes that decode.
+        device: ``auto``, ``cpu`` or ``gpu``.
 
     Returns:
         Exit status: 1 where a video could not be read; the others are printed all the same.
@@ -136,7 +146,11 @@ def score(
     printer = _PrintRewards(items, raw)
     trainer = predicting(device, [printer], len(items) > batch_size and sys.stderr.isatty())
     videos = VideoList([Listed(path, prompt, path) for path, prompt in items], in_turn(len(items), batch_size), workers)
-    trainer.predict(RewardModel(source.load()), videos, return_predictions=False)
+    network = source.load()
+    if not (raw or network.has_statistics):
+        print(f"videoalign: note: {source.model} has no statistics of its rewards, so these are raw and their sum weighs the dimensions as "
+              "they come; train or validate it with held-out pairs (data.val) to normalise them", file=sys.stderr)  # fmt: skip
+    trainer.predict(RewardModel(network), videos, return_predictions=False)
     return int(printer.failed > 0)
 
 
@@ -182,10 +196,7 @@ def export(checkpoint: str, out: str, with_backbone: bool, backbone: str | None 
         )
     settings = yaml.safe_load(config.read_text())
     network = _network(settings, config, backbone)
-    try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, KeyError, EOFError) as error:
-        raise VideoAlignError(f"{path} is no readable checkpoint ({str(error).splitlines()[0]})") from None
+    saved = _checkpoint(path)
     model = RewardModel(network)
     model.on_load_checkpoint(saved)
     model.load_state_dict(saved["state_dict"], strict=False)
@@ -193,6 +204,20 @@ def export(checkpoint: str, out: str, with_backbone: bool, backbone: str | None 
         print(f"note: the statistics for normalisation are those of step {model._measured_at}, the weights those of step "
               f"{saved['global_step']}: the checkpoint was written before that step's validation", file=sys.stderr)  # fmt: skip
     model.network.save_pretrained(out, backbone=with_backbone)
+
+
+def _checkpoint(path: Path) -> dict[str, Any]:
+    """What a Lightning checkpoint of a reward model holds; nothing but tensors and plain values is unpickled."""
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        if not {"state_dict", "global_step", "reward_statistics"} <= saved.keys():
+            raise ValueError("it is not of a run that trained a reward model")
+    except pickle.UnpicklingError:  # its words advise to load the file unsafely
+        raise VideoAlignError(f"{path} is damaged, or no checkpoint; name another one of the run") from None
+    except (OSError, RuntimeError, ValueError, KeyError, EOFError, AttributeError) as error:
+        why = next(iter(str(error).splitlines()), type(error).__name__)
+        raise VideoAlignError(f"{path} is no readable checkpoint ({why}); name another one of the run") from None
+    return saved
 
 
 def _network(settings: Any, config: Path, backbone: str | None) -> VideoReward:

@@ -19,6 +19,7 @@ from ..datamodules.latents import Weights
 from ..datamodules.ratings import WORDS
 from ..datamodules.shards import SIDES, Content, ShardSet, ShardWriter
 from ..models.files import check_free
+from ..models.finite import require_finite
 from ..models.preference import DIMENSIONS, OVERALL
 from .bench import score_set
 from .inference import Source, predicting
@@ -34,10 +35,16 @@ def pairs_from_rewards(
     """Score a set's videos and write pairs of them.
 
     Args:
-        source: of the reward model. data: *videos* set (``relabel``: *pairs* set). out: folder to make; the rewards of an
-            interrupted run are beside it and are taken up. mode: one of :data:`MODES`. weights: of the dimensions in what
-            "better" means. margin: pairs whose weighted rewards differ by no more are left out.
-        devices: processes that share the scoring.
+        source: Where the reward model comes from.
+        data: *Videos* set (``relabel``: *pairs* set).
+        out: Folder to make; the rewards of an interrupted run are beside it and are taken up.
+        mode: One of :data:`MODES`.
+        weights: Weights of the dimensions in what "better" means.
+        margin: Pairs whose weighted rewards differ by no more are left out.
+        batch_size: Videos at once.
+        workers: Processes that decode.
+        device: ``auto``, ``cpu`` or ``gpu``.
+        devices: Processes that share the scoring.
 
     Returns:
         What was found, as text; None on every process but the first.
@@ -61,6 +68,7 @@ def pairs_from_rewards(
     if not trainer.is_global_zero:
         return None
     rewards = dict(zip(keys, network.normalise(raw)))
+    require_finite(f"the rewards of {data}", rewards, f"look at the statistics of {source.model}")
     if mode == "relabel":
         chosen = [((content, "a"), (content, "b")) for content in contents.values()]
     else:

@@ -5,10 +5,13 @@ from pathlib import Path
 import lightning as L
 from diffusers.training_utils import _collate_lora_metadata
 from peft import get_peft_model_state_dict
+from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from .. import VideoAlignError
+from ..models.checksums import seal
 from ..models.files import check_free, new_folder
+from ..models.finite import NOT_WRITTEN, require_finite
 from .tensorboard import folder_of
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
@@ -18,10 +21,12 @@ class ExportGenerator(L.Callback):
     """Writes adapters that ``pipe.load_lora_weights(folder)`` reads in plain diffusers, or a fully trained transformer's
     folder for ``WanPipeline.from_pretrained(..., transformer=...)`` (name the class: ``DiffusionPipeline`` ignores it).
 
+    Weights that are not finite are refused. Its files carry checksums, which are compared when they are loaded.
+
     Args:
-        out: folder to write; an earlier export there is replaced, anything else refused before training begins.
+        out: Folder to write; an earlier export there is replaced, anything else refused before training begins.
             ``export`` in the run's folder if not given (nothing is written without a logger).
-        pipeline: write the whole pipeline folder, with the fully trained transformer in it.
+        pipeline: Write the whole pipeline folder, with the fully trained transformer in it.
     """
 
     def __init__(self, out: str | None = None, pipeline: bool = False) -> None:
@@ -51,20 +56,30 @@ class ExportGenerator(L.Callback):
         out = Path(self.out) if self.out else run and run / "export"
         if not trainer.is_global_zero or not out:
             return
-        if pl_module.lora is None:
-            whole = type(policy).from_config(policy.config)
-            whole.load_state_dict(state, assign=True)
-            with new_folder(out, replaces=self._record(pl_module)) as folder:
-                if self.pipeline:
-                    family = type(pl_module.generator.pipeline)
-                    family.from_pretrained(pl_module.name, transformer=whole).save_pretrained(folder)
-                else:
-                    whole.save_pretrained(folder)
-            return
-        with new_folder(out, replaces=LORA_FILE) as folder:
-            # with alpha and rank: without them diffusers would apply the update at scale 1
-            type(pl_module.generator.pipeline).save_lora_weights(
-                folder,
-                transformer_lora_layers=get_peft_model_state_dict(policy, state),
-                **_collate_lora_metadata({"transformer": policy}),
-            )
+        require_finite(f"weights for {out}", state, NOT_WRITTEN)
+        with new_folder(out, replaces=self._record(pl_module)) as folder:
+            if pl_module.lora is None:
+                self._write_whole(folder, pl_module, state)
+            else:
+                self._write_adapters(folder, pl_module, state)
+            for path in folder.rglob("*.safetensors"):
+                seal(path)
+
+    def _write_whole(self, folder: Path, module: L.LightningModule, state: dict[str, Tensor]) -> None:
+        whole = type(module.policy).from_config(module.policy.config)
+        whole.load_state_dict(state, assign=True)
+        if self.pipeline:
+            family = type(module.generator.pipeline)
+            family.from_pretrained(module.name, transformer=whole).save_pretrained(folder)
+        else:
+            whole.save_pretrained(folder)
+
+    @staticmethod
+    def _write_adapters(folder: Path, module: L.LightningModule, state: dict[str, Tensor]) -> None:
+        """With alpha and rank, without which diffusers would apply the update at scale 1; in the same bytes every time."""
+        settings = _collate_lora_metadata({"transformer": module.policy})
+        for values in settings.values():
+            values |= {name: sorted(value) for name, value in values.items() if isinstance(value, set)}
+        type(module.generator.pipeline).save_lora_weights(
+            folder, transformer_lora_layers=get_peft_model_state_dict(module.policy, state), **settings
+        )

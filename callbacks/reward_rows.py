@@ -24,6 +24,8 @@ def read_rewards(folder: Path) -> dict[str, list[float]]:
                 try:
                     row = json.loads(line)
                     rewards[row["key"]] = [float(row[d]) for d in DIMENSIONS]
+                    if not all(map(math.isfinite, rewards[row["key"]])):
+                        raise ValueError(f"the rewards of {row['key']!r} are not finite")
                 except (ValueError, KeyError, TypeError) as error:
                     raise VideoAlignError(f"{path} holds a line that is no reward ({error}); remove {folder}") from None
     return rewards

@@ -15,7 +15,9 @@ class SideBySide(L.Callback):
     """Animations under ``samples/`` in TensorBoard, and as GIF files in the run's folder: left the policy, right the reference.
 
     Args:
-        prompts: a few texts. sampling: how. every: validations between two looks.
+        prompts: A few texts.
+        sampling: How videos are sampled.
+        every: Validations between two looks.
     """
 
     def __init__(self, prompts: list[str], sampling: Sampling, every: int = 1) -> None:
@@ -41,7 +43,8 @@ class SideBySide(L.Callback):
             policy, reference = self.sampler.both([(number, 0)])
             if not trainer.is_global_zero:
                 continue
-            videos = pl_module.generator.decode(torch.cat([policy, reference])).cpu()  # (2, T, 3, H, W)
+            sides = [f"{side}, prompt {prompt[:60]}" for side in ("policy", "reference")]
+            videos = pl_module.generator.decode(torch.cat([policy, reference]), sides).cpu()  # (2, T, 3, H, W)
             videos = torch.nn.functional.pad(videos, (0, 2), value=255)  # a white line between the two
             both = videos.permute(1, 3, 0, 4, 2).flatten(2, 3)[:, :, :-2].numpy()  # (T, H, 2 W + 2, 3)
             frames = [enlarge(np.ascontiguousarray(frame), 128) for frame in both]

@@ -1,5 +1,6 @@
 """Evaluation of a tuned generator: win rates of its videos over the reference's, by a reward model."""
 
+import math
 from pathlib import Path
 
 import lightning as L
@@ -30,10 +31,13 @@ class WinRate(L.Callback):
     that is bought with much drift asks to be looked at. A table and a chart in TensorBoard, ``win_rate.json`` in the folder.
 
     Args:
-        reward_model: folder of a reward model, of this package or an official one. prompts: CSV with a column ``prompt``, or
-            text file with one a line. sampling: how videos are sampled. samples: noises per prompt; with one there is no
-            superiority. out: folder for the JSON file, if not the run's. backbone: of the reward model, if not where it
-            was. template: of an official one.
+        reward_model: Folder of a reward model, of this package or an official one.
+        prompts: CSV with a column ``prompt``, or text file with one prompt a line.
+        sampling: How videos are sampled.
+        samples: Noises per prompt; with one there is no superiority.
+        out: Folder for the JSON file, if not the run's.
+        backbone: Where the reward model's backbone is, if not where it was.
+        template: Template of an official reward model.
     """
 
     def __init__(
@@ -60,14 +64,20 @@ class WinRate(L.Callback):
             batch = batches[(number * trainer.world_size + trainer.global_rank) % len(batches)]
             policy, reference = sampler.both(batch)
             drift = sampler.drift(reference, batch)
-            rewards = [self._rewards(judge, pl_module, latents, batch) for latents in (policy, reference)]
+            rewards = [
+                self._rewards(judge, pl_module, latents, batch, side)
+                for side, latents in (("policy", policy), ("reference", reference))
+            ]
             for item, *row in zip(batch, *(r.tolist() for r in rewards), drift.tolist()):
                 found[item] = row
         self._report(trainer, pl_module, self._gather(trainer, found))
 
-    def _rewards(self, judge, module: L.LightningModule, latents: Tensor, batch: list[tuple[int, int]]) -> Tensor:
+    def _rewards(
+        self, judge, module: L.LightningModule, latents: Tensor, batch: list[tuple[int, int]], side: str
+    ) -> Tensor:  # fmt: skip
         """(N, 4) normalised rewards and their sum."""
-        processor, videos = judge.processor, module.generator.decode(latents).cpu()
+        names = [f"{side}, prompt {self.prompts[p][:60]}, noise {n}" for p, n in batch]
+        processor, videos = judge.processor, module.generator.decode(latents, names).cpu()
         frames = [resample(video, self.sampling.fps, processor.sampling, processor.factor) for video in videos]
         inputs = processor(frames, [self.prompts[p] for p, _ in batch])
         with torch.no_grad():
@@ -93,6 +103,10 @@ class WinRate(L.Callback):
                 f"{self.reward_model}: the rewards of sampled videos are not finite; model or generator is broken"
             )
         drift = sum(row[2] for row in rows) / len(rows)
+        if not math.isfinite(drift):
+            raise EverywhereError(
+                "the drift of the policy from the reference is not finite; policy or reference is broken"
+            )
         self.results = win_rates(policy, reference)
         for column, row in self.results.items():
             module.log_dict({

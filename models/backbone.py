@@ -4,12 +4,12 @@ import json
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from .. import VideoAlignError
 from .vision_attention import batch_vision_attention
+from .whole import load_whole
 
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 """Model types whose inputs this package prepares."""
@@ -19,11 +19,13 @@ def load_backbone(backbone: str | Path, attention: str = "sdpa", dtype: str = "f
     """A video-language model with its language-modelling head; ``.model`` is what gives hidden states.
 
     Args:
-        backbone: folder or hub id. attention: ``sdpa`` (which attends to all frames of a batch at once), ``eager`` or
-            ``flash_attention_2``. dtype: of the weights.
+        backbone: Folder or hub id.
+        attention: ``sdpa`` (which attends to all frames of a batch at once), ``eager`` or ``flash_attention_2``.
+        dtype: Dtype of the weights.
 
     Raises:
-        VideoAlignError: where there is no such model, it is damaged, or it is of another family.
+        VideoAlignError: where there is no such model, it is of another family, or its files are not whole
+            (see :func:`.whole.load_whole`).
     """
     try:
         config = AutoConfig.from_pretrained(backbone)
@@ -36,12 +38,10 @@ def load_backbone(backbone: str | Path, attention: str = "sdpa", dtype: str = "f
         raise VideoAlignError(
             f"backbone {backbone}: model type {config.model_type!r} is not one of {', '.join(FAMILIES)}"
         )
-    try:
-        model = AutoModelForImageTextToText.from_pretrained(
-            backbone, dtype=getattr(torch, dtype), attn_implementation=attention
-        )
-    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
-        raise VideoAlignError(f"backbone {backbone}: {str(error).splitlines()[0][:300]}") from None
+    model = load_whole(
+        AutoModelForImageTextToText, backbone, f"backbone {backbone}", ignore_mismatched_sizes=True,
+        dtype=getattr(torch, dtype), attn_implementation=attention,
+    )  # fmt: skip
     if attention == "sdpa":
         batch_vision_attention(model.model.visual)
     return model

@@ -8,6 +8,7 @@ diffusers' flow transformers predict that velocity and take 1000 t.
 import contextlib
 import hashlib
 from collections.abc import Iterator, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import ClassVar
 
@@ -18,6 +19,8 @@ from torch import Tensor, nn
 
 from .. import VideoAlignError
 from .fingerprint import fingerprint
+from .finite import by_name, require_finite
+from .whole import load_whole
 
 Condition = dict[str, Tensor]
 """``embeds`` (B, L, E) of prompts, zeros behind their ends, and ``mask`` (B, L), 1 where there is a token."""
@@ -137,11 +140,25 @@ class Generator(nn.Module):
         return (vae.encode(pixels).latent_dist.mode().float() - mean) / std
 
     @torch.no_grad()
-    def decode(self, latents: Tensor) -> Tensor:
-        """uint8 frames (B, T, 3, H, W) of normalised latents."""
+    def decode(self, latents: Tensor, names: Sequence[str] | None = None) -> Tensor:
+        """uint8 frames (B, T, 3, H, W) of normalised latents.
+
+        Args:
+            latents: Normalised latents (B, C, F, H, W).
+            names: What the videos are called in messages; their numbers if not given.
+
+        Raises:
+            VideoAlignError: where latents or decoded frames are not finite: as uint8 they would be black.
+        """
         vae = self.require("vae")
+        names = names or [f"video {number}" for number in range(len(latents))]
+        remedy = "look at the weights of the generator and its adapters, and at the strength of guidance"
+        require_finite("the latents of sampled videos", by_name(names, latents), remedy)
         mean, std = self.moments()
         pixels = self._decode((latents.float() * std + mean).to(vae.device, vae.dtype))
+        require_finite(
+            "the frames decoded from finite latents", by_name(names, pixels), "look at the autoencoder's weights"
+        )
         return ((pixels.float() / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).transpose(1, 2)
 
     @torch.no_grad()
@@ -149,7 +166,11 @@ class Generator(nn.Module):
         """Embeddings (L, E) of each prompt, without padding, in the text encoder's precision.
 
         Args:
-            truncate: cut prompts that are too long; otherwise they are refused.
+            prompts: Texts.
+            truncate: Cut prompts that are too long; otherwise they are refused.
+
+        Raises:
+            VideoAlignError: where a prompt is too long, or an embedding is not finite.
         """
         encoder, tokenizer = self.require("text_encoder"), self.pipeline.tokenizer
         lengths = [len(ids) for ids in tokenizer([self.cleaned(p) for p in prompts]).input_ids]
@@ -161,7 +182,13 @@ class Generator(nn.Module):
         found = self.pipeline.encode_prompt(
             list(prompts), do_classifier_free_guidance=False, max_sequence_length=self.max_tokens, device=encoder.device
         )[0]
-        return [embeds[: min(n, self.max_tokens)] for embeds, n in zip(found, lengths)]
+        embedded = [embeds[: min(n, self.max_tokens)] for embeds, n in zip(found, lengths)]
+        require_finite(
+            "the embeddings of prompts",
+            by_name([p[:60] for p in prompts], embedded),
+            "run the text encoder in float32 (dtype)",
+        )
+        return embedded
 
     def condition(self, embeds: Sequence[Tensor]) -> Condition:
         """Prompts' embeddings (L, E) as one batch, padded as the family does: zeros up to the longest it takes."""
@@ -239,14 +266,17 @@ class Generator(nn.Module):
 def load_generator(
     path: str | Path, dtype: str = "float32", parts: Sequence[str] = PARTS, fps: float = 25.0
 ) -> Generator:
-    """A generator from a pipeline folder or hub id.
+    """A generator from a pipeline folder or hub id, with every tensor of the loaded parts accounted for.
 
     Args:
-        dtype: of transformer and text encoder; the autoencoder is always fp32, as its users run it.
-        parts: of ``transformer``, ``vae`` and ``text_encoder``, those to load. fps: see :class:`Generator`.
+        path: Folder of a pipeline, or hub id.
+        dtype: Dtype of transformer and text encoder; the autoencoder is always fp32, as its users run it.
+        parts: Which of ``transformer``, ``vae`` and ``text_encoder`` are loaded.
+        fps: Frame rate of the videos; see :class:`Generator`.
 
     Raises:
-        VideoAlignError: where there is no such pipeline, or none of a known family.
+        VideoAlignError: where there is no such pipeline, or none of a known family, or its files do not fit its models
+            (see :func:`.whole.load_whole`), or they are not the files that were exported.
     """
     from . import ltx, wan  # they derive from Generator
 
@@ -262,11 +292,33 @@ def load_generator(
         raise VideoAlignError(f"generator {path}: pipeline {name!r} is not one of {', '.join(families)}")
     if unknown := set(parts) - set(PARTS):
         raise VideoAlignError(f"generator parts {sorted(unknown)} are unknown; they are {', '.join(PARTS)}")
-    absent = {part: None for part in PARTS if part not in parts}
     families[name].check(index, path)
-    kinds = {"transformer": getattr(torch, dtype), "text_encoder": getattr(torch, dtype), "default": torch.float32}
+    modules = {part: _load_part(path, part, index, dtype) if part in parts else None for part in PARTS}
     try:
-        pipeline = families[name].pipeline_class().from_pretrained(path, dtype=kinds, **absent)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise VideoAlignError(f"generator {path}: {str(error).splitlines()[0][:300]}") from None
+        pipeline = families[name].pipeline_class().from_pretrained(path, dtype=torch.float32, **modules)
+    except Exception as error:  # whatever diffusers says of the tokenizer's and scheduler's files
+        text = next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise VideoAlignError(f"generator {path}: {text[:300]}") from error
     return families[name](pipeline, fps)
+
+
+def _load_part(path: str | Path, part: str, index: dict, dtype: str) -> nn.Module | None:
+    """A part of a pipeline, or None where its index has none."""
+    entry = index.get(part) or [None, None]
+    if not isinstance(entry, list | tuple) or len(entry) != 2:
+        raise VideoAlignError(
+            f"generator {path}: model_index.json gives its {part} as {entry!r}, not as library and class"
+        )
+    library, kind = entry
+    if kind is None:
+        return None
+    if library not in ("diffusers", "transformers") or not hasattr(import_module(library), str(kind)):
+        raise VideoAlignError(
+            f"generator {path}: its {part} is a {library}.{kind}, which is no model of diffusers or transformers"
+        )
+    # transformers raises at another shape without a word which; asked to go on, it reports it
+    more = {"ignore_mismatched_sizes": True} if library == "transformers" else {}
+    return load_whole(
+        getattr(import_module(library), kind), path, f"the {part} of generator {path}", part,
+        dtype=torch.float32 if part == "vae" else getattr(torch, dtype), **more,
+    )  # fmt: skip

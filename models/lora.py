@@ -1,5 +1,6 @@
 """Low-rank adapters through peft, on chosen parts of a model (Hu et al., 2021; VideoAlign, Table 11)."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -25,6 +26,10 @@ class LoRA:
     def __post_init__(self) -> None:
         if self.rank < 1:
             raise VideoAlignError(f"lora.rank must be positive, got {self.rank}")
+        if not 0 < self.alpha < math.inf:
+            raise VideoAlignError(
+                f"lora.alpha must be positive and finite, got {self.alpha}: it scales the whole update"
+            )
         if not 0 <= self.dropout < 1:
             raise VideoAlignError(f"lora.dropout must be in [0, 1), got {self.dropout}")
 

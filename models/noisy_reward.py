@@ -10,7 +10,7 @@ Legend: B samples, L tokens, E width of the transformer, D dimensions, K learned
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
@@ -18,12 +18,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from .. import VideoAlignError
+from .checksums import check, checksums, digest
 from .files import new_folder, read_json, write_json
 from .fingerprint import fingerprint
+from .finite import NOT_WRITTEN, require_finite
 from .generator import Condition, Generator
 from .lora import LoRA, add_lora, merge_lora
 from .preference import DIMENSIONS
-from .video_reward import Statistics
+from .reward_statistics import Statistics
 
 RECORD, FORMAT, VERSION = "noisy_reward.json", "videoalign-noisy-reward", 1
 
@@ -143,14 +145,24 @@ class NoisyReward(nn.Module):
     # --- folders ----------------------------------------------------------------------------------------------
 
     def save_pretrained(self, folder: str | Path, state: dict[str, Tensor] | None = None) -> None:
-        """Write weights, shape and statistics; an earlier noisy reward of that name is replaced when whole."""
+        """Write weights, shape, statistics and checksums; an earlier noisy reward of that name is replaced when whole.
+
+        Args:
+            folder: Folder to write.
+            state: Full tensors by name, where the network's own are sharded.
+
+        Raises:
+            VideoAlignError: where a weight is not finite; nothing is written then.
+        """
         state = self.state_dict() if state is None else state
         state = merge_lora(state, self.lora) if self.lora else state
+        require_finite(f"weights for {folder}", state, NOT_WRITTEN)
+        numbers = {"shape": asdict(self.shape), "statistics": asdict(self.statistics.exported(folder))}
         with new_folder(folder, replaces=RECORD) as out:
             save_file({name: t.detach().cpu().contiguous() for name, t in state.items()}, out / "model.safetensors")
             write_json(out / RECORD, {
-                "format": FORMAT, "version": VERSION, "dimensions": DIMENSIONS, "generator": self.identity,
-                "shape": asdict(self.shape), "statistics": asdict(self.statistics),
+                "format": FORMAT, "version": VERSION, "dimensions": DIMENSIONS, "generator": self.identity, **numbers,
+                "sha256": {"files": checksums(out), "numbers": digest(numbers)},
             })  # fmt: skip
 
     @classmethod
@@ -158,7 +170,7 @@ class NoisyReward(nn.Module):
         """Load a folder for the generator that it was made from, in eval mode.
 
         Raises:
-            VideoAlignError: where it is of another generator or other dimensions, or is not whole.
+            VideoAlignError: where it is of another generator or other dimensions, is not whole, or is not what was exported.
         """
         folder = Path(folder)
         record = read_json(folder / RECORD, "a noisy reward's folder")
@@ -169,21 +181,51 @@ class NoisyReward(nn.Module):
                 raise VideoAlignError(f"{folder}: rewards are {record['dimensions']}, not {list(DIMENSIONS)}")
             shape = NoisyRewardShape(**{**record["shape"], "taps": tuple(record["shape"]["taps"])})
             statistics, identity = Statistics(**record["statistics"]), record["generator"]
+            numbers, sums = digest({"shape": record["shape"], "statistics": record["statistics"]}), record.get("sha256")
         except (KeyError, TypeError) as error:
             raise VideoAlignError(f"{folder / RECORD} is not the record of a noisy reward ({error})") from None
+        _check_sums(folder, sums, numbers)
         reward = cls(generator, shape)
         if different := sorted(k for k in reward.identity if identity.get(k) != reward.identity[k]):
             raise VideoAlignError(
                 f"{folder} belongs to another generator ({', '.join(different)} of its own): it reads that one's noisy latents, no others"
             )
-        try:
-            reward.load_state_dict(load_file(folder / "model.safetensors"))
-        except (OSError, SafetensorError, RuntimeError) as error:
-            raise VideoAlignError(
-                f"{folder}/model.safetensors is missing, damaged or of another shape ({str(error).splitlines()[0]})"
-            ) from None
+        reward._load_weights(folder / "model.safetensors")
         reward.statistics = statistics.check(str(folder))
         return reward.eval().requires_grad_(False)
+
+    def _load_weights(self, path: Path) -> None:
+        """Copy a file's tensors; each of both must meet the other, in fp32 and finite."""
+        try:
+            found = load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise VideoAlignError(
+                f"{path} is missing or damaged ({str(error).splitlines()[0]}). Export it again."
+            ) from None
+        own = self.state_dict()
+        problems = [f"missing {name}" for name in own.keys() - found.keys()]
+        problems += [f"unexpected {name}" for name in found.keys() - own.keys()]
+        problems += [f"{name} is {found[name].dtype} {tuple(found[name].shape)}, not {own[name].dtype} {tuple(own[name].shape)}"
+                     for name in own.keys() & found.keys()
+                     if (found[name].shape, found[name].dtype) != (own[name].shape, own[name].dtype)]  # fmt: skip
+        if problems:
+            raise VideoAlignError(
+                f"{path}: {len(problems)} tensors do not fit the shape in {RECORD}: {'; '.join(sorted(problems)[:5])}. Export it again."
+            )
+        require_finite(f"the weights in {path}", found, "export an earlier checkpoint")
+        self.load_state_dict(found)
+
+
+def _check_sums(folder: Path, sums: Any, numbers: str) -> None:
+    """Compare weights and numbers with the record's checksums; folders of earlier releases have none."""
+    if sums is None:
+        return
+    if not isinstance(sums, dict) or not isinstance(sums.get("files"), dict) or sums.get("numbers") != numbers:
+        raise VideoAlignError(
+            f"{folder / RECORD}: shape and statistics are not those that were exported (their checksum differs); copy or export the "
+            "folder again"
+        )
+    check(folder, sums["files"], RECORD)
 
 
 def base_parameters(transformer: nn.Module) -> dict[str, Tensor]:

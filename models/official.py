@@ -25,6 +25,7 @@ from torch import Tensor
 
 from .. import VideoAlignError
 from .files import read_json
+from .finite import require_weights
 from .lora import LoRA
 from .preference import DIMENSIONS
 from .reward_folder import RECORD
@@ -56,10 +57,11 @@ def load_reward(
     """A reward model in eval mode, from a folder of this package or from an official one.
 
     Args:
-        folder: with ``reward.json`` (see :mod:`.reward_folder`) or ``model_config.json``.
-        backbone: where the backbone is, if not where the folder says.
-        template: the text around the video; official folders do not hold it. step: which official checkpoint; the
-            latest if not given. changes: arguments of :class:`VideoReward` to change, such as ``dtype``.
+        folder: Folder with ``reward.json`` (see :mod:`.reward_folder`) or ``model_config.json``.
+        backbone: Where the backbone is, if not where the folder says.
+        template: Text around the video; official folders do not hold it.
+        step: Step of the official checkpoint; the latest if not given.
+        changes: Arguments of :class:`VideoReward` to change, such as ``dtype``.
 
     Raises:
         VideoAlignError: where the folder is of neither layout, or is not whole, or does not fit the backbone.
@@ -99,6 +101,7 @@ def load_official(
         )
     checkpoint = _checkpoint(folder, step)
     found = _tensors(checkpoint)
+    require_weights(str(checkpoint), found, "download it again, or take an earlier checkpoint")
     settings = {**config.settings(), **changes}
     network = VideoReward(backbone or config.backbone, template, config.sampling(), **settings)
     _overlay(network, found, checkpoint)

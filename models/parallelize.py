@@ -9,8 +9,10 @@ def shard(network: nn.Module, blocks: list[nn.Module], mesh: DeviceMesh) -> None
     """Shard ``network`` with FSDP2 over the data-parallel mesh, in place: its blocks first, then the rest.
 
     Args:
-        blocks: submodules that are gathered one at a time, in forward order; parameters in a block or in the rest must
-            share one dtype, so modules kept in fp32 beside a bf16 backbone are blocks of their own.
+        network: What is sharded.
+        blocks: Submodules that are gathered one at a time, in forward order. Parameters that train must share one dtype
+            within each (they are fp32, see :mod:`.precision`); frozen ones beside them may have another.
+        mesh: The devices that the weights are spread over.
     """
     for block in blocks:
         fully_shard(block, mesh=mesh)

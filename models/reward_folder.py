@@ -1,6 +1,6 @@
 """The files of a trained VideoReward: safetensors and JSON.
 
-    reward.json          settings, sampling, statistics, backbone; `format` and `version`
+    reward.json          settings, sampling, statistics, backbone; `format` and `version`; checksums (`sha256`)
     template.txt         the text around the video
     trained.safetensors  head, new embedding rows, and every other tensor that trained in full
     adapter/             LoRA weights in peft's format, where there are any
@@ -10,7 +10,8 @@
 Nothing in it is unpickled. The network itself is :class:`videoalign.models.VideoReward`.
 """
 
-from dataclasses import dataclass
+import copy
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from .. import VideoAlignError
+from .checksums import check, checksums, digest
 from .files import new_folder, read_json, write_json
 from .preference import DIMENSIONS
+from .reward_statistics import Statistics
 
 FORMAT, VERSION = "videoalign-reward", 1
 RECORD = "reward.json"
@@ -34,10 +37,13 @@ class RewardFolder:
     """What such a folder holds.
 
     Attributes:
-        settings: of VideoReward, as plain values. sampling: of its frames. statistics: mean and std of its rewards.
-        template: the text. backbone: folder or hub id; None where it travels along.
-        owns_backbone: the backbone inside is not just a copy, there is no other like it.
-        trained: tensors by the network's own names, adapters included.
+        settings: Settings of VideoReward, as plain values.
+        sampling: Settings of its frames.
+        statistics: Mean and std of its rewards; zeros and ones where they were never measured.
+        template: Text around the video.
+        backbone: Folder or hub id of the backbone; None where it travels along.
+        owns_backbone: Whether the backbone inside is not just a copy: there is no other like it.
+        trained: Tensors by the network's own names, adapters included.
     """
 
     settings: dict[str, Any]
@@ -51,8 +57,13 @@ class RewardFolder:
     def save(self, folder: Path, processor: Any, adapter: LoraConfig | None, backbone: Any = None) -> None:
         """Write the folder; it replaces an earlier reward model of that name when whole.
 
+        Two runs write the same bytes: whatever is a set in memory is sorted.
+
         Args:
-            processor: transformers' own. adapter: peft's configuration. backbone: a model to copy along.
+            folder: Folder to write.
+            processor: transformers' own processor.
+            adapter: peft's configuration of the adapters.
+            backbone: Model to copy along.
         """
         with new_folder(folder, replaces=RECORD) as out:
             save_file({n: t for n, t in self.trained.items() if ".lora_" not in n}, out / "trained.safetensors")
@@ -61,12 +72,15 @@ class RewardFolder:
                 weights = {_PEFT + name.removeprefix("backbone.").replace(".default.", "."): tensor
                            for name, tensor in self.trained.items() if ".lora_" in name}  # fmt: skip
                 save_file(weights, out / "adapter" / "adapter_model.safetensors", metadata={"format": "pt"})
-                adapter.save_pretrained(out / "adapter")
+                ordered = copy.copy(adapter)  # peft would write its set of layers in the order of this process's hashes
+                ordered.target_modules = sorted(adapter.target_modules)
+                ordered.save_pretrained(out / "adapter")
             processor.save_pretrained(out / "processor")
             (out / "template.txt").write_text(self.template + "\n", encoding="utf-8")
             if backbone is not None:
                 backbone.save_pretrained(out / "backbone")
             record = {name: getattr(self, name) for name in (*_KEYS, "owns_backbone")}
+            record["sha256"] = {"files": checksums(out), **_numbers(record)}
             write_json(out / RECORD, {"format": FORMAT, "version": VERSION, "dimensions": DIMENSIONS, **record})
 
     @classmethod
@@ -74,7 +88,8 @@ class RewardFolder:
         """Read a folder.
 
         Raises:
-            VideoAlignError: where it is of another format, or a file is missing or damaged.
+            VideoAlignError: where it is of another format, a file is missing or damaged, or weights or numbers are not those
+                that were exported.
         """
         record = read_json(folder / RECORD, "a reward model's folder")
         if not isinstance(record, dict) or not record.keys() >= set(_KEYS):
@@ -87,6 +102,7 @@ class RewardFolder:
         for name in ("template.txt", "processor", "trained.safetensors"):
             if not (folder / name).exists():
                 raise VideoAlignError(f"{folder} is not whole: {name} is missing. Export the model again.")
+        _check_sums(folder, record)
         trained = _load(folder / "trained.safetensors")
         if (folder / "adapter").exists() or "lora" in (
             record["settings"].get("language"),
@@ -107,6 +123,36 @@ class RewardFolder:
             bool(record.get("owns_backbone")),
             trained,
         )
+
+
+def _numbers(record: dict[str, Any]) -> dict[str, str]:
+    """Checksums of the record's numbers that rewards depend on; words, such as where the backbone is, may be changed by hand."""
+    settings = record["settings"]
+    lora = settings.get("lora") if isinstance(settings, dict) else None
+    return {"sampling": digest(record["sampling"]), "lora": digest(lora), "statistics": digest(record["statistics"])}
+
+
+def _check_sums(folder: Path, record: dict[str, Any]) -> None:
+    """Compare weights and numbers with the record's checksums; folders of earlier releases have none."""
+    sums = record.get("sha256")
+    if sums is None:
+        return
+    found = _numbers(record)
+    if record["statistics"] == asdict(Statistics()):
+        found.pop(
+            "statistics"
+        )  # to take them away is no silent change: whatever reads the folder says that there are none
+    try:
+        changed = [name for name, value in found.items() if sums[name] != value]
+        files = dict(sums["files"])
+    except (KeyError, TypeError, ValueError):
+        raise VideoAlignError(f"{folder / RECORD}: sha256 does not hold checksums. Export the model again.") from None
+    if changed:
+        raise VideoAlignError(
+            f"{folder / RECORD}: {', '.join(changed)} are not those that were exported (their checksum differs), so the rewards would be "
+            "others. Copy or export the folder again."
+        )
+    check(folder, files, RECORD)
 
 
 def _load(path: Path) -> dict[str, Tensor]:

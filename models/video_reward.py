@@ -4,9 +4,8 @@ Legend: B videos, L tokens, K reward tokens per video (3 separate or 1 shared), 
 """
 
 import inspect
-import math
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
 
@@ -15,13 +14,21 @@ from torch import Tensor, nn
 
 from .. import VideoAlignError
 from .backbone import load_backbone
+from .finite import NOT_WRITTEN, require_finite, require_weights
 from .lora import LoRA, add_lora
+from .precision import cast_inputs, train_in_float32
 from .preference import DIMENSIONS
 from .processor import RewardProcessor
 from .reward_folder import RECORD, RewardFolder
+from .reward_statistics import Statistics
 from .sampling import FrameSampling
 from .template import Template
 
+_CHOICES = {
+    "positions": ("mrope", "1d"), "head_rows": (3, 1), "language": ("lora", "full", "frozen"), "vision": ("full", "lora", "frozen"),
+    "attention": ("sdpa", "eager", "flash_attention_2"), "dtype": ("float32", "bfloat16"),
+}  # fmt: skip
+"""What a setting may be, for records: a YAML experiment is checked when it is parsed."""
 _MERGERS = ("merger", "deepstack_merger_list")
 """From the vision tower's patches to the language model's tokens; Qwen3-VL has several."""
 
@@ -32,7 +39,8 @@ class TokenRows(nn.Module):
     Only the rows are parameters of the optimizer: no gradient, copy or moment of the whole matrix is ever made.
 
     Args:
-        base: the backbone's embedding. ids: vocabulary ids of the new rows (need not exist in ``base``).
+        base: The backbone's embedding.
+        ids: Vocabulary ids of the new rows; they need not exist in ``base``.
     """
 
     def __init__(self, base: nn.Embedding, ids: list[int]) -> None:
@@ -42,9 +50,7 @@ class TokenRows(nn.Module):
         # Start from rows of the matrix's own scale: a mean of all rows plus noise of their spread.
         with torch.no_grad():
             spread, centre = base.weight.float().std(0), base.weight.float().mean(0)
-            rows = centre + spread * torch.randn(
-                len(ids), base.embedding_dim, generator=torch.Generator().manual_seed(0)
-            )
+            rows = centre + spread * torch.randn(len(ids), base.embedding_dim)  # by the run's seed
         self.rows = nn.Parameter(rows)  # (K, E), fp32
 
     @property
@@ -68,36 +74,18 @@ class RewardHead(nn.Module):
     bf16 rewards near 3 come in steps of 1/64 and make ties that nobody predicted.
 
     Args:
-        hidden: E. rows: 3 (one row per dimension) or 1 (one row for all tokens, as in the released weights).
+        hidden: E, the width of the states.
+        rows: 3 (one row per dimension) or 1 (one row for all tokens, as in the released weights).
     """
 
     def __init__(self, hidden: int, rows: int = len(DIMENSIONS)) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(rows, hidden, generator=torch.Generator().manual_seed(0)) * hidden**-0.5)
+        self.weight = nn.Parameter(torch.randn(rows, hidden) * hidden**-0.5)  # by the run's seed
 
     def forward(self, states: Tensor) -> Tensor:
         """Rewards (B, D) fp32 from the states (B, K, E) of K = D separate tokens or K = 1 shared one."""
         with torch.autocast(states.device.type, enabled=False):
             return (states.float() * self.weight.float()).sum(-1)  # broadcasts over K = 1 and over one row
-
-
-@dataclass
-class Statistics:
-    """Mean and standard deviation of raw rewards over a validation set, per dimension."""
-
-    mean: list[float] = field(default_factory=lambda: [0.0] * len(DIMENSIONS))
-    std: list[float] = field(default_factory=lambda: [1.0] * len(DIMENSIONS))
-
-    def check(self, where: str) -> "Statistics":
-        """Refuse numbers that nothing can be normalised with; returns itself."""
-        sound = (
-            all(isinstance(x, int | float) and math.isfinite(x) for x in (*self.mean, *self.std)) and min(self.std) > 0
-        )
-        if not sound or not len(self.mean) == len(self.std) == len(DIMENSIONS):
-            raise VideoAlignError(
-                f"{where}: means {self.mean} and deviations {self.std} cannot normalise rewards; they must be finite, deviations positive"
-            )
-        return self
 
 
 class VideoReward(nn.Module):
@@ -118,7 +106,8 @@ class VideoReward(nn.Module):
         train_merger: whether the merger between the two trains (Qwen3-VL has one per depth).
         lora: rank, alpha, dropout and targets of the adapters.
         attention: ``sdpa``, ``eager`` or ``flash_attention_2``.
-        dtype: of the backbone's weights. The head and the new embedding rows stay in fp32.
+        dtype: Dtype of the backbone's frozen weights. What trains is fp32: the head, the new embedding rows, adapters,
+            and the whole of a part that trains in full.
         gradient_checkpointing: recompute activations in the backward pass, to save memory.
         max_prompt_tokens: longer prompts are refused.
         processor: folder of the tokenizer and preprocessing, if not the backbone's.
@@ -145,6 +134,20 @@ class VideoReward(nn.Module):
     ) -> None:
         super().__init__()
         template = template if isinstance(template, Template) else Template.load(template)
+        given = {
+            "positions": positions,
+            "head_rows": head_rows,
+            "language": language,
+            "vision": vision,
+            "attention": attention,
+            "dtype": dtype,
+        }
+        if wrong := [
+            f"{name}: {value!r} is none of {_CHOICES[name]}"
+            for name, value in given.items()
+            if value not in _CHOICES[name]
+        ]:
+            raise VideoAlignError(f"the reward model's settings are not known: {'; '.join(wrong)}")
         if head_rows == 1 and not template.separate:
             raise VideoAlignError("head_rows: 1 needs separate reward tokens: one row at one token gives one reward")
         self.settings = {
@@ -185,7 +188,12 @@ class VideoReward(nn.Module):
             )
 
     def _choose_training(self, language: str, vision: str, train_merger: bool, lora: LoRA) -> None:
-        """Which parameters train. The backbone comes in frozen; adapters are added where asked."""
+        """Which parameters train, and in what precision. The backbone comes in frozen; adapters are added where asked.
+
+        What trains is fp32 and what is frozen keeps the chosen dtype. A part that trains in full is fp32 as a whole,
+        frozen layers in it included, so that no two layers inside it take different dtypes. At the borders between parts
+        the backbone casts by itself, and at mergers that train beside a frozen tower :func:`.precision.cast_inputs` does.
+        """
         parts = {"language_model": language, "visual": vision}
         for name, how in parts.items():
             if how == "full":
@@ -196,6 +204,15 @@ class VideoReward(nn.Module):
         self.backbone.get_input_embeddings().requires_grad_(False)  # of the vocabulary, only the new rows train
         if adapted := [name for name, how in parts.items() if how == "lora"]:
             add_lora(self.backbone, lora, adapted, without=mergers)  # they train in full or not at all
+        for name, how in parts.items():
+            if how == "full":
+                self.backbone.get_submodule(name).float()
+        train_in_float32(self.backbone)
+        if train_merger and vision != "full":
+            for name in mergers:
+                merger = self.backbone.get_submodule(name)
+                for each in merger if isinstance(merger, nn.ModuleList) else [merger]:
+                    cast_inputs(each)
 
     @property
     def device(self) -> torch.device:
@@ -240,9 +257,14 @@ class VideoReward(nn.Module):
         mean = torch.tensor(self.statistics.mean, device=rewards.device, dtype=rewards.dtype)
         return (rewards - mean) / torch.tensor(self.statistics.std, device=rewards.device, dtype=rewards.dtype)
 
+    @property
+    def has_statistics(self) -> bool:
+        """Whether mean and deviation of the rewards were ever measured; without them rewards stay raw."""
+        return self.statistics != Statistics()
+
     def need_statistics(self, where: str) -> None:
         """Refuse a model whose rewards were never measured on held-out pairs, where dimensions are weighed together."""
-        if self.statistics == Statistics():
+        if not self.has_statistics:
             raise VideoAlignError(
                 f"{where} has no statistics of its rewards, so its dimensions cannot be weighed against each other; train or validate "
                 "it with held-out pairs (data.val), or use a folder with inference_config"
@@ -260,20 +282,26 @@ class VideoReward(nn.Module):
         """Write a folder for :meth:`from_pretrained`; it replaces an earlier reward model of that name when whole.
 
         Args:
-            state: full tensors by name, where the network's own are sharded. backbone: copy the backbone along, so
-                that the folder stands on its own. A backbone that is nowhere else always travels along.
+            folder: Folder to write.
+            state: Full tensors by name, where the network's own are sharded.
+            backbone: Copy the backbone along, so that the folder stands on its own. A backbone that is nowhere else always
+                travels along.
+
+        Raises:
+            VideoAlignError: where a weight is not finite; nothing is written then.
         """
         state = self.state_dict() if state is None else state
         backbone = backbone or self.owns_backbone
         content = RewardFolder(
             self.settings,
             self.processor.sampling.to_dict(),
-            asdict(self.statistics),
+            asdict(self.statistics.exported(folder)),
             self.processor.template.text,
             None if backbone else self.backbone_name,
             self.owns_backbone,
             {name: state[name].detach().cpu().contiguous() for name in self.trained_names()},
         )
+        require_finite(f"weights for {folder}", content.trained, NOT_WRITTEN)
         copy = self._own_backbone(state) if backbone else None
         content.save(Path(folder), self.processor.huggingface, getattr(self.backbone, "peft_lora_config", None), copy)
 
@@ -286,7 +314,10 @@ class VideoReward(nn.Module):
             for name, tensor in state.items()
             if name.startswith("backbone.") and name not in trained
         }
-        model.model.load_state_dict(frozen, strict=False)  # what trains stands in the folder's own files
+        # what trains stands in the folder's own files
+        if unknown := model.model.load_state_dict(frozen, strict=False).unexpected_keys:
+            raise RuntimeError(f"the backbone of {self.backbone_name} has no {unknown[:3]}")
+        require_finite("weights of the backbone", model.state_dict(), NOT_WRITTEN)
         return model
 
     @classmethod
@@ -300,11 +331,15 @@ class VideoReward(nn.Module):
         In a YAML experiment ``class_path: videoalign.models.VideoReward.from_pretrained`` continues from its weights.
 
         Args:
-            folder: to load. backbone: where the backbone is now, if not where it was.
-            attention, dtype: other than the folder's. gradient_checkpointing: see the class.
+            folder: Folder to load.
+            backbone: Where the backbone is now, if not where it was.
+            attention: Another attention than the folder's.
+            dtype: Another dtype of the frozen weights than the folder's.
+            gradient_checkpointing: See the class.
 
         Raises:
-            VideoAlignError: where a file is missing, or a tensor is missing, unexpected or misshapen.
+            VideoAlignError: where a file is missing or not the one that was exported, or a tensor is missing, unexpected,
+                misshapen or not finite.
         """
         folder = Path(folder)
         content = RewardFolder.load(folder)
@@ -333,8 +368,9 @@ class VideoReward(nn.Module):
         """Copy tensors into parameters; every one of both must meet.
 
         Args:
-            found: tensors by name. source: what holds them, for messages.
-            names: of the parameters to load; those that train if not given. Frozen ones are the backbone's own: where
+            found: Tensors by name.
+            source: What holds them, for messages.
+            names: Names of the parameters to load; those that train if not given. Frozen ones are the backbone's own: where
                 they turn out to differ from it, the network stands on a backbone that is nowhere else.
         """
         parameters = dict(self.named_parameters())
@@ -348,10 +384,12 @@ class VideoReward(nn.Module):
                 f"{source}: {len(problems)} tensors do not fit backbone {self.backbone_name}: "
                 f"{'; '.join(sorted(problems)[:10])}. Was it trained on another backbone? Name the right one with --backbone."
             )
-        if broken := sorted(name for name, tensor in found.items() if not tensor.isfinite().all()):
-            raise VideoAlignError(f"{source}: {len(broken)} tensors hold NaN or infinity, such as {broken[:3]}")
+        require_weights(str(source), found, "export an earlier checkpoint, or download it again")
+        chosen = getattr(torch, self.settings["dtype"])
         with torch.no_grad():
             for name, parameter in want.items():
-                value = found[name].to(parameter.dtype)
+                # a frozen tensor inside a part that is fp32 as a whole has the chosen dtype's values all the same
+                value = found[name] if parameter.requires_grad else found[name].to(chosen)
+                value = value.to(parameter.dtype)
                 self.owns_backbone |= not parameter.requires_grad and not torch.equal(parameter, value)
                 parameter.copy_(value)

@@ -9,6 +9,7 @@ import math
 import torch
 from torch import Tensor
 
+from .finite import require_finite
 from .intervals import mean_interval
 from .preference import DIMENSIONS, OVERALL
 
@@ -22,15 +23,19 @@ def win_rates(policy: Tensor, reference: Tensor, resamples: int = 1000, seed: in
     bootstraps over prompts (:mod:`.intervals`).
 
     Args:
-        policy: (P, N, D) rewards of the policy's videos, columns VQ, MQ, TA, Overall.
-        reference: (P, N, D) rewards of the reference's videos.
-        resamples: Number of bootstrap samples.
-        seed: Seed of the resampling.
+        policy: Rewards (P, N, D) of the tuned generator's videos, columns VQ, MQ, TA, Overall.
+        reference: Rewards (P, N, D) of the reference's videos.
+        resamples: Number of bootstrap resamples.
+        seed: Seed of the resamples.
+
+    Raises:
+        VideoAlignError: where a reward is not finite: it would count as a loss.
 
     Returns:
         By column: win_rate, win_rate_interval, superiority (NaN where N is 1), superiority_interval, policy, reference, prompts.
         The interval of a single prompt is NaN.
     """
+    require_finite("rewards to compare", {"policy": policy, "reference": reference}, "look at the videos and the judge")
     count = policy.shape[1]
     matched = _won(policy, reference).mean(1)  # (P, D)
     every = _won(policy[:, :, None], reference[:, None])  # (P, N, N, D)
@@ -61,7 +66,9 @@ def best_of(scores: Tensor, values: Tensor, draws: float) -> Tensor:
     C(r - 1, n - 1) / C(N, n). Between whole numbers the two neighbours are mixed, as a budget would be.
 
     Args:
-        scores: (P, N) what is chosen by. values: (P, N, D) what is asked. draws: in [1, N].
+        scores: Scores (P, N) that samples are chosen by.
+        values: Values (P, N, D) that are asked of the chosen ones.
+        draws: Number of samples drawn, in [1, N].
 
     Returns:
         (P, D).
@@ -69,6 +76,9 @@ def best_of(scores: Tensor, values: Tensor, draws: float) -> Tensor:
     count = scores.shape[1]
     if not 1 <= draws <= count:
         raise ValueError(f"the best of {draws} cannot be found among {count} samples")
+    require_finite(
+        "what the best is chosen by", {"scores": scores, "values": values}, "look at the videos and the judge"
+    )
     whole = math.floor(draws)
     share = draws - whole
     ranked = values.double().gather(1, scores.argsort(1)[..., None].expand_as(values))

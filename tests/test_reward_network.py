@@ -526,7 +526,9 @@ def test_settings_can_change_on_loading(saved):
     network = VideoReward.from_pretrained(saved, attention="eager", gradient_checkpointing=True, dtype="bfloat16")
     assert any(getattr(module, "gradient_checkpointing", False) for module in network.backbone.modules())
     assert network.settings["attention"] == network.config._attn_implementation == "eager"
-    assert next(network.backbone.visual.parameters()).dtype == torch.bfloat16
+    kinds = {name: p.dtype for name, p in network.named_parameters()}
+    assert {kinds[name] for name in network.trained_names()} == {torch.float32}
+    assert kinds["backbone.language_model.layers.0.mlp.up_proj.base_layer.weight"] == torch.bfloat16
 
 
 @pytest.mark.parametrize(

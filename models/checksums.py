@@ -1,0 +1,120 @@
+"""Checksums of exported weights: a flipped byte in a weight is a number like any other, and only a checksum tells.
+
+A reward's folder keeps the checksums of its weights in its record. An export in diffusers' format has no record of ours
+and its files travel alone: each carries its own in its metadata, where other programs do not look. Files and folders of
+earlier releases and of other programs have none, and are read as they are.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import struct
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from .. import VideoAlignError
+
+_KEY = "videoalign_sha256"
+"""Key of a file's own checksum in its metadata."""
+
+
+def digest(value: Any) -> str:
+    """The SHA-256 of plain values, whatever the order of their keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def checksums(folder: Path) -> dict[str, str]:
+    """Checksums of all safetensors files in a folder and below it, by their paths inside the folder."""
+    return {path.relative_to(folder).as_posix(): _sha256(path) for path in sorted(folder.rglob("*.safetensors"))}
+
+
+def check(folder: Path, recorded: dict[str, str], record: str) -> None:
+    """Compare a folder's files with recorded checksums.
+
+    Args:
+        folder: Folder that the paths are relative to.
+        recorded: Checksums by path, as the record holds them.
+        record: Name of the file that holds them, for messages.
+
+    Raises:
+        VideoAlignError: where a file is missing, or differs from what was written.
+    """
+    for name, want in recorded.items():
+        path = folder / name
+        if not path.is_file():
+            raise VideoAlignError(f"{path} is missing, but {record} lists it. Copy or export the folder again.")
+        if _sha256(path) != want:
+            raise _changed(path, record)
+
+
+def seal(path: Path) -> None:
+    """Put a safetensors file's own checksum into its metadata, and sort these.
+
+    Sorted, because the library writes metadata in random order (safetensors/safetensors#584), and two exports of the same
+    weights would differ in their bytes.
+
+    Args:
+        path: File that was just written; it is replaced when the new one is whole.
+    """
+    partial = path.with_name(f".{path.name}.sealing")
+    with open(path, "rb") as file, open(partial, "wb") as out:
+        header, start = _header(file), file.tell()
+        metadata = {**header.get("__metadata__", {}), _KEY: _of_content(header, file)}
+        text = json.dumps(
+            {**header, "__metadata__": dict(sorted(metadata.items()))}, separators=(",", ":"), ensure_ascii=False
+        )
+        padded = text.encode() + b" " * (-len(text.encode()) % 8)
+        out.write(struct.pack("<Q", len(padded)) + padded)
+        file.seek(start)
+        shutil.copyfileobj(file, out, 1 << 24)
+    os.replace(partial, path)
+
+
+def check_seal(path: Path) -> None:
+    """Compare a safetensors file with the checksum in its metadata, where it has one.
+
+    Args:
+        path: File; one that cannot be read is left to whoever loads it.
+
+    Raises:
+        VideoAlignError: where at least one byte is not what was written.
+    """
+    try:
+        with open(path, "rb") as file:
+            header = _header(file)
+            want = header.get("__metadata__", {}).get(_KEY)
+            found = _of_content(header, file) if want else None
+    except (OSError, ValueError, AttributeError, struct.error, MemoryError):
+        return
+    if found != want:
+        raise _changed(path, "its metadata")
+
+
+def _header(file: BinaryIO) -> dict[str, Any]:
+    """The header of a safetensors file; leaves the file at its data."""
+    (size,) = struct.unpack("<Q", file.read(8))
+    if size > os.fstat(file.fileno()).st_size:
+        raise ValueError("the header is longer than the file")
+    return json.loads(file.read(size))
+
+
+def _of_content(header: dict[str, Any], file: BinaryIO) -> str:
+    """The checksum of a header without its checksum, and of the data that follow."""
+    metadata = {name: value for name, value in header.get("__metadata__", {}).items() if name != _KEY}
+    sha = hashlib.sha256(digest({**header, "__metadata__": metadata}).encode())
+    while block := file.read(1 << 24):
+        sha.update(block)
+    return sha.hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _changed(path: Path, where: str) -> VideoAlignError:
+    return VideoAlignError(
+        f"{path} is not the file that was exported: its SHA-256 differs from the one in {where}, so at least one byte was changed. "
+        "Copy or export it again."
+    )
