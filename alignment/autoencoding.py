@@ -11,6 +11,7 @@ from torch import Tensor
 from .. import VideoAlignError
 from ..models.files import check_free, new_folder
 from ..models.generator import load_generator
+from ..models.locks import Hold
 from .schedules import warmup_schedule
 
 RECORD = "model_index.json"
@@ -46,6 +47,7 @@ class Autoencoding(L.LightningModule):
             raise VideoAlignError(f"generator {generator}: only autoencoders of Wan's kind are trained here")
         if Path(out).resolve() == Path(generator).resolve():
             raise VideoAlignError(f"model.out is the generator to start from, {generator}; name another folder")
+        self._hold = Hold()
         self.out, self.noise, self.foreground = Path(out), noise, foreground
         self.optimizer, self.warmup, self.decay = optimizer, warmup, decay
         self.vae = self.generator.vae.requires_grad_(True).train()
@@ -53,6 +55,7 @@ class Autoencoding(L.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Refuse an output that is in the way before training begins."""
+        self._hold.take(self.out)
         check_free(self.out, RECORD)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
@@ -85,3 +88,4 @@ class Autoencoding(L.LightningModule):
         if self.trainer.is_global_zero:
             with new_folder(self.out, replaces=RECORD) as out:
                 self.generator.pipeline.save_pretrained(out)
+        self._hold.drop()

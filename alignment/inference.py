@@ -20,7 +20,8 @@ from ..callbacks.write_parts import WriteParts
 from ..datamodules.prompts import Prompts
 from ..datamodules.stream import in_turn
 from ..datamodules.video_list import Listed, VideoList
-from ..models.files import check_free
+from ..models.files import check_free, claims_out
+from ..models.locks import held
 from ..models.official import load_reward
 from ..models.preference import DIMENSIONS, OVERALL
 from ..models.template import Template
@@ -146,19 +147,20 @@ def generate(model: dict[str, Any], data: dict[str, Any], device: str, devices: 
     Args:
         model, data: their arguments. devices: processes that share the work.
     """
-    check_free(Path(data["out"]))
-    prompts = Prompts(**data)
-    trainer = predicting(device, [PredictProgress(), WriteParts()], sys.stderr.isatty(), devices)
-    trainer.predict(Generate(**model), prompts, return_predictions=False)
+    with held(data["out"]):
+        check_free(data["out"])
+        prompts = Prompts(**data)
+        trainer = predicting(device, [PredictProgress(), WriteParts()], sys.stderr.isatty(), devices)
+        trainer.predict(Generate(**model), prompts, return_predictions=False)
 
 
+@claims_out
 def convert(source: Source, out: str, with_backbone: bool) -> None:
     """Write a reward model, official or not, as a folder of this package; its rewards stay the same.
 
     Args:
         source: of the model. out: folder to make. with_backbone: copy the backbone along.
     """
-    check_free(Path(out))
     network = source.load()
     network.save_pretrained(out, backbone=with_backbone)
     if network.owns_backbone and not with_backbone:
@@ -166,6 +168,7 @@ def convert(source: Source, out: str, with_backbone: bool) -> None:
               "the backbone that it stands on", file=sys.stderr)  # fmt: skip
 
 
+@claims_out
 def export(checkpoint: str, out: str, with_backbone: bool, backbone: str | None = None) -> None:
     """Write the folder of a Lightning checkpoint's reward model.
 
@@ -173,7 +176,6 @@ def export(checkpoint: str, out: str, with_backbone: bool, backbone: str | None 
         checkpoint: ``.ckpt`` file of a run whose folder holds ``config.yaml``. out: folder to make.
         with_backbone: copy the backbone along. backbone: where it is, if not where it was.
     """
-    check_free(Path(out))
     path = Path(checkpoint)
     config = next((p / "config.yaml" for p in path.resolve().parents if (p / "config.yaml").exists()), None)
     if not path.is_file() or config is None:

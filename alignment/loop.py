@@ -27,7 +27,7 @@ from ..datamodules.shards import ShardSet
 from ..datamodules.sprites import CONTENTS, FPS, FRAMES, SIZE
 from ..datamodules.units import Unit, end_with_parent
 from ..datamodules.world import GENERATED, WorldSize, held_out_clips, write_world
-from ..models.files import new_folder, read_json, write_json
+from ..models.files import move, new_folder, read_json, write_json
 from ..models.generator import load_generator
 from ..models.guidance import Guidance
 from ..models.miniature import make_qwen
@@ -149,7 +149,7 @@ class Loop:
         cli = run(["fit", *configs, *(f"--{key}={value}" for key, value in given.items())])
         if export:
             (self.folder / result).parent.mkdir(parents=True, exist_ok=True)
-            (Path(cli.trainer.log_dir) / "export").rename(self.folder / result)
+            move(Path(cli.trainer.log_dir) / "export", self.folder / result)
             shutil.rmtree(Path(cli.trainer.log_dir) / "checkpoints", ignore_errors=True)
 
     def align(self, result: str, experiments: Iterable[str], latents: str, **settings: Any) -> None:

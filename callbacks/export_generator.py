@@ -1,6 +1,7 @@
 """The tuned generator in diffusers' own format, when training ends."""
 
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 from diffusers.training_utils import _collate_lora_metadata
@@ -9,6 +10,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 
 from .. import VideoAlignError
 from ..models.files import check_free, new_folder
+from ..models.locks import Hold
 from .tensorboard import folder_of
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
@@ -26,11 +28,13 @@ class ExportGenerator(L.Callback):
 
     def __init__(self, out: str | None = None, pipeline: bool = False) -> None:
         self.out, self.pipeline = out, pipeline
+        self._hold = Hold()
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Refuse an output that is in the way."""
+        """Hold the output until it is written; refuse one that is in the way."""
         if self.out and stage == "fit":
-            check_free(Path(self.out), self._record(pl_module))
+            self._hold.take(self.out)
+            check_free(self.out, self._record(pl_module))
         if self.pipeline and pl_module.lora:
             raise VideoAlignError("ExportGenerator.pipeline writes a fully trained transformer: set model.lora: null")
 
@@ -49,8 +53,15 @@ class ExportGenerator(L.Callback):
         state = get_model_state_dict(policy, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
         run = folder_of(trainer)  # collective
         out = Path(self.out) if self.out else run and run / "export"
-        if not trainer.is_global_zero or not out:
-            return
+        if trainer.is_global_zero and out:
+            self._write(pl_module, policy, state, out)
+        self._hold.drop()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Let other runs write the folder."""
+        self._hold.drop()
+
+    def _write(self, pl_module: L.LightningModule, policy: Any, state: dict[str, Any], out: Path) -> None:
         if pl_module.lora is None:
             whole = type(policy).from_config(policy.config)
             whole.load_state_dict(state, assign=True)
