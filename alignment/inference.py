@@ -11,10 +11,10 @@ from typing import Any
 
 import jsonargparse
 import lightning as L
-import torch
 import yaml
 
 from .. import VideoAlignError
+from ..callbacks.checkpoint_io import read_checkpoint
 from ..callbacks.progress import PredictProgress
 from ..callbacks.write_parts import WriteParts
 from ..datamodules.prompts import Prompts
@@ -184,10 +184,7 @@ def export(checkpoint: str, out: str, with_backbone: bool, backbone: str | None 
         )
     settings = yaml.safe_load(config.read_text())
     network = _network(settings, config, backbone)
-    try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, KeyError, EOFError) as error:
-        raise VideoAlignError(f"{path} is no readable checkpoint ({str(error).splitlines()[0]})") from None
+    saved = read_checkpoint(path)
     model = RewardModel(network)
     model.on_load_checkpoint(saved)
     model.load_state_dict(saved["state_dict"], strict=False)

@@ -15,9 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from .. import VideoAlignError
+from ..callbacks.checkpoint_io import read_checkpoint
 from ..callbacks.prompt_sampler import Sampling
 from ..datamodules.frames import encode_frames
 from ..datamodules.latents import Weights
@@ -142,7 +141,7 @@ class Loop:
         checkpoints = sorted((logs / result).glob("*/checkpoints/last.ckpt"), key=os.path.getmtime)
         steps = settings.get("trainer__max_steps", math.inf)
         # of a run that was stopped; one at the last step would be exported as it is, without the validation that follows it
-        if checkpoints and torch.load(checkpoints[-1], weights_only=True, mmap=True)["global_step"] < steps:
+        if checkpoints and read_checkpoint(checkpoints[-1], mmap=True)["global_step"] < steps:
             given["ckpt_path"] = checkpoints[-1]
         given |= {name.replace("__", "."): value for name, value in settings.items()}
         configs = [part for name in experiments for part in ("--config", f"experiments/sprites/{name}.yaml")]

@@ -143,6 +143,27 @@ def _replace(partial: Path, place: Path, replaces: str | None, known: set[str]) 
     shutil.rmtree(aside, ignore_errors=True)
 
 
+def swap_in(partial: Path, place: Path) -> None:
+    """Put a folder in the place of whatever has the name, which goes."""
+    if not os.path.lexists(place):
+        os.rename(partial, place)
+    elif _renameat2(partial, place, _EXCHANGE):
+        _remove(partial)
+    else:
+        aside = temporary(place, "old")
+        os.rename(place, aside)
+        os.rename(partial, place)
+        _remove(aside)
+    sync(place.parent)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
 def _exists(path: Path) -> FileExistsError:
     return FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
 
@@ -317,10 +338,7 @@ def _tidy(path: Path, earlier: Path, found: re.Match[str]) -> None:
         os.rename(path, earlier)
         print(f"videoalign: {earlier} is back: process {found['pid']} ended while replacing it", file=sys.stderr)
         return
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink()
+    _remove(path)
     print(f"videoalign: removed {path}, which process {found['pid']} left unfinished", file=sys.stderr)
 
 
