@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .. import VideoAlignError
 from ..datamodules.video import encode
+from ..models.files import check_readable
 from ..models.flow import draw, interpolate
 from ..models.generator import Condition, load_generator
 from ..models.guidance import Guidance, guided
@@ -113,6 +114,7 @@ class Generate(L.LightningModule):
 
 def load_adapters(generator, folder: str) -> None:
     """LoRA weights in diffusers' format, as plain diffusers loads them."""
+    check_readable(folder)
     try:
         generator.pipeline.load_lora_weights(folder)
     except (OSError, ValueError, KeyError, RuntimeError) as error:

@@ -30,6 +30,7 @@ _STEP = 16
 """Rows that are in memory at once; a row may hold two videos."""
 
 
+@claims_out
 def import_videogen_rewardbench(
     source: Path, out: Path, videos: Path | None = None, skip_bad_rows: bool = False, allow_missing: bool = False,
     pool: Executor | None = None, progress: Progress = lambda what, done, of: None,

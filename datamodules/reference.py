@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from .. import VideoAlignError
-from ..models.files import check_free, new_folder, read_json, write_json
+from ..models.files import check_free, check_readable, new_folder, read_json, write_json
 from ..models.flow import draw_seed
 from ..models.locks import Hold
 from .latent_files import OF, load_latents
@@ -35,6 +35,7 @@ class ReferenceErrors:
     def __init__(self, path: str | Path, data: str, made: dict[str, Any]) -> None:
         record = read_json(Path(path) / RECORD, "a folder of reference errors")
         want = {"data": data, **made}
+        check_readable(Path(path) / TENSORS)
         try:
             tensors = safetensors.torch.load_file(Path(path) / TENSORS)
             self.errors, self.seeds, keys, have = tensors["errors"], tensors["seeds"], record["keys"], record["made"]

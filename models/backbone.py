@@ -9,6 +9,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from .. import VideoAlignError
+from .files import check_readable
 from .vision_attention import batch_vision_attention
 
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
@@ -25,6 +26,7 @@ def load_backbone(backbone: str | Path, attention: str = "sdpa", dtype: str = "f
     Raises:
         VideoAlignError: where there is no such model, it is damaged, or it is of another family.
     """
+    check_readable(backbone)
     try:
         config = AutoConfig.from_pretrained(backbone)
     except (OSError, ValueError, json.JSONDecodeError) as error:

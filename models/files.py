@@ -390,18 +390,27 @@ def read_yaml(path: str | Path, option: str) -> Any:
 
 
 def check_readable(path: str | Path) -> None:
-    """Say of a file that this user may not read that this is so, before a library takes it for damaged.
+    """Say of a file, or of what a folder holds, that this user may not read it, before a library takes it for damaged.
 
     Raises:
-        VideoAlignError: With whose file it is. A file that is not there is somebody else's matter.
+        VideoAlignError: With whose file it is. What is not there at all is somebody else's matter.
     """
     try:
-        with open(path, "rb"):
-            pass
-    except PermissionError:
-        raise VideoAlignError(_denied(Path(path))) from None
+        for file in _files(path) if os.path.isdir(path) else [path]:
+            with open(file, "rb"):
+                pass
+    except PermissionError as error:
+        raise VideoAlignError(_denied(Path(error.filename or path))) from None
     except OSError:
         pass
+
+
+def _files(folder: str | Path) -> Iterator[str]:
+    def refuse(error: OSError) -> None:
+        raise error
+
+    for top, _, names in os.walk(folder, onerror=refuse):
+        yield from (os.path.join(top, name) for name in names)
 
 
 def _denied(path: Path) -> str:

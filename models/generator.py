@@ -17,6 +17,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from .. import VideoAlignError
+from .files import check_readable
 from .fingerprint import fingerprint
 
 Condition = dict[str, Tensor]
@@ -251,6 +252,7 @@ def load_generator(
     from . import ltx, wan  # they derive from Generator
 
     families = {family.class_name: family for family in (wan.Wan, ltx.LTX)}
+    check_readable(path)
     try:
         index = DiffusionPipeline.load_config(path)
     except (OSError, ValueError) as error:

@@ -140,6 +140,10 @@ def taken(place: Path) -> filelock.BaseFileLock | None:
     try:
         lock.acquire(timeout=0.2, poll_interval=0.02)  # a moment: somebody may be tidying up
     except filelock.Timeout:
+        if not place.exists():  # filelock waits for a file that cannot be made; let the system say why
+            probe = temporary(place)
+            probe.touch()
+            probe.unlink()
         return None
     with contextlib.suppress(OSError):  # the lock holds without it; only the message to others says less
         place.write_text(f"PID {os.getpid()} on {socket.gethostname()}")
@@ -190,6 +194,8 @@ def real(path: str | Path) -> Path:
     with explained(path):
         place = Path(os.path.realpath(text))
         looping = place.is_symlink()
+    if not place.name:
+        raise VideoAlignError(f"output {path} is the root of the file system; name a folder in it")
     if looping:
         raise VideoAlignError(f"output {path} is a symbolic link that leads to itself; name another output")
     return place

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from .. import VideoAlignError
-from .files import new_folder, read_json, write_json
+from .files import check_readable, new_folder, read_json, write_json
 from .fingerprint import fingerprint
 from .generator import Condition, Generator
 from .lora import LoRA, add_lora, merge_lora
@@ -176,6 +176,7 @@ class NoisyReward(nn.Module):
             raise VideoAlignError(
                 f"{folder} belongs to another generator ({', '.join(different)} of its own): it reads that one's noisy latents, no others"
             )
+        check_readable(folder / "model.safetensors")
         try:
             reward.load_state_dict(load_file(folder / "model.safetensors"))
         except (OSError, SafetensorError, RuntimeError) as error:

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from .. import VideoAlignError
-from .files import new_folder, read_json, write_json
+from .files import check_readable, new_folder, read_json, write_json
 from .preference import DIMENSIONS
 
 FORMAT, VERSION = "videoalign-reward", 1
@@ -110,6 +110,7 @@ class RewardFolder:
 
 
 def _load(path: Path) -> dict[str, Tensor]:
+    check_readable(path)
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
