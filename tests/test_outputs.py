@@ -15,11 +15,14 @@ import threading
 import time
 from pathlib import Path
 
+import lightning as L
 import pytest
 import safetensors.torch
 import torch
+from lightning.pytorch.loggers import TensorBoardLogger
 
 from videoalign import VideoAlignError
+from videoalign.callbacks.tensorboard import own_folders
 from videoalign.cli import main
 from videoalign.datamodules.parts import Parts
 from videoalign.datamodules.shards import Index, ShardSet, ShardWriter
@@ -792,3 +795,17 @@ def test_names_beside_an_output_stay_within_what_file_systems_take(tmp_path):
         for path in (temporary(tmp_path / name), beside(tmp_path / name, "lock"), beside(tmp_path / name, "parts")):
             assert len(os.fsencode(path.name)) <= 255
     assert beside(tmp_path / ("x" * 254 + "a"), "lock") != beside(tmp_path / ("x" * 254 + "b"), "lock")
+
+
+def test_runs_that_begin_together_have_folders_of_their_own(tmp_path, monkeypatch):
+    """All see the same folders before any has written."""
+    for name, options in (("a", {}), ("b", {"version": 3})):
+        trainers = [
+            own_folders(L.Trainer(accelerator="cpu", logger=TensorBoardLogger(tmp_path, name, **options)))
+            for _ in range(3)
+        ]
+        found = [Path(trainer.logger.log_dir).name for trainer in trainers]
+        assert found == (["version_3"] * 3 if options else ["version_0", "version_1", "version_2"])
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert own_folders(L.Trainer(accelerator="cpu", logger=TensorBoardLogger(tmp_path, "c"))).logger.version == 0
+    assert not (tmp_path / "c").exists()
