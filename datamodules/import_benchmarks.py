@@ -71,7 +71,7 @@ def import_genai_bench(
             :func:`.importing.write_set`.
     """
     files = _files(source, split)
-    with scratch_folder(out) as spool:
+    with scratch_folder(out.with_name(f"{out.name}.videos")) as spool:
         rows = list(_unpacked(files, spool))
         if embedded := any(spool.iterdir()):
             rows = [(line, _all_embedded(cells, spool)) for line, cells in rows]

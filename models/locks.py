@@ -19,8 +19,8 @@ _TEMPORARY = re.compile(r"\.(?P<stem>.+)\.(?P<kind>partial|old)-(?P<host>[^-]+)-
 _LONGEST = 150
 """Bytes of a name from which on it is cut in the names beside it: file systems take 255."""
 _numbers = itertools.count()
-_mine: dict[tuple[int, Path], int] = {}
-"""Depth of nested blocks by process and lock; a forked process has none of its parent's locks."""
+_mine: set[tuple[int, Path]] = set()
+"""Process and lock of the blocks that are open; a forked process has none of its parent's locks."""
 
 
 def beside(path: Path, kind: str) -> Path:
@@ -92,19 +92,15 @@ def held(path: str | Path, every: bool = False) -> Iterator[None]:
         return
     place = real(path)
     key = os.getpid(), beside(place, "lock")
-    if key not in _mine:
-        lock = _acquired(path, key[1])
-        _mine[key] = 1
-    else:
-        lock = None
-        _mine[key] += 1
-    try:
+    if key in _mine:
         yield
-    finally:
-        _mine[key] -= 1
-        if lock:
-            del _mine[key]
-            release(lock)
+        return
+    with _acquired(path, key[1]):
+        _mine.add(key)
+        try:
+            yield
+        finally:
+            _mine.discard(key)
 
 
 class Hold:
@@ -123,15 +119,23 @@ class Hold:
         self._blocks.close()
 
 
-def _acquired(path: str | Path, place: Path) -> filelock.BaseFileLock:
+@contextlib.contextmanager
+def _acquired(path: str | Path, place: Path) -> Iterator[None]:
     with explained(path):
+        made = [folder for folder in place.parents if not folder.exists()]
         place.parent.mkdir(parents=True, exist_ok=True)
         lock = taken(place)
     if lock is None:
         raise VideoAlignError(
             f"output {path} is being written by another process ({_holder(place)}). Wait until it has ended, or name another output"
         )
-    return lock
+    try:
+        yield
+    finally:
+        release(lock)
+        with contextlib.suppress(OSError):  # where nothing came of it
+            for folder in made:
+                folder.rmdir()
 
 
 def taken(place: Path) -> filelock.BaseFileLock | None:
