@@ -26,11 +26,12 @@ from ..datamodules.shards import ShardSet
 from ..datamodules.sprites import CONTENTS, FPS, FRAMES, SIZE
 from ..datamodules.units import Unit, end_with_parent
 from ..datamodules.world import GENERATED, WorldSize, held_out_clips, write_world
-from ..models.files import move, new_folder, read_json, write_json
+from ..models.files import new_folder, read_json, write_json
 from ..models.generator import load_generator
 from ..models.guidance import Guidance
 from ..models.miniature import make_qwen
 from ..models.miniature_generators import make_generator
+from ..models.renames import move
 from ..models.sampling import FrameSampling
 from .bench import measure
 from .compare import VIDEOS, Arm, Sweep, compare, plan, sample_arm

@@ -18,8 +18,13 @@ class Checkpoint(ModelCheckpoint):
         super().__init__(*args, save_last=save_last, **kwargs)
         self._loops: dict[str, Any] = {}
         """State of the loops as of the last optimizer step."""
-        self._step = self._last_step = 0
+        self._step, self._last_step = 0, -1
         self._measured = self._ending = False
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Nothing is to be saved before the first step, also where a checkpoint is resumed."""
+        super().on_train_start(trainer, pl_module)
+        self._step, self._last_step, self._loops, self._measured = trainer.global_step, -1, {}, False
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *rest: Any) -> None:
         """Save as Lightning does. Remember where this step left the loops.

@@ -23,8 +23,9 @@ from torch.distributed.checkpoint import metadata
 from torch.distributed.checkpoint.api import CheckpointException
 
 from .. import VideoAlignError
-from ..models.files import check_readable, new_file, settle, swap_in, sweep
+from ..models.files import check_readable, new_file, settle, sweep
 from ..models.locks import real, temporary
+from ..models.renames import swap_in
 
 _META, _INDEX = "meta.pt", ".metadata"
 """Files of a sharded checkpoint: what Lightning adds, and what torch writes."""

@@ -14,8 +14,9 @@ from typing import Any
 import webdataset as wds
 
 from .. import VideoAlignError
-from ..models.files import check_free, read_json, settle, sweep, sync, take_name, write_bytes, write_json
+from ..models.files import check_free, read_json, settle, sweep, write_bytes, write_json
 from ..models.locks import Hold, beside, explained, held, real
+from ..models.renames import sync, take_name
 from .shards import Index, Shard, ShardError, sha256
 
 MAKING = "making.json"

@@ -5,7 +5,6 @@ process leaves is removed by the next one that writes into the folder.
 """
 
 import contextlib
-import ctypes
 import errno
 import functools
 import inspect
@@ -23,9 +22,7 @@ import yaml
 
 from .. import VideoAlignError
 from .locks import abandoned, explained, held, idle, real, temporary
-
-_NOREPLACE, _EXCHANGE = 1, 2
-"""Flags of Linux's renameat2."""
+from .renames import entries, move, remove, replace, sync, take_name
 
 
 @contextlib.contextmanager
@@ -48,7 +45,7 @@ def new_folder(path: str | Path, replaces: str | None = None) -> Iterator[Path]:
             place = real(path)
             place.parent.mkdir(parents=True, exist_ok=True)
             sweep(place.parent)
-            known = _entries(place) if place.exists() else None
+            known = entries(place) if place.exists() else None
             partial = temporary(place)
             partial.mkdir()
         try:
@@ -74,7 +71,7 @@ def put_folder(partial: Path, place: Path, replaces: str | None, known: set[str]
     """
     try:
         if known:
-            _replace(partial, place, replaces, known)
+            replace(partial, place, replaces, known)
         else:
             take_name(partial, place, known is not None)
     except FileExistsError:
@@ -86,130 +83,13 @@ def put_folder(partial: Path, place: Path, replaces: str | None, known: set[str]
     sync(place.parent)
 
 
-def take_name(partial: Path, place: Path, empty: bool) -> None:
-    """Rename a finished folder.
-
-    Args:
-        partial: The finished folder.
-        place: The name for it.
-        empty: An empty folder stood there when the work began, and may go.
-
-    Raises:
-        FileExistsError: Where anything else stands there.
-    """
-    try:
-        # the system replaces an empty folder and nothing else
-        os.rename(partial, place) if empty else move(partial, place)
-    except OSError as error:
-        if error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR, errno.EISDIR):
-            raise _exists(place) from None
-        raise
-
-
 def _set_aside(partial: Path, place: Path) -> Path:
     for number in range(1, 1000):
         finished = place.with_name(f"{place.name[:200]}.finished" + (f"-{number}" if number > 1 else ""))
         with contextlib.suppress(FileExistsError):
             move(partial, finished)
             return finished
-    raise _exists(place)
-
-
-def _replace(partial: Path, place: Path, replaces: str | None, known: set[str]) -> None:
-    """Put a folder in the place of an earlier one, which comes back if it is not what it was."""
-
-    def as_it_was(folder: Path) -> bool:
-        return bool(replaces) and (folder / replaces).is_file() and _entries(folder) <= known
-
-    if not os.path.lexists(place):
-        move(partial, place)
-        return
-    if not as_it_was(place):
-        raise _exists(place)
-    if _renameat2(partial, place, _EXCHANGE):  # no moment in which neither stands there
-        if not as_it_was(partial):
-            _renameat2(partial, place, _EXCHANGE)
-            raise _exists(place)
-        shutil.rmtree(partial, ignore_errors=True)
-        return
-    aside = temporary(place, "old")
-    os.rename(place, aside)
-    try:
-        move(partial, place)
-    except BaseException:
-        if not os.path.lexists(place):
-            os.rename(aside, place)
-        raise
-    shutil.rmtree(aside, ignore_errors=True)
-
-
-def swap_in(partial: Path, place: Path) -> None:
-    """Put a folder in the place of whatever has the name, which goes."""
-    if not os.path.lexists(place):
-        os.rename(partial, place)
-    elif _renameat2(partial, place, _EXCHANGE):
-        _remove(partial)
-    else:
-        aside = temporary(place, "old")
-        os.rename(place, aside)
-        os.rename(partial, place)
-        _remove(aside)
-    sync(place.parent)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink()
-
-
-def _exists(path: Path) -> FileExistsError:
-    return FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
-
-
-def _entries(folder: Path) -> set[str]:
-    """Names of everything in a folder, at any depth."""
-    return {
-        os.path.relpath(os.path.join(top, name), folder) for top, *kinds in os.walk(folder) for k in kinds for name in k
-    }
-
-
-def move(source: Path, target: Path) -> None:
-    """Rename a file or folder within a file system.
-
-    Raises:
-        FileExistsError: Where anything has the new name, also a broken link or an empty folder.
-    """
-    if _renameat2(source, target, _NOREPLACE):
-        return
-    if os.path.lexists(target):
-        raise _exists(target)
-    if source.is_dir():
-        os.rename(source, target)  # fails on a file, and on a folder that is not empty
-        return
-    os.link(source, target)  # fails on anything; rename would replace a file that has appeared since
-    source.unlink()
-
-
-@functools.cache
-def _call() -> Any:
-    """The C library's renameat2, None where it has none."""
-    function = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None) if sys.platform == "linux" else None
-    if function:
-        function.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
-    return function
-
-
-def _renameat2(source: Path, target: Path, flag: int) -> bool:
-    """Rename in one step that the system guards; False where system or file system cannot."""
-    here = -100  # AT_FDCWD: relative paths are those of the current folder
-    if not (function := _call()) or function(here, os.fsencode(source), here, os.fsencode(target), flag) == 0:
-        return bool(function)
-    number = ctypes.get_errno()
-    if number in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
-        return False
-    raise OSError(number, os.strerror(number), str(source), None, str(target))
+    raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(place))
 
 
 def check_free(path: str | Path, replaces: str | None = None) -> None:
@@ -311,18 +191,6 @@ def _grant(path: str | Path, mode: int) -> None:
             os.chmod(path, (now & 0o7000) | mode)
 
 
-def sync(path: str | Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
-    file = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(file)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # file systems that cannot, for folders
-            raise
-    finally:
-        os.close(file)
-
-
 def sweep(folder: Path) -> None:
     """Remove what processes of this machine that have ended left unfinished in a folder, and say so."""
     with os.scandir(folder) as entries:
@@ -338,7 +206,7 @@ def _tidy(path: Path, earlier: Path, found: re.Match[str]) -> None:
         os.rename(path, earlier)
         print(f"videoalign: {earlier} is back: process {found['pid']} ended while replacing it", file=sys.stderr)
         return
-    _remove(path)
+    remove(path)
     print(f"videoalign: removed {path}, which process {found['pid']} left unfinished", file=sys.stderr)
 
 

@@ -154,6 +154,15 @@ def test_stopping_while_gradients_accumulate_loses_nothing(after, tmp_path):
     torch.testing.assert_close(resumed.weight, through.weight, rtol=0, atol=0)
 
 
+def test_stopping_before_the_first_step_after_a_resumption_writes_nothing(tmp_path):
+    fit(tmp_path, Checkpoint(tmp_path / "a"), max_steps=2, limit_val_batches=0)
+    stop = LambdaCallback(on_train_batch_end=lambda trainer, *rest: setattr(trainer, "should_stop", True))
+    options = {"accumulate_grad_batches": 4, "max_steps": 5, "limit_val_batches": 0, "length": 10}
+    save = Checkpoint(tmp_path / "b", every_n_train_steps=100)
+    module, _ = fit(tmp_path, stop, save, ckpt=str(tmp_path / "a" / "last.ckpt"), **options)
+    assert len(module.saw) == 1 and not (tmp_path / "b" / "last.ckpt").exists()
+
+
 class Count(WholeFiles):
     def __init__(self):
         self.paths = []

@@ -26,12 +26,11 @@ from videoalign.callbacks.tensorboard import own_folders
 from videoalign.cli import main
 from videoalign.datamodules.parts import Parts
 from videoalign.datamodules.shards import Index, ShardSet, ShardWriter
-from videoalign.models import files, locks
+from videoalign.models import locks, renames
 from videoalign.models.files import (
     check_free,
     check_readable,
     claims_out,
-    move,
     new_file,
     new_folder,
     read_json,
@@ -42,6 +41,7 @@ from videoalign.models.files import (
     write_text,
 )
 from videoalign.models.locks import HOST, Hold, beside, held, temporary
+from videoalign.models.renames import move
 
 
 def names(folder: Path) -> list[str]:
@@ -63,7 +63,7 @@ def a_set(path: Path, samples: int = 3, **options) -> None:
 @pytest.fixture
 def portable(monkeypatch):
     """A system, or a file system, without renameat2."""
-    monkeypatch.setattr(files, "_renameat2", lambda *args: False)
+    monkeypatch.setattr(renames, "_renameat2", lambda *args: False)
 
 
 @pytest.fixture(params=["renameat2", "portable"])
@@ -331,7 +331,7 @@ def test_an_earlier_one_comes_back_when_the_new_one_cannot_take_its_name(portabl
     def fail(source, target):
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(files, "move", fail)
+    monkeypatch.setattr(renames, "move", fail)
     with pytest.raises(VideoAlignError, match="Input/output error"), new_folder(out, replaces="record.json") as folder:
         fill(folder, "new")
     assert names(tmp_path) == ["out"] and (out / "record.json").read_text() == "earlier"
@@ -500,9 +500,9 @@ def test_single_files_are_written_whole(write, tmp_path):
 
 def test_everything_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
     """fsync of every file and folder, then the name, then fsync of the folder that holds it."""
-    events, fsync, real = [], os.fsync, files._renameat2
+    events, fsync, real = [], os.fsync, renames._renameat2
     monkeypatch.setattr(os, "fsync", lambda file: (events.append(os.path.basename(os.readlink(f"/proc/self/fd/{file}"))), fsync(file))[1])  # fmt: skip
-    monkeypatch.setattr(files, "_renameat2", lambda *args: (events.append("named"), real(*args))[1])
+    monkeypatch.setattr(renames, "_renameat2", lambda *args: (events.append("named"), real(*args))[1])
     a_set(tmp_path / "out", 4, per_shard=2)
     named = events.index("named")
     assert {"000000.tar", "000001.tar", "index.json"} <= {*events[:named]} or events[named - 1].startswith(
@@ -534,7 +534,7 @@ def test_modes_are_those_of_the_umask(umask, mode, tmp_path):
 
 
 def test_the_reason_why_modes_are_set(tmp_path):
-    """Should this fail, safetensors makes files as the umask says, and :func:`files.settle` need not set modes."""
+    """Should this fail, safetensors makes files as the umask says, and :func:`~videoalign.models.files.settle` need not set modes."""
     before = os.umask(0o022)
     try:
         safetensors.torch.save_file({"x": torch.ones(2)}, tmp_path / "a.safetensors")
