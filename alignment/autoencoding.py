@@ -11,6 +11,7 @@ from .. import VideoAlignError
 from ..models.files import check_free, new_folder
 from ..models.finite import NOT_WRITTEN, require_finite
 from ..models.generator import load_generator
+from ..models.locks import Hold
 from .training import Decay, Training
 
 RECORD = "model_index.json"
@@ -46,12 +47,14 @@ class Autoencoding(Training):
             raise VideoAlignError(f"generator {generator}: only autoencoders of Wan's kind are trained here")
         if Path(out).resolve() == Path(generator).resolve():
             raise VideoAlignError(f"model.out is the generator to start from, {generator}; name another folder")
+        self._hold = Hold()
         self.out, self.noise, self.foreground = Path(out), noise, foreground
         self.vae = self.generator.vae.requires_grad_(True).train()
         self._sums: list[Tensor] = []
 
     def setup(self, stage: str) -> None:
         """Refuse an output that is in the way before training begins."""
+        self._hold.take(self.out)
         check_free(self.out, RECORD)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
@@ -79,3 +82,4 @@ class Autoencoding(Training):
             require_finite(f"weights for {self.out}", self.vae.state_dict(), NOT_WRITTEN)
             with new_folder(self.out, replaces=RECORD) as out:
                 self.generator.pipeline.save_pretrained(out)
+        self._hold.drop()

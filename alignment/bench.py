@@ -24,9 +24,10 @@ from ..datamodules.benchmark import Benchmark
 from ..datamodules.shards import ShardSet, sha256
 from ..datamodules.video_list import VideoList, by_length, videos_of
 from ..models.benchmarks import PROTOCOLS, Protocol, accuracy_four_way, official_accuracy_with_ties
-from ..models.files import write_json
+from ..models.files import new_file, write_json
 from ..models.fingerprint import fingerprint
 from ..models.intervals import prompt_number
+from ..models.locks import held
 from ..models.metrics import PreferenceAccuracy
 from ..models.preference import DIMENSIONS, OVERALL, accuracy_without_ties
 from ..models.video_reward import VideoReward
@@ -56,22 +57,23 @@ def measure(
     sets = {name: Benchmark(path) for name, path in names.items()}
     protocol = PROTOCOLS[benchmark] if benchmark else None
     _check(protocol, sets, overall, ways)
-    network = source.load()
-    if protocol:
-        network.processor.sampling = protocol.sampling
-    overall = overall or (protocol.overall if protocol else "sum")
-    model = RewardModel(network)
-    trainer = predicting(device, [PredictProgress()], sys.stderr.isatty(), devices)
-    for name, rated in sets.items():
-        rewards = score_set(trainer, model, rated.shards, rated.keys, Path(out) / name, batch_size, workers)
-        if trainer.is_global_zero:
-            result = {
-                "benchmark": name, "protocol": benchmark, "model": source.model, "overall": overall,
-                "sampling": network.processor.sampling.to_dict(), "statistics": asdict(network.statistics),
-                "videos": len(rated.keys), **_found(rated, rewards, network, overall, ways),
-            }  # fmt: skip
-            write_json(Path(out) / f"{name}.json", result)
-            yield name, result
+    with held(out):
+        network = source.load()
+        if protocol:
+            network.processor.sampling = protocol.sampling
+        overall = overall or (protocol.overall if protocol else "sum")
+        model = RewardModel(network)
+        trainer = predicting(device, [PredictProgress()], sys.stderr.isatty(), devices)
+        for name, rated in sets.items():
+            rewards = score_set(trainer, model, rated.shards, rated.keys, Path(out) / name, batch_size, workers)
+            if trainer.is_global_zero:
+                result = {
+                    "benchmark": name, "protocol": benchmark, "model": source.model, "overall": overall,
+                    "sampling": network.processor.sampling.to_dict(), "statistics": asdict(network.statistics),
+                    "videos": len(rated.keys), **_found(rated, rewards, network, overall, ways),
+                }  # fmt: skip
+                write_json(Path(out) / f"{name}.json", result)
+                yield name, result
 
 
 def _check(protocol: Protocol | None, sets: dict[str, Benchmark], overall: str | None, ways: int) -> None:
@@ -122,13 +124,16 @@ def score_set(
             f"{shards.path}: {len(absent)} of its pairs' videos are not in its shards, such as {absent[:3]}"
         )
     videos = [found[key] for key in keys]
-    done = read_rewards(folder)
-    left = VideoList(videos, by_length(videos, batch_size), workers, {i for i, key in enumerate(keys) if key in done})
-    rows = RewardRows(keys, folder, record_of(model, shards))
-    trainer.callbacks = [*(c for c in trainer.callbacks if not isinstance(c, RewardRows)), rows]
-    trainer.predict(model, left, return_predictions=False)
-    rewards = read_rewards(folder)
-    return torch.tensor([rewards[key] for key in keys]) if trainer.is_global_zero else torch.empty(0)
+    with held(folder):  # before looking at what is scored already
+        done = read_rewards(folder)
+        left = VideoList(
+            videos, by_length(videos, batch_size), workers, {i for i, key in enumerate(keys) if key in done}
+        )
+        rows = RewardRows(keys, folder, record_of(model, shards))
+        trainer.callbacks = [*(c for c in trainer.callbacks if not isinstance(c, RewardRows)), rows]
+        trainer.predict(model, left, return_predictions=False)
+        rewards = read_rewards(folder)
+        return torch.tensor([rewards[key] for key in keys]) if trainer.is_global_zero else torch.empty(0)
 
 
 def _found(rated: Benchmark, rewards: Tensor, network: VideoReward, overall: str, ways: int) -> dict[str, dict]:
@@ -184,7 +189,8 @@ def bench(source: Source, data: list[str], out: str, *options: object, **more: o
         text = report(result)
         print(f"\n{text}")
         picture = bar_chart(name, result["accuracies"])
-        picture.savefig(Path(out) / f"{name}.png", dpi=110)
+        with new_file(Path(out) / f"{name}.png") as file:
+            picture.savefig(file, dpi=110, format="png")
         with SummaryWriter(Path(out) / name) as writer:
             writer.add_figure(f"bench/{name}", picture)
             writer.add_text(f"bench/{name}", "\n".join(f"    {line}" for line in text.splitlines()))

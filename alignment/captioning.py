@@ -11,6 +11,7 @@ from torch import Tensor
 from ..models.backbone import load_backbone
 from ..models.files import check_free, new_folder
 from ..models.finite import NOT_WRITTEN, require_finite
+from ..models.locks import Hold
 from ..models.processor import RewardProcessor
 from ..models.sampling import FrameSampling
 from ..models.template import Template
@@ -40,12 +41,14 @@ class Captioning(Training):
     ) -> None:
         super().__init__(optimizer, warmup, decay)
         self.save_hyperparameters(ignore=["optimizer"])
+        self._hold = Hold()
         self.out = Path(out)
         self.processor = RewardProcessor(backbone, Template.load("plain"), sampling or FrameSampling())
         self.network = load_backbone(backbone).train()
 
     def setup(self, stage: str) -> None:
         """Refuse an output that is in the way before training begins."""
+        self._hold.take(self.out)
         check_free(self.out, "config.json")
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
@@ -72,3 +75,4 @@ class Captioning(Training):
             with new_folder(self.out, replaces="config.json") as out:
                 self.network.save_pretrained(out)
                 self.processor.huggingface.save_pretrained(out)
+        self._hold.drop()

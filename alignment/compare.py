@@ -27,6 +27,7 @@ from ..datamodules.shards import ShardSet
 from ..models.files import read_json, write_json
 from ..models.finite import by_name, require_finite
 from ..models.guidance import Guidance
+from ..models.locks import beside, held, real
 from ..models.preference import DIMENSIONS
 from .bench import score_set
 from .comparison import Judged, found_of, save
@@ -115,22 +116,23 @@ def compare(
     if not reward_model and not oracle:
         raise VideoAlignError("nobody judges: name a reward model (--reward_model) or an oracle (--oracle)")
     every, curves = plan(arms or {}, sweeps or {})
-    judges = _Judges(reward_model, oracle, texts, sampling, workers, device)
-    judged: dict[str, Judged] = {}
-    for number, (name, arm) in enumerate(every.items(), 1):
-        if not (folder / VIDEOS / name).exists():
-            print(f"arm {number} of {len(every)}: {name}", flush=True)
-        sample_arm(folder, name, arm, generator, prompts, sampling, samples, device)
-        judged[name] = judges(folder / VIDEOS / name, texts, samples)
-    found = found_of(judged, curves)
-    save(
-        folder,
-        found,
-        every.keys(),
-        texts,
-        sampling.fps,
-        f"{generator}, {samples} noises for each of {len(texts)} prompts",
-    )
+    with held(folder):
+        judges = _Judges(reward_model, oracle, texts, sampling, workers, device)
+        judged: dict[str, Judged] = {}
+        for number, (name, arm) in enumerate(every.items(), 1):
+            if not (folder / VIDEOS / name).exists():
+                print(f"arm {number} of {len(every)}: {name}", flush=True)
+            sample_arm(folder, name, arm, generator, prompts, sampling, samples, device)
+            judged[name] = judges(folder / VIDEOS / name, texts, samples)
+        found = found_of(judged, curves)
+        save(
+            folder,
+            found,
+            every.keys(),
+            texts,
+            sampling.fps,
+            f"{generator}, {samples} noises for each of {len(texts)} prompts",
+        )
     return found
 
 
@@ -172,7 +174,7 @@ def sample_arm(
         "generator": generator, "prompts": read_prompts(prompts), "samples": samples, "sampling": asdict(sampling), "arm": asdict(arm),
     }  # fmt: skip
     made = json.loads(json.dumps(made))
-    begun = videos.exists() or (videos.parent / f".{name}.parts").exists()
+    begun = videos.exists() or beside(real(videos), "parts").exists()
     if begun and record.exists() and read_json(record, "a comparison") != made:
         raise VideoAlignError(
             f"{videos} holds videos of other settings (see {record}); name another --out, or remove both"

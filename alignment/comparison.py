@@ -23,7 +23,7 @@ from ..callbacks.tensorboard import add_animation, enlarge, gif
 from ..datamodules.encode_list import ClipSize
 from ..datamodules.shards import ShardSet
 from ..datamodules.video import decode
-from ..models.files import write_json
+from ..models.files import new_file, write_bytes, write_json, write_text
 from ..models.intervals import mean_interval
 from ..models.preference import DIMENSIONS, OVERALL
 from ..models.win_rate import best_of, win_rates
@@ -231,9 +231,8 @@ def film(folder: Path, arms: Iterable[str], prompts: Sequence[str], least: int =
 
 def save(folder: Path, found: dict[str, Any], arms: Iterable[str], prompts: Sequence[str], fps: int, what: str) -> None:
     """Write JSON, table, charts and films; show the same in TensorBoard; print the table."""
-    folder.mkdir(parents=True, exist_ok=True)
     text = f"{what}\n\n{table(found)}\n"
-    (folder / "comparison.md").write_text(text, encoding="utf-8")
+    write_text(folder / "comparison.md", text)
     pictures = {f"sweep_{name}": trade_off(name, curve) for name, curve in found["sweeps"].items()}
     if len(found["arms"]) > 1:
         pictures["arms"] = bars(found)
@@ -241,12 +240,13 @@ def save(folder: Path, found: dict[str, Any], arms: Iterable[str], prompts: Sequ
     for name, curve in found["sweeps"].items():  # of each sweep its best, and its strongest
         shown += [f"{name}@{s:g}" for s in sorted({curve["best"], curve["strengths"][-1]}) if s]
     frames = film(folder, shown, prompts[:6])
-    (folder / "films.gif").write_bytes(gif(frames, fps))
+    write_bytes(folder / "films.gif", gif(frames, fps))
     with SummaryWriter(str(folder / "tensorboard")) as writer:
         writer.add_text("compare", text)
         add_animation(writer, f"compare/{', '.join(shown)}"[:200], frames, fps, 0)
         for name, picture in pictures.items():
-            picture.savefig(folder / f"{name}.png", dpi=110)
+            with new_file(folder / f"{name}.png") as file:
+                picture.savefig(file, dpi=110, format="png")
             writer.add_figure(f"compare/{name}", picture)
     write_json(folder / "comparison.json", found)  # last: where it is, all of it is
     print(

@@ -12,7 +12,7 @@ from ..callbacks.reward_bench import bar_chart, table
 from ..datamodules.benchmark import Benchmark
 from ..datamodules.units import Unit, durations, work
 from ..datamodules.world import ceiling
-from ..models.files import read_json
+from ..models.files import new_file, read_json
 from .compare import Arm
 from .demo_page import write_page
 from .loop import ALIGNED, BENCHMARKS, Loop, LoopSize, begin, shown_sweeps
@@ -53,7 +53,8 @@ def _report(out: Path, started: float, stages: Sequence[tuple[str, float]]) -> d
         print(
             f"\nbenchmark: {name} (accuracy; ceiling: a judge that knows the true qualities)\n{table(found['reward'][name], best)}"
         )
-        bar_chart(name, found["reward"][name], best).savefig(out / f"{name}.png", dpi=110)
+        with new_file(out / f"{name}.png") as file:
+            bar_chart(name, found["reward"][name], best).savefig(file, dpi=110, format="png")
     print(f"\n{(out / 'compared/comparison.md').read_text()}")
     compared = read_json(out / "compared/comparison.json", "a finished demo")
     page = write_page(out, found, ceilings, compared, stages)

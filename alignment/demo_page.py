@@ -13,7 +13,7 @@ from ..callbacks.tensorboard import enlarge, gif
 from ..datamodules.rated_samples import clips_of
 from ..datamodules.shards import Content, ShardSet
 from ..datamodules.sprites import FPS
-from ..models.files import read_json
+from ..models.files import read_json, write_text
 from ..models.preference import DIMENSIONS, OVERALL
 from .comparison import COLUMNS
 
@@ -59,7 +59,7 @@ def write_page(
             f"<title>videoalign: the paper in miniature</title><style>{STYLE}</style></head><body>"
             f"<h1>Video generation with human feedback, in miniature</h1>{body}</body></html>\n")  # fmt: skip
     path = out / "report.html"
-    path.write_text(page, encoding="utf-8")
+    write_text(path, page)
     return path
 
 

@@ -16,8 +16,9 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 
 # Imported so that short class names work in YAML files.
 from .. import alignment, callbacks, datamodules  # noqa: F401
+from ..callbacks.checkpoint_io import whole_checkpoints
 from ..callbacks.progress import LogProgress
-from ..callbacks.tensorboard import writer_of
+from ..callbacks.tensorboard import own_folders, writer_of
 from ..datamodules import captions, clips, encode_list, latents, pairs, prompts, reference  # noqa: F401
 
 # An interpolation such as ${data.init_args.batch_size} means the same in every subcommand and follows overrides.
@@ -67,6 +68,10 @@ class ExperimentCLI(LightningCLI):
             "-c", "--config", action=jsonargparse.ActionConfigFile, help="YAML file; may be given repeatedly"
         )
         return parser
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        """Lightning's, with a folder of its own and checkpoints that are whole or not there."""
+        return own_folders(whole_checkpoints(super().instantiate_trainer(**kwargs)))
 
     def _parse_ckpt_path(self) -> None:
         """What YAML and command line say holds; Lightning would let a checkpoint's values override them silently."""

@@ -3,7 +3,6 @@
 import csv
 import json
 import logging
-import pickle
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,17 +11,18 @@ from typing import Any
 
 import jsonargparse
 import lightning as L
-import torch
 import yaml
 
 from .. import VideoAlignError
+from ..callbacks.checkpoint_io import read_checkpoint
 from ..callbacks.progress import PredictProgress
 from ..callbacks.write_parts import WriteParts
 from ..datamodules.prompts import Prompts
 from ..datamodules.stream import in_turn
 from ..datamodules.video_list import Listed, VideoList
-from ..models.files import check_free
+from ..models.files import check_free, claims_out
 from ..models.finite import require_finite
+from ..models.locks import held
 from ..models.official import load_reward
 from ..models.preference import DIMENSIONS, OVERALL
 from ..models.template import Template
@@ -160,19 +160,20 @@ def generate(model: dict[str, Any], data: dict[str, Any], device: str, devices: 
     Args:
         model, data: their arguments. devices: processes that share the work.
     """
-    check_free(Path(data["out"]))
-    prompts = Prompts(**data)
-    trainer = predicting(device, [PredictProgress(), WriteParts()], sys.stderr.isatty(), devices)
-    trainer.predict(Generate(**model), prompts, return_predictions=False)
+    with held(data["out"]):
+        check_free(data["out"])
+        prompts = Prompts(**data)
+        trainer = predicting(device, [PredictProgress(), WriteParts()], sys.stderr.isatty(), devices)
+        trainer.predict(Generate(**model), prompts, return_predictions=False)
 
 
+@claims_out
 def convert(source: Source, out: str, with_backbone: bool) -> None:
     """Write a reward model, official or not, as a folder of this package; its rewards stay the same.
 
     Args:
         source: of the model. out: folder to make. with_backbone: copy the backbone along.
     """
-    check_free(Path(out))
     network = source.load()
     network.save_pretrained(out, backbone=with_backbone)
     if network.owns_backbone and not with_backbone:
@@ -180,6 +181,7 @@ def convert(source: Source, out: str, with_backbone: bool) -> None:
               "the backbone that it stands on", file=sys.stderr)  # fmt: skip
 
 
+@claims_out
 def export(checkpoint: str, out: str, with_backbone: bool, backbone: str | None = None) -> None:
     """Write the folder of a Lightning checkpoint's reward model.
 
@@ -187,7 +189,6 @@ def export(checkpoint: str, out: str, with_backbone: bool, backbone: str | None 
         checkpoint: ``.ckpt`` file of a run whose folder holds ``config.yaml``. out: folder to make.
         with_backbone: copy the backbone along. backbone: where it is, if not where it was.
     """
-    check_free(Path(out))
     path = Path(checkpoint)
     config = next((p / "config.yaml" for p in path.resolve().parents if (p / "config.yaml").exists()), None)
     if not path.is_file() or config is None:
@@ -196,7 +197,9 @@ def export(checkpoint: str, out: str, with_backbone: bool, backbone: str | None 
         )
     settings = yaml.safe_load(config.read_text())
     network = _network(settings, config, backbone)
-    saved = _checkpoint(path)
+    saved = read_checkpoint(path)
+    if "reward_statistics" not in saved:
+        raise VideoAlignError(f"--checkpoint {checkpoint} is not of a run that trained a reward model")
     model = RewardModel(network)
     model.on_load_checkpoint(saved)
     model.load_state_dict(saved["state_dict"], strict=False)
@@ -204,20 +207,6 @@ def export(checkpoint: str, out: str, with_backbone: bool, backbone: str | None 
         print(f"note: the statistics for normalisation are those of step {model._measured_at}, the weights those of step "
               f"{saved['global_step']}: the checkpoint was written before that step's validation", file=sys.stderr)  # fmt: skip
     model.network.save_pretrained(out, backbone=with_backbone)
-
-
-def _checkpoint(path: Path) -> dict[str, Any]:
-    """What a Lightning checkpoint of a reward model holds; nothing but tensors and plain values is unpickled."""
-    try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-        if not {"state_dict", "global_step", "reward_statistics"} <= saved.keys():
-            raise ValueError("it is not of a run that trained a reward model")
-    except pickle.UnpicklingError:  # its words advise to load the file unsafely
-        raise VideoAlignError(f"{path} is damaged, or no checkpoint; name another one of the run") from None
-    except (OSError, RuntimeError, ValueError, KeyError, EOFError, AttributeError) as error:
-        why = next(iter(str(error).splitlines()), type(error).__name__)
-        raise VideoAlignError(f"{path} is no readable checkpoint ({why}); name another one of the run") from None
-    return saved
 
 
 def _network(settings: Any, config: Path, backbone: str | None) -> VideoReward:

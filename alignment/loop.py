@@ -15,9 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from .. import VideoAlignError
+from ..callbacks.checkpoint_io import read_checkpoint
 from ..callbacks.prompt_sampler import Sampling
 from ..datamodules.frames import encode_frames
 from ..datamodules.latents import Weights
@@ -32,6 +31,7 @@ from ..models.generator import load_generator
 from ..models.guidance import Guidance
 from ..models.miniature import make_qwen
 from ..models.miniature_generators import make_generator
+from ..models.renames import move
 from ..models.sampling import FrameSampling
 from .bench import measure
 from .compare import VIDEOS, Arm, Sweep, compare, plan, sample_arm
@@ -142,14 +142,14 @@ class Loop:
         checkpoints = sorted((logs / result).glob("*/checkpoints/last.ckpt"), key=os.path.getmtime)
         steps = settings.get("trainer__max_steps", math.inf)
         # of a run that was stopped; one at the last step would be exported as it is, without the validation that follows it
-        if checkpoints and torch.load(checkpoints[-1], weights_only=True, mmap=True)["global_step"] < steps:
+        if checkpoints and read_checkpoint(checkpoints[-1], mmap=True)["global_step"] < steps:
             given["ckpt_path"] = checkpoints[-1]
         given |= {name.replace("__", "."): value for name, value in settings.items()}
         configs = [part for name in experiments for part in ("--config", f"experiments/sprites/{name}.yaml")]
         cli = run(["fit", *configs, *(f"--{key}={value}" for key, value in given.items())])
         if export:
             (self.folder / result).parent.mkdir(parents=True, exist_ok=True)
-            (Path(cli.trainer.log_dir) / "export").rename(self.folder / result)
+            move(Path(cli.trainer.log_dir) / "export", self.folder / result)
             shutil.rmtree(Path(cli.trainer.log_dir) / "checkpoints", ignore_errors=True)
 
     def align(self, result: str, experiments: Iterable[str], latents: str, **settings: Any) -> None:

@@ -18,7 +18,7 @@ from ..callbacks.progress import PredictProgress
 from ..datamodules.latents import Weights
 from ..datamodules.ratings import WORDS
 from ..datamodules.shards import SIDES, Content, ShardSet, ShardWriter
-from ..models.files import check_free
+from ..models.files import claims_out
 from ..models.finite import require_finite
 from ..models.preference import DIMENSIONS, OVERALL
 from .bench import score_set
@@ -28,6 +28,7 @@ from .reward_model import RewardModel
 MODES = ("best-worst", "margin", "relabel")
 
 
+@claims_out
 def pairs_from_rewards(
     source: Source, data: str, out: str, mode: str, weights: Weights, margin: float, batch_size: int, workers: int, device: str,
     devices: int = 1,
@@ -49,7 +50,6 @@ def pairs_from_rewards(
     Returns:
         What was found, as text; None on every process but the first.
     """
-    check_free(Path(out))
     if not (math.isfinite(margin) and margin >= 0):
         raise VideoAlignError(f"--margin must be a number from 0 on, got {margin}")
     shards = ShardSet(data)

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from .. import VideoAlignError
-from ..models.files import read_json, write_json
+from ..models.files import new_file, read_json, write_json, write_text
 from ..models.preference import DIMENSIONS, OVERALL
 from .comparison import COLUMNS
 from .loop import LoopSize
@@ -420,7 +420,6 @@ def write_page(out: Path, seeds: Iterable[int], size: LoopSize) -> dict[str, Any
     tuned = next((one["tuned"] for one in found.values() if "tuned" in one), None)
     results = {"size": asdict(size), "tuned": tuned, "seeds": found, "verdicts": rows}
     folder = out / FIGURES
-    folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "results.json", results)
     full = {name: NAMES[name] for name in ("sft", "sft-full", "dpo", "dpo-full")}
     main = {name: words for name, words in NAMES.items() if not name.endswith("-full")}
@@ -442,11 +441,12 @@ def write_page(out: Path, seeds: Iterable[int], size: LoopSize) -> dict[str, Any
         parts.append(f"## ({cell}) {title}\n\n{seeds_here} seed{'s' if seeds_here > 1 else ''}.")
         if cell in draw:
             figure = draw[cell]()
-            figure.savefig(folder / f"{cell}.png", dpi=110)
+            with new_file(folder / f"{cell}.png") as file:
+                figure.savefig(file, dpi=110, format="png")
             plt.close(figure)
             parts.append(f"![{title}]({FIGURES}/{cell}.png)")
         parts += [part for part in (tables.get(cell), _claims(own)) if part]
-    (out / "RESULTS.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    write_text(out / "RESULTS.md", "\n\n".join(parts) + "\n")
     print(f"\n{_tally(rows)}")
     print(f"results   {out / 'RESULTS.md'}\nnumbers   {folder / 'results.json'}")
     return results

@@ -22,7 +22,7 @@ from ..alignment.paper_claims import Interval
 from ..alignment.reward_model import RewardModel
 from ..datamodules.shards import ShardSet
 from ..datamodules.units import Unit, leading_to, work
-from ..models.files import read_json, write_json, write_text
+from ..models.files import new_file, read_json, write_json, write_text
 from ..models.flow import draw_seed
 from ..models.preference import DIMENSIONS
 from .select import uncertainty
@@ -165,7 +165,8 @@ def simulate(
     )
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend()
-    figure.savefig(folder / "simulation.png", dpi=110)
+    with new_file(folder / "simulation.png") as file:
+        figure.savefig(file, dpi=110, format="png")
     plt.close(figure)
     print(f"saved in {folder}: simulation.json and .png")
     return result

@@ -1,5 +1,6 @@
 """What happens around training: benchmarks, pictures, samples, win rates, export."""
 
+from .checkpoint import Checkpoint
 from .ema import EMA
 from .example_pairs import ExamplePairs
 from .export import ExportReward
@@ -12,6 +13,7 @@ from .write_parts import WriteParts
 
 __all__ = [
     "EMA",
+    "Checkpoint",
     "ExamplePairs",
     "ExportGenerator",
     "ExportReward",

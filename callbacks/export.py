@@ -6,6 +6,7 @@ import lightning as L
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from ..models.files import check_free
+from ..models.locks import Hold
 from .tensorboard import folder_of
 
 
@@ -20,11 +21,13 @@ class ExportReward(L.Callback):
 
     def __init__(self, out: str | None = None, backbone: bool = False) -> None:
         self.out, self.backbone = out, backbone
+        self._hold = Hold()
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Refuse an output that is in the way."""
+        """Hold the output until it is written; refuse one that is in the way."""
         if self.out and stage == "fit":
-            check_free(Path(self.out), pl_module.network.record)
+            self._hold.take(self.out)
+            check_free(self.out, pl_module.network.record)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Gather what is sharded (collective), write on the first rank."""
@@ -34,3 +37,8 @@ class ExportReward(L.Callback):
         run = folder_of(trainer)  # collective
         if trainer.is_global_zero and (out := Path(self.out) if self.out else run and run / "export"):
             pl_module.network.save_pretrained(out, state, **({"backbone": True} if self.backbone else {}))
+        self._hold.drop()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Let other runs write the folder."""
+        self._hold.drop()

@@ -12,6 +12,7 @@ from .. import VideoAlignError
 from ..models.checksums import seal
 from ..models.files import check_free, new_folder
 from ..models.finite import NOT_WRITTEN, require_finite
+from ..models.locks import Hold
 from .tensorboard import folder_of
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
@@ -31,11 +32,13 @@ class ExportGenerator(L.Callback):
 
     def __init__(self, out: str | None = None, pipeline: bool = False) -> None:
         self.out, self.pipeline = out, pipeline
+        self._hold = Hold()
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Refuse an output that is in the way."""
+        """Hold the output until it is written; refuse one that is in the way."""
         if self.out and stage == "fit":
-            check_free(Path(self.out), self._record(pl_module))
+            self._hold.take(self.out)
+            check_free(self.out, self._record(pl_module))
         if self.pipeline and pl_module.lora:
             raise VideoAlignError("ExportGenerator.pipeline writes a fully trained transformer: set model.lora: null")
 
@@ -54,14 +57,21 @@ class ExportGenerator(L.Callback):
         state = get_model_state_dict(policy, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
         run = folder_of(trainer)  # collective
         out = Path(self.out) if self.out else run and run / "export"
-        if not trainer.is_global_zero or not out:
-            return
+        if trainer.is_global_zero and out:
+            self._write(pl_module, state, out)
+        self._hold.drop()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Let other runs write the folder."""
+        self._hold.drop()
+
+    def _write(self, module: L.LightningModule, state: dict[str, Tensor], out: Path) -> None:
         require_finite(f"weights for {out}", state, NOT_WRITTEN)
-        with new_folder(out, replaces=self._record(pl_module)) as folder:
-            if pl_module.lora is None:
-                self._write_whole(folder, pl_module, state)
+        with new_folder(out, replaces=self._record(module)) as folder:
+            if module.lora is None:
+                self._write_whole(folder, module, state)
             else:
-                self._write_adapters(folder, pl_module, state)
+                self._write_adapters(folder, module, state)
             for path in folder.rglob("*.safetensors"):
                 seal(path)
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,7 @@ class RewardRows(L.Callback):
                 self.problems.append(f"the rewards of {self.keys[number]!r} are not finite; the model is broken")
         self.file.write("".join(lines).encode())
         self.file.flush()
+        os.fsync(self.file.fileno())
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Wait until every rank has written, and fail on all of them if one could not score a video. Collective.

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from .. import VideoAlignError
+from ..models.files import write_bytes
 from .prompt_sampler import PromptSampler, Sampling
 from .tensorboard import add_animation, enlarge, folder_of, gif, writer_of
 
@@ -52,5 +53,4 @@ class SideBySide(L.Callback):
                 add_animation(writer, f"samples/{number} {prompt[:60]}", frames, self.sampling.fps, trainer.global_step)
             if run:
                 path = Path(run) / "samples" / f"{number:02d}_step{trainer.global_step:06d}.gif"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(gif(frames, self.sampling.fps))
+                write_bytes(path, gif(frames, self.sampling.fps))

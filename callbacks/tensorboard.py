@@ -1,14 +1,21 @@
 """Pictures and texts in TensorBoard."""
 
+import contextlib
 import io
+import itertools
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import lightning as L
 import numpy as np
+from fsspec.implementations.local import LocalFileSystem
 from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
+
+from ..models.locks import first_process
 
 
 def writer_of(trainer: L.Trainer) -> SummaryWriter | None:
@@ -22,6 +29,27 @@ def folder_of(trainer: L.Trainer) -> Path | None:
     """The run's folder, where the logger writes; None without a logger. Collective: every rank must ask."""
     folder = trainer.log_dir
     return Path(folder) if trainer.loggers else None
+
+
+def own_folders(trainer: L.Trainer) -> L.Trainer:
+    """Let runs that begin together have folders of their own; returns the trainer.
+
+    Lightning numbers a run by the folders that it sees, and makes its own later.
+    """
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger) and isinstance(logger._fs, LocalFileSystem) and first_process():
+            logger._get_next_version = partial(_claimed, logger, logger._get_next_version)
+    return trainer
+
+
+def _claimed(logger: TensorBoardLogger, next_version: Callable[[], int]) -> int:
+    """The number of a folder that nobody but this call has made."""
+    root = Path(logger.root_dir)
+    root.mkdir(parents=True, exist_ok=True)
+    for version in itertools.count(next_version()):
+        with contextlib.suppress(FileExistsError):
+            (root / f"version_{version}").mkdir()
+            return version
 
 
 def gif(frames: list[Image.Image], fps: float) -> bytes:

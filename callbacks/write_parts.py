@@ -14,21 +14,22 @@ class WriteParts(L.Callback):
     The module's ``extra_files()`` join the set at its end. Put it among a predict run's callbacks.
 
     Args:
-        per_shard: samples after which a shard is closed: what an interruption costs at most.
+        per_shard: Samples after which a shard is closed: what an interruption costs at most.
     """
 
     def __init__(self, per_shard: int = 64) -> None:
         self.per_shard = per_shard
-        self.dropped: list[str] = []
 
-    def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Begin or continue the set."""
-        parts = trainer.datamodule.parts
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Begin or continue the set, before anyone looks at what is in it already."""
+        if stage != "predict":
+            return
+        self.dropped: list[str] = []
+        self.writer = None
         if trainer.is_global_zero:
-            parts.begin()
+            trainer.datamodule.parts.begin()
         trainer.strategy.barrier()
-        self.dropped = []
-        self.writer = parts.writer(trainer.global_rank, self.per_shard)
+        self.writer = trainer.datamodule.parts.writer(trainer.global_rank, self.per_shard)
 
     def on_predict_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: dict, batch_idx: int, dataloader_idx: int = 0
@@ -53,9 +54,12 @@ class WriteParts(L.Callback):
             )
         if trainer.is_global_zero:
             parts.finish(pl_module.extra_files(), len(dropped))
+            parts.release()
         trainer.strategy.barrier()
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Keep what was made."""
         if writer := getattr(self, "writer", None):
             writer.close()
+        if parts := getattr(trainer.datamodule, "parts", None):
+            parts.release()

@@ -7,7 +7,6 @@ GenAI-Bench, its video part: 1,891 pairs with one vote of four kinds.
 import hashlib
 import json
 import re
-import tempfile
 from collections.abc import Iterator
 from concurrent.futures import Executor
 from pathlib import Path
@@ -18,7 +17,7 @@ import pyarrow.parquet as pq
 
 from .. import VideoAlignError
 from ..models.benchmarks import VOTES
-from ..models.files import check_free
+from ..models.files import claims_out, scratch_folder
 from ..models.preference import OVERALL
 from .import_csv import REQUIRED, read_csv
 from .importing import Progress, Report, Row, rated_row, read_rows, write_set
@@ -31,6 +30,7 @@ _STEP = 16
 """Rows that are in memory at once; a row may hold two videos."""
 
 
+@claims_out
 def import_videogen_rewardbench(
     source: Path, out: Path, videos: Path | None = None, skip_bad_rows: bool = False, allow_missing: bool = False,
     pool: Executor | None = None, progress: Progress = lambda what, done, of: None,
@@ -55,6 +55,7 @@ def import_videogen_rewardbench(
     return write_set(report, str(table), media, out, "videos", skip_bad_rows, allow_missing, pool, progress)
 
 
+@claims_out
 def import_genai_bench(
     source: Path, out: Path, videos: Path | None = None, split: str | None = None, skip_bad_rows: bool = False,
     allow_missing: bool = False, pool: Executor | None = None, progress: Progress = lambda what, done, of: None,
@@ -69,15 +70,13 @@ def import_genai_bench(
         split: which one, where there are several. skip_bad_rows, allow_missing, pool, progress: see
             :func:`.importing.write_set`.
     """
-    check_free(out)
     files = _files(source, split)
-    beside = next(p for p in out.absolute().parents if p.is_dir())  # of the same disk as the output, most likely
-    with tempfile.TemporaryDirectory(dir=beside, prefix=f".{out.name}.videos-") as spool:
-        rows = list(_unpacked(files, Path(spool)))
-        if embedded := any(Path(spool).iterdir()):
-            rows = [(line, _all_embedded(cells, Path(spool))) for line, cells in rows]
+    with scratch_folder(out.with_name(f"{out.name}.videos")) as spool:
+        rows = list(_unpacked(files, spool))
+        if embedded := any(spool.iterdir()):
+            rows = [(line, _all_embedded(cells, spool)) for line, cells in rows]
         media: Media = (
-            Folder(Path(spool)) if embedded else open_media(videos or (source if source.is_dir() else source.parent))
+            Folder(spool) if embedded else open_media(videos or (source if source.is_dir() else source.parent))
         )
         report = read_rows(rows, media, _voted_row)
         return write_set(report, str(source), media, out, "videos", skip_bad_rows, allow_missing, pool, progress)

@@ -6,6 +6,7 @@ from concurrent.futures import Executor
 from pathlib import Path
 
 from .. import VideoAlignError
+from ..models.files import claims_out
 from ..models.preference import DIMENSIONS
 from .importing import Progress, Report, rated_row, read_rows, write_set
 from .media import open_media
@@ -40,6 +41,7 @@ def read_csv(path: Path, required: tuple[str, ...] = REQUIRED) -> Iterator[tuple
         yield line, dict(zip(header, values)) if sound else f"has {len(values)} fields, the header {len(header)}"
 
 
+@claims_out
 def import_csv(
     ratings: Path, videos: Path, out: Path, kind: Kind = "pairs", skip_bad_rows: bool = False,
     allow_missing: bool = False, pool: Executor | None = None, progress: Progress = lambda what, done, of: None,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import VideoAlignError
-from ..models.files import check_free
+from ..models.files import claims_out
 from ..models.preference import DIMENSIONS
 from .benchmark import PAIRS
 from .media import Media, MissingVideo
@@ -165,6 +165,7 @@ def video_record(prompt: str, source: str, path: str, clip: Clip) -> dict[str, A
     }  # fmt: skip
 
 
+@claims_out
 def write_set(
     report: Report, name: str, media: Media, out: Path, kind: Kind, skip_bad_rows: bool = False,
     allow_missing: bool = False, pool: Executor | None = None, progress: Progress = lambda what, done, of: None,
@@ -180,7 +181,6 @@ def write_set(
     Raises:
         VideoAlignError: with the whole report, where rows are unsound and not to be left out, or none is sound.
     """
-    check_free(out)  # before the long look into the videos
     report.clips, bad = look(media, (path for row in report.rows for path in row.paths), pool, progress)
     report.rejected += [
         (r.line, "; ".join(bad[p] for p in r.paths if p in bad)) for r in report.rows if set(r.paths) & bad.keys()

@@ -5,7 +5,9 @@ and ``making.json``, which says what it is made of. When all is written, the fir
 folder its name.
 """
 
+import contextlib
 import json
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,9 @@ from typing import Any
 import webdataset as wds
 
 from .. import VideoAlignError
-from ..models.files import check_free, read_json, write_json
+from ..models.files import check_free, read_json, settle, sweep, write_bytes, write_json
+from ..models.locks import Hold, beside, explained, held, real
+from ..models.renames import sync, take_name
 from .shards import Index, Shard, ShardError, sha256
 
 MAKING = "making.json"
@@ -22,30 +26,49 @@ MAKING = "making.json"
 class Parts:
     """A set under construction.
 
+    One run at a time works on it. The first process holds the name of the set from :meth:`begin` to :meth:`release`;
+    every writer holds its own part, because a process may outlive the first one of its run.
+
     Args:
-        out: folder to make. index: kind and media of the set. making: what the samples depend on; parts that were made
-            otherwise are refused. expected: samples that it will have, but for those that could not be used.
+        out: Folder to make.
+        index: Kind and media of the set.
+        making: What the samples depend on; parts that were made otherwise are refused.
+        expected: Samples that it will have, but for those that could not be used.
     """
 
     def __init__(self, out: str | Path, index: Index, making: dict[str, Any], expected: int) -> None:
-        self.out, self.index, self.expected = Path(out), index, expected
+        self.out, self.place, self.index, self.expected = Path(out), real(out), index, expected
         self.making = json.loads(json.dumps(making))
-        self.folder = self.out.parent / f".{self.out.name}.parts"
+        self.folder = beside(self.place, "parts")
+        self._name = Hold()
 
     def begin(self) -> None:
-        """Make the folder, or check that the one that is there was made of the same. First process only."""
+        """Make the folder, or check that the one that is there was made of the same. First process only.
+
+        Raises:
+            VideoAlignError: Where another run works on the set, or something stands under its name.
+        """
+        self._name.take(self.out)
         check_free(self.out)
+        self._empty = self.place.is_dir()
+        sweep(self.place.parent)
         if not (self.folder / MAKING).exists():
-            self.folder.mkdir(parents=True, exist_ok=True)
             write_json(self.folder / MAKING, self.making)
+        for part in self.folder.glob(".r*.lock"):  # of processes that outlived the first one of their run
+            with held(part.with_name(part.name.removeprefix(".").removesuffix(".lock"))):
+                pass
         found = read_json(self.folder / MAKING, "a set under construction")
         if different := sorted(k for k in {*found, *self.making} if found.get(k) != self.making.get(k)):
             raise VideoAlignError(
                 f"{self.folder} holds parts of another run ({', '.join(different)} differ). Finish that one, or remove the folder."
             )
 
+    def release(self) -> None:
+        """Let other runs work on the set. First process only."""
+        self._name.drop()
+
     def _closed(self) -> list[Path]:
-        return sorted(path for path in self.folder.glob("*.json") if path.name != MAKING)
+        return sorted(self.folder.glob("r*-*.json"))
 
     def done(self) -> set[str]:
         """Keys that are written."""
@@ -75,12 +98,20 @@ class Parts:
         for path in closed:
             self.index.shards.append(Shard(**read_json(path, "a part")["shard"]))
         for name, content in (files or {}).items():
-            (self.folder / name).write_bytes(content)
+            write_bytes(self.folder / name, content)
             self.index.tables[name] = sha256(self.folder / name)
         self.index.save(self.folder)
-        if self.out.exists():
-            self.out.rmdir()  # empty, or begin would have refused it
-        self.folder.rename(self.out)  # from here on it is whole; what follows only tidies up
+        with explained(self.out):
+            settle(self.folder)
+            try:
+                take_name(self.folder, self.place, self._empty)
+            except FileExistsError:
+                raise VideoAlignError(
+                    f"output {self.out}: something has appeared there while it was being made, and is left as it is. Move it "
+                    f"away and call the command again; {self.folder} keeps all parts"
+                ) from None
+            sync(self.place.parent)
+        # from here on it is whole; what follows only tidies up
         for path in [*(self.out / path.name for path in closed), *self.out.glob(".*"), self.out / MAKING]:
             path.unlink()
 
@@ -90,6 +121,8 @@ class PartWriter:
 
     def __init__(self, parts: Parts, rank: int, per_shard: int) -> None:
         self.parts, self.rank, self.per_shard = parts, rank, per_shard
+        self._lock = Hold()
+        self._lock.take(parts.folder / f"r{rank:04d}", every=True)
         self.number = len(list(parts.folder.glob(f"r{rank:04d}-*.json")))
         self.keys: list[str] = []
         self.tar: wds.TarWriter | None = None
@@ -99,26 +132,57 @@ class PartWriter:
         return self.parts.folder / f".r{self.rank:04d}.open"
 
     def write(self, key: str, members: dict[str, bytes], record: dict) -> None:
-        """Add a sample: members by extension, and its record."""
-        if self.tar is None:
-            self.tar = wds.TarWriter(str(self._open_path), encoder=False, mtime=0)
+        """Add a sample.
+
+        Args:
+            key: Of the sample.
+            members: Content by extension.
+            record: What becomes ``KEY.json``.
+        """
         members = {**members, "json": json.dumps(record, ensure_ascii=False).encode()}
         if members.keys() != self.parts.index.members():
             raise ShardError(
                 f"key {key!r} has members {sorted(members)}, but needs {sorted(self.parts.index.members())}"
             )
-        self.tar.write({"__key__": key, **members})
+        if self.tar is None:
+            self._file = open(self._open_path, "wb")
+            self.tar = wds.TarWriter(self._file, encoder=False, mtime=0)
+        try:
+            self.tar.write({"__key__": key, **members})
+        except BaseException:  # a full disk, a signal: the shard may end in half a sample
+            self._give_up()
+            raise
         self.keys.append(key)
         if len(self.keys) >= self.per_shard:
-            self.close()
+            self._end_shard()
 
-    def close(self) -> None:
-        """Close the current shard."""
+    def _end_shard(self) -> None:
         if self.tar is None:
             return
-        self.tar.close()
+        try:
+            self.tar.close()
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
+        except BaseException:
+            self._give_up()
+            raise
         path = self.parts.folder / f"r{self.rank:04d}-{self.number:05d}.tar"
         self._open_path.rename(path)
         shard = Shard.closed(path, self.parts.index.members())
         write_json(path.with_suffix(".json"), {"keys": self.keys, "shard": asdict(shard)})
         self.number, self.keys, self.tar = self.number + 1, [], None
+
+    def _give_up(self) -> None:
+        """Forget the shard that is open; its samples will be made again."""
+        tar, self.tar, self.keys = self.tar, None, []
+        with contextlib.suppress(OSError), self._file:
+            tar.close()
+        self._open_path.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Close the current shard; nothing more is written."""
+        try:
+            self._end_shard()
+        finally:
+            self._lock.drop()

@@ -15,8 +15,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from .. import VideoAlignError
-from ..models.files import check_free, new_folder, read_json, write_json
+from ..models.files import check_free, check_readable, new_folder, read_json, write_json
 from ..models.flow import draw_seed
+from ..models.locks import Hold
 from .latent_files import OF, load_latents
 from .shards import ShardSet, sha256
 from .stream import at_least, dealt, in_turn, own_share
@@ -34,6 +35,7 @@ class ReferenceErrors:
     def __init__(self, path: str | Path, data: str, made: dict[str, Any]) -> None:
         record = read_json(Path(path) / RECORD, "a folder of reference errors")
         want = {"data": data, **made}
+        check_readable(Path(path) / TENSORS)
         try:
             tensors = safetensors.torch.load_file(Path(path) / TENSORS)
             self.errors, self.seeds, keys, have = tensors["errors"], tensors["seeds"], record["keys"], record["made"]
@@ -65,6 +67,7 @@ class ReferenceDraws(L.LightningDataModule):
         super().__init__()
         at_least(1, draws=draws, batch_size=batch_size)
         at_least(0, workers=workers)
+        self._hold = Hold()
         self.data, self.out, self.draws, self.batch_size, self.workers, self.seed = (
             data,
             Path(out),
@@ -76,6 +79,7 @@ class ReferenceDraws(L.LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Open the set, see that it is this generator's, and that nothing is in the way of the result."""
+        self._hold.take(self.out)
         check_free(self.out, RECORD)
         shards = ShardSet(self.data, "latents")
         identity, made = self.trainer.lightning_module.generator.identity(), shards.index.latents or {}
@@ -107,6 +111,7 @@ class ReferenceDraws(L.LightningDataModule):
                 out / RECORD,
                 {"keys": [c.key for c in self.contents], "draws": self.draws, "made": {**self.made, **made}},
             )
+        self._hold.drop()
 
 
 class _Draws:

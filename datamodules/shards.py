@@ -13,6 +13,7 @@ Keys hold no dots. A set is written to a temporary folder and renamed when whole
 tables of contents, are read too; ``videoalign shards index`` adds them.
 """
 
+import contextlib
 import csv
 import hashlib
 import json
@@ -133,8 +134,12 @@ class ShardWriter:
     """Writes a set; it appears under its name when the block ends well, otherwise nothing stays.
 
     Args:
-        out: folder to make. kind: of the samples. media, frames: see :class:`Index`.
-        per_shard: most samples in a tar file. shard_bytes: a tar file is closed once it reaches this size.
+        out: Folder to make.
+        kind: Kind of the samples.
+        media: Type of the video members, see :class:`Index`.
+        frames: Sampling of decoded frames, see :class:`Index`.
+        per_shard: Most samples in a tar file.
+        shard_bytes: A tar file is closed once it reaches this size.
     """
 
     def __init__(
@@ -143,32 +148,39 @@ class ShardWriter:
     ) -> None:  # fmt: skip
         self.index = Index(kind, media=media, frames=frames)
         self._folder = new_folder(out)
-        self._limits = {"maxcount": per_shard, "maxsize": shard_bytes}
+        self._per_shard, self._shard_bytes = per_shard, shard_bytes
         self._keys: set[str] = set()
+        self._tar: wds.TarWriter | None = None
+        self._closed = 0  # samples in tar files that are closed
 
     def __enter__(self) -> Self:
         self.path = self._folder.__enter__()
-        # mtime fixed: the same samples make the same bytes
-        self._tar = wds.ShardWriter(
-            str(self.path / "%06d.tar"), verbose=0, mtime=0, encoder=False, post=self._closed, **self._limits
-        )
-        self._written = 0
         return self
 
-    def _closed(self, name: str) -> None:
-        path, count = Path(name), len(self._keys) - self._written
-        self._written = len(self._keys)
-        if count:
-            self.index.shards.append(Shard.closed(path, self.index.members()))
-        else:
-            path.unlink()
+    def _open(self) -> None:
+        """Begin the next tar file."""
+        self._bytes = 0
+        self._file = open(self.path / f"{len(self.index.shards):06d}.tar", "xb")
+        # mtime fixed: the same samples make the same bytes. A file, because WebDataset takes a name for an address
+        self._tar = wds.TarWriter(self._file, encoder=False, mtime=0)
+
+    def _close(self) -> None:
+        """End the current tar file, if there is one."""
+        if self._tar is None:
+            return
+        tar, self._tar = self._tar, None
+        with self._file:
+            tar.close()
+        self.index.shards.append(Shard.closed(Path(self._file.name), self.index.members()))
+        self._closed = len(self._keys)
 
     def write(self, key: str, videos: Mapping[str, bytes], record: dict) -> None:
         """Add a sample.
 
         Args:
-            key: unique, of letters, digits, ``-`` and ``_``. videos: content by side (``a`` and ``b``, or ``""``).
-            record: becomes ``KEY.json``.
+            key: Unique, of letters, digits, ``-`` and ``_``.
+            videos: Content by side (``a`` and ``b``, or ``""``).
+            record: What becomes ``KEY.json``.
         """
         if not is_key(key):
             raise ShardError(f"key {key!r}: only letters, digits, - and _ may occur in a key")
@@ -180,8 +192,12 @@ class ShardWriter:
             raise ShardError(
                 f"key {key!r} has members {sorted(members)}, but {self.index.kind} need {sorted(self.index.members())}"
             )
-        self._tar.write({"__key__": key, **members})
+        if self._tar is None:
+            self._open()
+        self._bytes += self._tar.write({"__key__": key, **members})
         self._keys.add(key)
+        if len(self._keys) - self._closed >= self._per_shard or self._bytes >= self._shard_bytes:
+            self._close()
 
     def write_table(self, name: str, rows: list[dict]) -> None:
         """Add a CSV file to the set, its columns those of the first row."""
@@ -195,11 +211,14 @@ class ShardWriter:
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         try:
-            self._tar.close()
             if error is None:
+                self._close()
                 if not self._keys:
                     raise ShardError("no sample was written, so there is no set to make")
                 self.index.save(self.path)
+            elif self._tar is not None:  # what it holds goes with the folder
+                with contextlib.suppress(OSError), self._file:
+                    self._tar.close()
         except BaseException as failure:
             self._folder.__exit__(type(failure), failure, failure.__traceback__)
             raise

@@ -24,7 +24,7 @@ from pathlib import Path
 import filelock
 
 from .. import VideoAlignError
-from ..models.files import write_json
+from ..models.files import write_json, write_text
 
 WORK, LOGS = "work", "logs"
 """Folders of the locks and records of units, and of what they print."""
@@ -102,7 +102,7 @@ class Board:
         """Remember that a unit failed, for everyone who works on the folder; or forget it."""
         path = self.out / WORK / f"{name}.failed"
         if error:
-            path.write_text(error, encoding="utf-8")
+            write_text(path, error)
         else:
             path.unlink(missing_ok=True)
 

@@ -6,7 +6,7 @@ from concurrent.futures import Executor
 from pathlib import Path
 
 from .. import VideoAlignError
-from ..models.files import check_free
+from ..models.files import claims_out
 from .import_csv import read_csv
 from .importing import Progress, look, video_record
 from .media import open_media
@@ -15,6 +15,7 @@ from .shards import ShardSet, ShardWriter
 REQUIRED = ("path", "prompt", "source")
 
 
+@claims_out
 def import_videos(
     table: Path, videos: Path, out: Path, skip_bad_rows: bool = False, pool: Executor | None = None,
     progress: Progress = lambda what, done, of: None,
@@ -32,7 +33,6 @@ def import_videos(
     Raises:
         VideoAlignError: with every unsound row and its reason.
     """
-    check_free(out)
     media, rejected, sound = open_media(videos), [], []
     seen: dict[tuple[str, str], int] = {}
     for line, cells in read_csv(table, REQUIRED):
@@ -63,6 +63,7 @@ def import_videos(
     return f"{_counts(Counter(source for *_, source in sound), len({prompt for _, _, prompt, _ in sound}))}\n{report}"
 
 
+@claims_out
 def join(
     sets: Sequence[Path], out: Path, sources: Sequence[str] = (), progress: Progress = lambda what, done, of: None
 ) -> str:
@@ -77,7 +78,6 @@ def join(
     Raises:
         VideoAlignError: where a set holds no mp4 files, or its videos name no source.
     """
-    check_free(out)
     shards = [ShardSet(path, "videos") for path in sets]
     if sources and len(sources) != len(shards):
         raise VideoAlignError(f"--sources names {len(sources)} models, of {len(shards)} sets")

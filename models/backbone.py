@@ -8,6 +8,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from .. import VideoAlignError
+from .files import check_readable
 from .vision_attention import batch_vision_attention
 from .whole import load_whole
 
@@ -27,6 +28,7 @@ def load_backbone(backbone: str | Path, attention: str = "sdpa", dtype: str = "f
         VideoAlignError: where there is no such model, it is of another family, or its files are not whole
             (see :func:`.whole.load_whole`).
     """
+    check_readable(backbone)
     try:
         config = AutoConfig.from_pretrained(backbone)
     except (OSError, ValueError, json.JSONDecodeError) as error:

@@ -1,52 +1,213 @@
-"""Folders and files that appear whole or not at all."""
+"""Folders and files that appear whole or not at all, and never in the place of something else.
+
+All outputs are written in one way: under a lock, to a temporary neighbour, synced to disk, and renamed. What a killed
+process leaves is removed by the next one that writes into the folder.
+"""
 
 import contextlib
+import errno
+import functools
+import inspect
 import json
 import os
+import pwd
+import re
 import shutil
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from .. import VideoAlignError
+from .locks import abandoned, explained, held, idle, real, temporary
+from .renames import entries, move, remove, replace, sync, take_name
 
 
 @contextlib.contextmanager
 def new_folder(path: str | Path, replaces: str | None = None) -> Iterator[Path]:
     """A folder to fill; it takes its name when the block ends well, and vanishes when it does not.
 
+    The name is locked for the time of the block. What appears under it meanwhile stays as it is: the finished folder
+    then stands beside it as ``NAME.finished``.
+
     Args:
-        path: must not exist yet, except as an empty folder. replaces: a folder that holds a file of this name is an
-            earlier one of the same kind, and is replaced at the end.
+        path: Must not exist yet, except as an empty folder.
+        replaces: A folder that holds a file of this name is an earlier one of the same kind, and is replaced at the end.
 
     Raises:
-        VideoAlignError: where something is there already.
+        VideoAlignError: Where something is there, or another process writes it.
     """
-    path = Path(path)
-    check_free(path, replaces)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.parent / f".{path.name}.partial-{os.getpid()}"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
+    with held(path):
+        check_free(path, replaces)
+        with explained(path):
+            place = real(path)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            sweep(place.parent)
+            known = entries(place) if place.exists() else None
+            partial = temporary(place)
+            partial.mkdir()
+        try:
+            yield partial
+            with explained(path):
+                settle(partial)
+                put_folder(partial, place, replaces, known)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def put_folder(partial: Path, place: Path, replaces: str | None, known: set[str] | None) -> None:
+    """Give a finished folder its name, unless something has appeared there.
+
+    Args:
+        partial: The finished folder.
+        place: The name for it.
+        replaces: See :func:`new_folder`.
+        known: What stood in the folder of that name when the work began; None if there was no such folder.
+
+    Raises:
+        VideoAlignError: Where something has appeared; the finished folder is moved to ``NAME.finished``.
+    """
+    try:
+        if known:
+            replace(partial, place, replaces, known)
+        else:
+            take_name(partial, place, known is not None)
+    except FileExistsError:
+        finished = _set_aside(partial, place)
+        raise VideoAlignError(
+            f"output {place}: something has appeared there while it was being made, and is left as it is. "
+            f"What was made is whole and stands in {finished}; move it where you want it"
+        ) from None
+    sync(place.parent)
+
+
+def _set_aside(partial: Path, place: Path) -> Path:
+    for number in range(1, 1000):
+        finished = place.with_name(f"{place.name[:200]}.finished" + (f"-{number}" if number > 1 else ""))
+        with contextlib.suppress(FileExistsError):
+            move(partial, finished)
+            return finished
+    raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(place))
+
+
+def check_free(path: str | Path, replaces: str | None = None) -> None:
+    """Refuse an output that :func:`new_folder` would refuse; for a look before long work.
+
+    Args:
+        path: Folder to be made.
+        replaces: See :func:`new_folder`.
+    """
+    with held(path):
+        place = real(path)
+        if replaces and (place / replaces).is_file():
+            return
+        with explained(path):
+            there = os.path.lexists(place) and not (place.is_dir() and not any(place.iterdir()))
+        if there:
+            raise VideoAlignError(f"output {path} exists already; name a new folder or remove it first")
+
+
+def claims_out(function: Callable) -> Callable:
+    """Decorate a function that makes the folder ``out``: it is checked, and held for the time of the call."""
+    signature = inspect.signature(function)
+
+    @functools.wraps(function)
+    def claiming(*args: Any, **kwargs: Any) -> Any:
+        out = signature.bind(*args, **kwargs).arguments["out"]
+        with held(out):
+            check_free(out)
+            return function(*args, **kwargs)
+
+    return claiming
+
+
+@contextlib.contextmanager
+def scratch_folder(path: str | Path) -> Iterator[Path]:
+    """A temporary folder on the file system of an output, beside it, for the time of the block."""
+    with explained(path):
+        place = real(path)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        sweep(place.parent)
+        folder = temporary(place)
+        folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def new_file(path: str | Path, follow: bool = True) -> Iterator[Path]:
+    """A file to write; it takes its name, also an earlier one's, when the block ends well, and vanishes when it does not.
+
+    Args:
+        path: Its folder is made where it is missing.
+        follow: Replace what a symbolic link of that name points to. Otherwise the link itself is replaced.
+    """
+    with explained(path):
+        place = real(path) if follow else real(Path(path).parent) / Path(path).name
+        if place.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(place))
+        place.parent.mkdir(parents=True, exist_ok=True)
+        sweep(place.parent)
+        partial = temporary(place)
+        file = os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+        mode = os.fstat(file).st_mode & 0o777  # what the umask grants
+        os.close(file)
     try:
         yield partial
-        old = path.parent / f".{path.name}.old-{os.getpid()}"
-        if path.exists():
-            path.rename(old)
-        partial.rename(path)
-        shutil.rmtree(old, ignore_errors=True)
+        with explained(path):
+            _grant(partial, mode)
+            sync(partial)
+            os.replace(partial, place)
+            sync(place.parent)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        partial.unlink(missing_ok=True)
 
 
-def check_free(path: Path, replaces: str | None = None) -> None:
-    """Refuse an output that :func:`new_folder` would refuse; for a look before long work."""
-    if replaces and (path / replaces).is_file():
+def settle(folder: Path) -> None:
+    """Bring all that a folder holds to the disk, with the access that the umask grants.
+
+    Some libraries (safetensors, tempfile) make files that only their owner may read.
+    """
+    mode = folder.stat().st_mode & 0o777
+    for top, folders, files in os.walk(folder):
+        for name in files:
+            if not os.path.islink(path := os.path.join(top, name)):
+                _grant(path, mode & 0o666)
+                sync(path)
+        for name in folders:
+            if not os.path.islink(path := os.path.join(top, name)):
+                _grant(path, mode)
+        sync(top)
+
+
+def _grant(path: str | Path, mode: int) -> None:
+    now = os.stat(path).st_mode
+    if now & 0o777 != mode:
+        with contextlib.suppress(PermissionError):  # a file system without modes
+            os.chmod(path, (now & 0o7000) | mode)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what processes of this machine that have ended left unfinished in a folder, and say so."""
+    with os.scandir(folder) as entries:
+        left = [(Path(entry.path), found) for entry in entries if (found := abandoned(Path(entry.path)))]
+    for path, found in left:
+        with contextlib.suppress(OSError), idle(path.with_name(f".{found['stem']}.lock")) as alone:
+            if alone:
+                _tidy(path, path.with_name(found["stem"]), found)
+
+
+def _tidy(path: Path, earlier: Path, found: re.Match[str]) -> None:
+    if found["kind"] == "old" and not os.path.lexists(earlier):
+        os.rename(path, earlier)
+        print(f"videoalign: {earlier} is back: process {found['pid']} ended while replacing it", file=sys.stderr)
         return
-    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-        raise VideoAlignError(f"output {path} exists already; name a new folder or remove it first")
+    remove(path)
+    print(f"videoalign: removed {path}, which process {found['pid']} left unfinished", file=sys.stderr)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -56,30 +217,79 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text through a temporary file, in a folder that is made where it is missing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    """Write a text in UTF-8 as a :func:`new_file`."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a :func:`new_file` of this content."""
+    with new_file(path) as partial:
+        partial.write_bytes(content)
 
 
 def read_json(path: Path, what: str) -> Any:
     """Read JSON that must be there.
 
     Args:
-        what: what the file is, for the message.
+        path: The file.
+        what: What its folder is, for the message.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise VideoAlignError(f"{path.parent} is not {what}: it has no {path.name}") from None
+    except PermissionError:
+        raise VideoAlignError(_denied(path)) from None
     except (OSError, ValueError) as error:
         raise VideoAlignError(f"{path}: {what} needs it, but it cannot be read ({error})") from None
 
 
 def read_yaml(path: str | Path, option: str) -> Any:
-    """What a YAML file of the user's holds. Args: option: that names the file, for the message."""
+    """What a YAML file of the user's holds.
+
+    Args:
+        path: The file.
+        option: The option that names the file, for the message.
+    """
     try:
         return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:  # an impossible date is a ValueError
         raise VideoAlignError(f"{option} {path} cannot be read ({str(error).splitlines()[0]})") from None
+
+
+def check_readable(path: str | Path) -> None:
+    """Say of a file, or of what a folder holds, that this user may not read it, before a library takes it for damaged.
+
+    Raises:
+        VideoAlignError: With whose file it is. What is not there at all is somebody else's matter.
+    """
+    try:
+        for file in _files(path) if os.path.isdir(path) else [path]:
+            with open(file, "rb"):
+                pass
+    except PermissionError as error:
+        raise VideoAlignError(_denied(Path(error.filename or path))) from None
+    except OSError:
+        pass
+
+
+def _files(folder: str | Path) -> Iterator[str]:
+    def refuse(error: OSError) -> None:
+        raise error
+
+    for top, _, names in os.walk(folder, onerror=refuse):
+        yield from (os.path.join(top, name) for name in names)
+
+
+def _denied(path: Path) -> str:
+    steps = [*reversed(path.absolute().parents), path]
+    closed = next((p for p in steps if not os.access(p, os.R_OK if p == path else os.X_OK, effective_ids=True)), path)
+    info = closed.stat()
+    try:
+        owner = pwd.getpwuid(info.st_uid).pw_name
+    except KeyError:
+        owner = str(info.st_uid)
+    return (
+        f"{path} is not damaged, but you have no permission to read it: {closed} belongs to {owner}, with mode "
+        f"{info.st_mode & 0o777:o}. Let its owner call chmod a+rX {closed}, or read a copy"
+    )

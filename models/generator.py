@@ -18,6 +18,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from .. import VideoAlignError
+from .files import check_readable
 from .fingerprint import fingerprint
 from .finite import by_name, require_finite
 from .whole import load_whole
@@ -281,6 +282,7 @@ def load_generator(
     from . import ltx, wan  # they derive from Generator
 
     families = {family.class_name: family for family in (wan.Wan, ltx.LTX)}
+    check_readable(path)
     try:
         index = DiffusionPipeline.load_config(path)
     except (OSError, ValueError) as error:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from .. import VideoAlignError
 from .checksums import check, checksums, digest
-from .files import new_folder, read_json, write_json
+from .files import check_readable, new_folder, read_json, write_json
 from .fingerprint import fingerprint
 from .finite import NOT_WRITTEN, require_finite
 from .generator import Condition, Generator
@@ -196,6 +196,7 @@ class NoisyReward(nn.Module):
 
     def _load_weights(self, path: Path) -> None:
         """Copy a file's tensors; each of both must meet the other, in fp32 and finite."""
+        check_readable(path)
         try:
             found = load_file(path)
         except (OSError, SafetensorError) as error:

@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from .. import VideoAlignError
-from .files import read_json
+from .files import check_readable, read_json
 from .finite import require_weights
 from .lora import LoRA
 from .preference import DIMENSIONS
@@ -223,6 +223,7 @@ def _tensors(checkpoint: Path) -> dict[str, Tensor]:
         return _renamed(_load_pth(whole), whole)
     if missing := [path.name for path in (adapters, others) if not path.is_file()]:
         raise VideoAlignError(f"{checkpoint} has neither model.pth nor {' and '.join(missing)}")
+    check_readable(adapters)
     try:
         lora = load_file(adapters)
     except (OSError, SafetensorError) as error:
@@ -237,6 +238,7 @@ def _tensors(checkpoint: Path) -> dict[str, Tensor]:
 
 
 def _load_pth(path: Path) -> dict[str, Tensor]:
+    check_readable(path)
     whole = zipfile.is_zipfile(path)  # files of old torch versions are no archives, and cannot be mapped
     with open(path, "rb") as file:
         head = file.read(2)

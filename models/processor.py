@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import AutoProcessor, Qwen3VLProcessor
 
 from .. import VideoAlignError
+from .files import check_readable
 from .reward_folder import RewardFolder
 from .sampling import FRAME_FACTOR, FrameSampling
 from .template import Template
@@ -49,6 +50,7 @@ class RewardProcessor:
         self, backbone: str | Path, template: Template, sampling: FrameSampling, max_prompt_tokens: int = 4096
     ) -> None:
         self.template, self.sampling, self.max_prompt_tokens = template, sampling, max_prompt_tokens
+        check_readable(backbone)
         try:
             self.huggingface = AutoProcessor.from_pretrained(backbone)
             video = self.huggingface.video_processor

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from .. import VideoAlignError
 from .checksums import check, checksums, digest
-from .files import new_folder, read_json, write_json
+from .files import check_readable, new_folder, read_json, write_json
 from .preference import DIMENSIONS
 from .reward_statistics import Statistics
 
@@ -156,6 +156,7 @@ def _check_sums(folder: Path, record: dict[str, Any]) -> None:
 
 
 def _load(path: Path) -> dict[str, Tensor]:
+    check_readable(path)
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:

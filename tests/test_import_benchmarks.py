@@ -429,7 +429,9 @@ def test_embedded_videos_lie_beside_the_output_for_a_while(place: Place) -> None
     seen: dict[str, set[int]] = {}
 
     def look(what: str, done: int, of: int) -> None:
-        seen.setdefault(what, set()).update(len(list(spool.iterdir())) for spool in Path().glob(".out.videos-*"))
+        seen.setdefault(what, set()).update(
+            len(list(spool.iterdir())) for spool in Path("deep").glob(".out.videos.partial-*")
+        )
 
     import_genai_bench(place.file("votes.parquet", parquet(ballot(clip))), Path("deep/out"), progress=look)
     assert seen == {"videos checked": {5}, "samples written": {5}}  # the same content once

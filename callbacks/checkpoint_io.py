@@ -1,0 +1,248 @@
+"""Checkpoints that are whole or not there, and that are read without running anything they hold.
+
+Lightning writes through fsspec: to a temporary file under TMPDIR and, where that is another file system, by a copy onto
+the old checkpoint, which a full disk or a killed process leaves in pieces.
+"""
+
+import contextlib
+import io
+import pickle
+import shutil
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.fabric.utilities.cloud_io import _is_local_file_protocol
+from lightning.pytorch.plugins.io.wrapper import _WrappingCheckpointIO
+from lightning.pytorch.strategies import Strategy
+from torch.distributed.checkpoint import metadata
+from torch.distributed.checkpoint.api import CheckpointException
+
+from .. import VideoAlignError
+from ..models.files import check_readable, new_file, settle, sweep
+from ..models.locks import real, temporary
+from ..models.renames import swap_in
+
+_META, _INDEX = "meta.pt", ".metadata"
+"""Files of a sharded checkpoint: what Lightning adds, and what torch writes."""
+_PLAIN = {
+    ("torch", "Size"), ("torch", "device"), ("torch.serialization", "_get_layout"), ("pathlib", "PosixPath"),
+    ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
+}  # fmt: skip
+_UNREADABLE = (
+    OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError, EOFError, IndexError, OverflowError,
+    pickle.UnpicklingError, zipfile.BadZipFile, CheckpointException,
+)  # fmt: skip
+"""What reading a damaged or foreign file raises."""
+
+
+class WholeFiles(TorchCheckpointIO):
+    """Writes a checkpoint as :func:`~videoalign.models.files.new_file`; addresses in the web stay Lightning's matter."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Write a checkpoint; the earlier one of that name stays until the new one is on the disk."""
+        if not _is_local_file_protocol(path):
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        # a link, such as last.ckpt with save_last: link, is replaced rather than what it points to
+        with writing(path), new_file(path, follow=False) as partial, open(partial, "wb") as file:
+            torch.save(checkpoint, file)
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = lambda storage, loc: storage, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Read a checkpoint; see :func:`read_checkpoint`."""
+        _refuse_objects(weights_only)
+        if not _is_local_file_protocol(path):
+            with reading(path):
+                return super().load_checkpoint(path, map_location, weights_only=True)
+        return read_checkpoint(path, map_location)
+
+
+@contextlib.contextmanager
+def writing(path: str | Path) -> Iterator[None]:
+    """Turn the failure of writing a checkpoint into a message."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (OSError, RuntimeError, CheckpointException) as error:
+        # torch closes its archive after a failed write, and fails there for a second time
+        cause = next((e for e in (error, error.__context__, error.__cause__) if isinstance(e, OSError)), error)
+        raise VideoAlignError(
+            f"checkpoint {path} cannot be written ({_reason(cause)}). Earlier checkpoints are whole: make room, and go on "
+            "from the newest with --ckpt_path"
+        ) from None
+
+
+@contextlib.contextmanager
+def reading(path: str | Path) -> Iterator[None]:
+    """Turn the failure of reading a checkpoint into a message, without torch's advice to run what the file holds."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise VideoAlignError(f"checkpoint {path}: there is no such file") from None
+    except torch.OutOfMemoryError:
+        raise
+    except _UNREADABLE as error:
+        raise VideoAlignError(
+            f"checkpoint {path} is damaged, or not of a `videoalign fit` of this model ({_reason(error)}). Go on from an earlier one"
+        ) from None
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, CheckpointException):  # several processes' errors; the first one speaks
+        error = next(iter(error.failures.values()))[0]
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    text = (str(error).splitlines() or [""])[0][:160]
+    if "weights_only" in text or "Weights only" in text or isinstance(error, pickle.UnpicklingError):
+        return "it holds more than tensors and plain values, and nothing of it was run"
+    return text.strip().rstrip(".") or type(error).__name__
+
+
+def check_checkpoint(path: str | Path) -> None:
+    """Refuse a file or folder on this machine that cannot be a whole checkpoint; every byte is checked.
+
+    Raises:
+        VideoAlignError: With what is wrong.
+    """
+    path = Path(path)
+    with reading(path):
+        if path.is_dir():
+            _check_folder(path)
+            return
+        check_readable(path)
+        if not path.exists():
+            raise FileNotFoundError
+        if not zipfile.is_zipfile(path):
+            raise ValueError("the file is cut short, or of another kind")
+        with zipfile.ZipFile(path) as archive:
+            # torch itself does not compare the checksums
+            if broken := archive.testzip():
+                raise ValueError(f"the checksum of {broken} does not fit")
+
+
+def _check_folder(path: Path) -> None:
+    for name in (_META, _INDEX):
+        check_readable(path / name)
+        if not (path / name).is_file():
+            raise ValueError(f"the folder has no {name}")
+    check_checkpoint(path / _META)
+    with open(path / _INDEX, "rb") as file:
+        index = _Index(file).load()
+    for place in index.storage_data.values():
+        check_readable(path / place.relative_path)
+        with open(path / place.relative_path, "rb") as file:
+            file.seek(place.offset)
+            content = file.read(place.length)
+        if len(content) < place.length:
+            raise ValueError(f"{place.relative_path} is cut short")
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            if archive.testzip():
+                raise ValueError(f"a checksum in {place.relative_path} does not fit")
+
+
+class _Index(pickle.Unpickler):
+    """Reads the index of a sharded checkpoint, which torch would unpickle whatever it held."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Only the index's own classes."""
+        if (module, name) in _PLAIN:
+            return super().find_class(module, name)
+        if module == "torch" and isinstance(kind := getattr(torch, name, None), torch.dtype):
+            return kind
+        found = getattr(metadata, name, None) if module == metadata.__name__ else None
+        if isinstance(found, type) and found.__module__ == module:
+            return found
+        raise pickle.UnpicklingError(f"{module}.{name}")
+
+
+def _refuse_objects(weights_only: bool | None) -> None:
+    if weights_only is False:
+        raise VideoAlignError("checkpoints are read as tensors and plain values only: leave weights_only out")
+
+
+def read_checkpoint(path: str | Path, map_location: Any = "cpu", mmap: bool = False) -> dict[str, Any]:
+    """What a checkpoint file holds: tensors and plain values, as nothing else is loaded.
+
+    Args:
+        path: The file.
+        map_location: Where tensors go, see :func:`torch.load`.
+        mmap: Leave tensors on the disk until they are used.
+
+    Raises:
+        VideoAlignError: Where it is not there, damaged, of another kind, or not to be read by this user.
+    """
+    check_checkpoint(path)
+    with reading(path):
+        if Path(path).is_dir():
+            raise ValueError("it is a folder, as several processes write it; resume with the strategy that wrote it")
+        checkpoint = torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
+        if not isinstance(checkpoint, dict) or not {"state_dict", "pytorch-lightning_version"} <= checkpoint.keys():
+            raise ValueError("it holds no state of a training")
+    return checkpoint
+
+
+def whole_checkpoints(trainer: L.Trainer) -> L.Trainer:
+    """Make a trainer write and read its checkpoints in the way of this module; returns it.
+
+    Strategies that shard a model write folders past Lightning's CheckpointIO, and read past it too.
+    """
+    strategy = trainer.strategy
+    plugin = strategy.checkpoint_io
+    if isinstance(plugin, _WrappingCheckpointIO) and type(plugin.checkpoint_io) is TorchCheckpointIO:
+        plugin._checkpoint_io = WholeFiles()  # the setter keeps the first one
+    elif type(plugin) is TorchCheckpointIO:
+        strategy.checkpoint_io = WholeFiles()
+    if type(strategy).load_checkpoint is not Strategy.load_checkpoint:
+        strategy.load_checkpoint = _checked(strategy.load_checkpoint)
+    if _writes_folders(strategy):
+        strategy.save_checkpoint = _whole_folder(strategy, strategy.save_checkpoint)
+    return trainer
+
+
+def _writes_folders(strategy: Strategy) -> bool:
+    fsdp = getattr(strategy, "_state_dict_type", None) == "sharded"
+    return fsdp or getattr(strategy, "_save_distributed_checkpoint", False)
+
+
+def _checked(load: Callable) -> Callable:
+    def load_checkpoint(checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
+        """Lightning's, of a checkpoint that has been checked."""
+        _refuse_objects(weights_only)
+        if Path(checkpoint_path).is_dir():
+            check_checkpoint(checkpoint_path)
+        elif _is_local_file_protocol(checkpoint_path):
+            read_checkpoint(checkpoint_path, mmap=True)
+        with reading(checkpoint_path):
+            return load(checkpoint_path, weights_only=True)
+
+    return load_checkpoint
+
+
+def _whole_folder(strategy: Strategy, save: Callable) -> Callable:
+    def save_checkpoint(checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
+        """Lightning's, to a temporary folder that takes the name when all processes have written. Collective."""
+        path = Path(strategy.broadcast(filepath))
+        partial = Path(strategy.broadcast(str(temporary(real(path.parent) / path.name))))
+        try:
+            with writing(path):
+                if strategy.is_global_zero:
+                    partial.parent.mkdir(parents=True, exist_ok=True)
+                    sweep(partial.parent)
+                save(checkpoint, partial, storage_options)
+                strategy.barrier()
+                if strategy.is_global_zero:
+                    settle(partial)
+                    swap_in(partial, path)
+            strategy.barrier()
+        finally:
+            if strategy.is_global_zero:
+                shutil.rmtree(partial, ignore_errors=True)
+
+    return save_checkpoint
