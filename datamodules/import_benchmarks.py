@@ -20,9 +20,11 @@ from .. import VideoAlignError
 from ..models.benchmarks import VOTES
 from ..models.files import check_free
 from ..models.preference import OVERALL
-from .import_csv import REQUIRED, read_csv
+from .import_csv import REQUIRED
 from .importing import Progress, Report, Row, rated_row, read_rows, write_set
+from .limits import FILE_BYTES
 from .media import Folder, Media, open_media
+from .tables import read_table
 
 CSV = "videogen-rewardbench.csv"
 _COLUMNS = ("prompt", "left_video", "right_video", "vote_type")
@@ -50,7 +52,7 @@ def import_videogen_rewardbench(
         unpacked = (source / "videos").is_dir() and any((source / "videos").iterdir())
         videos = packed if packed.is_file() and not unpacked else source
     media = open_media(videos, within=("videos",))
-    rows = read_csv(table, (*REQUIRED, OVERALL, "A_model", "B_model"))
+    rows = read_table(table, (*REQUIRED, OVERALL, "A_model", "B_model"))
     report = read_rows(rows, media, rated_row)
     return write_set(report, str(table), media, out, "videos", skip_bad_rows, allow_missing, pool, progress)
 
@@ -177,6 +179,8 @@ def _path(value: Any, column: str, spool: Path) -> str:
     if isinstance(value, dict):  # datasets' Video feature
         value = value.get("bytes") or value.get("path")
     if isinstance(value, bytes) and value:
+        if why := FILE_BYTES.excess(len(value)):
+            raise VideoAlignError(f"{column} {why}")
         name = f"{hashlib.sha256(value).hexdigest()[:32]}.mp4"
         if not (spool / name).exists():
             (spool / name).write_bytes(value)

@@ -17,7 +17,7 @@ from .parallel import in_order
 from .ratings import COLUMNS, LABELS, check_score, share_table
 from .shards import Kind, ShardWriter
 from .verify import GLANCE
-from .video import Clip, decode, probe
+from .video import Clip, examine
 
 Progress = Callable[[str, int, int], None]
 """Called with what is done, how many, of how many."""
@@ -135,9 +135,7 @@ def _score(text: str, column: str) -> float:
 def check_clip(media: Media, name: str) -> Clip | str:
     """What the container says, or why the clip is of no use; decodes it to the end."""
     try:
-        source, short = media.source(name), Path(name).name
-        decode(source, GLANCE, 2, short)
-        return probe(source, short)
+        return examine(media.source(name), GLANCE, Path(name).name)
     except VideoAlignError as error:
         return str(error)
 

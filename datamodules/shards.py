@@ -28,6 +28,7 @@ from webdataset import tariterators
 from .. import VideoAlignError
 from ..models.files import new_folder, read_json, write_json
 from ..models.preference import DIMENSIONS
+from .tables import sound_rows
 
 FORMAT, VERSION = "videoalign-shards", 1
 Kind = Literal["pairs", "videos", "latents"]
@@ -307,13 +308,9 @@ class ShardSet:
 
     def table(self, name: str) -> list[dict[str, str]]:
         """Rows of one of the set's CSV files."""
-        try:
-            with open(self.path / name, newline="", encoding="utf-8") as file:
-                return list(csv.DictReader(file))
-        except FileNotFoundError:
-            raise ShardError(f"{self.path} has no {name}: it holds videos, but no rated pairs of them") from None
-        except (OSError, UnicodeDecodeError, csv.Error) as error:
-            raise ShardError(f"{self.path / name} cannot be read ({error})") from None
+        if not (self.path / name).exists():
+            raise ShardError(f"{self.path} has no {name}: it holds videos, but no rated pairs of them")
+        return [row for _, row in sound_rows(self.path / name)]
 
 
 class Kept:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from .. import VideoAlignError
 from ..models.files import check_free
-from .import_csv import read_csv
 from .importing import Progress, look, video_record
 from .media import open_media
 from .shards import ShardSet, ShardWriter
+from .tables import read_table
 
 REQUIRED = ("path", "prompt", "source")
 
@@ -35,7 +35,7 @@ def import_videos(
     check_free(out)
     media, rejected, sound = open_media(videos), [], []
     seen: dict[tuple[str, str], int] = {}
-    for line, cells in read_csv(table, REQUIRED):
+    for line, cells in read_table(table, REQUIRED):
         try:
             if isinstance(cells, str):
                 raise VideoAlignError(cells)

@@ -213,7 +213,7 @@ def test_only_sampled_frames_are_kept(tmp_path: Path) -> None:
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     one = 64 * 64 * 3
-    assert 4 * one <= peak < 30 * one
+    assert one <= peak < 30 * one  # the picture that is converted; tensors are not counted
 
 
 def test_two_frames_are_enough(tmp_path: Path) -> None:
