@@ -14,7 +14,7 @@ REQUIRED = ("path_A", "path_B", "prompt", *DIMENSIONS)
 
 def import_csv(
     ratings: Path, videos: Path, out: Path, kind: Kind = "pairs", skip_bad_rows: bool = False,
-    allow_missing: bool = False, pool: Executor | None = None, progress: Progress = lambda what, done, of: None,
+    allow_missing: bool = False, pool: Executor | None = None, progress: Progress = lambda what, done, of: None, seed: int = 0,
 ) -> Report:  # fmt: skip
     """Write the rated pairs of a CSV as a set.
 
@@ -26,4 +26,4 @@ def import_csv(
     """
     media = open_media(videos)
     report = read_rows(read_table(ratings, REQUIRED), media, rated_row)
-    return write_set(report, str(ratings), media, out, kind, skip_bad_rows, allow_missing, pool, progress)
+    return write_set(report, str(ratings), media, out, kind, skip_bad_rows, allow_missing, pool, progress, seed)

@@ -33,7 +33,7 @@ def read_table(path: str | Path, required: Sequence[str] = (), name: str = "") -
     (_, header), *rows = _fields(read_text(path, name, "CSV"), name) or [(0, [])]
     header = [column.strip() for column in header]
     if not header:
-        raise VideoAlignError(f"{name} has no rows, it is empty; it needs the columns {_listed(required)}")
+        raise VideoAlignError(f"{name} has no rows, it is empty; it needs {_listed(required)}")
     named = _check_header(header, rows, required, name)
     if not rows:
         raise VideoAlignError(f"{name} has no rows below its header")
@@ -78,7 +78,7 @@ def read_text(path: str | Path, name: str = "", kind: str = "text") -> str:
     except (OSError, ValueError) as error:
         raise VideoAlignError(f"{name} ({error})") from None
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        raise VideoAlignError(f"{name}: it is UTF-16; save it as UTF-8")
+        raise VideoAlignError(f"{name}: it is UTF-16, not UTF-8; save it as UTF-8")
     if (zero := content.find(0)) >= 0:
         line = content.count(b"\n", 0, zero) + 1
         raise VideoAlignError(f"{name}: line {line} holds a zero byte; save it as UTF-8")
@@ -89,8 +89,10 @@ def read_text(path: str | Path, name: str = "", kind: str = "text") -> str:
         raise VideoAlignError(f"{name}: it is not UTF-8 (byte {error.start}, line {line}); save it as UTF-8") from None
 
 
-def _listed(words: Sequence[str]) -> str:
-    return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
+def _listed(columns: Sequence[str]) -> str:
+    if len(columns) < 2:
+        return f"a column {', '.join(columns)}"
+    return f"the columns {', '.join(columns[:-1])} and {columns[-1]}"
 
 
 def _fields(text: str, name: str) -> list[tuple[int, list[str]]]:
@@ -119,8 +121,7 @@ def _check_header(
         words = [word for sign, word in _SEPARATORS.items() if any(sign in column for column in header)]
         hint = f"; it seems to be separated by {words[0]}: save it with commas" if words else ""
         raise VideoAlignError(
-            f"{name} lacks the columns {', '.join(missing)}: it needs the columns {_listed(required)}, and has "
-            f"{', '.join(header)}{hint}"
+            f"{name} lacks the columns {', '.join(missing)}; it has {', '.join(header)}; it needs {_listed(required)}{hint}"
         )
     for place in [place for place, column in enumerate(header) if not column]:
         cells = [values[place] for _, values in rows if len(values) == len(header)]
