@@ -226,7 +226,7 @@ def _best(container: av.container.InputContainer, tracks: list[Track], name: str
         raise VideoError(f"{name} holds no video stream but a cover picture or thumbnails")
     films = [track for track in films if track.shown]
     if not films:
-        raise VideoError(f"{name} holds no frame")
+        raise VideoError(f"{name} holds no frame, or is cut short")
     longest = max(track.seconds() if track.shown > 1 else 0.0 for track in films)
     films = [track for track in films if track.shown > 1 and track.seconds() >= 0.9 * longest] or films
     return max(films, key=lambda track: (track.pixels(), track.shown))
