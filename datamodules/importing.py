@@ -88,7 +88,9 @@ class Report:
             lines.append(share_table([row.labels for row in self.rows]))
         if self.merged:
             named = ", ".join(map(str, self.merged[:SHOWN])) + (", ..." if len(self.merged) > SHOWN else "")
-            lines.append(f"{len(self.merged)} rows say again what earlier ones say, and were merged with them (lines {named})")
+            lines.append(
+                f"{len(self.merged)} rows say again what earlier ones say, and were merged with them (lines {named})"
+            )
         if self.missing:
             pairs = {line for named in self.missing.values() for line in named}
             lines.append(f"{len(self.missing)} videos are not there, which {len(pairs)} rows name")

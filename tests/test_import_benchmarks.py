@@ -531,7 +531,9 @@ def test_pairs_of_a_csv_come_out_of_an_archive(place: Place, capsys: pytest.Capt
     ratings = place.file("ratings.csv", table(*rows))
     main(["shards", "import-csv", str(ratings), "--videos", "clips.zip", ALLOW, "--out", "out", "--workers", "1"])
     assert "2 videos are not there, which 1 rows name" in capsys.readouterr().out
-    found = [(raw.members["a.mp4"], raw.members["b.mp4"]) for raw in sorted(ShardSet("out", "pairs"), key=lambda r: r.key)]
+    found = [
+        (raw.members["a.mp4"], raw.members["b.mp4"]) for raw in sorted(ShardSet("out", "pairs"), key=lambda r: r.key)
+    ]
     assert found == [(clip(a), clip(b)) for a, b, _ in RATED[:3]]
 
 

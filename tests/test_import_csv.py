@@ -1,5 +1,6 @@
 """Import of a CSV of ratings: the order of samples, rows that repeat, rows that contradict."""
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +47,7 @@ def test_samples_are_shuffled_and_nothing_else_changes(videos: Path, tmp_path: P
     one, two, three = (samples(tmp_path / name) for name in ("one", "two", "three"))
     assert one == two and one != three and sorted(one) == sorted(three)
     assert sorted(one) == [(f"{line:06d}", f"prompt {(line - 2) // 4:02d}") for line in range(2, 62)]
-    neighbours = sum(a == b for (_, a), (_, b) in zip(one, one[1:]))
+    neighbours = sum(a == b for (_, a), (_, b) in itertools.pairwise(one))
     assert neighbours < 12  # of 45 in the table
     assert {c.key: c.read("a.mp4") for c in ShardSet(tmp_path / "one").contents()} == {
         c.key: c.read("a.mp4") for c in ShardSet(tmp_path / "three").contents()
