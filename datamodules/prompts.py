@@ -18,7 +18,7 @@ def read_prompts(path: str | Path) -> list[str]:
     """Prompts of a file, in order; each once."""
     name = f"prompts {path}"
     if Path(path).suffix.lower() == ".csv":
-        lines = [row["prompt"] for _, row in sound_rows(path, ("prompt",), name)]
+        lines = [row["prompt"] for _, row in sound_rows(path, ("prompt",), name, fill=True)]
     else:
         # Not splitlines: a prompt may hold one of Unicode's further separators of lines.
         lines = read_text(path, name).replace("\r\n", "\n").replace("\r", "\n").split("\n")

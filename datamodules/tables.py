@@ -14,13 +14,14 @@ Line = tuple[int, dict[str, str] | str]
 """Number of a row's last line in its file, and cells by column, or why the row has none."""
 
 
-def read_table(path: str | Path, required: Sequence[str] = (), name: str = "") -> list[Line]:
+def read_table(path: str | Path, required: Sequence[str] = (), name: str = "", fill: bool = False) -> list[Line]:
     """Rows of a CSV in UTF-8 (with a byte order mark or without), separated by commas.
 
     Args:
         path: The file.
         required: Columns that must be there.
         name: What to call the file in messages, such as ``--csv list.csv``; its path if not given.
+        fill: Whether cells that lack at the end of a row are empty ones.
 
     Returns:
         Every row, in order; one with too many or too few fields is told instead of read.
@@ -36,9 +37,11 @@ def read_table(path: str | Path, required: Sequence[str] = (), name: str = "") -
         raise VideoAlignError(f"{name} has no rows, it is empty; it needs {_listed(required)}")
     named = _check_header(header, rows, required, name)
     if not rows:
-        raise VideoAlignError(f"{name} has no rows below its header")
+        raise VideoAlignError(f"{name} has no rows; it needs at least one row below its header")
     table: list[Line] = []
     for line, values in rows:
+        if fill:
+            values = values + [""] * (len(header) - len(values))
         if len(values) != len(header):
             table.append((line, f"has {len(values)} fields, the header {len(header)}"))
         else:
@@ -46,13 +49,15 @@ def read_table(path: str | Path, required: Sequence[str] = (), name: str = "") -
     return table
 
 
-def sound_rows(path: str | Path, required: Sequence[str] = (), name: str = "") -> list[tuple[int, dict[str, str]]]:
+def sound_rows(
+    path: str | Path, required: Sequence[str] = (), name: str = "", fill: bool = False
+) -> list[tuple[int, dict[str, str]]]:
     """Rows of :func:`read_table`, where none may be unsound. Args: see there.
 
     Raises:
         VideoAlignError: As :func:`read_table`, and with the first rows that have too many or too few fields.
     """
-    table = read_table(path, required, name)
+    table = read_table(path, required, name, fill)
     if unsound := [f"line {line} {cells}" for line, cells in table if isinstance(cells, str)]:
         more = f", and {len(unsound) - 3} more" if len(unsound) > 3 else ""
         raise VideoAlignError(f"{name or path}: {'; '.join(unsound[:3])}{more}; mend these lines")
