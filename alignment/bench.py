@@ -7,7 +7,7 @@ decoded while the model computes, on any number of processes; what was scored st
 import math
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ from .reward_model import RewardModel
 
 def measure(
     source: Source, data: list[str], out: str, batch_size: int, workers: int, device: str, devices: int = 1,
-    benchmark: str | None = None, overall: str | None = None, ways: int = 3,
+    benchmark: str | None = None, overall: str | None = None, ways: int = 3, min_pixels: int | None = None,
 ) -> Iterator[tuple[str, dict]]:  # fmt: skip
     """Score sets of videos with ``pairs.csv``, and find the accuracies.
 
@@ -47,6 +47,8 @@ def measure(
         devices: processes that share the videos. benchmark: protocol, see
             :data:`~videoalign.models.benchmarks.PROTOCOLS`; without one the model's own sampling holds.
         overall: ``sum`` or a dimension, if not the protocol's. ways: 4 adds GenAI-Bench's four classes.
+        min_pixels: Area to which smaller frames are enlarged, if not the sampling's. 0 with ``genai-bench`` keeps frames
+            within the budget of 256 x 256, which the official code exceeds for clips of about that size.
 
     Yields:
         Name of a set and what is saved as ``OUT/NAME.json``, as soon as it is measured; on the first process only.
@@ -61,6 +63,8 @@ def measure(
         network = source.load()
         if protocol:
             network.processor.sampling = protocol.sampling
+        if min_pixels is not None:
+            network.processor.sampling = replace(network.processor.sampling, min_pixels=min_pixels)
         overall = overall or (protocol.overall if protocol else "sum")
         model = RewardModel(network)
         trainer = predicting(device, [PredictProgress()], sys.stderr.isatty(), devices)
@@ -203,10 +207,13 @@ def report(result: dict) -> str:
     sampling, accuracies = result["sampling"], result["accuracies"]
     rate = f"{sampling['fps']:g} fps" if sampling["fps"] else f"{sampling['num_frames']} frames"
     side = math.isqrt(sampling["max_pixels"])
+    # The released preprocessing enlarges small frames after it has kept to the budget.
+    above = sampling["min_pixels"] > sampling["max_pixels"]
+    least = f", frames within it enlarged to {sampling['min_pixels']}" if above else ""
     title = protocol.title if protocol else result["benchmark"]
     what = "the sum of the normalised dimensions" if result["overall"] == "sum" else result["overall"]
     lines = [f"{title}: {max(row['pairs'] for row in accuracies.values())} pairs of {result['videos']} videos, "
-             f"{rate}, at most {sampling['max_pixels']} pixels ({side} x {side}); overall is {what}", ""]  # fmt: skip
+             f"{rate}, at most {sampling['max_pixels']} pixels ({side} x {side}){least}; overall is {what}", ""]  # fmt: skip
     lines += [_beside(protocol, accuracies), "", *_why(protocol, accuracies)] if protocol else [table(accuracies)]
     if "four_way" in result:
         four = result["four_way"]

@@ -1,6 +1,5 @@
 """Using models: `videoalign score`, `generate`, `convert` and `export`."""
 
-import csv
 import json
 import logging
 import sys
@@ -19,6 +18,7 @@ from ..callbacks.progress import PredictProgress
 from ..callbacks.write_parts import WriteParts
 from ..datamodules.prompts import Prompts
 from ..datamodules.stream import in_turn
+from ..datamodules.tables import sound_rows
 from ..datamodules.video_list import Listed, VideoList
 from ..models.files import check_free, claims_out
 from ..models.finite import require_finite
@@ -78,16 +78,10 @@ def predicting(device: str, callbacks: list[L.Callback], bar: bool, devices: int
 
 def read_list(path: str) -> list[tuple[str, str]]:
     """(path, prompt) rows of a CSV with these two columns; paths are relative to the CSV's folder."""
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise VideoAlignError(f"--csv {path} cannot be read ({error})") from None
-    if not rows or not {"path", "prompt"} <= rows[0].keys():
-        raise VideoAlignError(f"--csv {path} needs the columns path and prompt and at least one row")
-    if short := [number for number, row in enumerate(rows, 2) if not row["path"] or not row["prompt"]]:
+    rows = sound_rows(path, ("path", "prompt"), f"--csv {path}")
+    if short := [line for line, row in rows if not row["path"].strip() or not row["prompt"].strip()]:
         raise VideoAlignError(f"--csv {path}: lines {short[:5]} lack a path or a prompt")
-    return [(str(Path(path).parent / row["path"]), row["prompt"]) for row in rows]
+    return [(str(Path(path).parent / row["path"]), row["prompt"]) for _, row in rows]
 
 
 class _PrintRewards(L.Callback):

@@ -19,9 +19,11 @@ from .. import VideoAlignError
 from ..models.benchmarks import VOTES
 from ..models.files import claims_out, scratch_folder
 from ..models.preference import OVERALL
-from .import_csv import REQUIRED, read_csv
+from .import_csv import REQUIRED
 from .importing import Progress, Report, Row, rated_row, read_rows, write_set
+from .limits import FILE_BYTES
 from .media import Folder, Media, open_media
+from .tables import read_table
 
 CSV = "videogen-rewardbench.csv"
 _COLUMNS = ("prompt", "left_video", "right_video", "vote_type")
@@ -33,14 +35,15 @@ _STEP = 16
 @claims_out
 def import_videogen_rewardbench(
     source: Path, out: Path, videos: Path | None = None, skip_bad_rows: bool = False, allow_missing: bool = False,
-    pool: Executor | None = None, progress: Progress = lambda what, done, of: None,
+    pool: Executor | None = None, progress: Progress = lambda what, done, of: None, seed: int = 0,
 ) -> Report:  # fmt: skip
     """Write VideoGen-RewardBench as a set.
 
     Args:
-        source: folder with ``videogen-rewardbench.csv``, and ``videos/`` or ``videos.zip``. out: folder to make.
-        videos: folder or zip archive, if they are elsewhere. skip_bad_rows, allow_missing, pool, progress: see
-            :func:`.importing.write_set`.
+        source: Folder with ``videogen-rewardbench.csv``, and ``videos/`` or ``videos.zip``.
+        out: Folder to make.
+        videos: Folder or zip archive, if they are elsewhere.
+        skip_bad_rows: See :func:`.importing.write_set`, as of all that follow.
     """
     table = source / CSV
     if not table.is_file():
@@ -50,25 +53,26 @@ def import_videogen_rewardbench(
         unpacked = (source / "videos").is_dir() and any((source / "videos").iterdir())
         videos = packed if packed.is_file() and not unpacked else source
     media = open_media(videos, within=("videos",))
-    rows = read_csv(table, (*REQUIRED, OVERALL, "A_model", "B_model"))
+    rows = read_table(table, (*REQUIRED, OVERALL, "A_model", "B_model"))
     report = read_rows(rows, media, rated_row)
-    return write_set(report, str(table), media, out, "videos", skip_bad_rows, allow_missing, pool, progress)
+    return write_set(report, str(table), media, out, "videos", skip_bad_rows, allow_missing, pool, progress, seed)
 
 
 @claims_out
 def import_genai_bench(
     source: Path, out: Path, videos: Path | None = None, split: str | None = None, skip_bad_rows: bool = False,
-    allow_missing: bool = False, pool: Executor | None = None, progress: Progress = lambda what, done, of: None,
+    allow_missing: bool = False, pool: Executor | None = None, progress: Progress = lambda what, done, of: None, seed: int = 0,
 ) -> Report:  # fmt: skip
     """Write GenAI-Bench's video part as a set; the original vote stands in ``pairs.csv`` as ``vote_type``.
 
     Args:
-        source: parquet, JSON or JSON-lines file, a folder of them, or a folder of the ``datasets`` library, with the
+        source: Parquet, JSON or JSON-lines file, a folder of them, or a folder of the ``datasets`` library, with the
             columns prompt, left_video, right_video and vote_type; videos as paths, as addresses in the web (of files
             that were downloaded under ``videos``), or as embedded bytes.
-        out: folder to make. videos: folder or zip archive that paths are relative to; the source's folder if not given.
-        split: which one, where there are several. skip_bad_rows, allow_missing, pool, progress: see
-            :func:`.importing.write_set`.
+        out: Folder to make.
+        videos: Folder or zip archive that paths are relative to; the source's folder if not given.
+        split: Which one, where there are several.
+        skip_bad_rows: See :func:`.importing.write_set`, as of all that follow.
     """
     files = _files(source, split)
     with scratch_folder(out.with_name(f"{out.name}.videos")) as spool:
@@ -79,7 +83,7 @@ def import_genai_bench(
             Folder(spool) if embedded else open_media(videos or (source if source.is_dir() else source.parent))
         )
         report = read_rows(rows, media, _voted_row)
-        return write_set(report, str(source), media, out, "videos", skip_bad_rows, allow_missing, pool, progress)
+        return write_set(report, str(source), media, out, "videos", skip_bad_rows, allow_missing, pool, progress, seed)
 
 
 def _all_embedded(cells: dict[str, str] | str, spool: Path) -> dict[str, str] | str:
@@ -176,6 +180,8 @@ def _path(value: Any, column: str, spool: Path) -> str:
     if isinstance(value, dict):  # datasets' Video feature
         value = value.get("bytes") or value.get("path")
     if isinstance(value, bytes) and value:
+        if why := FILE_BYTES.excess(len(value)):
+            raise VideoAlignError(f"{column} {why}")
         name = f"{hashlib.sha256(value).hexdigest()[:32]}.mp4"
         if not (spool / name).exists():
             (spool / name).write_bytes(value)

@@ -1,12 +1,13 @@
 """Import of rated pairs: from rows of a table and the videos that they name to a set of shards."""
 
 import math
+import random
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from .. import VideoAlignError
 from ..models.files import claims_out
@@ -17,12 +18,15 @@ from .parallel import in_order
 from .ratings import COLUMNS, LABELS, check_score, share_table
 from .shards import Kind, ShardWriter
 from .verify import GLANCE
-from .video import Clip, decode, probe
+from .video import Clip, examine
 
+X = TypeVar("X")
 Progress = Callable[[str, int, int], None]
 """Called with what is done, how many, of how many."""
 SHOWN = 20
-"""Missing videos that a report names."""
+"""Missing videos, and lines of merged rows, that a report names."""
+_EXCHANGED = {"A": "B", "B": "A", "leftvote": "rightvote", "rightvote": "leftvote"}
+"""What is said of a pair, if its videos are named the other way round; other words stay as they are."""
 
 
 @dataclass
@@ -30,8 +34,13 @@ class Row:
     """A sound row of a table.
 
     Attributes:
-        line: in the file. paths: of A and B, as the media know them. labels: word per column.
-        votes: further columns for ``pairs.csv``, such as the original vote.
+        line: Number of its line in the file.
+        paths: Paths of A and B, as the media know them.
+        prompt: What the videos were made from.
+        labels: Word per column.
+        scores: Score per side and dimension.
+        sources: Models that made A and B.
+        votes: Further columns for ``pairs.csv``, such as the original vote.
     """
 
     line: int
@@ -42,17 +51,32 @@ class Row:
     sources: tuple[str, str]
     votes: dict[str, str] = field(default_factory=dict)
 
+    def rating(self) -> dict[str, Any]:
+        """What the row says of its videos; rows that name them the other way round and mean the same are equal."""
+        turned = self.paths[0] > self.paths[1]
+        words = _EXCHANGED if turned else {}
+        return {
+            "labels": {column: words.get(word, word) for column, word in self.labels.items()},
+            "scores": {words.get(side, side): scores for side, scores in self.scores.items()},
+            "models": self.sources[::-1] if turned else self.sources,
+            "votes": {column: words.get(word, word) for column, word in self.votes.items()},
+        }
+
 
 @dataclass
 class Report:
     """What an import found.
 
     Attributes:
-        rows: the sound ones. rejected: lines with reasons. missing: videos that are not there, with the lines naming them.
-        clips: what the videos' containers say.
+        rows: Sound rows.
+        merged: Lines that say again what an earlier one said.
+        rejected: Lines with reasons.
+        missing: Videos that are not there, with the lines naming them.
+        clips: What the videos' containers say.
     """
 
     rows: list[Row] = field(default_factory=list)
+    merged: list[int] = field(default_factory=list)
     rejected: list[tuple[int, str]] = field(default_factory=list)
     missing: dict[str, list[int]] = field(default_factory=dict)
     clips: dict[str, Clip] = field(default_factory=dict)
@@ -62,6 +86,11 @@ class Report:
         lines = [f"{len(self.rows)} pairs of {len({p for row in self.rows for p in row.paths})} unique videos"]
         if self.rows:
             lines.append(share_table([row.labels for row in self.rows]))
+        if self.merged:
+            named = ", ".join(map(str, self.merged[:SHOWN])) + (", ..." if len(self.merged) > SHOWN else "")
+            lines.append(
+                f"{len(self.merged)} rows say again what earlier ones say, and were merged with them (lines {named})"
+            )
         if self.missing:
             pairs = {line for named in self.missing.values() for line in named}
             lines.append(f"{len(self.missing)} videos are not there, which {len(pairs)} rows name")
@@ -75,11 +104,16 @@ class Report:
 def read_rows(table: Iterable[tuple[int, dict[str, str] | str]], media: Media, row: Callable[..., Row]) -> Report:
     """Sort rows into sound and unsound ones. Looks whether videos are there, not into them.
 
+    A row that rates a pair again is merged with the first one where it says the same, also with A and B exchanged;
+    where it says something else it is unsound, because nothing tells which of the two is right.
+
     Args:
-        table: line numbers with cells by column, or with why the line has none. media: where the videos are.
-        row: makes a :class:`Row` of (line, cells, paths), or raises :class:`VideoAlignError`.
+        table: Line numbers with cells by column, or with why the line has none.
+        media: Where the videos are.
+        row: Makes a :class:`Row` of (line, cells, paths), or raises :class:`VideoAlignError`.
     """
-    report, seen = Report(), {}
+    report = Report()
+    seen: dict[tuple[frozenset[str], str], Row] = {}
     for line, cells in table:
         try:
             if isinstance(cells, str):
@@ -98,11 +132,15 @@ def read_rows(table: Iterable[tuple[int, dict[str, str] | str]], media: Media, r
             if not cells["prompt"].strip():
                 raise VideoAlignError("there is no prompt")
             sound = row(line, cells, tuple(paths))
-            same = frozenset(paths), sound.prompt
-            if same in seen:
-                raise VideoAlignError(f"repeats line {seen[same]}: the same two videos and prompt")
-            seen[same] = line
-            report.rows.append(sound)
+            first = seen.setdefault((frozenset(paths), sound.prompt), sound)
+            if first is sound:
+                report.rows.append(sound)
+            elif other := [what for what, said in sound.rating().items() if said != first.rating()[what]]:
+                raise VideoAlignError(
+                    f"repeats line {first.line}: the same two videos and prompt, but other {' and '.join(other)}"
+                )
+            else:
+                report.merged.append(line)
         except VideoAlignError as error:
             report.rejected.append((line, str(error)))
     return report
@@ -135,9 +173,7 @@ def _score(text: str, column: str) -> float:
 def check_clip(media: Media, name: str) -> Clip | str:
     """What the container says, or why the clip is of no use; decodes it to the end."""
     try:
-        source, short = media.source(name), Path(name).name
-        decode(source, GLANCE, 2, short)
-        return probe(source, short)
+        return examine(media.source(name), GLANCE, Path(name).name)
     except VideoAlignError as error:
         return str(error)
 
@@ -148,7 +184,10 @@ def look(
     """What the containers of videos say, each looked into once, and why the others are of no use.
 
     Args:
-        pool: processes that look into the videos.
+        media: Where the videos are.
+        paths: Their paths.
+        pool: Processes that look into the videos.
+        progress: Is told what is done.
     """
     clips, bad, names = {}, {}, sorted(set(paths))
     for done, (path, clip) in enumerate(zip(names, in_order(pool, partial(check_clip, media), names)), 1):
@@ -158,7 +197,7 @@ def look(
 
 
 def video_record(prompt: str, source: str, path: str, clip: Clip) -> dict[str, Any]:
-    """The JSON of a *videos* sample."""
+    """The JSON of a *videos* sample; height and width are those that a player shows."""
     return {
         "prompt": prompt, "source": source, "path": path, "fps": clip.fps, "num_frames": clip.frames, "height": clip.height,
         "width": clip.width,
@@ -169,14 +208,25 @@ def video_record(prompt: str, source: str, path: str, clip: Clip) -> dict[str, A
 def write_set(
     report: Report, name: str, media: Media, out: Path, kind: Kind, skip_bad_rows: bool = False,
     allow_missing: bool = False, pool: Executor | None = None, progress: Progress = lambda what, done, of: None,
+    seed: int = 0,
 ) -> Report:  # fmt: skip
     """Look into the videos of the sound rows and write the set.
 
+    Samples are written in a random order: training shuffles within a window only, and of a table that is sorted by prompt
+    a batch would hold one prompt many times. Keys are line numbers all the same, and ``pairs.csv`` keeps its order.
+
     Args:
-        report: of :func:`read_rows`. name: of the table, for messages. media: where its videos are. out: folder to make.
+        report: Result of :func:`read_rows`.
+        name: Name of the table, for messages.
+        media: Where its videos are.
+        out: Folder to make.
         kind: ``pairs`` (a sample holds both videos; for training) or ``videos`` (each video once, and ``pairs.csv``; for
-            benchmarks). skip_bad_rows: leave unsound rows out; otherwise any of them stops the import.
-        allow_missing: leave out rows whose videos are not there. pool: processes that look into the videos.
+            benchmarks).
+        skip_bad_rows: Leave unsound rows out; otherwise any of them stops the import.
+        allow_missing: Leave out rows whose videos are not there.
+        pool: Processes that look into the videos.
+        progress: Is told what is done.
+        seed: Seed of the order of the samples.
 
     Raises:
         VideoAlignError: with the whole report, where rows are unsound and not to be left out, or none is sound.
@@ -195,13 +245,18 @@ def write_set(
     if remedies:
         raise VideoAlignError("\n".join([f"{name} was not imported.", report.text(), *remedies]))
     with ShardWriter(out, kind) as writer:
-        for done, total in (_write_pairs if kind == "pairs" else _write_videos)(writer, report, media):
+        for done, total in (_write_pairs if kind == "pairs" else _write_videos)(writer, report, media, seed):
             progress("samples written", done, total)
     return report
 
 
-def _write_pairs(writer: ShardWriter, report: Report, media: Media) -> Iterator[tuple[int, int]]:
-    for number, row in enumerate(report.rows, 1):
+def shuffled(items: Iterable[X], seed: int) -> list[X]:
+    """Items in a random order that the seed alone decides."""
+    return random.Random(seed).sample(items := list(items), len(items))
+
+
+def _write_pairs(writer: ShardWriter, report: Report, media: Media, seed: int) -> Iterator[tuple[int, int]]:
+    for number, row in enumerate(shuffled(report.rows, seed), 1):
         clips = [report.clips[path] for path in row.paths]
         record = {
             "prompt": row.prompt, "labels": row.labels, "scores": row.scores, "sources": dict(zip("AB", row.sources)),
@@ -212,11 +267,11 @@ def _write_pairs(writer: ShardWriter, report: Report, media: Media) -> Iterator[
         yield number, len(report.rows)
 
 
-def _write_videos(writer: ShardWriter, report: Report, media: Media) -> Iterator[tuple[int, int]]:
+def _write_videos(writer: ShardWriter, report: Report, media: Media, seed: int) -> Iterator[tuple[int, int]]:
     """Each video once per prompt that it was rated for, then the table."""
     sources = {(p, row.prompt): s for row in report.rows for p, s in zip(row.paths, row.sources)}
     keys = {video: f"{number:06d}" for number, video in enumerate(sources)}
-    for number, ((path, prompt), key) in enumerate(keys.items(), 1):
+    for number, ((path, prompt), key) in enumerate(shuffled(keys.items(), seed), 1):
         writer.write(key, {"": media.read(path)}, video_record(prompt, sources[path, prompt], path, report.clips[path]))
         yield number, len(keys)
     writer.write_table(PAIRS, [

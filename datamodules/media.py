@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
 from .. import VideoAlignError
+from .limits import FILE_BYTES
 
 
 class MissingVideo(VideoAlignError):
@@ -21,8 +22,8 @@ class Media:
     """Files by their path relative to a root; what leads out of it is refused.
 
     Args:
-        root: folder or zip archive. within: names of folders that either the paths or the root may leave out, as
-            ``videos`` in ``videos/a.mp4``.
+        root: Folder or zip archive.
+        within: Names of folders that either the paths or the root may leave out, as ``videos`` in ``videos/a.mp4``.
     """
 
     def __init__(self, root: Path, within: tuple[str, ...] = ()) -> None:
@@ -123,9 +124,15 @@ class Archive(Media):
         return name in self._open()[1]
 
     def read(self, name: str) -> bytes:
-        """The member's content."""
+        """The member's content; what is larger than the limit is not unpacked."""
+        archive = self._open()[0]
+        size = archive.getinfo(name).file_size
+        if why := FILE_BYTES.excess(size):
+            raise VideoAlignError(f"{self.root}, {name}: {why}")
         try:
-            return self._open()[0].read(name)
+            with archive.open(name) as file:
+                # Never more than is stated: read() without a size unpacks all there is before it looks at the statement.
+                return file.read(size) + file.read(1)
         except (OSError, RuntimeError, EOFError, zipfile.BadZipFile, zlib.error, lzma.LZMAError) as error:
             raise VideoAlignError(f"{self.root}, {name}: cannot be read ({error})") from None
 

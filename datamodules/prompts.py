@@ -1,6 +1,5 @@
 """Prompts to generate videos from: a CSV with a column ``prompt``, or a text file with one a line."""
 
-import csv
 from pathlib import Path
 from typing import Any
 
@@ -12,24 +11,20 @@ from ..models.flow import draw_seed
 from .parts import Parts
 from .shards import Index
 from .stream import at_least, dealt, in_turn, own_share
+from .tables import read_text, sound_rows
 
 
 def read_prompts(path: str | Path) -> list[str]:
     """Prompts of a file, in order; each once."""
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            if Path(path).suffix.lower() == ".csv":
-                rows = list(csv.DictReader(file))
-                if not rows or "prompt" not in rows[0]:
-                    raise VideoAlignError(f"{path} needs a column prompt and at least one row")
-                prompts = [row["prompt"] or "" for row in rows]
-            else:
-                prompts = file.read().splitlines()
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise VideoAlignError(f"prompts {path} cannot be read ({error})") from None
-    prompts = list(dict.fromkeys(p.strip() for p in prompts if p.strip()))
+    name = f"prompts {path}"
+    if Path(path).suffix.lower() == ".csv":
+        lines = [row["prompt"] for _, row in sound_rows(path, ("prompt",), name, fill=True)]
+    else:
+        # Not splitlines: a prompt may hold one of Unicode's further separators of lines.
+        lines = read_text(path, name).replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    prompts = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
     if not prompts:
-        raise VideoAlignError(f"{path} holds no prompt")
+        raise VideoAlignError(f"{name}: it holds no prompt")
     return prompts
 
 
@@ -37,8 +32,11 @@ class Prompts(L.LightningDataModule):
     """Prompts, each a number of times with seeds of its own, to be written as a *videos* set.
 
     Args:
-        prompts: CSV with a column ``prompt``, or text file with one a line. out: folder to make; an interrupted run goes on
-            there. samples: videos per prompt. batch_size: videos per step. seed: of all noise.
+        prompts: CSV with a column ``prompt``, or text file with one a line.
+        out: Folder to make; an interrupted run goes on there.
+        samples: Videos per prompt.
+        batch_size: Videos per step.
+        seed: Seed of all noise.
     """
 
     def __init__(self, prompts: str, out: str, samples: int = 1, batch_size: int = 1, seed: int = 0) -> None:

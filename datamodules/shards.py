@@ -43,6 +43,7 @@ from .contents import (
     walk,
     write_table,
 )
+from .tables import sound_rows
 
 __all__ = ["Content", "Contents", "Index", "RawSample", "Shard", "ShardError", "ShardSet", "ShardWriter", "sha256"]
 
@@ -325,13 +326,9 @@ class ShardSet:
 
     def table(self, name: str) -> list[dict[str, str]]:
         """Rows of one of the set's CSV files."""
-        try:
-            with open(self.path / name, newline="", encoding="utf-8") as file:
-                return list(csv.DictReader(file))
-        except FileNotFoundError:
-            raise ShardError(f"{self.path} has no {name}: it holds videos, but no rated pairs of them") from None
-        except (OSError, UnicodeDecodeError, csv.Error) as error:
-            raise ShardError(f"{self.path / name} cannot be read ({error})") from None
+        if not (self.path / name).exists():
+            raise ShardError(f"{self.path} has no {name}: it holds videos, but no rated pairs of them")
+        return [row for _, row in sound_rows(self.path / name)]
 
 
 def add_contents(folder: str | Path) -> int:

@@ -1,7 +1,8 @@
-"""Decoding: an encoded clip -> the sampled, resized frames of it, converting only frames that are kept."""
+"""Decoding: an encoded clip -> the sampled, resized frames of it; each frame is resized as it comes, and others dropped."""
 
 import io
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -13,51 +14,32 @@ from torchvision.transforms.functional import InterpolationMode, resize
 
 from .. import VideoAlignError
 from ..models.sampling import FrameSampling
+from .container import Clip, Film, VideoError, frame_rate, opened, survey
 
-# Containers of video files. Others that libav knows are texts, lists of further files, devices or bare streams.
-_FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,asf,ogg,gif,mxf,ivf"
-# Declared and decodable frame counts of sound files differ by a frame or two (edit lists); more means damage.
-_COUNT_SLACK = 2
-
-
-class VideoError(VideoAlignError):
-    """A clip that cannot be used; the message names it and says why."""
-
-
-@dataclass(frozen=True)
-class Clip:
-    """What a container says of its video.
-
-    Attributes:
-        frames: number of frames. fps: average frames per second, None where unstated. height, width: as shown, pixels.
-    """
-
-    frames: int
-    fps: float | None
-    height: int
-    width: int
+__all__ = ["Clip", "VideoError", "coding", "decode", "encode", "examine", "probe", "resample"]
 
 
 def probe(source: bytes | str | Path, name: str = "video") -> Clip:
-    """Frame count, average frame rate and size, without decoding pictures (the first one apart, for its rotation).
+    """Frame count, frame rate and size, without decoding pictures (the first one apart, for its rotation).
 
     Args:
-        source: path or content of a video file. name: what to call it in messages.
+        source: Path or content of a video file.
+        name: What to call it in messages.
 
     Raises:
-        VideoError: missing, empty, truncated or no video.
+        VideoError: Missing, empty, truncated, too large, or no video.
     """
-    with _opened(source, name) as container:
-        clip = _clip(container, name)
-        first = next(container.decode(video=0), None)
-    turned = first is not None and round(first.rotation / 90) % 2
-    return replace(clip, height=clip.width, width=clip.height) if turned else clip
+    film = survey(source, name)
+    with opened(source, name) as container:
+        first = next(container.decode(container.streams[film.index]), None)
+    return _turned(film.clip, round(first.rotation / 90) if first else 0)
 
 
 def coding(source: bytes | str | Path, name: str = "video") -> tuple[str, str]:
     """Codec and pixel format, as FFmpeg calls them. Args and errors: see :func:`probe`."""
-    with _opened(source, name) as container:
-        context = container.streams.video[0].codec_context
+    film = survey(source, name)
+    with opened(source, name) as container:
+        context = container.streams[film.index].codec_context
         return context.codec.canonical_name, context.pix_fmt or ""
 
 
@@ -65,53 +47,127 @@ def decode(source: bytes | str | Path, sampling: FrameSampling, factor: int, nam
     """Sampled and resized frames.
 
     Frames are chosen by index, so that a clip of variable frame rate is sampled as the released reward model saw it.
-    Rotation metadata is applied; audio and further streams are ignored.
+    Rotation metadata is applied; audio and further streams are ignored. Pixels that are not square are stretched as
+    players and browsers do, because that is the picture that people rate: the sampling sees the size on the screen.
+    The official code (decord) takes them for square; so the two differ on such clips, and on such clips only.
 
     Args:
-        source: path or content of a video file. sampling: which frames, at what size.
-        factor: frame sides become multiples of this (patch x merge). name: what to call the clip in messages.
+        source: Path or content of a video file.
+        sampling: Which frames, at what size.
+        factor: Frame sides become multiples of this (patch x merge).
+        name: What to call the clip in messages.
 
     Returns:
         uint8 (T, 3, H, W).
 
     Raises:
-        VideoError: missing, empty, truncated, no video, one frame only, or no frame rate where one is needed.
+        VideoError: Missing, empty, truncated, damaged, too large, no video, one frame only, or no frame rate where one
+            is needed.
     """
-    with _opened(source, name) as container:
-        clip = _clip(container, name)
-        indices = _indices(sampling, clip.frames, clip.fps, name)
-        frames, count = _read(container, set(indices), name)
-    if len(frames) < len(indices):  # the declared count was too high
-        if count < clip.frames - _COUNT_SLACK:
-            raise VideoError(
-                f"{name} is truncated: it declares {clip.frames} frames, but only {count} could be decoded"
-            )
-        with _opened(source, name) as container:
-            frames, _ = _read(container, set(_indices(sampling, count, clip.fps, name)), name)
-    if len({frame.shape for frame in frames}) > 1:
-        raise VideoError(f"{name}: the size of its frames changes in the middle of the clip")
-    return _resized(
-        torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2), sampling, factor, name
-    )  # (T, H, W, 3) -> (T, 3, H, W)
+    return _decoded(source, sampling, factor, name)[0]
+
+
+def examine(source: bytes | str | Path, sampling: FrameSampling, name: str = "video") -> Clip:
+    """What :func:`probe` tells, after all frames were decoded. Args and errors: see :func:`decode`."""
+    return _decoded(source, sampling, 2, name)[1]
+
+
+def _decoded(source: bytes | str | Path, sampling: FrameSampling, factor: int, name: str) -> tuple[Tensor, Clip]:
+    film = survey(source, name)
+    while True:
+        reader = _Reader(film, name)
+        indices = _indices(sampling, film.clip.frames, film.clip.fps, name)
+        video = torch.empty(0)
+        for place, frame in enumerate(reader.frames(source, set(indices), sampling, factor)):
+            video = video if place else frame.new_empty(len(indices), *frame.shape)
+            video[place] = frame
+        if reader.count == film.clip.frames:
+            return video, _turned(film.clip, reader.turns)
+        if not reader.count:
+            raise VideoError(f"{name} is truncated: no frame could be decoded")
+        # Not each packet gives a frame: some are hidden, fields come in pairs, or what they refer to was cut off.
+        film = replace(film, clip=reader.clip())
+
+
+class _Reader:
+    """Decodes a film from its beginning to its end.
+
+    Attributes:
+        count: Number of frames so far.
+        turns: Rotation in quarters of a circle, counter-clockwise.
+    """
+
+    def __init__(self, film: Film, name: str) -> None:
+        self.film, self.name, self.count, self.turns = film, name, 0, 0
+        self.times: list[int] = []
+        self.hold = 0
+
+    def frames(
+        self, source: bytes | str | Path, wanted: set[int], sampling: FrameSampling, factor: int
+    ) -> Iterator[Tensor]:
+        """The wanted frames, uint8 (3, H, W), in order."""
+        # One converter a clip, and one thread: a new one for each frame starts as many threads as there are cores,
+        # which takes a hundred times longer than to convert a small frame; several processes read clips anyway.
+        converter, size = VideoReformatter(), None
+        with opened(source, self.name) as container:
+            stream = container.streams[self.film.index]
+            self.tick = stream.time_base
+            for frame in container.decode(stream):
+                self._look(frame)
+                if size not in (None, size := (frame.height, frame.width, frame.rotation)):
+                    raise VideoError(f"{self.name}: the size of its frames changes in the middle of the clip")
+                if self.count in wanted:
+                    picture = converter.reformat(frame, format="rgb24", threads=1).to_ndarray()
+                    yield self._resized(np.rot90(picture, self.turns), sampling, factor)
+                self.count += 1
+
+    def _look(self, frame: av.VideoFrame) -> None:
+        if frame.is_corrupt and self.count and self.film.strict:  # a clip may begin with what was cut off
+            raise VideoError(f"{self.name} is damaged: frame {self.count + 1} cannot be decoded whole; fetch it again")
+        self.turns = round(frame.rotation / 90)
+        if frame.pts is not None:
+            self.times.append(frame.pts)
+            self.hold = frame.duration or 0
+
+    def _resized(self, picture: np.ndarray, sampling: FrameSampling, factor: int) -> Tensor:
+        video = torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1)[None]  # (1, 3, H, W)
+        shown = _turned(self.film.clip, self.turns)
+        return _resized(video, (shown.height, shown.width), sampling, factor, self.name)[0]
+
+    def clip(self) -> Clip:
+        """What the decoded frames say."""
+        old = self.film.clip
+        fps = frame_rate(old.fps, self.count, self.times, self.hold, self.tick)
+        return replace(old, frames=self.count, fps=fps)
+
+
+def _turned(clip: Clip, quarters: int) -> Clip:
+    return replace(clip, height=clip.width, width=clip.height) if quarters % 2 else clip
 
 
 def resample(video: Tensor, fps: float, sampling: FrameSampling, factor: int, name: str = "video") -> Tensor:
     """What :func:`decode` would give of a video that was never encoded.
 
     Args:
-        video: all frames, uint8 (T, 3, H, W). fps: their rate. sampling, factor: see :func:`decode`.
+        video: All frames, uint8 (T, 3, H, W).
+        fps: Their rate, frames per second.
+        sampling: Which frames, at what size.
+        factor: Frame sides become multiples of this (patch x merge).
+        name: What to call the clip in messages.
     """
-    return _resized(video[_indices(sampling, len(video), fps, name)], sampling, factor, name)
+    kept = video[_indices(sampling, len(video), fps, name)]
+    return _resized(kept, tuple(video.shape[-2:]), sampling, factor, name)
 
 
-def _resized(video: Tensor, sampling: FrameSampling, factor: int, name: str) -> Tensor:
+def _resized(video: Tensor, shown: tuple[int, int], sampling: FrameSampling, factor: int, name: str) -> Tensor:
+    """Frames (T, 3, H, W), as shown at another size perhaps, at the size that the sampling wants."""
     try:
-        size = sampling.size(*video.shape[-2:], factor)
+        size = sampling.size(*shown, factor)
     except VideoAlignError as error:
         raise VideoError(f"{name}: {error}") from None
     if size == tuple(video.shape[-2:]):
         return video.contiguous()
-    return resize(video, list(size), InterpolationMode.BICUBIC, antialias=True)
+    return resize(video, list(size), InterpolationMode.BICUBIC, antialias=True).contiguous()
 
 
 def _indices(sampling: FrameSampling, total: int, fps: float | None, name: str) -> list[int]:
@@ -119,77 +175,6 @@ def _indices(sampling: FrameSampling, total: int, fps: float | None, name: str) 
         return sampling.indices(total, fps)
     except VideoAlignError as error:
         raise VideoError(f"{name}: {error}") from None
-
-
-class _opened:
-    """A container and its libav errors, turned into messages that name the clip."""
-
-    def __init__(self, source: bytes | str | Path, name: str) -> None:
-        if isinstance(source, str | Path):
-            if not Path(source).is_file():
-                raise VideoError(f"{name}: there is no file {source}")
-            empty = Path(source).stat().st_size == 0
-        else:
-            empty = not source
-        if empty:
-            raise VideoError(f"{name} is empty (0 bytes)")
-        self.source = io.BytesIO(source) if isinstance(source, bytes) else str(source)
-        self.name = name
-
-    def __enter__(self) -> av.container.InputContainer:
-        try:
-            self.container = av.open(self.source, options={"format_whitelist": _FORMATS})
-        except (av.error.FFmpegError, ValueError) as error:
-            raise VideoError(f"{self.name} is no readable video, or is cut short ({_short(error)})") from None
-        if not self.container.streams.video:
-            self.container.close()
-            raise VideoError(f"{self.name} holds no video stream")
-        if self.container.streams.video[0].codec_context is None:
-            self.container.close()
-            raise VideoError(f"{self.name} is of a video codec that this build of libav cannot decode")
-        # One thread: the loader's workers are the parallelism, and frame threads delay the first picture.
-        self.container.streams.video[0].codec_context.thread_count = 1
-        return self.container
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
-        self.container.close()
-        if isinstance(error, av.error.FFmpegError):
-            raise VideoError(f"{self.name} cannot be decoded ({_short(error)})") from None
-
-
-def _short(error: Exception) -> str:
-    return str(error).splitlines()[0][:120]
-
-
-def _clip(container: av.container.InputContainer, name: str) -> Clip:
-    stream = container.streams.video[0]
-    rate = stream.average_rate or stream.guessed_rate
-    frames = stream.frames
-    if not frames:  # webm and others state no count: walk over the packets, which decodes nothing
-        frames = sum(1 for packet in container.demux(stream) if packet.size)
-        container.seek(0)
-    if not frames:
-        raise VideoError(f"{name} holds no frame")
-    return Clip(frames, float(rate) if rate else None, stream.height, stream.width)
-
-
-# One converter a clip, and one thread: a new one for each frame starts as many threads as there are cores, which takes a
-# hundred times longer than to convert a small frame; clips are read by several processes anyway.
-def _read(container: av.container.InputContainer, wanted: set[int], name: str) -> tuple[list[np.ndarray], int]:
-    """The wanted frames as (H, W, 3) uint8 in order, and how many frames were met on the way."""
-    frames: list[np.ndarray] = []
-    last, count = max(wanted), 0
-    converter = VideoReformatter()
-    for frame in container.decode(video=0):
-        if count in wanted:
-            picture = converter.reformat(frame, format="rgb24", threads=1).to_ndarray()
-            frames.append(np.rot90(picture, round(frame.rotation / 90)) if frame.rotation else picture)
-        count += 1
-        if count > last:
-            break
-    if not frames:
-        raise VideoError(f"{name} is truncated: no frame could be decoded")
-    return frames, count
 
 
 def encode(frames: np.ndarray, fps: int, crf: int = 12) -> bytes:

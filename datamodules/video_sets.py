@@ -7,10 +7,10 @@ from pathlib import Path
 
 from .. import VideoAlignError
 from ..models.files import claims_out
-from .import_csv import read_csv
-from .importing import Progress, look, video_record
+from .importing import Progress, look, shuffled, video_record
 from .media import open_media
 from .shards import ShardSet, ShardWriter
+from .tables import read_table
 
 REQUIRED = ("path", "prompt", "source")
 
@@ -18,14 +18,18 @@ REQUIRED = ("path", "prompt", "source")
 @claims_out
 def import_videos(
     table: Path, videos: Path, out: Path, skip_bad_rows: bool = False, pool: Executor | None = None,
-    progress: Progress = lambda what, done, of: None,
+    progress: Progress = lambda what, done, of: None, seed: int = 0,
 ) -> str:  # fmt: skip
     """Write the videos that a CSV names as a *videos* set.
 
     Args:
-        table: CSV with ``path, prompt, source``, the source being the model that made the video. videos: folder or zip archive that
-            its paths are relative to. out: folder to make. skip_bad_rows: leave unsound rows out; otherwise any of them stops the
-            import. pool: processes that look into the videos.
+        table: CSV with ``path, prompt, source``, the source being the model that made the video.
+        videos: Folder or zip archive that its paths are relative to.
+        out: Folder to make.
+        skip_bad_rows: Leave unsound rows out; otherwise any of them stops the import.
+        pool: Processes that look into the videos.
+        progress: Is told what is done.
+        seed: Seed of the order of the samples, see :func:`.importing.write_set`.
 
     Returns:
         What was written, in words.
@@ -35,7 +39,7 @@ def import_videos(
     """
     media, rejected, sound = open_media(videos), [], []
     seen: dict[tuple[str, str], int] = {}
-    for line, cells in read_csv(table, REQUIRED):
+    for line, cells in read_table(table, REQUIRED):
         try:
             if isinstance(cells, str):
                 raise VideoAlignError(cells)
@@ -57,7 +61,7 @@ def import_videos(
         remedy = "Mend them, or leave them out with --skip-bad-rows." if sound else "No row is sound."
         raise VideoAlignError(f"{table} was not imported.\n{report}\n{remedy}")
     with ShardWriter(out, "videos") as writer:
-        for number, (line, path, prompt, source) in enumerate(sound, 1):
+        for number, (line, path, prompt, source) in enumerate(shuffled(sound, seed), 1):
             writer.write(f"{line:06d}", {"": media.read(path)}, video_record(prompt, source, path, clips[path]))
             progress("samples written", number, len(sound))
     return f"{_counts(Counter(source for *_, source in sound), len({prompt for _, _, prompt, _ in sound}))}\n{report}"
@@ -70,7 +74,10 @@ def join(
     """Write the videos of several *videos* sets as one, such as what `videoalign generate` made with several generators.
 
     Args:
-        sets: to join. out: folder to make. sources: names of the models, one for each set, in the place of what the records say.
+        sets: Folders of the sets.
+        out: Folder to make.
+        sources: Names of the models, one for each set, in the place of what the records say.
+        progress: Is told what is done.
 
     Returns:
         What was written, in words.

@@ -28,9 +28,12 @@ class FrameSampling:
     max_frames: int = 768
     """Most frames when sampling by fps (long clips are sampled more sparsely). Even."""
     max_pixels: int = 448 * 448
-    """Pixel budget of a frame, height x width. 448 x 448 in the paper, 256 x 256 for GenAI-Bench."""
+    """Pixel budget of a frame, height x width. 448 x 448 in the paper, 256 x 256 for GenAI-Bench. Frames above it are
+    reduced to it."""
     min_pixels: int = 128 * 28 * 28
-    """Frames below this area are enlarged, as the released model's preprocessing does."""
+    """Frames within the budget, but below this area, are enlarged to it, even beyond a budget that is smaller still, as
+    the released model's preprocessing does: with a budget of 256 x 256, frames of 256 x 256 become 336 x 336, frames of
+    320 x 512 become 196 x 308. With 0 no frame is enlarged or exceeds the budget: 252 x 252."""
 
     def __post_init__(self) -> None:
         if (self.fps is None) == (self.num_frames is None):
@@ -57,7 +60,8 @@ class FrameSampling:
         """Frame indices to keep, ascending, even in number.
 
         Args:
-            total: frames in the clip. fps: its average frame rate, frames per second (needed when sampling by fps).
+            total: Number of frames in the clip.
+            fps: Its average frame rate, frames per second; needed when sampling by fps.
 
         Raises:
             VideoAlignError: for clips of one frame, or without a frame rate when sampling by fps.
@@ -79,7 +83,9 @@ class FrameSampling:
         """Height and width after resizing: the aspect ratio kept as nearly as multiples of ``factor`` allow.
 
         Args:
-            height, width: of the decoded frame, pixels. factor: patch size x merge size of the vision tower.
+            height: Height of the frame as shown, in pixels.
+            width: Width of the frame as shown, in pixels.
+            factor: Patch size x merge size of the vision tower.
         """
         if max(height, width) > 200 * min(height, width):
             raise VideoAlignError(f"its frames are {width}x{height}: an aspect ratio above 200 cannot be resized")

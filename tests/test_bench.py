@@ -924,8 +924,6 @@ def test_frames_are_sampled_as_the_protocol_says(options, grid, kit, forwards, t
         ("videogen-rewardbench", 32, 32),
         ("videogen-rewardbench", 720, 1280),
         ("genai-bench", 320, 512),
-        pytest.param("genai-bench", 256, 256),
-        pytest.param("genai-bench", 32, 32),
     ],
 )
 def test_no_frame_exceeds_the_pixel_budget(name, height, width):

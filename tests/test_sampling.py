@@ -1,14 +1,17 @@
 """Frames and sizes that the reward model sees, against the released model's preprocessing."""
 
+import dataclasses
 import itertools
 import json
 import math
+import random
 
 import pytest
 from transformers.models.qwen2_vl.video_processing_qwen2_vl import smart_resize
 
 from videoalign import VideoAlignError
 from videoalign.models import FrameSampling
+from videoalign.models.benchmarks import PROTOCOLS
 
 FACTOR = 28
 
@@ -152,6 +155,36 @@ def test_sizes_are_the_released_preprocessings(max_pixels, min_pixels):
     for height, width in [*VIDEOS, (32, 32), (64, 90), (100, 300), (201, 333)]:
         want = smart_resize(height, width, FACTOR, min_pixels, max_pixels)
         assert sampling.size(height, width, FACTOR) == want
+
+
+def by_the_rule(height, width, least, most, factor=FACTOR):
+    """The released preprocessing's rule: round, then reduce to the budget, or else enlarge to the least area."""
+    sides = [max(factor, round(side / factor) * factor) for side in (height, width)]
+    area = height * width
+    if math.prod(sides) > most:
+        return tuple(math.floor(side / math.sqrt(area / most) / factor) * factor for side in (height, width))
+    if math.prod(sides) < least:
+        return tuple(math.ceil(side * math.sqrt(least / area) / factor) * factor for side in (height, width))
+    return tuple(sides)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_genai_bench_follows_the_released_rule(seed):
+    """Also where its budget of 256 x 256 is below the least area, and frames are enlarged beyond it."""
+    draw, sampling = random.Random(seed), PROTOCOLS["genai-bench"].sampling
+    sizes = [(draw.randint(100, 1100), draw.randint(100, 1100)) for _ in range(2000)]
+    enlarged = 0
+    for height, width in [*sizes, *((draw.randint(200, 280), draw.randint(200, 280)) for _ in range(300))]:
+        want = by_the_rule(height, width, 128 * 28 * 28, 256 * 256)
+        assert sampling.size(height, width, FACTOR) == want
+        enlarged += math.prod(want) > 256 * 256
+    assert enlarged > 200
+    assert sampling.size(256, 256, FACTOR) == (336, 336) and sampling.size(320, 512, FACTOR) == (196, 308)
+
+
+def test_genai_bench_within_its_budget_is_an_option():
+    sampling = dataclasses.replace(PROTOCOLS["genai-bench"].sampling, min_pixels=0)
+    assert sampling.size(256, 256, FACTOR) == (252, 252) and sampling.size(320, 512, FACTOR) == (196, 308)
 
 
 def test_small_frames_are_enlarged():

@@ -213,7 +213,7 @@ def test_only_sampled_frames_are_kept(tmp_path: Path) -> None:
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     one = 64 * 64 * 3
-    assert 4 * one <= peak < 30 * one
+    assert one <= peak < 30 * one  # the picture that is converted; tensors are not counted
 
 
 def test_two_frames_are_enough(tmp_path: Path) -> None:
@@ -235,7 +235,7 @@ def test_declared_count_a_little_too_high(tmp_path: Path, missing: int) -> None:
     """Sound files declare a frame or two more than they show: such a clip is sampled over what there is."""
     path = _without_last(tmp_path, missing)
     full = everything(path)
-    assert len(full) == 20 - missing and probe(path).frames == 20
+    assert len(full) == probe(path).frames == 20 - missing
     want = np.stack([full[i] for i in FOUR.indices(20 - missing, None)])
     for source in (path, path.read_bytes()):
         assert np.array_equal(arrays(decode(source, FOUR, 16)), want)

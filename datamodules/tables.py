@@ -1,0 +1,135 @@
+"""Tables that users give as CSV: one reader for all of them, which takes nothing that can be understood in two ways."""
+
+import codecs
+import csv
+import io
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from .. import VideoAlignError
+
+_SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}
+Line = tuple[int, dict[str, str] | str]
+"""Number of a row's last line in its file, and cells by column, or why the row has none."""
+
+
+def read_table(path: str | Path, required: Sequence[str] = (), name: str = "", fill: bool = False) -> list[Line]:
+    """Rows of a CSV in UTF-8 (with a byte order mark or without), separated by commas.
+
+    Args:
+        path: The file.
+        required: Columns that must be there.
+        name: What to call the file in messages, such as ``--csv list.csv``; its path if not given.
+        fill: Whether cells that lack at the end of a row are empty ones.
+
+    Returns:
+        Every row, in order; one with too many or too few fields is told instead of read.
+
+    Raises:
+        VideoAlignError: Where the file as a whole is not such a table: no file, another encoding or separator, quotes
+            that do not match, a column that lacks, has no name or occurs twice, or no row.
+    """
+    name = name or str(path)
+    (_, header), *rows = _fields(read_text(path, name, "CSV"), name) or [(0, [])]
+    header = [column.strip() for column in header]
+    if not header:
+        raise VideoAlignError(f"{name} has no rows, it is empty; it needs {_listed(required)}")
+    named = _check_header(header, rows, required, name)
+    if not rows:
+        raise VideoAlignError(f"{name} has no rows; it needs at least one row below its header")
+    table: list[Line] = []
+    for line, values in rows:
+        if fill:
+            values = values + [""] * (len(header) - len(values))
+        if len(values) != len(header):
+            table.append((line, f"has {len(values)} fields, the header {len(header)}"))
+        else:
+            table.append((line, {header[place]: values[place] for place in named}))
+    return table
+
+
+def sound_rows(
+    path: str | Path, required: Sequence[str] = (), name: str = "", fill: bool = False
+) -> list[tuple[int, dict[str, str]]]:
+    """Rows of :func:`read_table`, where none may be unsound. Args: see there.
+
+    Raises:
+        VideoAlignError: As :func:`read_table`, and with the first rows that have too many or too few fields.
+    """
+    table = read_table(path, required, name, fill)
+    if unsound := [f"line {line} {cells}" for line, cells in table if isinstance(cells, str)]:
+        more = f", and {len(unsound) - 3} more" if len(unsound) > 3 else ""
+        raise VideoAlignError(f"{name or path}: {'; '.join(unsound[:3])}{more}; mend these lines")
+    return table
+
+
+def read_text(path: str | Path, name: str = "", kind: str = "text") -> str:
+    """Content of a text file in UTF-8, without its byte order mark.
+
+    Args:
+        path: The file.
+        name: What to call the file in messages; its path if not given.
+        kind: What it should be, for messages.
+
+    Raises:
+        VideoAlignError: Where it cannot be read, or is no such text.
+    """
+    name = f"{name or path} cannot be read as {kind}"
+    try:
+        content = Path(path).read_bytes()
+    except FileNotFoundError:
+        raise VideoAlignError(f"{name}: {path}: there is no such file") from None
+    except (OSError, ValueError) as error:
+        raise VideoAlignError(f"{name} ({error})") from None
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise VideoAlignError(f"{name}: it is UTF-16, not UTF-8; save it as UTF-8")
+    if (zero := content.find(0)) >= 0:
+        line = content.count(b"\n", 0, zero) + 1
+        raise VideoAlignError(f"{name}: line {line} holds a zero byte; save it as UTF-8")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise VideoAlignError(f"{name}: it is not UTF-8 (byte {error.start}, line {line}); save it as UTF-8") from None
+
+
+def _listed(columns: Sequence[str]) -> str:
+    if len(columns) < 2:
+        return f"a column {', '.join(columns)}"
+    return f"the columns {', '.join(columns[:-1])} and {columns[-1]}"
+
+
+def _fields(text: str, name: str) -> list[tuple[int, list[str]]]:
+    """Lines that are not empty, as fields, each with its number."""
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    try:
+        return [(reader.line_num, values) for values in reader if values]
+    except csv.Error as error:
+        hint = "; a quote may not be closed" if "limit" in str(error) or "unexpected end" in str(error) else ""
+        raise VideoAlignError(f"{name} cannot be read as CSV: line {reader.line_num}: {error}{hint}") from None
+
+
+def _check_header(
+    header: list[str], rows: list[tuple[int, list[str]]], required: Sequence[str], name: str
+) -> list[int]:
+    """Places of the columns that have a name.
+
+    An unnamed one is left out where nothing can be lost by it: a table's index, as pandas writes it in front, and
+    columns that are empty, as spreadsheets append them.
+    """
+    if twice := [column for column, count in Counter(header).items() if count > 1 and column]:
+        raise VideoAlignError(
+            f"{name}: the column {', '.join(twice)} occurs twice, so it is open which one is meant; rename or remove one"
+        )
+    if missing := [column for column in required if column not in header]:
+        words = [word for sign, word in _SEPARATORS.items() if any(sign in column for column in header)]
+        hint = f"; it seems to be separated by {words[0]}: save it with commas" if words else ""
+        raise VideoAlignError(
+            f"{name} lacks the columns {', '.join(missing)}; it has {', '.join(header)}; it needs {_listed(required)}{hint}"
+        )
+    for place in [place for place, column in enumerate(header) if not column]:
+        cells = [values[place] for _, values in rows if len(values) == len(header)]
+        if any(cell.strip() for cell in cells) and not (place == 0 and all(cell.strip().isdigit() for cell in cells)):
+            raise VideoAlignError(f"{name}: column {place + 1} has no name, but content; name or remove it")
+    return [place for place, column in enumerate(header) if column]

@@ -1,0 +1,114 @@
+"""Import of a CSV of ratings: the order of samples, rows that repeat, rows that contradict."""
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from videoalign import VideoAlignError
+from videoalign.datamodules.benchmark import Benchmark
+from videoalign.datamodules.import_csv import import_csv
+from videoalign.datamodules.shards import ShardSet
+from videoalign.datamodules.video import encode
+from videoalign.datamodules.video_sets import import_videos
+
+HEADER = "path_A,path_B,prompt,VQ,MQ,TA,MOS_A_VQ,MOS_B_VQ,A_model,B_model"
+FIRST = "0.mp4,1.mp4,a cat,A,B,same,4,2,wan,ltx"
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("videos")
+    for number in range(4):
+        (folder / f"{number}.mp4").write_bytes(encode(np.full((4, 32, 32, 3), 40 * number, np.uint8), 8))
+    return folder
+
+
+def table(folder: Path, *rows: str, header: str = HEADER) -> Path:
+    path = folder / "ratings.csv"
+    path.write_text("\n".join([header, *rows]) + "\n")
+    return path
+
+
+def sorted_by_prompt(folder: Path) -> Path:
+    ends = ("0.mp4,1.mp4", "0.mp4,2.mp4", "1.mp4,2.mp4", "2.mp4,3.mp4")
+    return table(folder, *(f"{pair},prompt {number:02d},A,B,same,,,," for number in range(15) for pair in ends))
+
+
+def samples(path: Path) -> list[tuple[str, str]]:
+    return [(content.key, content.record["prompt"]) for content in ShardSet(path).contents()]
+
+
+def test_samples_are_shuffled_and_nothing_else_changes(videos: Path, tmp_path: Path) -> None:
+    ratings = sorted_by_prompt(tmp_path)
+    for name, seed in (("one", 0), ("two", 0), ("three", 1)):
+        import_csv(ratings, videos, tmp_path / name, seed=seed)
+    one, two, three = (samples(tmp_path / name) for name in ("one", "two", "three"))
+    assert one == two and one != three and sorted(one) == sorted(three)
+    assert sorted(one) == [(f"{line:06d}", f"prompt {(line - 2) // 4:02d}") for line in range(2, 62)]
+    neighbours = sum(a == b for (_, a), (_, b) in itertools.pairwise(one))
+    assert neighbours < 12  # of 45 in the table
+    assert {c.key: c.read("a.mp4") for c in ShardSet(tmp_path / "one").contents()} == {
+        c.key: c.read("a.mp4") for c in ShardSet(tmp_path / "three").contents()
+    }
+
+
+def test_a_benchmarks_table_keeps_its_order(videos: Path, tmp_path: Path) -> None:
+    import_csv(sorted_by_prompt(tmp_path), videos, tmp_path / "set", "videos")
+    rated = Benchmark(tmp_path / "set")
+    assert [row["prompt"] for row in rated.rows] == [f"prompt {number:02d}" for number in range(15) for _ in range(4)]
+    assert rated.keys == [f"{number:06d}" for number in range(60)]
+    keys = [key for key, _ in samples(tmp_path / "set")]
+    assert keys != sorted(keys) and sorted(keys) == rated.keys
+
+
+def test_unrated_videos_are_shuffled(videos: Path, tmp_path: Path) -> None:
+    rows = [f"{number % 4}.mp4,prompt {number},wan" for number in range(20)]
+    import_videos(table(tmp_path, *rows, header="path,prompt,source"), videos, tmp_path / "set")
+    keys = [key for key, _ in samples(tmp_path / "set")]
+    assert keys != sorted(keys) and sorted(keys) == [f"{line:06d}" for line in range(2, 22)]
+
+
+SAME = {
+    "the row": FIRST,
+    "A and B exchanged": "1.mp4,0.mp4,a cat,B,A,same,2,4,ltx,wan",
+    "another spelling": "./0.mp4,1.mp4, a cat ,A,B,same,4.0,2,wan,ltx",
+}
+
+
+@pytest.mark.parametrize("row", SAME.values(), ids=SAME)
+@pytest.mark.parametrize("kind", ["pairs", "videos"])
+def test_rows_that_say_the_same_are_merged(videos: Path, tmp_path: Path, row: str, kind: str) -> None:
+    ratings = table(tmp_path, FIRST, "2.mp4,3.mp4,a dog,A,A,A,,,,", row, row)
+    report = import_csv(ratings, videos, tmp_path / "set", kind)
+    assert [r.line for r in report.rows] == [2, 3] and report.merged == [4, 5]
+    assert "2 rows say again what earlier ones say, and were merged with them (lines 4, 5)" in report.text()
+    assert "0 rows rejected" in report.text()
+    assert ShardSet(tmp_path / "set").index.samples == (2 if kind == "pairs" else 4)
+
+
+OTHER = {
+    "labels": ("0.mp4,1.mp4,a cat,A,A,same,4,2,wan,ltx", "labels"),
+    "a label less": ("0.mp4,1.mp4,a cat,A,B,,4,2,wan,ltx", "labels"),
+    "an invalid label": ("0.mp4,1.mp4,a cat,A,B,invalid,4,2,wan,ltx", "labels"),
+    "exchanged, but for the labels": ("1.mp4,0.mp4,a cat,A,B,same,2,4,ltx,wan", "labels"),
+    "exchanged, but for the scores": ("1.mp4,0.mp4,a cat,B,A,same,4,2,ltx,wan", "scores"),
+    "scores": ("0.mp4,1.mp4,a cat,A,B,same,4,3,wan,ltx", "scores"),
+    "models": ("0.mp4,1.mp4,a cat,A,B,same,4,2,ltx,wan", "models"),
+    "labels and models": ("0.mp4,1.mp4,a cat,B,B,same,4,2,ltx,wan", "labels and models"),
+}
+
+
+@pytest.mark.parametrize(("row", "what"), OTHER.values(), ids=OTHER)
+def test_rows_that_contradict_are_refused(videos: Path, tmp_path: Path, row: str, what: str) -> None:
+    with pytest.raises(
+        VideoAlignError, match=f"line 3: repeats line 2: the same two videos and prompt, but other {what}\n"
+    ):
+        import_csv(table(tmp_path, FIRST, row), videos, tmp_path / "set")
+    assert not (tmp_path / "set").exists()
+
+
+def test_another_prompt_is_another_pair(videos: Path, tmp_path: Path) -> None:
+    report = import_csv(table(tmp_path, FIRST, FIRST.replace("a cat", "a dog")), videos, tmp_path / "set")
+    assert len(report.rows) == 2 and not report.merged
