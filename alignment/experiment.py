@@ -15,8 +15,9 @@ import transformers
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 # Imported so that short class names work in YAML files.
-from .. import alignment, callbacks, datamodules  # noqa: F401
+from .. import VideoAlignError, alignment, callbacks, datamodules  # noqa: F401
 from ..callbacks.progress import LogProgress
+from ..callbacks.stopping import stoppable
 from ..callbacks.tensorboard import writer_of
 from ..datamodules import captions, clips, encode_list, latents, pairs, prompts, reference  # noqa: F401
 
@@ -48,12 +49,15 @@ class SaveConfig(SaveConfigCallback):
             writer.add_text("config", "\n".join(f"    {line}" for line in text.splitlines()), 0)
 
 
+LONGEST = 1500
+"""Characters of a message; some hold the whole configuration."""
+
+
 class _Parser(LightningArgumentParser):
     """Says what is wrong with a configuration without a page of usage before it."""
 
     def error(self, message: str, exception: Exception | None = None) -> NoReturn:
-        sys.stderr.write(f"videoalign: error: {message}\n")
-        raise SystemExit(2)
+        raise VideoAlignError(message if len(message) <= LONGEST else f"{message[:LONGEST]} ...") from exception
 
 
 class ExperimentCLI(LightningCLI):
@@ -67,6 +71,10 @@ class ExperimentCLI(LightningCLI):
             "-c", "--config", action=jsonargparse.ActionConfigFile, help="YAML file; may be given repeatedly"
         )
         return parser
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        """A trainer that ends at the next step when a signal asks for it."""
+        return stoppable(super().instantiate_trainer(**kwargs))
 
     def _parse_ckpt_path(self) -> None:
         """What YAML and command line say holds; Lightning would let a checkpoint's values override them silently."""
