@@ -187,9 +187,13 @@ def _users(error: BaseException, every: list[BaseException]) -> str | None:
             return " ".join(str(one).split()) + hint
     frames = [frame for one in every for frame, _ in traceback.walk_tb(one.__traceback__)]
     names = [frame.f_code.co_name for frame in frames]
+    if "_parse_ckpt_path" in names:
+        return f"ckpt_path: {sentence(error)}"
     if any(name in RESUMING for name in names):
-        path = next((str(p) for f in frames if (p := f.f_locals.get("checkpoint_path"))), "that was named")
-        return _unfit(path, every)
+        places = (
+            f.f_locals.get("checkpoint_path") or getattr(f.f_locals.get("self"), "_ckpt_path", "") for f in frames
+        )
+        return _unfit(next(filter(None, map(str, places)), ""), every)
     if any(name in OPTIMIZING for name in names):
         return f"model.init_args.optimizer (or a schedule) has a value that does not work: {sentence(error)}"
     if "_set_seed" in names:
@@ -218,5 +222,5 @@ def _unfit(path: str, every: list[BaseException]) -> str:
     elif isinstance(every[0], KeyError) or "missing" in text:
         why = "it holds no training state, so it is no checkpoint of `videoalign fit`"
     else:
-        why = f"it is damaged or no checkpoint ({_first(str(every[0])) or type(every[0]).__name__})"
+        why = f"it is damaged or no checkpoint ({_first(str(every[0])).partition('. ')[0] or type(every[0]).__name__})"
     return f"--ckpt_path {path} cannot be used: {why}. Name another one of the run's checkpoints, or leave it out to start anew"

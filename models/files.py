@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from .. import VideoAlignError
+from .yaml_text import check_yaml
 
 
 @contextlib.contextmanager
@@ -78,8 +79,15 @@ def read_json(path: Path, what: str) -> Any:
 
 
 def read_yaml(path: str | Path, option: str) -> Any:
-    """What a YAML file of the user's holds. Args: option: that names the file, for the message."""
+    """What a YAML file of the user's holds.
+
+    Args:
+        path: The file.
+        option: The option that names it, for the message.
+    """
     try:
-        return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        text = Path(path).read_text(encoding="utf-8")
+        check_yaml(text, f"{option} {path}")
+        return yaml.safe_load(text)
     except (OSError, ValueError, yaml.YAMLError) as error:  # an impossible date is a ValueError
         raise VideoAlignError(f"{option} {path} cannot be read ({str(error).splitlines()[0]})") from None
