@@ -81,7 +81,7 @@ def condensed(message: str) -> str:
 
 def _load_checked(text: str) -> Any:
     """YAML as jsonargparse reads it, behind a look at its size: also of values and of files that values name."""
-    if len(text) > 200 or any(mark in text for mark in "&*\n"):
+    if len(text) > 200 or any(mark in text for mark in "&*$\n"):
         check_yaml(text, "a value of the configuration")
     return _load(text)
 

@@ -7,11 +7,13 @@ import yaml
 
 from .. import VideoAlignError
 
-NODES = 200_000
-"""Most values that a file may hold once its aliases are written out."""
+NODES = 5_000
+"""Most values that a file may hold once its aliases are written out; the largest experiment here has some hundred."""
+INTERPOLATIONS, LENGTH = 8, 1_000
+"""Most ${...} in one value, and the characters of a value with any: OmegaConf's grammar takes hours over nested ones."""
 DEPTH = 60
 """Deepest nesting."""
-SIZE = 4 * 2**20
+SIZE = 2**20
 """Most bytes of a file."""
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -39,6 +41,7 @@ def check_yaml(text: str, name: str) -> None:
     """
     sizes: dict[str, int] = {}
     stack: list[_Node] = [_Node(None, False)]
+    resolver = yaml.resolver.Resolver()  # 1 and '1' are two keys
 
     def refuse(event: yaml.Event, why: str) -> None:
         raise VideoAlignError(f"{name}, line {event.start_mark.line + 1}: {why}")
@@ -65,9 +68,14 @@ def check_yaml(text: str, name: str) -> None:
             elif isinstance(event, yaml.ScalarEvent):
                 if event.anchor:
                     sizes[event.anchor] = 1
-                node = stack[-1]
+                node, count = stack[-1], event.value.count("${")
+                if count > INTERPOLATIONS or (count and len(event.value) > LENGTH):
+                    refuse(
+                        event,
+                        f"a value has {count} interpolations ${{...}} in {len(event.value)} characters, which is too much",
+                    )
                 if node.mapping and node.items % 2 == 0 and event.value != "<<":
-                    key = (event.tag, event.style is not None, event.value)
+                    key = (event.tag or resolver.resolve(yaml.ScalarNode, event.value, event.implicit), event.value)
                     if key in node.keys:
                         refuse(event, f"the key {event.value!r} occurs twice in one mapping; leave one of them out")
                     node.keys.add(key)
