@@ -1,7 +1,6 @@
 """Work in other processes, in order, without reading far ahead."""
 
 import contextlib
-import multiprocessing
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
@@ -14,22 +13,16 @@ X, Y = TypeVar("X"), TypeVar("Y")
 
 @contextlib.contextmanager
 def pool(workers: int) -> Iterator[Executor]:
-    """Processes for :func:`in_order`. They end with the block, at once where it fails, and with this process, however it ends.
+    """Processes for :func:`in_order`. They end behind the items they are at, and with this process however it ends.
 
     Args:
         workers: Number of processes.
     """
-    before = {*multiprocessing.active_children()}
     executor = ProcessPoolExecutor(workers, initializer=stopping.follow_parent)
     try:
         yield executor
-    except BaseException:
-        executor.shutdown(wait=False, cancel_futures=True)
-        for process in {*multiprocessing.active_children()} - before:
-            process.terminate()
-        raise
     finally:
-        executor.shutdown()
+        executor.shutdown(cancel_futures=True)
 
 
 def in_order(pool: Executor | None, function: Callable[[X], Y], items: Iterable[X], ahead: int = 32) -> Iterator[Y]:

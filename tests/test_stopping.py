@@ -111,7 +111,7 @@ def project(tmp_path_factory: pytest.TempPathFactory, backbone: Path) -> Path:
     config["trainer"] |= {
         "max_steps": 5, "check_val_every_n_epoch": None, "val_check_interval": 2, "num_sanity_val_steps": 0, "enable_progress_bar": False,
         "enable_model_summary": False, "default_root_dir": str(folder), "logger": False,
-        "callbacks": [{"class_path": "ModelCheckpoint", "init_args": {"save_last": True}}],
+        "callbacks": [{"class_path": "ModelCheckpoint", "init_args": {"save_last": True, "every_n_train_steps": 1}}],
     }  # fmt: skip
     config["model"]["init_args"]["network"]["init_args"]["backbone"] = str(backbone)
     config["data"]["init_args"] |= {"train": str(folder / "pairs"), "val": str(folder / "pairs"), "workers": 0}
@@ -157,7 +157,7 @@ def test_training_goes_on_exactly_from_the_checkpoint_of_a_stop(
     path = tmp_path / f"checkpoints/stopped-step={step}.ckpt"
     said = [line for line in err.splitlines() if line.startswith("videoalign:")]
     assert len(said) == 1 and f"at step {step}: {path} holds all of it" in said[0] and f"--ckpt_path {path}" in said[0]
-    assert "Traceback" not in err and [p.name for p in path.parent.iterdir()] == [path.name]
+    assert "Traceback" not in err and path.exists()
     start = RewardModel.on_validation_epoch_start
     monkeypatch.setattr(
         RewardModel, "on_validation_epoch_start", lambda self: (validated.append(self.global_step), start(self))[1]
@@ -220,12 +220,12 @@ def test_pool_workers_end_with_their_command_and_say_nothing(signum, group):
 
 
 SECOND = """
-    import sys, time
+    import hashlib, sys, time
     from videoalign import cli, stopping
     def work(args):
         with stopping.deferred(lambda: None):
             print("begun", flush=True)
-            time.sleep(60) if sys.argv[1] == "sleep" else sum(range(10 ** 11))
+            time.sleep(60) if sys.argv[1] == "sleep" else hashlib.pbkdf2_hmac("sha256", b"x", b"y", 10**9)
     cli._run = work
     cli.main(["x"])
 """
