@@ -1,18 +1,21 @@
 """The command line. This file only names commands and options; what a command does lives with its subject."""
 
 import argparse
-import errno
+import contextlib
 import math
 import os
+import select
+import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from . import VideoAlignError, __version__
+from . import EverywhereError, VideoAlignError, __version__, ranks, stopping
+from .errors import BUG, describe, lost_peer
 
 EXPERIMENT = {
     "fit": "train what a YAML experiment describes",
@@ -28,61 +31,113 @@ CONFIGURED = {
 """Functions whose arguments come from a YAML file too."""
 
 
+KEPT = {
+    "fit": "checkpoints that were written before are whole; --ckpt_path with one of them goes on",
+    "predict": "what is finished is kept; the same command goes on",
+    "generate": "what is finished is kept; the same command goes on",
+    "compare": "what is finished is kept; the same command goes on",
+    "bench": "rewards that were computed are kept; the same command goes on",
+    "demo": "finished stages are kept; the same command goes on",
+    "paper": "finished stages are kept; the same command goes on",
+    "annotate simulate": "finished stages are kept; the same command goes on",
+    "annotate serve": "all votes are stored; the same command goes on",
+    "score": "the rewards that were printed are whole; the same command starts anew",
+}
+"""What is left of a command that is stopped; of the others nothing half-written."""
+REPORT = "This is a fault of videoalign: please report it with the text above."
+
+
 def main(args: list[str] | None = None) -> None:
-    """Run one command. A user's mistake ends with one message and exit status 2."""
+    """Run one command, and say in one message why it ended, if not by itself.
+
+    Exit status 2: a mistake of the user's, or something that the surroundings lack. 1: a fault of this program, with a
+    traceback; or what the command found. 128 + N: stopped by signal N.
+    """
     args = sys.argv[1:] if args is None else args
+    if ranks.is_rank():
+        stopping.outlive_parent(grace=20, step=60)
     try:
-        if args and args[0] in EXPERIMENT:
-            _function("alignment.experiment:run")(args)
-            return
-        if args and args[0] in CONFIGURED:
-            _function("alignment.experiment:call")(_function(CONFIGURED[args[0]][0]), args[1:])
-            return
-        options = _parser().parse_args(args)
-        status = options.command(options)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except SystemExit as stop:
-        # Lightning turns an interruption into a plain exit
-        sys.exit(130 if isinstance(stop.__context__, KeyboardInterrupt) else stop.code)
-    except Exception as error:
-        if (message := _mistake(error)) is None:
-            raise
-        if _first_process() or type(error).__name__ != "EverywhereError":
-            print(f"videoalign: error: {message}", file=sys.stderr)
-        sys.exit(2)
+        with stopping.listening():
+            status = _run(args)
+            sys.stdout.flush()
+            stopping.check()
+    except BaseException as error:
+        _end(error, args)
     if status:
         sys.exit(status)
 
 
-def _first_process() -> bool:
-    """Whether this is the one process of a run that speaks for all."""
-    return os.environ.get("LOCAL_RANK", "0") == "0"
+def _run(args: list[str]) -> int | None:
+    """One command's exit status."""
+    if args and args[0] in EXPERIMENT:
+        _function("alignment.experiment:run")(args)
+        return 0
+    if args and args[0] in CONFIGURED:
+        _function("alignment.experiment:call")(_function(CONFIGURED[args[0]][0]), args[1:])
+        return 0
+    options = _parser().parse_args(args)
+    return options.command(options)
 
 
-def _mistake(error: BaseException | None) -> str | None:
-    """The message of a user's mistake, also where a configuration parser has wrapped it; None for any other error."""
-    if os.environ.get("VIDEOALIGN_DEBUG"):  # show the traceback of anything
-        return None
-    if isinstance(
-        error, FileNotFoundError | FileExistsError | PermissionError | NotADirectoryError | IsADirectoryError
-    ):
-        return str(error)
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"{error}; make room, and call it again"
-    while error is not None:
-        if isinstance(error, VideoAlignError):
-            return str(error)
-        # Lightning's name for a user's mistake; not imported, because that would take seconds
-        if type(error).__name__ == "MisconfigurationException":
-            hint = (
-                " Compute on the CPU: --trainer.accelerator cpu (fit and the like), --device cpu (score, bench)."
-                if "backend" in str(error)
-                else ""
-            )
-            return str(error) + hint
-        error = error.__cause__ or error.__context__
+def _end(error: BaseException, args: list[str]) -> NoReturn:
+    """Say why a command ended, on one of its processes; exit."""
+    if isinstance(error, SystemExit) and isinstance(error.__context__, KeyboardInterrupt):
+        error = error.__context__  # Lightning turns an interruption into a plain exit
+    if isinstance(error, KeyboardInterrupt):
+        error = stopping.Stopped(signal.SIGINT)
+    if isinstance(error, SystemExit):
+        error = _flushed() or error
+    if isinstance(error, SystemExit):
+        raise error
+    if isinstance(error, BrokenPipeError) and (gone := [s for s in (sys.stdout, sys.stderr) if _reader_left(s)]):
+        for stream in gone:  # what is still in its buffer must not fail once more when the interpreter ends
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        sys.exit(128 + signal.SIGPIPE)
+    if isinstance(error, stopping.Stopped):
+        named = next((f"{' '.join(args[:n])}" for n in (1, 2) if " ".join(args[:n]) in KEPT), "")
+        kept = error.kept or KEPT.get(named, "nothing half-written is left; the same command starts anew")
+        status, text = (
+            error.status,
+            f"stopped by {signal.Signals(error.signum).name}{' ' if error.kept else ': '}{kept}",
+        )
+        trouble = ""
+    else:
+        found = describe(error)
+        status, text = found.status, found.message
+        trouble = (
+            "".join(traceback.format_exception(error))
+            if found.kind == BUG or os.environ.get("VIDEOALIGN_DEBUG")
+            else ""
+        )
+        if found.kind == BUG:
+            text = f"{text}. {REPORT}"
+    status, speaker = ranks.speaks(status, not isinstance(error, stopping.Stopped) and lost_peer(error))
+    if speaker is not None:
+        everywhere = isinstance(error, stopping.Stopped | EverywhereError)
+        head = "" if isinstance(error, stopping.Stopped) else "error: "
+        who = f"{speaker}: " if speaker and not everywhere else ""
+        with contextlib.suppress(OSError):
+            print(f"{trouble}videoalign: {head}{who}{text}", file=sys.stderr, flush=True)
+    sys.exit(status)
+
+
+def _flushed() -> OSError | None:
+    """Write what is still in the buffer of standard output; why that cannot be done."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        return error
     return None
+
+
+def _reader_left(stream: Any) -> bool:
+    """Whether a stream is a pipe that nobody reads any more."""
+    try:
+        poll = select.poll()
+        poll.register(stream.fileno(), select.POLLOUT)
+        return any(event & select.POLLERR for _, event in poll.poll(0))
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def _function(path: str) -> Callable:
@@ -99,6 +154,7 @@ class Progress:
 
     def __call__(self, what: str, done: int, of: int) -> None:
         """``done`` of ``of`` things called ``what``."""
+        stopping.check()
         now, terminal = time.monotonic(), sys.stderr.isatty()
         if what != self.what:
             self.what, self.started, self.shown = what, now, now
@@ -112,6 +168,11 @@ class Progress:
                 file=sys.stderr,
                 flush=True,
             )
+
+
+def _pool(workers: int) -> contextlib.AbstractContextManager:
+    """Processes that decode or render."""
+    return _function("datamodules.parallel:pool")(workers)
 
 
 def _count(least: int, most: float = math.inf) -> Callable[[str], int]:
@@ -134,7 +195,7 @@ def _sampling(o: argparse.Namespace) -> Any:
 
 
 def _import_csv(o: argparse.Namespace) -> None:
-    with ProcessPoolExecutor(o.workers) as pool:
+    with _pool(o.workers) as pool:
         report = _function("datamodules.import_csv:import_csv")(
             Path(o.ratings), Path(o.videos), Path(o.out), o.kind, o.skip_bad_rows, o.allow_missing, pool, Progress()
         )
@@ -142,7 +203,7 @@ def _import_csv(o: argparse.Namespace) -> None:
 
 
 def _import_videos(o: argparse.Namespace) -> None:
-    with ProcessPoolExecutor(o.workers) as pool:
+    with _pool(o.workers) as pool:
         print(
             _function("datamodules.video_sets:import_videos")(
                 Path(o.table), Path(o.videos), Path(o.out), o.skip_bad_rows, pool, Progress()
@@ -157,7 +218,7 @@ def _join(o: argparse.Namespace) -> None:
 def _import_benchmark(o: argparse.Namespace) -> None:
     name = o.benchmark.replace("-", "_")
     more = {"split": o.split} if "split" in o else {}
-    with ProcessPoolExecutor(o.workers) as pool:
+    with _pool(o.workers) as pool:
         report = _function(f"datamodules.import_benchmarks:import_{name}")(
             Path(o.source), Path(o.out), Path(o.videos) if o.videos else None, skip_bad_rows=o.skip_bad_rows,
             allow_missing=o.allow_missing, pool=pool, progress=Progress(), **more,
@@ -195,7 +256,7 @@ def _generate(o: argparse.Namespace) -> None:
          if (value := getattr(o, name)) is not None},
         {"prompts": o.prompts, "out": o.out, "samples": o.samples, "batch_size": o.batch_size, "seed": o.seed}, o.device, o.devices,
     )  # fmt: skip
-    if _first_process():
+    if os.environ.get("LOCAL_RANK", "0") == "0":
         print(f"videos in {o.out}; `videoalign shards info {o.out}` describes them")
 
 
@@ -226,7 +287,7 @@ def _encode_frames(o: argparse.Namespace) -> None:
     else:
         sampling, factor = _sampling(o), o.factor
     progress = Progress()
-    with ProcessPoolExecutor(o.workers) as pool:
+    with _pool(o.workers) as pool:
         for done in _function("datamodules.frames:encode_frames")(shards, o.out, sampling, factor, pool):
             progress("samples decoded", done, shards.index.samples)
 
@@ -270,7 +331,7 @@ def _sprites(o: argparse.Namespace) -> None:
         clips=o.clips,
     )
     progress = Progress()
-    with ProcessPoolExecutor(o.workers) as pool:
+    with _pool(o.workers) as pool:
         for place in _function("datamodules.world:write_world")(o.out, size, o.seed, pool):
             progress(*place)
 

@@ -15,6 +15,7 @@ import yaml
 from .. import VideoAlignError
 from ..callbacks.checkpoint_io import read_checkpoint
 from ..callbacks.progress import PredictProgress
+from ..callbacks.stopping import stoppable
 from ..callbacks.write_parts import WriteParts
 from ..datamodules.prompts import Prompts
 from ..datamodules.stream import in_turn
@@ -70,10 +71,10 @@ def predicting(device: str, callbacks: list[L.Callback], bar: bool, devices: int
     quiet()
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)  # what is printed are the results
-    return L.Trainer(
+    return stoppable(L.Trainer(
         accelerator=device, devices=devices, strategy="auto" if devices == 1 else "ddp", use_distributed_sampler=False,
         logger=False, enable_checkpointing=False, enable_model_summary=False, callbacks=callbacks, enable_progress_bar=bar,
-    )  # fmt: skip
+    ))  # fmt: skip
 
 
 def read_list(path: str) -> list[tuple[str, str]]:

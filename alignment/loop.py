@@ -9,7 +9,6 @@ import math
 import os
 import shutil
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -21,10 +20,11 @@ from ..callbacks.prompt_sampler import Sampling
 from ..datamodules.frames import encode_frames
 from ..datamodules.latents import Weights
 from ..datamodules.oracle import Oracle, autoencoded, rank_correlations
+from ..datamodules.parallel import pool
 from ..datamodules.rated_samples import rate_benchmark, rate_pairs
 from ..datamodules.shards import ShardSet
 from ..datamodules.sprites import CONTENTS, FPS, FRAMES, SIZE
-from ..datamodules.units import Unit, end_with_parent
+from ..datamodules.units import Unit
 from ..datamodules.world import GENERATED, WorldSize, held_out_clips, write_world
 from ..models.files import new_folder, read_json, write_json
 from ..models.generator import load_generator
@@ -324,10 +324,8 @@ class Loop:
     # --- what has no command of its own -----------------------------------------------------------------------
 
     def _world(self) -> None:
-        with ProcessPoolExecutor(
-            min(os.cpu_count() or 1, 8), initializer=end_with_parent
-        ) as pool:  # everything else waits for it
-            for _ in write_world(self.folder / "world", self.size.world, self.seed, pool):
+        with pool(min(os.cpu_count() or 1, 8)) as workers:  # everything else waits for it
+            for _ in write_world(self.folder / "world", self.size.world, self.seed, workers):
                 pass
 
     def _frames(self, name: str) -> None:

@@ -1,15 +1,17 @@
 """What `videoalign annotate ...` does."""
 
+import contextlib
 import csv
 import ipaddress
 import json
 import secrets
+import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .. import VideoAlignError
+from .. import VideoAlignError, stopping
 from ..datamodules.ratings import COLUMNS, prompt_of
 from ..datamodules.shards import Content, ShardSet, sha256
 from ..datamodules.video import coding
@@ -220,7 +222,21 @@ def serve(
         f"overview      {url}/overview/{admin}\ninvite with   videoalign annotate invite NAME --db {db} --url {url}",
         flush=True,
     )
-    uvicorn.run(app, host=host, port=port, http=Impatient, log_level="warning", server_header=False, **LIMITS)
+    # What takes the port is an OSError here; uvicorn would log it and end with a status of its own. Its handlers of signals
+    # are left out: they are raised anew when it has ended, and it knows nothing of SIGHUP.
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.create_server((host, port), family=family) as listening:
+        config = uvicorn.Config(
+            app, http=Impatient, log_level="warning", server_header=False, timeout_graceful_shutdown=5, **LIMITS
+        )
+        server = uvicorn.Server(config)
+        server.capture_signals = contextlib.nullcontext
+
+        def end() -> None:
+            server.should_exit = True
+
+        with stopping.deferred(end):
+            server.run(sockets=[listening])
 
 
 def _loopback(host: str) -> bool:

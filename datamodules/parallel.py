@@ -1,11 +1,28 @@
 """Work in other processes, in order, without reading far ahead."""
 
+import contextlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor
+from concurrent.futures import Executor, ProcessPoolExecutor
 from typing import TypeVar
 
+from .. import stopping
+
 X, Y = TypeVar("X"), TypeVar("Y")
+
+
+@contextlib.contextmanager
+def pool(workers: int) -> Iterator[Executor]:
+    """Processes for :func:`in_order`. They end behind the items they are at, and with this process however it ends.
+
+    Args:
+        workers: Number of processes.
+    """
+    executor = ProcessPoolExecutor(workers, initializer=stopping.follow_parent)
+    try:
+        yield executor
+    finally:
+        executor.shutdown(cancel_futures=True)
 
 
 def in_order(pool: Executor | None, function: Callable[[X], Y], items: Iterable[X], ahead: int = 32) -> Iterator[Y]:
@@ -14,7 +31,10 @@ def in_order(pool: Executor | None, function: Callable[[X], Y], items: Iterable[
     ``Executor.map`` would read all items at once, which for shards means the whole set.
 
     Args:
-        pool: None works in this process. ahead: most items that are read before their turn.
+        pool: Processes; None works in this one.
+        function: What is done with each item.
+        items: Read as their turn comes near.
+        ahead: Most items that are read before their turn.
     """
     if pool is None:
         yield from map(function, items)
@@ -22,6 +42,7 @@ def in_order(pool: Executor | None, function: Callable[[X], Y], items: Iterable[
     waiting: deque = deque()
     try:
         for item in items:
+            stopping.check()
             waiting.append(pool.submit(function, item))
             if len(waiting) >= ahead:
                 yield waiting.popleft().result()

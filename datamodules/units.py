@@ -11,9 +11,9 @@ import functools
 import json
 import multiprocessing
 import os
+import signal
 import socket
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,13 +23,15 @@ from pathlib import Path
 
 import filelock
 
-from .. import VideoAlignError
+from .. import VideoAlignError, stopping
 from ..models.files import write_json, write_text
 
 WORK, LOGS = "work", "logs"
 """Folders of the locks and records of units, and of what they print."""
 SHORT = 15
 """Seconds: of shorter units only the end is told."""
+PATIENCE = 20.0
+"""Seconds that a worker may take to its next step when it is to end."""
 
 
 @dataclass(frozen=True)
@@ -173,22 +175,22 @@ def _make(out: Path, unit: Unit) -> str:
     return ""
 
 
-def end_with_parent() -> None:
-    """Let this process end when the one that started it does, however that ended."""
-
-    def watch() -> None:
-        multiprocessing.parent_process().join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
 def _worker(out: Path, units: Callable[[], Sequence[Unit]], start: str, events: SimpleQueue) -> None:
     """Take units until all that can be done is done."""
     # A spawned process would spawn its own ones too: seconds of imports for every data loader.
     multiprocessing.set_start_method(start, force=True)
+    for number in {*stopping.SIGNALS} - {signal.SIGTERM}:
+        signal.signal(number, signal.SIG_IGN)  # the process that started this one tells it when to end
+    stopping.outlive_parent(grace=0, step=PATIENCE)
+    try:
+        with stopping.listening((signal.SIGTERM,)):
+            _take(out, units, events)
+    except stopping.Stopped as stop:  # no traceback
+        sys.exit(stop.status)
 
-    end_with_parent()
+
+def _take(out: Path, units: Callable[[], Sequence[Unit]], events: SimpleQueue) -> None:
+    """One unit after the other."""
     board = Board(out, units())
     while {unit.name for unit in board.left()} - board.blocked():
         with board.claim() as unit:
@@ -258,12 +260,11 @@ def work(out: str | Path, units: Callable[[], Sequence[Unit]], processes: int, t
             print(f"[{time.time() - started:5.0f} s] {_where(event.name)}{told}", flush=True)
             if event.kind == "failed":
                 failed[event.name] = event.error
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on", file=sys.stderr)
+    except BaseException:
+        _end(workers)
         raise
-    finally:
-        for worker in workers:
-            worker.terminate() if sys.exc_info()[0] else worker.join()
+    for worker in workers:
+        worker.join()
     if failed:
         raise VideoAlignError(f"{len(failed)} stages failed, first {next(iter(failed))}: {next(iter(failed.values()))}. The "
                               "others are done where they could be; the same command tries again")  # fmt: skip
@@ -274,6 +275,16 @@ def work(out: str | Path, units: Callable[[], Sequence[Unit]], processes: int, t
     if left := board.left():  # of those that another call on this folder began or gave up
         raise VideoAlignError(f"{len(left)} stages are not done, first {left[0].name}: another call's log says why, in {out / LOGS}; "
                               "the same command tries again")  # fmt: skip
+
+
+def _end(workers: Sequence[multiprocessing.process.BaseProcess]) -> None:
+    """Let workers end between two steps of what they are doing, and tidy up; those that do not are killed."""
+    for worker in workers:
+        worker.terminate()
+    until = time.monotonic() + PATIENCE
+    for worker in workers:
+        worker.join(max(0.0, until - time.monotonic()))
+        worker.kill()
 
 
 def leading_to(units: Sequence[Unit], names: Iterable[str]) -> list[Unit]:

@@ -23,6 +23,7 @@ import yaml
 from .. import VideoAlignError
 from .locks import abandoned, explained, held, idle, real, temporary
 from .renames import entries, move, remove, replace, sync, take_name
+from .yaml_text import check_yaml
 
 
 @contextlib.contextmanager
@@ -252,7 +253,9 @@ def read_yaml(path: str | Path, option: str) -> Any:
         option: The option that names the file, for the message.
     """
     try:
-        return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        text = Path(path).read_text(encoding="utf-8")
+        check_yaml(text, f"{option} {path}")
+        return yaml.safe_load(text)
     except (OSError, ValueError, yaml.YAMLError) as error:  # an impossible date is a ValueError
         raise VideoAlignError(f"{option} {path} cannot be read ({str(error).splitlines()[0]})") from None
 

@@ -22,6 +22,8 @@ _MARK = re.compile(r"<(video|prompt|reward:[A-Z,]+)>")
 _OFFICIAL_PROMPT = "{text_prompt}"
 
 
+LONGEST = 30_000
+"""Characters of a template; the official one has 6 thousand, and the time of a step grows with the square."""
 OFFICIAL_CONSTANT = "DETAILED_PROMPT_WITH_SPECIAL_TOKEN"
 """The official repository's name of the text that the released model was trained with."""
 
@@ -83,6 +85,11 @@ class Template:
         raise VideoAlignError(f"--official-repo {folder}: {path.name} assigns no text to {OFFICIAL_CONSTANT}")
 
     def __post_init__(self) -> None:
+        if len(self.text) > LONGEST:
+            raise VideoAlignError(
+                f"template {self.name!r} has {len(self.text)} characters, more than {LONGEST}: every pair would be computed with all of "
+                "them. Name a text of rubrics"
+            )
         marks = _MARK.findall(self.text)
         tokens = [m for m in marks if m.startswith("reward:")]
         rewards = [dimension for token in tokens for dimension in token.removeprefix("reward:").split(",")]

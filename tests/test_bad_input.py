@@ -1,6 +1,5 @@
 """Users' mistakes: one message that says what is wrong, an exit status, and nothing half-written."""
 
-import errno
 import json
 import re
 import shutil
@@ -13,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from videoalign.cli import _mistake, main
+from videoalign.cli import main
 from videoalign.datamodules.shards import ShardWriter
 from videoalign.datamodules.video import encode
 from videoalign.models import VideoReward
@@ -509,10 +508,3 @@ def test_bad_input(
 
 def test_there_are_enough_cases() -> None:
     assert len(CASES) >= 45
-
-
-def test_a_full_disk_is_a_message_and_an_unknown_failure_is_not() -> None:
-    assert (
-        "No space left" in (told := _mistake(OSError(errno.ENOSPC, "No space left on device"))) and "make room" in told
-    )
-    assert _mistake(OSError(errno.EIO, "Input/output error")) is None

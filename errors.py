@@ -1,0 +1,226 @@
+"""What the command line says of an error: whose it is to mend, in one message.
+
+Three classes. The *user's*: a :class:`~videoalign.VideoAlignError`, or whatever a library raises while a configuration
+is read, its objects are made, or a checkpoint is taken up. The *environment's*: disks, memory, devices, networks. What
+is left is a *bug*, and alone shows a traceback. Errors are classed by kind, not listed: any OSError in the chain of
+causes is the environment's, and an error of a library whose text holds an errno's words is one too.
+
+No library is imported here: one that is not there already has raised nothing, and imports take seconds.
+"""
+
+import errno
+import os
+import re
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from . import VideoAlignError
+
+USER, ENVIRONMENT, BUG = "user", "environment", "bug"
+
+READING = ("parse_args", "parse_object", "_parse_common", "instantiate_classes", "instantiate_trainer", "_set_seed")
+"""Functions in which an error is the configuration's, whoever raised it."""
+OPTIMIZING = ("configure_optimizers", "_init_optimizers_and_lr_schedulers")
+TRAINER = ("_verify_loop_configurations", "_verify_dataloader_idx_requirement", "setup_data")
+RESUMING = ("resume_start", "restore_training_state", "restore_model", "restore_datamodule", "restore_callbacks",
+            "restore_loops", "restore_optimizers_and_schedulers", "_restore_modules_and_callbacks")  # fmt: skip
+GENERIC = {errno.EINVAL, errno.EDOM, errno.ERANGE, errno.ENOENT, errno.EEXIST, errno.EPERM}
+"""Whose words also occur in messages that have nothing to do with the operating system."""
+_WORDS = re.compile(
+    "|".join(re.escape(os.strerror(number)) for number in sorted({*errno.errorcode} - GENERIC)) + r"|os error \d+", re.I
+)
+_WRITING = re.compile(
+    r"PytorchStreamWriter|inline_container\.cc.*unexpected pos|file write failed|database or disk is full", re.S
+)
+_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory|bad_alloc|Unable to allocate", re.I)
+_WORKER = re.compile(r"DataLoader worker \(pid\(?s?\)? ?[\d, ]+\)")
+_NETWORK = re.compile(r"timed? ?out|connection|connect(ing)? to|resolve|unreachable|offline", re.I)
+_PEER = re.compile(
+    r"Connection (closed|reset) by (peer|remote peer)|Broken pipe|Connection (refused|reset)|remote process exited|"
+    r"NCCL (error|operation)|ncclRemoteError|Socket Timeout|Read timeout|Timed out waiting|store.*(timeout|failed)|recvValue|gloo",
+    re.I,
+)
+_WRAPPED = re.compile(r"Caught (?P<name>\w+) in .*? process \d+\.\nOriginal Traceback", re.S)
+_HINTS = {
+    errno.ENOSPC: "make room, and call it again",
+    errno.EDQUOT: "make room, and call it again",
+    errno.EROFS: "name a place that can be written",
+    errno.EMFILE: "raise the limit (ulimit -n), or use fewer workers",
+    errno.ENFILE: "close other programs, or use fewer workers",
+    errno.ENAMETOOLONG: "name a shorter path",
+    errno.EADDRINUSE: "another program listens there: name another port, or end that program",
+    errno.ENOMEM: "use smaller batches or fewer workers",
+    errno.EIO: "the disk or its connection may be failing",
+    errno.ESTALE: "the network file system has lost it: call it again",
+}
+
+
+@dataclass(frozen=True)
+class Found:
+    """Whose an error is, and what to say of it."""
+
+    kind: str
+    message: str
+    status: int = 2
+
+
+def chain(error: BaseException) -> Iterator[BaseException]:
+    """An error and what led to it, the latest first."""
+    seen: set[int] = set()
+    current: BaseException | None = error
+    while current is not None and id(current) not in seen:
+        seen.add(id(current))
+        yield current
+        current = current.__cause__ or current.__context__
+
+
+def named(error: BaseException, *names: str) -> bool:
+    """Whether an error is of a class of one of these names, or of one that derives from it."""
+    return any(base.__name__ in names for base in type(error).__mro__)
+
+
+def sentence(error: BaseException) -> str:
+    """The first line of an error's text; of one that a worker process handed on, the worker's own words."""
+    text = str(error).strip()
+    if wrapped := _WRAPPED.match(text):
+        text = re.split(rf"\n(?:[\w.]+\.)?{wrapped['name']}: ", text)[-1]
+        return text.strip() if wrapped["name"].endswith(("VideoAlignError", "ShardError")) else _first(text)
+    if isinstance(error, KeyError):
+        text = f"there is no {text}"
+    return _first(text) or type(error).__name__
+
+
+def _first(text: str) -> str:
+    line = next((line.strip() for line in text.splitlines() if line.strip()), "")
+    return line if len(line) <= 400 else line[:400] + " ..."
+
+
+def describe(error: BaseException) -> Found:
+    """Class an error and put it in words."""
+    every = list(chain(error))
+    for one in every:
+        if isinstance(one, VideoAlignError):
+            return Found(USER, sentence(one) if _WRAPPED.match(str(one)) else str(one))
+    if message := _environment(every):
+        return Found(ENVIRONMENT, message)
+    if message := _users(error, every):
+        return Found(USER, message)
+    return Found(BUG, f"{type(error).__name__}: {sentence(error)}", 1)
+
+
+def lost_peer(error: BaseException) -> bool:
+    """Whether an error only says that another process of a distributed run has gone."""
+    return any(
+        named(one, "DistError", "DistBackendError", "DistNetworkError", "DistStoreError")
+        or (type(one) is RuntimeError and _PEER.search(str(one)))
+        for one in chain(error)
+    )
+
+
+# --- environment ------------------------------------------------------------------------------------------------------
+
+
+def _environment(every: list[BaseException]) -> str | None:
+    for one in every:
+        text = str(one)
+        if (
+            isinstance(one, MemoryError)
+            or named(one, "OutOfMemoryError")
+            or (isinstance(one, RuntimeError) and _MEMORY.search(text))
+        ):
+            where = "the GPU" if "CUDA" in text or "HIP" in text else "this machine"
+            return (
+                f"the memory of {where} does not suffice ({sentence(one)}); lower batch_size (and accumulate more batches), the "
+                "number of workers, the frames or the pixels of a video, or train adapters and checkpoint activations"
+            )
+        if named(one, "BrokenProcessPool") or _WORKER.search(text):
+            return (
+                f"a worker process was ended from outside ({sentence(one)}): mostly memory ran out. Use fewer workers or smaller "
+                "batches; in a container also raise its shared memory (--shm-size)"
+            )
+        if isinstance(one, OSError):
+            return _of_system(one)
+        if named(one, "HTTPError", "TransportError", "RequestException", "HfHubHTTPError", "OfflineModeIsEnabled"):
+            return f"{sentence(one)}; look whether the network and the server can be reached, or name a local folder"
+        if named(one, "OperationalError") and ("sqlite" in repr(type(one)).lower() or "sqlite3" in text):
+            return f"the database cannot be used: {sentence(one)}"
+        if named(one, "AcceleratorError") or (isinstance(one, RuntimeError) and text.startswith("CUDA error")):
+            return f"the GPU failed: {sentence(one)}"
+        foreign = isinstance(one, RuntimeError) or named(one, "SafetensorError", "FFmpegError", "ArrowException")
+        if foreign and _WRITING.search(text):
+            return f"a file could not be written whole ({sentence(one)}): the disk is full or failing; make room, and call it again"
+        if foreign and _WORDS.search(text) and not _PEER.search(text):
+            return _with_hint(sentence(one), next((n for n in _HINTS if os.strerror(n).lower() in text.lower()), None))
+    if lost_peer(every[0]):
+        return (
+            f"the connection to another process of this run was lost ({sentence(every[0])}): it was ended from outside (memory?), or "
+            "its machine or the network failed; training goes on from the newest checkpoint with --ckpt_path"
+        )
+    return None
+
+
+def _of_system(error: OSError) -> str:
+    """An OSError's words, with what to do."""
+    text = sentence(error)
+    if isinstance(error, ConnectionError | TimeoutError) or _NETWORK.search(type(error).__name__):
+        text += "; look whether the network and the server can be reached, or name a local folder"
+    return _with_hint(text, error.errno)
+
+
+def _with_hint(text: str, number: int | None) -> str:
+    hint = _HINTS.get(number or 0)
+    return f"{text}; {hint}" if hint else text
+
+
+# --- the user's -------------------------------------------------------------------------------------------------------
+
+
+def _users(error: BaseException, every: list[BaseException]) -> str | None:
+    for one in every:
+        if named(one, "MisconfigurationException"):
+            hint = (
+                " Compute on the CPU: --trainer.accelerator cpu (fit and the like), --device cpu (score, bench)."
+                if "backend" in str(one)
+                else ""
+            )
+            return " ".join(str(one).split()) + hint
+    frames = [frame for one in every for frame, _ in traceback.walk_tb(one.__traceback__)]
+    names = [frame.f_code.co_name for frame in frames]
+    if "_parse_ckpt_path" in names:
+        return f"ckpt_path: {sentence(error)}"
+    if any(name in RESUMING for name in names):
+        places = (
+            f.f_locals.get("checkpoint_path") or getattr(f.f_locals.get("self"), "_ckpt_path", "") for f in frames
+        )
+        return _unfit(next(filter(None, map(str, places)), ""), every)
+    if any(name in OPTIMIZING for name in names):
+        return f"model.init_args.optimizer (or a schedule) has a value that does not work: {sentence(error)}"
+    if "_set_seed" in names:
+        return f"seed_everything: {sentence(error)}"
+    if any(name in TRAINER for name in names) or "instantiate_trainer" in names:
+        return f"trainer: {sentence(error)}"
+    if any(name in READING for name in names):
+        key = next((f.f_locals[n] for f in reversed(frames) for n in ("key", "dest")
+                    if f.f_code.co_name == "instantiate_classes" and isinstance(f.f_locals.get(n), str)), "")  # fmt: skip
+        return f"{key}: {sentence(error)}" if key else sentence(error)
+    return None
+
+
+def _unfit(path: str, every: list[BaseException]) -> str:
+    """A checkpoint that cannot be resumed from. What torch advises (weights_only=False would run foreign code) stays out."""
+    text = " ".join(str(one) for one in every)
+    if (
+        "Unsupported global" in text
+        or "Unsupported class" in text
+        or "Unsupported operand" in text
+        or "WeightsUnpickler" in text
+    ):
+        why = "it holds other things than weights and numbers, or is damaged; checkpoints of this package hold nothing else"
+    elif "state_dict" in text or "size mismatch" in text or "parameter group" in text or "param_groups" in text:
+        why = "it is of another model or other settings: what it holds does not fit this configuration"
+    elif isinstance(every[0], KeyError) or "missing" in text:
+        why = "it holds no training state, so it is no checkpoint of `videoalign fit`"
+    else:
+        why = f"it is damaged or no checkpoint ({_first(str(every[0])).partition('. ')[0] or type(every[0]).__name__})"
+    return f"--ckpt_path {path} cannot be used: {why}. Name another one of the run's checkpoints, or leave it out to start anew"

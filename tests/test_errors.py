@@ -1,0 +1,206 @@
+"""Whose an error is: the user's and the surroundings' are one message, a bug alone shows a traceback."""
+
+import errno
+import os
+import socket
+import subprocess
+import sys
+from concurrent.futures.process import BrokenProcessPool
+
+import pytest
+import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from safetensors import SafetensorError
+
+from videoalign import EverywhereError, VideoAlignError, cli, errors
+from videoalign.cli import main
+from videoalign.models.template import Template
+from videoalign.models.yaml_text import check_yaml, read_config, too_large
+
+
+def outcome(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture, error: BaseException) -> tuple[int, str]:
+    """Status and standard error of a command that fails so."""
+
+    def fail(args: list[str]) -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "_run", fail)
+    capfd.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        main(["shards", "info", "set"])
+    return stop.value.code, capfd.readouterr().err
+
+
+def chained(error: BaseException, cause: BaseException) -> BaseException:
+    error.__cause__ = cause
+    return error
+
+
+SYSTEM = [
+    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENAMETOOLONG, errno.EMFILE, errno.ENFILE, errno.EIO, errno.EACCES, errno.EPERM,
+    errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENOTEMPTY, errno.ELOOP, errno.EXDEV, errno.EBUSY, errno.ETXTBSY,
+    errno.EFBIG, errno.ESTALE, errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.ECONNREFUSED, errno.ECONNRESET, errno.ETIMEDOUT,
+    errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENOMEM, errno.EAGAIN, errno.EINVAL, errno.ENODEV, errno.EPIPE,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("number", SYSTEM, ids=lambda n: errno.errorcode[n])
+@pytest.mark.parametrize("wrapped", [False, True], ids=["plain", "wrapped"])
+def test_what_the_operating_system_refuses_is_one_message(number, wrapped, monkeypatch, capfd):
+    error: Exception = OSError(number, os.strerror(number), "some/where")
+    error = chained(RuntimeError("a library wrapped it"), error) if wrapped else error
+    status, err = outcome(monkeypatch, capfd, error)
+    assert status == 2 and "Traceback" not in err and err.count("videoalign: error:") == 1 and err.count("\n") == 1
+    assert os.strerror(number) in err and "some/where" in err
+
+
+ENVIRONMENT = {
+    "safetensors, disk full": (SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"), "make room"),
+    "safetensors, read-only": (SafetensorError("I/O error: Read-only file system (os error 30)"), "can be written"),
+    "torch.save, disk full": (RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0"), "make room"),
+    "torch.save, short write": (RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed"), "make room"),
+    "too many files in torch": (RuntimeError("unable to open shared memory object </torch_1> in read-write mode: Too many open files (24)"), "ulimit"),
+    "memory": (MemoryError(), "batch_size"),
+    "memory of numpy": (MemoryError("Unable to allocate 7.45 GiB for an array"), "batch_size"),
+    "memory of the CPU in torch": (RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory"), "batch_size"),
+    "memory of the GPU": (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB."), "memory of the GPU"),
+    "GPU broken": (RuntimeError("CUDA error: an illegal memory access was encountered"), "GPU failed"),
+    "pool worker killed": (BrokenProcessPool("A process in the process pool was terminated abruptly"), "fewer workers"),
+    "loader worker killed": (RuntimeError("DataLoader worker (pid 71) is killed by signal: Killed. "), "fewer workers"),
+    "loader worker gone": (RuntimeError("DataLoader worker (pid(s) 71, 72) exited unexpectedly"), "fewer workers"),
+    "hub refuses": (ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused"), "network"),
+    "hub slow": (TimeoutError("The read operation timed out"), "network"),
+    "no name server": (socket.gaierror(-3, "Temporary failure in name resolution"), "name resolution"),
+    "peer lost": (RuntimeError("[../gloo/transport/tcp/pair.cc:534] Connection closed by peer [10.0.0.2]:4242"), "another process"),
+    "error of a loader's worker": (OSError("Caught OSError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n"
+                                           '  File "x.py", line 1, in f\nOSError: [Errno 5] Input/output error: \'v.mp4\'\n'), "v.mp4"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ENVIRONMENT)
+def test_what_libraries_say_of_the_surroundings_is_one_message(name, monkeypatch, capfd):
+    error, words = ENVIRONMENT[name]
+    status, err = outcome(monkeypatch, capfd, error)
+    assert status == 2 and "Traceback" not in err and err.count("videoalign: error:") == 1 and words in err, err
+
+
+USERS = {
+    "own": (VideoAlignError("data.x is 3; make it 2"), "data.x is 3; make it 2"),
+    "own, on all ranks": (EverywhereError("data.x is 3"), "data.x is 3"),
+    "own, wrapped": (chained(TypeError("parser"), VideoAlignError("data.x is 3")), "error: data.x is 3"),
+    "own, of a loader's worker": (VideoAlignError("Caught VideoAlignError in DataLoader worker process 0.\nOriginal Traceback (most recent "
+                                                  'call last):\n  File "x"\nvideoalign.VideoAlignError: clip 3 is short\n'), "error: clip 3 is short"),
+    "Lightning's": (MisconfigurationException("No supported gpu backend found!"), "--trainer.accelerator cpu"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", USERS)
+def test_a_users_mistake_is_one_message(name, monkeypatch, capfd):
+    error, words = USERS[name]
+    status, err = outcome(monkeypatch, capfd, error)
+    assert status == 2 and "Traceback" not in err and err.count("videoalign: error:") == 1 and words in err, err
+
+
+@pytest.mark.parametrize(
+    "error",
+    [TypeError("no"), KeyError("x"), RuntimeError("shape [2, 3] is invalid"), ZeroDivisionError("division")],
+    ids=repr,
+)
+def test_a_bug_alone_shows_a_traceback_and_asks_to_be_reported(error, monkeypatch, capfd):
+    status, err = outcome(monkeypatch, capfd, error)
+    assert status == 1 and err.startswith("Traceback") and err.splitlines()[-1].endswith(cli.REPORT)
+
+
+def test_debugging_shows_the_traceback_of_anything(monkeypatch, capfd):
+    monkeypatch.setenv("VIDEOALIGN_DEBUG", "1")
+    status, err = outcome(monkeypatch, capfd, VideoAlignError("data.x is 3"))
+    assert status == 2 and err.startswith("Traceback") and err.splitlines()[-1] == "videoalign: error: data.x is 3"
+
+
+def test_a_reader_that_left_ends_the_command_quietly(tmp_path):
+    """As `head -1` does; the folder's name is long enough to fill a pipe."""
+    code = "from videoalign import cli; cli._run = lambda args: print('x' * 200_000); cli.main(['x'])"
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.read(1)
+    process.stdout.close()
+    assert process.wait(60) == 141 and process.stderr.read() == b""
+
+
+def test_output_that_cannot_be_written_is_an_error():
+    code = "from videoalign import cli; cli._run = lambda args: print('x'); cli.main(['x'])"
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2 and "No space left on device" in done.stderr and "Traceback" not in done.stderr
+
+
+# --- YAML -------------------------------------------------------------------------------------------------------------
+
+LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{new}: &{new} [{', '.join([f'*{old}'] * 9)}]\n" for old, new in zip("abcdefgh", "bcdefghi")
+)
+BAD_YAML = {
+    "billion laughs": (LAUGHS, r"line \d+: written out it holds more than"),
+    "laughs by merging": ("a: &a {x: 1}\n" + "".join(f"b{i}: &b{i} [{', '.join(['*a' if i == 0 else f'*b{i - 1}'] * 9)}]\n" for i in range(9)), "more than"),
+    "alias of itself": ("trainer: &t\n  logger: *t\n", r"line 2: \*t refers to a value that it is itself a part of"),
+    "list in itself": ("a: &l [1, *l]\n", "itself a part of"),
+    "alias of nothing": ("a: *nothing\n", "refers to nothing"),
+    "key twice": ("trainer:\n  max_steps: 1\n  max_steps: 2\n", "line 3: the key 'max_steps' occurs twice"),
+    "key twice in braces": ("trainer: {a: 1, b: 2, a: 3}\n", "'a' occurs twice"),
+    "key twice at the top": ("a: 1\nb: 2\na: {c: 1}\n", "line 3: the key 'a' occurs twice"),
+    "deep": ("a: " + "[" * 5000 + "]" * 5000, "nested more than"),
+    "many keys": ("".join(f"k{i}: {i}\n" for i in range(16_000)), "more than"),
+    "nested interpolations": ("a: " + "${b." * 2000 + "}" * 2000, "interpolations"),
+    "long interpolation": ("a: ${" + "b" * 100_000 + "}", "interpolations"),
+    "UTF-16": ("a: 1\n".encode("utf-16"), "not UTF-8"),
+    "binary": (bytes(range(256)), "not UTF-8"),
+    "null bytes": (b"a: \x00\n", "is no YAML"),
+    "empty": ("", "is empty"),
+    "only a comment": ("# nothing\n", "is empty"),
+    "list": ("- 1\n- 2\n", "holds list"),
+    "word": ("hello\n", "holds str"),
+    "number": ("7\n", "holds int"),
+    "open bracket": ("a: [1, 2\nb: }", "is no YAML"),
+    "tab": ("a:\n\t- 1\n", "is no YAML"),
+    "impossible date": ("a: 2024-13-45\n", "is no YAML"),
+    "python object": ("a: !!python/object/apply:os.getcwd []\n", "is no YAML"),
+    "long number": ("a: " + "1" * 200_000, "is no YAML"),
+    "two documents": ("a: 1\n---\nb: 2\n", "is no YAML"),
+    "larger than a configuration": ("a: " + "x" * 2**21, "larger than"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD_YAML)
+def test_a_configuration_is_looked_at_before_it_is_built(name, tmp_path):
+    content, words = BAD_YAML[name]
+    path = tmp_path / "x.yaml"
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    with pytest.raises(VideoAlignError, match=words) as error:
+        read_config(path)
+    assert str(path) in str(error.value) and len(str(error.value)) < 700
+
+
+@pytest.mark.parametrize("text", [
+    "a: &x {b: 1}\nc: *x\nd: *x\n", "base: &b {x: 1}\nc: {<<: *b, y: 2}\n", "a: {x: 1}\nb: {x: 1}\n", "a: ${b.c}\nb: {c: 1}\n",
+    "1: a\n'1': b\n", "a: &x 1\nb: &x 2\nc: *x\n", "not: [yaml",
+])  # fmt: skip
+def test_sound_yaml_passes(text):
+    check_yaml(text, "here")
+
+
+@pytest.mark.parametrize(
+    "value, key", [({"a": {"b": [1, 2**63]}}, "a.b.1"), ({"a": -(2**63) - 1}, "a"), ({"a": 2**63 - 1}, None)]
+)
+def test_numbers_beyond_64_bits_are_found(value, key):
+    assert too_large(value) == key
+
+
+def test_a_template_that_no_step_would_finish_is_refused(tmp_path):
+    (tmp_path / "t.txt").write_text("<video> <prompt> <reward:VQ,MQ,TA>" + "a" * 200_000)
+    with pytest.raises(VideoAlignError, match="more than"):
+        Template.load(tmp_path / "t.txt")
+
+
+def test_a_chain_of_errors_that_bites_its_tail_ends():
+    a, b = RuntimeError("a"), RuntimeError("b")
+    a.__cause__, b.__cause__ = b, a
+    assert errors.describe(a).kind == errors.BUG
