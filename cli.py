@@ -197,7 +197,15 @@ def _sampling(o: argparse.Namespace) -> Any:
 def _import_csv(o: argparse.Namespace) -> None:
     with _pool(o.workers) as pool:
         report = _function("datamodules.import_csv:import_csv")(
-            Path(o.ratings), Path(o.videos), Path(o.out), o.kind, o.skip_bad_rows, o.allow_missing, pool, Progress()
+            Path(o.ratings),
+            Path(o.videos),
+            Path(o.out),
+            o.kind,
+            o.skip_bad_rows,
+            o.allow_missing,
+            pool,
+            Progress(),
+            o.seed,
         )
     print(report.text())
 
@@ -206,7 +214,7 @@ def _import_videos(o: argparse.Namespace) -> None:
     with _pool(o.workers) as pool:
         print(
             _function("datamodules.video_sets:import_videos")(
-                Path(o.table), Path(o.videos), Path(o.out), o.skip_bad_rows, pool, Progress()
+                Path(o.table), Path(o.videos), Path(o.out), o.skip_bad_rows, pool, Progress(), o.seed
             )
         )
 
@@ -221,7 +229,7 @@ def _import_benchmark(o: argparse.Namespace) -> None:
     with _pool(o.workers) as pool:
         report = _function(f"datamodules.import_benchmarks:import_{name}")(
             Path(o.source), Path(o.out), Path(o.videos) if o.videos else None, skip_bad_rows=o.skip_bad_rows,
-            allow_missing=o.allow_missing, pool=pool, progress=Progress(), **more,
+            allow_missing=o.allow_missing, pool=pool, progress=Progress(), seed=o.seed, **more,
         )  # fmt: skip
     print(report.text())
 
@@ -308,7 +316,17 @@ def _score(o: argparse.Namespace) -> int:
 
 def _bench(o: argparse.Namespace) -> None:
     _function("alignment.bench:bench")(
-        _source(o), o.data, o.out, o.batch_size, o.workers, o.device, o.devices, o.benchmark, o.overall, o.ways
+        _source(o),
+        o.data,
+        o.out,
+        o.batch_size,
+        o.workers,
+        o.device,
+        o.devices,
+        o.benchmark,
+        o.overall,
+        o.ways,
+        o.min_pixels,
     )
 
 
@@ -430,6 +448,8 @@ def _parser() -> argparse.ArgumentParser:
             sub.add_argument("--split", help="which one, where there are several")
         sub.add_argument("--out", required=True, help="folder to make")
         imports.append(sub)
+    for sub in (*imports, unrated):
+        sub.add_argument("--seed", type=_count(0), default=0, help="seed of the order in which samples are stored")
     for sub in imports:
         sub.add_argument("--skip-bad-rows", action="store_true", help="leave unsound rows out instead of stopping")
         sub.add_argument("--allow-missing", action="store_true", help="leave out pairs whose videos are not there")
@@ -522,6 +542,11 @@ def _parser() -> argparse.ArgumentParser:
         help="what is compared with overall labels (sum; TA for genai-bench)",
     )
     bench.add_argument("--ways", type=int, choices=(3, 4), default=3, help="4: GenAI-Bench's four classes besides")
+    bench.add_argument(
+        "--min-pixels",
+        type=_count(0),
+        help="enlarge smaller frames to this area, in place of what the benchmark or the model says; 0 enlarges none",
+    )
     convert = add("convert", _convert, "write an official VideoReward as a folder of safetensors and JSON")
     convert.add_argument("--from", dest="model", required=True, help="official folder: model_config.json, checkpoint-N")
     convert.add_argument("--out", required=True, help="folder to make")

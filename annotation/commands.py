@@ -226,9 +226,7 @@ def serve(
     # are left out: they are raised anew when it has ended, and it knows nothing of SIGHUP.
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.create_server((host, port), family=family) as listening:
-        config = uvicorn.Config(
-            app, http=Impatient, log_level="warning", server_header=False, timeout_graceful_shutdown=5, **LIMITS
-        )
+        config = uvicorn.Config(app, http=Impatient, log_level="warning", server_header=False, **LIMITS)
         server = uvicorn.Server(config)
         server.capture_signals = contextlib.nullcontext
 
