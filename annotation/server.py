@@ -200,7 +200,7 @@ def _own(request: Request) -> bool:
 
 def _ranged(content: Content, wanted: str | None) -> Response:
     """A video, or the part of it that a browser asks for (RFC 9110, section 14)."""
-    start, size = content.spans["mp4"]
+    start, size = content.spans["mp4"].start, content.spans["mp4"].size
     headers = {"Accept-Ranges": "bytes", "Cache-Control": "private, max-age=3600"}  # its address holds the ticket
     first, last, status = 0, size - 1, 200
     match = re.fullmatch(r"bytes=(\d{0,15})-(\d{0,15})", (wanted or "").strip())

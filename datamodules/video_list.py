@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 
 from .. import VideoAlignError
 from ..models.processor import RewardProcessor
+from .contents import Content
 from .frames import FrameReader, load_frames
 from .ratings import prompt_of
 from .shards import SIDES, ShardSet
@@ -23,25 +24,24 @@ class Listed:
     """A video with its prompt, and where its bytes are.
 
     Attributes:
-        name: in messages, or the key in its set. path: of a video file, or of a shard. span: first byte and size in
-            the shard; None is the whole file. decoded: whether it holds decoded frames. length: about how many tokens
-            it will have, in any unit; videos of similar length share a batch.
+        name: What to call it in messages, or its key in the set.
+        prompt: The text that it was made from.
+        path: Path of a video file, or of a shard.
+        member: The sample of a shard and the extension of the video in it; None where ``path`` is the video.
+        decoded: Whether it holds decoded frames.
+        length: About how many tokens it will have, in any unit; videos of similar length share a batch.
     """
 
     name: str
     prompt: str
     path: str
-    span: tuple[int, int] | None = None
+    member: tuple[Content, str] | None = None
     decoded: bool = False
     length: float = 0.0
 
     def frames(self, processor: RewardProcessor) -> Tensor:
         """uint8 (T, 3, H, W)."""
-        source: Path | bytes = Path(self.path)
-        if self.span:
-            with open(self.path, "rb") as file:
-                file.seek(self.span[0])
-                source = file.read(self.span[1])
+        source = self.member[0].read(self.member[1]) if self.member else Path(self.path)
         if self.decoded:
             return load_frames(source, self.name)
         return decode(source, processor.sampling, processor.factor, self.name)
@@ -58,9 +58,9 @@ def videos_of(shards: ShardSet, processor: RewardProcessor) -> dict[str, Listed]
     for content in shards.contents():
         prompt = prompt_of(content.record, content.name)
         for side in SIDES[shards.index.kind]:
-            name, span = f"{content.key}.{side}".rstrip("."), content.spans[f"{side}.{media}".lstrip(".")]
-            length = _length(content.record, processor) or span[1]
-            found[name] = Listed(name, prompt, str(content.path), span, media != "mp4", length)
+            name, extension = f"{content.key}.{side}".rstrip("."), f"{side}.{media}".lstrip(".")
+            length = _length(content.record, processor) or content.spans[extension].size
+            found[name] = Listed(name, prompt, str(content.path), (content, extension), media != "mp4", length)
     return found
 
 
