@@ -150,8 +150,6 @@ def serve(
             :func:`begin`, where they are given. Of a round that has begun ``select`` and ``model`` alone: what is left to rate is put
             in a new order.
     """
-    import uvicorn
-
     from .server import make_app
 
     shards, told = _watchable(videos), read_guideline(guideline) if guideline else GUIDELINE
@@ -178,14 +176,27 @@ def serve(
         f"overview      {url}/overview/{admin}\ninvite with   videoalign annotate invite NAME --db {db} --url {url}",
         flush=True,
     )
-    # What takes the port is an OSError here; uvicorn would log it and end with a status of its own. Its handlers of signals
-    # are left out: they are raised anew when it has ended, and it knows nothing of SIGHUP.
+    listen(app, host, port)
+
+
+def listen(app: Any, host: str, port: int) -> None:
+    """Serve until a signal asks to end; requests that run get five seconds.
+
+    Args:
+        app: What is served.
+        host: Address to listen at.
+        port: Port to listen at. Where another program has it, that is an OSError; uvicorn would end with a status of its own.
+    """
+    import uvicorn
+
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.create_server((host, port), family=family) as listening:
         server = uvicorn.Server(
             uvicorn.Config(app, log_level="warning", server_header=False, timeout_graceful_shutdown=5)
         )
-        server.capture_signals = contextlib.nullcontext
+        server.capture_signals = (
+            contextlib.nullcontext
+        )  # they would be raised anew at the end, and know nothing of SIGHUP
 
         def end() -> None:
             server.should_exit = True

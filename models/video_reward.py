@@ -90,10 +90,12 @@ class Statistics:
 
     def check(self, where: str) -> "Statistics":
         """Refuse numbers that nothing can be normalised with; returns itself."""
-        sound = (
-            all(isinstance(x, int | float) and math.isfinite(x) for x in (*self.mean, *self.std)) and min(self.std) > 0
-        )
-        if not sound or not len(self.mean) == len(self.std) == len(DIMENSIONS):
+        sound = all(
+            isinstance(row, list | tuple) and len(row) == len(DIMENSIONS)
+            and all(isinstance(x, int | float) and math.isfinite(x) for x in row)
+            for row in (self.mean, self.std)
+        )  # fmt: skip
+        if not sound or min(self.std) <= 0:
             raise VideoAlignError(
                 f"{where}: means {self.mean} and deviations {self.std} cannot normalise rewards; they must be finite, deviations positive"
             )
