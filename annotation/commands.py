@@ -181,9 +181,6 @@ def serve(
         options: Those of :func:`begin`, where they are given. Of a round that has begun ``select`` and ``model`` alone: what is left
             to rate is put in a new order.
     """
-    import uvicorn
-
-    from .connections import LIMITS, Impatient
     from .server import host_of, make_app
 
     hosts = {"127.0.0.1", "localhost", "[::1]"}
@@ -222,13 +219,32 @@ def serve(
         f"overview      {url}/overview/{admin}\ninvite with   videoalign annotate invite NAME --db {db} --url {url}",
         flush=True,
     )
-    # What takes the port is an OSError here; uvicorn would log it and end with a status of its own. Its handlers of signals
-    # are left out: they are raised anew when it has ended, and it knows nothing of SIGHUP.
+    listen(app, host, port)
+
+
+def server_of(app: Any) -> Any:
+    """uvicorn's server of an app: patient with nobody, and ended by this package's own handling of signals."""
+    import uvicorn
+
+    from .connections import LIMITS, Impatient
+
+    server = uvicorn.Server(uvicorn.Config(app, http=Impatient, log_level="warning", server_header=False, **LIMITS))
+    # signals would be raised anew at the end, and it knows nothing of SIGHUP
+    server.capture_signals = contextlib.nullcontext
+    return server
+
+
+def listen(app: Any, host: str, port: int) -> None:
+    """Serve until a signal asks to end; requests that run get five seconds.
+
+    Args:
+        app: What is served.
+        host: Address to listen at.
+        port: Port to listen at. Where another program has it, that is an OSError; uvicorn would end with a status of its own.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.create_server((host, port), family=family) as listening:
-        config = uvicorn.Config(app, http=Impatient, log_level="warning", server_header=False, **LIMITS)
-        server = uvicorn.Server(config)
-        server.capture_signals = contextlib.nullcontext
+        server = server_of(app)
 
         def end() -> None:
             server.should_exit = True

@@ -15,13 +15,12 @@ from types import SimpleNamespace
 import httpx
 import numpy as np
 import pytest
-import uvicorn
 from fastapi.testclient import TestClient
 
 from videoalign import VideoAlignError
 from videoalign.annotation import connections
 from videoalign.annotation.agreement import independent, sources, wilson
-from videoalign.annotation.commands import begin
+from videoalign.annotation.commands import begin, server_of
 from videoalign.annotation.commands import serve as serve_command
 from videoalign.annotation.export import export, plain
 from videoalign.annotation.label_studio import import_label_studio
@@ -582,18 +581,19 @@ def test_a_flag_after_a_review_counts_also_when_the_clock_was_set_back(round_, m
 def running(numbers, tmp_path, monkeypatch):
     """What `annotate serve` starts, in a thread: (port, store)."""
     kept = {}
-    monkeypatch.setattr("uvicorn.run", lambda app, **settings: kept.update(app=app, **settings))
+    monkeypatch.setattr("videoalign.annotation.commands.listen", lambda app, host, port: kept.update(app=app))
     monkeypatch.setattr(connections, "READ_SECONDS", 0.6)
     monkeypatch.setattr(connections, "WRITE_SECONDS", 0.6)
     serve_command(str(numbers), str(tmp_path / "votes.db"), validation=0, benchmark=0, per_prompt=9)
-    server = uvicorn.Server(uvicorn.Config(kept.pop("app"), **{**kept, "port": 0}))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        time.sleep(0.02)
-    yield server.servers[0].sockets[0].getsockname()[1], Store(tmp_path / "votes.db")
-    server.should_exit = True
-    thread.join()
+    server = server_of(kept["app"])
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+        thread.start()
+        while not server.started:
+            time.sleep(0.02)
+        yield listening.getsockname()[1], Store(tmp_path / "votes.db")
+        server.should_exit = True
+        thread.join()
 
 
 def connect(port):
@@ -701,7 +701,7 @@ def test_an_answer_that_nobody_reads_is_given_up(monkeypatch):
 )  # fmt: skip
 def test_the_server_answers_to_what_it_was_told(numbers, tmp_path, monkeypatch, capsys, options, allowed, noted):
     seen = []
-    monkeypatch.setattr("uvicorn.run", lambda app, **_: None)
+    monkeypatch.setattr("videoalign.annotation.commands.listen", lambda *given: None)
     monkeypatch.setattr("videoalign.annotation.server.make_app", lambda *given: seen.append(given[-1]))
     main(
         [

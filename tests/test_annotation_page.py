@@ -715,7 +715,7 @@ def judges(backbone, sampling, tmp_path_factory):
 @pytest.mark.parametrize("count", [1, 2])
 def test_what_models_know_least_of_is_rated_first(videos, judges, tmp_path, monkeypatch, capsys, count):
     db = tmp_path / "votes.db"
-    monkeypatch.setattr("uvicorn.run", lambda app, **_: None)
+    monkeypatch.setattr("videoalign.annotation.commands.listen", lambda app, host, port: None)
 
     def serve(models, *more):
         main(["annotate", "serve", "--videos", str(videos), "--db", str(db), "--select", "uncertain", "--model", *models,
@@ -768,7 +768,7 @@ def serve(videos, tmp_path):
 
 def test_a_guideline_of_ones_own_is_shown(videos, tmp_path, monkeypatch, capsys):
     path, apps = tmp_path / "guideline.yaml", []
-    monkeypatch.setattr("uvicorn.run", lambda app, **_: apps.append(app))
+    monkeypatch.setattr("videoalign.annotation.commands.listen", lambda app, host, port: apps.append(app))
     command = [*serve(videos, tmp_path), "--guideline", str(path)]
     part = {"title": "Looks", "question": "Which?", "points": ["fur", "<b>eyes</b>"], "good": "a cat", "bad": "a blur"}
     path.write_text(yaml.safe_dump([part]))
@@ -806,7 +806,7 @@ def test_without_the_extra_it_is_named(tmp_path):
 
 
 def test_others_are_let_in_with_a_warning(videos, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("uvicorn.run", lambda app, **_: None)
+    monkeypatch.setattr("videoalign.annotation.commands.listen", lambda app, host, port: None)
     for host, warned in (("127.0.0.1", False), ("localhost", False), ("0.0.0.0", True)):
         main([*serve(videos, tmp_path), "--host", host])
         assert ("unencrypted" in capsys.readouterr().err) is warned
