@@ -62,6 +62,8 @@ def main(args: list[str] | None = None) -> None:
             sys.stdout.flush()
             stopping.check()
     except BaseException as error:
+        if locks := sys.modules.get(f"{__package__}.models.locks"):
+            locks.Hold.drop_all()
         _end(error, args)
     if status:
         sys.exit(status)

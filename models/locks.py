@@ -6,8 +6,10 @@ import itertools
 import os
 import re
 import socket
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import filelock
 
@@ -106,8 +108,11 @@ def held(path: str | Path, every: bool = False) -> Iterator[None]:
 class Hold:
     """Keeps an output from one call to another, as the hooks of a run need it; :func:`held` is for a block."""
 
+    _open: ClassVar[weakref.WeakSet] = weakref.WeakSet()
+
     def __init__(self) -> None:
         self._blocks = contextlib.ExitStack()
+        self._open.add(self)
 
     def take(self, path: str | Path, every: bool = False) -> None:
         """Enter a block of :func:`held`, leaving an earlier one; the same arguments."""
@@ -117,6 +122,12 @@ class Hold:
     def drop(self) -> None:
         """Leave the block, if one was entered."""
         self._blocks.close()
+
+    @classmethod
+    def drop_all(cls) -> None:
+        """Leave all blocks of this process: a command that fails does not come to the hooks that would."""
+        for hold in [*cls._open]:
+            hold.drop()
 
 
 @contextlib.contextmanager

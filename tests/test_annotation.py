@@ -28,7 +28,7 @@ COLUMNS = ("VQ", "MQ", "TA")
 
 
 def content(key, prompt, source):
-    return Content(key, Path("shard.tar"), {"prompt": prompt, "source": source})
+    return Content(key, Path("shard.tar"), json.dumps({"prompt": prompt, "source": source}), {})
 
 
 def world(prompts=12, names="abcd", each=2):

@@ -253,7 +253,7 @@ def test_a_locked_file_stores_nothing_and_says_so(round_, monkeypatch):
 def test_videos_of_another_set_are_refused(videos, tmp_path):
     store = begin(str(videos), str(tmp_path / "votes.db"))
     with ShardWriter(tmp_path / "other", "videos") as writer:
-        content = next(ShardSet(videos).contents())
+        content = ShardSet(videos).contents()[0]
         writer.write("x", {"": content.read("mp4")}, content.record)
     with pytest.raises(VideoAlignError, match="not the set"):
         make_app(store, ShardSet(tmp_path / "other"), "x")

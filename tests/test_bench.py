@@ -404,6 +404,14 @@ def rewrite(folder: Path, change: Callable[[list[tuple[str, bytes]]], list[tuple
     (folder / "index.json").write_text(json.dumps(index))
 
 
+def without_contents(folder: Path) -> None:
+    """As a set of an earlier release, whose shards are walked through."""
+    index = json.loads((folder / "index.json").read_text())
+    for shard in index["shards"]:
+        shard.pop("contents")
+    (folder / "index.json").write_text(json.dumps(index))
+
+
 def overwrite_header(key: str) -> Callable[[Path], None]:
     def change(folder: Path) -> None:
         path = folder / "000000.tar"
@@ -416,7 +424,7 @@ def overwrite_header(key: str) -> Callable[[Path], None]:
     return change
 
 
-NOT_THE_INDEX = r"000000\.tar does not hold what the index says.*shards verify"
+NOT_THE_INDEX = r"000000\.tar.*(index says|has members|occurs twice|do not stand together).*shards verify"
 
 
 @pytest.mark.parametrize(
@@ -429,7 +437,7 @@ NOT_THE_INDEX = r"000000\.tar does not hold what the index says.*shards verify"
         (lambda f: rewrite(f, lambda m: [x for x in m if x[0] != "000001.mp4"]), NOT_THE_INDEX),
         (lambda f: rewrite(f, lambda m: [(n.replace("000001.j", "000009.j"), c) for n, c in m]), NOT_THE_INDEX),
         (lambda f: rewrite(f, lambda m: [(n.replace("000001.", "000000."), c) for n, c in m]), NOT_THE_INDEX),
-        (lambda f: rewrite(f, lambda m: [(n.replace("000001.", "000005."), c) for n, c in m]), r"000001\.tar does not hold"),
+        (lambda f: rewrite(f, lambda m: [(n.replace("000001.", "000005."), c) for n, c in m]), "'000005' occurs twice"),
         (lambda f: rewrite(f, lambda m: [(n, b"{" if n == "000001.json" else c) for n, c in m]), "'000001'.*not valid"),
         (lambda f: rewrite(f, lambda m: [(n, b"{}" if n == "000001.json" else c) for n, c in m]), "'000001'.*no prompt"),
     ],
@@ -440,8 +448,27 @@ def test_damaged_shards_are_refused(damage, words, kit, processor, tmp_path):
     folder = tmp_path / "world"
     shutil.copytree(kit / "world", folder)
     damage(folder)
+    without_contents(folder)
     with pytest.raises(ShardError, match=words):
         videos_of(ShardSet(folder), processor)
+
+
+def test_a_flipped_bit_of_a_video_is_noticed(kit, processor, tmp_path):
+    folder = tmp_path / "world"
+    shutil.copytree(kit / "world", folder)
+    span = ShardSet(folder).contents()[1].spans["mp4"]
+    with open(folder / "000000.tar", "r+b") as file:
+        file.seek(span.start + span.size // 2)
+        byte = file.read(1)[0]
+        file.seek(-1, 1)
+        file.write(bytes([byte ^ 16]))
+    found = videos_of(ShardSet(folder), processor)
+    for number, video in enumerate(found.values()):
+        if number == 1:
+            with pytest.raises(ShardError, match=r"000000\.tar, key '000001', mp4: its bytes are not those"):
+                video.frames(processor)
+        else:
+            video.frames(processor)
 
 
 # --- batches of videos ------------------------------------------------------------------------------------------
@@ -593,7 +620,7 @@ def other_weights(kit: Path, tmp: Path) -> list:
 def other_record(change: Callable[[dict], object]) -> Callable[[Path, Path], list]:
     def prepare(kit: Path, tmp: Path) -> list:
         shutil.copytree(kit / "model", tmp / "changed")
-        change_json(tmp / "changed" / "reward.json", change)
+        change_json(tmp / "changed" / "reward.json", lambda record: (record.pop("sha256"), change(record)))
         return ["--model", tmp / "changed"]
 
     return prepare
