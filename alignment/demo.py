@@ -12,7 +12,7 @@ from ..callbacks.reward_bench import bar_chart, table
 from ..datamodules.benchmark import Benchmark
 from ..datamodules.units import Unit, durations, work
 from ..datamodules.world import ceiling
-from ..models.files import new_file, read_json
+from ..models.files import new_file, read_results
 from .compare import Arm
 from .demo_page import write_page
 from .loop import ALIGNED, BENCHMARKS, Loop, LoopSize, begin, shown_sweeps
@@ -44,7 +44,7 @@ def demo(out: str | Path, seed: int, size: LoopSize | None = None) -> dict[str, 
 
 def _report(out: Path, started: float, stages: Sequence[tuple[str, float]]) -> dict[str, Any]:
     found = {
-        name: read_json(out / f"bench_{name}/accuracies.json", "a finished demo")
+        name: read_results(out / f"bench_{name}/accuracies.json", "a finished demo")
         for name in ("reward_rendered", "reward")
     }
     ceilings = {name: ceiling(Benchmark(out / "world" / name)) for name in BENCHMARKS}
@@ -56,7 +56,7 @@ def _report(out: Path, started: float, stages: Sequence[tuple[str, float]]) -> d
         with new_file(out / f"{name}.png") as file:
             bar_chart(name, found["reward"][name], best).savefig(file, dpi=110, format="png")
     print(f"\n{(out / 'compared/comparison.md').read_text()}")
-    compared = read_json(out / "compared/comparison.json", "a finished demo")
+    compared = read_results(out / "compared/comparison.json", "a finished demo")
     page = write_page(out, found, ceilings, compared, stages)
     print(f"report         {page}   (open it in a browser)"
           f"\nreward model   {out / 'reward'}   (videoalign score --model {out / 'reward'} --video V.mp4 --prompt \"...\")"

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..datamodules.benchmark import Benchmark
 from ..models.files import write_json
-from ..models.intervals import LEAST_PROMPTS, prompt_number
+from ..models.intervals import LEAST_PROMPTS, interval_text, prompt_number
 from ..models.metrics import PreferenceAccuracy
 from .tensorboard import folder_of, writer_of
 
@@ -126,8 +126,7 @@ def table(result: dict[str, dict], ceiling: dict[str, dict] | None = None, markd
     rows = []
     for column, row in result.items():
         floor = row["floor"]
-        spans = ["{:.3f}-{:.3f}".format(*row[k]) if k in row else "" for k in ("interval", "interval_with_ties")]
-        spans = ["-" if "nan" in span else span for span in spans]
+        spans = [interval_text(row[k]) if k in row else "" for k in ("interval", "interval_with_ties")]
         cells = [column, f"{row['without_ties']:.3f}", spans[0], "0.500", f"{row['with_ties']:.3f}", spans[1], f"{row['held_out']:.3f}",
                  f"{floor:.3f}", f"{max(floor, (1 - floor) / 2):.3f}", str(row["pairs"])]  # fmt: skip
         if ceiling:

@@ -16,6 +16,7 @@ from .. import EverywhereError, VideoAlignError
 from ..datamodules.prompts import read_prompts
 from ..datamodules.video import resample
 from ..models.files import write_json
+from ..models.intervals import interval_text
 from ..models.official import load_reward
 from ..models.template import Template
 from ..models.win_rate import win_rates
@@ -135,7 +136,7 @@ def table(results: dict[str, dict], drift: float) -> str:
         "|---" * 7 + "|",
     ]
     for column, row in results.items():
-        spans = ["{:.2f}-{:.2f}".format(*row[f"{kind}_interval"]) for kind in ("win_rate", "superiority")]
+        spans = [interval_text(row[f"{kind}_interval"], 2) for kind in ("win_rate", "superiority")]
         lines.append(
             f"| {column} | {row['win_rate']:.3f} | {spans[0]} | {row['superiority']:.3f} | {spans[1]} | {row['policy']:+.3f} | {row['reference']:+.3f} |"
         )

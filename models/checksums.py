@@ -64,7 +64,8 @@ def seal(path: Path) -> None:
         text = json.dumps(
             {**header, "__metadata__": dict(sorted(metadata.items()))}, separators=(",", ":"), ensure_ascii=False
         )
-        padded = text.encode() + b" " * (-len(text.encode()) % 8)
+        # the data begin at a multiple of 64 bytes, as a computation with vectors of numbers likes them
+        padded = text.encode() + b" " * (-(len(text.encode()) + 8) % 64)
         out.write(struct.pack("<Q", len(padded)) + padded)
         file.seek(start)
         shutil.copyfileobj(file, out, 1 << 24)

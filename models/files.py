@@ -9,6 +9,7 @@ import errno
 import functools
 import inspect
 import json
+import math
 import os
 import pwd
 import re
@@ -243,6 +244,19 @@ def read_json(path: Path, what: str) -> Any:
         raise VideoAlignError(_denied(path)) from None
     except (OSError, ValueError) as error:
         raise VideoAlignError(f"{path}: {what} needs it, but it cannot be read ({error})") from None
+
+
+def read_results(path: Path, what: str) -> Any:
+    """:func:`read_json` of numbers by name, in which null is NaN again: :func:`write_json` writes what is undefined as null."""
+
+    def undefined(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: undefined(one) for name, one in value.items()}
+        if isinstance(value, list) and all(isinstance(one, int | float | None) for one in value):
+            return [math.nan if one is None else one for one in value]
+        return value
+
+    return undefined(read_json(path, what))
 
 
 def read_yaml(path: str | Path, option: str) -> Any:

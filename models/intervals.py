@@ -56,6 +56,11 @@ def interval(
     return float(low), float(high)
 
 
+def interval_text(ends: tuple[float, float], digits: int = 3) -> str:
+    """An interval as it stands in tables: ``0.812-0.934``, or ``-`` where there is none."""
+    return "-" if any(math.isnan(end) for end in ends) else f"{ends[0]:.{digits}f}-{ends[1]:.{digits}f}"
+
+
 def mean_interval(values: Tensor | np.ndarray, resamples: int = 1000, seed: int = 0) -> tuple[float, float]:
     """95 % interval of a mean over prompts.
 

@@ -880,8 +880,7 @@ def test_an_interrupted_comparison_goes_on(compared, world, tmp_path, monkeypatc
     config = settings(world, tmp_path / "out", arms=arms)
     with monkeypatch.context() as patch:
         counted(patch, 3)
-        with pytest.raises(RuntimeError, match="interrupted here"):
-            compare(tmp_path / "c.yaml", config)
+        assert compare(tmp_path / "c.yaml", config) == 1  # a fault of the program
     left = tmp_path / "out" / "videos"
     assert (left / "base").is_dir() and (left / ".none.parts").is_dir() and not (left / "none").exists()
     assert not (tmp_path / "out" / "comparison.json").exists()

@@ -2,9 +2,9 @@
 
 import json
 import math
-import subprocess
 import sys
 from functools import partial
+from pathlib import Path
 from statistics import NormalDist
 from types import SimpleNamespace
 
@@ -19,6 +19,9 @@ from diffusers import (
     LTXPipeline,
     UniPCMultistepScheduler,
 )
+
+sys.path.insert(0, str(Path(__file__).parent))
+from forked import forked
 
 from videoalign import VideoAlignError
 from videoalign.alignment import CacheReference, FlowDPO, FlowIPO, FlowRWR, FlowSFT, QuadraticBeta
@@ -1108,14 +1111,14 @@ def test_options_that_cannot_work_are_refused(options, words, family, folders):
 
 SCRIPT = """
 import json, sys, torch, lightning as L
+from forked import on_ranks
 from functools import partial
 from lightning.pytorch.strategies import ModelParallelStrategy
 from videoalign.alignment import FlowDPO, FlowRWR
 from videoalign.datamodules.latents import LatentPairs
 from videoalign.models.lora import LoRA
 torch.set_num_threads(1)
-generator, latents, out, kind = sys.argv[1:]
-devices = 1 if kind == "single" else 2
+generator, latents, out = sys.argv[1:]
 LORA = LoRA(rank=4, alpha=8, targets=["to_q", "to_k", "to_v", "to_out.0"])
 
 class Watch(L.Callback):
@@ -1124,44 +1127,50 @@ class Watch(L.Callback):
     def on_train_batch_end(self, trainer, module, *rest):
         self.steps.append({k: float(v) for k, v in trainer.callback_metrics.items()})
 
-result = {}
-for name, algorithm, options in [
-    ("dpo-lora", FlowDPO, {"lora": LORA, "gradient_checkpointing": True}),
-    ("dpo-full", FlowDPO, {"lora": None, "gradient_checkpointing": True}),
-    ("dpo-bfloat16", FlowDPO, {"lora": LORA, "dtype": "bfloat16"}),
-    ("rwr-lora", FlowRWR, {"lora": LORA}),
-]:
-    strategy = {"single": "auto", "ddp": "ddp", "fsdp2": ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)}[kind]
-    L.seed_everything(0)
-    model = algorithm(generator=generator, optimizer=partial(torch.optim.SGD, lr=0.05), **options)
-    watch = Watch()
-    trainer = L.Trainer(accelerator="cpu", devices=devices, strategy=strategy, max_steps=3, limit_val_batches=1.0, val_check_interval=3,
-        check_val_every_n_epoch=None, logger=False, enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
-        gradient_clip_val=1.0, enable_checkpointing=False, use_distributed_sampler=False, callbacks=[watch])
-    # the same global batch of all 8 pairs in each step
-    data = LatentPairs(latents, latents, batch_size=8 // devices, val_batch_size=3, workers=0, shuffle_buffer=0)
-    trainer.fit(model, data)
-    weights = {}
-    for n, p in model.named_parameters():
-        if p.requires_grad:
-            weights[n] = (p.full_tensor() if hasattr(p, "full_tensor") else p).detach().clone()
-    val = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
-    result[name] = {"weights": weights, "steps": watch.steps, "val": val}
-    torch.save(result, f"{out}/{kind}-{trainer.global_rank}.pt")
+def run(kind):
+    devices = 1 if kind == "single" else 2
+    result = {}
+    for name, algorithm, options in [
+        ("dpo-lora", FlowDPO, {"lora": LORA, "gradient_checkpointing": True}),
+        ("dpo-full", FlowDPO, {"lora": None, "gradient_checkpointing": True}),
+        ("dpo-bfloat16", FlowDPO, {"lora": LORA, "dtype": "bfloat16"}),
+        ("rwr-lora", FlowRWR, {"lora": LORA}),
+    ]:
+        strategy = {"single": "auto", "ddp": "ddp", "fsdp2": ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)}[kind]
+        L.seed_everything(0)
+        model = algorithm(generator=generator, optimizer=partial(torch.optim.SGD, lr=0.05), **options)
+        watch = Watch()
+        trainer = L.Trainer(accelerator="cpu", devices=devices, strategy=strategy, max_steps=3, limit_val_batches=1.0, val_check_interval=3,
+            check_val_every_n_epoch=None, logger=False, enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
+            gradient_clip_val=1.0, enable_checkpointing=False, use_distributed_sampler=False, callbacks=[watch])
+        # the same global batch of all 8 pairs in each step
+        data = LatentPairs(latents, latents, batch_size=8 // devices, val_batch_size=3, workers=0, shuffle_buffer=0)
+        trainer.fit(model, data)
+        weights = {}
+        for n, p in model.named_parameters():
+            if p.requires_grad:
+                weights[n] = (p.full_tensor() if hasattr(p, "full_tensor") else p).detach().clone()
+        val = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
+        result[name] = {"weights": weights, "steps": watch.steps, "val": val}
+        torch.save(result, f"{out}/{kind}-{trainer.global_rank}.pt")
+
+for kind in ("single", "ddp", "fsdp2"):
+    on_ranks(1 if kind == "single" else 2, partial(run, kind))
 """
 
 
 @pytest.mark.slow
 def test_two_processes_train_as_one(folders, pairs, tmp_path):
     """One process, DDP and FSDP2 agree, and begin at ln 2: noise belongs to the sample and not to the rank."""
-    (tmp_path / "run.py").write_text(SCRIPT)
-    results = {}
-    for kind in ("single", "ddp", "fsdp2"):
-        command = [sys.executable, tmp_path / "run.py", folders["wan"], pairs["wan"], tmp_path, kind]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, f"{kind}: {done.stderr[-3000:]}"
-        ranks = range(1 if kind == "single" else 2)
-        results[kind] = [torch.load(tmp_path / f"{kind}-{rank}.pt", weights_only=True) for rank in ranks]
+    done = forked(SCRIPT, folders["wan"], pairs["wan"], tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    results = {
+        kind: [
+            torch.load(tmp_path / f"{kind}-{rank}.pt", weights_only=True)
+            for rank in range(1 if kind == "single" else 2)
+        ]
+        for kind in ("single", "ddp", "fsdp2")
+    }
     for kind, ranks in results.items():
         for rank in ranks:
             for name in ("dpo-lora", "dpo-full", "dpo-bfloat16"):

@@ -265,7 +265,7 @@ def test_interrupted_encoding_goes_on_where_it_stopped(per_shard, latents, gener
     config = encode_config(tmp_path / "e.yaml", generators / "wan", clips / "pairs", out, per_shard=per_shard)
     with monkeypatch.context() as patch:
         failing_after(patch, Generator, "encode_video", 3)
-        with pytest.raises(RuntimeError, match="interrupted here"):
+        with pytest.raises(SystemExit, match="1"):  # a fault of the program
             main(["predict", "--config", str(config)])
     assert not out.exists()
     calls = counting(monkeypatch, Generator, "encode_video")
@@ -279,7 +279,7 @@ def test_a_set_that_is_written_but_not_finished_is_only_finished(latents, genera
     config = encode_config(tmp_path / "e.yaml", generators / "wan", clips / "pairs", out)
     with monkeypatch.context() as patch:
         failing_after(patch, Parts, "finish", 0)
-        with pytest.raises(RuntimeError, match="interrupted here"):
+        with pytest.raises(SystemExit, match="1"):  # a fault of the program
             main(["predict", "--config", str(config)])
     monkeypatch.delattr(Generator, "encode_video")
     assert call("predict", "--config", config) == 0
@@ -298,7 +298,7 @@ def test_parts_of_another_encoding_are_refused(change, words, generators, clips,
     begin = partial(encode_config, tmp_path / "e.yaml", generators / "ltx")
     with monkeypatch.context() as patch:
         failing_after(patch, Generator, "encode_video", 1)
-        with pytest.raises(RuntimeError, match="interrupted here"):
+        with pytest.raises(SystemExit, match="1"):  # a fault of the program
             main(["predict", "--config", str(begin(clips / "pairs", tmp_path / "out"))])
     before = tree(tmp_path / ".out.parts")
     other = begin(clips / change.pop("data", "pairs"), tmp_path / "out", **change)
@@ -311,7 +311,7 @@ def test_parts_of_another_text_encoder_are_refused(generators, clips, tmp_path, 
     begin = partial(encode_config, tmp_path / "e.yaml", generators / "ltx", clips / "pairs", tmp_path / "out")
     with monkeypatch.context() as patch:
         failing_after(patch, Generator, "encode_video", 2)
-        with pytest.raises(RuntimeError, match="interrupted here"):
+        with pytest.raises(SystemExit, match="1"):  # a fault of the program
             main(["predict", "--config", str(begin())])
     status = call("predict", "--config", begin(model={"dtype": "bfloat16"}))
     if status == 0:
@@ -325,7 +325,7 @@ def test_a_shard_that_was_not_accounted_for_does_not_stay(latents, generators, c
     )
     with monkeypatch.context() as patch:
         failing_after(patch, Generator, "encode_video", 1)
-        with pytest.raises(RuntimeError, match="interrupted here"):
+        with pytest.raises(SystemExit, match="1"):  # a fault of the program
             main(["predict", "--config", str(config)])
     # as a second process leaves it that is killed after the shard got its name, before the list was written
     shutil.copy(tmp_path / ".out.parts" / "r0000-00000.tar", tmp_path / ".out.parts" / "r0001-00000.tar")
@@ -490,6 +490,7 @@ def test_contents_of_a_damaged_set_are_refused(damage, clips, tmp_path):
     index = json.loads((folder / "index.json").read_text())
     for row in index["shards"]:
         row["bytes"] = (folder / row["name"]).stat().st_size
+        row.pop("contents")  # as in sets of an earlier release, whose shards are walked through
     index["shards"][0]["samples"] -= damage == "count"
     (folder / "index.json").write_text(json.dumps(index))
     with pytest.raises(ShardError, match={"record": "json is not valid", "no tar": "cannot be read"}.get(damage, "shards verify")):  # fmt: skip
@@ -535,15 +536,15 @@ def test_epochs_cycle_through_the_draws(cache):
 def test_training_with_the_cache_is_training_without(cache, generators, latents, tmp_path, monkeypatch):
     """Three epochs of two steps: the losses of every step, and the reference's errors, at the same draws."""
     losses = {}
-    step = FlowDPO.training_step
+    before_step = FlowDPO.on_before_optimizer_step
 
-    def recording(self, batch, batch_idx):
-        loss = step(self, batch, batch_idx)
+    def recording(self, optimizer):
+        before_step(self, optimizer)
         logged = self.trainer.callback_metrics
-        losses.setdefault(which, []).append([loss.item(), logged["train/error/chosen/reference"].item(), logged["train/error/rejected/reference"].item()])  # fmt: skip
-        return loss
+        names = ("loss", "error/chosen/reference", "error/rejected/reference")
+        losses.setdefault(which, []).append([logged[f"train/{name}"].item() for name in names])
 
-    monkeypatch.setattr(FlowDPO, "training_step", recording)
+    monkeypatch.setattr(FlowDPO, "on_before_optimizer_step", recording)
     config = flow_config(tmp_path / "f.yaml", generators / "wan", latents / "wan", data={"reference": cache, "val": None},
                          trainer={"max_steps": 6, "limit_val_batches": 0}, beta=node(f"{ALIGNMENT}.ConstantBeta", beta=10.0))  # fmt: skip
     calls = counting(monkeypatch, FlowDPO, "errors")
@@ -711,8 +712,7 @@ def test_interrupted_generation_goes_on_where_it_stopped(generated, generators, 
     again = partial(generate, generators, tmp_path / "out", prompts, "--seed", 7, "--batch-size")
     with monkeypatch.context() as patch:
         failing_after(patch, Generator, "sample", 1)
-        with pytest.raises(RuntimeError, match="interrupted here"):
-            again(4)
+        assert again(4) == 1  # a fault of the program
     assert generate(generators, tmp_path / "out", prompts, "--seed", 8) == 2
     assert "holds parts of another run (seed differ)" in capfd.readouterr().err
     sample, sizes = Generator.sample, []
@@ -867,8 +867,7 @@ def test_interrupted_scoring_goes_on_where_it_stopped(judge, clips, tmp_path, mo
     assert pair_up(judge, clips / "videos", tmp_path / "whole") == 0
     with monkeypatch.context() as patch:
         failing_after(patch, VideoReward, "forward", 2)
-        with pytest.raises(RuntimeError, match="interrupted here"):
-            pair_up(judge, clips / "videos", tmp_path / "out")
+        assert pair_up(judge, clips / "videos", tmp_path / "out") == 1  # a fault of the program
     assert not (tmp_path / "out").exists()
     calls = counting(monkeypatch, VideoReward, "forward")
     assert pair_up(judge, clips / "videos", tmp_path / "out") == 0
@@ -929,8 +928,7 @@ def test_win_rates_are_those_of_loops(shape):
             assert math.isnan(row["superiority"])
         for kind in ("win_rate", "superiority")[: 1 + (shape[1] > 1)]:
             low, high = row[f"{kind}_interval"]
-            assert low - 1e-9 <= row[kind] <= high + 1e-9
-            assert shape[0] > 1 or low == pytest.approx(high)
+            assert low - 1e-9 <= row[kind] <= high + 1e-9 if shape[0] > 1 else math.isnan(low) and math.isnan(high)
 
 
 def test_a_small_shift_wins_with_the_same_noise_only():

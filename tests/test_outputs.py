@@ -386,7 +386,7 @@ def test_odd_names_work(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     a_set(Path(name))
     assert [content.read("mp4") for content in ShardSet(Path(name)).contents()] == [b"0" * 50, b"1" * 50, b"2" * 50]
-    assert names(tmp_path) == [name] and names(Path(name)) == ["000000.tar", "index.json"]
+    assert names(tmp_path) == [name] and names(Path(name)) == ["000000.parquet", "000000.tar", "index.json"]
     shutil.rmtree(name)
     parts = Parts(name, Index("videos"), {}, 1)
     parts.begin()
@@ -529,7 +529,7 @@ def test_modes_are_those_of_the_umask(umask, mode, tmp_path):
     finally:
         os.umask(before)
     files_ = [path for path in tmp_path.rglob("*") if path.is_file()]
-    assert len(files_) == 6 and {path.stat().st_mode & 0o777 for path in files_} == {mode}
+    assert len(files_) == 7 and {path.stat().st_mode & 0o777 for path in files_} == {mode}
     assert {p.stat().st_mode & 0o777 for p in tmp_path.rglob("*") if p.is_dir()} == {0o777 & ~umask}
 
 

@@ -5,7 +5,6 @@ Only what cannot be here is changed: the model's folder, the data, the device, b
 
 import csv
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,6 +12,9 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+from forked import forked
 
 import videoalign.alignment.experiment as experiment
 from videoalign.alignment import training
@@ -67,7 +69,6 @@ SHIPPED = {
     "videoreward": (["videoreward/qwen2vl_2b"], REWARD, 6),
     "videoreward, bt": (["videoreward/qwen2vl_2b", "videoreward/bt"], REWARD, 6),
     "wan_dpo": (["flow/wan_sft", "flow/wan_dpo"], FLOW, 4),
-    "wan_rwr": (["flow/wan_sft", "flow/wan_rwr"], FLOW, 4),
     "nrg": (["nrg/wan"], [*FLOW, "--model.shape.blocks=1"], 4),
 }
 """Recipes, what they are run on here, and the steps of the whole run."""
@@ -101,41 +102,20 @@ def steps_of(out: Path) -> list[dict]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "workers"), [("videoreward", 0), ("videoreward, bt", 2), ("wan_dpo", 2), ("wan_rwr", 0), ("nrg", 2)]
-)
+@pytest.mark.parametrize(("name", "workers"), [("videoreward", 0), ("wan_dpo", 2), ("nrg", 2)])
 def test_resumption_is_exact_under_the_recipes_own_settings(made, name, workers, tmp_path, monkeypatch):
     """In the middle of an epoch and at its end; schedules know the number of steps, micro-batches accumulate."""
     monkeypatch.chdir(tmp_path)
     steps, more = SHIPPED[name][2], [f"--data.workers={workers}", "--model.warmup=0.3", "--model.decay=cosine"]
     weights, logged = train(made, name, tmp_path / "whole", *more)
     assert [int(row["step"]) for row in logged] == list(range(steps))
-    for step in sorted({1, steps // 2, steps - 1}):  # in an epoch, and at the end of the first of two
+    for step in (1, steps // 2):  # in an epoch, and at the end of the first of two
         checkpoint = tmp_path / "whole" / "checkpoints" / f"step={step}.ckpt"
         again, rest = train(made, name, tmp_path / f"from{step}", *more, f"--ckpt_path={checkpoint}")
         assert again.keys() == weights.keys()
         different = [n for n in weights if not torch.equal(weights[n], again[n])]
         assert not different, f"resumed at step {step}: {len(different)} of {len(weights)} tensors differ"
         assert rest == logged[step:], f"resumed at step {step}"
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("setting", ["--trainer.max_steps=5", "--trainer.max_epochs=2"])
-def test_a_longer_run_goes_on_from_the_last_checkpoint(made, setting, tmp_path, monkeypatch):
-    """A finished run's last.ckpt, resumed with more steps or epochs, is the run that was that long from the beginning."""
-    monkeypatch.chdir(tmp_path)
-    more = ["--data.workers=0", "--trainer.callbacks.save_last=true"]
-    short = {"--trainer.max_steps=5": "--trainer.max_steps=3", "--trainer.max_epochs=2": "--trainer.max_epochs=1"}[
-        setting
-    ]
-    train(made, "wan_dpo", tmp_path / "short", *more, short)
-    whole, _ = train(
-        made, "wan_dpo", tmp_path / "whole", *more, setting, *(["--trainer.max_epochs=3"] if "steps" in setting else [])
-    )
-    options = ["--trainer.max_epochs=3"] if "steps" in setting else []
-    last = f"--ckpt_path={tmp_path}/short/checkpoints/last.ckpt"
-    longer, _ = train(made, "wan_dpo", tmp_path / "longer", *more, setting, *options, last)
-    assert all(torch.equal(whole[n], longer[n]) for n in whole)
 
 
 def test_the_number_of_steps_still_has_to_be_asked_for_with_care(made, tmp_path):
@@ -188,27 +168,18 @@ def test_the_number_of_steps_still_has_to_be_asked_for_with_care(made, tmp_path)
 
 
 RANKS = """
-import json, os, socket, sys, torch
+import json, os, sys, torch
+from forked import on_ranks
 from videoalign.alignment import experiment
 torch.set_num_threads(1)
 
-def free():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
+def run(words, out):
+    cli = experiment.run(words)
+    if cli.trainer.is_global_zero:
+        torch.save({n: p.detach().clone() for n, p in cli.trainer.lightning_module.trained().items()}, out)
 
 for world, words, out in json.loads(sys.argv[1]):
-    port, children = free(), []
-    for rank in range(world):
-        if not (child := os.fork()):  # modules are imported once for all
-            os.environ.update(LOCAL_RANK=str(rank), NODE_RANK="0", WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
-            cli = experiment.run(words)
-            if rank == 0:
-                torch.save({n: p.detach().clone() for n, p in cli.trainer.lightning_module.trained().items()}, out)
-            os._exit(0)
-        children.append(child)
-    if any(os.waitpid(child, 0)[1] for child in children):
-        sys.exit(1)
+    on_ranks(world, lambda: run(words, out))
 """
 
 
@@ -236,9 +207,7 @@ def test_one_two_and_four_processes_train_alike(made, name, tmp_path):
         job(1, "1"), job(2, "2"), job(4, "4"), job(2, "again", f"--ckpt_path={tmp_path}/2/checkpoints/step=2.ckpt"),
         job(1, "start", "--model.optimizer.init_args.lr=0", "--trainer.max_steps=1"),
     ]  # fmt: skip
-    done = subprocess.run(
-        [sys.executable, "-c", RANKS, json.dumps(jobs)], cwd=tmp_path, capture_output=True, text=True, timeout=400
-    )
+    done = forked(RANKS, json.dumps(jobs))
     assert done.returncode == 0, done.stderr[-3000:]
     weights = {path.stem: torch.load(path, weights_only=True) for path in tmp_path.glob("*.pt")}
     one, logged = weights["1"], steps_of(tmp_path / "1")

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import subprocess
 import sys
 from functools import partial
 from pathlib import Path
@@ -10,6 +9,9 @@ from pathlib import Path
 import lightning as L
 import pytest
 import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+from forked import forked
 
 from videoalign import VideoAlignError
 from videoalign.alignment import RewardModel
@@ -226,7 +228,8 @@ def test_reward_bench_joins_on_both_videos(network, world):
             a, b = (network(**network.processor(read(raw), [prompt]))[0] for raw, prompt in ends)
             metric.update((a - b)[None], torch.tensor([[word[row[c]] for c in ("VQ", "MQ", "TA", "Overall")]]))
     for column, want in metric.compute().items():
-        assert bench.results["recent"][column] == pytest.approx(want, rel=1e-4, nan_ok=True), column
+        found = {name: bench.results["recent"][column][name] for name in want}
+        assert found == pytest.approx(want, rel=1e-4, nan_ok=True), column
 
 
 def test_checkpoint_holds_what_trains_and_resumes_exactly(backbone, sampling, world, tmp_path):
@@ -264,55 +267,67 @@ def test_foreign_checkpoint_is_refused(backbone, sampling, world, tmp_path):
 
 
 SCRIPT = """
-import sys, json, torch, lightning as L
+import os, sys, json, torch, lightning as L
 from functools import partial
+from forked import on_ranks
 from lightning.pytorch.strategies import ModelParallelStrategy
 from videoalign.alignment import RewardModel
-from videoalign.callbacks import ExamplePairs, ExportReward, RewardBench
+from videoalign.callbacks import ExportReward, RewardBench
 from videoalign.datamodules.pairs import VideoPairs
-from videoalign.datamodules.shards import ShardSet, ShardWriter
 from videoalign.models import FrameSampling, LoRA, VideoReward
 torch.set_num_threads(1)
-backbone, world, out, kind, language = sys.argv[1:]
-devices = 1 if kind == "single" else 2
-strategy = {"single": "auto", "ddp": "ddp", "fsdp2": ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)}[kind]
-L.seed_everything(0)
-network = VideoReward(backbone, "plain", FrameSampling(fps=8.0, min_pixels=0), language=language, lora=LoRA(rank=4, alpha=8))
-model = RewardModel(network, loss="reg", optimizer=partial(torch.optim.SGD, lr=1e-2), warmup=0.0)
-bench = RewardBench(resamples=0)
-trainer = L.Trainer(accelerator="cpu", devices=devices, strategy=strategy, max_steps=3, limit_val_batches=1.0, val_check_interval=3,
-    check_val_every_n_epoch=None, logger=False, enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
-    gradient_clip_val=1.0, enable_checkpointing=False, use_distributed_sampler=False, default_root_dir=out,
-    callbacks=[bench, ExportReward(out + "/export", backbone=True)])
-# the same global batch of all 8 pairs in each step
-data = VideoPairs(world + "/train", world + "/val", {"recent": world + "/recent"}, batch_size=8 // devices, val_batch_size=2,
-    workers=0, swap=False, shuffle_buffer=0)
-trainer.fit(model, data)
-if trainer.is_global_zero:
-    json.dump({"bench": bench.results, "val": {k: v.item() for k, v in trainer.callback_metrics.items() if k.startswith("val/")},
-        "statistics": network.statistics.__dict__}, open(out + "/result.json", "w"))
+backbone, world, folder = sys.argv[1:]
+
+def run(kind, language):
+    out, devices = f"{folder}/{kind}-{language}", 1 if kind == "single" else 2
+    strategy = {"single": "auto", "ddp": "ddp", "fsdp2": ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)}[kind]
+    L.seed_everything(0)
+    network = VideoReward(backbone, "plain", FrameSampling(fps=8.0, min_pixels=0), language=language, lora=LoRA(rank=4, alpha=8))
+    model = RewardModel(network, loss="reg", optimizer=partial(torch.optim.SGD, lr=1e-2), warmup=0.0)
+    bench = RewardBench(resamples=0)
+    trainer = L.Trainer(accelerator="cpu", devices=devices, strategy=strategy, max_steps=3, limit_val_batches=1.0, val_check_interval=3,
+        check_val_every_n_epoch=None, logger=False, enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
+        gradient_clip_val=1.0, enable_checkpointing=False, use_distributed_sampler=False, default_root_dir=out,
+        callbacks=[bench, ExportReward(out + "/export", backbone=True)])
+    # the same global batch of all 8 pairs in each step
+    data = VideoPairs(world + "/train", world + "/val", {"recent": world + "/recent"}, batch_size=8 // devices, val_batch_size=2,
+        workers=0, swap=False, shuffle_buffer=0)
+    trainer.fit(model, data)
+    if trainer.is_global_zero:
+        json.dump({"bench": bench.results, "val": {k: v.item() for k, v in trainer.callback_metrics.items() if k.startswith("val/")},
+            "statistics": network.statistics.__dict__}, open(out + "/result.json", "w"))
+
+for language in ("full", "lora"):
+    for kind in ("single", "ddp", "fsdp2"):
+        os.makedirs(f"{folder}/{kind}-{language}")
+        on_ranks(1 if kind == "single" else 2, partial(run, kind, language))
 """
+
+
+@pytest.fixture(scope="module")
+def of_all_kinds(backbone, tmp_path_factory):
+    """The folder of runs on one process, two under DDP, and two under FSDP2."""
+    folder = tmp_path_factory.mktemp("kinds")
+    size = WorldSize(train=8, val=9, benchmark_videos=24, benchmark_pairs=20, captions=16, clips=12)
+    for _ in write_world(folder / "world", size, seed=3):
+        pass
+    done = forked(SCRIPT, backbone, folder / "world", folder)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("language", ["full", "lora"])
-def test_two_processes_train_and_measure_as_one(language, backbone, tmp_path):
+def test_two_processes_train_and_measure_as_one(language, of_all_kinds):
     """DDP, FSDP2 and one process agree: clipped steps, exact counts over ranks, statistics, export of gathered weights."""
-    world, results = tmp_path / "world", {}
-    for _ in write_world(
-        world, WorldSize(train=8, val=9, benchmark_videos=24, benchmark_pairs=20, captions=16, clips=12), seed=3
-    ):
-        pass
-    (tmp_path / "run.py").write_text(SCRIPT)
-    for kind in ("single", "ddp", "fsdp2"):
-        out = tmp_path / kind
-        out.mkdir()
-        command = [sys.executable, tmp_path / "run.py", backbone, world, out, kind, language]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr[-3000:]
-        results[kind] = json.loads((out / "result.json").read_text())
-        assert results[kind]["val"]["val/num_pairs"] == 9
-    weights = {kind: VideoReward.from_pretrained(tmp_path / kind / "export").state_dict() for kind in results}
+    results = {
+        kind: json.loads((of_all_kinds / f"{kind}-{language}" / "result.json").read_text())
+        for kind in ("single", "ddp", "fsdp2")
+    }
+    assert all(found["val"]["val/num_pairs"] == 9 for found in results.values())
+    weights = {
+        k: VideoReward.from_pretrained(of_all_kinds / f"{k}-{language}" / "export").state_dict() for k in results
+    }
     for kind in ("ddp", "fsdp2"):
         for name, tensor in weights["single"].items():
             torch.testing.assert_close(weights[kind][name], tensor, rtol=1e-4, atol=1e-5, msg=f"{kind} {name}")
@@ -328,6 +343,7 @@ def test_two_processes_train_and_measure_as_one(language, backbone, tmp_path):
 
 RESUME = """
 import sys, torch, lightning as L
+from forked import on_ranks
 from functools import partial
 from pathlib import Path
 from lightning.pytorch.strategies import ModelParallelStrategy
@@ -335,32 +351,34 @@ from videoalign.alignment import RewardModel
 from videoalign.datamodules.pairs import VideoPairs
 from videoalign.models import FrameSampling, LoRA, VideoReward
 torch.set_num_threads(1)
-backbone, world, out, sharded = sys.argv[1:]
+backbone, world, out = sys.argv[1:]
 
-def run(steps, folder, checkpoint=None):
+def run(sharded, steps, folder, checkpoint=None):
     L.seed_everything(0)
     network = VideoReward(backbone, "plain", FrameSampling(fps=8.0, min_pixels=0), lora=LoRA(rank=4, alpha=8))
     model = RewardModel(network, optimizer=partial(torch.optim.AdamW, lr=1e-3), warmup=0.0)
-    save = L.pytorch.callbacks.ModelCheckpoint(f"{out}/{folder}", every_n_train_steps=2, save_top_k=-1, filename="{step}")
-    strategy = ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1, save_distributed_checkpoint=sharded == "True")
+    save = L.pytorch.callbacks.ModelCheckpoint(f"{out}/{sharded}/{folder}", every_n_train_steps=2, save_top_k=-1, filename="{step}")
+    strategy = ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1, save_distributed_checkpoint=sharded)
     trainer = L.Trainer(accelerator="cpu", devices=2, strategy=strategy, max_steps=steps, limit_val_batches=0, logger=False,
         enable_progress_bar=False, enable_model_summary=False, callbacks=[save], use_distributed_sampler=False)
     trainer.fit(model, VideoPairs(world + "/train", world + "/val", batch_size=4, workers=0), ckpt_path=checkpoint)
     return trainer, network.head.weight.full_tensor().detach().clone()
 
-trainer, through = run(4, "a")
-run(2, "b")
-_, resumed = run(4, "c", next(str(path) for path in Path(out, "b").iterdir()))
-if trainer.is_global_zero:
-    print("difference", (through - resumed).abs().max().item())
+def compare(sharded):
+    trainer, through = run(sharded, 4, "a")
+    run(sharded, 2, "b")
+    _, resumed = run(sharded, 4, "c", next(str(path) for path in Path(out, str(sharded), "b").iterdir()))
+    if trainer.is_global_zero:
+        print(f"sharded {sharded}: difference", (through - resumed).abs().max().item())
+
+for sharded in (True, False):
+    on_ranks(2, partial(compare, sharded))
 """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sharded", [True, False])
-def test_fsdp2_resumes_exactly(sharded, backbone, world, tmp_path):
-    (tmp_path / "run.py").write_text(RESUME)
-    command = [sys.executable, tmp_path / "run.py", backbone, world, tmp_path, str(sharded)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+def test_fsdp2_resumes_exactly(backbone, world, tmp_path):
+    """From sharded checkpoints and from whole ones."""
+    done = forked(RESUME, backbone, world, tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "difference 0.0\n" in done.stdout
+    assert "sharded True: difference 0.0\n" in done.stdout and "sharded False: difference 0.0\n" in done.stdout
