@@ -262,7 +262,8 @@ def _short(error: Exception) -> str:
 
 def write_table(path: Path, table: pa.Table) -> None:
     """Write a table of contents."""
-    pq.write_table(table, path, compression="zstd")
+    with open(path, "wb") as file:  # of a name arrow would make an address
+        pq.write_table(table, file, compression="zstd")
 
 
 def read_table(path: Path, members: Iterable[str], samples: int) -> pa.Table:
@@ -273,8 +274,9 @@ def read_table(path: Path, members: Iterable[str], samples: int) -> pa.Table:
     """
     wanted = {"key", "record", *(f"{e}.{part}" for e in members for part in ("start", "size", "crc32c"))}
     try:
-        with pq.ParquetFile(path) as file:  # `read_table` would take folders like `lr=1` for columns
-            table = file.read(use_threads=False)
+        # a file: of a name arrow would make an address (`s3:x`), and of a folder like `lr=1` a column
+        with open(path, "rb") as file:
+            table = pq.ParquetFile(file).read(use_threads=False)
     except (OSError, pa.ArrowException) as error:
         raise ShardError(
             f"{path.name} cannot be read ({_short(error)}); `videoalign shards index` makes it anew"

@@ -84,7 +84,7 @@ def test_import_keeps_ratings_scores_and_sources(project, capsys):
     assert "8 videos" in printed and "4 rated pairs" in printed and "Overall" in printed
     from videoalign.datamodules.shards import ShardSet
 
-    records = [raw.record() for raw in ShardSet(project / "pairs")]
+    records = [raw.record() for raw in sorted(ShardSet(project / "pairs"), key=lambda raw: raw.key)]
     assert [r["labels"]["VQ"] for r in records] == ["A", "B", "same", "A"]
     assert records[2]["scores"] == {s: dict.fromkeys(("VQ", "MQ", "TA"), 3.0) for s in "AB"}
     assert records[0]["sources"] == {"A": "old", "B": "new"} and records[0]["num_frames"] == {"A": 9, "B": 9}
@@ -167,6 +167,10 @@ def test_broken_weights_are_refused_and_broken_rewards_reported(project, model, 
     shutil.copytree(model, copy)
     tensors = load_file(copy / "trained.safetensors")
     save_file({**tensors, "head.weight": tensors["head.weight"] * torch.nan}, copy / "trained.safetensors")
+    assert run("score", "--model", copy, *video) == 2
+    assert "SHA-256" in capsys.readouterr().err
+    record = json.loads((copy / "reward.json").read_text())
+    (copy / "reward.json").write_text(json.dumps({k: v for k, v in record.items() if k != "sha256"}))
     assert run("score", "--model", copy, *video) == 2
     assert "NaN" in capsys.readouterr().err
     forward = VideoReward.forward
