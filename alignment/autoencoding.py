@@ -65,7 +65,7 @@ class Autoencoding(Training):
         ground = pixels.flatten(3).median(-1).values[..., None, None]  # (N, 3, T, 1, 1)
         weights = 1 + (self.foreground - 1) * ((pixels - ground).abs().amax(1, keepdim=True) > 0.15)
         error = (found - pixels).square()
-        self.step_means.add("loss", weights * error)
+        self.step_means.add("loss", (weights * error).mean())
         self.step_means.add("psnr", 10 * torch.log10(4 / error.detach().flatten(1).mean(1)))
         with torch.no_grad():  # of the last steps: what the latents are normalised with
             rows = latents.transpose(0, 1).flatten(1)  # (C, numbers)
