@@ -317,7 +317,9 @@ class _Opened:
     """A set that was opened.
 
     Attributes:
-        shards: the set. contents: its samples that are used. judged: what is known of each, by key.
+        shards: The set.
+        contents: Its samples that are used.
+        judged: What is known of each of them, by key.
     """
 
     shards: ShardSet

@@ -15,7 +15,7 @@ from forked import forked
 
 from videoalign import VideoAlignError
 from videoalign.alignment import RewardModel
-from videoalign.callbacks import ExamplePairs, ExportReward, ReliabilityDiagram, RewardBench
+from videoalign.callbacks import EMA, ExamplePairs, ExportReward, ReliabilityDiagram, RewardBench
 from videoalign.datamodules.benchmark import Benchmark
 from videoalign.datamodules.pairs import VideoPairs
 from videoalign.datamodules.shards import ShardSet, ShardWriter
@@ -100,6 +100,22 @@ def test_statistics_are_measured_when_fit_ends_between_validations(network, worl
     model, trainer = fit(network, world, tmp_path, steps=4)  # an epoch has 6 steps: no validation took place
     assert "val/loss" not in trainer.callback_metrics
     assert network.statistics.std != [1.0, 1.0, 1.0] and model._measured_at == 4
+
+
+def test_averaged_weights_have_statistics_of_their_own(network, world, tmp_path):
+    """What is exported is the average, so its mean and deviation must not be those of the raw weights."""
+    model, trainer = fit(network, world, tmp_path, steps=4, callbacks=[EMA(0.9)])
+    (ema,) = [callback for callback in trainer.callbacks if isinstance(callback, EMA)]
+    assert all(torch.equal(p, ema.average[n]) for n, p in model.named_parameters() if p.requires_grad)
+    assert any(not torch.equal(p, ema.kept[n]) for n, p in model.named_parameters() if p.requires_grad)
+    network.eval()
+    rewards = []
+    with torch.no_grad():
+        for batch in trainer.val_dataloaders[0]:
+            rewards.append(network(**batch["inputs"])[batch["valid"].repeat(2)])
+    want = torch.cat(rewards)
+    assert network.statistics.mean == pytest.approx(want.mean(0).tolist(), abs=1e-4)
+    assert network.statistics.std == pytest.approx(want.std(0).tolist(), rel=0.05)  # by N or by N - 1
 
 
 def test_overfits_a_few_pairs(backbone, sampling, world, tmp_path):
