@@ -25,9 +25,12 @@ class Autoencoding(Training):
 
     Args:
         generator: folder of the pipeline to start from; its autoencoder has ``latents_mean`` and ``latents_std`` (Wan).
-        out: folder to write. noise: standard deviation on the latents, which are held near deviation 1.
-        foreground: weight of pixels that differ from their frame's median, those of a moving thing on a plain ground.
-        optimizer, warmup, decay: see :class:`~videoalign.alignment.RewardModel`.
+        out: Folder to write.
+        noise: Standard deviation of the noise on the latents, which are held near deviation 1.
+        foreground: Weight of pixels that differ from their frame's median, those of a moving thing on a plain ground.
+        optimizer: Optimizer of what trains.
+        warmup: Share of the steps in which the learning rate rises.
+        decay: What the learning rate does afterwards.
     """
 
     def __init__(

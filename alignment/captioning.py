@@ -26,8 +26,12 @@ class Captioning(Training):
     Writes the model as a folder in transformers' format, usable as the backbone of a reward model, when training ends.
 
     Args:
-        backbone: folder to start from. out: folder to write. sampling: frames of a clip.
-        optimizer, warmup, decay: see :class:`~videoalign.alignment.RewardModel`.
+        backbone: Folder to start from.
+        out: Folder to write.
+        sampling: Frames of a clip.
+        optimizer: Optimizer of what trains.
+        warmup: Share of the steps in which the learning rate rises.
+        decay: What the learning rate does afterwards.
     """
 
     def __init__(

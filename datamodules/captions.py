@@ -34,8 +34,11 @@ class Captions(L.LightningDataModule):
     """Streams a *videos* set whose prompts describe what the clips show, and whose records may name wrong texts.
 
     Args:
-        data: folder of the set. batch_size: clips per rank and step. workers: processes per rank that decode.
-        shuffle_buffer, seed: see :class:`~videoalign.datamodules.pairs.VideoPairs`.
+        data: Folder of the set.
+        batch_size: Clips per rank and micro-batch.
+        workers: Processes per rank that decode.
+        shuffle_buffer: Clips among which the next one is drawn; 0 keeps their order on disk.
+        seed: Seed of the order and of the texts.
     """
 
     def __init__(

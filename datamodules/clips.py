@@ -27,8 +27,12 @@ class Clips(L.LightningDataModule):
     """Streams a *videos* set of mp4 files, cut to one length and size.
 
     Args:
-        data: folder of the set. clip: frames and size. batch_size: clips per rank and step. workers: processes per rank
-            that decode. shuffle_buffer, seed: see :class:`~videoalign.datamodules.pairs.VideoPairs`.
+        data: Folder of the set.
+        clip: Frames and size of each clip.
+        batch_size: Clips per rank and micro-batch.
+        workers: Processes per rank that decode.
+        shuffle_buffer: Clips among which the next one is drawn; 0 keeps their order on disk.
+        seed: Seed of the order.
     """
 
     def __init__(

@@ -181,15 +181,19 @@ class LatentPairs(L.LightningDataModule):
     on any number of ranks, and after a resumption.
 
     Args:
-        train: folder of a *latents* set. val: one of held-out samples.
-        batch_size: samples per rank and step. val_batch_size: default batch_size. workers: processes per rank.
-        weights: of the dimensions in what is preferred.
+        train: Folder of a *latents* set.
+        val: Folder of a *latents* set of held-out samples.
+        batch_size: Samples per rank and micro-batch.
+        val_batch_size: Held-out samples per rank and batch; ``batch_size`` if not given.
+        workers: Processes per rank that read.
+        weights: Weights of the dimensions in what is preferred.
         min_margin: pairs whose weighted rewards (or labels) differ by no more are left out, at 0 those that do not differ at
             all; null keeps every pair, for what learns from the labels of each dimension.
         reference: folder of cached reference errors of the training set (`experiments/reference/*.yaml` writes it); then
             noise and times are those that they were computed at.
         shuffle_buffer: samples among which the next one is drawn; 0 keeps their order on disk. It costs no memory.
-        max_dropped: share of an epoch's samples that may be unusable. seed: of order, noise and times.
+        max_dropped: Share of an epoch's samples that may be unusable.
+        seed: Seed of order, noise and times.
     """
 
     def __init__(

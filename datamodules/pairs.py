@@ -131,10 +131,13 @@ class VideoPairs(L.LightningDataModule):
     padding, never with duplicates that count.
 
     Args:
-        train: folder of a *pairs* set. val: folder of held-out pairs.
-        benchmarks: folders of *videos* sets with ``pairs.csv``, by name; each is scored at validation.
-        batch_size: pairs per rank and step. val_batch_size: pairs, or benchmark videos, per rank; default batch_size.
-        workers: processes per rank that decode. swap: exchange A and B at random in training.
+        train: Folder of a *pairs* set.
+        val: Folder of held-out pairs.
+        benchmarks: Folders of *videos* sets with ``pairs.csv``, by name; each is scored at validation.
+        batch_size: Pairs per rank and micro-batch.
+        val_batch_size: Held-out pairs, or benchmark videos, per rank and batch; ``batch_size`` if not given.
+        workers: Processes per rank that decode.
+        swap: Exchange A and B at random in training.
         shuffle_buffer: pairs among which the next one is drawn; 0 keeps their order on disk. It costs no memory.
         max_dropped: share of an epoch's samples that may be unusable before training stops.
         seed: of order and swaps.
