@@ -24,7 +24,7 @@ lint: $(READY) ## style and names
 	$(BIN)/ruff format --check .
 
 bench: $(READY) ## performance, as ratios measured in one run
-	$(BIN)/python tests/bench.py
+	$(BIN)/python benchmarks/ratios.py
 
 wheel: $(READY) ## dist/*.whl
 	$(BIN)/python -m build --wheel

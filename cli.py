@@ -25,9 +25,7 @@ EXPERIMENT = {
 }
 
 
-CONFIGURED = {
-    "compare": ("alignment.compare:compare", "sample, guide and judge several ways side by side, in one table")
-}
+CONFIGURED = {"compare": ("commands.arms:compare", "sample, guide and judge several ways side by side, in one table")}
 """Functions whose arguments come from a YAML file too."""
 
 
@@ -72,10 +70,10 @@ def main(args: list[str] | None = None) -> None:
 def _run(args: list[str]) -> int | None:
     """One command's exit status."""
     if args and args[0] in EXPERIMENT:
-        _function("alignment.experiment:run")(args)
+        _function("commands.lightning_cli:run")(args)
         return 0
     if args and args[0] in CONFIGURED:
-        _function("alignment.experiment:call")(_function(CONFIGURED[args[0]][0]), args[1:])
+        _function("commands.lightning_cli:call")(_function(CONFIGURED[args[0]][0]), args[1:])
         return 0
     options = _parser().parse_args(args)
     return options.command(options)
@@ -190,10 +188,14 @@ def _count(least: int, most: float = math.inf) -> Callable[[str], int]:
 
 
 def _sampling(o: argparse.Namespace) -> Any:
-    from .models.sampling import FrameSampling
+    from .models.frame_sampling import FrameSampling
 
-    return FrameSampling(fps=o.fps if o.num_frames is None else None, num_frames=o.num_frames,
-                         max_pixels=o.max_pixels, min_pixels=o.min_pixels)  # fmt: skip
+    return FrameSampling(
+        fps=o.fps if o.num_frames is None else None,
+        num_frames=o.num_frames,
+        max_pixels=o.max_pixels,
+        min_pixels=o.min_pixels,
+    )
 
 
 def _import_csv(o: argparse.Namespace) -> None:
@@ -230,15 +232,22 @@ def _import_benchmark(o: argparse.Namespace) -> None:
     more = {"split": o.split} if "split" in o else {}
     with _pool(o.workers) as pool:
         report = _function(f"datamodules.import_benchmarks:import_{name}")(
-            Path(o.source), Path(o.out), Path(o.videos) if o.videos else None, skip_bad_rows=o.skip_bad_rows,
-            allow_missing=o.allow_missing, pool=pool, progress=Progress(), seed=o.seed, **more,
-        )  # fmt: skip
+            Path(o.source),
+            Path(o.out),
+            Path(o.videos) if o.videos else None,
+            skip_bad_rows=o.skip_bad_rows,
+            allow_missing=o.allow_missing,
+            pool=pool,
+            progress=Progress(),
+            seed=o.seed,
+            **more,
+        )
     print(report.text())
 
 
 def _pairs_from_rewards(o: argparse.Namespace) -> None:
     weights = _function("datamodules.latents:Weights")(*o.weights)
-    text = _function("alignment.pairs_from_rewards:pairs_from_rewards")(
+    text = _function("commands.preference_pairs:pairs_from_rewards")(
         _source(o), o.data, o.out, o.mode, weights, o.margin, o.batch_size, o.workers, o.device, o.devices
     )
     print(text or "", end="\n" if text else "")
@@ -261,11 +270,29 @@ def _generate(o: argparse.Namespace) -> None:
         if o.guidance_reward
         else {}
     )
-    _function("alignment.inference:generate")(
-        guide | {name: value for name in ("generator", "num_frames", "height", "width", "fps", "steps", "guidance", "lora", "negative", "dtype", "source")
-         if (value := getattr(o, name)) is not None},
-        {"prompts": o.prompts, "out": o.out, "samples": o.samples, "batch_size": o.batch_size, "seed": o.seed}, o.device, o.devices,
-    )  # fmt: skip
+    _function("commands.inference:generate")(
+        guide
+        | {
+            name: value
+            for name in (
+                "generator",
+                "num_frames",
+                "height",
+                "width",
+                "fps",
+                "steps",
+                "guidance",
+                "lora",
+                "negative",
+                "dtype",
+                "source",
+            )
+            if (value := getattr(o, name)) is not None
+        },
+        {"prompts": o.prompts, "out": o.out, "samples": o.samples, "batch_size": o.batch_size, "seed": o.seed},
+        o.device,
+        o.devices,
+    )
     if os.environ.get("LOCAL_RANK", "0") == "0":
         print(f"videos in {o.out}; `videoalign shards info {o.out}` describes them")
 
@@ -303,21 +330,25 @@ def _encode_frames(o: argparse.Namespace) -> None:
 
 
 def _source(o: argparse.Namespace) -> Any:
-    _function("alignment.experiment:quiet")()
-    return _function("alignment.inference:Source")(
-        model=o.model, backbone=o.backbone, template=o.template, official_repo=o.official_repo,
-        checkpoint_step=o.checkpoint_step, dtype=o.dtype,
-    )  # fmt: skip
+    _function("commands.lightning_cli:quiet")()
+    return _function("commands.inference:Source")(
+        model=o.model,
+        backbone=o.backbone,
+        template=o.template,
+        official_repo=o.official_repo,
+        checkpoint_step=o.checkpoint_step,
+        dtype=o.dtype,
+    )
 
 
 def _score(o: argparse.Namespace) -> int:
-    return _function("alignment.inference:score")(
+    return _function("commands.inference:score")(
         _source(o), o.video, o.prompt, o.csv, o.raw, o.batch_size, o.workers, o.device
     )
 
 
 def _bench(o: argparse.Namespace) -> None:
-    _function("alignment.bench:bench")(
+    _function("commands.benchmarking:bench")(
         _source(o),
         o.data,
         o.out,
@@ -333,16 +364,16 @@ def _bench(o: argparse.Namespace) -> None:
 
 
 def _convert(o: argparse.Namespace) -> None:
-    _function("alignment.inference:convert")(_source(o), o.out, o.with_backbone)
+    _function("commands.inference:convert")(_source(o), o.out, o.with_backbone)
 
 
 def _export(o: argparse.Namespace) -> None:
-    _function("alignment.experiment:quiet")()
-    _function("alignment.inference:export")(o.checkpoint, o.out, o.with_backbone, o.backbone)
+    _function("commands.lightning_cli:quiet")()
+    _function("commands.inference:export")(o.checkpoint, o.out, o.with_backbone, o.backbone)
 
 
 def _sprites(o: argparse.Namespace) -> None:
-    size = _function("datamodules.world:WorldSize")(
+    size = _function("miniature.world.rendered_sets:WorldSize")(
         train=o.train,
         val=o.val,
         benchmark_videos=o.benchmark_videos,
@@ -352,14 +383,18 @@ def _sprites(o: argparse.Namespace) -> None:
     )
     progress = Progress()
     with _pool(o.workers) as pool:
-        for place in _function("datamodules.world:write_world")(o.out, size, o.seed, pool):
+        for place in _function("miniature.world.rendered_sets:write_world")(o.out, size, o.seed, pool):
             progress(*place)
 
 
 def _miniature(o: argparse.Namespace) -> None:
-    _function("alignment.experiment:quiet")()
-    corpus = [content.prompt for content in import_module(".datamodules.sprites", __package__).CONTENTS]
-    make = "models.miniature_generators:make_generator" if o.family in ("wan", "ltx") else "models.miniature:make_qwen"
+    _function("commands.lightning_cli:quiet")()
+    corpus = [content.prompt for content in import_module(".miniature.world.sprites", __package__).CONTENTS]
+    make = (
+        "miniature.networks.pipelines:make_generator"
+        if o.family in ("wan", "ltx")
+        else "miniature.networks.qwen:make_qwen"
+    )
     if o.max_tokens and make.endswith("make_qwen"):
         raise VideoAlignError("--max-tokens is for Wan and LTX pipelines; a reward model reads prompts of any length")
     more = {"max_tokens": o.max_tokens} if o.max_tokens else {}
@@ -367,11 +402,11 @@ def _miniature(o: argparse.Namespace) -> None:
 
 
 def _demo(o: argparse.Namespace) -> None:
-    _function("alignment.demo:demo")(o.out, o.seed)
+    _function("miniature.study.demo:demo")(o.out, o.seed)
 
 
 def _paper(o: argparse.Namespace) -> None:
-    _function("alignment.paper:paper")(o.out, o.seeds, o.first, o.processes)
+    _function("miniature.study.paper:paper")(o.out, o.seeds, o.first, o.processes)
 
 
 EXTRA = ("fastapi", "jinja2", "krippendorff", "pydantic", "sqlalchemy", "starlette", "uvicorn")
@@ -395,14 +430,21 @@ def _annotate(name: str) -> Callable[[argparse.Namespace], None]:
 
 def _parser() -> argparse.ArgumentParser:
     """All commands and their options."""
-    parser = argparse.ArgumentParser(prog="videoalign", description="Video generation with human feedback: from rated pairs to a "
-                                     "benchmarked reward model.", formatter_class=argparse.ArgumentDefaultsHelpFormatter)  # fmt: skip
+    parser = argparse.ArgumentParser(
+        prog="videoalign",
+        description="Video generation with human feedback: from rated pairs to a benchmarked reward model.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
     parser.add_argument("--version", action="version", version=f"videoalign {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     def add(name: str, function: Callable | None, text: str, where: Any = commands) -> argparse.ArgumentParser:
-        sub = where.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".",
-                               formatter_class=argparse.ArgumentDefaultsHelpFormatter)  # fmt: skip
+        sub = where.add_parser(
+            name,
+            help=text,
+            description=text[0].upper() + text[1:] + ".",
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        )
         sub.set_defaults(command=function)
         return sub
 
@@ -440,8 +482,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     for sub in (unrated, joined):
         sub.add_argument("--out", required=True, help="folder to make")
-    for benchmark, what in (("videogen-rewardbench", "folder with videogen-rewardbench.csv, and videos/ or videos.zip"),
-                            ("genai-bench", "parquet, JSON or JSON-lines file, a folder of them, or one of the datasets library")):  # fmt: skip
+    for benchmark, what in (
+        ("videogen-rewardbench", "folder with videogen-rewardbench.csv, and videos/ or videos.zip"),
+        ("genai-bench", "parquet, JSON or JSON-lines file, a folder of them, or one of the datasets library"),
+    ):
         sub = add(f"import-{benchmark}", _import_benchmark, "write a public benchmark as videos + pairs.csv", kinds)
         sub.set_defaults(benchmark=benchmark)
         sub.add_argument("source", help=what)
@@ -484,8 +528,12 @@ def _parser() -> argparse.ArgumentParser:
         "--data", required=True, help="videos set, such as `videoalign generate` writes (relabel: pairs set)"
     )
     relabel.add_argument("--out", required=True, help="folder to make")
-    relabel.add_argument("--mode", choices=("best-worst", "margin", "relabel"), default="best-worst", help="of each prompt the best against "
-                         "the worst, or all pairs above the margin, or new labels for a pairs set")  # fmt: skip
+    relabel.add_argument(
+        "--mode",
+        choices=("best-worst", "margin", "relabel"),
+        default="best-worst",
+        help="of each prompt the best against the worst, or all pairs above the margin, or new labels for a pairs set",
+    )
     relabel.add_argument(
         "--weights",
         type=float,
@@ -497,8 +545,12 @@ def _parser() -> argparse.ArgumentParser:
     relabel.add_argument(
         "--margin", type=float, default=0.0, help="least difference of the weighted rewards, in deviations"
     )
-    generate = add("generate", _generate, "sample videos of prompts from a Wan or LTX pipeline, as a videos set with recorded seeds. Samples to "
-                   "train on are best drawn with guidance 1: guided ones teach the guidance, not a preference")  # fmt: skip
+    generate = add(
+        "generate",
+        _generate,
+        "sample videos of prompts from a Wan or LTX pipeline, as a videos set with recorded seeds. Samples to "
+        "train on are best drawn with guidance 1: guided ones teach the guidance, not a preference",
+    )
     generate.add_argument("--generator", required=True, help="pipeline folder or hub id")
     generate.add_argument("--prompts", required=True, help="CSV with a column prompt, or text file with one a line")
     generate.add_argument("--out", required=True, help="folder to make; an interrupted run goes on there")
@@ -536,8 +588,12 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument(
         "--out", default="runs/bench", help="folder for rewards, results and pictures; an interrupted run goes on there"
     )
-    bench.add_argument("--benchmark", choices=("videogen-rewardbench", "genai-bench"), help="public benchmark that the set is: its "
-                       "frame rate and size, and published numbers beside the measured ones")  # fmt: skip
+    bench.add_argument(
+        "--benchmark",
+        choices=("videogen-rewardbench", "genai-bench"),
+        help="public benchmark that the set is: its "
+        "frame rate and size, and published numbers beside the measured ones",
+    )
     bench.add_argument(
         "--overall",
         choices=("sum", "VQ", "MQ", "TA"),
@@ -580,8 +636,14 @@ def _parser() -> argparse.ArgumentParser:
 
     sprites = add("sprites", _sprites, "render the miniature world: rated pairs, two benchmarks, captioned clips")
     sprites.add_argument("--out", required=True, help="folder to make")
-    for name, value, text in (("train", 6000, "rated pairs"), ("val", 400, "held-out pairs"), ("benchmark-videos", 480, "videos per benchmark"),
-                              ("benchmark-pairs", 1500, "rated pairs per benchmark"), ("captions", 3000, "captioned clips"), ("clips", 4000, "clips to train a generator on")):  # fmt: skip
+    for name, value, text in (
+        ("train", 6000, "rated pairs"),
+        ("val", 400, "held-out pairs"),
+        ("benchmark-videos", 480, "videos per benchmark"),
+        ("benchmark-pairs", 1500, "rated pairs per benchmark"),
+        ("captions", 3000, "captioned clips"),
+        ("clips", 4000, "clips to train a generator on"),
+    ):
         sprites.add_argument(f"--{name}", type=_count(1), default=value, help=text)
     mini = add(
         "miniature",
@@ -645,10 +707,13 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--host", default="127.0.0.1", help="address to listen at; the default is this machine alone")
     serve.add_argument("--port", type=_count(1, 65535), default=8000, help="to listen at")
     serve.add_argument(
-        "--allow-host", nargs="+", default=[], metavar="NAME",
+        "--allow-host",
+        nargs="+",
+        default=[],
+        metavar="NAME",
         help="further names under which people open the page, such as that of a proxy before it; all others are refused but 127.0.0.1, "
         "localhost, [::1] and --host",
-    )  # fmt: skip
+    )
     serve.add_argument(
         "--guideline",
         help="YAML of your own in the place of the paper's: title, question, points, good, bad of each part",
@@ -663,10 +728,12 @@ def _parser() -> argparse.ArgumentParser:
     labels.add_argument("--videos", required=True, help="the set that was rated")
     labels.add_argument("--reviewer", nargs="*", default=[], help="people whose votes are final")
     labels.add_argument(
-        "--names", choices=("both", "paths", "keys", "files"), default="both",
+        "--names",
+        choices=("both", "paths", "keys", "files"),
+        default="both",
         help="what names the videos in the export: paths of the set's records, its keys, or file names in whatever folder; both reads paths "
         "and keys, and refuses names that could be either",
-    )  # fmt: skip
+    )
     labels.add_argument("--protocol", help="YAML of rules")
     labels.add_argument("--validation", type=float, default=0.1, help="share of the prompts held out for validation")
     labels.add_argument("--benchmark", type=float, default=0.1, help="and for a benchmark")

@@ -201,8 +201,15 @@ def _users(error: BaseException, every: list[BaseException]) -> str | None:
     if any(name in TRAINER for name in names) or "instantiate_trainer" in names:
         return f"trainer: {sentence(error)}"
     if any(name in READING for name in names):
-        key = next((f.f_locals[n] for f in reversed(frames) for n in ("key", "dest")
-                    if f.f_code.co_name == "instantiate_classes" and isinstance(f.f_locals.get(n), str)), "")  # fmt: skip
+        key = next(
+            (
+                f.f_locals[n]
+                for f in reversed(frames)
+                for n in ("key", "dest")
+                if f.f_code.co_name == "instantiate_classes" and isinstance(f.f_locals.get(n), str)
+            ),
+            "",
+        )
         return f"{key}: {sentence(error)}" if key else sentence(error)
     return None
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..datamodules.latent_files import NULL, OF
 from ..models.fingerprint import fingerprint
 from ..models.finite import by_name, require_finite
-from ..models.generator import load_generator
+from ..models.generator_folder import load_generator
 
 
 class EncodeLatents(L.LightningModule):
@@ -29,9 +29,13 @@ class EncodeLatents(L.LightningModule):
     """
 
     def __init__(
-        self, generator: str, dtype: Literal["float32", "bfloat16"] = "float32", truncate: bool = False, negative: str = "",
+        self,
+        generator: str,
+        dtype: Literal["float32", "bfloat16"] = "float32",
+        truncate: bool = False,
+        negative: str = "",
         parts: Sequence[str] = ("vae", "text_encoder", "transformer"),
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__()
         self.save_hyperparameters()
         self.generator = load_generator(generator, dtype, parts)
@@ -65,9 +69,10 @@ class EncodeLatents(L.LightningModule):
         videos = batch["videos"]  # (N, S, T, 3, H, W)
         latents = self.generator.encode_video(videos.flatten(0, 1)).unflatten(0, videos.shape[:2]).to(kind).cpu()
         require_finite(
-            f"the latents of videos in {datamodule.precision}", by_name(batch["keys"], latents),
+            f"the latents of videos in {datamodule.precision}",
+            by_name(batch["keys"], latents),
             "look at the autoencoder's weights, or choose data.precision: float32",
-        )  # fmt: skip
+        )
         samples = []
         for key, sides, prompt, record in zip(batch["keys"], latents, self.embed(batch["prompts"]), batch["records"]):
             tensors = dict(zip(OF[datamodule.kind], (side.contiguous() for side in sides))) | {

@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor
 from .. import VideoAlignError
 from ..models.fingerprint import fingerprint
 from ..models.flow import TimeLaw, draw, draw_seed, interpolate, squared_error
-from ..models.generator import load_generator
+from ..models.generator_folder import load_generator
 from ..models.lora import LoRA, linear_names
 from ..models.parallelize import shard
 from ..models.precision import train_in_float32
@@ -86,8 +86,14 @@ class FlowSFT(Training):
             self.policy.requires_grad_(True)
         else:
             self.reference = None
-            self.policy.add_adapter(LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout,
-                                               target_modules=linear_names(self.policy, lora.targets)))  # fmt: skip
+            self.policy.add_adapter(
+                LoraConfig(
+                    r=lora.rank,
+                    lora_alpha=lora.alpha,
+                    lora_dropout=lora.dropout,
+                    target_modules=linear_names(self.policy, lora.targets),
+                )
+            )
             train_in_float32(self.policy)
         self.policy.train()
         if compile:
@@ -148,8 +154,14 @@ class FlowSFT(Training):
     def reference_made(self) -> dict[str, Any]:
         """What errors of the reference depend on besides the latents."""
         base = {name: p for name, p in self.policy.named_parameters() if ".lora_" not in name}
-        return {"transformer": fingerprint(base), "times": self.times.to_dict(), "dtype": str(self.policy.dtype),
-                "fps": self.generator.fps, "precision": str(self.trainer.precision), "device": self.trainer.strategy.root_device.type}  # fmt: skip
+        return {
+            "transformer": fingerprint(base),
+            "times": self.times.to_dict(),
+            "dtype": str(self.policy.dtype),
+            "fps": self.generator.fps,
+            "precision": str(self.trainer.precision),
+            "device": self.trainer.strategy.root_device.type,
+        }
 
     def _some_without(self, prompts: Sequence[Tensor], seeds: Tensor) -> Sequence[Tensor]:
         """Prompts' embeddings, a share of them the empty prompt's; which ones, their samples' seeds say."""

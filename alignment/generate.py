@@ -14,7 +14,8 @@ from ..datamodules.video import encode
 from ..models.adapters import load_adapters
 from ..models.finite import by_name, require_finite
 from ..models.flow import draw, interpolate
-from ..models.generator import Condition, load_generator
+from ..models.generator import Condition
+from ..models.generator_folder import load_generator
 from ..models.guidance import Guidance, guided
 from ..models.noisy_reward import NoisyReward
 from ..models.preference import DIMENSIONS
@@ -50,10 +51,22 @@ class Generate(L.LightningModule):
     """
 
     def __init__(
-        self, generator: str, num_frames: int, height: int, width: int, fps: int = 16, steps: int = 50, guidance: float = 1.0,
-        lora: str | None = None, negative: str = "", dtype: Literal["float32", "bfloat16"] = "float32", source: str = "generator",
-        crf: int = 10, reward: str | None = None, guide: Guidance | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        generator: str,
+        num_frames: int,
+        height: int,
+        width: int,
+        fps: int = 16,
+        steps: int = 50,
+        guidance: float = 1.0,
+        lora: str | None = None,
+        negative: str = "",
+        dtype: Literal["float32", "bfloat16"] = "float32",
+        source: str = "generator",
+        crf: int = 10,
+        reward: str | None = None,
+        guide: Guidance | None = None,
+    ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=["guide"])
         if steps < 1 or not guidance >= 1 or fps < 1:
@@ -95,9 +108,16 @@ class Generate(L.LightningModule):
         samples = []
         for key, prompt, seed, video, view in zip(batch["keys"], batch["prompts"], batch["seeds"], videos.cpu(), views):
             record = {
-                "prompt": prompt, "source": h["source"], "seed": seed, "guidance": h["guidance"], "steps": h["steps"],
-                "fps": h["fps"], "num_frames": h["num_frames"], "height": h["height"], "width": h["width"],
-            }  # fmt: skip
+                "prompt": prompt,
+                "source": h["source"],
+                "seed": seed,
+                "guidance": h["guidance"],
+                "steps": h["steps"],
+                "fps": h["fps"],
+                "num_frames": h["num_frames"],
+                "height": h["height"],
+                "width": h["width"],
+            }
             if self.reward:
                 record |= {
                     "guide": asdict(self.guide),

@@ -113,8 +113,10 @@ class RewardModel(Training):
     def _masked(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Labels (N, 4) and scores (2, N, 3) with padding and dropped pairs as missing."""
         gone = ~batch["valid"]
-        return (batch["labels"].masked_fill(gone[:, None], torch.nan),
-                batch["scores"].masked_fill(gone[:, None], torch.nan))  # fmt: skip
+        return (
+            batch["labels"].masked_fill(gone[:, None], torch.nan),
+            batch["scores"].masked_fill(gone[:, None], torch.nan),
+        )
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """One batch of pairs."""
@@ -186,12 +188,14 @@ class RewardModel(Training):
         self.accuracy.scale = torch.tensor(self.measured_statistics().std)
         results, reliability = self.accuracy.compute(), self.calibration.compute()  # collective, so equal on all ranks
         for name, row in results.items():
-            self.log_dict({
-                f"{stage}/accuracy/{name}": row["without_ties"],
-                f"{stage}/accuracy_with_ties/{name}": row["with_ties"],
-                f"{stage}/tie_floor/{name}": row["floor"],
-                f"{stage}/margins/{name}": row["margin"],
-            })  # fmt: skip
+            self.log_dict(
+                {
+                    f"{stage}/accuracy/{name}": row["without_ties"],
+                    f"{stage}/accuracy_with_ties/{name}": row["with_ties"],
+                    f"{stage}/tie_floor/{name}": row["floor"],
+                    f"{stage}/margins/{name}": row["margin"],
+                }
+            )
         for i, name in enumerate(DIMENSIONS):
             if name in results:
                 self.log(f"{stage}/calibration/{name}", reliability.error[i].float())

@@ -105,9 +105,7 @@ def sources(
             if column in chosen:
                 for source, won in ((a, worth[chosen[column]]), (b, 1 - worth[chosen[column]])):
                     found.setdefault(source, {}).setdefault(column, {}).setdefault(prompt, []).append(won)
-    return {
-        source: {c: _win_rate(won) for c, won in row.items()} for source, row in sorted(found.items())
-    }  # fmt: skip
+    return {source: {c: _win_rate(won) for c, won in row.items()} for source, row in sorted(found.items())}
 
 
 def _win_rate(won: Mapping[str, Sequence[float]]) -> dict[str, Any]:

@@ -29,9 +29,18 @@ PLAYED = ("h264", "vp8", "vp9", "av1")
 
 
 def begin(
-    videos: str, db: str, per_prompt: int = 3, validation: float = 0.1, benchmark: float = 0.1, seed: int = 0,
-    protocol: str | None = None, references: str | None = None, select: str = "random", model: Sequence[str] = (), device: str = "auto",
-) -> Store:  # fmt: skip
+    videos: str,
+    db: str,
+    per_prompt: int = 3,
+    validation: float = 0.1,
+    benchmark: float = 0.1,
+    seed: int = 0,
+    protocol: str | None = None,
+    references: str | None = None,
+    select: str = "random",
+    model: Sequence[str] = (),
+    device: str = "auto",
+) -> Store:
     """Start a round: choose the pairs and write the file.
 
     Args:
@@ -57,8 +66,10 @@ def begin(
     counts = {
         split: sum(pair.split == split for pair in pairs) for split in dict.fromkeys(pair.split for pair in pairs)
     }
-    print(f"{len(pairs)} pairs to rate ({', '.join(f'{count} {split}' for split, count in counts.items())}), "
-          f"{len(training)} for the training round: {db}")  # fmt: skip
+    print(
+        f"{len(pairs)} pairs to rate ({', '.join(f'{count} {split}' for split, count in counts.items())}), "
+        f"{len(training)} for the training round: {db}"
+    )
     return Store(db)
 
 
@@ -139,8 +150,17 @@ def _references(path: str, contents: dict[str, Content], rules: Protocol) -> lis
                 raise VideoAlignError(
                     f"{where}: {column} is {said!r}, but the set's videos {keys} have {known!r}; the keys are those of another set"
                 )
-        found.append((Pair(prompt, keys, (str(a.record.get("source") or ""), str(b.record.get("source") or "")), "training round"),
-                      choices))  # fmt: skip
+        found.append(
+            (
+                Pair(
+                    prompt,
+                    keys,
+                    (str(a.record.get("source") or ""), str(b.record.get("source") or "")),
+                    "training round",
+                ),
+                choices,
+            )
+        )
     return found
 
 
@@ -166,9 +186,14 @@ def _table(path: str) -> list[dict[str, str]]:
 
 
 def serve(
-    videos: str, db: str, host: str = "127.0.0.1", port: int = 8000, guideline: str | None = None, allow_host: Sequence[str] = (),
+    videos: str,
+    db: str,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    guideline: str | None = None,
+    allow_host: Sequence[str] = (),
     **options: Any,
-) -> None:  # fmt: skip
+) -> None:
     """Serve the page until it is interrupted; a file that is not there yet is begun.
 
     Args:
@@ -209,11 +234,16 @@ def serve(
                 [rows[i].id for i in _order(options["model"], shards, ends, db, options.get("device", "auto"))]
             )
     if not _loopback(host):
-        print(f"note: votes and links travel to {host} unencrypted; let others in through HTTPS (a reverse proxy) or a tunnel",
-              file=sys.stderr)  # fmt: skip
+        print(
+            f"note: votes and links travel to {host} unencrypted; let others in through HTTPS (a reverse proxy) or a tunnel",
+            file=sys.stderr,
+        )
     if host in ("0.0.0.0", "::") and not allow_host:
-        print(f"note: --host {host} is every address of this machine, but none that people type; name those under which they open the page "
-              "with --allow-host, others are refused", file=sys.stderr)  # fmt: skip
+        print(
+            f"note: --host {host} is every address of this machine, but none that people type; name those under which they open the page "
+            "with --allow-host, others are refused",
+            file=sys.stderr,
+        )
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     print(
         f"overview      {url}/overview/{admin}\ninvite with   videoalign annotate invite NAME --db {db} --url {url}",
@@ -261,9 +291,16 @@ def _loopback(host: str) -> bool:
 
 
 def import_label_studio(
-    file: str, videos: str, db: str, validation: float = 0.1, benchmark: float = 0.1, seed: int = 0, protocol: str | None = None,
-    reviewer: Sequence[str] = (), names: str = "both",
-) -> None:  # fmt: skip
+    file: str,
+    videos: str,
+    db: str,
+    validation: float = 0.1,
+    benchmark: float = 0.1,
+    seed: int = 0,
+    protocol: str | None = None,
+    reviewer: Sequence[str] = (),
+    names: str = "both",
+) -> None:
     """Read an export of Label Studio into a file of votes."""
     check_new(db)
     found = label_studio.import_label_studio(

@@ -66,11 +66,12 @@ def export(store: Store, videos: ShardSet, out: str | Path, names: bool = False)
         found = overview(round_)
         del found["queue"]
         card = {
-            **found, "people": [{**person, "name": called[person["name"]]} for person in found["people"]],
+            **found,
+            "people": [{**person, "name": called[person["name"]]} for person in found["people"]],
             "exported": {split: len(rows) for split, rows in decided.items()},
             "labels": {c: dict(Counter(label[c] for label in labels)) for c in round_.protocol.columns},
             "same_source": sum(row.source_a == row.source_b for row in round_.pairs),
-        }  # fmt: skip
+        }
         with open(folder / "votes.jsonl", "w", encoding="utf-8") as file:
             for vote in round_.history:
                 file.write(json.dumps({**vote, "annotator": by_id[vote["annotator"]]}, ensure_ascii=False) + "\n")
@@ -85,11 +86,22 @@ def _record(
 ) -> dict[str, Any]:
     both = {"A": contents[row.key_a].record, "B": contents[row.key_b].record}
     record: dict[str, Any] = {
-        "prompt": row.prompt, "labels": decision.labels, "sources": {"A": row.source_a, "B": row.source_b},
+        "prompt": row.prompt,
+        "labels": decision.labels,
+        "sources": {"A": row.source_a, "B": row.source_b},
         "keys": {"A": row.key_a, "B": row.key_b},
-        "votes": [{"annotator": called[v.annotator], "choices": v.choices, "scores": v.scores, "flags": list(v.flags), "review": v.review,
-                   "seconds": round(v.seconds, 2)} for v in votes],
-    }  # fmt: skip
+        "votes": [
+            {
+                "annotator": called[v.annotator],
+                "choices": v.choices,
+                "scores": v.scores,
+                "flags": list(v.flags),
+                "review": v.review,
+                "seconds": round(v.seconds, 2),
+            }
+            for v in votes
+        ],
+    }
     for name in ("fps", "num_frames"):
         if all(one.get(name) is not None for one in both.values()):
             record[name] = {side: one[name] for side, one in both.items()}
@@ -110,10 +122,20 @@ def _write_benchmark(out: Path, rows: list[tuple[PairRow, Decision]], contents: 
     with ShardWriter(out, "videos") as writer:
         for key in keys:
             writer.write(key, {"": contents[key].read("mp4")}, contents[key].record)
-        writer.write_table(PAIRS, [
-            {"key_A": row.key_a, "key_B": row.key_b, "prompt": row.prompt, "A_model": row.source_a, "B_model": row.source_b,
-             **{c: decision.labels.get(c, "") for c in COLUMNS}} for row, decision in rows
-        ])  # fmt: skip
+        writer.write_table(
+            PAIRS,
+            [
+                {
+                    "key_A": row.key_a,
+                    "key_B": row.key_b,
+                    "prompt": row.prompt,
+                    "A_model": row.source_a,
+                    "B_model": row.source_b,
+                    **{c: decision.labels.get(c, "") for c in COLUMNS},
+                }
+                for row, decision in rows
+            ],
+        )
 
 
 def _write_decided(path: Path, decided: dict[str, list[tuple[PairRow, Decision]]]) -> None:

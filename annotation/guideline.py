@@ -48,8 +48,12 @@ def read_guideline(path: str | Path) -> tuple[Part, ...]:
     if not isinstance(found, list) or not found:
         raise VideoAlignError(f"--guideline {path} holds no list of parts, each with {', '.join(sorted(names))}")
     for number, part in enumerate(found, 1):
-        if not (isinstance(part, dict) and part.keys() == names and isinstance(part["points"], list)
-                and all(isinstance(text, str) for text in (*part["points"], *(part[name] for name in names - {"points"})))):  # fmt: skip
+        if not (
+            isinstance(part, dict)
+            and part.keys() == names
+            and isinstance(part["points"], list)
+            and all(isinstance(text, str) for text in (*part["points"], *(part[name] for name in names - {"points"})))
+        ):
             raise VideoAlignError(
                 f"--guideline {path}, part {number} must have {', '.join(sorted(names))}: texts, points a list of them"
             )

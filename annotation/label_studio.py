@@ -56,9 +56,15 @@ class Said:
 
 
 def import_label_studio(
-    path: str | Path, videos: ShardSet, db: str | Path, shares: tuple[float, float] = (0.1, 0.1), seed: int = 0,
-    protocol: Protocol | None = None, reviewers: tuple[str, ...] = (), names: str = "both",
-) -> dict[str, int]:  # fmt: skip
+    path: str | Path,
+    videos: ShardSet,
+    db: str | Path,
+    shares: tuple[float, float] = (0.1, 0.1),
+    seed: int = 0,
+    protocol: Protocol | None = None,
+    reviewers: tuple[str, ...] = (),
+    names: str = "both",
+) -> dict[str, int]:
     """Write a file of votes out of an export; it can be reviewed, measured and exported like any other.
 
     Args:
@@ -113,9 +119,12 @@ def import_label_studio(
     with new_round(db, rated, rules, sha256(videos.path / "index.json")) as store:
         for name in everybody:
             store.invite(name, "reviewer" if name in reviewers else "annotator")
-        count = store.bring_in({
-            row.id: [(one.who, one.choices, one.flags, one.seconds) for one in votes[row.key_a, row.key_b]] for row in store.pairs()
-        })  # fmt: skip
+        count = store.bring_in(
+            {
+                row.id: [(one.who, one.choices, one.flags, one.seconds) for one in votes[row.key_a, row.key_b]]
+                for row in store.pairs()
+            }
+        )
     skipped = sum(_skipped(a) for task in tasks for a in _annotations(task, every=True))
     left = {"skipped": skipped, "repeated": given - count}
     return {"pairs": len(pairs), "votes": count, "people": len(everybody), **{k: n for k, n in left.items() if n}}
@@ -163,9 +172,12 @@ def _why_nothing(tasks: list[dict[str, Any]]) -> str:
     numbers = any(task.get("total_annotations") for task in tasks)
     return (
         f"none of its {len(tasks)} tasks has an annotation{f' ({has})' if has else ''}, so there is no vote to read; "
-        + ("its tasks were annotated, but this is a list of tasks: export the project as JSON" if numbers else
-           "export the project as JSON after its tasks were annotated")
-    )  # fmt: skip
+        + (
+            "its tasks were annotated, but this is a list of tasks: export the project as JSON"
+            if numbers
+            else "export the project as JSON after its tasks were annotated"
+        )
+    )
 
 
 def _pair(
@@ -183,9 +195,13 @@ def _pair(
             raise VideoAlignError(f"{where}: data.{name} is missing")
         named.append(known.find(data[name], where, told))
     fits = [
-        (a, b) for a in sorted(named[0]) for b in sorted(named[1])
-        if a != b and contents[a].get("prompt") == contents[b].get("prompt") and told in (None, str(contents[a].get("prompt")).strip())
-    ]  # fmt: skip
+        (a, b)
+        for a in sorted(named[0])
+        for b in sorted(named[1])
+        if a != b
+        and contents[a].get("prompt") == contents[b].get("prompt")
+        and told in (None, str(contents[a].get("prompt")).strip())
+    ]
     if len(fits) > 1:
         raise VideoAlignError(
             f"{where}: its videos were imported under several prompts, such as {contents[fits[0][0]]['prompt']!r} and "
@@ -242,9 +258,11 @@ def _copy(one: Said, other: Said) -> bool:
     alike = (one.who, one.choices, sorted(one.flags)) == (other.who, other.choices, sorted(other.flags))
     if alike and one.number is not None and one.number == other.number:
         return True
-    return alike and one.seconds == other.seconds and (
-        one.created == other.created or one.created is None or other.created is None
-    )  # fmt: skip
+    return (
+        alike
+        and one.seconds == other.seconds
+        and (one.created == other.created or one.created is None or other.created is None)
+    )
 
 
 def _choices(result: list[dict[str, Any]], where: str) -> tuple[dict[str, str], list[str]]:

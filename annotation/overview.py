@@ -22,21 +22,39 @@ def overview(round_: Round) -> dict[str, Any]:
         trained = [
             vote["occasion"] for vote in round_.history if vote["annotator"] == person["id"] and vote["occasion"] < 0
         ]
-        people.append({
-            **person, "training": -min(trained, default=0), "votes": len(mine), "seconds": median(vote.seconds for vote in mine) if mine else None,
-            "ties": choices.count("same") / len(choices) if choices else None, "flags": sum(bool(vote.flags) for vote in mine),
-            "agrees": _with_others(votes, person["name"], protocol.columns), "consistency": own.get(person["name"]),
-        })  # fmt: skip
+        people.append(
+            {
+                **person,
+                "training": -min(trained, default=0),
+                "votes": len(mine),
+                "seconds": median(vote.seconds for vote in mine) if mine else None,
+                "ties": choices.count("same") / len(choices) if choices else None,
+                "flags": sum(bool(vote.flags) for vote in mine),
+                "agrees": _with_others(votes, person["name"], protocol.columns),
+                "consistency": own.get(person["name"]),
+            }
+        )
     return {
-        "pairs": len(pairs), "states": dict(states), "votes": sum(map(len, votes.values())),
+        "pairs": len(pairs),
+        "states": dict(states),
+        "votes": sum(map(len, votes.values())),
         "splits": dict(Counter(row.split for row in pairs)),
         "agreement": {column: agreement(votes, column) for column in protocol.columns},
-        "people": people, "sources": sources(done, protocol.columns, [row.prompt for row in decided]),
-        "queue": [{"prompt": row.prompt, "votes": [{**{c: vote.choices.get(c, "–") for c in protocol.columns}, "flags": list(vote.flags)}
-                                                   for vote in votes.get(row.id, [])]}
-                  for row in pairs if decisions[row.id].state == "review"],
+        "people": people,
+        "sources": sources(done, protocol.columns, [row.prompt for row in decided]),
+        "queue": [
+            {
+                "prompt": row.prompt,
+                "votes": [
+                    {**{c: vote.choices.get(c, "–") for c in protocol.columns}, "flags": list(vote.flags)}
+                    for vote in votes.get(row.id, [])
+                ],
+            }
+            for row in pairs
+            if decisions[row.id].state == "review"
+        ],
         "protocol": protocol.to_dict(),
-    }  # fmt: skip
+    }
 
 
 def _with_others(votes: dict, name: str, columns: tuple[str, ...]) -> float | None:

@@ -47,8 +47,9 @@ def split_prompts(prompts: Sequence[str], shares: Sequence[float], seed: int) ->
             f"{len(order)} prompts are too few for a training, a validation and a benchmark split; set shares to 0"
         )
     return {
-        prompt: "validation" if i < counts[0] else "benchmark" if i < sum(counts) else "train" for i, prompt in enumerate(order)
-    }  # fmt: skip
+        prompt: "validation" if i < counts[0] else "benchmark" if i < sum(counts) else "train"
+        for i, prompt in enumerate(order)
+    }
 
 
 def choose(

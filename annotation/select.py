@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from .. import VideoAlignError
-from ..alignment.bench import record_of, score_set
-from ..alignment.inference import Source, predicting
 from ..alignment.reward_model import RewardModel
 from ..callbacks.progress import PredictProgress
+from ..commands.benchmarking import record_of, score_set
+from ..commands.inference import Source, predicting
 from ..datamodules.shards import ShardSet
 from ..models.preference import probabilities
 

@@ -127,10 +127,18 @@ def make_app(
     @app.get("/a/{token}", response_class=HTMLResponse)
     def page(request: Request, token: str, annotator: Known) -> Response:
         settings = {"words": WORDS}
-        return pages.TemplateResponse(request, "rate.html", {
-            "annotator": annotator, "settings": json.dumps(settings), "columns": [(c, WORDS[c]) for c in protocol.columns],
-            "dimensions": [(d, WORDS[d]) for d in DIMENSIONS], "scores": protocol.scores, "guideline": guideline,
-        })  # fmt: skip
+        return pages.TemplateResponse(
+            request,
+            "rate.html",
+            {
+                "annotator": annotator,
+                "settings": json.dumps(settings),
+                "columns": [(c, WORDS[c]) for c in protocol.columns],
+                "dimensions": [(d, WORDS[d]) for d in DIMENSIONS],
+                "scores": protocol.scores,
+                "guideline": guideline,
+            },
+        )
 
     @app.get("/a/{token}/task")
     def task(annotator: Known) -> Any:

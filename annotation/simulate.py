@@ -15,13 +15,13 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
 
-from ..alignment.bench import score_set
-from ..alignment.inference import Source, predicting
-from ..alignment.loop import Loop, LoopSize, begin
-from ..alignment.paper_claims import Interval
 from ..alignment.reward_model import RewardModel
+from ..commands.benchmarking import score_set
+from ..commands.inference import Source, predicting
 from ..datamodules.shards import ShardSet
-from ..datamodules.units import Unit, leading_to, work
+from ..miniature.study.paper_claims import Interval
+from ..miniature.study.pipeline import Loop, LoopSize, begin
+from ..miniature.study.units import Unit, leading_to, work
 from ..models.files import new_file, read_json, write_json, write_text
 from ..models.flow import draw_seed
 from ..models.preference import DIMENSIONS
@@ -38,7 +38,7 @@ POOL = 2400
 class Simulation(Loop):
     """The units of one seed.
 
-    Args: see :class:`~videoalign.alignment.loop.Loop`. labels: of the rounds. pool: pairs that could be rated.
+    Args: see :class:`~videoalign.miniature.study.pipeline.Loop`. labels: of the rounds. pool: pairs that could be rated.
     """
 
     def __init__(self, *args: Any, labels: Iterable[int] = LABELS, pool: int = POOL, **kwargs: Any) -> None:
@@ -57,11 +57,31 @@ class Simulation(Loop):
                 before = (
                     [f"{self._name(order, round_ - 1)}{which}" for which in ("", "-second")[:asked]] if round_ else []
                 )
-                made.append(self.unit(f"{name}.txt", f"choosing {count} pairs: {order}", 1 + 24 * len(before), ("world", *before),
-                                      self._choose, name, count, before))  # fmt: skip
+                made.append(
+                    self.unit(
+                        f"{name}.txt",
+                        f"choosing {count} pairs: {order}",
+                        1 + 24 * len(before),
+                        ("world", *before),
+                        self._choose,
+                        name,
+                        count,
+                        before,
+                    )
+                )
                 made += [self._trained(name, order, count, ""), self._trained(name, order, count, "-second")]
-                made.append(self.unit(f"{name}.bench", f"benchmarking {name}", 6, (name, "world"), self.bench, f"{name}.bench", name,
-                                      ("world/recent",)))  # fmt: skip
+                made.append(
+                    self.unit(
+                        f"{name}.bench",
+                        f"benchmarking {name}",
+                        6,
+                        (name, "world"),
+                        self.bench,
+                        f"{name}.bench",
+                        name,
+                        ("world/recent",),
+                    )
+                )
                 ends.append(f"{self.place}{name}.bench")
         return leading_to(made, ends)
 
@@ -75,16 +95,24 @@ class Simulation(Loop):
             self.seed + 1000 * bool(which),
         )
         trained = self.reward_model(
-            f"{name}{which}", f"training a{which.replace('-', ' ')} reward model on {count} pairs: {order}", trainer__max_steps=steps,
-            trainer__val_check_interval=steps, seed_everything=seed, data__init_args__seed=seed, data__init_args__benchmarks={},
-            data__init_args__train_keys=self.folder / f"{name}.txt", data__init_args__batch_size=max(1, min(24, count)),
-        )  # fmt: skip
+            f"{name}{which}",
+            f"training a{which.replace('-', ' ')} reward model on {count} pairs: {order}",
+            trainer__max_steps=steps,
+            trainer__val_check_interval=steps,
+            seed_everything=seed,
+            data__init_args__seed=seed,
+            data__init_args__benchmarks={},
+            data__init_args__train_keys=self.folder / f"{name}.txt",
+            data__init_args__batch_size=max(1, min(24, count)),
+        )
         return replace(trained, needs=(*trained.needs, f"{self.place}{name}.txt"))
 
     def _choose(self, name: str, count: int, models: list[str]) -> None:
         """Write the keys of the pairs that are rated by now: a later round has all of an earlier one's."""
-        drawn = sorted((content.key for content in ShardSet(self.folder / "world/train").contents()),
-                       key=lambda key: draw_seed(self.seed, "pool", key))[: self.pool]  # fmt: skip
+        drawn = sorted(
+            (content.key for content in ShardSet(self.folder / "world/train").contents()),
+            key=lambda key: draw_seed(self.seed, "pool", key),
+        )[: self.pool]
         chosen = drawn[:count]
         if models:
             chosen = (self.folder / f"{models[0]}.txt").read_text().split()
@@ -148,8 +176,9 @@ def simulate(
         cells = [*(curves[order][count] for order in ORDERS), *(gains if count > labels[0] else ())]
         print(f"{count:>8}" + "".join(f"  {cell!s:>16}" for cell in cells))
     result = {
-        "accuracy": {order: {count: list(i.values) for count, i in curve.items()} for order, curve in curves.items()}, "seeds": seeds,
-    }  # fmt: skip
+        "accuracy": {order: {count: list(i.values) for count, i in curve.items()} for order, curve in curves.items()},
+        "seeds": seeds,
+    }
     write_json(folder / "simulation.json", result)
     figure, axis = plt.subplots(figsize=(6, 3.6), layout="constrained")
     for order, curve in curves.items():

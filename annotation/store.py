@@ -217,8 +217,13 @@ class Store:
         # writers take the file's lock at once, so that what they read stays true; readers wait for nobody
         self.engine, self._reading = (_open(self.path, how) for how in ("BEGIN IMMEDIATE", "BEGIN"))
         self._writers, self._readers = (sessionmaker(e, expire_on_commit=False) for e in (self.engine, self._reading))
-        known = self._see(lambda session: inspect(session.connection()).has_table(Meta.__tablename__)
-                          and (row := session.get(Meta, "version")) and row.value)  # fmt: skip
+        known = self._see(
+            lambda session: (
+                inspect(session.connection()).has_table(Meta.__tablename__)
+                and (row := session.get(Meta, "version"))
+                and row.value
+            )
+        )
         if not known:
             raise VideoAlignError(f"--db {path} is no file of annotations; `videoalign annotate begin` makes one")
         if known != json.dumps(VERSION):
@@ -339,8 +344,14 @@ class Store:
                 if chosen is None:
                     return None
                 pair_id, occasion = chosen
-                hold = HoldRow(annotator_id=annotator.id, pair_id=pair_id, occasion=occasion, ticket=secrets.token_urlsafe(12),
-                               swapped=_swapped(annotator.id, pair_id, occasion), since=time.time())  # fmt: skip
+                hold = HoldRow(
+                    annotator_id=annotator.id,
+                    pair_id=pair_id,
+                    occasion=occasion,
+                    ticket=secrets.token_urlsafe(12),
+                    swapped=_swapped(annotator.id, pair_id, occasion),
+                    since=time.time(),
+                )
                 session.add(hold)
                 self._shown[annotator.id] = hold.ticket, time.monotonic()
             return _task(session, hold, annotator)
@@ -357,9 +368,13 @@ class Store:
         return self._see(work)
 
     def vote(
-        self, annotator: Annotator, ticket: str, choices: dict[str, str], scores: dict[str, dict[str, int]] | None = None,
+        self,
+        annotator: Annotator,
+        ticket: str,
+        choices: dict[str, str],
+        scores: dict[str, dict[str, int]] | None = None,
         flags: Sequence[str] = (),
-    ) -> dict[str, str] | None:  # fmt: skip
+    ) -> dict[str, str] | None:
         """Store a vote on the pair on the person's screen.
 
         Args:
@@ -383,13 +398,28 @@ class Store:
                 )
             row = session.get_one(PairRow, hold.pair_id)
             said, rated = (flipped(choices), _flipped_scores(scores or {})) if hold.swapped else (choices, scores or {})
-            attempt = session.scalar(select(func.count()).select_from(VoteRow).where(
-                VoteRow.pair_id == row.id, VoteRow.annotator_id == annotator.id, VoteRow.occasion == hold.occasion))  # fmt: skip
-            session.add(VoteRow(
-                pair_id=row.id, annotator_id=annotator.id, occasion=hold.occasion, attempt=attempt, review=annotator.role == "reviewer",
-                choices=json.dumps(said), scores=json.dumps(rated), flags=json.dumps(sorted({*flags})), swapped=hold.swapped,
-                seconds=self._seconds(hold), created=_now(session),
-            ))  # fmt: skip
+            attempt = session.scalar(
+                select(func.count())
+                .select_from(VoteRow)
+                .where(
+                    VoteRow.pair_id == row.id, VoteRow.annotator_id == annotator.id, VoteRow.occasion == hold.occasion
+                )
+            )
+            session.add(
+                VoteRow(
+                    pair_id=row.id,
+                    annotator_id=annotator.id,
+                    occasion=hold.occasion,
+                    attempt=attempt,
+                    review=annotator.role == "reviewer",
+                    choices=json.dumps(said),
+                    scores=json.dumps(rated),
+                    flags=json.dumps(sorted({*flags})),
+                    swapped=hold.swapped,
+                    seconds=self._seconds(hold),
+                    created=_now(session),
+                )
+            )
             session.delete(hold)
             _settle(session, [row], protocol)
             if row.reference:
@@ -417,10 +447,18 @@ class Store:
                     if name in last:
                         session.add(UndoRow(vote_id=last[name].id, created=time.time()))
                     row = VoteRow(
-                        pair_id=pair_id, annotator_id=people[name].id, occasion=0, attempt=last[name].attempt + 1 if name in last else 0,
-                        review=people[name].role == "reviewer", choices=json.dumps(choices), scores="{}", flags=json.dumps(sorted(flags)),
-                        swapped=False, seconds=seconds, created=_now(session),
-                    )  # fmt: skip
+                        pair_id=pair_id,
+                        annotator_id=people[name].id,
+                        occasion=0,
+                        attempt=last[name].attempt + 1 if name in last else 0,
+                        review=people[name].role == "reviewer",
+                        choices=json.dumps(choices),
+                        scores="{}",
+                        flags=json.dumps(sorted(flags)),
+                        swapped=False,
+                        seconds=seconds,
+                        created=_now(session),
+                    )
                     session.add(row)
                     session.flush()
                     last[name] = row
@@ -439,10 +477,14 @@ class Store:
 
         def work(session: Session) -> bool:
             row = session.scalar(
-                select(VoteRow).outerjoin(UndoRow)
-                .where(VoteRow.annotator_id == annotator.id, UndoRow.vote_id.is_(None), VoteRow.occasion >= 0)  # training showed its answer
-                .order_by(VoteRow.id.desc()).limit(1)
-            )  # fmt: skip
+                select(VoteRow)
+                .outerjoin(UndoRow)
+                .where(
+                    VoteRow.annotator_id == annotator.id, UndoRow.vote_id.is_(None), VoteRow.occasion >= 0
+                )  # training showed its answer
+                .order_by(VoteRow.id.desc())
+                .limit(1)
+            )
             if row is None:
                 return False
             if (
@@ -454,8 +496,14 @@ class Store:
             session.add(UndoRow(vote_id=row.id, created=time.time()))
             _settle(session, [session.get_one(PairRow, row.pair_id)], self.protocol)
             session.query(HoldRow).filter_by(annotator_id=annotator.id).delete()
-            hold = HoldRow(annotator_id=annotator.id, pair_id=row.pair_id, occasion=row.occasion, swapped=row.swapped,
-                           ticket=secrets.token_urlsafe(12), since=time.time())  # fmt: skip
+            hold = HoldRow(
+                annotator_id=annotator.id,
+                pair_id=row.pair_id,
+                occasion=row.occasion,
+                swapped=row.swapped,
+                ticket=secrets.token_urlsafe(12),
+                since=time.time(),
+            )
             session.add(hold)
             self._shown[annotator.id] = hold.ticket, time.monotonic()
             return True
@@ -467,14 +515,20 @@ class Store:
 
         def work(session: Session) -> dict[str, Any]:
             mine = session.scalars(
-                select(VoteRow.created).outerjoin(UndoRow)
+                select(VoteRow.created)
+                .outerjoin(UndoRow)
                 .where(VoteRow.annotator_id == annotator.id, UndoRow.vote_id.is_(None), VoteRow.occasion >= 0)
-            ).all()  # fmt: skip
+            ).all()
             states = dict(session.execute(select(PairRow.state, func.count()).group_by(PairRow.state)).tuples().all())
             states.pop("training", None)
             now = time.time()
-            return {"mine": len(mine), "last_hour": sum(now - 3600 < c <= now for c in mine), "pairs": sum(states.values()),
-                    "open": states.get("open", 0), "review": states.get("review", 0)}  # fmt: skip
+            return {
+                "mine": len(mine),
+                "last_hour": sum(now - 3600 < c <= now for c in mine),
+                "pairs": sum(states.values()),
+                "open": states.get("open", 0),
+                "review": states.get("review", 0),
+            }
 
         return self._see(work)
 
@@ -554,8 +608,12 @@ def check_new(path: str | Path) -> None:
 
 @contextmanager
 def new_round(
-    path: str | Path, pairs: Sequence[Pair], protocol: Protocol, data: str, references: Sequence[tuple[Pair, dict[str, str]]] = (),
-) -> Iterator[Store]:  # fmt: skip
+    path: str | Path,
+    pairs: Sequence[Pair],
+    protocol: Protocol,
+    data: str,
+    references: Sequence[tuple[Pair, dict[str, str]]] = (),
+) -> Iterator[Store]:
     """A round in a new file, which is at its place when the block has ended without an error.
 
     Args:
@@ -584,8 +642,12 @@ def new_round(
 
 
 def _fill(
-    path: Path, pairs: Sequence[Pair], protocol: Protocol, data: str, references: Sequence[tuple[Pair, dict[str, str]]],
-) -> None:  # fmt: skip
+    path: Path,
+    pairs: Sequence[Pair],
+    protocol: Protocol,
+    data: str,
+    references: Sequence[tuple[Pair, dict[str, str]]],
+) -> None:
     """A file with nothing voted on."""
     engine = _open(path, "BEGIN IMMEDIATE", make=True)
     with _errors(path), engine.begin() as connection, Session(connection) as session:
@@ -593,11 +655,19 @@ def _fill(
         for name, value in {"version": VERSION, "protocol": protocol.to_dict(), "data": data}.items():
             session.add(Meta(name=name, value=json.dumps(value)))
         for place, (pair, reference) in enumerate([*references, *((pair, None) for pair in pairs)]):
-            session.add(PairRow(
-                prompt=pair.prompt, key_a=pair.keys[0], key_b=pair.keys[1], source_a=pair.sources[0], source_b=pair.sources[1],
-                split="training round" if reference else pair.split, priority=place, state="training" if reference else "open",
-                reference=json.dumps(reference) if reference else None,
-            ))  # fmt: skip
+            session.add(
+                PairRow(
+                    prompt=pair.prompt,
+                    key_a=pair.keys[0],
+                    key_b=pair.keys[1],
+                    source_a=pair.sources[0],
+                    source_b=pair.sources[1],
+                    split="training round" if reference else pair.split,
+                    priority=place,
+                    state="training" if reference else "open",
+                    reference=json.dumps(reference) if reference else None,
+                )
+            )
         session.flush()
     engine.dispose()
 
@@ -615,8 +685,12 @@ def _check(choices: Any, scores: Any, flags: Any, protocol: Protocol) -> None:
     if not flags and choices.keys() != {*protocol.columns}:
         raise RefusedVote(f"choices in {', '.join(c for c in protocol.columns if c not in choices)} are missing")
     rows = scores.values() if isinstance(scores, dict) else [None]
-    good = all(isinstance(row, dict) and row.keys() <= {*DIMENSIONS} and all(type(v) is int and 1 <= v <= 5 for v in row.values())
-               for row in rows)  # fmt: skip
+    good = all(
+        isinstance(row, dict)
+        and row.keys() <= {*DIMENSIONS}
+        and all(type(v) is int and 1 <= v <= 5 for v in row.values())
+        for row in rows
+    )
     if not good or not set(scores) <= {"A", "B"}:
         raise RefusedVote("scores must be whole numbers from 1 to 5, by video and dimension")
 
@@ -635,12 +709,23 @@ def _people(session: Session) -> list[dict[str, Any]]:
 def _history(session: Session) -> list[dict[str, Any]]:
     query = select(VoteRow, PairRow, UndoRow.created).join(PairRow).outerjoin(UndoRow).order_by(VoteRow.id)
     return [
-        {"pair": row.pair_id, "keys": {"A": pair.key_a, "B": pair.key_b}, "split": pair.split, "annotator": row.annotator_id,
-         "occasion": row.occasion, "review": row.review, "choices": json.loads(row.choices), "scores": json.loads(row.scores),
-         "flags": json.loads(row.flags), "swapped": row.swapped, "seconds": round(row.seconds, 2), "created": row.created,
-         "taken_back": undone}
+        {
+            "pair": row.pair_id,
+            "keys": {"A": pair.key_a, "B": pair.key_b},
+            "split": pair.split,
+            "annotator": row.annotator_id,
+            "occasion": row.occasion,
+            "review": row.review,
+            "choices": json.loads(row.choices),
+            "scores": json.loads(row.scores),
+            "flags": json.loads(row.flags),
+            "swapped": row.swapped,
+            "seconds": round(row.seconds, 2),
+            "created": row.created,
+            "taken_back": undone,
+        }
         for row, pair, undone in session.execute(query)
-    ]  # fmt: skip
+    ]
 
 
 def _task(session: Session, hold: HoldRow, annotator: Annotator) -> Task:
@@ -673,8 +758,11 @@ def _next(session: Session, annotator: Annotator, protocol: Protocol) -> tuple[i
     """The next pair of a person and its occasion."""
     own = session.execute(
         select(VoteRow.pair_id, VoteRow.occasion, VoteRow.choices, PairRow.state)
-        .join(PairRow).outerjoin(UndoRow).where(VoteRow.annotator_id == annotator.id, UndoRow.vote_id.is_(None)).order_by(VoteRow.id)
-    ).all()  # fmt: skip
+        .join(PairRow)
+        .outerjoin(UndoRow)
+        .where(VoteRow.annotator_id == annotator.id, UndoRow.vote_id.is_(None))
+        .order_by(VoteRow.id)
+    ).all()
     now = time.time()
     session.query(HoldRow).filter(HoldRow.since > now).update({"since": now})  # the clock was set back: they count anew
     session.query(HoldRow).filter(HoldRow.since < now - 60 * protocol.hold_minutes).delete()
@@ -686,8 +774,16 @@ def _next(session: Session, annotator: Annotator, protocol: Protocol) -> tuple[i
     training = session.scalars(select(PairRow).where(PairRow.state == "training").order_by(PairRow.priority)).all()
     if found := _training(own, training, protocol) or _repetition(own, annotator, protocol):
         return found
-    mine = select(VoteRow.id).outerjoin(UndoRow).where(
-        VoteRow.pair_id == PairRow.id, VoteRow.annotator_id == annotator.id, VoteRow.occasion == 0, UndoRow.vote_id.is_(None))  # fmt: skip
+    mine = (
+        select(VoteRow.id)
+        .outerjoin(UndoRow)
+        .where(
+            VoteRow.pair_id == PairRow.id,
+            VoteRow.annotator_id == annotator.id,
+            VoteRow.occasion == 0,
+            UndoRow.vote_id.is_(None),
+        )
+    )
     wanted = select(PairRow.id).where(PairRow.state == "open", PairRow.votes + held < protocol.votes, ~mine.exists())
     first = session.scalar(
         wanted.order_by(PairRow.votes.desc(), PairRow.priority).limit(1)

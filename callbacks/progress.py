@@ -55,8 +55,14 @@ class PredictProgress(L.Callback):
         self.started = self.shown = time.monotonic()
 
     def on_predict_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:  # fmt: skip
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
         """A line, if it is time for one."""
         now, done, total = time.monotonic(), batch_idx + 1, sum(trainer.num_predict_batches)
         if not trainer.is_global_zero or sys.stderr.isatty() or now - self.shown < self.seconds:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .. import VideoAlignError
 from ..models.flow import draw, draw_seed, interpolate
-from ..models.generator import load_generator
+from ..models.generator_folder import load_generator
 
 
 @dataclass(kw_only=True)

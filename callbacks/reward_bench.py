@@ -43,8 +43,14 @@ class RewardBench(L.Callback):
         self._seen = {}
 
     def on_validation_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: dict, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:  # fmt: skip
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: dict,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
         """Keep the rewards of a benchmark's videos."""
         if "benchmark" in batch and outputs:
             numbers = torch.where(batch["valid"], batch["numbers"], -1)  # -1: padding
@@ -59,11 +65,13 @@ class RewardBench(L.Callback):
             std = torch.tensor(pl_module.measured_statistics().std)
             self.results[name] = result = self._measure(name, benchmark, rewards, std)
             for column, row in result.items():
-                pl_module.log_dict({
-                    f"bench/{name}/accuracy/{column}": row["without_ties"],
-                    f"bench/{name}/accuracy_with_ties/{column}": row["with_ties"],
-                    f"bench/{name}/tie_floor/{column}": row["floor"],
-                })  # fmt: skip
+                pl_module.log_dict(
+                    {
+                        f"bench/{name}/accuracy/{column}": row["without_ties"],
+                        f"bench/{name}/accuracy_with_ties/{column}": row["with_ties"],
+                        f"bench/{name}/tie_floor/{column}": row["floor"],
+                    }
+                )
             self._report(trainer, name, result)
 
     on_test_epoch_start = on_validation_epoch_start
@@ -127,8 +135,18 @@ def table(result: dict[str, dict], ceiling: dict[str, dict] | None = None, markd
     for column, row in result.items():
         floor = row["floor"]
         spans = [interval_text(row[k]) if k in row else "" for k in ("interval", "interval_with_ties")]
-        cells = [column, f"{row['without_ties']:.3f}", spans[0], "0.500", f"{row['with_ties']:.3f}", spans[1], f"{row['held_out']:.3f}",
-                 f"{floor:.3f}", f"{max(floor, (1 - floor) / 2):.3f}", str(row["pairs"])]  # fmt: skip
+        cells = [
+            column,
+            f"{row['without_ties']:.3f}",
+            spans[0],
+            "0.500",
+            f"{row['with_ties']:.3f}",
+            spans[1],
+            f"{row['held_out']:.3f}",
+            f"{floor:.3f}",
+            f"{max(floor, (1 - floor) / 2):.3f}",
+            str(row["pairs"]),
+        ]
         if ceiling:
             cells += [f"{ceiling[column]['without_ties']:.3f}", f"{ceiling[column]['with_ties']:.3f}"]
         rows.append(cells)
@@ -148,8 +166,12 @@ def too_few_prompts(result: dict[str, dict]) -> str:
     Args:
         result: Accuracies of one benchmark.
     """
-    counts = {(c, what): row[k] for c, row in result.items() for k, what in (("decided_prompts", "without ties"), ("prompts", "with ties"))
-              if row.get(k, LEAST_PROMPTS) < LEAST_PROMPTS}  # fmt: skip
+    counts = {
+        (c, what): row[k]
+        for c, row in result.items()
+        for k, what in (("decided_prompts", "without ties"), ("prompts", "with ties"))
+        if row.get(k, LEAST_PROMPTS) < LEAST_PROMPTS
+    }
     if not counts:
         return ""
     each = ", ".join(f"{column} {what} of {count}" for (column, what), count in counts.items())

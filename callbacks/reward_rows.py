@@ -71,8 +71,14 @@ class RewardRows(L.Callback):
         self.file.truncate(content.rfind(b"\n") + 1)
 
     def on_predict_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: dict, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:  # fmt: skip
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: dict,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
         """Write a batch at once; what cannot be scored is reported at the end, when the rest is on disk."""
         for number, reason in batch["dropped"]:
             self.problems.append(f"video {self.keys[number]!r} cannot be scored: {reason}")

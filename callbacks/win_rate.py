@@ -19,7 +19,7 @@ from ..models.files import write_json
 from ..models.intervals import interval_text
 from ..models.official import load_reward
 from ..models.template import Template
-from ..models.win_rate import win_rates
+from ..models.win_rates import win_rates
 from .prompt_sampler import PromptSampler, Sampling
 from .tensorboard import folder_of, writer_of
 
@@ -27,7 +27,7 @@ from .tensorboard import folder_of, writer_of
 class WinRate(L.Callback):
     """Under `videoalign test`: policy and reference sample the same prompts from the same noise, a reward model compares.
 
-    Logs ``test/win_rate/*``, ``test/superiority/*`` (different noise, see :mod:`~videoalign.models.win_rate`),
+    Logs ``test/win_rate/*``, ``test/superiority/*`` (different noise, see :mod:`~videoalign.models.win_rates`),
     ``test/reward/{policy,reference}/*`` and ``test/drift``, the mean squared difference of the two velocities: a win rate
     that is bought with much drift asks to be looked at. A table and a chart in TensorBoard, ``win_rate.json`` in the folder.
 
@@ -42,9 +42,15 @@ class WinRate(L.Callback):
     """
 
     def __init__(
-        self, reward_model: str, prompts: str, sampling: Sampling, samples: int = 2, out: str | None = None,
-        backbone: str | None = None, template: str | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        reward_model: str,
+        prompts: str,
+        sampling: Sampling,
+        samples: int = 2,
+        out: str | None = None,
+        backbone: str | None = None,
+        template: str | None = None,
+    ) -> None:
         if samples < 1:
             raise VideoAlignError(f"WinRate.samples must be at least 1, got {samples}")
         self.reward_model, self.backbone = reward_model, backbone
@@ -75,7 +81,7 @@ class WinRate(L.Callback):
 
     def _rewards(
         self, judge, module: L.LightningModule, latents: Tensor, batch: list[tuple[int, int]], side: str
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         """(N, 4) normalised rewards and their sum."""
         names = [f"{side}, prompt {self.prompts[p][:60]}, noise {n}" for p, n in batch]
         processor, videos = judge.processor, module.generator.decode(latents, names).cpu()
@@ -110,17 +116,29 @@ class WinRate(L.Callback):
             )
         self.results = win_rates(policy, reference)
         for column, row in self.results.items():
-            module.log_dict({
-                f"test/win_rate/{column}": row["win_rate"], f"test/superiority/{column}": row["superiority"],
-                f"test/reward/policy/{column}": row["policy"], f"test/reward/reference/{column}": row["reference"],
-            })  # fmt: skip
+            module.log_dict(
+                {
+                    f"test/win_rate/{column}": row["win_rate"],
+                    f"test/superiority/{column}": row["superiority"],
+                    f"test/reward/policy/{column}": row["policy"],
+                    f"test/reward/reference/{column}": row["reference"],
+                }
+            )
         module.log("test/drift", drift)
         run = folder_of(trainer)  # collective
         if not trainer.is_global_zero:
             return
         if folder := Path(self.out) if self.out else run:
-            write_json(folder / "win_rate.json", {"columns": self.results, "drift": drift, "samples": self.samples,
-                                                  "reward_model": self.reward_model, "prompts": self.prompts})  # fmt: skip
+            write_json(
+                folder / "win_rate.json",
+                {
+                    "columns": self.results,
+                    "drift": drift,
+                    "samples": self.samples,
+                    "reward_model": self.reward_model,
+                    "prompts": self.prompts,
+                },
+            )
         print(
             f"\n{table(self.results, drift)}" + (f"\nsaved in {folder / 'win_rate.json'}" if folder else ""), flush=True
         )
@@ -153,8 +171,15 @@ def chart(results: dict[str, dict]) -> Figure:
         for x, row in enumerate(results.values()):
             low, high = row[f"{kind}_interval"]
             if row[kind] == row[kind]:
-                axis.bar(x + offset, row[kind], 0.34, color=colour, yerr=[[max(0, row[kind] - low)], [max(0, high - row[kind])]],
-                         capsize=3, label=label if x == 0 else None)  # fmt: skip
+                axis.bar(
+                    x + offset,
+                    row[kind],
+                    0.34,
+                    color=colour,
+                    yerr=[[max(0, row[kind] - low)], [max(0, high - row[kind])]],
+                    capsize=3,
+                    label=label if x == 0 else None,
+                )
     axis.axhline(0.5, color="#b03030", linestyle="dashed", label="no difference")
     axis.set_xticks(range(len(results)), list(results))
     axis.set(ylim=(0, 1), ylabel="policy wins")

@@ -32,8 +32,14 @@ class WriteParts(L.Callback):
         self.writer = trainer.datamodule.parts.writer(trainer.global_rank, self.per_shard)
 
     def on_predict_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: dict, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:  # fmt: skip
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: dict,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
         """Write a batch; count what could not be used."""
         self.dropped += batch["dropped"]
         for key, members, record in outputs or ():

@@ -106,9 +106,15 @@ class EncodeList(L.LightningDataModule):
     """
 
     def __init__(
-        self, data: str, out: str, clip: ClipSize, batch_size: int = 1, workers: int = 1, precision: str = "float16",
+        self,
+        data: str,
+        out: str,
+        clip: ClipSize,
+        batch_size: int = 1,
+        workers: int = 1,
+        precision: str = "float16",
         max_dropped: float = 0.0,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__()
         at_least(1, batch_size=batch_size)
         at_least(0, workers=workers)

@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from ..models.sampling import FrameSampling
+from ..models.frame_sampling import FrameSampling
 from .parallel import in_order
 from .shards import SIDES, RawSample, ShardError, ShardSet, ShardWriter
 from .video import decode

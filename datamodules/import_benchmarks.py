@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .. import VideoAlignError
-from ..models.benchmarks import VOTES
+from ..models.benchmark_protocols import VOTES
 from ..models.files import claims_out, scratch_folder
 from ..models.preference import OVERALL
 from .import_csv import REQUIRED
@@ -34,9 +34,15 @@ _STEP = 16
 
 @claims_out
 def import_videogen_rewardbench(
-    source: Path, out: Path, videos: Path | None = None, skip_bad_rows: bool = False, allow_missing: bool = False,
-    pool: Executor | None = None, progress: Progress = lambda what, done, of: None, seed: int = 0,
-) -> Report:  # fmt: skip
+    source: Path,
+    out: Path,
+    videos: Path | None = None,
+    skip_bad_rows: bool = False,
+    allow_missing: bool = False,
+    pool: Executor | None = None,
+    progress: Progress = lambda what, done, of: None,
+    seed: int = 0,
+) -> Report:
     """Write VideoGen-RewardBench as a set.
 
     Args:
@@ -60,9 +66,16 @@ def import_videogen_rewardbench(
 
 @claims_out
 def import_genai_bench(
-    source: Path, out: Path, videos: Path | None = None, split: str | None = None, skip_bad_rows: bool = False,
-    allow_missing: bool = False, pool: Executor | None = None, progress: Progress = lambda what, done, of: None, seed: int = 0,
-) -> Report:  # fmt: skip
+    source: Path,
+    out: Path,
+    videos: Path | None = None,
+    split: str | None = None,
+    skip_bad_rows: bool = False,
+    allow_missing: bool = False,
+    pool: Executor | None = None,
+    progress: Progress = lambda what, done, of: None,
+    seed: int = 0,
+) -> Report:
     """Write GenAI-Bench's video part as a set; the original vote stands in ``pairs.csv`` as ``vote_type``.
 
     Args:

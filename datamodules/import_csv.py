@@ -15,9 +15,16 @@ REQUIRED = ("path_A", "path_B", "prompt", *DIMENSIONS)
 
 @claims_out
 def import_csv(
-    ratings: Path, videos: Path, out: Path, kind: Kind = "pairs", skip_bad_rows: bool = False,
-    allow_missing: bool = False, pool: Executor | None = None, progress: Progress = lambda what, done, of: None, seed: int = 0,
-) -> Report:  # fmt: skip
+    ratings: Path,
+    videos: Path,
+    out: Path,
+    kind: Kind = "pairs",
+    skip_bad_rows: bool = False,
+    allow_missing: bool = False,
+    pool: Executor | None = None,
+    progress: Progress = lambda what, done, of: None,
+    seed: int = 0,
+) -> Report:
     """Write the rated pairs of a CSV as a set.
 
     Args:

@@ -94,8 +94,10 @@ class Report:
         if self.missing:
             pairs = {line for named in self.missing.values() for line in named}
             lines.append(f"{len(self.missing)} videos are not there, which {len(pairs)} rows name")
-            lines += [f"  {reason} (line {named[0]}{f' and {len(named) - 1} more' if len(named) > 1 else ''})"
-                      for reason, named in list(self.missing.items())[:SHOWN]]  # fmt: skip
+            lines += [
+                f"  {reason} (line {named[0]}{f' and {len(named) - 1} more' if len(named) > 1 else ''})"
+                for reason, named in list(self.missing.items())[:SHOWN]
+            ]
             lines += [f"  ... and {len(self.missing) - SHOWN} more"] if len(self.missing) > SHOWN else []
         lines += [f"{len(self.rejected)} rows rejected"]
         return "\n".join(lines + [f"  line {line}: {reason}" for line, reason in self.rejected])
@@ -180,7 +182,7 @@ def check_clip(media: Media, name: str) -> Clip | str:
 
 def look(
     media: Media, paths: Iterable[str], pool: Executor | None, progress: Progress
-) -> tuple[dict[str, Clip], dict[str, str]]:  # fmt: skip
+) -> tuple[dict[str, Clip], dict[str, str]]:
     """What the containers of videos say, each looked into once, and why the others are of no use.
 
     Args:
@@ -199,17 +201,29 @@ def look(
 def video_record(prompt: str, source: str, path: str, clip: Clip) -> dict[str, Any]:
     """The JSON of a *videos* sample; height and width are those that a player shows."""
     return {
-        "prompt": prompt, "source": source, "path": path, "fps": clip.fps, "num_frames": clip.frames, "height": clip.height,
+        "prompt": prompt,
+        "source": source,
+        "path": path,
+        "fps": clip.fps,
+        "num_frames": clip.frames,
+        "height": clip.height,
         "width": clip.width,
-    }  # fmt: skip
+    }
 
 
 @claims_out
 def write_set(
-    report: Report, name: str, media: Media, out: Path, kind: Kind, skip_bad_rows: bool = False,
-    allow_missing: bool = False, pool: Executor | None = None, progress: Progress = lambda what, done, of: None,
+    report: Report,
+    name: str,
+    media: Media,
+    out: Path,
+    kind: Kind,
+    skip_bad_rows: bool = False,
+    allow_missing: bool = False,
+    pool: Executor | None = None,
+    progress: Progress = lambda what, done, of: None,
     seed: int = 0,
-) -> Report:  # fmt: skip
+) -> Report:
     """Look into the videos of the sound rows and write the set.
 
     Samples are written in a random order: training shuffles within a window only, and of a table that is sorted by prompt
@@ -259,10 +273,14 @@ def _write_pairs(writer: ShardWriter, report: Report, media: Media, seed: int) -
     for number, row in enumerate(shuffled(report.rows, seed), 1):
         clips = [report.clips[path] for path in row.paths]
         record = {
-            "prompt": row.prompt, "labels": row.labels, "scores": row.scores, "sources": dict(zip("AB", row.sources)),
-            "paths": dict(zip("AB", row.paths)), "fps": {s: c.fps for s, c in zip("AB", clips)},
+            "prompt": row.prompt,
+            "labels": row.labels,
+            "scores": row.scores,
+            "sources": dict(zip("AB", row.sources)),
+            "paths": dict(zip("AB", row.paths)),
+            "fps": {s: c.fps for s, c in zip("AB", clips)},
             "num_frames": {s: c.frames for s, c in zip("AB", clips)},
-        }  # fmt: skip
+        }
         writer.write(f"{row.line:06d}", {side: media.read(path) for side, path in zip("ab", row.paths)}, record)
         yield number, len(report.rows)
 
@@ -274,8 +292,18 @@ def _write_videos(writer: ShardWriter, report: Report, media: Media, seed: int) 
     for number, ((path, prompt), key) in enumerate(shuffled(keys.items(), seed), 1):
         writer.write(key, {"": media.read(path)}, video_record(prompt, sources[path, prompt], path, report.clips[path]))
         yield number, len(keys)
-    writer.write_table(PAIRS, [
-        {"key_A": keys[row.paths[0], row.prompt], "key_B": keys[row.paths[1], row.prompt], "prompt": row.prompt,
-         "A_model": row.sources[0], "B_model": row.sources[1], **{c: row.labels.get(c, "") for c in COLUMNS}, **row.votes}
-        for row in report.rows
-    ])  # fmt: skip
+    writer.write_table(
+        PAIRS,
+        [
+            {
+                "key_A": keys[row.paths[0], row.prompt],
+                "key_B": keys[row.paths[1], row.prompt],
+                "prompt": row.prompt,
+                "A_model": row.sources[0],
+                "B_model": row.sources[1],
+                **{c: row.labels.get(c, "") for c in COLUMNS},
+                **row.votes,
+            }
+            for row in report.rows
+        ],
+    )

@@ -27,8 +27,11 @@ def info(folder: str) -> str:
     for record in records:
         ends = "AB" if isinstance(record.get("sources"), dict) else [None]
         for end in ends:
-            source, count = (record.get("source"), record.get("num_frames")) if end is None else (
-                record["sources"].get(end), record.get("num_frames", {}).get(end))  # fmt: skip
+            source, count = (
+                (record.get("source"), record.get("num_frames"))
+                if end is None
+                else (record["sources"].get(end), record.get("num_frames", {}).get(end))
+            )
             sources[source or "unknown"] += 1
             frames.append(count or math.nan)
     lines.append(f"{len(prompts)} prompts; {min(frames):.0f} to {max(frames):.0f} frames a video")

@@ -25,7 +25,7 @@ from ..models.flow import draw_seed
 from ..models.preference import DIMENSIONS
 from .latent_files import NULL, OF, load_latents
 from .ratings import labels_of, prompt_of
-from .reference import ReferenceErrors
+from .reference_errors import ReferenceErrors
 from .shards import Contents, RawSample, ShardError, ShardSet, sha256
 from .stream import Dropped, Item, ShardLoader, ShardStream, Share, at_least, training_share
 
@@ -115,9 +115,13 @@ class Decoder:
     """Raw sample -> :class:`Sample`."""
 
     def __init__(
-        self, of: str, judged: dict[str, Judged], seed: int, training: bool,
+        self,
+        of: str,
+        judged: dict[str, Judged],
+        seed: int,
+        training: bool,
         cached: Callable[[str, int], tuple[int, Tensor]] | None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.of, self.judged, self.seed, self.training, self.cached = of, judged, seed, training, cached
 
     def __call__(self, raw: RawSample, epoch: int) -> Sample:

@@ -51,9 +51,13 @@ class PairDecoder:
     def __call__(self, raw: RawSample, epoch: int) -> Pair:
         record = raw.record()
         pair = Pair(
-            raw.key, prompt_of(record, raw.name), tuple(self.reader(raw)), labels_of(record, raw.name),
-            scores_of(record, raw.name), sources_of(record, raw.name),
-        )  # fmt: skip
+            raw.key,
+            prompt_of(record, raw.name),
+            tuple(self.reader(raw)),
+            labels_of(record, raw.name),
+            scores_of(record, raw.name),
+            sources_of(record, raw.name),
+        )
         swap = self.seed is not None and random.Random(f"{self.seed} {epoch} {raw.key}").random() < 0.5
         return pair.swapped() if swap else pair
 

@@ -65,8 +65,9 @@ class Prompts(L.LightningDataModule):
         """This rank's batches of what is not made yet; a video's noise depends on (seed, prompt, number) alone."""
         items = [
             {"key": f"{i:05d}-{n:03d}", "prompt": prompt, "seed": draw_seed(self.seed, prompt, n)}
-            for i, prompt in enumerate(self.prompts) for n in range(self.samples)
-        ]  # fmt: skip
+            for i, prompt in enumerate(self.prompts)
+            for n in range(self.samples)
+        ]
         written = self.parts.done()
         done = {number for number, item in enumerate(items) if item["key"] in written}
         share = own_share(in_turn(len(items), self.batch_size), self.trainer, done)

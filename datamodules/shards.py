@@ -144,9 +144,14 @@ class ShardWriter:
     """
 
     def __init__(
-        self, out: str | Path, kind: Kind, media: str = "mp4", frames: dict | None = None, per_shard: int = 512,
+        self,
+        out: str | Path,
+        kind: Kind,
+        media: str = "mp4",
+        frames: dict | None = None,
+        per_shard: int = 512,
         shard_bytes: float = 1e9,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.index = Index(kind, media=media, frames=frames)
         self._folder = new_folder(out)
         self._per_shard, self._shard_bytes = per_shard, shard_bytes
@@ -259,8 +264,11 @@ class ShardSet:
         """Shards that are missing, misplaced or of another size than the index says."""
         names = Counter(shard.name for shard in self.index.shards)
         problems = [f"{name} is listed {count} times" for name, count in sorted(names.items()) if count > 1]
-        problems += [f"{name}: a table must be a plain file in the set's folder"
-                     for name in self.index.tables if not _FILE.fullmatch(name)]  # fmt: skip
+        problems += [
+            f"{name}: a table must be a plain file in the set's folder"
+            for name in self.index.tables
+            if not _FILE.fullmatch(name)
+        ]
         for shard in self.index.shards:
             path = self.path / shard.name
             if not _FILE.fullmatch(shard.name) or path.is_symlink():

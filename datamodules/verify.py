@@ -7,7 +7,7 @@ import pyarrow as pa
 from safetensors import SafetensorError
 
 from .. import VideoAlignError
-from ..models.sampling import FrameSampling
+from ..models.frame_sampling import FrameSampling
 from .contents import Contents, RawSample, ShardError, read_table, table_name, walk
 from .frames import load_frames
 from .latent_files import load_latents

@@ -13,7 +13,7 @@ from torch import Tensor
 from torchvision.transforms.functional import InterpolationMode, resize
 
 from .. import VideoAlignError
-from ..models.sampling import FrameSampling
+from ..models.frame_sampling import FrameSampling
 from .container import Clip, Film, VideoError, frame_rate, opened, survey
 
 __all__ = ["Clip", "VideoError", "coding", "decode", "encode", "examine", "probe", "resample"]

@@ -17,9 +17,14 @@ REQUIRED = ("path", "prompt", "source")
 
 @claims_out
 def import_videos(
-    table: Path, videos: Path, out: Path, skip_bad_rows: bool = False, pool: Executor | None = None,
-    progress: Progress = lambda what, done, of: None, seed: int = 0,
-) -> str:  # fmt: skip
+    table: Path,
+    videos: Path,
+    out: Path,
+    skip_bad_rows: bool = False,
+    pool: Executor | None = None,
+    progress: Progress = lambda what, done, of: None,
+    seed: int = 0,
+) -> str:
     """Write the videos that a CSV names as a *videos* set.
 
     Args:

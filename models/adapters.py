@@ -75,8 +75,12 @@ class _Stated:
                 f"adapters {path} are of a kind that is not supported ({', '.join(other)}); plain LoRA is"
             )
         try:
-            return cls(int(settings["r"]), float(settings["lora_alpha"]), dict(settings.get("rank_pattern") or {}),
-                       dict(settings.get("alpha_pattern") or {}))  # fmt: skip
+            return cls(
+                int(settings["r"]),
+                float(settings["lora_alpha"]),
+                dict(settings.get("rank_pattern") or {}),
+                dict(settings.get("alpha_pattern") or {}),
+            )
         except (KeyError, TypeError, ValueError) as error:
             raise VideoAlignError(
                 f"adapters {path} state no rank (r) and alpha (lora_alpha) as numbers ({error})"
@@ -291,10 +295,12 @@ def _inject(transformer: nn.Module, found: dict[str, Tensor], layers: dict[str, 
     """Hand the tensors to diffusers with each layer's rank and alpha."""
     rank, alpha = next(iter(layers.values()))
     settings = {
-        "r": rank, "lora_alpha": alpha, "target_modules": sorted(layers),
+        "r": rank,
+        "lora_alpha": alpha,
+        "target_modules": sorted(layers),
         "rank_pattern": {f"^{re.escape(layer)}": r for layer, (r, _) in layers.items() if r != rank},
         "alpha_pattern": {f"^{re.escape(layer)}": a for layer, (_, a) in layers.items() if a != alpha},
-    }  # fmt: skip
+    }
     weights = {name: t for name, t in found.items() if not name.endswith(".alpha")}
     logger = logging.getLogger("diffusers")
     level = logger.level

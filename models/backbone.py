@@ -41,9 +41,13 @@ def load_backbone(backbone: str | Path, attention: str = "sdpa", dtype: str = "f
             f"backbone {backbone}: model type {config.model_type!r} is not one of {', '.join(FAMILIES)}"
         )
     model = load_whole(
-        AutoModelForImageTextToText, backbone, f"backbone {backbone}", ignore_mismatched_sizes=True,
-        dtype=getattr(torch, dtype), attn_implementation=attention,
-    )  # fmt: skip
+        AutoModelForImageTextToText,
+        backbone,
+        f"backbone {backbone}",
+        ignore_mismatched_sizes=True,
+        dtype=getattr(torch, dtype),
+        attn_implementation=attention,
+    )
     if attention == "sdpa":
         batch_vision_attention(model.model.visual)
     return model

@@ -8,8 +8,6 @@ diffusers' flow transformers predict that velocity and take 1000 t.
 import contextlib
 import hashlib
 from collections.abc import Iterator, Sequence
-from importlib import import_module
-from pathlib import Path
 from typing import ClassVar
 
 import torch
@@ -18,10 +16,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from .. import VideoAlignError
-from .files import check_readable
 from .fingerprint import fingerprint
 from .finite import by_name, require_finite
-from .whole import load_whole
 
 Condition = dict[str, Tensor]
 """``embeds`` (B, L, E) of prompts, zeros behind their ends, and ``mask`` (B, L), 1 where there is a token."""
@@ -262,65 +258,3 @@ class Generator(nn.Module):
         finally:
             for layer, off in zip(layers, before):
                 layer._disable_adapters = off
-
-
-def load_generator(
-    path: str | Path, dtype: str = "float32", parts: Sequence[str] = PARTS, fps: float = 25.0
-) -> Generator:
-    """A generator from a pipeline folder or hub id, with every tensor of the loaded parts accounted for.
-
-    Args:
-        path: Folder of a pipeline, or hub id.
-        dtype: Dtype of transformer and text encoder; the autoencoder is always fp32, as its users run it.
-        parts: Which of ``transformer``, ``vae`` and ``text_encoder`` are loaded.
-        fps: Frame rate of the videos; see :class:`Generator`.
-
-    Raises:
-        VideoAlignError: where there is no such pipeline, or none of a known family, or its files do not fit its models
-            (see :func:`.whole.load_whole`), or they are not the files that were exported.
-    """
-    from . import ltx, wan  # they derive from Generator
-
-    families = {family.class_name: family for family in (wan.Wan, ltx.LTX)}
-    check_readable(path)
-    try:
-        index = DiffusionPipeline.load_config(path)
-    except (OSError, ValueError) as error:
-        raise VideoAlignError(
-            f"generator {str(path)!r} is neither a pipeline folder nor a hub id that could be reached ({str(error).splitlines()[0][:160]})"
-        ) from None
-    name = index.get("_class_name")
-    if name not in families:
-        raise VideoAlignError(f"generator {path}: pipeline {name!r} is not one of {', '.join(families)}")
-    if unknown := set(parts) - set(PARTS):
-        raise VideoAlignError(f"generator parts {sorted(unknown)} are unknown; they are {', '.join(PARTS)}")
-    families[name].check(index, path)
-    modules = {part: _load_part(path, part, index, dtype) if part in parts else None for part in PARTS}
-    try:
-        pipeline = families[name].pipeline_class().from_pretrained(path, dtype=torch.float32, **modules)
-    except Exception as error:  # whatever diffusers says of the tokenizer's and scheduler's files
-        text = next(iter(str(error).splitlines()), "") or type(error).__name__
-        raise VideoAlignError(f"generator {path}: {text[:300]}") from error
-    return families[name](pipeline, fps)
-
-
-def _load_part(path: str | Path, part: str, index: dict, dtype: str) -> nn.Module | None:
-    """A part of a pipeline, or None where its index has none."""
-    entry = index.get(part) or [None, None]
-    if not isinstance(entry, list | tuple) or len(entry) != 2:
-        raise VideoAlignError(
-            f"generator {path}: model_index.json gives its {part} as {entry!r}, not as library and class"
-        )
-    library, kind = entry
-    if kind is None:
-        return None
-    if library not in ("diffusers", "transformers") or not hasattr(import_module(library), str(kind)):
-        raise VideoAlignError(
-            f"generator {path}: its {part} is a {library}.{kind}, which is no model of diffusers or transformers"
-        )
-    # transformers raises at another shape without a word which; asked to go on, it reports it
-    more = {"ignore_mismatched_sizes": True} if library == "transformers" else {}
-    return load_whole(
-        getattr(import_module(library), kind), path, f"the {part} of generator {path}", part,
-        dtype=torch.float32 if part == "vae" else getattr(torch, dtype), **more,
-    )  # fmt: skip

@@ -25,8 +25,12 @@ def prompt_number(prompt: str) -> int:
 
 
 def interval(
-    statistic: Callable[[np.ndarray], np.ndarray], prompts: int, confidence: float = 0.95, resamples: int = 1000, seed: int = 0
-) -> tuple[float, float]:  # fmt: skip
+    statistic: Callable[[np.ndarray], np.ndarray],
+    prompts: int,
+    confidence: float = 0.95,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> tuple[float, float]:
     """Expanded percentile interval (Hesterberg, 2015) of a statistic, resampling prompts.
 
     The quantiles lie as far out as Student's t with one degree of freedom less than prompts, because plain ones are too narrow where

@@ -74,9 +74,16 @@ class LTX(Generator):
         (time, space), kind = self.ratios, net.dtype
         _, _, frames, height, width = x.shape
         v = net(
-            self.packed(x).to(kind), condition["embeds"].to(kind), 1000 * t, condition["mask"],
-            num_frames=frames, height=height, width=width, rope_interpolation_scale=(time / self.fps, space, space), return_dict=False,
-        )[0]  # (B, F*H*W, C)  # fmt: skip
+            self.packed(x).to(kind),
+            condition["embeds"].to(kind),
+            1000 * t,
+            condition["mask"],
+            num_frames=frames,
+            height=height,
+            width=width,
+            rope_interpolation_scale=(time / self.fps, space, space),
+            return_dict=False,
+        )[0]  # (B, F*H*W, C)
         return v.float().transpose(1, 2).unflatten(2, (frames, height, width))
 
     def _denoise(self, condition: Condition, null: Condition | None, noise: Tensor, **options: object) -> Tensor:
@@ -86,8 +93,15 @@ class LTX(Generator):
             {"negative_prompt_embeds": null["embeds"], "negative_prompt_attention_mask": null["mask"]} if null else {}
         )
         packed = self.pipeline(
-            prompt_embeds=condition["embeds"], prompt_attention_mask=condition["mask"], latents=self.packed(noise),
-            output_type="latent", num_frames=(frames - 1) * time + 1, height=height * space, width=width * space, frame_rate=self.fps,
-            **empty, **options,
-        ).frames  # (B, F*H*W, C)  # fmt: skip
+            prompt_embeds=condition["embeds"],
+            prompt_attention_mask=condition["mask"],
+            latents=self.packed(noise),
+            output_type="latent",
+            num_frames=(frames - 1) * time + 1,
+            height=height * space,
+            width=width * space,
+            frame_rate=self.fps,
+            **empty,
+            **options,
+        ).frames  # (B, F*H*W, C)
         return packed.transpose(1, 2).unflatten(2, (frames, height, width))

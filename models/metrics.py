@@ -85,8 +85,9 @@ class PreferenceAccuracy(Metric):
         names = (*DIMENSIONS, OVERALL)
         return {
             name: (labels[kept, i], margins[kept, i], prompts[kept])
-            for i, (name, kept) in enumerate(zip(names, has.T)) if kept.any()
-        }  # fmt: skip
+            for i, (name, kept) in enumerate(zip(names, has.T))
+            if kept.any()
+        }
 
     def compute(self) -> dict[str, dict]:
         """All accuracies; see the class."""

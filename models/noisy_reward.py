@@ -160,10 +160,17 @@ class NoisyReward(nn.Module):
         numbers = {"shape": asdict(self.shape), "statistics": asdict(self.statistics.exported(folder))}
         with new_folder(folder, replaces=RECORD) as out:
             save_file({name: t.detach().cpu().contiguous() for name, t in state.items()}, out / "model.safetensors")
-            write_json(out / RECORD, {
-                "format": FORMAT, "version": VERSION, "dimensions": DIMENSIONS, "generator": self.identity, **numbers,
-                "sha256": {"files": checksums(out), "numbers": digest(numbers)},
-            })  # fmt: skip
+            write_json(
+                out / RECORD,
+                {
+                    "format": FORMAT,
+                    "version": VERSION,
+                    "dimensions": DIMENSIONS,
+                    "generator": self.identity,
+                    **numbers,
+                    "sha256": {"files": checksums(out), "numbers": digest(numbers)},
+                },
+            )
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, generator: Generator) -> "NoisyReward":
@@ -206,9 +213,11 @@ class NoisyReward(nn.Module):
         own = self.state_dict()
         problems = [f"missing {name}" for name in own.keys() - found.keys()]
         problems += [f"unexpected {name}" for name in found.keys() - own.keys()]
-        problems += [f"{name} is {found[name].dtype} {tuple(found[name].shape)}, not {own[name].dtype} {tuple(own[name].shape)}"
-                     for name in own.keys() & found.keys()
-                     if (found[name].shape, found[name].dtype) != (own[name].shape, own[name].dtype)]  # fmt: skip
+        problems += [
+            f"{name} is {found[name].dtype} {tuple(found[name].shape)}, not {own[name].dtype} {tuple(own[name].shape)}"
+            for name in own.keys() & found.keys()
+            if (found[name].shape, found[name].dtype) != (own[name].shape, own[name].dtype)
+        ]
         if problems:
             raise VideoAlignError(
                 f"{path}: {len(problems)} tensors do not fit the shape in {RECORD}: {'; '.join(sorted(problems)[:5])}. Export it again."

@@ -26,10 +26,10 @@ from torch import Tensor
 from .. import VideoAlignError
 from .files import check_readable, read_json
 from .finite import require_weights
+from .frame_sampling import FrameSampling
 from .lora import LoRA
 from .preference import DIMENSIONS
 from .reward_folder import RECORD
-from .sampling import FrameSampling
 from .template import OFFICIAL_CONSTANT, Template
 from .video_reward import Statistics, VideoReward
 
@@ -51,9 +51,12 @@ LAYERS = (
 
 
 def load_reward(
-    folder: str | Path, backbone: str | Path | None = None, template: Template | None = None, step: int | None = None,
+    folder: str | Path,
+    backbone: str | Path | None = None,
+    template: Template | None = None,
+    step: int | None = None,
     **changes: Any,
-) -> VideoReward:  # fmt: skip
+) -> VideoReward:
     """A reward model in eval mode, from a folder of this package or from an official one.
 
     Args:
@@ -83,9 +86,12 @@ def load_reward(
 
 
 def load_official(
-    folder: str | Path, backbone: str | Path | None = None, template: Template | None = None, step: int | None = None,
+    folder: str | Path,
+    backbone: str | Path | None = None,
+    template: Template | None = None,
+    step: int | None = None,
     **changes: Any,
-) -> VideoReward:  # fmt: skip
+) -> VideoReward:
     """An official folder as a :class:`VideoReward` in eval mode; see :func:`load_reward`."""
     folder = Path(folder)
     config = _Config(folder / CONFIG)
@@ -169,9 +175,15 @@ class _Config:
         lora, model = self.lora, self.model
         try:
             adapters = LoRA(
-                rank=int(lora["lora_r"]), alpha=float(lora["lora_alpha"]), dropout=float(lora["lora_dropout"]),
-                targets=[n.split(".")[1] for n in LAYERS if not any(part in f"layers.{n}" for part in lora["lora_namespan_exclude"])],
-            )  # fmt: skip
+                rank=int(lora["lora_r"]),
+                alpha=float(lora["lora_alpha"]),
+                dropout=float(lora["lora_dropout"]),
+                targets=[
+                    n.split(".")[1]
+                    for n in LAYERS
+                    if not any(part in f"layers.{n}" for part in lora["lora_namespan_exclude"])
+                ],
+            )
             if model["output_dim"] not in (1, 3):
                 raise ValueError(f"model_config.output_dim is {model['output_dim']}, not 1 or 3")
             return {

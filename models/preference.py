@@ -246,9 +246,14 @@ def held_out_accuracy_with_ties(labels: Sequence | Tensor, margins: Sequence | T
 
 
 def bootstrap_interval(
-    labels: Sequence | Tensor, margins: Sequence | Tensor, ties: bool, prompts: Sequence | Tensor | None = None, confidence: float = 0.95,
-    resamples: int = 1000, seed: int = 0,
-) -> tuple[float, float]:  # fmt: skip
+    labels: Sequence | Tensor,
+    margins: Sequence | Tensor,
+    ties: bool,
+    prompts: Sequence | Tensor | None = None,
+    confidence: float = 0.95,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> tuple[float, float]:
     """Bootstrap interval of an accuracy, resampling prompts with all of their pairs; see :mod:`.intervals`.
 
     Args:

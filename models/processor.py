@@ -14,8 +14,8 @@ from transformers import AutoProcessor, Qwen3VLProcessor
 
 from .. import VideoAlignError
 from .files import check_readable
+from .frame_sampling import FRAME_FACTOR, FrameSampling
 from .reward_folder import RewardFolder
-from .sampling import FRAME_FACTOR, FrameSampling
 from .template import Template
 
 

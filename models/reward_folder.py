@@ -69,8 +69,11 @@ class RewardFolder:
             save_file({n: t for n, t in self.trained.items() if ".lora_" not in n}, out / "trained.safetensors")
             if adapter:
                 (out / "adapter").mkdir()
-                weights = {_PEFT + name.removeprefix("backbone.").replace(".default.", "."): tensor
-                           for name, tensor in self.trained.items() if ".lora_" in name}  # fmt: skip
+                weights = {
+                    _PEFT + name.removeprefix("backbone.").replace(".default.", "."): tensor
+                    for name, tensor in self.trained.items()
+                    if ".lora_" in name
+                }
                 save_file(weights, out / "adapter" / "adapter_model.safetensors", metadata={"format": "pt"})
                 ordered = copy.copy(adapter)  # peft would write its set of layers in the order of this process's hashes
                 ordered.target_modules = sorted(adapter.target_modules)

@@ -51,6 +51,7 @@ class Statistics:
         logging.getLogger(__name__).warning(
             "note: %s has no statistics of its rewards, because %s, so rewards stay raw and dimensions cannot be weighed against "
             "each other; train or validate with held-out pairs (data.val) to have them",
-            folder, why,
-        )  # fmt: skip
+            folder,
+            why,
+        )
         return Statistics()

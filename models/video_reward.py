@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from .. import VideoAlignError
 from .backbone import load_backbone
 from .finite import NOT_WRITTEN, require_finite, require_weights
+from .frame_sampling import FrameSampling
 from .lora import LoRA, add_lora
 from .precision import cast_inputs, train_in_float32
 from .preference import DIMENSIONS
 from .processor import RewardProcessor
 from .reward_folder import RECORD, RewardFolder
 from .reward_statistics import Statistics
-from .sampling import FrameSampling
 from .template import Template
 
 _CHOICES = {
@@ -151,10 +151,16 @@ class VideoReward(nn.Module):
         if head_rows == 1 and not template.separate:
             raise VideoAlignError("head_rows: 1 needs separate reward tokens: one row at one token gives one reward")
         self.settings = {
-            "positions": positions, "head_rows": head_rows, "language": language, "vision": vision,
-            "train_merger": train_merger, "lora": asdict(lora or LoRA()), "attention": attention, "dtype": dtype,
+            "positions": positions,
+            "head_rows": head_rows,
+            "language": language,
+            "vision": vision,
+            "train_merger": train_merger,
+            "lora": asdict(lora or LoRA()),
+            "attention": attention,
+            "dtype": dtype,
             "max_prompt_tokens": max_prompt_tokens,
-        }  # fmt: skip
+        }
         # absolute where it is a folder: the exported model must find it from anywhere
         self.backbone_name = str(Path(backbone).resolve()) if Path(backbone).is_dir() else str(backbone)
         self.positions, self.statistics = positions, Statistics()
@@ -220,9 +226,13 @@ class VideoReward(nn.Module):
         return self.head.weight.device
 
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor, reward_positions: Tensor, pixel_patches: Tensor,
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        reward_positions: Tensor,
+        pixel_patches: Tensor,
         video_grid_thw: Tensor,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         """Raw rewards.
 
         Args:
@@ -322,10 +332,13 @@ class VideoReward(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls, folder: str | Path, backbone: str | Path | None = None,
+        cls,
+        folder: str | Path,
+        backbone: str | Path | None = None,
         attention: Literal["sdpa", "eager", "flash_attention_2"] | None = None,
-        dtype: Literal["float32", "bfloat16"] | None = None, gradient_checkpointing: bool = False,
-    ) -> "VideoReward":  # fmt: skip
+        dtype: Literal["float32", "bfloat16"] | None = None,
+        gradient_checkpointing: bool = False,
+    ) -> "VideoReward":
         """Load a folder written by :meth:`save_pretrained`, in eval mode. Every tensor is accounted for.
 
         In a YAML experiment ``class_path: videoalign.models.VideoReward.from_pretrained`` continues from its weights.
@@ -356,9 +369,13 @@ class VideoReward(nn.Module):
             raise VideoAlignError(f"{folder / RECORD} has settings that this release does not know ({error})") from None
         template = Template(content.template, str(folder / "template.txt"))
         network = cls(
-            backbone or content.backbone, template, sampling, processor=folder / "processor",
-            gradient_checkpointing=gradient_checkpointing, **settings,
-        )  # fmt: skip
+            backbone or content.backbone,
+            template,
+            sampling,
+            processor=folder / "processor",
+            gradient_checkpointing=gradient_checkpointing,
+            **settings,
+        )
         network.load_tensors(content.trained, folder)
         network.statistics = statistics.check(str(folder / RECORD))
         network.owns_backbone = content.owns_backbone
@@ -377,8 +394,11 @@ class VideoReward(nn.Module):
         want = {name: parameters[name] for name in (self.trained_names() if names is None else names)}
         problems = [f"missing {n}" for n in want.keys() - found.keys()]
         problems += [f"unexpected {n}" for n in found.keys() - want.keys()]
-        problems += [f"{n} is {tuple(found[n].shape)}, not {tuple(want[n].shape)}"
-                     for n in want.keys() & found.keys() if found[n].shape != want[n].shape]  # fmt: skip
+        problems += [
+            f"{n} is {tuple(found[n].shape)}, not {tuple(want[n].shape)}"
+            for n in want.keys() & found.keys()
+            if found[n].shape != want[n].shape
+        ]
         if problems:
             raise VideoAlignError(
                 f"{source}: {len(problems)} tensors do not fit backbone {self.backbone_name}: "

@@ -15,9 +15,17 @@ NAME = "videoalign_sdpa_flash"
 
 
 def batched_sdpa(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None = None, *,
-    scaling: float | None = None, dropout: float = 0.0, cu_seq_lens_q: Tensor, **kwargs: object,
-) -> tuple[Tensor, None]:  # fmt: skip
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None = None,
+    *,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    cu_seq_lens_q: Tensor,
+    **kwargs: object,
+) -> tuple[Tensor, None]:
     """SDPA within segments of a packed sequence, one call per distinct segment length.
 
     Args:

@@ -56,14 +56,18 @@ class Wan(Generator):
         """See :class:`Generator`."""
         net = transformer or self.transformer
         kind = net.dtype
-        return net(
-            x.to(kind), 1000 * t, condition["embeds"].to(kind), return_dict=False
-        )[0].float()  # fmt: skip
+        return net(x.to(kind), 1000 * t, condition["embeds"].to(kind), return_dict=False)[0].float()
 
     def _denoise(self, condition: Condition, null: Condition | None, noise: Tensor, **options: object) -> Tensor:
         time, space = self.ratios
         _, _, frames, height, width = noise.shape
         return self.pipeline(
-            prompt_embeds=condition["embeds"], negative_prompt_embeds=null and null["embeds"], latents=noise, output_type="latent",
-            num_frames=(frames - 1) * time + 1, height=height * space, width=width * space, **options,
-        ).frames  # fmt: skip
+            prompt_embeds=condition["embeds"],
+            negative_prompt_embeds=null and null["embeds"],
+            latents=noise,
+            output_type="latent",
+            num_frames=(frames - 1) * time + 1,
+            height=height * space,
+            width=width * space,
+            **options,
+        ).frames

@@ -21,9 +21,18 @@ class Chrome:
     def __init__(self, width: int = 1200, height: int = 900) -> None:
         self.folder = tempfile.mkdtemp()
         self.process = subprocess.Popen(
-            [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--remote-debugging-port=0", f"--user-data-dir={self.folder}",
-             f"--window-size={width},{height}", "about:blank"], stderr=subprocess.DEVNULL,
-        )  # fmt: skip
+            [
+                BROWSER,
+                "--headless",
+                "--no-sandbox",
+                "--disable-gpu",
+                "--remote-debugging-port=0",
+                f"--user-data-dir={self.folder}",
+                f"--window-size={width},{height}",
+                "about:blank",
+            ],
+            stderr=subprocess.DEVNULL,
+        )
         place = Path(self.folder) / "DevToolsActivePort"
         self.wait(place.exists, 60)
         port = place.read_text().split()[0]

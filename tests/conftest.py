@@ -7,8 +7,8 @@ import pytest
 import torch
 import transformers
 
-from videoalign.models.miniature import make_qwen
-from videoalign.models.sampling import FrameSampling
+from videoalign.miniature.networks.qwen import make_qwen
+from videoalign.models.frame_sampling import FrameSampling
 
 CORPUS = [
     "a red circle moves left to right",

@@ -312,9 +312,17 @@ def test_a_ticket_is_good_for_one_person(store):
 
 @pytest.mark.parametrize(
     ("choices", "more"),
-    [({"VQ": "A"}, {}), ({**GOOD, "TA": "C"}, {}), ({**GOOD, "XX": "A"}, {}), (GOOD, {"flags": ["funny"]}),
-     (GOOD, {"scores": {"A": {"VQ": 6}}}), (GOOD, {"scores": {"C": {"VQ": 3}}}), (GOOD, {"scores": {"A": {"VQ": True}}}), ([], {})],
-)  # fmt: skip
+    [
+        ({"VQ": "A"}, {}),
+        ({**GOOD, "TA": "C"}, {}),
+        ({**GOOD, "XX": "A"}, {}),
+        (GOOD, {"flags": ["funny"]}),
+        (GOOD, {"scores": {"A": {"VQ": 6}}}),
+        (GOOD, {"scores": {"C": {"VQ": 3}}}),
+        (GOOD, {"scores": {"A": {"VQ": True}}}),
+        ([], {}),
+    ],
+)
 def test_what_is_no_vote_is_refused_and_leaves_nothing(store, choices, more):
     who = person(store, "a")
     task = store.task(who)

@@ -69,37 +69,76 @@ def records(*rows):
 
 
 TREE = records(
-    ("000002", "modelA/000007.mp4", "p", "a"), ("000003", "modelB/000007.mp4", "p", "b"), ("000004", "modelA/a b (1).mp4", "p", "a"),
-    ("000005", "modelB/b+c%20d.mp4", "p", "b"), ("000006", "caf\u00e9.mp4", "p", "a"), ("000007", "deep/modelA/000007.mp4", "p", "c"),
-    ("000008", "clip.webm", "p", "d"), ("000009", "deadbeef-cat.mp4", "p", "e"), ("0-gen", None, "p", "f"), ("000010", "s#1?x.mp4", "p", "g"),
-)  # fmt: skip
+    ("000002", "modelA/000007.mp4", "p", "a"),
+    ("000003", "modelB/000007.mp4", "p", "b"),
+    ("000004", "modelA/a b (1).mp4", "p", "a"),
+    ("000005", "modelB/b+c%20d.mp4", "p", "b"),
+    ("000006", "caf\u00e9.mp4", "p", "a"),
+    ("000007", "deep/modelA/000007.mp4", "p", "c"),
+    ("000008", "clip.webm", "p", "d"),
+    ("000009", "deadbeef-cat.mp4", "p", "e"),
+    ("0-gen", None, "p", "f"),
+    ("000010", "s#1?x.mp4", "p", "g"),
+)
 
 
 @pytest.mark.parametrize(
     ("name", "key"),
-    [("modelA/000007.mp4", "000002"), ("/data/local-files/?d=modelB/000007.mp4", "000003"),
-     ("/data/local-files/?d=disk/deep/modelA/000007.mp4", "000007"), ("http://host:8080/data/local-files/?d=disk%2FmodelB%2F000007.mp4", "000003"),
-     ("s3://bucket/deep/modelA/000007.mp4", "000007"), ("https://cdn.example/x/modelB/000007.mp4?X-Amz-Signature=a%2Fb&x=1", "000003"),
-     ("/data/upload/3/1a2b3c4d-a_b_1.mp4", "000004"), ("modelA/a%20b%20(1).mp4", "000004"), ("gs://bucket/modelA/a b (1).mp4", "000004"),
-     ("https://host/modelB/b+c%2520d.mp4", "000005"), ("/data/local-files/?d=x/modelB/b%2Bc%2520d.mp4", "000005"),
-     ("/data/local-files/?d=modelB/b+c%20d.mp4", "000005"), ("/data/upload/1/0123abcd-cafe\u0301.mp4", "000006"), ("caf%C3%A9.mp4", "000006"),
-     ("clip", "000008"), ("1a2b3c4d-clip.webm", "000008"), ("/data/upload/7/99999999-deadbeef-cat.mp4", "000009"), ("deadbeef-cat.mp4", "000009"),
-     ("0-gen", "0-gen"), ("s3://b/sets/0-gen.mp4", "0-gen"), ("/data/upload/1/1a2b3c4d-0-gen.mp4", "0-gen"), ("C:\\videos\\modelB\\000007.mp4", "000003"),
-     ("s3://bucket/s#1?x.mp4", "000010"), ("/tasks/5/resolve/?fileuri=" + base64.b64encode(b"s3://b/modelB/000007.mp4").decode(), "000003"),
-     ("000002.mp4", "000002"), ("./modelA/../modelB/000007.mp4", "000003")],
-)  # fmt: skip
+    [
+        ("modelA/000007.mp4", "000002"),
+        ("/data/local-files/?d=modelB/000007.mp4", "000003"),
+        ("/data/local-files/?d=disk/deep/modelA/000007.mp4", "000007"),
+        ("http://host:8080/data/local-files/?d=disk%2FmodelB%2F000007.mp4", "000003"),
+        ("s3://bucket/deep/modelA/000007.mp4", "000007"),
+        ("https://cdn.example/x/modelB/000007.mp4?X-Amz-Signature=a%2Fb&x=1", "000003"),
+        ("/data/upload/3/1a2b3c4d-a_b_1.mp4", "000004"),
+        ("modelA/a%20b%20(1).mp4", "000004"),
+        ("gs://bucket/modelA/a b (1).mp4", "000004"),
+        ("https://host/modelB/b+c%2520d.mp4", "000005"),
+        ("/data/local-files/?d=x/modelB/b%2Bc%2520d.mp4", "000005"),
+        ("/data/local-files/?d=modelB/b+c%20d.mp4", "000005"),
+        ("/data/upload/1/0123abcd-cafe\u0301.mp4", "000006"),
+        ("caf%C3%A9.mp4", "000006"),
+        ("clip", "000008"),
+        ("1a2b3c4d-clip.webm", "000008"),
+        ("/data/upload/7/99999999-deadbeef-cat.mp4", "000009"),
+        ("deadbeef-cat.mp4", "000009"),
+        ("0-gen", "0-gen"),
+        ("s3://b/sets/0-gen.mp4", "0-gen"),
+        ("/data/upload/1/1a2b3c4d-0-gen.mp4", "0-gen"),
+        ("C:\\videos\\modelB\\000007.mp4", "000003"),
+        ("s3://bucket/s#1?x.mp4", "000010"),
+        ("/tasks/5/resolve/?fileuri=" + base64.b64encode(b"s3://b/modelB/000007.mp4").decode(), "000003"),
+        ("000002.mp4", "000002"),
+        ("./modelA/../modelB/000007.mp4", "000003"),
+    ],
+)
 def test_a_name_means_the_video_with_the_longest_path_end_or_the_key(name, key):
     assert Names(TREE).find(name, "task 1", "p") == {key}
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("/data/upload/1/ab12cd34-000007.mp4", "is the key .*000007.* file name of .*--names"),  # in three folders, and a key
-     ("000007.mp4", "is the key"), ("modelC/000007.mp4", "is the key"), ("nowhere.mp4", "no video 'nowhere'"),
-     ("modelC/clip.webm.mp4", "no video"), ("s3://bucket/other/cat.mp4", "no video"), ("clip.mp4", "no video 'clip'"),
-     ("renders/caf\u00e9.mp4", None), ("renders/a b (1).mp4", "file name is that of '000004' .*--names files"),
-     ("a_b_1.mp4", "no video"), ("x/1a2b3c4d-clip.webm", "no video"), ("?fileuri=!!", "no video"), ("/", "no video"), ("%00", "no video")],
-)  # fmt: skip
+    [
+        (
+            "/data/upload/1/ab12cd34-000007.mp4",
+            "is the key .*000007.* file name of .*--names",
+        ),  # in three folders, and a key
+        ("000007.mp4", "is the key"),
+        ("modelC/000007.mp4", "is the key"),
+        ("nowhere.mp4", "no video 'nowhere'"),
+        ("modelC/clip.webm.mp4", "no video"),
+        ("s3://bucket/other/cat.mp4", "no video"),
+        ("clip.mp4", "no video 'clip'"),
+        ("renders/caf\u00e9.mp4", None),
+        ("renders/a b (1).mp4", "file name is that of '000004' .*--names files"),
+        ("a_b_1.mp4", "no video"),
+        ("x/1a2b3c4d-clip.webm", "no video"),
+        ("?fileuri=!!", "no video"),
+        ("/", "no video"),
+        ("%00", "no video"),
+    ],
+)
 def test_a_name_that_could_mean_another_video_is_refused(name, message):
     if message is None:  # the record's whole path is the name's end
         assert Names(TREE).find(name, "task 1", "p") == {"000006"}
@@ -208,8 +247,13 @@ def test_votes_on_numbered_files_go_to_nobody_until_one_says_what_the_numbers_ar
 
 
 def test_one_file_under_two_prompts_needs_the_prompt(tmp_path):
-    rows = [("k1", "a.mp4", "cat", "x"), ("k2", "b.mp4", "cat", "y"), ("k3", "a.mp4", "dog", "x"), ("k4", "b.mp4", "dog", "y"),
-            ("k5", "c.mp4", "dog", "z")]  # fmt: skip
+    rows = [
+        ("k1", "a.mp4", "cat", "x"),
+        ("k2", "b.mp4", "cat", "y"),
+        ("k3", "a.mp4", "dog", "x"),
+        ("k4", "b.mp4", "dog", "y"),
+        ("k5", "c.mp4", "dog", "z"),
+    ]
     videos = write_set(tmp_path / "set", rows)
     tasks = [task(1, "a.mp4", "b.mp4", [said(1)])]
     del tasks[0]["data"]["prompt"]
@@ -224,24 +268,43 @@ def test_one_file_under_two_prompts_needs_the_prompt(tmp_path):
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [(lambda t: t.update(annotations=[]), "none of its 1 tasks has an annotation, so there is no vote"),
-     (lambda t: t.pop("annotations"), "none of its 1 tasks has an annotation"),
-     (lambda t: t.update(annotations=[], predictions=[{"result": []}]), "1 have predictions, which are a model's"),
-     (lambda t: t.update(annotations=[], drafts=[{"result": []}]), "1 have drafts"),
-     (lambda t: (t.pop("annotations"), t.update(total_annotations=3)), "list of tasks: export"),
-     (lambda t: t.update(annotations=[said(1, was_cancelled=True), said(2, was_cancelled=True)]), "all 2 annotations .* skipped or cancelled"),
-     (lambda t: t.update(annotations=[said(1, result=[])]), "task 1: an annotation lacks a choice in VQ, MQ, TA"),
-     (lambda t: t.update(annotations=[said(1, result=[{"from_name": "quality", "value": {"choices": ["A"]}}])]), "what it has is called quality"),
-     (lambda t: (t.pop("annotations"), t.update(completions=[{**said(1), "was_cancelled": True}])), "all 1 annotations"),
-     (lambda t: (t.pop("annotations"), t.update(completions=[{"id": 1, "result": said(1)["result"]}])), "does not say who made it"),
-     (lambda t: (t.update(t.pop("data")), t.pop("annotations"), t.update(VQ="A", annotator=1)), "JSON-MIN"),
-     (lambda t: t["annotations"][0].update(lead_time=-3), "lead_time is -3"),
-     (lambda t: t["annotations"][0].update(created_at="yesterday"), "task 1 is not as Label Studio writes"),
-     (lambda t: t["annotations"][0].update(completed_by="\ud800"), "task 1 is not as Label Studio writes"),
-     (lambda t: t["annotations"][0]["result"].append({"from_name": "VQ", "value": {"choices": ["B"]}}), "VQ is A and B in one annotation"),
-     (lambda t: t["data"].update(prompt=5), "data.prompt is 5"), (lambda t: t["data"].update(prompt="a blue square"), "not two of the prompt 'a blue"),
-     (lambda t: t.update(annotations=5), "task 1 is not as Label Studio writes"), (lambda t: t.update(annotations={"a": 1}), "task 1 is not as")],
-)  # fmt: skip
+    [
+        (lambda t: t.update(annotations=[]), "none of its 1 tasks has an annotation, so there is no vote"),
+        (lambda t: t.pop("annotations"), "none of its 1 tasks has an annotation"),
+        (lambda t: t.update(annotations=[], predictions=[{"result": []}]), "1 have predictions, which are a model's"),
+        (lambda t: t.update(annotations=[], drafts=[{"result": []}]), "1 have drafts"),
+        (lambda t: (t.pop("annotations"), t.update(total_annotations=3)), "list of tasks: export"),
+        (
+            lambda t: t.update(annotations=[said(1, was_cancelled=True), said(2, was_cancelled=True)]),
+            "all 2 annotations .* skipped or cancelled",
+        ),
+        (lambda t: t.update(annotations=[said(1, result=[])]), "task 1: an annotation lacks a choice in VQ, MQ, TA"),
+        (
+            lambda t: t.update(annotations=[said(1, result=[{"from_name": "quality", "value": {"choices": ["A"]}}])]),
+            "what it has is called quality",
+        ),
+        (
+            lambda t: (t.pop("annotations"), t.update(completions=[{**said(1), "was_cancelled": True}])),
+            "all 1 annotations",
+        ),
+        (
+            lambda t: (t.pop("annotations"), t.update(completions=[{"id": 1, "result": said(1)["result"]}])),
+            "does not say who made it",
+        ),
+        (lambda t: (t.update(t.pop("data")), t.pop("annotations"), t.update(VQ="A", annotator=1)), "JSON-MIN"),
+        (lambda t: t["annotations"][0].update(lead_time=-3), "lead_time is -3"),
+        (lambda t: t["annotations"][0].update(created_at="yesterday"), "task 1 is not as Label Studio writes"),
+        (lambda t: t["annotations"][0].update(completed_by="\ud800"), "task 1 is not as Label Studio writes"),
+        (
+            lambda t: t["annotations"][0]["result"].append({"from_name": "VQ", "value": {"choices": ["B"]}}),
+            "VQ is A and B in one annotation",
+        ),
+        (lambda t: t["data"].update(prompt=5), "data.prompt is 5"),
+        (lambda t: t["data"].update(prompt="a blue square"), "not two of the prompt 'a blue"),
+        (lambda t: t.update(annotations=5), "task 1 is not as Label Studio writes"),
+        (lambda t: t.update(annotations={"a": 1}), "task 1 is not as"),
+    ],
+)
 def test_an_export_without_votes_says_which_kind_it_is(tmp_path_factory, tmp_path, change, message):
     videos = _plain(tmp_path_factory)
     one = task(1, *KEYS, [said(1)])
@@ -307,8 +370,21 @@ def test_an_account_is_one_person_however_tasks_name_it(tmp_path_factory, tmp_pa
 def test_skipped_annotations_and_copies_are_told(tmp_path_factory, tmp_path, capsys):
     path = tmp_path / "e.json"
     path.write_text(json.dumps([task(1, *KEYS, [said(1), said(1), said(2, was_cancelled=True)])]))
-    main(["annotate", "import-label-studio", str(path), "--videos", str(_plain(tmp_path_factory)), "--db", str(tmp_path / "v.db"),
-          "--validation", "0", "--benchmark", "0"])  # fmt: skip
+    main(
+        [
+            "annotate",
+            "import-label-studio",
+            str(path),
+            "--videos",
+            str(_plain(tmp_path_factory)),
+            "--db",
+            str(tmp_path / "v.db"),
+            "--validation",
+            "0",
+            "--benchmark",
+            "0",
+        ]
+    )
     out = capsys.readouterr().out
     assert "1 pairs, 1 votes of 1 people" in out and "1 annotations that were skipped" in out and "1 copies" in out
 
@@ -318,17 +394,22 @@ def test_skipped_annotations_and_copies_are_told(tmp_path_factory, tmp_path, cap
 
 @pytest.mark.parametrize(
     ("table", "message"),
-    [("key_A,key_B,VQ,MQ,TA,VQ\n000002,000003,A,A,A,B\n", "has the column VQ more than once"),
-     ("key_A,key_B,key_A,VQ\n000002,000003,000004,A\n", "has the column key_A more than once"),
-     ("key_A,key_B,VQ\n000002,000002,A\n", "line 2: key_A and key_B are the same video"),
-     ("key_A,key_B,VQ\n000002,000003,A\n000003,000002,A\n", "line 3: repeats the pair of line 2"),
-     ("key_A,key_B,VQ\n2,3,A\n", "no video '2' in the set; spreadsheets take the zeros"),
-     ("key_A,key_B,VQ,prompt\n000002,000003,A,a blue square\n", "line 2: prompt is 'a blue square', but .* the keys are those of another set"),
-     ("key_A,key_B,VQ,A_model,B_model\n000002,000003,A,model0,model9\n", "line 2: B_model is 'model9'"),
-     ("key_A,key_B,VQ,path_A\n000002,000003,A,000002.mp4\n", "line 2: path_A is '000002.mp4'"),
-     ("key_A,key_B,VQ,MQ\n000002,000003,A\n", "line 2: it has not as many fields"),
-     ("key_A,key_B,VQ\n000002,000003,A,B\n", "line 2: it has not as many fields")],
-)  # fmt: skip
+    [
+        ("key_A,key_B,VQ,MQ,TA,VQ\n000002,000003,A,A,A,B\n", "has the column VQ more than once"),
+        ("key_A,key_B,key_A,VQ\n000002,000003,000004,A\n", "has the column key_A more than once"),
+        ("key_A,key_B,VQ\n000002,000002,A\n", "line 2: key_A and key_B are the same video"),
+        ("key_A,key_B,VQ\n000002,000003,A\n000003,000002,A\n", "line 3: repeats the pair of line 2"),
+        ("key_A,key_B,VQ\n2,3,A\n", "no video '2' in the set; spreadsheets take the zeros"),
+        (
+            "key_A,key_B,VQ,prompt\n000002,000003,A,a blue square\n",
+            "line 2: prompt is 'a blue square', but .* the keys are those of another set",
+        ),
+        ("key_A,key_B,VQ,A_model,B_model\n000002,000003,A,model0,model9\n", "line 2: B_model is 'model9'"),
+        ("key_A,key_B,VQ,path_A\n000002,000003,A,000002.mp4\n", "line 2: path_A is '000002.mp4'"),
+        ("key_A,key_B,VQ,MQ\n000002,000003,A\n", "line 2: it has not as many fields"),
+        ("key_A,key_B,VQ\n000002,000003,A,B\n", "line 2: it has not as many fields"),
+    ],
+)
 def test_references_that_name_other_videos_or_columns_twice_are_refused(numbers, tmp_path, table, message):
     (tmp_path / "r.csv").write_text(table)
     with pytest.raises(VideoAlignError, match=message):
@@ -428,10 +509,24 @@ def round_(numbers, tmp_path):
 
 @pytest.mark.parametrize(
     ("headers", "name"),
-    [(["localhost"], "localhost"), (["LOCALHOST:8000"], "localhost"), (["localhost."], "localhost"), (["[::1]:80"], "[::1]"), (["[::1]"], "[::1]"),
-     (["127.0.0.1:1"], "127.0.0.1"), (["a@localhost"], ""), (["localhost:80:80"], ""), (["localhost/x"], ""), ([], ""), (["a", "a"], ""), ([""], ""),
-     (["[::1"], ""), (["localhost evil"], ""), (["localhost:x"], "")],
-)  # fmt: skip
+    [
+        (["localhost"], "localhost"),
+        (["LOCALHOST:8000"], "localhost"),
+        (["localhost."], "localhost"),
+        (["[::1]:80"], "[::1]"),
+        (["[::1]"], "[::1]"),
+        (["127.0.0.1:1"], "127.0.0.1"),
+        (["a@localhost"], ""),
+        (["localhost:80:80"], ""),
+        (["localhost/x"], ""),
+        ([], ""),
+        (["a", "a"], ""),
+        ([""], ""),
+        (["[::1"], ""),
+        (["localhost evil"], ""),
+        (["localhost:x"], ""),
+    ],
+)
 def test_the_host_header_is_read_as_a_name_or_not_at_all(headers, name):
     assert host_of(headers) == name
 
@@ -467,16 +562,33 @@ def test_a_slash_too_many_is_served_and_redirects_nowhere(round_):
 
 @pytest.mark.parametrize(
     ("body", "status"),
-    [('{"ticket": "%s", "choices": %s, "scores": {"A": {"VQ": NaN}}}', 422), ('{"ticket": "%s", "choices": %s, "scores": {"A": {"VQ": Infinity}}}', 422),
-     ('{"ticket": "%s", "choices": %s, "scores": {"A": {"VQ": 1e999}}}', 422), ('{"ticket": "%s", "choices": %s, "more": NaN}', 422),
-     ('{"ticket": "%s", "choices": {"VQ": NaN}}', 422), ('{"ticket": "\\ud800", "choices": %s}', 4), ('{"ticket": "%s", "choices": {"\\udfff": "A"}}', 4),
-     ('{"ticket": "%s", "choices": {"VQ": "\\ud800", "MQ": "A", "TA": "A"}}', 4), ('{"ticket": "%s", "choices": %s, "flags": ["\\ud800"]}', 4),
-     ('{"ticket": "%s", "choices": %s, "scores": {"A": {"VQ": ' + "9" * 4000 + "}}}", 4),
-     ('{"ticket": "%s", "choices": %s, "scores": {"A": {"VQ": ' + "9" * 5000 + "}}}", 4),
-     ('{"ticket": "%s", "choices": {"VQ": ' + "[" * 500 + "]" * 500 + "}}", 422), ("[" * 16_000, 4), ('{"a":' * 3000, 4), ("", 4), ("null", 4), ("[]", 4),
-     ('{"ticket": "%s", "ticket": 5}', 422), ('"%s"', 422), ("NaN", 422), ("\ufeff{}", 4), ('{"ticket": "%s", "choices": "\\u0000"}', 422),
-     (b"\xff\xfe{\x00}\x00", 4), ('{"ticket": "' + "x" * 20_000 + '"}', 413)],
-)  # fmt: skip
+    [
+        ('{"ticket": "%s", "choices": %s, "scores": {"A": {"VQ": NaN}}}', 422),
+        ('{"ticket": "%s", "choices": %s, "scores": {"A": {"VQ": Infinity}}}', 422),
+        ('{"ticket": "%s", "choices": %s, "scores": {"A": {"VQ": 1e999}}}', 422),
+        ('{"ticket": "%s", "choices": %s, "more": NaN}', 422),
+        ('{"ticket": "%s", "choices": {"VQ": NaN}}', 422),
+        ('{"ticket": "\\ud800", "choices": %s}', 4),
+        ('{"ticket": "%s", "choices": {"\\udfff": "A"}}', 4),
+        ('{"ticket": "%s", "choices": {"VQ": "\\ud800", "MQ": "A", "TA": "A"}}', 4),
+        ('{"ticket": "%s", "choices": %s, "flags": ["\\ud800"]}', 4),
+        ('{"ticket": "%s", "choices": %s, "scores": {"A": {"VQ": ' + "9" * 4000 + "}}}", 4),
+        ('{"ticket": "%s", "choices": %s, "scores": {"A": {"VQ": ' + "9" * 5000 + "}}}", 4),
+        ('{"ticket": "%s", "choices": {"VQ": ' + "[" * 500 + "]" * 500 + "}}", 422),
+        ("[" * 16_000, 4),
+        ('{"a":' * 3000, 4),
+        ("", 4),
+        ("null", 4),
+        ("[]", 4),
+        ('{"ticket": "%s", "ticket": 5}', 422),
+        ('"%s"', 422),
+        ("NaN", 422),
+        ("\ufeff{}", 4),
+        ('{"ticket": "%s", "choices": "\\u0000"}', 422),
+        (b"\xff\xfe{\x00}\x00", 4),
+        ('{"ticket": "' + "x" * 20_000 + '"}', 413),
+    ],
+)
 def test_a_vote_that_is_none_is_refused_in_a_sentence_without_a_traceback(round_, body, status, caplog):
     store, client = round_
     token = store.invite("a")
@@ -501,9 +613,16 @@ def replaced(path):
 
 
 @pytest.mark.parametrize(
-    "happens", [lambda path: path.unlink(), swept, replaced, lambda path: path.rename(path.with_name("away.db")),
-                lambda path: path.with_name(path.name + "-wal").unlink(), lambda path: (swept(path), path.touch())],
-)  # fmt: skip
+    "happens",
+    [
+        lambda path: path.unlink(),
+        swept,
+        replaced,
+        lambda path: path.rename(path.with_name("away.db")),
+        lambda path: path.with_name(path.name + "-wal").unlink(),
+        lambda path: (swept(path), path.touch()),
+    ],
+)
 def test_a_vote_into_a_file_that_nobody_finds_again_is_not_acknowledged(round_, happens):
     store, client = round_
     token = store.invite("a")
@@ -695,10 +814,17 @@ def test_an_answer_that_nobody_reads_is_given_up(monkeypatch):
 
 @pytest.mark.parametrize(
     ("options", "allowed", "noted"),
-    [(("--host", "0.0.0.0"), {"127.0.0.1", "localhost", "[::1]"}, True),
-     (("--host", "0.0.0.0", "--allow-host", "Rate.example", "10.0.0.7:8000"), {"127.0.0.1", "localhost", "[::1]", "rate.example", "10.0.0.7"}, False),
-     (("--host", "::1"), {"127.0.0.1", "localhost", "[::1]"}, False), (("--host", "box.lan"), {"127.0.0.1", "localhost", "[::1]", "box.lan"}, False)],
-)  # fmt: skip
+    [
+        (("--host", "0.0.0.0"), {"127.0.0.1", "localhost", "[::1]"}, True),
+        (
+            ("--host", "0.0.0.0", "--allow-host", "Rate.example", "10.0.0.7:8000"),
+            {"127.0.0.1", "localhost", "[::1]", "rate.example", "10.0.0.7"},
+            False,
+        ),
+        (("--host", "::1"), {"127.0.0.1", "localhost", "[::1]"}, False),
+        (("--host", "box.lan"), {"127.0.0.1", "localhost", "[::1]", "box.lan"}, False),
+    ],
+)
 def test_the_server_answers_to_what_it_was_told(numbers, tmp_path, monkeypatch, capsys, options, allowed, noted):
     seen = []
     monkeypatch.setattr("videoalign.annotation.commands.listen", lambda *given: None)

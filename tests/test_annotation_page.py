@@ -36,9 +36,9 @@ from videoalign.callbacks.reward_rows import read_rewards
 from videoalign.cli import main
 from videoalign.datamodules.benchmark import Benchmark
 from videoalign.datamodules.shards import ShardSet, ShardWriter
-from videoalign.datamodules.sprites import CONTENTS, FPS, FRAMES, SOURCES, render, shown
 from videoalign.datamodules.verify import verify
 from videoalign.datamodules.video import encode
+from videoalign.miniature.world.sprites import CONTENTS, FPS, FRAMES, SOURCES, render, shown
 from videoalign.models import VideoReward
 from videoalign.models.video_reward import Statistics
 
@@ -110,9 +110,16 @@ def test_unknown_and_revoked_links_open_nothing(round_):
 
 
 @pytest.mark.parametrize(
-    "path", ["/../../../etc/passwd", "/video/x/left", "/video/%2e%2e%2f%2e%2e%2fetc%2fpasswd/left", "/video/{ticket}/../index.json",
-             "/video/{ticket}/middle", "/video/{ticket}/left/.."],
-)  # fmt: skip
+    "path",
+    [
+        "/../../../etc/passwd",
+        "/video/x/left",
+        "/video/%2e%2e%2f%2e%2e%2fetc%2fpasswd/left",
+        "/video/{ticket}/../index.json",
+        "/video/{ticket}/middle",
+        "/video/{ticket}/left/..",
+    ],
+)
 def test_nothing_but_the_two_videos_can_be_read(round_, path):
     store, client = round_
     token = store.invite("a")
@@ -138,9 +145,15 @@ def test_other_peoples_videos_are_not_shown(round_):
 
 
 @pytest.mark.parametrize(
-    "headers", [{"origin": "http://evil.example"}, {"sec-fetch-site": "cross-site"}, {"sec-fetch-site": "same-site"},
-                {"content-type": "text/plain"}, {"content-type": "application/x-www-form-urlencoded"}],
-)  # fmt: skip
+    "headers",
+    [
+        {"origin": "http://evil.example"},
+        {"sec-fetch-site": "cross-site"},
+        {"sec-fetch-site": "same-site"},
+        {"content-type": "text/plain"},
+        {"content-type": "application/x-www-form-urlencoded"},
+    ],
+)
 def test_posts_of_other_sites_are_refused(round_, headers):
     store, client = round_
     token = store.invite("a")
@@ -162,9 +175,18 @@ def test_answers_forbid_frames_and_referrers(round_):
 
 @pytest.mark.parametrize(
     ("change", "status"),
-    [({"choices": {**GOOD, "VQ": "C"}}, 409), ({"choices": {}}, 409), ({"ticket": "forged"}, 409), ({"ticket": "é"}, 409), ({"flags": ["rude"]}, 409),
-     ({"scores": {"A": {"VQ": 9}}}, 409), ({"choices": "A"}, 422), ({"scores": {"A": {"VQ": "x"}}}, 422), ({"ticket": "x" * 100}, 422)],
-)  # fmt: skip
+    [
+        ({"choices": {**GOOD, "VQ": "C"}}, 409),
+        ({"choices": {}}, 409),
+        ({"ticket": "forged"}, 409),
+        ({"ticket": "é"}, 409),
+        ({"flags": ["rude"]}, 409),
+        ({"scores": {"A": {"VQ": 9}}}, 409),
+        ({"choices": "A"}, 422),
+        ({"scores": {"A": {"VQ": "x"}}}, 422),
+        ({"ticket": "x" * 100}, 422),
+    ],
+)
 def test_forged_votes_are_refused(round_, change, status):
     store, client = round_
     token = store.invite("a")
@@ -218,8 +240,12 @@ def test_videos_come_whole_and_in_parts(round_, videos):
     expected = {content.read("mp4") for content in ShardSet(videos).contents()}
     assert whole.content in expected and client.get(url.replace("left", "right")).content in expected - {whole.content}
     size = len(whole.content)
-    for wanted, part in {"bytes=0-9": slice(0, 10), "bytes=10-": slice(10, None), "bytes=-7": slice(size - 7, None),
-                         f"bytes=5-{size + 99}": slice(5, None)}.items():  # fmt: skip
+    for wanted, part in {
+        "bytes=0-9": slice(0, 10),
+        "bytes=10-": slice(10, None),
+        "bytes=-7": slice(size - 7, None),
+        f"bytes=5-{size + 99}": slice(5, None),
+    }.items():
         answer = client.get(url, headers={"range": wanted})
         assert answer.status_code == 206 and answer.content == whole.content[part]
         first = part.start or 0
@@ -282,8 +308,27 @@ def serving(videos, tmp_path, text):
     url, db, running = f"http://127.0.0.1:{port}", tmp_path / "votes.db", []
 
     def start():
-        command = [sys.executable, "-m", "videoalign", "annotate", "serve", "--videos", videos, "--db", db, "--port", str(port),
-                   "--per-prompt", "1", "--protocol", rules, "--validation", "0", "--benchmark", "0"]  # fmt: skip
+        command = [
+            sys.executable,
+            "-m",
+            "videoalign",
+            "annotate",
+            "serve",
+            "--videos",
+            videos,
+            "--db",
+            db,
+            "--port",
+            str(port),
+            "--per-prompt",
+            "1",
+            "--protocol",
+            rules,
+            "--validation",
+            "0",
+            "--benchmark",
+            "0",
+        ]
         running.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
         end = time.monotonic() + 60
         while time.monotonic() < end:
@@ -619,17 +664,19 @@ def test_label_studios_ratings_become_the_same_pairs(videos, tmp_path):
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [(lambda t: t[0]["data"].pop("video_a"), "task 0: data.video_a is missing"),
-     (lambda t: t[3]["data"].update(video_b="nowhere.mp4"), "task 3: there is no video 'nowhere'"),
-     (lambda t: t[1]["data"].update(video_b=t[2]["data"]["video_b"]), "task 1: videos"),
-     (lambda t: t[2]["annotations"][0]["result"].pop(), "task 2: an annotation lacks a choice in TA"),
-     (lambda t: t[2]["annotations"][0]["result"][0]["value"].update(choices=["C"]), "task 2: VQ is"),
-     (lambda t: t[2]["annotations"][0].pop("completed_by"), "task 2: an annotation does not say who"),
-     (lambda t: t[1].update(annotations=[5]), "task 1 is not as Label Studio writes"),
-     (lambda t: t[1].update(data="x"), "task 1 is not as Label Studio writes"),
-     (lambda t: t[1]["annotations"][0].update(lead_time="x"), "task 1 is not as Label Studio writes"),
-     (lambda t: t.clear(), "no list of tasks")],
-)  # fmt: skip
+    [
+        (lambda t: t[0]["data"].pop("video_a"), "task 0: data.video_a is missing"),
+        (lambda t: t[3]["data"].update(video_b="nowhere.mp4"), "task 3: there is no video 'nowhere'"),
+        (lambda t: t[1]["data"].update(video_b=t[2]["data"]["video_b"]), "task 1: videos"),
+        (lambda t: t[2]["annotations"][0]["result"].pop(), "task 2: an annotation lacks a choice in TA"),
+        (lambda t: t[2]["annotations"][0]["result"][0]["value"].update(choices=["C"]), "task 2: VQ is"),
+        (lambda t: t[2]["annotations"][0].pop("completed_by"), "task 2: an annotation does not say who"),
+        (lambda t: t[1].update(annotations=[5]), "task 1 is not as Label Studio writes"),
+        (lambda t: t[1].update(data="x"), "task 1 is not as Label Studio writes"),
+        (lambda t: t[1]["annotations"][0].update(lead_time="x"), "task 1 is not as Label Studio writes"),
+        (lambda t: t.clear(), "no list of tasks"),
+    ],
+)
 def test_exports_that_are_something_else_are_refused(videos, tmp_path, change, message):
     path = tmp_path / "export.json"
     path.write_text(json.dumps(studio(videos, change)))
@@ -688,8 +735,12 @@ def test_videos_that_browsers_do_not_play_are_refused(tmp_path):
 
 @pytest.mark.parametrize(
     ("row", "message"),
-    [("nothing,{1},A,A,A", "no video 'nothing'"), ("{0},{1},C,A,A", "must be A, same or B"), ("{0},{2},A,A,A", "different prompts")],
-)  # fmt: skip
+    [
+        ("nothing,{1},A,A,A", "no video 'nothing'"),
+        ("{0},{1},C,A,A", "must be A, same or B"),
+        ("{0},{2},A,A,A", "different prompts"),
+    ],
+)
 def test_wrong_references_are_refused_with_their_line(videos, tmp_path, row, message):
     keys = sorted(content.key for content in ShardSet(videos).contents())
     table = tmp_path / "references.csv"
@@ -718,8 +769,23 @@ def test_what_models_know_least_of_is_rated_first(videos, judges, tmp_path, monk
     monkeypatch.setattr("videoalign.annotation.commands.listen", lambda app, host, port: None)
 
     def serve(models, *more):
-        main(["annotate", "serve", "--videos", str(videos), "--db", str(db), "--select", "uncertain", "--model", *models,
-              "--device", "cpu", *more])  # fmt: skip
+        main(
+            [
+                "annotate",
+                "serve",
+                "--videos",
+                str(videos),
+                "--db",
+                str(db),
+                "--select",
+                "uncertain",
+                "--model",
+                *models,
+                "--device",
+                "cpu",
+                *more,
+            ]
+        )
 
     serve(judges[:count], "--per-prompt", "1")
     rows = Store(db).pairs()
@@ -790,8 +856,9 @@ def test_a_guideline_of_ones_own_is_shown(videos, tmp_path, monkeypatch, capsys)
 
 
 @pytest.mark.parametrize(
-    ("more", "message"), [(["--port", "99999"], "from 1 to 65535"), (["--protocol", "{0}/rules.yaml"], "rules.yaml cannot be read")]
-)  # fmt: skip
+    ("more", "message"),
+    [(["--port", "99999"], "from 1 to 65535"), (["--protocol", "{0}/rules.yaml"], "rules.yaml cannot be read")],
+)
 def test_mistakes_are_told_before_anything_is_begun(videos, tmp_path, capsys, more, message):
     (tmp_path / "rules.yaml").write_text("since: 2024-13-45")
     with pytest.raises(SystemExit):
@@ -831,8 +898,12 @@ def test_an_export_trains_a_reward_model(round_, videos, backbone, tmp_path):
     config["trainer"]["callbacks"][0]["init_args"]["out"] = str(tmp_path / "reward")
     network = config["model"]["init_args"]["network"]["init_args"]
     network |= {"backbone": str(backbone), "sampling": {"fps": 8.0, "min_pixels": 0}}
-    config["data"]["init_args"] = {"train": str(tmp_path / "rated/train"), "val": str(tmp_path / "rated/validation"), "batch_size": 2,
-                                   "workers": 0}  # fmt: skip
+    config["data"]["init_args"] = {
+        "train": str(tmp_path / "rated/train"),
+        "val": str(tmp_path / "rated/validation"),
+        "batch_size": 2,
+        "workers": 0,
+    }
     (tmp_path / "fit.yaml").write_text(yaml.safe_dump(config))
     main(["fit", "--config", str(tmp_path / "fit.yaml")])
     assert len(score_with(tmp_path / "reward", tmp_path / "rated/benchmark", tmp_path / "scores")) == 4

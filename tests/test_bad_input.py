@@ -16,7 +16,7 @@ from videoalign.cli import main
 from videoalign.datamodules.shards import ShardWriter
 from videoalign.datamodules.video import encode
 from videoalign.models import VideoReward
-from videoalign.models.sampling import FrameSampling
+from videoalign.models.frame_sampling import FrameSampling
 
 HEADER = "path_A,path_B,prompt,VQ,MQ,TA,MOS_A_VQ"
 ROWS = ["a.mp4,b.mp4,a red circle,A,B,same,3", "b.mp4,c.mp4,a blue square,B,,invalid,"]
@@ -384,13 +384,20 @@ def fit(*options: str | Callable[[Place], str], experiment: str = "reward_btt") 
         common = ["--trainer.max_steps=1", "--trainer.val_check_interval=1", "--trainer.enable_model_summary=false"]
         if experiment == "reward_btt":
             common += [
-                f"--model.init_args.network.init_args.backbone={kit / 'backbone'}", f"--data.init_args.train={kit / 'pairs'}",
-                f"--data.init_args.val={kit / 'pairs'}", f"--data.init_args.benchmarks={{b: {kit / 'bench'}}}",
-                "--data.init_args.batch_size=2", "--data.init_args.workers=0",
-            ]  # fmt: skip
+                f"--model.init_args.network.init_args.backbone={kit / 'backbone'}",
+                f"--data.init_args.train={kit / 'pairs'}",
+                f"--data.init_args.val={kit / 'pairs'}",
+                f"--data.init_args.benchmarks={{b: {kit / 'bench'}}}",
+                "--data.init_args.batch_size=2",
+                "--data.init_args.workers=0",
+            ]
         else:
-            common += [f"--model.init_args.backbone={kit / 'backbone'}", "--model.init_args.out=out",
-                       f"--data.init_args.data={kit / 'clips'}", "--data.init_args.workers=0"]  # fmt: skip
+            common += [
+                f"--model.init_args.backbone={kit / 'backbone'}",
+                "--model.init_args.out=out",
+                f"--data.init_args.data={kit / 'clips'}",
+                "--data.init_args.workers=0",
+            ]
         given = [o(place) if callable(o) else o.replace("{kit}", str(kit)) for o in options]
         return ["fit", "--config", f"experiments/sprites/{experiment}.yaml", *common, *given]
 

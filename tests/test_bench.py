@@ -24,19 +24,19 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from videoalign import VideoAlignError
-from videoalign.alignment.bench import fingerprint, report
 from videoalign.callbacks.reward_rows import read_rewards
 from videoalign.cli import main
+from videoalign.commands.benchmarking import fingerprint, report
 from videoalign.datamodules.benchmark import Benchmark
 from videoalign.datamodules.shards import ShardError, ShardSet, ShardWriter
 from videoalign.datamodules.stream import in_turn
 from videoalign.datamodules.video import decode, encode
 from videoalign.datamodules.video_list import Listed, VideoList, by_length, videos_of
 from videoalign.models import VideoReward
-from videoalign.models.benchmarks import PROTOCOLS, VIDEOREWARD, accuracy_four_way, official_accuracy_with_ties
+from videoalign.models.benchmark_protocols import PROTOCOLS, VIDEOREWARD, accuracy_four_way, official_accuracy_with_ties
+from videoalign.models.frame_sampling import FrameSampling
 from videoalign.models.preference import accuracy_with_ties
 from videoalign.models.processor import RewardProcessor, processor_of
-from videoalign.models.sampling import FrameSampling
 from videoalign.models.video_reward import Statistics
 
 DIMENSIONS, COLUMNS = ("VQ", "MQ", "TA"), ("VQ", "MQ", "TA", "Overall")
@@ -70,8 +70,12 @@ def random_pairs(seed: int, kind: str) -> tuple[list, list]:
     rng = np.random.default_rng(seed)
     n, tie = int(rng.integers(1, 14)), rng.choice([0.0, 0.3, 0.7])
     labels = rng.choice([-1, 0, 1], n, p=[(1 - tie) / 2, tie, (1 - tie) / 2])
-    margins = {"repeated": rng.integers(-3, 4, n).astype(float), "continuous": rng.normal(size=n),
-               "right": labels * rng.integers(1, 3, n) * 1.0, "zeros": np.zeros(n)}[kind]  # fmt: skip
+    margins = {
+        "repeated": rng.integers(-3, 4, n).astype(float),
+        "continuous": rng.normal(size=n),
+        "right": labels * rng.integers(1, 3, n) * 1.0,
+        "zeros": np.zeros(n),
+    }[kind]
     return labels.tolist(), margins.tolist()
 
 
@@ -133,10 +137,15 @@ def four_way(votes: list, margins: list, levels: list) -> float:
     best = 0
     for epsilon, level in itertools.product((-1.0, *map(abs, margins)), (*levels, math.inf)):
         answers = (
-            ("tievote" if high >= level else "bothbad_vote") if abs(m) <= epsilon
-            else "leftvote" if m > 0 else "rightvote" if m < 0 else None
+            ("tievote" if high >= level else "bothbad_vote")
+            if abs(m) <= epsilon
+            else "leftvote"
+            if m > 0
+            else "rightvote"
+            if m < 0
+            else None
             for m, high in zip(margins, levels)
-        )  # fmt: skip
+        )
         best = max(best, sum(answer == vote for answer, vote in zip(answers, votes)))
     return best / len(votes)
 
@@ -230,11 +239,19 @@ class Sample:
 
 def samples(frames: tuple[int, ...], height: int = 32, width: int = 32, fps: int = 8) -> list[Sample]:
     return [
-        Sample(f"{i:06d}", clip(i, count, height, width + 16 * (i % 2), fps), {
-            "prompt": f"a red circle number {i}", "num_frames": count, "fps": float(fps), "height": height,
-            "width": width + 16 * (i % 2)})
+        Sample(
+            f"{i:06d}",
+            clip(i, count, height, width + 16 * (i % 2), fps),
+            {
+                "prompt": f"a red circle number {i}",
+                "num_frames": count,
+                "fps": float(fps),
+                "height": height,
+                "width": width + 16 * (i % 2),
+            },
+        )
         for i, count in enumerate(frames)
-    ]  # fmt: skip
+    ]
 
 
 def write(folder: Path, videos: list[Sample], rows: list[dict] | None = None) -> Path:
@@ -253,8 +270,19 @@ def rated(count: int, seed: int = 0, **fixed: str) -> list[dict]:
     for a, b in itertools.combinations(range(count), 2):
         vote = str(rng.choice(list(VOTES)))
         words = {c: str(rng.choice(["A", "B", "same", "invalid", ""], p=[0.3, 0.3, 0.2, 0.1, 0.1])) for c in DIMENSIONS}
-        rows.append({"key_A": f"{a:06d}", "key_B": f"{b:06d}", "prompt": f"p {a} {b}", "A_model": f"maker-{a % 3}",
-                     "B_model": f"maker-{b % 4}", **words, "Overall": VOTES[vote], "vote_type": vote, **fixed})  # fmt: skip
+        rows.append(
+            {
+                "key_A": f"{a:06d}",
+                "key_B": f"{b:06d}",
+                "prompt": f"p {a} {b}",
+                "A_model": f"maker-{a % 3}",
+                "B_model": f"maker-{b % 4}",
+                **words,
+                "Overall": VOTES[vote],
+                "vote_type": vote,
+                **fixed,
+            }
+        )
     return rows
 
 
@@ -288,8 +316,22 @@ def run(*args: object) -> int:
 
 
 def bench(kit: Path, out: Path, *options: object, data: Path | str = "world", model: str = "model") -> int:
-    return run("bench", "--model", kit / model, "--data", kit / data, "--out", out, "--device", "cpu", "--workers", 0,
-               "--batch-size", BATCH, *options)  # fmt: skip
+    return run(
+        "bench",
+        "--model",
+        kit / model,
+        "--data",
+        kit / data,
+        "--out",
+        out,
+        "--device",
+        "cpu",
+        "--workers",
+        0,
+        "--batch-size",
+        BATCH,
+        *options,
+    )
 
 
 def strict(text: str) -> dict:
@@ -439,11 +481,24 @@ NOT_THE_INDEX = r"000000\.tar.*(index says|has members|occurs twice|do not stand
         (lambda f: rewrite(f, lambda m: [(n.replace("000001.", "000000."), c) for n, c in m]), NOT_THE_INDEX),
         (lambda f: rewrite(f, lambda m: [(n.replace("000001.", "000005."), c) for n, c in m]), "'000005' occurs twice"),
         (lambda f: rewrite(f, lambda m: [(n, b"{" if n == "000001.json" else c) for n, c in m]), "'000001'.*not valid"),
-        (lambda f: rewrite(f, lambda m: [(n, b"{}" if n == "000001.json" else c) for n, c in m]), "'000001'.*no prompt"),
+        (
+            lambda f: rewrite(f, lambda m: [(n, b"{}" if n == "000001.json" else c) for n, c in m]),
+            "'000001'.*no prompt",
+        ),
     ],
-    ids=["first header", "later header", "sample lost", "record lost", "video lost", "record of another key", "key twice",
-         "key in two shards", "record no JSON", "no prompt"],
-)  # fmt: skip
+    ids=[
+        "first header",
+        "later header",
+        "sample lost",
+        "record lost",
+        "video lost",
+        "record of another key",
+        "key twice",
+        "key in two shards",
+        "record no JSON",
+        "no prompt",
+    ],
+)
 def test_damaged_shards_are_refused(damage, words, kit, processor, tmp_path):
     folder = tmp_path / "world"
     shutil.copytree(kit / "world", folder)
@@ -498,9 +553,11 @@ def test_batches_by_length_do_not_depend_on_the_order_of_the_list():
 def loaded(data: VideoList, processor: RewardProcessor, rank: int = 0, world: int = 1) -> list[dict]:
     """Batches of one rank."""
     data.trainer = SimpleNamespace(
-        global_rank=rank, world_size=world, lightning_module=SimpleNamespace(processor=processor),
+        global_rank=rank,
+        world_size=world,
+        lightning_module=SimpleNamespace(processor=processor),
         strategy=SimpleNamespace(root_device=torch.device("cpu")),
-    )  # fmt: skip
+    )
     return list(data.predict_dataloader())
 
 
@@ -582,10 +639,18 @@ def test_rewards_of_all_ranks_are_read_up_to_the_last_whole_line(tmp_path):
 
 @pytest.mark.parametrize(
     "line",
-    [LINE[:20] + "\n", LINE.replace("TA", "ta"), LINE.replace("-2", "null"), LINE.replace("-2", '"x"'), "[1, 2]\n", "\n",
-     LINE.replace('"key": "a", ', ""), "\x00\x00\x00\n"],
+    [
+        LINE[:20] + "\n",
+        LINE.replace("TA", "ta"),
+        LINE.replace("-2", "null"),
+        LINE.replace("-2", '"x"'),
+        "[1, 2]\n",
+        "\n",
+        LINE.replace('"key": "a", ', ""),
+        "\x00\x00\x00\n",
+    ],
     ids=["cut", "no TA", "null", "word", "list", "empty", "no key", "zeros"],
-)  # fmt: skip
+)
 def test_a_damaged_whole_line_is_refused(line, tmp_path):
     (tmp_path / "rewards.0.jsonl").write_text(LINE + line + LINE)
     with pytest.raises(VideoAlignError, match=r"rewards\.0\.jsonl holds a line that is no reward"):
@@ -651,10 +716,9 @@ CHANGES = {
 
 @pytest.mark.parametrize(
     ("what", "whole"),
-    [*((what, False) for what in CHANGES),
-     *(pytest.param(what, True) for what in ("weights", "sampling", "data"))],
+    [*((what, False) for what in CHANGES), *(pytest.param(what, True) for what in ("weights", "sampling", "data"))],
     ids=lambda value: {True: "all scored", False: "some left"}.get(value, value),
-)  # fmt: skip
+)
 def test_rewards_of_something_else_are_refused(what, whole, kit, finished, tmp_path, capsys):
     """Whether or not videos are left to score: reusing them would report one model's rewards as another's."""
     out = tmp_path / "out"
@@ -968,8 +1032,13 @@ def printed(text: str, name: str) -> list[str]:
     return line.removeprefix(name).split()
 
 
-@pytest.mark.parametrize(("options", "title"), [(VGRB, "VideoGen-RewardBench: 21 pairs of 7 videos, 2 fps, at most 200704 pixels (448 x 448)"),
-                                                (GENAI, "GenAI-Bench (video): 21 pairs of 7 videos, 2 fps, at most 65536 pixels (256 x 256)")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("options", "title"),
+    [
+        (VGRB, "VideoGen-RewardBench: 21 pairs of 7 videos, 2 fps, at most 200704 pixels (448 x 448)"),
+        (GENAI, "GenAI-Bench (video): 21 pairs of 7 videos, 2 fps, at most 65536 pixels (256 x 256)"),
+    ],
+)
 def test_published_rows_stand_beside_the_measured_one(options, title, finished):
     done, protocol = finished(*options), PROTOCOLS[options[1]]
     assert title in done.text
@@ -1016,7 +1085,7 @@ def test_sources_are_printed(options, finished):
         (0.6, 0.6, None),
         pytest.param(0.612537, 0.612575, "-0.0"),
     ],
-)  # fmt: skip
+)
 def test_the_reason_stands_below_where_the_metrics_differ(official, best, shift, finished):
     result = finished(*GENAI).result
     result["accuracies"]["Overall"] |= {"official": official, "with_ties": best}
@@ -1081,8 +1150,25 @@ def test_results_are_not_written_into_the_set(kit, tmp_path, capsys):
 
 def two_processes(kit: Path, out: Path, *options: object, data: Path | str = "world") -> subprocess.CompletedProcess:
     """The installed command, with two gloo processes."""
-    command = [Path(sys.executable).with_name("videoalign"), "bench", "--model", kit / "model", "--data", kit / data,
-               "--out", out, "--device", "cpu", "--workers", 0, "--batch-size", BATCH, "--devices", 2, *options]  # fmt: skip
+    command = [
+        Path(sys.executable).with_name("videoalign"),
+        "bench",
+        "--model",
+        kit / "model",
+        "--data",
+        kit / data,
+        "--out",
+        out,
+        "--device",
+        "cpu",
+        "--workers",
+        0,
+        "--batch-size",
+        BATCH,
+        "--devices",
+        2,
+        *options,
+    ]
     return subprocess.run(
         [str(c) for c in command],
         capture_output=True,

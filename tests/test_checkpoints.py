@@ -380,8 +380,12 @@ def test_a_damaged_checkpoint_is_one_sentence(damage, checkpoint, tmp_path, monk
 
 @pytest.mark.parametrize(
     ("path", "message"),
-    [("gone.ckpt", "there is no such file"), ("folder", r"the folder has no meta\.pt"), ("last.ckpt/x", "Not a directory|no such")],
-)  # fmt: skip
+    [
+        ("gone.ckpt", "there is no such file"),
+        ("folder", r"the folder has no meta\.pt"),
+        ("last.ckpt/x", "Not a directory|no such"),
+    ],
+)
 def test_what_is_no_checkpoint_at_all(path, message, checkpoint):
     (checkpoint.parent / "folder").mkdir()
     with pytest.raises(VideoAlignError, match=message):
@@ -482,8 +486,10 @@ def sharded(folder: Path, index: object) -> Path:
 
 
 @pytest.mark.parametrize(
-    "index", [Evil(), b"", b"text", {"no": "index"}, textwrap.dedent], ids=["code", "empty", "text", "a dict", "a function"]
-)  # fmt: skip
+    "index",
+    [Evil(), b"", b"text", {"no": "index"}, textwrap.dedent],
+    ids=["code", "empty", "text", "a dict", "a function"],
+)
 def test_the_index_of_a_folder_runs_nothing(index, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(VideoAlignError, match="is damaged, or not of"):

@@ -41,8 +41,17 @@ def project(tmp_path_factory, backbone):
         scores = [f"MOS_{side}_{d}" for side in "AB" for d in ("VQ", "MQ", "TA")]
         writer.writerow(["path_A", "path_B", "prompt", "VQ", "MQ", "TA", "Overall", "A_model", "B_model", *scores])
         for i, labels in enumerate(["A,B,same,A", "B,invalid,A,", "same,A,B,same", "A,A,,B"]):
-            writer.writerow([f"videos/{i}.mp4", f"./videos/{i + 2}.mp4", f"prompt {i}", *labels.split(","), "old", "new",
-                             *[1 + i % 4] * 6])  # fmt: skip
+            writer.writerow(
+                [
+                    f"videos/{i}.mp4",
+                    f"./videos/{i + 2}.mp4",
+                    f"prompt {i}",
+                    *labels.split(","),
+                    "old",
+                    "new",
+                    *[1 + i % 4] * 6,
+                ]
+            )
     assert (
         run(
             "shards",
@@ -57,8 +66,22 @@ def project(tmp_path_factory, backbone):
         )
         == 0
     )
-    assert run("shards", "import-csv", folder / "ratings.csv", "--videos", folder, "--out", folder / "bench", "--kind", "videos",
-               "--workers", 1) == 0  # fmt: skip
+    assert (
+        run(
+            "shards",
+            "import-csv",
+            folder / "ratings.csv",
+            "--videos",
+            folder,
+            "--out",
+            folder / "bench",
+            "--kind",
+            "videos",
+            "--workers",
+            1,
+        )
+        == 0
+    )
     config = yaml.safe_load((Path(__file__).parents[1] / "experiments/debug/tiny.yaml").read_text())
     config["trainer"] |= {"max_steps": 2, "default_root_dir": str(folder), "enable_progress_bar": False}
     config["trainer"]["logger"]["init_args"]["save_dir"] = str(folder / "runs")
@@ -146,8 +169,19 @@ def test_frames_of_the_model_are_encoded_once(project, model, tmp_path):
     out = tmp_path / "frames"
     assert run("shards", "encode-frames", project / "pairs", "--out", out, "--model", model, "--workers", 1) == 0
     assert run("shards", "verify", out) == 0
-    fit = ("fit", "--config", project / "tiny.yaml", "--trainer.logger", "false", "--trainer.callbacks", "[]",
-           "--trainer.default_root_dir", tmp_path, "--trainer.enable_checkpointing", "false")  # fmt: skip
+    fit = (
+        "fit",
+        "--config",
+        project / "tiny.yaml",
+        "--trainer.logger",
+        "false",
+        "--trainer.callbacks",
+        "[]",
+        "--trainer.default_root_dir",
+        tmp_path,
+        "--trainer.enable_checkpointing",
+        "false",
+    )
     assert run(*fit, "--data.train", out, "--data.val", out) == 0
     assert run(*fit, "--data.train", out, "--data.val", out, "--model.network.sampling.max_pixels", 1024) == 2
 

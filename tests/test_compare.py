@@ -27,23 +27,24 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import videoalign
 from videoalign import VideoAlignError
 from videoalign.alignment import NoisyRewardModel
-from videoalign.alignment import compare as module
-from videoalign.alignment.compare import Arm, Sweep
-from videoalign.alignment.comparison import COLUMNS, Judged, bars, film, found_of, table, trade_off
 from videoalign.cli import main
+from videoalign.commands import arms as module
+from videoalign.commands.arms import Arm, Sweep
+from videoalign.commands.comparison import COLUMNS, Judged, bars, film, found_of, table, trade_off
 from videoalign.datamodules.encode_list import ClipSize
 from videoalign.datamodules.latents import NULL, LatentPairs
-from videoalign.datamodules.oracle import Oracle
 from videoalign.datamodules.shards import ShardSet, ShardWriter, sha256
-from videoalign.datamodules.sprites import CONTENTS
 from videoalign.datamodules.video import decode
+from videoalign.miniature.networks.pipelines import make_generator
+from videoalign.miniature.world.oracle import Oracle
+from videoalign.miniature.world.sprites import CONTENTS
 from videoalign.models import VideoReward
-from videoalign.models.generator import Generator, load_generator
+from videoalign.models.generator import Generator
+from videoalign.models.generator_folder import load_generator
 from videoalign.models.guidance import Guidance, guided
-from videoalign.models.miniature_generators import make_generator
 from videoalign.models.noisy_reward import NoisyReward, NoisyRewardShape
 from videoalign.models.video_reward import Statistics
-from videoalign.models.win_rate import best_of
+from videoalign.models.win_rates import best_of
 
 DIMENSIONS = ("VQ", "MQ", "TA")
 PROMPTS = [content.prompt for content in CONTENTS[:2]]
@@ -118,8 +119,12 @@ class View:
 
     def __init__(self, function):
         self.function, self.times = function, []
-        self.generator = SimpleNamespace(velocity=lambda x, t, condition, net: net(x, t), encoded=lambda found: found,
-                                         unpacked=lambda x, call: x, packed=lambda x: x)  # fmt: skip
+        self.generator = SimpleNamespace(
+            velocity=lambda x, t, condition, net: net(x, t),
+            encoded=lambda found: found,
+            unpacked=lambda x, call: x,
+            packed=lambda x: x,
+        )
 
     def __call__(self, x, t, condition):
         self.times.append(t.clone())
@@ -346,19 +351,24 @@ def swept(steps, own, judge="oracle", prompts=P, weights=None, jitter=0.0):
     names, weights = ["base", "s@1", "s@3", "s@10"], weights or {"TA": 1.0}
     base, view = BASE[:prompts], 2 * randn(prompts, N, 3, seed=5)
     arms = {
-        name: judged(1.0 + number, **{
-            judge: base + rise + (jitter * randn(prompts, 1, 1, seed=number) if number else 0),
-            "own_view": view + mine,
-        })
+        name: judged(
+            1.0 + number,
+            **{
+                judge: base + rise + (jitter * randn(prompts, 1, 1, seed=number) if number else 0),
+                "own_view": view + mine,
+            },
+        )
         for number, (name, rise, mine) in enumerate(zip(names, (0.0, *steps), (0.0, *own)))
-    }  # fmt: skip
+    }
     found = found_of(arms, {"s": (weights, names)})
     return found, found["sweeps"]["s"]
 
 
 def test_strengths_of_a_sweep_have_one_cost_and_what_costs_more_than_all_samples_has_no_rival():
-    arms = {name: judged(seconds, oracle=BASE, own_view=BASE)
-            for name, seconds in {"base": 1.0, "s@1": 2.5, "s@3": 1.5, "s@10": 9.0, "dear": N + 1.0}.items()}  # fmt: skip
+    arms = {
+        name: judged(seconds, oracle=BASE, own_view=BASE)
+        for name, seconds in {"base": 1.0, "s@1": 2.5, "s@3": 1.5, "s@10": 9.0, "dear": N + 1.0}.items()
+    }
     found = found_of(arms, {"s": ({"TA": 1.0}, ["base", "s@1", "s@3", "s@10"])})["arms"]
     assert {name: row["cost"] for name, row in found.items()} == {
         "base": 1.0,
@@ -499,8 +509,10 @@ def test_the_reward_model_judges_where_there_is_no_oracle():
 
 def test_the_oracle_judges_before_the_reward_model():
     names = ["base", "s@1", "s@3"]
-    arms = {n: judged(oracle=BASE + o, reward_model=BASE + m, own_view=BASE + v)
-            for n, o, m, v in zip(names, (0.0, 1.0, -1.0), (0.0, 1.0, 2.0), (0.0, 1.0, 2.0))}  # fmt: skip
+    arms = {
+        n: judged(oracle=BASE + o, reward_model=BASE + m, own_view=BASE + v)
+        for n, o, m, v in zip(names, (0.0, 1.0, -1.0), (0.0, 1.0, 2.0), (0.0, 1.0, 2.0))
+    }
     curve = found_of(arms, {"s": ({"VQ": 1.0}, names)})["sweeps"]["s"]
     assert (curve["best"], curve["stay_under"]) == (1.0, 3.0) and curve["gains"].keys() == {
         "oracle",
@@ -641,8 +653,10 @@ def world(tmp_path_factory, backbone, sampling):
         LoraConfig(r=4, lora_alpha=8, target_modules=["to_q", "to_k", "to_v"], init_lora_weights=False)
     )
     type(generator.pipeline).save_lora_weights(
-        folder / "lora", transformer_lora_layers=get_peft_model_state_dict(transformer), **_collate_lora_metadata({"transformer": transformer})
-    )  # fmt: skip
+        folder / "lora",
+        transformer_lora_layers=get_peft_model_state_dict(transformer),
+        **_collate_lora_metadata({"transformer": transformer}),
+    )
     return folder
 
 
@@ -651,9 +665,17 @@ SHORT = {"num_frames": 9, "height": 32, "width": 32, "fps": 8, "steps": 3, "batc
 
 def settings(world, out, **changes):
     return {
-        "generator": world / "wan", "prompts": world / "prompts.txt", "out": out, "samples": SAMPLES, "sampling": SHORT,
-        "reward_model": world / "judge", "oracle": world / "oracle.json", "workers": 0, "device": "cpu", **changes,
-    }  # fmt: skip
+        "generator": world / "wan",
+        "prompts": world / "prompts.txt",
+        "out": out,
+        "samples": SAMPLES,
+        "sampling": SHORT,
+        "reward_model": world / "judge",
+        "oracle": world / "oracle.json",
+        "workers": 0,
+        "device": "cpu",
+        **changes,
+    }
 
 
 def compare(path, config, *options):
@@ -696,9 +718,13 @@ def counted(monkeypatch, most=10**9):
 def tree(folder):
     """Every file's content, and when it was written where it is of videos."""
     return {
-        str(p.relative_to(folder)): (p.read_bytes(), p.stat().st_mtime_ns * (p.suffix == ".tar" or p.name == "index.json"))
-        for p in folder.rglob("*") if p.is_file()
-    }  # fmt: skip
+        str(p.relative_to(folder)): (
+            p.read_bytes(),
+            p.stat().st_mtime_ns * (p.suffix == ".tar" or p.name == "index.json"),
+        )
+        for p in folder.rglob("*")
+        if p.is_file()
+    }
 
 
 def videos(folder):
@@ -721,15 +747,18 @@ def compared(world, tmp_path_factory):
     """A comparison of every kind of arm. Read only."""
     folder = tmp_path_factory.mktemp("compared")
     config = settings(
-        world, folder / "out",
+        world,
+        folder / "out",
         arms={
             "none": {"reward": world / "nrg", "guide": {"strength": 0.0}},
             "predicted": {"reward": world / "nrg", "guide": {"through": "predicted", "strength": 5.0}},
             "tuned": {"lora": world / "lora"},
             "both": {"lora": world / "lora", "reward": world / "nrg", "guide": {"strength": 30.0}},
         },
-        sweeps={"nrg": {"reward": world / "nrg", "strengths": [0, 1, 30.5], "guide": {"weights": {"TA": 1.0}, "every": 1}}},
-    )  # fmt: skip
+        sweeps={
+            "nrg": {"reward": world / "nrg", "strengths": [0, 1, 30.5], "guide": {"weights": {"TA": 1.0}, "every": 1}}
+        },
+    )
     assert compare(folder / "c.yaml", config) == 0
     return SimpleNamespace(config=config, out=folder / "out", found=strict(folder / "out" / "comparison.json"))
 
@@ -804,8 +833,23 @@ def test_who_only_watches_changes_no_byte(compared, world, tmp_path):
     base = videos(compared.out / "videos" / "base")
     assert videos(compared.out / "videos" / "none") == base
     options = [f"--{name.replace('_', '-')}={value}" for name, value in SHORT.items()]
-    assert call("generate", "--generator", world / "wan", "--prompts", world / "prompts.txt", "--out", tmp_path / "plain",
-                "--samples", SAMPLES, "--device", "cpu", *options) == 0  # fmt: skip
+    assert (
+        call(
+            "generate",
+            "--generator",
+            world / "wan",
+            "--prompts",
+            world / "prompts.txt",
+            "--out",
+            tmp_path / "plain",
+            "--samples",
+            SAMPLES,
+            "--device",
+            "cpu",
+            *options,
+        )
+        == 0
+    )
     assert videos(tmp_path / "plain") == base
     assert not any(
         {"noisy_reward", "guide", "reward"} & record.keys() for record in records(tmp_path / "plain").values()
@@ -834,8 +878,25 @@ def test_what_steered_is_recorded(compared, world):
 
 def test_arms_with_adapters_are_those_of_generate(compared, world, tmp_path):
     options = [f"--{name.replace('_', '-')}={value}" for name, value in SHORT.items()]
-    assert call("generate", "--generator", world / "wan", "--prompts", world / "prompts.txt", "--out", tmp_path / "set", "--lora",
-                world / "lora", "--samples", SAMPLES, "--device", "cpu", *options) == 0  # fmt: skip
+    assert (
+        call(
+            "generate",
+            "--generator",
+            world / "wan",
+            "--prompts",
+            world / "prompts.txt",
+            "--out",
+            tmp_path / "set",
+            "--lora",
+            world / "lora",
+            "--samples",
+            SAMPLES,
+            "--device",
+            "cpu",
+            *options,
+        )
+        == 0
+    )
     assert videos(tmp_path / "set") == videos(compared.out / "videos" / "tuned")
 
 
@@ -991,7 +1052,7 @@ def test_one_sample_per_prompt_is_compared_by_the_same_noise(world, tmp_path):
         ({"generator": "./none"}, "none"),
         ({"sweeps": {"s": {"reward": "none", "strengths": [1]}}}, "none"),
     ],
-)  # fmt: skip
+)
 def test_compare_refuses(changes, words, world, tmp_path, monkeypatch, capsys):
     sizes = counted(monkeypatch)
     assert compare(tmp_path / "c.yaml", settings(world, tmp_path / "out", **changes)) == 2
@@ -1172,14 +1233,39 @@ def both(world, pairs, tmp_path_factory):
     options = [f"--{name.replace('_', '-')}={value}" for name, value in SHORT.items()]
 
     def command(out, devices):
-        return [str(a) for a in ("generate", "--generator", world / "wan", "--prompts", world / "prompts.txt", "--out", folder / out,
-                "--samples", SAMPLES, "--device", "cpu", *options, "--guidance", world / "nrg", "--strength", 30, "--weights", "TA=1",
-                "--devices", devices)]  # fmt: skip
+        return [
+            str(a)
+            for a in (
+                "generate",
+                "--generator",
+                world / "wan",
+                "--prompts",
+                world / "prompts.txt",
+                "--out",
+                folder / out,
+                "--samples",
+                SAMPLES,
+                "--device",
+                "cpu",
+                *options,
+                "--guidance",
+                world / "nrg",
+                "--strength",
+                30,
+                "--weights",
+                "TA=1",
+                "--devices",
+                devices,
+            )
+        ]
 
     done = subprocess.run(
         [sys.executable, folder / "run.py", world / "wan", pairs, folder, json.dumps(command("two", 2))],
-        capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     with torch.random.fork_rng():
         runpy.run_path(str(folder / "run.py"))["train"](str(world / "wan"), str(pairs), str(folder), 1)

@@ -28,7 +28,7 @@ from videoalign.datamodules.limits import FILE_BYTES, FRAME_PIXELS, VIDEO_PIXELS
 from videoalign.datamodules.media import open_media
 from videoalign.datamodules.verify import GLANCE
 from videoalign.datamodules.video import Clip, VideoError, coding, decode, examine, probe
-from videoalign.models.sampling import FrameSampling
+from videoalign.models.frame_sampling import FrameSampling
 
 FOUR = FrameSampling(fps=None, num_frames=4, min_pixels=0)
 MS = Fraction(1, 1000)
@@ -42,9 +42,17 @@ def picture(number: int, height: int = 48, width: int = 64) -> np.ndarray:
 
 
 def video(
-    container: str, codec: str = "libx264", count: int = 50, rate: Fraction | int = 25, size: tuple[int, int] = (48, 64),
-    pixels: str = "yuv420p", muxer: dict | None = None, shape: Fraction | None = None, title: str = "", **options: str,
-) -> bytes:  # fmt: skip
+    container: str,
+    codec: str = "libx264",
+    count: int = 50,
+    rate: Fraction | int = 25,
+    size: tuple[int, int] = (48, 64),
+    pixels: str = "yuv420p",
+    muxer: dict | None = None,
+    shape: Fraction | None = None,
+    title: str = "",
+    **options: str,
+) -> bytes:
     """A file of so many pictures."""
     buffer = io.BytesIO()
     with av.open(buffer, "w", format=container, options=muxer or {}) as box:
@@ -348,7 +356,9 @@ def test_pixels_are_stretched_to_what_a_player_shows(shape: Fraction | None, wid
     kept = torch.from_numpy(np.stack([stored[i] for i in FOUR.indices(50, None)])).permute(0, 3, 1, 2)
     assert torch.equal(frames, resize(kept, [48, width], InterpolationMode.BICUBIC, antialias=True))
     assert decode(content, FrameSampling(fps=None, num_frames=4, min_pixels=0), 16).shape[-2:] == (
-        48, max(16, round(width / 16) * 16))  # fmt: skip
+        48,
+        max(16, round(width / 16) * 16),
+    )
 
 
 def test_a_stretched_and_turned_clip(tmp_path: Path) -> None:

@@ -15,17 +15,17 @@ import pytest
 from PIL import Image
 
 from videoalign import VideoAlignError
-from videoalign.alignment.demo import demo
-from videoalign.alignment.loop import ALIGNED, LoopSize
-from videoalign.alignment.paper import TUNING, Paper
-from videoalign.alignment.paper_claims import TRIALS
 from videoalign.annotation.simulate import Simulation
-from videoalign.datamodules.oracle import Oracle
 from videoalign.datamodules.shards import ShardSet
-from videoalign.datamodules.world import WorldSize
+from videoalign.miniature.study.demo import demo
+from videoalign.miniature.study.paper import TUNING, Paper
+from videoalign.miniature.study.paper_claims import TRIALS
+from videoalign.miniature.study.pipeline import ALIGNED, LoopSize
+from videoalign.miniature.world.oracle import Oracle
+from videoalign.miniature.world.rendered_sets import WorldSize
 from videoalign.models.files import write_json
 from videoalign.models.flow import draw_seed
-from videoalign.models.generator import load_generator
+from videoalign.models.generator_folder import load_generator
 from videoalign.models.noisy_reward import NoisyReward
 from videoalign.models.preference import probabilities
 
@@ -40,9 +40,9 @@ TOY = {
 SCRIPT = f"""
 import sys
 from videoalign import VideoAlignError
-from videoalign.alignment.demo import demo
-from videoalign.alignment.loop import LoopSize
-from videoalign.datamodules.world import WorldSize
+from videoalign.miniature.study.demo import demo
+from videoalign.miniature.study.pipeline import LoopSize
+from videoalign.miniature.world.rendered_sets import WorldSize
 toy = {TOY!r}
 if __name__ == "__main__":
     demo(sys.argv[1], 0, LoopSize(**{{**toy, "world": WorldSize(**toy["world"])}}))
@@ -69,8 +69,14 @@ def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo")
     (folder / "toy.py").write_text(textwrap.dedent(SCRIPT))
     out = folder / "out"
-    process = subprocess.Popen([sys.executable, folder / "toy.py", out], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-                               start_new_session=True, env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, folder / "toy.py", out],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     for line in process.stdout:
         if "training SFT on the preferred" in line:
             break
@@ -171,8 +177,20 @@ def test_the_report_holds_every_section_and_sound_pictures(finished):
 def test_a_browser_shows_the_report(finished, tmp_path):
     out, _, _ = finished
     shot = tmp_path / "page.png"
-    subprocess.run(["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--window-size=390,4000", f"--screenshot={shot}",
-                    (out / "report.html").as_uri()], check=True, capture_output=True, timeout=120)  # fmt: skip
+    subprocess.run(
+        [
+            "chromium",
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--window-size=390,4000",
+            f"--screenshot={shot}",
+            (out / "report.html").as_uri(),
+        ],
+        check=True,
+        capture_output=True,
+        timeout=120,
+    )
     picture = Image.open(shot).convert("RGB")
     assert len(picture.getcolors(maxcolors=2**24)) > 500  # clips and charts are drawn
 

@@ -179,10 +179,18 @@ def test_a_configuration_is_looked_at_before_it_is_built(name, tmp_path):
     assert str(path) in str(error.value) and len(str(error.value)) < 700
 
 
-@pytest.mark.parametrize("text", [
-    "a: &x {b: 1}\nc: *x\nd: *x\n", "base: &b {x: 1}\nc: {<<: *b, y: 2}\n", "a: {x: 1}\nb: {x: 1}\n", "a: ${b.c}\nb: {c: 1}\n",
-    "1: a\n'1': b\n", "a: &x 1\nb: &x 2\nc: *x\n", "not: [yaml",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: &x {b: 1}\nc: *x\nd: *x\n",
+        "base: &b {x: 1}\nc: {<<: *b, y: 2}\n",
+        "a: {x: 1}\nb: {x: 1}\n",
+        "a: ${b.c}\nb: {c: 1}\n",
+        "1: a\n'1': b\n",
+        "a: &x 1\nb: &x 2\nc: *x\n",
+        "not: [yaml",
+    ],
+)
 def test_sound_yaml_passes(text):
     check_yaml(text, "here")
 

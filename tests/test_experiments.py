@@ -15,14 +15,14 @@ import numpy as np
 import pytest
 import torch
 
-import videoalign.alignment.experiment as experiment
+import videoalign.commands.lightning_cli as experiment
 from videoalign.alignment import FlowDPO
 from videoalign.cli import _parser, main
 from videoalign.datamodules.shards import ShardSet, ShardWriter
 from videoalign.datamodules.video import encode
+from videoalign.miniature.networks.pipelines import make_generator
+from videoalign.miniature.networks.qwen import make_qwen
 from videoalign.models import VideoReward
-from videoalign.models.miniature import make_qwen
-from videoalign.models.miniature_generators import make_generator
 
 ROOT = Path(experiment.__file__).parents[1]
 EXPERIMENTS = sorted((ROOT / "experiments").rglob("*.yaml"))
@@ -64,10 +64,15 @@ def pairs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("rated") / "pairs"
     with ShardWriter(folder, "pairs") as writer:
         for key in "xy":
-            writer.write(key, {"a": clip, "b": clip}, {
-                "prompt": "a red circle", "labels": {"VQ": "A", "MQ": "B", "TA": "same"},
-                "scores": {"A": {"VQ": 4, "MQ": 2, "TA": 3}, "B": {"VQ": 2, "MQ": 5, "TA": 3}},
-            })  # fmt: skip
+            writer.write(
+                key,
+                {"a": clip, "b": clip},
+                {
+                    "prompt": "a red circle",
+                    "labels": {"VQ": "A", "MQ": "B", "TA": "same"},
+                    "scores": {"A": {"VQ": 4, "MQ": 2, "TA": 3}, "B": {"VQ": 2, "MQ": 5, "TA": 3}},
+                },
+            )
     return folder
 
 
@@ -84,12 +89,21 @@ def test_every_recipe_takes_a_step_on_a_miniature_of_its_architecture(recipe, va
     monkeypatch.chdir(tmp_path)
     name, backbone = recipe
     configs = ["qwen2vl_2b", *([name] if name != "qwen2vl_2b" else []), *([variant] if variant else [])]
-    cli = experiment.run([
-        "fit", *(f"--config={ROOT}/experiments/videoreward/{c}.yaml" for c in configs),
-        f"--model.network.backbone={backbone}", f"--data.train={pairs}", "--data.workers=0",
-        "--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.strategy=auto", "--trainer.precision=32-true",
-        "--trainer.max_steps=1", "--trainer.accumulate_grad_batches=2",
-    ])  # fmt: skip
+    cli = experiment.run(
+        [
+            "fit",
+            *(f"--config={ROOT}/experiments/videoreward/{c}.yaml" for c in configs),
+            f"--model.network.backbone={backbone}",
+            f"--data.train={pairs}",
+            "--data.workers=0",
+            "--trainer.accelerator=cpu",
+            "--trainer.devices=1",
+            "--trainer.strategy=auto",
+            "--trainer.precision=32-true",
+            "--trainer.max_steps=1",
+            "--trainer.accumulate_grad_batches=2",
+        ]
+    )
     model = cli.trainer.lightning_module
     assert cli.trainer.global_step == 1 and model.network.config.model_type == FAMILY[name]
     assert model.loss == {"bt": "bt", "reg": "reg"}.get(variant, "btt")
@@ -131,12 +145,24 @@ def encoded(tmp_path_factory):
             )
     for family in ("wan", "ltx"):
         make_generator(folder / family, family, hidden=48, layers=1)
-        experiment.run([
-            "predict", f"--config={ROOT}/experiments/encode/{family}.yaml", f"--model.generator={folder / family}",
-            f"--data.data={folder / 'pairs'}", f"--data.out={folder / f'{family}_latents'}", "--data.workers=0", "--model.dtype=float32",
-            "--data.clip.num_frames=9", "--data.clip.height=64", "--data.clip.width=64", "--data.clip.fps=8",
-            "--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.strategy=auto",
-        ])  # fmt: skip
+        experiment.run(
+            [
+                "predict",
+                f"--config={ROOT}/experiments/encode/{family}.yaml",
+                f"--model.generator={folder / family}",
+                f"--data.data={folder / 'pairs'}",
+                f"--data.out={folder / f'{family}_latents'}",
+                "--data.workers=0",
+                "--model.dtype=float32",
+                "--data.clip.num_frames=9",
+                "--data.clip.height=64",
+                "--data.clip.width=64",
+                "--data.clip.fps=8",
+                "--trainer.accelerator=cpu",
+                "--trainer.devices=1",
+                "--trainer.strategy=auto",
+            ]
+        )
     return folder
 
 
@@ -145,13 +171,24 @@ def test_every_algorithm_takes_two_steps_on_a_miniature_pipeline(name, encoded, 
     monkeypatch.chdir(tmp_path)
     family = name.split("_")[0]
     Path("small.yaml").write_text(SMALL)
-    cli = experiment.run([
-        "fit", *(f"--config={ROOT}/experiments/flow/{c}.yaml" for c in ALGORITHMS[name]), "--config=small.yaml",
-        f"--model.generator={encoded / family}", f"--data.train={encoded / f'{family}_latents'}",
-        f"--data.val={encoded / f'{family}_latents'}", "--data.workers=0", "--trainer.accelerator=cpu", "--trainer.devices=1",
-        "--trainer.strategy=auto", "--trainer.precision=32-true", "--trainer.accumulate_grad_batches=2", "--trainer.max_steps=2",
-        "--trainer.val_check_interval=1.0",
-    ])  # fmt: skip
+    cli = experiment.run(
+        [
+            "fit",
+            *(f"--config={ROOT}/experiments/flow/{c}.yaml" for c in ALGORITHMS[name]),
+            "--config=small.yaml",
+            f"--model.generator={encoded / family}",
+            f"--data.train={encoded / f'{family}_latents'}",
+            f"--data.val={encoded / f'{family}_latents'}",
+            "--data.workers=0",
+            "--trainer.accelerator=cpu",
+            "--trainer.devices=1",
+            "--trainer.strategy=auto",
+            "--trainer.precision=32-true",
+            "--trainer.accumulate_grad_batches=2",
+            "--trainer.max_steps=2",
+            "--trainer.val_check_interval=1.0",
+        ]
+    )
     model, run = cli.trainer.lightning_module, Path(cli.trainer.log_dir)
     assert cli.trainer.global_step == 2 and run.is_relative_to(f"runs/flow/{name}")
     assert type(model).__name__ == f"Flow{name.split('_')[1].upper()}"
@@ -163,12 +200,23 @@ def test_every_noisy_reward_takes_two_steps_and_guides(name, encoded, tmp_path, 
     monkeypatch.chdir(tmp_path)
     family = "ltx" if name == "ltx" else "wan"
     latents = encoded / f"{family}_latents"
-    cli = experiment.run([
-        "fit", *(f"--config={ROOT}/experiments/nrg/{c}.yaml" for c in dict.fromkeys(["wan", name])),
-        f"--model.generator={encoded / family}", f"--data.train={latents}", f"--data.val={latents}", "--data.workers=0",
-        "--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.strategy=auto", "--trainer.precision=32-true",
-        "--trainer.accumulate_grad_batches=1", "--trainer.max_steps=2", "--model.shape={blocks: 1, pooling: attention}",
-    ])  # fmt: skip
+    cli = experiment.run(
+        [
+            "fit",
+            *(f"--config={ROOT}/experiments/nrg/{c}.yaml" for c in dict.fromkeys(["wan", name])),
+            f"--model.generator={encoded / family}",
+            f"--data.train={latents}",
+            f"--data.val={latents}",
+            "--data.workers=0",
+            "--trainer.accelerator=cpu",
+            "--trainer.devices=1",
+            "--trainer.strategy=auto",
+            "--trainer.precision=32-true",
+            "--trainer.accumulate_grad_batches=1",
+            "--trainer.max_steps=2",
+            "--model.shape={blocks: 1, pooling: attention}",
+        ]
+    )
     assert (
         cli.trainer.global_step == 2
         and {"val/accuracy/VQ", "val/accuracy_at_t/0.9/TA"} <= cli.trainer.logged_metrics.keys()
@@ -176,12 +224,59 @@ def test_every_noisy_reward_takes_two_steps_and_guides(name, encoded, tmp_path, 
     Path("prompts.txt").write_text("a red circle\n")
     videos = {}
     for strength in ("0", "100"):
-        main(["generate", "--generator", str(encoded / family), "--prompts", "prompts.txt", "--out", strength, "--num-frames", "9",
-              "--height", "64", "--width", "64", "--fps", "8", "--steps", "4", "--device", "cpu", "--strength", strength,
-              "--guidance", str(Path(cli.trainer.log_dir) / "export"), "--weights", "TA=1"])  # fmt: skip
+        main(
+            [
+                "generate",
+                "--generator",
+                str(encoded / family),
+                "--prompts",
+                "prompts.txt",
+                "--out",
+                strength,
+                "--num-frames",
+                "9",
+                "--height",
+                "64",
+                "--width",
+                "64",
+                "--fps",
+                "8",
+                "--steps",
+                "4",
+                "--device",
+                "cpu",
+                "--strength",
+                strength,
+                "--guidance",
+                str(Path(cli.trainer.log_dir) / "export"),
+                "--weights",
+                "TA=1",
+            ]
+        )
         (videos[strength],) = ShardSet(strength)
-    main(["generate", "--generator", str(encoded / family), "--prompts", "prompts.txt", "--out", "plain", "--num-frames", "9",
-          "--height", "64", "--width", "64", "--fps", "8", "--steps", "4", "--device", "cpu"])  # fmt: skip
+    main(
+        [
+            "generate",
+            "--generator",
+            str(encoded / family),
+            "--prompts",
+            "prompts.txt",
+            "--out",
+            "plain",
+            "--num-frames",
+            "9",
+            "--height",
+            "64",
+            "--width",
+            "64",
+            "--fps",
+            "8",
+            "--steps",
+            "4",
+            "--device",
+            "cpu",
+        ]
+    )
     (plain,) = ShardSet("plain")
     assert videos["0"].members["mp4"] == plain.members["mp4"] != videos["100"].members["mp4"]
     assert videos["100"].record()["guide"]["strength"] == 100
@@ -196,22 +291,48 @@ def test_reference_errors_train_without_a_second_forward(family, encoded, tmp_pa
         "--trainer.strategy=auto",
         "--trainer.precision=32-true",
     ]
-    experiment.run([
-        "predict", f"--config={ROOT}/experiments/reference/{family}.yaml", f"--model.generator={encoded / family}",
-        f"--data.data={encoded / f'{family}_latents'}", "--data.out=errors", "--data.workers=0", *device,
-    ])  # fmt: skip
+    experiment.run(
+        [
+            "predict",
+            f"--config={ROOT}/experiments/reference/{family}.yaml",
+            f"--model.generator={encoded / family}",
+            f"--data.data={encoded / f'{family}_latents'}",
+            "--data.out=errors",
+            "--data.workers=0",
+            *device,
+        ]
+    )
     monkeypatch.setattr(FlowDPO, "as_reference", None)
-    cli = experiment.run([
-        "fit", *(f"--config={ROOT}/experiments/flow/{c}.yaml" for c in ALGORITHMS[f"{family}_dpo"]), "--data.reference=errors",
-        f"--model.generator={encoded / family}", f"--data.train={encoded / f'{family}_latents'}", "--data.workers=0", *device,
-        "--trainer.max_steps=2", "--trainer.accumulate_grad_batches=1", "--trainer.callbacks=[]", "--trainer.logger=false",
-    ])  # fmt: skip
+    cli = experiment.run(
+        [
+            "fit",
+            *(f"--config={ROOT}/experiments/flow/{c}.yaml" for c in ALGORITHMS[f"{family}_dpo"]),
+            "--data.reference=errors",
+            f"--model.generator={encoded / family}",
+            f"--data.train={encoded / f'{family}_latents'}",
+            "--data.workers=0",
+            *device,
+            "--trainer.max_steps=2",
+            "--trainer.accumulate_grad_batches=1",
+            "--trainer.callbacks=[]",
+            "--trainer.logger=false",
+        ]
+    )
     assert cli.trainer.global_step == 2
 
 
 def test_short_class_names_resolve(capsys):
-    assert configuration("fit", "--model", "RewardModel", "--model.network", "VideoReward", "--model.network.backbone", "x",
-                         "--data", "VideoPairs") in (0, None)  # fmt: skip
+    assert configuration(
+        "fit",
+        "--model",
+        "RewardModel",
+        "--model.network",
+        "VideoReward",
+        "--model.network.backbone",
+        "x",
+        "--data",
+        "VideoPairs",
+    ) in (0, None)
     assert "class_path: videoalign.alignment.RewardModel" in capsys.readouterr().out
 
 
@@ -279,8 +400,19 @@ def test_readme_algorithm_works_from_yaml(tmp_path, monkeypatch, capsys):
     readme = (ROOT / "README.md").read_text()
     (tmp_path / "margin.py").write_text(textwrap.dedent(re.search(r"```python\n(.*?)```", readme, re.DOTALL).group(1)))
     monkeypatch.syspath_prepend(tmp_path)
-    assert configuration("fit", "--model", "margin.MarginRewardModel", "--model.margin", "0.25", "--model.loss", "bt",
-                         "--model.network", "VideoReward", "--model.network.backbone", "x") in (0, None)  # fmt: skip
+    assert configuration(
+        "fit",
+        "--model",
+        "margin.MarginRewardModel",
+        "--model.margin",
+        "0.25",
+        "--model.loss",
+        "bt",
+        "--model.network",
+        "VideoReward",
+        "--model.network.backbone",
+        "x",
+    ) in (0, None)
     assert "margin: 0.25" in capsys.readouterr().out
     model = importlib.import_module("margin").MarginRewardModel.__new__(
         importlib.import_module("margin").MarginRewardModel

@@ -26,8 +26,9 @@ from forked import forked
 from videoalign import VideoAlignError
 from videoalign.alignment import CacheReference, FlowDPO, FlowIPO, FlowRWR, FlowSFT, QuadraticBeta
 from videoalign.datamodules.latents import NULL, LatentPairs, Weights
-from videoalign.datamodules.reference import ReferenceDraws
+from videoalign.datamodules.reference_errors import ReferenceDraws
 from videoalign.datamodules.shards import ShardWriter, sha256
+from videoalign.miniature.networks.pipelines import make_generator
 from videoalign.models.flow import TimeLaw, draw, interpolate, squared_error
 from videoalign.models.flow_losses import (
     BetaSchedule,
@@ -37,9 +38,8 @@ from videoalign.models.flow_losses import (
     implicit_rewards,
     ipo_losses,
 )
-from videoalign.models.generator import load_generator
+from videoalign.models.generator_folder import load_generator
 from videoalign.models.lora import LoRA
-from videoalign.models.miniature_generators import make_generator
 
 QUIET = {
     "accelerator": "cpu", "devices": 1, "enable_progress_bar": False, "enable_model_summary": False, "logger": False,
@@ -269,9 +269,18 @@ def test_sampling_equals_plain_diffusers_called_with_the_prompts(guidance, gener
     options = {"frame_rate": 25} if family == "ltx" else {}
     prompts = ["a  red circle ", PROMPTS[2]]
     want = plain(
-        prompts, negative_prompt="a blue", height=32, width=32, num_frames=5, num_inference_steps=3, guidance_scale=guidance,
-        latents=given, output_type="np", max_sequence_length=generator.max_tokens, **options,
-    ).frames  # fmt: skip
+        prompts,
+        negative_prompt="a blue",
+        height=32,
+        width=32,
+        num_frames=5,
+        num_inference_steps=3,
+        guidance_scale=guidance,
+        latents=given,
+        output_type="np",
+        max_sequence_length=generator.max_tokens,
+        **options,
+    ).frames
     condition = generator.condition(generator.encode_prompts(prompts))
     null = generator.condition(generator.encode_prompts(["a blue"])) if guidance > 1 else None
     latents = generator.sample(condition, noise, 3, guidance, null)
@@ -280,9 +289,18 @@ def test_sampling_equals_plain_diffusers_called_with_the_prompts(guidance, gener
     assert found.shape == (2, 5, 3, 32, 32)
     assert (found.int() - want.int()).abs().max() <= 1  # where rounding is a close call
     final = plain(
-        prompts, negative_prompt="a blue", height=32, width=32, num_frames=5, num_inference_steps=3, guidance_scale=guidance,
-        latents=given, output_type="latent", max_sequence_length=generator.max_tokens, **options,
-    ).frames  # fmt: skip
+        prompts,
+        negative_prompt="a blue",
+        height=32,
+        width=32,
+        num_frames=5,
+        num_inference_steps=3,
+        guidance_scale=guidance,
+        latents=given,
+        output_type="latent",
+        max_sequence_length=generator.max_tokens,
+        **options,
+    ).frames
     if family == "ltx":
         final = LTXPipeline._unpack_latents(final, *SHAPE[1:])
     torch.testing.assert_close(latents, final, rtol=0, atol=1e-6)
@@ -367,9 +385,15 @@ def test_latent_shapes_follow_from_video_shapes(generator):
 
 @pytest.mark.parametrize(
     ("shape", "words"),
-    [((4, 32, 32), "such as 5"), ((0, 32, 32), "such as 1"), ((6, 32, 32), "such as 5"), ((5, 40, 32), "multiples"),
-     ((5, 32, 24), "multiples"), ((5, 0, 32), "multiples")],
-)  # fmt: skip
+    [
+        ((4, 32, 32), "such as 5"),
+        ((0, 32, 32), "such as 1"),
+        ((6, 32, 32), "such as 5"),
+        ((5, 40, 32), "multiples"),
+        ((5, 32, 24), "multiples"),
+        ((5, 0, 32), "multiples"),
+    ],
+)
 def test_videos_that_the_autoencoder_cannot_take_are_refused(shape, words, generator):
     with pytest.raises(VideoAlignError, match=words):
         generator.latent_shape(*shape)
@@ -457,10 +481,21 @@ def test_shift_is_that_of_the_samplers(shift):
 
 @pytest.mark.parametrize(
     "options",
-    [{"law": "cosine"}, {"std": 0.0}, {"std": -1.0}, {"std": math.nan}, {"std": math.inf}, {"mean": math.nan},
-     {"mean": math.inf}, {"shift": 0.0}, {"shift": -3.0}, {"shift": math.nan}, {"shift": math.inf}],
+    [
+        {"law": "cosine"},
+        {"std": 0.0},
+        {"std": -1.0},
+        {"std": math.nan},
+        {"std": math.inf},
+        {"mean": math.nan},
+        {"mean": math.inf},
+        {"shift": 0.0},
+        {"shift": -3.0},
+        {"shift": math.nan},
+        {"shift": math.inf},
+    ],
     ids=str,
-)  # fmt: skip
+)
 def test_time_laws_that_mean_nothing_are_refused(options):
     with pytest.raises(VideoAlignError, match="times"):
         TimeLaw(**options)
@@ -550,9 +585,17 @@ def test_raw_reward_weights_are_clipped_exponentials():
 
 
 @pytest.mark.parametrize(
-    "options", [{"temperature": 0.0}, {"temperature": -1.0}, {"temperature": math.nan}, {"clip": 0.0}, {"clip": -2.0},
-                {"clip": math.nan}], ids=str
-)  # fmt: skip
+    "options",
+    [
+        {"temperature": 0.0},
+        {"temperature": -1.0},
+        {"temperature": math.nan},
+        {"clip": 0.0},
+        {"clip": -2.0},
+        {"clip": math.nan},
+    ],
+    ids=str,
+)
 def test_reward_weights_that_mean_nothing_are_refused(options):
     with pytest.raises(VideoAlignError, match="rewards"):
         RewardWeights(**options)
@@ -720,7 +763,12 @@ def test_only_what_trains_changes(kind, lora, folders, pairs):
 
 
 def test_rwr_of_equal_rewards_is_sft(folders, wan, tmp_path):
-    equal = write(tmp_path / "set", wan, of="videos", record=lambda i: {"prompt": PROMPTS[i % 3], "rewards": dict.fromkeys(("VQ", "MQ", "TA"), 1.3)})  # fmt: skip
+    equal = write(
+        tmp_path / "set",
+        wan,
+        of="videos",
+        record=lambda i: {"prompt": PROMPTS[i % 3], "rewards": dict.fromkeys(("VQ", "MQ", "TA"), 1.3)},
+    )
     rwr, sft = (fit(make(kind, folders["wan"]), data(equal)) for kind in (FlowRWR, FlowSFT))
     close(rwr.gradients, sft.gradients, rtol=1e-5, atol=1e-7)
     assert rwr.steps[0]["train/loss"] == pytest.approx(sft.steps[0]["train/loss"], rel=1e-6)
@@ -759,9 +807,13 @@ def test_rwr_takes_both_videos_of_a_pair(folders, pairs):
 @pytest.mark.parametrize("least", [2, 4])  # no prompt has four samples: then all of them are the group
 @pytest.mark.parametrize(
     "rewards",
-    [RewardWeights(), RewardWeights(temperature=0.3, clip=2.0), RewardWeights(normalise=False, temperature=5.0, clip=None)],
+    [
+        RewardWeights(),
+        RewardWeights(temperature=0.3, clip=2.0),
+        RewardWeights(normalise=False, temperature=5.0, clip=None),
+    ],
     ids=["default", "sharp", "raw"],
-)  # fmt: skip
+)
 def test_rwr_weights_have_mean_one_over_the_training_set(rewards, least, folders, videos, monkeypatch):
     monkeypatch.setattr("videoalign.alignment.flow_rwr.LEAST", least)
     model, seen = make(FlowRWR, folders["wan"], rewards=rewards), {}
@@ -877,8 +929,16 @@ def test_pairs_with_rewards_need_no_labels(folders, wan, tmp_path):
 
 
 def test_labels_stand_in_for_rewards(folders, wan, tmp_path):
-    words = [("A", "A", "B"), ("B", "same", "B"), ("same", "same", "same"), ("A", "B", "same"), ("A", "A", "invalid"),
-             ("A", "A", "A"), ("same", "B", "same"), ("B", "B", "B")]  # fmt: skip
+    words = [
+        ("A", "A", "B"),
+        ("B", "same", "B"),
+        ("same", "same", "same"),
+        ("A", "B", "same"),
+        ("A", "A", "invalid"),
+        ("A", "A", "A"),
+        ("same", "B", "same"),
+        ("B", "B", "B"),
+    ]
 
     def record(i):
         return {"prompt": "a", "labels": dict(zip(("VQ", "MQ", "TA"), words[i]))}
@@ -886,8 +946,12 @@ def test_labels_stand_in_for_rewards(folders, wan, tmp_path):
     path = write(tmp_path / "set", wan, record=record)
     third = pytest.approx(1 / 3)
     assert kept(path, folders["wan"]) == {
-        "k0": (True, third), "k1": (False, pytest.approx(2 / 3)), "k5": (True, 1.0), "k6": (False, third), "k7": (False, 1.0)
-    }  # fmt: skip
+        "k0": (True, third),
+        "k1": (False, pytest.approx(2 / 3)),
+        "k5": (True, 1.0),
+        "k6": (False, third),
+        "k7": (False, 1.0),
+    }
     assert set(kept(path, folders["wan"], min_margin=0.4)) == {"k1", "k5", "k7"}
     assert set(kept(path, folders["wan"], weights=Weights(1.0, 0.0, 0.0))) == {"k0", "k1", "k3", "k4", "k5", "k7"}
 
@@ -909,10 +973,14 @@ def test_pairs_below_the_margin_are_left_out(folders, wan, tmp_path):
 
 @pytest.mark.parametrize(
     ("options", "words"),
-    [({"weights": (-1.0, 1.0, 1.0)}, "negative"), ({"weights": (0.0, 0.0, 0.0)}, "positive"),
-     ({"min_margin": -0.1}, "min_margin"), ({"min_margin": math.nan}, "min_margin"),
-     ({"weights": (math.nan, 1.0, 1.0)}, "weights")],
-)  # fmt: skip
+    [
+        ({"weights": (-1.0, 1.0, 1.0)}, "negative"),
+        ({"weights": (0.0, 0.0, 0.0)}, "positive"),
+        ({"min_margin": -0.1}, "min_margin"),
+        ({"min_margin": math.nan}, "min_margin"),
+        ({"weights": (math.nan, 1.0, 1.0)}, "weights"),
+    ],
+)
 def test_preference_options_that_mean_nothing_are_refused(options, words):
     with pytest.raises(VideoAlignError, match=words):
         data("none", **{name: Weights(*value) if name == "weights" else value for name, value in options.items()})
@@ -932,9 +1000,11 @@ def test_swapping_a_and_b_leaves_the_training(labelled, folders, wan, tmp_path):
     runs = []
     for swap in (False, True):
         path = write(
-            tmp_path / f"{swap}", wan, record=partial(record, swap=swap),
+            tmp_path / f"{swap}",
+            wan,
+            record=partial(record, swap=swap),
             tensors=lambda i, t, swap=swap: {**t, "a": t["b"], "b": t["a"]} if swap else t,
-        )  # fmt: skip
+        )
         runs.append(fit(make(FlowDPO, folders["wan"]), data(path), steps=3))
     assert runs[0].steps == runs[1].steps
     close(runs[0].gradients, runs[1].gradients, rtol=0, atol=0)
@@ -1024,7 +1094,15 @@ def test_resumption_in_the_middle_of_an_epoch_is_exact(kind, lora, folders, pair
 # --- what is refused in a training ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("other", [{"lora": None}, {"lora": LoRA(rank=4, alpha=8, targets=["to_q"])}, {"lora": LoRA(rank=2, alpha=8, targets=SMALL.targets)}], ids=["full", "fewer", "rank"])  # fmt: skip
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"lora": None},
+        {"lora": LoRA(rank=4, alpha=8, targets=["to_q"])},
+        {"lora": LoRA(rank=2, alpha=8, targets=SMALL.targets)},
+    ],
+    ids=["full", "fewer", "rank"],
+)
 def test_checkpoint_of_another_model_is_refused(other, folders, pairs, tmp_path):
     save = L.pytorch.callbacks.ModelCheckpoint(tmp_path, every_n_train_steps=1)
     fit(make(FlowDPO, folders["wan"]), data(pairs["wan"]), callbacks=[save])

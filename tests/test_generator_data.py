@@ -25,22 +25,23 @@ from torchvision.transforms.functional import InterpolationMode, resize
 
 from videoalign import VideoAlignError
 from videoalign.alignment import CacheReference, FlowDPO
-from videoalign.alignment.experiment import run as experiment
 from videoalign.callbacks import EMA, SideBySide, side_by_side
 from videoalign.callbacks.prompt_sampler import Sampling
 from videoalign.cli import main
+from videoalign.commands.lightning_cli import run as experiment
 from videoalign.datamodules.encode_list import ClipSize
 from videoalign.datamodules.parts import Parts
 from videoalign.datamodules.prompts import read_prompts
-from videoalign.datamodules.reference import ReferenceDraws, ReferenceErrors
+from videoalign.datamodules.reference_errors import ReferenceDraws, ReferenceErrors
 from videoalign.datamodules.shards import ShardError, ShardSet, ShardWriter
 from videoalign.datamodules.video import decode, encode, resample
+from videoalign.miniature.networks.pipelines import make_generator
 from videoalign.models import VideoReward
 from videoalign.models.flow import draw_seed
-from videoalign.models.generator import Generator, load_generator
-from videoalign.models.miniature_generators import make_generator
-from videoalign.models.sampling import FrameSampling
-from videoalign.models.win_rate import win_rates
+from videoalign.models.frame_sampling import FrameSampling
+from videoalign.models.generator import Generator
+from videoalign.models.generator_folder import load_generator
+from videoalign.models.win_rates import win_rates
 
 PROMPTS = ["a red circle moves left to right", "a blue square", "a red circle moves left to right", "a video"]
 CLIP = {"num_frames": 5, "height": 32, "width": 32, "fps": 4.0}
@@ -86,25 +87,50 @@ def predict_config(path: Path, model: dict, data: dict, callbacks=()) -> Path:
 
 def encode_config(path: Path, generator: Path, data: Path, out: Path, per_shard=64, model=None, **options) -> Path:
     options = {"data": data, "out": out, "clip": CLIP, "precision": "float32", "workers": 0, **options}
-    return predict_config(path, node(f"{ALIGNMENT}.EncodeLatents", **{"generator": generator, **(model or {})}),
-                          node(f"{DATA}.encode_list.EncodeList", **options),
-                          [node(f"{CALLBACKS}.WriteParts", per_shard=per_shard)])  # fmt: skip
+    return predict_config(
+        path,
+        node(f"{ALIGNMENT}.EncodeLatents", **{"generator": generator, **(model or {})}),
+        node(f"{DATA}.encode_list.EncodeList", **options),
+        [node(f"{CALLBACKS}.WriteParts", per_shard=per_shard)],
+    )
 
 
 def reference_config(path: Path, generator: Path, data: Path, out: Path, model=None, **options) -> Path:
     options = {"data": data, "out": out, "draws": 2, "batch_size": 2, "workers": 0, **options}
-    return predict_config(path, node(f"{ALIGNMENT}.CacheReference", generator=generator, **(model or {})),
-                          node(f"{DATA}.reference.ReferenceDraws", **options))  # fmt: skip
+    return predict_config(
+        path,
+        node(f"{ALIGNMENT}.CacheReference", generator=generator, **(model or {})),
+        node(f"{DATA}.reference.ReferenceDraws", **options),
+    )
 
 
 def flow_config(path: Path, generator: Path, latents: Path, callbacks=(), data=None, lora=True, trainer=None, **model):
     adapters = {"rank": 4, "alpha": 16, "targets": ["to_q", "to_k", "to_v", "to_out.0"]} if lora else None
     settings = {"generator": generator, "lora": adapters, "optimizer": node("torch.optim.SGD", lr=0.01), **model}
-    return save_yaml(path, {
-        "trainer": {**TRAINER, "default_root_dir": path.parent, "max_steps": 2, "callbacks": list(callbacks), **(trainer or {})},
-        "model": node(f"{ALIGNMENT}.FlowDPO", **settings),
-        "data": node(f"{DATA}.latents.LatentPairs", **{"train": latents, "val": latents, "batch_size": 2, "workers": 0, "shuffle_buffer": 0, **(data or {})}),
-    })  # fmt: skip
+    return save_yaml(
+        path,
+        {
+            "trainer": {
+                **TRAINER,
+                "default_root_dir": path.parent,
+                "max_steps": 2,
+                "callbacks": list(callbacks),
+                **(trainer or {}),
+            },
+            "model": node(f"{ALIGNMENT}.FlowDPO", **settings),
+            "data": node(
+                f"{DATA}.latents.LatentPairs",
+                **{
+                    "train": latents,
+                    "val": latents,
+                    "batch_size": 2,
+                    "workers": 0,
+                    "shuffle_buffer": 0,
+                    **(data or {}),
+                },
+            ),
+        },
+    )
 
 
 def logger(folder: Path) -> dict:
@@ -166,15 +192,27 @@ def clips(tmp_path_factory) -> Path:
     with ShardWriter(folder / "pairs", "pairs") as writer:
         for i, prompt in enumerate(PROMPTS):
             record = {
-                "prompt": prompt, "labels": {"VQ": words[i], "MQ": "A", "TA": "B" if i else "A"}, "sources": {"A": "one", "B": "two"},
-                "rewards": {side: {"VQ": i + 0.5, "MQ": 1.0 - (side == "B"), "TA": 0.25} for side in "AB"}, "fps": {"A": 8, "B": 8},
+                "prompt": prompt,
+                "labels": {"VQ": words[i], "MQ": "A", "TA": "B" if i else "A"},
+                "sources": {"A": "one", "B": "two"},
+                "rewards": {side: {"VQ": i + 0.5, "MQ": 1.0 - (side == "B"), "TA": 0.25} for side in "AB"},
+                "fps": {"A": 8, "B": 8},
                 "num_frames": {"A": 9, "B": 9},
-            }  # fmt: skip
+            }
             writer.write(f"pair{i}", {"a": noise_video(2 * i), "b": noise_video(2 * i + 1)}, record)
     with ShardWriter(folder / "videos", "videos", per_shard=3) as writer:
         for i, prompt in enumerate([PROMPTS[0]] * 4 + [PROMPTS[1]] * 3 + [PROMPTS[3]]):
-            record = {"prompt": prompt, "source": f"model{i}", "seed": 100 + i, "guidance": 1.0, "fps": 8, "num_frames": 9,
-                      "height": 40, "width": 48, "rewards": {"VQ": 0.5, "MQ": 0.0, "TA": float(i)}}  # fmt: skip
+            record = {
+                "prompt": prompt,
+                "source": f"model{i}",
+                "seed": 100 + i,
+                "guidance": 1.0,
+                "fps": 8,
+                "num_frames": 9,
+                "height": 40,
+                "width": 48,
+                "rewards": {"VQ": 0.5, "MQ": 0.0, "TA": float(i)},
+            }
             writer.write(f"v{i}", {"": noise_video(50 + i)}, record)
     return folder
 
@@ -478,7 +516,11 @@ def test_contents_of_a_damaged_set_are_refused(damage, clips, tmp_path):
     if damage == "twice":
         shutil.copy(shard, folder / "000001.tar")
     elif damage != "count":
-        old, new = {"member": (b"v1.mp4", b"v1.mp5"), "record": (b'{"prompt"', b'["prompt"'), "no tar": (content[:600], b"\1" * 600)}[damage]  # fmt: skip
+        old, new = {
+            "member": (b"v1.mp4", b"v1.mp5"),
+            "record": (b'{"prompt"', b'["prompt"'),
+            "no tar": (content[:600], b"\1" * 600),
+        }[damage]
         if damage == "member":  # the header's checksum is a sum of bytes
             start = content.index(b"v1.mp4")
             header = bytearray(content[start : start + 512].replace(old, new))
@@ -493,7 +535,9 @@ def test_contents_of_a_damaged_set_are_refused(damage, clips, tmp_path):
         row.pop("contents")  # as in sets of an earlier release, whose shards are walked through
     index["shards"][0]["samples"] -= damage == "count"
     (folder / "index.json").write_text(json.dumps(index))
-    with pytest.raises(ShardError, match={"record": "json is not valid", "no tar": "cannot be read"}.get(damage, "shards verify")):  # fmt: skip
+    with pytest.raises(
+        ShardError, match={"record": "json is not valid", "no tar": "cannot be read"}.get(damage, "shards verify")
+    ):
         [content.record for content in ShardSet(folder).contents()]
 
 
@@ -504,7 +548,13 @@ def test_contents_of_a_damaged_set_are_refused(damage, clips, tmp_path):
 def cache(tmp_path_factory, generators, latents) -> Path:
     """Errors of two draws."""
     folder = tmp_path_factory.mktemp("cache")
-    experiment(["predict", "--config", str(reference_config(folder / "r.yaml", generators / "wan", latents / "wan", folder / "errors"))])  # fmt: skip
+    experiment(
+        [
+            "predict",
+            "--config",
+            str(reference_config(folder / "r.yaml", generators / "wan", latents / "wan", folder / "errors")),
+        ]
+    )
     return folder / "errors"
 
 
@@ -526,7 +576,10 @@ def test_cached_errors_are_the_live_ones(cache, generators, latents):
 
 def test_epochs_cycle_through_the_draws(cache):
     record = json.loads((cache / "reference.json").read_text())
-    cached, tensors = ReferenceErrors(cache, record["made"]["data"], {}), safetensors.torch.load_file(cache / "reference.safetensors")  # fmt: skip
+    cached, tensors = (
+        ReferenceErrors(cache, record["made"]["data"], {}),
+        safetensors.torch.load_file(cache / "reference.safetensors"),
+    )
     for epoch, draw in enumerate((0, 1, 0, 1, 0)):
         for i, key in enumerate(record["keys"]):
             seed, errors = cached(key, epoch)
@@ -545,13 +598,23 @@ def test_training_with_the_cache_is_training_without(cache, generators, latents,
         losses.setdefault(which, []).append([logged[f"train/{name}"].item() for name in names])
 
     monkeypatch.setattr(FlowDPO, "on_before_optimizer_step", recording)
-    config = flow_config(tmp_path / "f.yaml", generators / "wan", latents / "wan", data={"reference": cache, "val": None},
-                         trainer={"max_steps": 6, "limit_val_batches": 0}, beta=node(f"{ALIGNMENT}.ConstantBeta", beta=10.0))  # fmt: skip
+    config = flow_config(
+        tmp_path / "f.yaml",
+        generators / "wan",
+        latents / "wan",
+        data={"reference": cache, "val": None},
+        trainer={"max_steps": 6, "limit_val_batches": 0},
+        beta=node(f"{ALIGNMENT}.ConstantBeta", beta=10.0),
+    )
     calls = counting(monkeypatch, FlowDPO, "errors")
     which = "cached"
     experiment(["fit", "--config", str(config)])
     assert len(calls) == 6  # no forward of the reference
-    monkeypatch.setattr(ReferenceErrors, "__call__", lambda self, key, epoch, old=ReferenceErrors.__call__: (old(self, key, epoch)[0], torch.full((2,), torch.nan)))  # fmt: skip
+    monkeypatch.setattr(
+        ReferenceErrors,
+        "__call__",
+        lambda self, key, epoch, old=ReferenceErrors.__call__: (old(self, key, epoch)[0], torch.full((2,), torch.nan)),
+    )
     which = "live"
     experiment(["fit", "--config", str(config)])
     assert len(calls) == 6 + 12
@@ -570,7 +633,7 @@ def test_training_with_the_cache_is_training_without(cache, generators, latents,
         ({"fps": 16.0}, "other fps"),
         pytest.param({"precision": "bf16-mixed"}, "precision"),
     ],
-)  # fmt: skip
+)
 def test_errors_of_another_training_are_refused(change, words, cache, generators, latents, clips, tmp_path, capfd):
     generator, data = generators / "wan", latents / "wan"
     if "vae" in change:  # the same autoencoder, another transformer
@@ -582,8 +645,14 @@ def test_errors_of_another_training_are_refused(change, words, cache, generators
         config = encode_config(tmp_path / "e.yaml", generator, clips / "pairs", data, precision="float16")
         experiment(["predict", "--config", str(config)])
     model = {k: v for k, v in change.items() if k in ("times", "dtype", "fps")}
-    config = flow_config(tmp_path / "f.yaml", generator, data, data={"reference": cache}, **model,
-                         trainer={"precision": change.get("precision", "32-true"), "max_steps": 1, "limit_val_batches": 0})  # fmt: skip
+    config = flow_config(
+        tmp_path / "f.yaml",
+        generator,
+        data,
+        data={"reference": cache},
+        **model,
+        trainer={"precision": change.get("precision", "32-true"), "max_steps": 1, "limit_val_batches": 0},
+    )
     assert call("fit", "--config", config) == 2
     assert words in capfd.readouterr().err
 
@@ -596,7 +665,7 @@ def test_errors_of_another_training_are_refused(change, words, cache, generators
         ({"data": "pairs"}, "holds pairs, but latents are needed"),
         ({"data": "ltx"}, "holds latents of another generator"),
     ],
-)  # fmt: skip
+)
 def test_reference_run_refuses(options, words, generators, latents, clips, tmp_path, capfd):
     options = {"data": latents / "wan", **options}
     options["data"] = {"pairs": clips / "pairs", "ltx": latents / "ltx"}.get(options["data"], options["data"])
@@ -626,8 +695,23 @@ def test_every_process_of_a_reference_run_has_a_batch(generators, latents):
 
 def generate(generators: Path, out: Path, prompts: Path, *options, family: str = "wan") -> int:
     size = [f"--{k.replace('_', '-')}={v}" for k, v in SIZE.items()]
-    return call("generate", "--generator", generators / family, "--prompts", prompts, "--out", out, *size, "--samples", 2,
-                "--device", "cpu", "--source", "mine", *options)  # fmt: skip
+    return call(
+        "generate",
+        "--generator",
+        generators / family,
+        "--prompts",
+        prompts,
+        "--out",
+        out,
+        *size,
+        "--samples",
+        2,
+        "--device",
+        "cpu",
+        "--source",
+        "mine",
+        *options,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -670,7 +754,13 @@ def test_generated_videos_are_recorded_and_made_from_their_seeds(generated, gene
     for raw, (i, n) in zip(found, [(i, n) for i in range(3) for n in range(2)]):
         record = raw.record()
         assert record.pop("seconds") > 0
-        assert record == {"prompt": names[i], "source": "mine", "seed": draw_seed(7, names[i], n), "guidance": 1.0, **SIZE}  # fmt: skip
+        assert record == {
+            "prompt": names[i],
+            "source": "mine",
+            "seed": draw_seed(7, names[i], n),
+            "guidance": 1.0,
+            **SIZE,
+        }
         source = torch.Generator().manual_seed(record["seed"])
         torch.rand((), generator=source)  # a draw is of a time and its noise
         noise = torch.randn(1, 16, 2, 4, 4, generator=source)
@@ -693,7 +783,10 @@ def test_a_video_depends_on_seed_prompt_and_number_alone(generated, generators, 
     assert not videos_of(tmp_path / "other").keys() & videos_of(generated).keys()
 
 
-@pytest.mark.parametrize(("options", "null"), [([], None), (["--guidance-scale", 3], ""), (["--guidance-scale", 3, "--negative", "a video"], "a video")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("options", "null"),
+    [([], None), (["--guidance-scale", 3], ""), (["--guidance-scale", 3, "--negative", "a video"], "a video")],
+)
 def test_guidance_steers_away_from_the_empty_prompt(options, null, generators, prompts, tmp_path, monkeypatch):
     sample, seen = Generator.sample, []
     monkeypatch.setattr(Generator, "sample", lambda self, *args: (seen.append((self, args)), sample(self, *args))[1])
@@ -716,7 +809,9 @@ def test_interrupted_generation_goes_on_where_it_stopped(generated, generators, 
     assert generate(generators, tmp_path / "out", prompts, "--seed", 8) == 2
     assert "holds parts of another run (seed differ)" in capfd.readouterr().err
     sample, sizes = Generator.sample, []
-    monkeypatch.setattr(Generator, "sample", lambda self, c, noise, *args: (sizes.append(len(noise)), sample(self, c, noise, *args))[1])  # fmt: skip
+    monkeypatch.setattr(
+        Generator, "sample", lambda self, c, noise, *args: (sizes.append(len(noise)), sample(self, c, noise, *args))[1]
+    )
     assert again(5) == 0  # the batch size may change
     assert sizes == [1, 1] and call("shards", "verify", tmp_path / "out") == 0
     alike(videos_of(tmp_path / "out"), videos_of(generated))
@@ -785,8 +880,23 @@ def test_files_without_prompts_are_refused(name, content, words, tmp_path):
 
 
 def pair_up(judge: Path, data: Path, out: Path, *options) -> int:
-    return call("shards", "pairs-from-rewards", "--model", judge, "--data", data, "--out", out, "--device", "cpu",
-                "--workers", 0, "--batch-size", 3, *options)  # fmt: skip
+    return call(
+        "shards",
+        "pairs-from-rewards",
+        "--model",
+        judge,
+        "--data",
+        data,
+        "--out",
+        out,
+        "--device",
+        "cpu",
+        "--workers",
+        0,
+        "--batch-size",
+        3,
+        *options,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -826,7 +936,10 @@ def test_pairs_of_each_prompt(mode, weights, judge, clips, rewards, tmp_path, ca
     else:
         ends = [(min(g, key=score.get), max(g, key=score.get)) for g in groups(clips)[:2]]
         want = [tuple(sorted(pair)) for pair in ends]  # the first key is A, whichever is better
-    assert pair_up(judge, clips / "videos", tmp_path / "out", "--mode", mode, "--margin", margin, "--weights", *weights) == 0  # fmt: skip
+    assert (
+        pair_up(judge, clips / "videos", tmp_path / "out", "--mode", mode, "--margin", margin, "--weights", *weights)
+        == 0
+    )
     assert f"{len(want)} pairs of 8 samples" in capsys.readouterr().out
     media = {raw.key: (raw.members["mp4"], raw.record()) for raw in ShardSet(clips / "videos")}
     found = list(ShardSet(tmp_path / "out", "pairs"))
@@ -835,7 +948,13 @@ def test_pairs_of_each_prompt(mode, weights, judge, clips, rewards, tmp_path, ca
         record = raw.record()
         assert (raw.members["a.mp4"], raw.members["b.mp4"]) == (media[a][0], media[b][0])
         assert record["prompt"] == media[a][1]["prompt"] == media[b][1]["prompt"]
-        for field, name in (("sources", "source"), ("seeds", "seed"), ("fps", "fps"), ("num_frames", "num_frames"), ("guidance", "guidance")):  # fmt: skip
+        for field, name in (
+            ("sources", "source"),
+            ("seeds", "seed"),
+            ("fps", "fps"),
+            ("num_frames", "num_frames"),
+            ("guidance", "guidance"),
+        ):
             assert record[field] == {"A": media[a][1][name], "B": media[b][1][name]}
         have = torch.tensor([[record["rewards"][s][d] for d in COLUMNS[:3]] for s in "AB"])
         torch.testing.assert_close(have, torch.stack([rewards[a], rewards[b]]), rtol=0, atol=1e-4)
@@ -859,7 +978,9 @@ def test_relabelled_pairs_keep_what_they_were(judge, clips, rewards, tmp_path, c
             k: v for k, v in before.items() if k not in ("labels", "rewards")
         }
         gap = rewards[f"{key}.a"] - rewards[f"{key}.b"]
-        assert [after["labels"][c] for c in COLUMNS] == ["A" if g > 0 else "B" for g in [*gap.tolist(), float(gap.sum())]]  # fmt: skip
+        assert [after["labels"][c] for c in COLUMNS] == [
+            "A" if g > 0 else "B" for g in [*gap.tolist(), float(gap.sum())]
+        ]
         assert list(after["rewards"]["B"].values()) == pytest.approx(rewards[f"{key}.b"].tolist(), abs=1e-4)
 
 
@@ -947,8 +1068,13 @@ def test_equal_rewards_win_half():
 
 
 def win_rate_config(path, generator, latents, judge, prompts, samples=2, trainer=None, **sampling) -> Path:
-    callback = node(f"{CALLBACKS}.WinRate", reward_model=judge, prompts=prompts, samples=samples,
-                    sampling={**SIZE, "batch_size": 3, "seed": 5, **sampling})  # fmt: skip
+    callback = node(
+        f"{CALLBACKS}.WinRate",
+        reward_model=judge,
+        prompts=prompts,
+        samples=samples,
+        sampling={**SIZE, "batch_size": 3, "seed": 5, **sampling},
+    )
     return flow_config(path, generator, latents, [node(f"{CALLBACKS}.EMA"), callback], trainer=trainer)
 
 
@@ -958,8 +1084,9 @@ def events(folder: Path) -> EventAccumulator:
 
 
 def test_win_rate_of_an_untrained_policy_is_one_half(generators, latents, judge, prompts, tmp_path):
-    config = win_rate_config(tmp_path / "w.yaml", generators / "wan", latents / "wan", judge, prompts,
-                             trainer={"logger": logger(tmp_path)})  # fmt: skip
+    config = win_rate_config(
+        tmp_path / "w.yaml", generators / "wan", latents / "wan", judge, prompts, trainer={"logger": logger(tmp_path)}
+    )
     assert call("test", "--config", config) == 0
     run = tmp_path / "run" / "version_0"
     saved = json.loads((run / "win_rate.json").read_text())
@@ -974,8 +1101,15 @@ def test_win_rate_of_an_untrained_policy_is_one_half(generators, latents, judge,
 def won(tmp_path_factory, trained, generators, latents, judge, prompts) -> SimpleNamespace:
     """`videoalign test` of a checkpoint's average, with guidance."""
     folder = tmp_path_factory.mktemp("won")
-    config = win_rate_config(folder / "w.yaml", generators / "wan", latents / "wan", judge, prompts, guidance=2.0,
-                             trainer={"logger": logger(folder)})  # fmt: skip
+    config = win_rate_config(
+        folder / "w.yaml",
+        generators / "wan",
+        latents / "wan",
+        judge,
+        prompts,
+        guidance=2.0,
+        trainer={"logger": logger(folder)},
+    )
     assert call("test", "--config", config, "--ckpt_path", trained["wan"].checkpoint) == 0
     return SimpleNamespace(config=config, run=folder / "run" / "version_0")
 
@@ -1021,7 +1155,12 @@ def test_win_rates_are_shown_in_tensorboard(won):
     saved, found = json.loads((won.run / "win_rate.json").read_text()), events(won.run)
     scalars = {tag: found.Scalars(tag)[-1].value for tag in found.Tags()["scalars"]}
     for column, row in saved["columns"].items():
-        for tag, key in (("win_rate", "win_rate"), ("superiority", "superiority"), ("reward/policy", "policy"), ("reward/reference", "reference")):  # fmt: skip
+        for tag, key in (
+            ("win_rate", "win_rate"),
+            ("superiority", "superiority"),
+            ("reward/policy", "policy"),
+            ("reward/reference", "reference"),
+        ):
             assert scalars[f"test/{tag}/{column}"] == pytest.approx(row[key], abs=1e-5)
     assert scalars["test/drift"] == pytest.approx(saved["drift"], rel=1e-4)
     text = found.Tensors("test/win_rate/text_summary")[-1].tensor_proto.string_val[0].decode()
@@ -1031,9 +1170,13 @@ def test_win_rates_are_shown_in_tensorboard(won):
 
 @pytest.mark.parametrize(
     ("options", "words"),
-    [({"samples": 0}, "WinRate.samples must be at least 1"), ({"num_frames": 6}, "num_frames is 6"),
-     ({"judge": Path("none")}, "none"), ({"prompts": Path("none.txt")}, "none.txt")],
-)  # fmt: skip
+    [
+        ({"samples": 0}, "WinRate.samples must be at least 1"),
+        ({"num_frames": 6}, "num_frames is 6"),
+        ({"judge": Path("none")}, "none"),
+        ({"prompts": Path("none.txt")}, "none.txt"),
+    ],
+)
 def test_win_rate_refuses(options, words, generators, latents, judge, prompts, tmp_path, capfd):
     options = {"judge": judge, "prompts": prompts, **options}
     config = win_rate_config(tmp_path / "w.yaml", generators / "ltx", latents / "ltx", **options)
@@ -1042,8 +1185,9 @@ def test_win_rate_refuses(options, words, generators, latents, judge, prompts, t
 
 
 @pytest.mark.parametrize(
-    "sampling", [FrameSampling(fps=4.0, min_pixels=0), FrameSampling(fps=None, num_frames=6, min_pixels=0, max_pixels=900)]
-)  # fmt: skip
+    "sampling",
+    [FrameSampling(fps=4.0, min_pixels=0), FrameSampling(fps=None, num_frames=6, min_pixels=0, max_pixels=900)],
+)
 def test_resample_is_decode_of_a_video_that_was_not_encoded(sampling):
     video = noise_video(3, 14)
     whole = decode(video, ClipSize(num_frames=14, height=40, width=48), 1)  # every frame as the decoder has it
@@ -1071,14 +1215,27 @@ def trained(tmp_path_factory, generators, latents) -> dict[str, SimpleNamespace]
             node("lightning.pytorch.callbacks.ModelCheckpoint", dirpath=folder, filename="end", every_n_train_steps=4),
         ]
         trainer = {"max_steps": 4, "logger": logger(folder), "enable_checkpointing": True, "check_val_every_n_epoch": 1}
-        config = flow_config(folder / "f.yaml", generators / family, latents / family, callbacks, trainer=trainer,
-                             optimizer=node("torch.optim.AdamW", lr=0.05))  # fmt: skip
+        config = flow_config(
+            folder / "f.yaml",
+            generators / family,
+            latents / family,
+            callbacks,
+            trainer=trainer,
+            optimizer=node("torch.optim.AdamW", lr=0.05),
+        )
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(side_by_side, "add_animation", recording)
             cli = experiment(["fit", "--config", str(config)])
         ema = next(c for c in cli.trainer.callbacks if isinstance(c, EMA))
-        runs[family] = SimpleNamespace(module=cli.model, ema=ema, out=folder / "export", checkpoint=folder / "end.ckpt", shown=shown[-2:],
-                                       run=folder / "run" / "version_0", config=config)  # fmt: skip
+        runs[family] = SimpleNamespace(
+            module=cli.model,
+            ema=ema,
+            out=folder / "export",
+            checkpoint=folder / "end.ckpt",
+            shown=shown[-2:],
+            run=folder / "run" / "version_0",
+            config=config,
+        )
     return runs
 
 
@@ -1093,15 +1250,28 @@ def plain_sample(pipe, family: str, prompt: str, noise: torch.Tensor) -> torch.T
     """What a user of diffusers gets: text in, latents out."""
     more = {"frame_rate": 25.0} if family == "ltx" else {}
     latents = noise.flatten(2).transpose(1, 2) if family == "ltx" else noise
-    found = pipe(prompt=prompt, negative_prompt=None, latents=latents, num_frames=5, height=32, width=32, num_inference_steps=3,
-                 guidance_scale=1.0, output_type="latent", max_sequence_length=128 if family == "ltx" else 512, **more).frames  # fmt: skip
+    found = pipe(
+        prompt=prompt,
+        negative_prompt=None,
+        latents=latents,
+        num_frames=5,
+        height=32,
+        width=32,
+        num_inference_steps=3,
+        guidance_scale=1.0,
+        output_type="latent",
+        max_sequence_length=128 if family == "ltx" else 512,
+        **more,
+    ).frames
     return found.transpose(1, 2).unflatten(2, noise.shape[2:]) if family == "ltx" else found
 
 
 def our_sample(module, folder: Path, prompt: str, noise: torch.Tensor, net=None) -> torch.Tensor:
     encoder = load_generator(folder, parts=("text_encoder",))
     module.eval()
-    return module.generator.sample(module.generator.condition(encoder.encode_prompts([prompt])), noise, 3, transformer=net)  # fmt: skip
+    return module.generator.sample(
+        module.generator.condition(encoder.encode_prompts([prompt])), noise, 3, transformer=net
+    )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -1142,8 +1312,9 @@ def test_exported_adapters_are_loaded_by_generate(trained, generators, prompts, 
 
 def test_a_fully_trained_transformer_is_exported_whole(generators, latents, tmp_path):
     export = node(f"{CALLBACKS}.ExportGenerator", out=tmp_path / "export")
-    config = flow_config(tmp_path / "f.yaml", generators / "wan", latents / "wan", [export], lora=False,
-                         trainer={"limit_val_batches": 0})  # fmt: skip
+    config = flow_config(
+        tmp_path / "f.yaml", generators / "wan", latents / "wan", [export], lora=False, trainer={"limit_val_batches": 0}
+    )
     cli = experiment(["fit", "--config", str(config)])
     noise = torch.randn(1, 16, 2, 4, 4, generator=torch.Generator().manual_seed(0))
     transformer = WanTransformer3DModel.from_pretrained(tmp_path / "export")
@@ -1193,7 +1364,9 @@ def test_samples_stand_beside_the_reference_with_the_same_noise(family, trained)
 
 def test_before_training_both_halves_are_equal(generators, latents, tmp_path):
     show = node(f"{CALLBACKS}.SideBySide", prompts=PROMPTS[:2], sampling={**SIZE, "guidance": 2.0})
-    config = flow_config(tmp_path / "f.yaml", generators / "ltx", latents / "ltx", [show], trainer={"logger": logger(tmp_path)})  # fmt: skip
+    config = flow_config(
+        tmp_path / "f.yaml", generators / "ltx", latents / "ltx", [show], trainer={"logger": logger(tmp_path)}
+    )
     assert call("validate", "--config", config) == 0
     paths = sorted((tmp_path / "run" / "version_0" / "samples").iterdir())
     assert len(paths) == 2
@@ -1248,7 +1421,9 @@ class Line(L.LightningModule):
 
 def line(folder: Path, steps: int, *callbacks, ckpt=None, **options):
     module = Line()
-    trainer = L.Trainer(**{**TRAINER, "default_root_dir": folder, "max_steps": steps, "callbacks": list(callbacks), **options})  # fmt: skip
+    trainer = L.Trainer(
+        **{**TRAINER, "default_root_dir": folder, "max_steps": steps, "callbacks": list(callbacks), **options}
+    )
     trainer.fit(module, ckpt_path=ckpt)
     return module, trainer
 
@@ -1257,8 +1432,10 @@ def line(folder: Path, steps: int, *callbacks, ckpt=None, **options):
 def test_the_average_follows_its_formula(decay, accumulate, tmp_path):
     ema, after = EMA(decay), []
     record = L.pytorch.callbacks.LambdaCallback(
-        on_train_batch_end=lambda trainer, module, *rest: after.append((trainer.global_step, module.weight.detach().clone()))
-    )  # fmt: skip
+        on_train_batch_end=lambda trainer, module, *rest: after.append(
+            (trainer.global_step, module.weight.detach().clone())
+        )
+    )
     module, _ = line(tmp_path, 5, ema, record, accumulate_grad_batches=accumulate)
     average = torch.tensor([1.0, -2.0])
     for step, weight in dict(after).items():
@@ -1310,7 +1487,7 @@ def test_testing_a_checkpoint_sees_its_average(tmp_path):
         assert all(torch.equal(seen, ema.average["weight"]) for seen in module.validation_saw) and module.validation_saw
 
 
-@pytest.mark.parametrize("every", [3, pytest.param(100)])  # fmt: skip
+@pytest.mark.parametrize("every", [3, pytest.param(100)])
 def test_the_last_checkpoint_holds_the_weights_that_trained(every, tmp_path):
     """Not the average, from which a resumed training would go on as from weights."""
     seen = []
@@ -1334,7 +1511,9 @@ def test_the_export_holds_the_average(trained):
     for name, average in run.ema.average.items():
         assert torch.equal(run.module.get_parameter(name).detach(), average), name
     weights = torch.load(run.checkpoint, weights_only=False)["state_dict"]
-    assert weights.keys() == run.ema.average.keys() and any(not torch.equal(weights[n], a) for n, a in run.ema.average.items())  # fmt: skip
+    assert weights.keys() == run.ema.average.keys() and any(
+        not torch.equal(weights[n], a) for n, a in run.ema.average.items()
+    )
 
 
 # --- two processes ----------------------------------------------------------------------------------------------------
@@ -1354,8 +1533,13 @@ def two_processes(folder: Path, *commands: list, timeout: int = 300) -> subproce
     """Commands one after the other in the same two processes, which the first command starts."""
     (folder / "script.py").write_text(SCRIPT)
     text = json.dumps([[str(a) for a in command] for command in commands])
-    return subprocess.run([sys.executable, folder / "script.py", text], capture_output=True, text=True, timeout=timeout,
-                          env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
+    return subprocess.run(
+        [sys.executable, folder / "script.py", text],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
 
 
 DDP = ["--trainer.devices", 2, "--trainer.strategy", "ddp", "--trainer.accelerator", "cpu"]
@@ -1376,10 +1560,28 @@ def two(tmp_path_factory, generators, clips, latents, prompts, won, trained) -> 
         ["predict", "--config", encoding, *SHARED],
         ["predict", "--config", encoding, *DDP, "--data.out", folder / "as_shipped"],
         ["predict", "--config", errors, *SHARED],
-        ["generate", "--generator", generators / "wan", "--prompts", prompts, "--out", folder / "videos", *size, "--samples", 2,
-         "--device", "cpu", "--seed", 7, "--batch-size", 2, "--devices", 2],
+        [
+            "generate",
+            "--generator",
+            generators / "wan",
+            "--prompts",
+            prompts,
+            "--out",
+            folder / "videos",
+            *size,
+            "--samples",
+            2,
+            "--device",
+            "cpu",
+            "--seed",
+            7,
+            "--batch-size",
+            2,
+            "--devices",
+            2,
+        ],
         ["test", "--config", save_yaml(folder / "w.yaml", config), "--ckpt_path", trained["wan"].checkpoint, *DDP],
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr[-20000:]
     (folder / "stdout.txt").write_text(done.stdout)
     return folder

@@ -8,9 +8,9 @@ import torch
 from diffusers import UniPCMultistepScheduler
 
 from videoalign import VideoAlignError
-from videoalign.models.generator import load_generator
+from videoalign.miniature.networks.pipelines import make_generator
+from videoalign.models.generator_folder import load_generator
 from videoalign.models.guidance import Guidance, guided
-from videoalign.models.miniature_generators import make_generator
 from videoalign.models.noisy_reward import NoisyReward, NoisyRewardShape
 
 SIZE = {"height": 64, "width": 64, "num_frames": 9, "num_inference_steps": 4, "output_type": "latent"}
@@ -123,18 +123,32 @@ def test_factor_and_share_are_bounded():
 
 @pytest.mark.parametrize(
     ("options", "t", "step", "acts"),
-    [({}, 0.5, 3, True), ({}, 1.0, 0, False), ({"begin": 0.6}, 0.7, 0, False), ({"end": 0.2}, 0.1, 0, False),
-     ({"every": 2}, 0.5, 1, False), ({"every": 2}, 0.5, 2, True), ({"strength": 0.0}, 0.5, 0, False), ({"weights": {}}, 0.5, 0, False)],
-)  # fmt: skip
+    [
+        ({}, 0.5, 3, True),
+        ({}, 1.0, 0, False),
+        ({"begin": 0.6}, 0.7, 0, False),
+        ({"end": 0.2}, 0.1, 0, False),
+        ({"every": 2}, 0.5, 1, False),
+        ({"every": 2}, 0.5, 2, True),
+        ({"strength": 0.0}, 0.5, 0, False),
+        ({"weights": {}}, 0.5, 0, False),
+    ],
+)
 def test_when_it_acts(options, t, step, acts):
     assert Guidance(**options).acts(t, step) is acts
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
-    [({"weights": {"XX": 1.0}}, "XX"), ({"strength": -1.0}, "strength"), ({"every": 0}, "every"), ({"begin": 0.1, "end": 0.5}, "end"),
-     ({"largest_share": 0.0}, "largest_share"), ({"largest_factor": 0.0}, "largest_factor")],
-)  # fmt: skip
+    [
+        ({"weights": {"XX": 1.0}}, "XX"),
+        ({"strength": -1.0}, "strength"),
+        ({"every": 0}, "every"),
+        ({"begin": 0.1, "end": 0.5}, "end"),
+        ({"largest_share": 0.0}, "largest_share"),
+        ({"largest_factor": 0.0}, "largest_factor"),
+    ],
+)
 def test_bad_options_are_refused(options, words):
     with pytest.raises(VideoAlignError, match=words):
         Guidance(**options)

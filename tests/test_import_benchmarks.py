@@ -111,11 +111,22 @@ def write_csv(place: Place, path: str = "videos/{}.mp4") -> None:
 
 
 def voted(
-    a: str, b: str, vote: object = "leftvote", value: Callable[[str], object] = "videos/{}.mp4".format, **changes: object
-) -> dict:  # fmt: skip
+    a: str,
+    b: str,
+    vote: object = "leftvote",
+    value: Callable[[str], object] = "videos/{}.mp4".format,
+    **changes: object,
+) -> dict:
     """A row of GenAI-Bench."""
-    return {"prompt": PROMPT, "left_model": f"model-{a}", "left_video": value(a), "right_model": f"model-{b}",
-            "right_video": value(b), "vote_type": vote, **changes}  # fmt: skip
+    return {
+        "prompt": PROMPT,
+        "left_model": f"model-{a}",
+        "left_video": value(a),
+        "right_model": f"model-{b}",
+        "right_video": value(b),
+        "vote_type": vote,
+        **changes,
+    }
 
 
 def ballot(value: Callable[[str], object] = "videos/{}.mp4".format) -> list[dict]:
@@ -222,7 +233,15 @@ def links_within(place: Place) -> list[str]:
     return ["src"]
 
 
-LAYOUTS = [folder_with_top, folder_without_top, zip_with_top, zip_without_top, folder_elsewhere, zip_elsewhere, links_within]  # fmt: skip
+LAYOUTS = [
+    folder_with_top,
+    folder_without_top,
+    zip_with_top,
+    zip_without_top,
+    folder_elsewhere,
+    zip_elsewhere,
+    links_within,
+]
 
 
 @pytest.mark.parametrize("path", ["videos/{}.mp4", "{}.mp4"])
@@ -492,7 +511,7 @@ ALLOW, SKIP = "--allow-missing", "--skip-bad-rows"
         ([SOUND, MISSING, UNKNOWN], [], {ALLOW, SKIP}),
         ([SOUND, MISSING, UNKNOWN], [ALLOW], {SKIP}),
     ],
-)  # fmt: skip
+)
 def test_a_refusal_names_the_option_that_leaves_rows_out(
     place: Place, rows: list[list[str]], options: list[str], remedies: set[str], capsys: pytest.CaptureFixture
 ) -> None:
@@ -572,9 +591,12 @@ class Case:
 
 
 def videogen(
-    *rows: list[str], layout: Prepare = folder_with_top, change: Callable[[Place], object] = lambda place: None,
-    options: tuple[str, ...] = (), header: list[str] = HEADER,
-) -> Prepare:  # fmt: skip
+    *rows: list[str],
+    layout: Prepare = folder_with_top,
+    change: Callable[[Place], object] = lambda place: None,
+    options: tuple[str, ...] = (),
+    header: list[str] = HEADER,
+) -> Prepare:
     """The import of these rows, after ``change`` has been at the files."""
 
     def args(place: Place) -> list[str]:
@@ -707,9 +729,13 @@ VIDEOGEN = {
 
 
 def genai(
-    *rows: object, name: str = "votes.json", videos: str = "videos", change: Callable[[Place], object] = lambda place: None,
-    options: tuple[str, ...] = (), out: str = "out",
-) -> Prepare:  # fmt: skip
+    *rows: object,
+    name: str = "votes.json",
+    videos: str = "videos",
+    change: Callable[[Place], object] = lambda place: None,
+    options: tuple[str, ...] = (),
+    out: str = "out",
+) -> Prepare:
     """The import of these rows as the kind of file that the name says."""
 
     def args(place: Place) -> list[str]:

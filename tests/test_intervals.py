@@ -10,14 +10,14 @@ import pytest
 import torch
 
 from videoalign import VideoAlignError
-from videoalign.alignment.comparison import _difference
 from videoalign.callbacks.reward_bench import bar_chart, table, too_few_prompts
+from videoalign.commands.comparison import _difference
 from videoalign.datamodules.benchmark import Benchmark
 from videoalign.datamodules.shards import ShardWriter
 from videoalign.models.intervals import LEAST_PROMPTS, interval, mean_interval, prompt_number
 from videoalign.models.metrics import PreferenceAccuracy
 from videoalign.models.preference import accuracy_with_ties, accuracy_without_ties, bootstrap_interval
-from videoalign.models.win_rate import win_rates
+from videoalign.models.win_rates import win_rates
 
 VIDEOS = 11
 ENDS = np.array(list(itertools.combinations(range(VIDEOS), 2)))

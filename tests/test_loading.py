@@ -17,15 +17,15 @@ from safetensors.torch import load_file, save_file
 from videoalign import VideoAlignError
 from videoalign.alignment.generate import Generate
 from videoalign.cli import main
+from videoalign.miniature.networks.pipelines import make_generator
 from videoalign.models import LoRA, VideoReward
 from videoalign.models.adapters import METADATA, load_adapters
 from videoalign.models.backbone import load_backbone
 from videoalign.models.checksums import check_seal, seal
-from videoalign.models.generator import load_generator
-from videoalign.models.miniature_generators import make_generator
+from videoalign.models.generator_folder import load_generator
 from videoalign.models.noisy_reward import NoisyReward, NoisyRewardShape
 from videoalign.models.reward_statistics import Statistics
-from videoalign.models.win_rate import best_of, win_rates
+from videoalign.models.win_rates import best_of, win_rates
 
 NAN, LAYERS = float("nan"), ("to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2")
 
@@ -482,8 +482,31 @@ def test_generate_refuses_and_leaves_nothing(kit, own, tmp_path, capfd):
     (tmp_path / "p.txt").write_text("a red circle\n")
     lora = write(tmp_path / "lora", prefixed("transformer.", own["deep"]))
     with pytest.raises(SystemExit) as stop:
-        main(["generate", "--generator", str(kit / "wan"), "--prompts", str(tmp_path / "p.txt"), "--num-frames", "5", "--height", "32", "--width", "32",
-              "--fps", "8", "--steps", "2", "--device", "cpu", "--lora", str(lora), "--out", str(tmp_path / "out")])  # fmt: skip
+        main(
+            [
+                "generate",
+                "--generator",
+                str(kit / "wan"),
+                "--prompts",
+                str(tmp_path / "p.txt"),
+                "--num-frames",
+                "5",
+                "--height",
+                "32",
+                "--width",
+                "32",
+                "--fps",
+                "8",
+                "--steps",
+                "2",
+                "--device",
+                "cpu",
+                "--lora",
+                str(lora),
+                "--out",
+                str(tmp_path / "out"),
+            ]
+        )
     err = capfd.readouterr().err
     assert stop.value.code == 2 and "Traceback" not in err
     assert [line for line in err.splitlines() if "error" in line] == [
@@ -769,8 +792,12 @@ def test_two_processes_export_the_same_bytes(kit, backbone, tmp_path):
         out = tmp_path / seed
         out.mkdir()
         (tmp_path / "write.py").write_text(WRITE)
-        subprocess.run([sys.executable, str(tmp_path / "write.py"), str(kit / "wan"), str(backbone), str(out)], check=True,
-                       env={**__import__("os").environ, "PYTHONHASHSEED": seed}, capture_output=True)  # fmt: skip
+        subprocess.run(
+            [sys.executable, str(tmp_path / "write.py"), str(kit / "wan"), str(backbone), str(out)],
+            check=True,
+            env={**__import__("os").environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+        )
         files.append({path.relative_to(out).as_posix(): path.read_bytes() for path in out.rglob("*") if path.is_file()})
     assert files[0].keys() == files[1].keys() and len(files[0]) > 8
     assert [name for name in files[0] if files[0][name] != files[1][name]] == []

@@ -16,16 +16,21 @@ from torch import nn
 from torchmetrics.functional import spearman_corrcoef
 
 from videoalign import VideoAlignError
-from videoalign.alignment import Autoencoding, FlowDPO, FlowRWR, FlowSFT, MuonAdamW
+from videoalign.alignment import FlowDPO, FlowRWR, FlowSFT
 from videoalign.callbacks import ExportGenerator
 from videoalign.cli import main
-from videoalign.datamodules import oracle, sprites
-from videoalign.datamodules.clips import Clips
 from videoalign.datamodules.encode_list import ClipSize
 from videoalign.datamodules.latents import NULL, LatentPairs
-from videoalign.datamodules.oracle import FLAWS, Oracle, measure
 from videoalign.datamodules.shards import ShardSet, ShardWriter, sha256
-from videoalign.datamodules.sprites import (
+from videoalign.datamodules.video import decode
+from videoalign.miniature.networks.autoencoding import Autoencoding
+from videoalign.miniature.networks.clips import Clips
+from videoalign.miniature.networks.muon import MuonAdamW
+from videoalign.miniature.networks.pipelines import make_generator
+from videoalign.miniature.world import oracle, sprites
+from videoalign.miniature.world.oracle import FLAWS, Oracle, measure
+from videoalign.miniature.world.rendered_sets import GENERATED, WorldSize, generator_prompts, split_prompts, write_world
+from videoalign.miniature.world.sprites import (
     COLOURS,
     CONTENTS,
     DIRECTIONS,
@@ -38,12 +43,9 @@ from videoalign.datamodules.sprites import (
     render,
     shown,
 )
-from videoalign.datamodules.video import decode
-from videoalign.datamodules.world import GENERATED, WorldSize, generator_prompts, split_prompts, write_world
 from videoalign.models.flow import draw
-from videoalign.models.generator import load_generator
+from videoalign.models.generator_folder import load_generator
 from videoalign.models.lora import LoRA
-from videoalign.models.miniature_generators import make_generator
 
 SMALLEST = {"train": 1, "val": 1, "benchmark_videos": 8, "benchmark_pairs": 3, "captions": 1}
 QUIET = {
@@ -113,9 +115,12 @@ def test_white_bars_that_move_along_themselves_are_judged_as_others_are(judge):
 def test_a_flaw_lowers_its_dimension_as_much_as_it_is_strong(name, dimension, judge):
     """And no other, as far as it can be told apart: what hardly moves has hardly a direction, large stains hide the sprite."""
     strengths = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
-    means = torch.stack([
-        judge(*rendered(Flaws(**{name: strength}), PLAIN[::2], seed)).mean(0) for seed, strength in enumerate(strengths)
-    ])  # fmt: skip
+    means = torch.stack(
+        [
+            judge(*rendered(Flaws(**{name: strength}), PLAIN[::2], seed)).mean(0)
+            for seed, strength in enumerate(strengths)
+        ]
+    )
     own, others = means[:, dimension], means[:, [d for d in range(3) if d != dimension]]
     assert (own.diff() < -0.05).all()
     torch.testing.assert_close(own, 1 - torch.tensor(strengths), rtol=0, atol=0.12)
@@ -332,10 +337,21 @@ WHOLE = {name: [0.0, 1.0] for name in FLAWS}
 
 @pytest.mark.parametrize(
     "content",
-    ["", "{", "[]", "3", "null", "{}", '{"scale": null}', '{"scale": {}}', json.dumps({"scale": WHOLE | {"jump": None}}),
-     json.dumps({"scale": WHOLE | {"jump": ["a", "b"]}}), json.dumps({"scale": WHOLE | {"jump": [0.0, None]}}),
-     json.dumps({"scale": {name: row for name, row in WHOLE.items() if name != "unlike"}})],
-)  # fmt: skip
+    [
+        "",
+        "{",
+        "[]",
+        "3",
+        "null",
+        "{}",
+        '{"scale": null}',
+        '{"scale": {}}',
+        json.dumps({"scale": WHOLE | {"jump": None}}),
+        json.dumps({"scale": WHOLE | {"jump": ["a", "b"]}}),
+        json.dumps({"scale": WHOLE | {"jump": [0.0, None]}}),
+        json.dumps({"scale": {name: row for name, row in WHOLE.items() if name != "unlike"}}),
+    ],
+)
 def test_a_damaged_calibration_is_refused(content, tmp_path):
     (tmp_path / "oracle.json").write_text(content)
     with pytest.raises(VideoAlignError, match=r"oracle\.json"):
@@ -601,8 +617,14 @@ def folders(tmp_path_factory):
     root = tmp_path_factory.mktemp("generators")
     for family in ("wan", "ltx"):
         for length in (None, SHORT):
-            make_generator(root / f"{family}-{length}", family, hidden=48, layers=1, max_tokens=length,
-                           corpus=[content.prompt for content in GENERATED])  # fmt: skip
+            make_generator(
+                root / f"{family}-{length}",
+                family,
+                hidden=48,
+                layers=1,
+                max_tokens=length,
+                corpus=[content.prompt for content in GENERATED],
+            )
     return {(f, n): str(root / f"{f}-{n}") for f in ("wan", "ltx") for n in (None, SHORT)}
 
 
@@ -673,13 +695,13 @@ trainer:
     class_path: lightning.pytorch.loggers.CSVLogger
     init_args: {{save_dir: {path.parent}, name: log}}
 model:
-  class_path: videoalign.alignment.Autoencoding
+  class_path: videoalign.miniature.networks.autoencoding.Autoencoding
   init_args:
     generator: {generator}
     out: {out}
     optimizer: {optimizer}
 data:
-  class_path: videoalign.datamodules.clips.Clips
+  class_path: videoalign.miniature.networks.clips.Clips
   init_args:
     data: {data}
     clip: {{num_frames: {FRAMES}, height: {SIZE}, width: {SIZE}}}
@@ -689,7 +711,7 @@ data:
     return ["fit", "--config", str(path)]
 
 
-MUON = "{class_path: videoalign.alignment.MuonAdamW, init_args: {lr: 0.02, rest_lr: 2.0e-3, weight_decay: 0.0}}"
+MUON = "{class_path: videoalign.miniature.networks.muon.MuonAdamW, init_args: {lr: 0.02, rest_lr: 2.0e-3, weight_decay: 0.0}}"
 STILL = "{class_path: torch.optim.SGD, init_args: {lr: 0.0}}"
 
 

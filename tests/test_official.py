@@ -26,8 +26,8 @@ from videoalign import VideoAlignError
 from videoalign.cli import main
 from videoalign.datamodules.shards import ShardWriter
 from videoalign.datamodules.video import decode, encode
+from videoalign.miniature.networks.qwen import make_qwen
 from videoalign.models import FrameSampling, Template, VideoReward, load_reward
-from videoalign.models.miniature import make_qwen
 
 DIMENSIONS = ("VQ", "MQ", "TA")
 TOKENS = [f"<|{d}_reward|>" for d in DIMENSIONS]
@@ -110,9 +110,13 @@ class Official:
         return {(P if self.adapters else "") + name: tensor for name, tensor in result.items()}  # the prefix is peft's
 
     def write(
-        self, folder: Path, form: str = "whole", era: str = "4.45", step: int = 7,
+        self,
+        folder: Path,
+        form: str = "whole",
+        era: str = "4.45",
+        step: int = 7,
         config: Mapping[str, object] | None = None,
-    ) -> Path:  # fmt: skip
+    ) -> Path:
         """An official folder; returns it.
 
         Args:
@@ -120,23 +124,41 @@ class Official:
         """
         record: dict = {
             "data_config": {
-                "meta_data": "train.csv", "data_dir": "videos", "eval_dim": list(DIMENSIONS), "fps": 4.0,
-                "num_frames": None, "max_frame_pixels": 4096, "sample_type": "uniform",
+                "meta_data": "train.csv",
+                "data_dir": "videos",
+                "eval_dim": list(DIMENSIONS),
+                "fps": 4.0,
+                "num_frames": None,
+                "max_frame_pixels": 4096,
+                "sample_type": "uniform",
                 "prompt_template_type": "detailed_special",
             },
             "training_args": {"learning_rate": 2e-6, "output_dir": "out"},
             "model_config": {
-                "model_name_or_path": str(self.backbone), "output_dim": len(self.head), "use_special_tokens": True,
-                "reward_token": "special", "freeze_vision_tower": False, "freeze_llm": False, "tune_merger": True,
+                "model_name_or_path": str(self.backbone),
+                "output_dim": len(self.head),
+                "use_special_tokens": True,
+                "reward_token": "special",
+                "freeze_vision_tower": False,
+                "freeze_llm": False,
+                "tune_merger": True,
                 "torch_dtype": "float32",
             },
             "peft_lora_config": {
-                "lora_enable": True, "vision_lora": False, "lora_r": RANK, "lora_alpha": ALPHA, "lora_dropout": 0.05,
-                "lora_target_modules": None, "lora_namespan_exclude": ["lm_head", "rm_head", "embed_tokens"],
+                "lora_enable": True,
+                "vision_lora": False,
+                "lora_r": RANK,
+                "lora_alpha": ALPHA,
+                "lora_dropout": 0.05,
+                "lora_target_modules": None,
+                "lora_namespan_exclude": ["lm_head", "rm_head", "embed_tokens"],
             },
-            "inference_config": {f"{d}_{kind}": value.item() for kind, values in (("mean", MEAN), ("std", STD))
-                                 for d, value in zip(DIMENSIONS, values)},
-        }  # fmt: skip
+            "inference_config": {
+                f"{d}_{kind}": value.item()
+                for kind, values in (("mean", MEAN), ("std", STD))
+                for d, value in zip(DIMENSIONS, values)
+            },
+        }
         checkpoint = folder / f"checkpoint-{step}"
         checkpoint.mkdir(parents=True)
         (folder / "model_config.json").write_text(json.dumps(record))
@@ -171,9 +193,12 @@ class Official:
             ids = inputs["input_ids"]
             with torch.no_grad():
                 states = model.model(
-                    input_ids=ids, pixel_values_videos=inputs["pixel_values_videos"], use_cache=False,
-                    video_grid_thw=inputs["video_grid_thw"], position_ids=torch.arange(ids.shape[1]).expand(3, 1, -1),
-                ).last_hidden_state[0]  # fmt: skip
+                    input_ids=ids,
+                    pixel_values_videos=inputs["pixel_values_videos"],
+                    use_cache=False,
+                    video_grid_thw=inputs["video_grid_thw"],
+                    position_ids=torch.arange(ids.shape[1]).expand(3, 1, -1),
+                ).last_hidden_state[0]
             at = [ids[0].tolist().index(i) for i in processor.tokenizer.convert_tokens_to_ids(TOKENS)]
             rewards = states[at] @ self.head.T  # (3, rows)
             result.append(rewards.diagonal() if len(self.head) == 3 else rewards[:, 0])
@@ -468,9 +493,16 @@ FROZEN_VISION = {"model_config.freeze_vision_tower": True}
     ids=["equal", "equal pair", "asked for", "language differs", "frozen vision differs"],
 )
 def test_convert_keeps_rewards_and_carries_a_backbone_that_is_nowhere_else(
-    kit: Kit, backbone: Path, tmp_path: Path, capsys: pytest.CaptureFixture,
-    form: str, moved: bool, config: dict, options: list[str], carried: bool,
-) -> None:  # fmt: skip
+    kit: Kit,
+    backbone: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+    form: str,
+    moved: bool,
+    config: dict,
+    options: list[str],
+    carried: bool,
+) -> None:
     below = shutil.copytree(backbone, tmp_path / "below")
     folder = Official.make(below, moved=moved).write(tmp_path / "o", form, config=config)
     want, out = load_reward(folder, template=kit.template), tmp_path / "out"

@@ -177,7 +177,13 @@ def test_blocks_of_one_process_nest(tmp_path):
     assert names(tmp_path) == ["out"]
 
 
-RANKS = [{"RANK": "1"}, {"RANK": "3", "LOCAL_RANK": "0"}, {"LOCAL_RANK": "1"}, {"LOCAL_RANK": "0", "NODE_RANK": "1"}, {"SLURM_PROCID": "2"}]  # fmt: skip
+RANKS = [
+    {"RANK": "1"},
+    {"RANK": "3", "LOCAL_RANK": "0"},
+    {"LOCAL_RANK": "1"},
+    {"LOCAL_RANK": "0", "NODE_RANK": "1"},
+    {"SLURM_PROCID": "2"},
+]
 
 
 @pytest.mark.parametrize("rank", RANKS, ids=str)
@@ -349,7 +355,9 @@ def test_a_folder_that_a_kill_left_aside_comes_back(tmp_path, monkeypatch, capsy
     assert "is back" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("error", [VideoAlignError("wrong"), OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()], ids=repr)  # fmt: skip
+@pytest.mark.parametrize(
+    "error", [VideoAlignError("wrong"), OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()], ids=repr
+)
 @pytest.mark.parametrize("before", ["nothing", "an empty folder", "an earlier one"])
 def test_failed_work_leaves_everything_as_it_was(error, before, tmp_path):
     out = tmp_path / "out"
@@ -455,7 +463,16 @@ def nobody(tmp_path: Path):
 
 
 @pytest.mark.parametrize(("prepare", "message"), REFUSED.values(), ids=REFUSED)
-@pytest.mark.parametrize("write", [check_free, lambda path: new_folder(path).__enter__(), a_set, lambda path: Parts(path, Index("videos"), {}, 1).begin()], ids=["look", "folder", "set", "parts"])  # fmt: skip
+@pytest.mark.parametrize(
+    "write",
+    [
+        check_free,
+        lambda path: new_folder(path).__enter__(),
+        a_set,
+        lambda path: Parts(path, Index("videos"), {}, 1).begin(),
+    ],
+    ids=["look", "folder", "set", "parts"],
+)
 def test_what_cannot_be_an_output_is_one_sentence(prepare, message, write, tmp_path):
     path = prepare(tmp_path)
     before = sorted(os.listdir(tmp_path))
@@ -482,7 +499,11 @@ def test_links_are_followed(target, there, tmp_path):
     assert (tmp_path / "text").is_symlink() and (tmp_path / target / "text").read_text() == "1"
 
 
-@pytest.mark.parametrize("write", [write_text, lambda path, text: write_bytes(path, text.encode()), write_json], ids=["text", "bytes", "json"])  # fmt: skip
+@pytest.mark.parametrize(
+    "write",
+    [write_text, lambda path, text: write_bytes(path, text.encode()), write_json],
+    ids=["text", "bytes", "json"],
+)
 def test_single_files_are_written_whole(write, tmp_path):
     path = tmp_path / "new" / "folder" / "file.json"
     write(path, "one")
@@ -501,7 +522,11 @@ def test_single_files_are_written_whole(write, tmp_path):
 def test_everything_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
     """fsync of every file and folder, then the name, then fsync of the folder that holds it."""
     events, fsync, real = [], os.fsync, renames._renameat2
-    monkeypatch.setattr(os, "fsync", lambda file: (events.append(os.path.basename(os.readlink(f"/proc/self/fd/{file}"))), fsync(file))[1])  # fmt: skip
+    monkeypatch.setattr(
+        os,
+        "fsync",
+        lambda file: (events.append(os.path.basename(os.readlink(f"/proc/self/fd/{file}"))), fsync(file))[1],
+    )
     monkeypatch.setattr(renames, "_renameat2", lambda *args: (events.append("named"), real(*args))[1])
     a_set(tmp_path / "out", 4, per_shard=2)
     named = events.index("named")
@@ -556,8 +581,15 @@ def test_a_file_of_somebody_else_s_is_not_called_damaged(where, tmp_path):
     (folder / "record.json" if where == "file" else folder).chmod(0o600 if where == "file" else 0o700)
     try:
         with nobody(tmp_path):
-            for read in (lambda: check_readable(folder / "record.json"), lambda: check_readable(folder), lambda: read_json(folder / "record.json", "a model")):  # fmt: skip
-                with pytest.raises(VideoAlignError, match=r"is not damaged, but you have no permission to read it: .* belongs to root, with mode"):  # fmt: skip
+            for read in (
+                lambda: check_readable(folder / "record.json"),
+                lambda: check_readable(folder),
+                lambda: read_json(folder / "record.json", "a model"),
+            ):
+                with pytest.raises(
+                    VideoAlignError,
+                    match=r"is not damaged, but you have no permission to read it: .* belongs to root, with mode",
+                ):
                     read()
     finally:
         folder.chmod(0o755)
@@ -579,7 +611,16 @@ def dead() -> int:
     return process.pid
 
 
-@pytest.mark.parametrize("write", [lambda tmp: a_set(tmp / "out"), lambda tmp: a_set(tmp / "other"), lambda tmp: write_text(tmp / "file", "1"), lambda tmp: scratch_folder(tmp / "x").__enter__()], ids=["the same set", "another set", "a file", "a spool"])  # fmt: skip
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda tmp: a_set(tmp / "out"),
+        lambda tmp: a_set(tmp / "other"),
+        lambda tmp: write_text(tmp / "file", "1"),
+        lambda tmp: scratch_folder(tmp / "x").__enter__(),
+    ],
+    ids=["the same set", "another set", "a file", "a spool"],
+)
 def test_what_the_dead_left_is_removed_with_a_word(write, dead, tmp_path, capsys):
     (tmp_path / left_by(dead)).mkdir()
     (tmp_path / left_by(dead) / "000000.tar").write_text("half")

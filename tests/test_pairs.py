@@ -18,8 +18,8 @@ from videoalign.datamodules.shards import RawSample, ShardError, ShardSet, Shard
 from videoalign.datamodules.stream import Dropped, Item
 from videoalign.datamodules.verify import verify
 from videoalign.datamodules.video import encode
+from videoalign.models.frame_sampling import FrameSampling
 from videoalign.models.processor import RewardProcessor
-from videoalign.models.sampling import FrameSampling
 from videoalign.models.template import Template
 
 WORDS = ("A", "B", "same", "invalid")
@@ -46,8 +46,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with ShardWriter(folder / "pairs", "pairs", per_shard=5) as writer:
         for i in range(PAIRS_ON_DISK):
             scores = {"A": {"VQ": 1 + i % 4, "MQ": 2, "TA": 3}, "B": {"VQ": 5, "MQ": 1.5}}
-            record = {"prompt": f"a red circle {i}", "labels": labels(i), "scores": scores,
-                      "sources": {"A": f"left-{i}", "B": f"right-{i}"}}  # fmt: skip
+            record = {
+                "prompt": f"a red circle {i}",
+                "labels": labels(i),
+                "scores": scores,
+                "sources": {"A": f"left-{i}", "B": f"right-{i}"},
+            }
             writer.write(f"{i:06d}", {"a": clip(i), "b": clip(i + 12)}, record)
     with ShardWriter(folder / "videos", "videos", per_shard=2) as writer:
         for i in range(VIDEOS_ON_DISK):
@@ -64,9 +68,12 @@ def processor(backbone: Path, sampling: FrameSampling) -> RewardProcessor:
 
 def trainer(processor: RewardProcessor, world: int = 1, rank: int = 0) -> SimpleNamespace:
     return SimpleNamespace(
-        world_size=world, accumulate_grad_batches=1, global_rank=rank, lightning_module=SimpleNamespace(processor=processor),
+        world_size=world,
+        accumulate_grad_batches=1,
+        global_rank=rank,
+        lightning_module=SimpleNamespace(processor=processor),
         strategy=SimpleNamespace(root_device=torch.device("cpu")),
-    )  # fmt: skip
+    )
 
 
 def module(
@@ -101,9 +108,13 @@ def same_pair(a: Pair, b: Pair) -> bool:
 def pair(number: int, frames: int = 4) -> Pair:
     shade = torch.full((frames, 3, 16, 16), number, dtype=torch.uint8)
     return Pair(
-        f"k{number}", f"prompt {number}", (shade, shade + 100), torch.tensor([1.0, -1.0, 0.0, torch.nan]),
-        torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, torch.nan]]) , ("x", "y"),
-    )  # fmt: skip
+        f"k{number}",
+        f"prompt {number}",
+        (shade, shade + 100),
+        torch.tensor([1.0, -1.0, 0.0, torch.nan]),
+        torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, torch.nan]]),
+        ("x", "y"),
+    )
 
 
 # --- pairs ------------------------------------------------------------------------------------------------------------
@@ -157,9 +168,12 @@ def test_exchange_is_a_coin_of_seed_epoch_and_key(data: Path, processor: RewardP
 
 def test_collate_keeps_places(processor: RewardProcessor) -> None:
     items = [
-        Item(Dropped("gone", "why not"), False), Item(pair(1), True), Item(pair(2), True), Item(pair(3), False),
+        Item(Dropped("gone", "why not"), False),
+        Item(pair(1), True),
+        Item(pair(2), True),
+        Item(pair(3), False),
         Item(Dropped("too", "because"), False),
-    ]  # fmt: skip
+    ]
     batch = Collate(processor)(items)
     assert batch["valid"].tolist() == [False, True, True, False, False]
     assert [drop.key for drop in batch["dropped"]] == ["gone", "too"]
@@ -424,8 +438,9 @@ def test_batches_from_a_cache_are_identical(tmp_path: Path, data: Path, processo
         assert all(torch.equal(a["inputs"][name], b["inputs"][name]) for name in a["inputs"])
 
 
-@pytest.mark.parametrize(("option", "value"), [("fps", 4.0), ("max_frames", 4), ("min_pixels", 50), ("max_pixels", 256),
-                                               ("min_frames", 6)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("option", "value"), [("fps", 4.0), ("max_frames", 4), ("min_pixels", 50), ("max_pixels", 256), ("min_frames", 6)]
+)
 def test_frames_for_another_sampling_are_refused(
     tmp_path: Path, data: Path, processor: RewardProcessor, option: str, value: float
 ) -> None:

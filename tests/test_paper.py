@@ -10,9 +10,8 @@ import pytest
 from scipy import stats
 
 from videoalign import VideoAlignError
-from videoalign.alignment.loop import LoopSize, begin
-from videoalign.alignment.paper import TUNING, Paper, paper, units
-from videoalign.alignment.paper_claims import (
+from videoalign.miniature.study.paper import TUNING, Paper, paper, units
+from videoalign.miniature.study.paper_claims import (
     BETAS,
     CLAIMS,
     GUIDES,
@@ -24,8 +23,9 @@ from videoalign.alignment.paper_claims import (
     TRIALS,
     Interval,
 )
-from videoalign.alignment.paper_page import WORDS, earlier, findings, over_seeds, verdicts, write_page
-from videoalign.datamodules.units import Board
+from videoalign.miniature.study.paper_page import WORDS, earlier, findings, over_seeds, verdicts, write_page
+from videoalign.miniature.study.pipeline import LoopSize, begin
+from videoalign.miniature.study.units import Board
 from videoalign.models.files import write_json
 
 COLUMNS = ("VQ", "MQ", "TA", "Overall")
@@ -40,9 +40,14 @@ def test_the_interval_is_students():
 
 @pytest.mark.parametrize(
     ("values", "verdict"),
-    [((0.3, 0.31, 0.29), "reproduced"), ((-0.3, -0.31, -0.29), "not reproduced"), ((0.3,), "undecided (1 of 1 seeds for it)"),
-     ((0.3, -0.2, 0.1), "undecided (2 of 3 seeds for it)"), ((0.0, 0.0), "undecided (0 of 2 seeds for it)")],
-)  # fmt: skip
+    [
+        ((0.3, 0.31, 0.29), "reproduced"),
+        ((-0.3, -0.31, -0.29), "not reproduced"),
+        ((0.3,), "undecided (1 of 1 seeds for it)"),
+        ((0.3, -0.2, 0.1), "undecided (2 of 3 seeds for it)"),
+        ((0.0, 0.0), "undecided (0 of 2 seeds for it)"),
+    ],
+)
 def test_verdicts(values, verdict):
     assert Interval(values).verdict(WORDS[True]) == verdict
 
@@ -56,8 +61,11 @@ def rates(value, columns=None):
     won = {
         c: {"win_rate": v, "superiority": v} for c, v in {**dict.fromkeys(COLUMNS, value), **(columns or {})}.items()
     }
-    return {"means": {ORACLE: dict.fromkeys(COLUMNS, value)}, "best_of": {"difference": value - 0.5, "draws": 2.0},
-            "against_base": dict.fromkeys((RM, ORACLE), won)}  # fmt: skip
+    return {
+        "means": {ORACLE: dict.fromkeys(COLUMNS, value)},
+        "best_of": {"difference": value - 0.5, "draws": 2.0},
+        "against_base": dict.fromkeys((RM, ORACLE), won),
+    }
 
 
 def accuracies(value):

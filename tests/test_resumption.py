@@ -16,14 +16,14 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 from forked import forked
 
-import videoalign.alignment.experiment as experiment
+import videoalign.commands.lightning_cli as experiment
 from videoalign.alignment import training
 from videoalign.datamodules.latent_files import NULL
 from videoalign.datamodules.shards import Index, ShardWriter, sha256
 from videoalign.datamodules.video import encode
-from videoalign.models.generator import load_generator
-from videoalign.models.miniature import make_qwen
-from videoalign.models.miniature_generators import make_generator
+from videoalign.miniature.networks.pipelines import make_generator
+from videoalign.miniature.networks.qwen import make_qwen
+from videoalign.models.generator_folder import load_generator
 
 RECIPES = Path(experiment.__file__).parents[1] / "experiments"
 DIMENSIONS = ("VQ", "MQ", "TA")
@@ -79,12 +79,20 @@ HERE = ["--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.strategy=
 def arguments(made: Path, name: str, out: Path, *more: str) -> list[str]:
     recipes, options, _ = SHIPPED[name]
     return [
-        "fit", *(f"--config={RECIPES}/{recipe}.yaml" for recipe in recipes), *(o.replace("{made}", str(made)) for o in options), *HERE,
-        "--trainer.callbacks+=videoalign.callbacks.Checkpoint", f"--trainer.callbacks.dirpath={out}/checkpoints",
-        "--trainer.callbacks.every_n_train_steps=1", "--trainer.callbacks.save_top_k=-1", "--trainer.callbacks.filename={step}",
-        "--trainer.logger=lightning.pytorch.loggers.CSVLogger", f"--trainer.logger.save_dir={out}", "--trainer.log_every_n_steps=1",
+        "fit",
+        *(f"--config={RECIPES}/{recipe}.yaml" for recipe in recipes),
+        *(o.replace("{made}", str(made)) for o in options),
+        *HERE,
+        "--trainer.callbacks+=videoalign.callbacks.Checkpoint",
+        f"--trainer.callbacks.dirpath={out}/checkpoints",
+        "--trainer.callbacks.every_n_train_steps=1",
+        "--trainer.callbacks.save_top_k=-1",
+        "--trainer.callbacks.filename={step}",
+        "--trainer.logger=lightning.pytorch.loggers.CSVLogger",
+        f"--trainer.logger.save_dir={out}",
+        "--trainer.log_every_n_steps=1",
         *more,
-    ]  # fmt: skip
+    ]
 
 
 def train(made: Path, name: str, out: Path, *more: str) -> tuple[dict[str, torch.Tensor], list[dict]]:
@@ -159,7 +167,14 @@ def test_the_number_of_steps_still_has_to_be_asked_for_with_care(made, tmp_path)
     def run(checkpoint=None):
         save = L.pytorch.callbacks.ModelCheckpoint(tmp_path, every_n_train_steps=1, save_top_k=-1, filename="{step}")
         module = Asks()
-        trainer = L.Trainer(max_epochs=1, accelerator="cpu", logger=False, callbacks=[save], enable_progress_bar=False, enable_model_summary=False)  # fmt: skip
+        trainer = L.Trainer(
+            max_epochs=1,
+            accelerator="cpu",
+            logger=False,
+            callbacks=[save],
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
         trainer.fit(module, Loader(), ckpt_path=checkpoint, weights_only=True if checkpoint else None)
         return module.seen
 
@@ -170,7 +185,7 @@ def test_the_number_of_steps_still_has_to_be_asked_for_with_care(made, tmp_path)
 RANKS = """
 import json, os, sys, torch
 from forked import on_ranks
-from videoalign.alignment import experiment
+from videoalign.commands import lightning_cli as experiment
 torch.set_num_threads(1)
 
 def run(words, out):
@@ -204,9 +219,12 @@ def test_one_two_and_four_processes_train_alike(made, name, tmp_path):
         return world, arguments(made, name, tmp_path / out, *options, *more), f"{tmp_path}/{out}.pt"
 
     jobs = [
-        job(1, "1"), job(2, "2"), job(4, "4"), job(2, "again", f"--ckpt_path={tmp_path}/2/checkpoints/step=2.ckpt"),
+        job(1, "1"),
+        job(2, "2"),
+        job(4, "4"),
+        job(2, "again", f"--ckpt_path={tmp_path}/2/checkpoints/step=2.ckpt"),
         job(1, "start", "--model.optimizer.init_args.lr=0", "--trainer.max_steps=1"),
-    ]  # fmt: skip
+    ]
     done = forked(RANKS, json.dumps(jobs))
     assert done.returncode == 0, done.stderr[-3000:]
     weights = {path.stem: torch.load(path, weights_only=True) for path in tmp_path.glob("*.pt")}

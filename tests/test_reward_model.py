@@ -19,7 +19,7 @@ from videoalign.callbacks import EMA, ExamplePairs, ExportReward, ReliabilityDia
 from videoalign.datamodules.benchmark import Benchmark
 from videoalign.datamodules.pairs import VideoPairs
 from videoalign.datamodules.shards import ShardSet, ShardWriter
-from videoalign.datamodules.world import WorldSize, write_world
+from videoalign.miniature.world.rendered_sets import WorldSize, write_world
 from videoalign.models import VideoReward
 from videoalign.models.metrics import PreferenceAccuracy
 
@@ -171,10 +171,14 @@ def test_dropped_and_padded_pairs_do_not_train(network):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"theta": 1.0}, "theta"), ({"theta": 0.5}, "theta"), ({"theta": float("nan")}, "theta"), ({"loss": "ctc"}, "loss"),
-        ({"loss": "reg", "ties": True}, "ties"), ({"warmup": 1.0}, "warmup"),
+        ({"theta": 1.0}, "theta"),
+        ({"theta": 0.5}, "theta"),
+        ({"theta": float("nan")}, "theta"),
+        ({"loss": "ctc"}, "loss"),
+        ({"loss": "reg", "ties": True}, "ties"),
+        ({"warmup": 1.0}, "warmup"),
     ],
-)  # fmt: skip
+)
 def test_options_that_cannot_work_are_refused(options, words, network):
     with pytest.raises(VideoAlignError, match=words):
         RewardModel(network, **options)

@@ -8,8 +8,8 @@ import torch
 from torch.nn.functional import logsigmoid
 
 from videoalign import VideoAlignError
+from videoalign.miniature.networks.qwen import make_qwen
 from videoalign.models import FrameSampling, LoRA, Template, VideoReward
-from videoalign.models.miniature import make_qwen
 from videoalign.models.processor import RewardProcessor
 from videoalign.models.video_reward import Statistics, TokenRows
 from videoalign.models.vision_attention import NAME
@@ -371,9 +371,10 @@ def test_adapters_cover_every_linear_layer_of_their_part(build, option):
     part = {"language": "backbone.language_model.", "vision": "backbone.visual.blocks."}[option]
     adapted = {name.split(".lora_")[0] for name in network.trained_names() if ".lora_" in name}
     linear = {
-        name for name, module in build(**FROZEN).named_modules()
+        name
+        for name, module in build(**FROZEN).named_modules()
         if isinstance(module, torch.nn.Linear) and name.startswith(part)
-    }  # fmt: skip
+    }
     assert {name for name in adapted if ".merger." not in name} == linear and len(linear) >= 4
 
 
@@ -482,8 +483,12 @@ def test_folders_hold_what_trained_and_no_more(saved, backbone):
     size = sum(p.stat().st_size for p in saved.rglob("*.safetensors"))
     assert size < (backbone / "model.safetensors").stat().st_size
     assert sorted(p.name for p in saved.iterdir()) == [
-        "adapter", "processor", "reward.json", "template.txt", "trained.safetensors"
-    ]  # fmt: skip
+        "adapter",
+        "processor",
+        "reward.json",
+        "template.txt",
+        "trained.safetensors",
+    ]
 
 
 def test_saving_again_replaces_the_folder_whole(build, tmp_path):

@@ -11,7 +11,7 @@ from transformers.models.qwen2_vl.video_processing_qwen2_vl import smart_resize
 
 from videoalign import VideoAlignError
 from videoalign.models import FrameSampling
-from videoalign.models.benchmarks import PROTOCOLS
+from videoalign.models.benchmark_protocols import PROTOCOLS
 
 FACTOR = 28
 

@@ -25,7 +25,7 @@ from videoalign.datamodules.shards import ShardError, ShardSet, ShardWriter
 from videoalign.datamodules.stream import Dropped, Item, ShardStream, Share
 from videoalign.datamodules.verify import open_damaged, verify
 from videoalign.datamodules.video import encode
-from videoalign.models.sampling import FrameSampling
+from videoalign.models.frame_sampling import FrameSampling
 
 GLANCE = FrameSampling(fps=None, num_frames=2, min_pixels=0)
 SAMPLES, PER_SHARD = 7, 3
@@ -59,8 +59,10 @@ def write_videos(out: Path, samples: int = 4) -> Path:
             writer.write(
                 f"{i:06d}", {"": clip(i)}, {"prompt": "one prompt", "source": f"model-{i % 2}", "num_frames": 6}
             )
-        rows = [{"key_A": f"{i:06d}", "key_B": f"{i + 1:06d}", "VQ": "A", "MQ": "same", "TA": "B", "Overall": "A"}
-                for i in range(samples - 1)]  # fmt: skip
+        rows = [
+            {"key_A": f"{i:06d}", "key_B": f"{i + 1:06d}", "VQ": "A", "MQ": "same", "TA": "B", "Overall": "A"}
+            for i in range(samples - 1)
+        ]
         writer.write_table(PAIRS, rows)
     return out
 
@@ -158,8 +160,13 @@ def test_videos_and_table(sets: Path) -> None:
     shards = ShardSet(sets / "videos", "videos")
     assert [sample.members.keys() for sample in shards] == [{"mp4", "json"}] * 4
     assert shards.table(PAIRS)[0] == {
-        "key_A": "000000", "key_B": "000001", "VQ": "A", "MQ": "same", "TA": "B", "Overall": "A",
-    }  # fmt: skip
+        "key_A": "000000",
+        "key_B": "000001",
+        "VQ": "A",
+        "MQ": "same",
+        "TA": "B",
+        "Overall": "A",
+    }
     benchmark = Benchmark(sets / "videos")
     assert benchmark.keys == ["000000", "000001", "000002", "000003"]
     assert benchmark.ends.tolist() == [[0, 1], [1, 2], [2, 3]]
@@ -608,8 +615,18 @@ def test_nothing_wrong_is_streamed(sets: Path, tmp_path: Path, name: str, traini
     assert len(pairs) == SAMPLES or dropped, "a sample is missing without a word"
 
 
-@pytest.mark.parametrize("name", ["truncated", "video is garbage", "json cut", "key twice", "shard missing",
-                                  "index says more samples", "file that is not listed"])  # fmt: skip
+@pytest.mark.parametrize(
+    "name",
+    [
+        "truncated",
+        "video is garbage",
+        "json cut",
+        "key twice",
+        "shard missing",
+        "index says more samples",
+        "file that is not listed",
+    ],
+)
 def test_verify_by_command(sets: Path, tmp_path: Path, name: str, capfd: pytest.CaptureFixture) -> None:
     folder = damaged(sets, "pairs", tmp_path, DAMAGE[name])
     before = files(folder)
@@ -773,11 +790,18 @@ def test_a_damaged_table_is_no_benchmark(sets: Path, tmp_path: Path, name: str) 
 # --- decoded frames -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("content", [
-    b"", b"garbage" * 40, dump_frames(torch.zeros(2, 3, 16, 16, dtype=torch.uint8))[:-20],
-    dump_frames(torch.zeros(2, 3, 16, 16)), dump_frames(torch.zeros(3, 16, 16, dtype=torch.uint8)),
-    dump_frames(torch.zeros(2, 1, 16, 16, dtype=torch.uint8)),
-], ids=["empty", "garbage", "cut", "float", "one picture", "grey"])  # fmt: skip
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"garbage" * 40,
+        dump_frames(torch.zeros(2, 3, 16, 16, dtype=torch.uint8))[:-20],
+        dump_frames(torch.zeros(2, 3, 16, 16)),
+        dump_frames(torch.zeros(3, 16, 16, dtype=torch.uint8)),
+        dump_frames(torch.zeros(2, 1, 16, 16, dtype=torch.uint8)),
+    ],
+    ids=["empty", "garbage", "cut", "float", "one picture", "grey"],
+)
 def test_damaged_frames_are_found_and_dropped(sets: Path, tmp_path: Path, content: bytes) -> None:
     change = replace_member("000001.a.safetensors", lambda old: content)
     folder = damaged(sets, "frames", tmp_path, Damage(change, "", signed=True))

@@ -109,10 +109,16 @@ def project(tmp_path_factory: pytest.TempPathFactory, backbone: Path) -> Path:
             writer.write(f"{i}", clips, {"prompt": f"a red circle {i}", "labels": {"VQ": "A", "MQ": "B", "TA": "same"}})
     config = yaml.safe_load(TINY.read_text())
     config["trainer"] |= {
-        "max_steps": 5, "check_val_every_n_epoch": None, "val_check_interval": 2, "num_sanity_val_steps": 0, "enable_progress_bar": False,
-        "enable_model_summary": False, "default_root_dir": str(folder), "logger": False,
+        "max_steps": 5,
+        "check_val_every_n_epoch": None,
+        "val_check_interval": 2,
+        "num_sanity_val_steps": 0,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "default_root_dir": str(folder),
+        "logger": False,
         "callbacks": [{"class_path": "ModelCheckpoint", "init_args": {"save_last": True, "every_n_train_steps": 1}}],
-    }  # fmt: skip
+    }
     config["model"]["init_args"]["network"]["init_args"]["backbone"] = str(backbone)
     config["data"]["init_args"] |= {"train": str(folder / "pairs"), "val": str(folder / "pairs"), "workers": 0}
     (folder / "tiny.yaml").write_text(yaml.safe_dump(config))
@@ -136,9 +142,16 @@ def unstopped(project: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     return weights(out)
 
 
-@pytest.mark.parametrize("hook, call, step", [
-    ("training_step", 1, 1), ("training_step", 3, 3), ("training_step", 2, 2), ("validation_step", 2, 2),
-], ids=["mid-epoch", "end of the epoch", "where a validation is due", "within a validation"])  # fmt: skip
+@pytest.mark.parametrize(
+    "hook, call, step",
+    [
+        ("training_step", 1, 1),
+        ("training_step", 3, 3),
+        ("training_step", 2, 2),
+        ("validation_step", 2, 2),
+    ],
+    ids=["mid-epoch", "end of the epoch", "where a validation is due", "within a validation"],
+)
 def test_training_goes_on_exactly_from_the_checkpoint_of_a_stop(
     hook, call, step, project, unstopped, tmp_path, monkeypatch, capfd
 ):
@@ -172,8 +185,14 @@ def test_training_goes_on_exactly_from_the_checkpoint_of_a_stop(
 
 
 def start(code: str, *args: object, **options: object) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, "-c", textwrap.dedent(code), *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                            text=True, start_new_session=True, **options)  # fmt: skip
+    return subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code), *map(str, args)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        **options,
+    )
 
 
 def gone(pids: list[int], seconds: float = 5.0) -> bool:
@@ -265,11 +284,23 @@ RANKS = """
 def test_two_processes_end_together_and_one_says_why(kind, rank, code, project, tmp_path):
     script = tmp_path / "run.py"
     script.write_text(textwrap.dedent(RANKS))
-    args = ["--config", project / "tiny.yaml", f"--trainer.default_root_dir={tmp_path / 'out'}", "--trainer.devices=2",
-            "--trainer.strategy=ddp", "--data.init_args.batch_size=1"]  # fmt: skip
+    args = [
+        "--config",
+        project / "tiny.yaml",
+        f"--trainer.default_root_dir={tmp_path / 'out'}",
+        "--trainer.devices=2",
+        "--trainer.strategy=ddp",
+        "--data.init_args.batch_size=1",
+    ]
     environment = {k: v for k, v in os.environ.items() if k not in ("LOCAL_RANK", "MASTER_PORT", "WORLD_SIZE")}
-    process = subprocess.Popen([sys.executable, script, kind, str(rank), *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                               text=True, start_new_session=True, env=environment)  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, script, kind, str(rank), *map(str, args)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env=environment,
+    )
     _, err = process.communicate(timeout=240)
     assert process.returncode == code, err
     said = [line for line in err.splitlines() if line.startswith("videoalign:")]

@@ -179,9 +179,19 @@ def collate(items: list[Item]) -> dict:
 
 
 def loader(
-    shards: ShardSet, workers: int, batch: int = 2, world: int = 2, rank: int = 1, training: bool = True, seed: int = 3,
-    buffer: int = 4, samples: int | None = None, decode: Callable = decode, max_dropped: float = 0.0, **options: object,
-) -> ShardLoader:  # fmt: skip
+    shards: ShardSet,
+    workers: int,
+    batch: int = 2,
+    world: int = 2,
+    rank: int = 1,
+    training: bool = True,
+    seed: int = 3,
+    buffer: int = 4,
+    samples: int | None = None,
+    decode: Callable = decode,
+    max_dropped: float = 0.0,
+    **options: object,
+) -> ShardLoader:
     table = shards.contents()
     table = table.take(range(samples)) if samples else table
     stream = ShardStream(table, decode, Share(len(table), batch, world, training), rank, seed, buffer, "the set")

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from videoalign import VideoAlignError
+from videoalign.miniature.networks.qwen import make_qwen
 from videoalign.models import LoRA, VideoReward
-from videoalign.models.miniature import make_qwen
 from videoalign.models.precision import train_in_float32
 from videoalign.models.reward_statistics import Statistics
 

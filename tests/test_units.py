@@ -13,7 +13,7 @@ import filelock
 import pytest
 
 from videoalign import VideoAlignError
-from videoalign.datamodules.units import WORK, Board, Unit, leading_to, work
+from videoalign.miniature.study.units import WORK, Board, Unit, leading_to, work
 
 sys.path.insert(0, str(Path(__file__).parent))  # spawned processes inherit it
 from unit_makers import broken, chain, empty, loud, many
@@ -137,7 +137,7 @@ sys.path.insert(0, {str(Path(__file__).parent)!r})
 from functools import partial
 from pathlib import Path
 from unit_makers import many
-from videoalign.datamodules.units import work
+from videoalign.miniature.study.units import work
 if __name__ == "__main__":
     out = Path(sys.argv[1])
     work(out, partial(many, out, int(sys.argv[2]), float(sys.argv[3])), int(sys.argv[4]))

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from videoalign.datamodules.video import VideoError, decode, encode, probe
-from videoalign.models.sampling import FrameSampling
+from videoalign.models.frame_sampling import FrameSampling
 
 FOUR = FrameSampling(fps=None, num_frames=4, min_pixels=0)
 CLOCKWISE = [0, 1 << 16, 0, -(1 << 16), 0, 0, 0, 0, 1 << 30]
@@ -35,9 +35,16 @@ def pictures(count: int, height: int, width: int) -> list[np.ndarray]:
 
 
 def write(
-    path: Path, frames: Sequence[np.ndarray], codec: str = "libx264", pixels: str = "yuv420p", muxer: dict | None = None,
-    milliseconds: Sequence[int] | None = None, matrix: list[int] | None = None, sound: bool = False, fps: int = 8,
-) -> Path:  # fmt: skip
+    path: Path,
+    frames: Sequence[np.ndarray],
+    codec: str = "libx264",
+    pixels: str = "yuv420p",
+    muxer: dict | None = None,
+    milliseconds: Sequence[int] | None = None,
+    matrix: list[int] | None = None,
+    sound: bool = False,
+    fps: int = 8,
+) -> Path:
     """A video file with the container of its suffix."""
     with av.open(str(path), "w", options=muxer or {}) as container:
         options = {"preset": "ultrafast", "g": "4"} if codec == "libx264" else {}
@@ -158,8 +165,14 @@ def test_pixel_budget_is_kept(tmp_path: Path) -> None:
     assert large.shape == (4, 3, 192, 320)
 
 
-@pytest.mark.parametrize(("matrix", "turns"), [(CLOCKWISE, -1), ([0, -(1 << 16), 0, 1 << 16, 0, 0, 0, 0, 1 << 30], 1),
-                                               ([-(1 << 16), 0, 0, 0, -(1 << 16), 0, 0, 0, 1 << 30], 2)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("matrix", "turns"),
+    [
+        (CLOCKWISE, -1),
+        ([0, -(1 << 16), 0, 1 << 16, 0, 0, 0, 0, 1 << 30], 1),
+        ([-(1 << 16), 0, 0, 0, -(1 << 16), 0, 0, 0, 1 << 30], 2),
+    ],
+)
 def test_rotation_is_applied(tmp_path: Path, matrix: list[int], turns: int) -> None:
     path = write(tmp_path / "clip.mp4", pictures(9, 32, 48), matrix=matrix)
     with av.open(str(path)) as container:
@@ -335,10 +348,14 @@ def test_probe_refuses_what_is_no_video(tmp_path: Path) -> None:
             probe(REFUSED[name](tmp_path), name)
 
 
-@pytest.mark.parametrize("text", [
-    "ffconcat version 1.0\nfile secret.mp4\n",
-    "#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:2,\nsecret.mp4\n#EXT-X-ENDLIST\n",
-], ids=["ffconcat", "m3u8"])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        "ffconcat version 1.0\nfile secret.mp4\n",
+        "#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:2,\nsecret.mp4\n#EXT-X-ENDLIST\n",
+    ],
+    ids=["ffconcat", "m3u8"],
+)
 @pytest.mark.parametrize("content", [False, True], ids=["path", "bytes"])
 def test_a_list_of_files_is_no_video(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, content: bool) -> None:
     """libav follows playlists to other files, which a clip out of a shard has no business to open."""

@@ -51,8 +51,15 @@ def test_a_table_of_files_becomes_a_set_that_can_be_rated(files, tmp_path, capsy
     assert not [*verify(shards)]
     content = next(c for c in shards.contents() if c.key == "000007")
     assert content.read("mp4") == clip(5)
-    assert content.record == {"prompt": 'a "red, fast" car', "source": "ltx", "path": "ltx/5.mp4", "fps": 4.0, "num_frames": 4,
-                              "height": 32, "width": 32}  # fmt: skip
+    assert content.record == {
+        "prompt": 'a "red, fast" car',
+        "source": "ltx",
+        "path": "ltx/5.mp4",
+        "fps": 4.0,
+        "num_frames": 4,
+        "height": 32,
+        "width": 32,
+    }
     main(
         [
             "annotate",
@@ -72,9 +79,15 @@ def test_a_table_of_files_becomes_a_set_that_can_be_rated(files, tmp_path, capsy
 
 @pytest.mark.parametrize(
     ("row", "reason"),
-    [("wan,a cat,nowhere.mp4", "there is no file"), ("wan,,wan/0.mp4", "there is no prompt"), (",a cat,wan/1.mp4", "there is no source"),
-     ("wan,a cat,wan/0.mp4", "repeats line 2"), ("wan,a cat,broken.mp4", "broken.mp4"), ("wan,a cat,../x.mp4", "not a path inside")],
-)  # fmt: skip
+    [
+        ("wan,a cat,nowhere.mp4", "there is no file"),
+        ("wan,,wan/0.mp4", "there is no prompt"),
+        (",a cat,wan/1.mp4", "there is no source"),
+        ("wan,a cat,wan/0.mp4", "repeats line 2"),
+        ("wan,a cat,broken.mp4", "broken.mp4"),
+        ("wan,a cat,../x.mp4", "not a path inside"),
+    ],
+)
 def test_unsound_rows_are_named_or_left_out(files, tmp_path, capsys, row, reason):
     (files / "broken.mp4").write_bytes(b"no video")
     table = tmp_path / "table.csv"
@@ -107,8 +120,12 @@ def test_sets_of_several_generators_become_one(tmp_path, capsys):
     found = {
         c.key: (c.record["source"], c.record["prompt"], c.read("mp4")) for c in ShardSet(tmp_path / "both").contents()
     }
-    assert found == {"0-0": ("wan", "prompt 0", clip(0)), "0-1": ("wan", "prompt 1", clip(1)),
-                     "1-0": ("ltx", "prompt 0", clip(2)), "1-1": ("ltx", "prompt 1", clip(3))}  # fmt: skip
+    assert found == {
+        "0-0": ("wan", "prompt 0", clip(0)),
+        "0-1": ("wan", "prompt 1", clip(1)),
+        "1-0": ("ltx", "prompt 0", clip(2)),
+        "1-1": ("ltx", "prompt 1", clip(3)),
+    }
 
 
 def test_sets_that_cannot_be_joined_leave_nothing(tmp_path, capsys):

@@ -10,18 +10,18 @@ import pytest
 import torch
 
 from videoalign import VideoAlignError
-from videoalign.datamodules import sprites
-from videoalign.datamodules.annotators import THETA, annotate, vote
 from videoalign.datamodules.benchmark import Benchmark
 from videoalign.datamodules.pairs import VideoPairs
 from videoalign.datamodules.ratings import WORDS
 from videoalign.datamodules.shards import ShardSet
-from videoalign.datamodules.sprites import CONTENTS, FPS, FRAMES, SIZE, SOURCES, Content, Flaws, render, shown
 from videoalign.datamodules.verify import verify
 from videoalign.datamodules.video import decode, encode, probe
-from videoalign.datamodules.world import WorldSize, ceiling, split_prompts, write_world
+from videoalign.miniature.world import sprites
+from videoalign.miniature.world.annotators import THETA, annotate, vote
+from videoalign.miniature.world.rendered_sets import WorldSize, ceiling, split_prompts, write_world
+from videoalign.miniature.world.sprites import CONTENTS, FPS, FRAMES, SIZE, SOURCES, Content, Flaws, render, shown
+from videoalign.models.frame_sampling import FrameSampling
 from videoalign.models.processor import RewardProcessor
-from videoalign.models.sampling import FrameSampling
 from videoalign.models.template import Template
 
 TINY = WorldSize(train=24, val=6, benchmark_videos=16, benchmark_pairs=20, captions=8, clips=12)
@@ -216,9 +216,11 @@ def test_a_tiny_benchmark_can_be_scored(tmp_path: Path, backbone: Path, sampling
     )
     processor = RewardProcessor(backbone, Template.load("plain"), sampling)
     module.trainer = SimpleNamespace(
-        world_size=1, global_rank=0, lightning_module=SimpleNamespace(processor=processor),
+        world_size=1,
+        global_rank=0,
+        lightning_module=SimpleNamespace(processor=processor),
         strategy=SimpleNamespace(root_device=torch.device("cpu")),
-    )  # fmt: skip
+    )
     module.setup("validate")
     (loader,) = module.val_dataloader()
     numbers = [number for batch in loader for number in batch["numbers"][batch["valid"]].tolist()]
@@ -282,8 +284,10 @@ def centre(video: np.ndarray) -> np.ndarray:
     return np.stack([(weight * x).sum((1, 2)), (weight * y).sum((1, 2))], -1) / weight.sum((1, 2))[:, None]
 
 
-@pytest.mark.parametrize(("direction", "step"), [("to the right", (1, 0)), ("to the left", (-1, 0)), ("upwards", (0, -1)),
-                                                 ("downwards", (0, 1))])  # fmt: skip
+@pytest.mark.parametrize(
+    ("direction", "step"),
+    [("to the right", (1, 0)), ("to the left", (-1, 0)), ("upwards", (0, -1)), ("downwards", (0, 1))],
+)
 @pytest.mark.parametrize("shape", sprites.SHAPES)
 def test_sprites_move_as_they_should(direction: str, step: tuple[int, int], shape: str) -> None:
     video = render(Content("red", shape, direction), Flaws(), np.random.default_rng(0))

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from videoalign import VideoAlignError
-from videoalign.datamodules.units import Unit
+from videoalign.miniature.study.units import Unit
 
 
 def write(path, needs=(), seconds=0.0):

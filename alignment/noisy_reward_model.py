@@ -1,0 +1,175 @@
+"""Training of the reward on noisy latents that Flow-NRG follows (VideoAlign, section 4.4)."""
+
+import math
+from typing import Any, Literal
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from .. import VideoAlignError
+from ..callbacks.tensorboard import writer_of
+from ..models import preference
+from ..models.flow import TimeLaw, draw, interpolate
+from ..models.generator_folder import load_generator
+from ..models.lora import LoRA
+from ..models.metrics import Calibration, RewardMoments
+from ..models.noisy_reward import NoisyReward, NoisyRewardShape
+from ..models.preference import DIMENSIONS
+from ..models.video_reward import Statistics
+from .training import Decay, Training
+
+BINS = (0.1, 0.3, 0.5, 0.7, 0.9)
+"""Times at which held-out pairs are judged: the middles of equal parts of (0, 1)."""
+
+
+class NoisyRewardModel(Training):
+    r"""Trains a :class:`~videoalign.models.noisy_reward.NoisyReward` on pairs of latents, both noised to the same t.
+
+    That noising leaves a preference as it is, is the paper's assumption; close to t = 1 nothing is left to see. Losses are
+    those of :class:`.reward_model.RewardModel`, ``bt`` by default (Table 11).
+
+    Logged: ``train/loss``, ``val/loss``, ``val/accuracy/*`` over all times, ``val/accuracy_at_t/*`` per time (and as a curve
+    among the images), ``val/calibration/*`` (expected calibration error). Mean and deviation of the held-out rewards are kept.
+
+    Args:
+        generator: folder or hub id of a pipeline. shape: see :class:`~videoalign.models.noisy_reward.NoisyRewardShape`.
+        loss: ``bt`` or ``btt``. theta: tie parameter of ``btt``. times: what training times are drawn from.
+        shared_noise: the same noise for both videos of a pair (the paper), or one of its own for each.
+        clean: train on clean latents only; the paper's ablation, which fails as a guide.
+        lora: adapters on the copied blocks; null trains them in full (the paper). The head always trains.
+        gradient_checkpointing: recompute the blocks' activations in the backward pass.
+        optimizer, warmup, decay, fps: see :class:`.flow_sft.FlowSFT`.
+    """
+
+    def __init__(
+        self,
+        generator: str,
+        shape: NoisyRewardShape | None = None,
+        loss: Literal["bt", "btt"] = "bt",
+        theta: float = 5.0,
+        times: TimeLaw = TimeLaw(),  # noqa: B008  frozen
+        shared_noise: bool = True,
+        clean: bool = False,
+        lora: LoRA | None = None,
+        optimizer: OptimizerCallable = torch.optim.AdamW,
+        warmup: float = 0.0,
+        decay: Decay = "constant",
+        fps: float = 25.0,
+        gradient_checkpointing: bool = False,
+    ) -> None:
+        super().__init__(optimizer, warmup, decay)
+        if loss == "btt":
+            preference.check_theta(theta)
+        elif loss != "bt":
+            raise VideoAlignError(f"model.loss {loss!r} is unknown; choose bt or btt")
+        # held apart from the modules: it is only asked how to call the copy
+        object.__setattr__(self, "generator", load_generator(generator, parts=("transformer", "vae"), fps=fps))
+        self.network = NoisyReward(self.generator, shape).train()
+        if lora is not None:
+            self.network.adapt(lora)
+        if gradient_checkpointing:
+            self.network.trunk.enable_gradient_checkpointing()
+        self.loss, self.theta, self.times = loss, theta if loss == "btt" else 1.0, times
+        self.shared_noise, self.clean = shared_noise, clean
+        self.calibration, self.moments = Calibration(outcomes=(0, 1, 2) if loss == "btt" else (0, 2)), RewardMoments()
+
+    def rewards(self, batch: dict[str, Any], t: Tensor | None = None) -> Tensor:
+        """(2, N, D) of a batch of pairs, noised to times (N,), or to drawn ones."""
+        latents = batch["latents"]
+        uniform, noise = draw(batch["seeds"], latents.shape[2:], latents.device)
+        t = self.times(uniform) if t is None else t
+        t = torch.zeros_like(t) if self.clean and self.training else t
+        noise = torch.stack(
+            [noise, noise if self.shared_noise else draw(batch["seeds"] ^ 1, latents.shape[2:], latents.device)[1]]
+        )
+        x = interpolate(latents.flatten(0, 1), noise.flatten(0, 1), t.repeat(2))
+        condition = self.generator.condition([prompt.to(latents.device) for prompt in batch["prompts"]] * 2)
+        return self.network(x, t.repeat(2), condition).unflatten(0, (2, -1))
+
+    def _losses(self, rewards: Tensor, labels: Tensor) -> preference.LabelLosses:
+        margins = rewards[0] - rewards[1]
+        if self.loss == "btt":
+            return preference.btt_losses(margins, labels, self.theta)
+        return preference.bt_losses(margins, labels)
+
+    def _labels(self, batch: dict[str, Any]) -> Tensor:
+        if len(batch["latents"]) != 2:
+            raise VideoAlignError("a noisy reward learns from pairs, but the latents are of single videos")
+        return batch["labels"].masked_fill(~batch["valid"][:, None], torch.nan)
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        """One batch of pairs."""
+        if "latents" not in batch:
+            raise VideoAlignError(f"no sample of a batch could be used: {batch['dropped'][-1].reason}")
+        losses = self._losses(self.rewards(batch), self._labels(batch))
+        self.step_means.add("loss", *losses)
+        return self.finite(losses.slot_mean(), batch["keys"])
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Held-out pairs at every time of :data:`BINS`."""
+        if "latents" not in batch:
+            return
+        labels, valid = self._labels(batch), batch["valid"]
+        decided = ~labels.isnan() & (labels != 0)
+        for time in BINS:
+            rewards = self.rewards(batch, torch.full((len(labels),), time, device=labels.device))
+            margins = rewards[0] - rewards[1]
+            self.held_out_means.add("loss", *self._losses(rewards, labels))
+            self.calibration.update(preference.probabilities(margins, self.theta), labels, valid)
+            self.moments.update(rewards.flatten(0, 1), valid.repeat(2))
+            right = (margins * labels > 0).double()
+            for i, name in enumerate(DIMENSIONS):
+                self.held_out_means.add(f"accuracy_at_t/{time}/{name}", right[:, i], decided[:, i])
+
+    def derived(self, means: dict[str, float]) -> dict[str, float]:
+        """The accuracy over all times besides that at each."""
+        for name in DIMENSIONS:
+            at_times = [means[key] for time in BINS if (key := f"accuracy_at_t/{time}/{name}") in means]
+            if at_times:
+                means[f"accuracy/{name}"] = sum(at_times) / len(at_times)
+        return means
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget the last round."""
+        super().on_validation_epoch_start()
+        self.calibration.reset()
+        self.moments.reset()
+
+    def on_validation_epoch_end(self) -> None:
+        """Log what the held-out pairs say. Collective."""
+        super().on_validation_epoch_end()
+        error, found = self.calibration.compute().error, self.held_out_means.compute()
+        for i, name in enumerate(DIMENSIONS):
+            self.log(f"val/calibration/{name}", error[i].float())
+        self.network.statistics = Statistics(*self.moments.compute().tolist())
+        if writer := writer_of(self.trainer):
+            rows = [[found.get(f"accuracy_at_t/{time}/{name}", math.nan) for name in DIMENSIONS] for time in BINS]
+            writer.add_figure("val/accuracy_at_t", curve(torch.tensor(rows)), self.global_step)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what trains and the statistics."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["reward_statistics"] = [self.network.statistics.mean, self.network.statistics.std]
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the statistics."""
+        super().on_load_checkpoint(checkpoint)
+        self.network.statistics = Statistics(*checkpoint["reward_statistics"])
+
+
+def curve(table: Tensor) -> Figure:
+    """Accuracy (bins, D) over time."""
+    figure, axis = plt.subplots(figsize=(5, 3.2), layout="constrained")
+    for i, name in enumerate(DIMENSIONS):
+        axis.plot(BINS, table[:, i], marker="o", label=name)
+    axis.axhline(0.5, color="#b03030", linestyle="dashed", label="chance")
+    axis.set(xlim=(0, 1), ylim=(0, 1), xlabel="t (0 data, 1 noise)", ylabel="accuracy without ties")
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(fontsize=8)
+    return figure

@@ -1,0 +1,1 @@
+"""What a user calls beside fit, validate, test and predict; each command's file registers its own options."""

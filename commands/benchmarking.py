@@ -1,0 +1,305 @@
+"""`videoalign bench`: a reward model's accuracies on rated pairs, under a public benchmark's protocol or its own.
+
+Every video is scored once, the pairs are joined on both of theirs. Scoring is a predict run: batches of similar length,
+decoded while the model computes, on any number of processes; what was scored stays when it is interrupted.
+"""
+
+import math
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from .. import VideoAlignError
+from ..alignment.reward_model import RewardModel
+from ..callbacks.progress import PredictProgress
+from ..callbacks.reward_bench import bar_chart, table, too_few_prompts
+from ..callbacks.reward_rows import RewardRows, read_rewards
+from ..datamodules.benchmark import Benchmark
+from ..datamodules.shards import ShardSet, sha256
+from ..datamodules.video_list import VideoList, by_length, videos_of
+from ..models.benchmark_protocols import PROTOCOLS, Protocol, accuracy_four_way, official_accuracy_with_ties
+from ..models.files import new_file, write_json
+from ..models.fingerprint import fingerprint
+from ..models.intervals import prompt_number
+from ..models.locks import held
+from ..models.metrics import PreferenceAccuracy
+from ..models.preference import DIMENSIONS, OVERALL, accuracy_without_ties
+from ..models.video_reward import VideoReward
+from .inference import Source, predicting
+
+
+def measure(
+    source: Source,
+    data: list[str],
+    out: str,
+    batch_size: int,
+    workers: int,
+    device: str,
+    devices: int = 1,
+    benchmark: str | None = None,
+    overall: str | None = None,
+    ways: int = 3,
+    min_pixels: int | None = None,
+) -> Iterator[tuple[str, dict]]:
+    """Score sets of videos with ``pairs.csv``, and find the accuracies.
+
+    Args:
+        source: of the model. data: folders of the sets; a set is called by its folder's name.
+        out: folder for what is found; rewards of an interrupted run are taken up there.
+        devices: processes that share the videos. benchmark: protocol, see
+            :data:`~videoalign.models.benchmark_protocols.PROTOCOLS`; without one the model's own sampling holds.
+        overall: ``sum`` or a dimension, if not the protocol's. ways: 4 adds GenAI-Bench's four classes.
+        min_pixels: Area to which smaller frames are enlarged, if not the sampling's. 0 with ``genai-bench`` keeps frames
+            within the budget of 256 x 256, which the official code exceeds for clips of about that size.
+
+    Yields:
+        Name of a set and what is saved as ``OUT/NAME.json``, as soon as it is measured; on the first process only.
+    """
+    names = {Path(path).resolve().name: path for path in data}
+    if len(names) < len(data):
+        raise VideoAlignError("two --data folders have the same name, by which their results would be told apart")
+    sets = {name: Benchmark(path) for name, path in names.items()}
+    protocol = PROTOCOLS[benchmark] if benchmark else None
+    _check(protocol, sets, overall, ways)
+    with held(out):
+        network = source.load()
+        if protocol:
+            network.processor.sampling = protocol.sampling
+        if min_pixels is not None:
+            network.processor.sampling = replace(network.processor.sampling, min_pixels=min_pixels)
+        overall = overall or (protocol.overall if protocol else "sum")
+        model = RewardModel(network)
+        trainer = predicting(device, [PredictProgress()], sys.stderr.isatty(), devices)
+        for name, rated in sets.items():
+            rewards = score_set(trainer, model, rated.shards, rated.keys, Path(out) / name, batch_size, workers)
+            if trainer.is_global_zero:
+                result = {
+                    "benchmark": name,
+                    "protocol": benchmark,
+                    "model": source.model,
+                    "overall": overall,
+                    "sampling": network.processor.sampling.to_dict(),
+                    "statistics": asdict(network.statistics),
+                    "videos": len(rated.keys),
+                    **_found(rated, rewards, network, overall, ways),
+                }
+                write_json(Path(out) / f"{name}.json", result)
+                yield name, result
+
+
+def _check(protocol: Protocol | None, sets: dict[str, Benchmark], overall: str | None, ways: int) -> None:
+    if overall not in (None, "sum", *DIMENSIONS):
+        raise VideoAlignError(f"--overall {overall}: choose sum, {', '.join(DIMENSIONS)}")
+    for name, rated in sets.items():
+        has = [c for i, c in enumerate((*DIMENSIONS, OVERALL)) if not rated.labels[:, i].isnan().all()]
+        if not has:
+            raise VideoAlignError(f"{name} has no label at all, so there is nothing to measure on it")
+        if protocol and (lacking := [c for c in protocol.columns if c not in has]):
+            raise VideoAlignError(f"{name} has no label in {', '.join(lacking)}, so it is not {protocol.title}")
+        if ways == 4 and "vote_type" not in rated.rows[0]:
+            raise VideoAlignError(
+                f"{name} has no column vote_type, which four-way scoring reads; `shards import-genai-bench` writes it"
+            )
+
+
+def record_of(model: RewardModel, shards: ShardSet) -> dict[str, Any]:
+    """What rewards of a set depend on, as JSON."""
+    return {
+        "weights": fingerprint(model.network),
+        "template": model.processor.template.text,
+        "sampling": model.processor.sampling.to_dict(),
+        "pixels": asdict(model.processor.geometry),
+        "positions": model.network.positions,
+        "dtype": model.network.settings["dtype"],
+        "data": sha256(shards.path / "index.json"),
+    }
+
+
+def score_set(
+    trainer: L.Trainer,
+    model: RewardModel,
+    shards: ShardSet,
+    keys: list[str],
+    folder: Path,
+    batch_size: int,
+    workers: int,
+) -> Tensor:
+    """Raw rewards of a set's videos; those that are on disk already are not computed again.
+
+    Args:
+        trainer: of :func:`.inference.predicting`. keys: of the videos, see :func:`.video_list.videos_of`.
+        folder: for a line per video as it is scored.
+
+    Returns:
+        (videos, D) in the order of ``keys``; empty on every process but the first.
+    """
+    found = videos_of(shards, model.processor)
+    if absent := [key for key in keys if key not in found]:
+        raise VideoAlignError(
+            f"{shards.path}: {len(absent)} of its pairs' videos are not in its shards, such as {absent[:3]}"
+        )
+    videos = [found[key] for key in keys]
+    with held(folder):  # before looking at what is scored already
+        done = read_rewards(folder)
+        left = VideoList(
+            videos, by_length(videos, batch_size), workers, {i for i, key in enumerate(keys) if key in done}
+        )
+        rows = RewardRows(keys, folder, record_of(model, shards))
+        trainer.callbacks = [*(c for c in trainer.callbacks if not isinstance(c, RewardRows)), rows]
+        trainer.predict(model, left, return_predictions=False)
+        rewards = read_rewards(folder)
+        return torch.tensor([rewards[key] for key in keys]) if trainer.is_global_zero else torch.empty(0)
+
+
+def _found(rated: Benchmark, rewards: Tensor, network: VideoReward, overall: str, ways: int) -> dict[str, dict]:
+    """Accuracies per column and source, and in four classes where asked."""
+    margins, _ = rated.margins(rewards)
+    std = torch.tensor(network.statistics.std)
+    # what each dimension is divided by in the overall reward; infinity leaves one out
+    scale = std if overall == "sum" else torch.where(torch.tensor([d == overall for d in DIMENSIONS]), std, math.inf)
+    metric = PreferenceAccuracy(scale, sync_on_compute=False)  # only the first process computes
+    metric.update(margins, rated.labels, prompts=torch.tensor([prompt_number(prompt) for prompt in rated.prompts]))
+    accuracies = metric.compute()
+    for column, (labels, values, _) in metric.columns().items():
+        accuracies[column]["official"] = official_accuracy_with_ties(labels, values)
+    sources = per_source(rated, margins, scale)
+    found: dict[str, dict] = {"accuracies": accuracies, "sources": sources}
+    if ways == 4:
+        total = (rewards / scale).sum(1)
+        votes = [row["vote_type"] for row in rated.rows]
+        shares = {vote: votes.count(vote) / len(votes) for vote in sorted(set(votes))}
+        accuracy = accuracy_four_way(votes, (margins / scale).sum(1), total[rated.ends].mean(1))
+        found["four_way"] = {
+            "accuracy": accuracy,
+            "commonest": max(shares.values()),
+            "shares": shares,
+            "pairs": len(votes),
+        }
+    return found
+
+
+def per_source(rated: Benchmark, margins: Tensor, scale: Tensor) -> dict[str, dict[str, dict]]:
+    """Accuracy without ties on the pairs that a source takes part in, by source and column."""
+    margins = torch.cat([margins, (margins / scale).sum(1, keepdim=True)], 1)  # (N, D + 1)
+    takes_part: dict[str, list[int]] = {}
+    for number, row in enumerate(rated.rows):
+        for source in {row.get("A_model", ""), row.get("B_model", "")} - {""}:
+            takes_part.setdefault(source, []).append(number)
+    result = {}
+    for source, numbers in sorted(takes_part.items()):
+        columns = {}
+        for i, column in enumerate((*DIMENSIONS, OVERALL)):
+            labels, values = rated.labels[numbers, i], margins[numbers, i]
+            decided = ~labels.isnan() & (labels != 0)
+            if decided.any():
+                accuracy = accuracy_without_ties(labels[decided], values[decided])
+                columns[column] = {"without_ties": accuracy, "decided": int(decided.sum())}
+        result[source] = columns
+    return result
+
+
+def bench(source: Source, data: list[str], out: str, *options: object, **more: object) -> None:
+    """Print what :func:`measure` finds, and show it in TensorBoard and as a picture; the same arguments."""
+    for name, result in measure(source, data, out, *options, **more):
+        text = report(result)
+        print(f"\n{text}")
+        picture = bar_chart(name, result["accuracies"])
+        with new_file(Path(out) / f"{name}.png") as file:
+            picture.savefig(file, dpi=110, format="png")
+        with SummaryWriter(Path(out) / name) as writer:
+            writer.add_figure(f"bench/{name}", picture)
+            writer.add_text(f"bench/{name}", "\n".join(f"    {line}" for line in text.splitlines()))
+        print(f"saved in {Path(out) / name}.json and .png; TensorBoard: --logdir {out}")
+
+
+def report(result: dict) -> str:
+    """What was found as text: the accuracies, what is published beside them, each source, and how to read it."""
+    protocol = PROTOCOLS.get(result["protocol"])
+    sampling, accuracies = result["sampling"], result["accuracies"]
+    rate = f"{sampling['fps']:g} fps" if sampling["fps"] else f"{sampling['num_frames']} frames"
+    side = math.isqrt(sampling["max_pixels"])
+    # The released preprocessing enlarges small frames after it has kept to the budget.
+    above = sampling["min_pixels"] > sampling["max_pixels"]
+    least = f", frames within it enlarged to {sampling['min_pixels']}" if above else ""
+    title = protocol.title if protocol else result["benchmark"]
+    what = "the sum of the normalised dimensions" if result["overall"] == "sum" else result["overall"]
+    lines = [
+        f"{title}: {max(row['pairs'] for row in accuracies.values())} pairs of {result['videos']} videos, "
+        f"{rate}, at most {sampling['max_pixels']} pixels ({side} x {side}){least}; overall is {what}",
+        "",
+    ]
+    lines += [_beside(protocol, accuracies), "", *_why(protocol, accuracies)] if protocol else [table(accuracies)]
+    if "four_way" in result:
+        four = result["four_way"]
+        lines += [
+            "",
+            f"four-way (left, right, both good, both bad): {four['accuracy']:.3f}, both thresholds chosen on these "
+            f"{four['pairs']} pairs; the commonest vote's share is {four['commonest']:.3f}",
+        ]
+    if result["sources"]:
+        lines += ["", "without ties, pairs with a video of", _sources(result["sources"])]
+    return "\n".join(lines)
+
+
+def _beside(protocol: Protocol, accuracies: dict[str, dict]) -> str:
+    """Measured and published accuracies, in per cent, a line per method."""
+    columns = [column for column in protocol.columns if column in accuracies]
+    measured = {c: accuracies[c] for c in columns}
+    rows = {
+        "measured": {c: (100 * r["without_ties"], 100 * r["with_ties"]) for c, r in measured.items()},
+        "  95 % from": {c: (100 * r["interval"][0], 100 * r["interval_with_ties"][0]) for c, r in measured.items()},
+        "  95 % to": {c: (100 * r["interval"][1], 100 * r["interval_with_ties"][1]) for c, r in measured.items()},
+        "  by the official metric": {c: (100 * r["without_ties"], 100 * r["official"]) for c, r in measured.items()},
+        "  held-out threshold": {c: (math.nan, 100 * r["held_out"]) for c, r in measured.items()},
+        "  pairs": {c: (r["decided"], r["pairs"]) for c, r in measured.items()},
+        "always a tie": {c: (math.nan, 100 * r["floor"]) for c, r in measured.items()},
+    }
+    for method in next(iter(protocol.published.values())):
+        rows[method] = {c: protocol.published[c][method] for c in columns}
+    width = max(map(len, rows))
+    lines = [f"{'accuracy, %':{width}}" + "".join(f"{c + ' w/o':>14}{'with ties':>11}" for c in columns)]
+    for name, cells in rows.items():
+        numbers = (
+            (str(v) if isinstance(v, int) else f"{v:.2f}" if not math.isnan(v) else "-" for v in cells[c])
+            for c in columns
+        )
+        lines.append(f"{name:{width}}" + "".join(f"{a:>14}{b:>11}" for a, b in numbers))
+    return "\n".join(lines)
+
+
+def _why(protocol: Protocol, accuracies: dict[str, dict]) -> list[str]:
+    """Why numbers on one page may differ."""
+    lines = [
+        "Published rows: VideoAlign, v2 Table 2. w/o: decided pairs only, equal rewards are wrong (LiFT's were broken at random)."
+    ]
+    for column in protocol.columns:
+        row = accuracies[column]
+        if f"{100 * row['official']:.2f}" != f"{100 * row['with_ties']:.2f}":
+            lines.append(
+                f"{column}: the official metric differs by {100 * (row['official'] - row['with_ties']):+.3f}: it never tries to call no "
+                "pair a tie, and counts thresholds inside runs of equal margins, which no threshold reaches."
+            )
+    return [
+        *lines,
+        *filter(
+            None, [too_few_prompts(accuracies) or "95 %: bootstrap intervals over prompts, each with all of its pairs."]
+        ),
+        "With ties the threshold is chosen on these very pairs: read it against 'always a tie'; 'held-out' is free of that.",
+    ]
+
+
+def _sources(sources: dict[str, dict[str, dict]]) -> str:
+    columns = [c for c in (*DIMENSIONS, OVERALL) if any(c in row for row in sources.values())]
+    width = max(map(len, sources))
+    lines = [f"{'':{width}}" + "".join(f"{c:>9}{'pairs':>7}" for c in columns)]
+    for source, row in sources.items():
+        cells = ((f"{row[c]['without_ties']:.3f}", str(row[c]["decided"])) if c in row else ("-", "0") for c in columns)
+        lines.append(f"{source:{width}}" + "".join(f"{a:>9}{b:>7}" for a, b in cells))
+    return "\n".join(lines)

@@ -1,0 +1,277 @@
+"""What a comparison of arms found: tables, the trade-off of guidance, and films of all arms side by side.
+
+Legend: P prompts, N noises of each, columns VQ, MQ, TA and Overall (their sum).
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from ..callbacks.tensorboard import add_animation, enlarge, gif
+from ..datamodules.encode_list import ClipSize
+from ..datamodules.shards import ShardSet
+from ..datamodules.video import decode
+from ..models.files import new_file, write_bytes, write_json, write_text
+from ..models.intervals import mean_interval
+from ..models.preference import DIMENSIONS, OVERALL
+from ..models.win_rates import best_of, win_rates
+
+COLUMNS = (*DIMENSIONS, OVERALL)
+JUDGES = ("oracle", "reward model")
+"""Those who did not steer; the first that is there says what is better."""
+
+
+@dataclass
+class Judged:
+    """One arm: ratings (P, N, 4) by judge, and seconds of sampling a video."""
+
+    ratings: dict[str, Tensor]
+    seconds: float
+
+
+def found_of(
+    judged: Mapping[str, Judged], sweeps: Mapping[str, tuple[Mapping[str, float], Sequence[str]]]
+) -> dict[str, Any]:
+    """All numbers of a comparison.
+
+    Args:
+        judged: by arm, the base first. sweeps: by name the weights that guidance had, and its arms by ascending strength,
+            the base first.
+    """
+    base_name, base = next(iter(judged.items()))
+    judge = next(name for name in JUDGES if name in base.ratings)
+    chosen_by = "reward model" if "reward model" in base.ratings else judge
+    chooser = base.ratings[chosen_by][..., 3]
+    prompts, samples = chooser.shape
+    # whatever its strength, guidance by one reward is the same work: single timings, taken at different times, are noisier than that
+    alike = {name: names[1:] for _, names in sweeps.values() for name in names[1:]}
+    arms = {}
+    for name, arm in judged.items():
+        cost = median(judged[other].seconds for other in alike.get(name, [name])) / max(base.seconds, 1e-9)
+        row: dict[str, Any] = {
+            "seconds": arm.seconds,
+            "cost": cost,
+            "means": {j: dict(zip(COLUMNS, r.mean((0, 1)).tolist())) for j, r in arm.ratings.items()},
+        }
+        if name != base_name:
+            row["against_base"] = {j: win_rates(arm.ratings[j], base.ratings[j]) for j in JUDGES if j in base.ratings}
+            if cost <= samples:
+                rival = best_of(chooser, base.ratings[judge], max(cost, 1.0))  # (P, 4)
+                row["best_of"] = {
+                    "draws": max(cost, 1.0),
+                    **_difference(arm.ratings[judge].mean(1)[:, 3] - rival[:, 3]),
+                }
+        arms[name] = row
+    rivals = {
+        str(n): dict(zip(COLUMNS, best_of(chooser, base.ratings[judge], n).mean(0).tolist()))
+        for n in range(1, samples + 1)
+    }
+    curves = {name: _curve(judged, judge, *sweep) for name, sweep in sweeps.items()}
+    return {
+        "judge": judge,
+        "chosen_by": chosen_by,
+        "prompts": prompts,
+        "samples": samples,
+        "arms": arms,
+        "best_of": rivals,
+        "sweeps": curves,
+    }
+
+
+def _difference(values: Tensor) -> dict[str, Any]:
+    """Mean of (P,) differences with a 95 % bootstrap interval over prompts."""
+    return {"difference": float(values.mean()), "interval": list(mean_interval(values))}
+
+
+def _curve(
+    judged: Mapping[str, Judged], judge: str, weights: Mapping[str, float], names: Sequence[str]
+) -> dict[str, Any]:
+    """What a sweep asked for, as each judge sees it: gains over the base in the base's deviations, and where they part.
+
+    Hacked is the first strength above the judge's best at which the own view has risen further, and the judge's fall is
+    outside of its 95 % interval.
+    """
+    base = judged[names[0]]
+    weight = torch.tensor([weights.get(d, 0.0) for d in DIMENSIONS], dtype=torch.float64)
+
+    def gain(name: str, judge: str) -> Tensor:
+        """(P, N); a dimension in which all base videos are alike has no deviation to measure in, and is left out."""
+        spread = base.ratings[judge][..., :3].flatten(0, 1).std(0)  # (3,)
+        scale = torch.where(spread > 1e-6, weight / spread.clamp(min=1e-6), 0.0)
+        return (judged[name].ratings[judge] - base.ratings[judge])[..., :3] @ scale / weight.abs().sum().clamp(min=1e-9)
+
+    views = {j: torch.stack([gain(name, j) for name in names]) for j in base.ratings}  # (strengths, P, N)
+    means = {j: view.mean((1, 2)).tolist() for j, view in views.items()}
+    best, own = int(views[judge].mean((1, 2)).argmax()), means.get("own view")
+    hacked = None
+    for i in range(best + 1, len(names)):
+        fall = _difference((views[judge][i] - views[judge][best]).mean(1))
+        if fall["interval"][1] < 0 and own and own[i] > own[best]:
+            hacked = i
+            break
+    strengths = [0.0, *(float(name.rpartition("@")[2]) for name in names[1:])]
+    return {
+        "weights": dict(weights),
+        "strengths": strengths,
+        "gains": means,
+        "best": strengths[best],
+        "stay_under": None if hacked is None else strengths[hacked],
+    }
+
+
+# --- for people ---------------------------------------------------------------------------------------------------------
+
+
+def table(found: dict[str, Any]) -> str:
+    """All arms as a Markdown table, and the sweeps' best and hacked strengths as sentences."""
+    judges = [j for j in JUDGES if j in next(iter(found["arms"].values()))["means"]]
+    head = [
+        "arm",
+        *(f"{j}: {c}" for j in judges for c in COLUMNS),
+        *(f"wins, same noise ({j})" for j in judges),
+        *(f"wins, other noise ({j})" for j in judges),
+        "own view",
+        "cost",
+        "minus best-of-cost",
+    ]
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    for name, row in found["arms"].items():
+        against = row.get("against_base")
+        cells = [name, *(f"{row['means'][j][c]:.3f}" for j in judges for c in COLUMNS)]
+        for kind in ("win_rate", "superiority"):
+            cells += [f"{against[j][OVERALL][kind]:.3f}" if against else "" for j in judges]
+        own = row["means"].get("own view")
+        cells += [f"{own[OVERALL]:+.2f}" if own else "", f"{row['cost']:.2f}"]
+        rival = row.get("best_of")
+        cells.append("{:+.3f} ({:+.3f} to {:+.3f})".format(rival["difference"], *rival["interval"]) if rival else "")
+        lines.append("| " + " | ".join(cells) + " |")
+    for number, row in found["best_of"].items():
+        if number != "1":
+            cells = [
+                f"best of {number}",
+                *(f"{row[c]:.3f}" if j == found["judge"] else "" for j in judges for c in COLUMNS),
+            ]
+            lines.append("| " + " | ".join([*cells, *[""] * (2 * len(judges) + 1), number, ""]) + " |")
+    lines += [
+        "",
+        f"{found['prompts']} prompts, {found['samples']} noises each. Cost: seconds of sampling against the base's (scoring "
+        f"for best-of-N is not counted). Minus best-of-cost: what the {found['judge']} gives beyond choosing among that many "
+        f"base samples by the {found['chosen_by']}, with a 95 % interval over prompts.",
+        "",
+    ]
+    for name, curve in found["sweeps"].items():
+        limit = curve["stay_under"]
+        lines.append(
+            f"sweep {name}: best for the {found['judge']} at strength {curve['best']:g}; "
+            + (
+                f"**reward hacking from {limit:g}: stay under it**"
+                if limit is not None
+                else "no reward hacking shown at these strengths"
+            )
+        )
+    return "\n".join(lines)
+
+
+def trade_off(name: str, curve: dict[str, Any]) -> Figure:
+    """Gains over strength by each judge, and the strength from which the own view alone rises."""
+    figure, axis = plt.subplots(figsize=(6, 3.6), layout="constrained")
+    colours = {"oracle": "#2e7d32", "reward model": "#4878a8", "own view": "#c08840"}
+    places = range(len(curve["strengths"]))
+    for judge, gains in curve["gains"].items():
+        axis.plot(places, gains, marker="o", color=colours[judge], label=judge)
+    if curve["stay_under"] is not None:
+        at = curve["strengths"].index(curve["stay_under"])
+        axis.axvspan(at - 0.5, len(curve["strengths"]) - 0.5, color="#b03030", alpha=0.12, label="reward hacking")
+    axis.axhline(0, color="#808080", linewidth=0.8)
+    axis.set_yscale("symlog", linthresh=1)
+    axis.set_xticks(places, [f"{s:g}" for s in curve["strengths"]])
+    weights = ", ".join(f"{d} {w:.2g}" for d, w in curve["weights"].items() if w)
+    axis.set(title=f"{name} ({weights})", xlabel="strength", ylabel="gain, deviations of the base")
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(fontsize=8)
+    return figure
+
+
+def bars(found: dict[str, Any]) -> Figure:
+    """Superiority over the base by column, an arm each, with intervals."""
+    judge = found["judge"]
+    arms = {name: row["against_base"][judge] for name, row in found["arms"].items() if "against_base" in row}
+    figure, axis = plt.subplots(figsize=(max(6, 0.9 * len(arms)), 3.6), layout="constrained")
+    kind = "superiority" if found["samples"] > 1 else "win_rate"
+    for i, (column, colour) in enumerate(zip(COLUMNS, ("#88a8c8", "#a8c888", "#d8b878", "#404040"))):
+        rows = [arm[column] for arm in arms.values()]
+        spread = [
+            [max(0, r[kind] - r[f"{kind}_interval"][0]) for r in rows],
+            [max(0, r[f"{kind}_interval"][1] - r[kind]) for r in rows],
+        ]
+        axis.bar(
+            np.arange(len(arms)) + 0.2 * (i - 1.5),
+            [r[kind] for r in rows],
+            0.19,
+            color=colour,
+            yerr=spread,
+            label=column,
+            error_kw={"linewidth": 0.8},
+        )
+    axis.axhline(0.5, color="#b03030", linestyle="dashed", linewidth=0.8)
+    axis.set_xticks(
+        range(len(arms)), list(arms), rotation=20 if len(arms) > 4 else 0, ha="right" if len(arms) > 4 else "center"
+    )
+    axis.set(ylim=(0, 1), ylabel=f"wins over the base ({judge})")
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(fontsize=8, ncols=4)
+    return figure
+
+
+def film(folder: Path, arms: Iterable[str], prompts: Sequence[str], least: int = 96) -> list:
+    """Frames of a grid that moves: a row per prompt, a column per arm, the same noise in each row."""
+    columns = []
+    for arm in arms:
+        contents = {content.key: content for content in ShardSet(folder / "videos" / arm).contents()}
+        column = []
+        for number in range(len(prompts)):
+            content = contents[f"{number:05d}-000"]
+            r = content.record
+            clip = ClipSize(num_frames=r["num_frames"], height=r["height"], width=r["width"])
+            video = decode(content.read("mp4"), clip, 1, content.name).permute(0, 2, 3, 1).numpy()  # (T, H, W, 3)
+            column.append(np.pad(video, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=255))
+        columns.append(np.concatenate(column, 1))
+    grid = np.concatenate(columns, 2)  # (T, P H, arms W, 3)
+    return [enlarge(np.ascontiguousarray(frame), least * len(prompts)) for frame in grid]
+
+
+def save(folder: Path, found: dict[str, Any], arms: Iterable[str], prompts: Sequence[str], fps: int, what: str) -> None:
+    """Write JSON, table, charts and films; show the same in TensorBoard; print the table."""
+    text = f"{what}\n\n{table(found)}\n"
+    write_text(folder / "comparison.md", text)
+    pictures = {f"sweep_{name}": trade_off(name, curve) for name, curve in found["sweeps"].items()}
+    if len(found["arms"]) > 1:
+        pictures["arms"] = bars(found)
+    shown = [name for name in arms if "@" not in name]
+    for name, curve in found["sweeps"].items():  # of each sweep its best, and its strongest
+        shown += [f"{name}@{s:g}" for s in sorted({curve["best"], curve["strengths"][-1]}) if s]
+    frames = film(folder, shown, prompts[:6])
+    write_bytes(folder / "films.gif", gif(frames, fps))
+    with SummaryWriter(str(folder / "tensorboard")) as writer:
+        writer.add_text("compare", text)
+        add_animation(writer, f"compare/{', '.join(shown)}"[:200], frames, fps, 0)
+        for name, picture in pictures.items():
+            with new_file(folder / f"{name}.png") as file:
+                picture.savefig(file, dpi=110, format="png")
+            writer.add_figure(f"compare/{name}", picture)
+    write_json(folder / "comparison.json", found)  # last: where it is, all of it is
+    print(
+        f"\n{text}\nsaved in {folder}: comparison.json and .md, charts, films.gif ({', '.join(shown)}); TensorBoard: --logdir {folder}"
+    )

@@ -1,0 +1,199 @@
+"""`videoalign fit|validate|test|predict`: the Lightning CLI over YAML experiments."""
+
+import logging
+import re
+import sys
+import warnings
+from collections.abc import Callable
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Any, NoReturn
+
+import diffusers
+import jsonargparse
+import lightning as L
+import transformers
+import yaml
+from jsonargparse._optionals import get_omegaconf_loader
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+
+# Imported so that short class names work in YAML files.
+from .. import VideoAlignError, alignment, callbacks, datamodules  # noqa: F401
+from ..callbacks.checkpoint_io import whole_checkpoints
+from ..callbacks.progress import LogProgress
+from ..callbacks.stoppable import stoppable
+from ..callbacks.tensorboard import own_folders, writer_of
+from ..datamodules import encode_list, latents, pairs, prompts, reference_errors  # noqa: F401
+from ..models.yaml_text import check_yaml, read_config, too_large
+
+# An interpolation such as ${data.init_args.batch_size} means the same in every subcommand and follows overrides.
+jsonargparse.set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
+
+
+_NOISE = (
+    "LightningCLI's args parameter",
+    ".*treespec, LeafSpec",  # Lightning's own use of a deprecated call
+    r"Found \d+ module\(s\) in eval mode",  # what is frozen stays so
+    "Your `IterableDataset` has `__len__` defined",  # ours is right: every worker has its own range
+)
+"""Warnings that ask nothing of the user."""
+
+
+class SaveConfig(SaveConfigCallback):
+    """The merged configuration as ``config.yaml`` in the run's folder and as text in TensorBoard."""
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Without a logger there is no folder of the run, and the current one is not ours to write into."""
+        if trainer.loggers:
+            super().setup(trainer, pl_module, stage)
+
+    def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """On the first rank only."""
+        if writer := writer_of(trainer):
+            text = self.parser.dump(self.config, skip_none=False)
+            writer.add_text("config", "\n".join(f"    {line}" for line in text.splitlines()), 0)
+
+
+_SAID_ANYWAY = ("Does not validate against", "Subtypes:", "Errors:", "Given value type")
+"""Lines of jsonargparse that the others make clear."""
+LONGEST = 1500
+"""Characters of a message; some hold the whole configuration."""
+
+
+_LEAST = {"accumulate_grad_batches": 1, "check_val_every_n_epoch": 1, "val_check_interval": 1e-9, "gradient_clip_val": 0,
+          "log_every_n_steps": 0}  # fmt: skip
+"""Least values of the trainer's numbers that Lightning does not check."""
+
+
+class _Parser(LightningArgumentParser):
+    """Says what is wrong with a configuration without a page of usage before it."""
+
+    def error(self, message: str, exception: Exception | None = None) -> NoReturn:
+        raise VideoAlignError(condensed(message)) from exception
+
+
+def condensed(message: str) -> str:
+    """A parser's page of text as one sentence: the key, what it takes, and what it got."""
+    lines = [line.strip().removeprefix("- ") for line in message.splitlines()]
+    said = [line for line in dict.fromkeys(lines) if line and not line.startswith(_SAID_ANYWAY)]
+    text = re.sub(r'^Parser key "([^"]+)":;? ', r"\1: ", "; ".join(said))
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]} ..."
+
+
+def _load_checked(text: str) -> Any:
+    """YAML as jsonargparse reads it, behind a look at its size: also of values and of files that values name."""
+    if len(text) > 200 or any(mark in text for mark in "&*$\n"):
+        check_yaml(text, "a value of the configuration")
+    return _load(text)
+
+
+_load = get_omegaconf_loader("omegaconf+")
+jsonargparse.set_loader("omegaconf+", _load_checked, exceptions=(yaml.YAMLError,))
+
+
+class ExperimentCLI(LightningCLI):
+    """Lightning's CLI with this project's defaults."""
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """The top parser; subcommands use the same class."""
+        kwargs.setdefault("dump_header", [])
+        parser = _Parser(**kwargs)
+        parser.add_argument(
+            "-c", "--config", action=jsonargparse.ActionConfigFile, help="YAML file; may be given repeatedly"
+        )
+        return parser
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Numbers that no 64 bits hold fail anywhere, or count for ever."""
+        super().parse_arguments(parser, args)
+        if key := too_large(self.config.as_dict()):
+            raise VideoAlignError(f"{key.partition('.')[2]}: this number does not fit into 64 bits; make it smaller")
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        """A trainer that ends at the next step when a signal asks for it, with a folder of its own and whole checkpoints.
+
+        Raises:
+            VideoAlignError: For numbers that Lightning takes, and then divides by or never comes to.
+        """
+        for name, least in _LEAST.items():
+            value = self._get(self.config_init, "trainer", default={}).get(name)
+            if isinstance(value, int | float) and not value >= least:
+                raise VideoAlignError(
+                    f"trainer.{name} must be {f'at least {least}' if isinstance(least, int) else 'above 0'}, got {value}"
+                )
+        return stoppable(own_folders(whole_checkpoints(super().instantiate_trainer(**kwargs))))
+
+    def _parse_ckpt_path(self) -> None:
+        """What YAML and command line say holds; Lightning would let a checkpoint's values override them silently."""
+
+
+def quiet() -> None:
+    """Leave out bars, tips and warnings that ask nothing of the user."""
+    transformers.utils.logging.disable_progress_bar()
+    diffusers.utils.logging.disable_progress_bar()
+    for message in _NOISE:
+        warnings.filterwarnings("ignore", message=message)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
+        lambda record: "Tip:" not in record.getMessage()
+    )
+
+
+def _configured(args: list[str]) -> list[str]:
+    """Arguments with the configuration files that they name found and looked at."""
+    result = []
+    for before, arg in zip(["", *args], args):
+        option, equals, path = arg.partition("=")
+        if before in ("-c", "--config"):
+            arg = packaged(arg)
+            read_config(arg)
+        elif equals and option in ("-c", "--config"):
+            path = packaged(path)
+            read_config(path)
+            arg = f"{option}={path}"
+        result.append(arg)
+    return result
+
+
+def packaged(path: str) -> str:
+    """A path like ``experiments/...yaml`` that is not in the current folder, found in the installed package."""
+    if not Path(path).exists() and path.startswith("experiments/"):
+        with as_file(files("videoalign") / path) as inside:
+            if inside.exists():
+                return str(inside)
+    return path
+
+
+def call(function: Callable[..., Any], args: list[str]) -> None:
+    """Call a function with arguments from YAML files and the command line, as `fit` takes its."""
+    quiet()
+    args = _configured(args)
+    parser = _Parser(parser_mode="omegaconf+", description=function.__doc__.splitlines()[0])
+    parser.add_argument(
+        "-c", "--config", action=jsonargparse.ActionConfigFile, help="YAML file; may be given repeatedly"
+    )
+    parser.add_function_arguments(function)
+    settings = parser.instantiate_classes(parser.parse_args(args))
+    settings.pop("config")
+    function(**settings.as_dict())
+
+
+def run(args: list[str]) -> LightningCLI:
+    """Run one subcommand; ``args`` as on the command line.
+
+    Returns:
+        The CLI object, with ``trainer``, ``model`` and ``datamodule``.
+    """
+    quiet()
+    args = _configured(args)
+    return ExperimentCLI(
+        L.LightningModule,
+        L.LightningDataModule,
+        args=args,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        auto_configure_optimizers=False,
+        seed_everything_default=0,
+        trainer_defaults={} if sys.stderr.isatty() else {"callbacks": [LogProgress()]},
+        save_config_callback=SaveConfig,
+        parser_kwargs={"parser_mode": "omegaconf+"},
+    )

@@ -1,0 +1,82 @@
+"""Caption pre-training of miniature backbones: it stands in for the general knowledge of a pre-trained one."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor
+
+from ...alignment.training import Decay, Training
+from ...models.backbone import load_backbone
+from ...models.files import check_free, new_folder
+from ...models.finite import NOT_WRITTEN, require_finite
+from ...models.frame_sampling import FrameSampling
+from ...models.locks import Hold
+from ...models.processor import RewardProcessor
+from ...models.template import Template
+
+
+class Captioning(Training):
+    """Trains all of a video-language model to say what a clip shows, and whether a text describes it.
+
+    The loss is the cross-entropy of the words of true texts plus that of a "yes" or "no" behind true and wrong ones.
+
+    Writes the model as a folder in transformers' format, usable as the backbone of a reward model, when training ends.
+
+    Args:
+        backbone: Folder to start from.
+        out: Folder to write.
+        sampling: Frames of a clip.
+        optimizer: Optimizer of what trains.
+        warmup: Share of the steps in which the learning rate rises.
+        decay: What the learning rate does afterwards.
+    """
+
+    def __init__(
+        self,
+        backbone: str,
+        out: str,
+        sampling: FrameSampling | None = None,
+        optimizer: OptimizerCallable = torch.optim.AdamW,
+        warmup: float = 0.05,
+        decay: Decay = "cosine",
+    ) -> None:
+        super().__init__(optimizer, warmup, decay)
+        self.save_hyperparameters(ignore=["optimizer"])
+        self._hold = Hold()
+        self.out = Path(out)
+        self.processor = RewardProcessor(backbone, Template.load("plain"), sampling or FrameSampling())
+        self.network = load_backbone(backbone).train()
+
+    def setup(self, stage: str) -> None:
+        """Refuse an output that is in the way before training begins."""
+        self._hold.take(self.out)
+        check_free(self.out, "config.json")
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        """One batch of captioned clips."""
+        inputs = batch["inputs"]
+        logits = self.network(
+            input_ids=inputs["input_ids"],
+            mm_token_type_ids=(inputs["input_ids"] == self.network.config.video_token_id) * 2,
+            pixel_values_videos=self.processor.geometry.pixels(inputs["pixel_patches"]),
+            video_grid_thw=inputs["video_grid_thw"],
+            use_cache=False,
+        ).logits  # (B, L, V)
+        losses = {}
+        for name in ("caption", "answer"):
+            words = inputs["input_ids"][:, 1:].masked_fill(~inputs[f"{name}_mask"][:, 1:], -100)
+            losses[name] = F.cross_entropy(logits[:, :-1].flatten(0, 1), words.flatten())
+            self.step_means.add(f"loss/{name}", losses[name])
+        return losses["caption"] + losses["answer"]
+
+    def on_fit_end(self) -> None:
+        """Write the folder."""
+        if self.trainer.is_global_zero:
+            require_finite(f"weights for {self.out}", self.network.state_dict(), NOT_WRITTEN)
+            with new_folder(self.out, replaces="config.json") as out:
+                self.network.save_pretrained(out)
+                self.processor.huggingface.save_pretrained(out)
+        self._hold.drop()

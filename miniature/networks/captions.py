@@ -1,0 +1,63 @@
+"""Captioned clips as batches, for the pre-training of miniature backbones."""
+
+import random
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import lightning as L
+import torch
+
+from ...datamodules.frames import FrameReader
+from ...datamodules.ratings import prompt_of
+from ...datamodules.shards import RawSample, ShardSet
+from ...datamodules.stream import Dropped, Item, ShardLoader, ShardStream, at_least, training_share
+from ...models.processor import RewardProcessor
+
+
+def _decode(reader: FrameReader, seed: int, raw: RawSample, epoch: int) -> tuple[torch.Tensor, str, bool]:
+    """Frames and a text: the true one, or by a coin of (seed, epoch, key) one of the record's wrong ones."""
+    record, rng = raw.record(), random.Random(f"{seed} {epoch} {raw.key}")
+    wrong = record.get("negatives") or []
+    if wrong and rng.random() < 0.5:
+        return reader(raw)[0], rng.choice(wrong), False
+    return reader(raw)[0], prompt_of(record, raw.name), True
+
+
+def _collate(processor: RewardProcessor, items: Sequence[Item]) -> dict[str, Any]:
+    sound = [item.value for item in items if not isinstance(item.value, Dropped)]
+    dropped = [item.value for item in items if isinstance(item.value, Dropped)]
+    return {"inputs": processor.captions(*zip(*sound)) if sound else {}, "dropped": dropped}
+
+
+class Captions(L.LightningDataModule):
+    """Streams a *videos* set whose prompts describe what the clips show, and whose records may name wrong texts.
+
+    Args:
+        data: Folder of the set.
+        batch_size: Clips per rank and micro-batch.
+        workers: Processes per rank that decode.
+        shuffle_buffer: Clips among which the next one is drawn; 0 keeps their order on disk.
+        seed: Seed of the order and of the texts.
+    """
+
+    def __init__(
+        self, data: str, batch_size: int = 32, workers: int = 1, shuffle_buffer: int = 8192, seed: int = 0
+    ) -> None:
+        super().__init__()
+        at_least(1, batch_size=batch_size)
+        at_least(0, workers=workers, shuffle_buffer=shuffle_buffer)
+        self.data, self.batch_size, self.workers = data, batch_size, workers
+        self.shuffle_buffer, self.seed = shuffle_buffer, seed
+
+    def train_dataloader(self) -> ShardLoader:
+        """Batches of clips and words."""
+        processor, shards = self.trainer.lightning_module.processor, ShardSet(self.data, "videos")
+        decode = partial(_decode, FrameReader(shards, processor.sampling, processor.factor), self.seed)
+        share = training_share(self.trainer, len(shards), self.batch_size)
+        stream = ShardStream(
+            shards.contents(), decode, share, self.trainer.global_rank, self.seed, self.shuffle_buffer, str(shards.path)
+        )
+        return ShardLoader(
+            stream, partial(_collate, processor), self.workers, options={"persistent_workers": self.workers > 0}
+        )

@@ -1,0 +1,71 @@
+"""An optimizer for small networks that are trained from scratch."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW, Muon, Optimizer
+
+
+class MuonAdamW(Optimizer):
+    """Muon (Jordan et al., 2024) for matrices and convolutions, AdamW for everything else. For unsharded parameters.
+
+    A convolution's kernel (out, in, ...) is updated as the matrix (out, in x ...), through a view of the same memory.
+
+    Args:
+        params: parameters. lr: of matrices, whose updates are orthogonal. rest_lr: of the others. momentum, betas,
+            weight_decay: as the two name them; the others do not decay.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor],
+        lr: float = 0.02,
+        rest_lr: float = 2e-3,
+        momentum: float = 0.95,
+        betas: tuple[float, float] = (0.9, 0.98),
+        weight_decay: float = 0.01,
+    ) -> None:
+        every = list(params)
+        matrices = [p for p in every if p.ndim >= 2 and 1 < len(p) < p.numel()]
+        known = {id(p) for p in matrices}
+        rest = [p for p in every if id(p) not in known]
+        if not matrices or not rest:
+            raise ValueError("MuonAdamW wants matrices and other parameters; use AdamW")
+        # a parameter, and what Muon is given in its place: itself, or a view as a matrix
+        self._views = [(p, p if p.ndim == 2 else nn.Parameter(p.data.view(len(p), -1))) for p in matrices]
+        self._muon = Muon(
+            [v for _, v in self._views], lr=lr, momentum=momentum, weight_decay=weight_decay, adjust_lr_fn="original"
+        )
+        self._adam = AdamW(rest, lr=rest_lr, betas=tuple(betas), weight_decay=0.0)
+        # what others see (schedulers, clipping, checkpoints) are the parameters themselves
+        super().__init__(
+            [{**self._muon.param_groups[0], "params": matrices}, {**self._adam.param_groups[0], "params": rest}], {}
+        )
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """One step of each."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for inner, group in zip((self._muon, self._adam), self.param_groups):
+            inner.param_groups[0].update({name: value for name, value in group.items() if name != "params"})
+        self._adam.state = self.state
+        for parameter, view in self._views:
+            if parameter.data_ptr() != view.data_ptr():
+                raise RuntimeError("a parameter's memory was replaced after its optimizer was made")
+            if view is not parameter:
+                view.grad = None if parameter.grad is None else parameter.grad.view_as(view)
+            if parameter in self.state:
+                self._muon.state[view] = self.state[parameter]
+        self._muon.step()
+        self._adam.step()
+        for parameter, view in self._views:
+            if view in self._muon.state:
+                self.state[parameter] = self._muon.state[view]
+            if view is not parameter:
+                view.grad = None
+        return loss

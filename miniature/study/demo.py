@@ -1,0 +1,68 @@
+"""`videoalign demo`: the whole paper in miniature, from rendered clips to aligned and guided generators."""
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ...callbacks.reward_bench import bar_chart, table
+from ...commands.arms import Arm
+from ...datamodules.benchmark import Benchmark
+from ...models.files import new_file, read_results
+from ..world.rendered_sets import ceiling
+from .demo_page import write_page
+from .pipeline import ALIGNED, BENCHMARKS, Loop, LoopSize, begin, shown_sweeps
+from .units import Unit, durations, work
+
+
+def units(out: Path, size: LoopSize, seed: int) -> Sequence[Unit]:
+    """All of the demo's."""
+    loop = Loop(out, size, seed)
+    arms = {name: Arm(lora=name) for name in ALIGNED}
+    return [*loop.base(), *loop.alignments(), *loop.comparison("compared", "side by side", arms, shown_sweeps())]
+
+
+def demo(out: str | Path, seed: int, size: LoopSize | None = None) -> dict[str, Any]:
+    """Run everything; print the tables and where the report is.
+
+    Args:
+        out: folder of all results; finished stages in it are not repeated. seed: of everything. size: how much.
+
+    Returns:
+        Accuracies by reward model, benchmark and column, and what was compared.
+    """
+    out, size, started = Path(out).resolve(), size or LoopSize(), time.time()
+    begin(out, {"seed": seed, **asdict(size)})
+    cores = os.cpu_count() or 1
+    processes = min(cores, 4)  # no more stages than that are independent for long
+    work(out, partial(units, out, size, seed), processes, max(1, cores // processes))
+    return _report(out, started, durations(out, units(out, size, seed)))
+
+
+def _report(out: Path, started: float, stages: Sequence[tuple[str, float]]) -> dict[str, Any]:
+    found = {
+        name: read_results(out / f"bench_{name}/accuracies.json", "a finished demo")
+        for name in ("reward_rendered", "reward")
+    }
+    ceilings = {name: ceiling(Benchmark(out / "world" / name)) for name in BENCHMARKS}
+    ceilings["generated"] = ceiling(Benchmark(out / "generated"))
+    for name, best in ceilings.items():
+        print(
+            f"\nbenchmark: {name} (accuracy; ceiling: a judge that knows the true qualities)\n{table(found['reward'][name], best)}"
+        )
+        with new_file(out / f"{name}.png") as file:
+            bar_chart(name, found["reward"][name], best).savefig(file, dpi=110, format="png")
+    print(f"\n{(out / 'compared/comparison.md').read_text()}")
+    compared = read_results(out / "compared/comparison.json", "a finished demo")
+    page = write_page(out, found, ceilings, compared, stages)
+    print(
+        f"report         {page}   (open it in a browser)"
+        f'\nreward model   {out / "reward"}   (videoalign score --model {out / "reward"} --video V.mp4 --prompt "...")'
+        f"\ngenerator      {out / 'generator'}, adapters {out / 'dpo'}"
+        f"\ncurves         tensorboard --logdir {out}   then open http://localhost:6006"
+        f"\n{time.time() - started:.0f} seconds"
+    )
+    return {"accuracies": found, "compared": compared}

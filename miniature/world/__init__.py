@@ -1,0 +1,1 @@
+"""Sprites in motion: clips of known quality, their raters, and an oracle that reads quality from pixels."""

@@ -1,0 +1,119 @@
+"""Simulated annotators rate a miniature generator's own samples.
+
+What they perceive is the oracle's reading of the pixels, blurred as every annotator's perception is
+(:mod:`.annotators`). Labels are all that leaves this file: no training sees the oracle's numbers.
+"""
+
+from collections.abc import Iterator, Sequence
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ... import VideoAlignError
+from ...datamodules.benchmark import PAIRS
+from ...datamodules.encode_list import ClipSize
+from ...datamodules.ratings import COLUMNS
+from ...datamodules.shards import Content, ShardSet, ShardWriter
+from ...datamodules.video import decode
+from ...models.preference import DIMENSIONS
+from .annotators import annotate
+from .oracle import Oracle
+from .rendered_sets import labelled
+from .sprites import FPS, FRAMES, SIZE
+
+CLIP = ClipSize(num_frames=FRAMES, height=SIZE, width=SIZE)
+
+
+def clips_of(contents: Sequence[Content]) -> np.ndarray:
+    """uint8 (N, T, H, W, 3) of the samples of a *videos* set."""
+    videos = [decode(content.read("mp4"), CLIP, 1, content.name) for content in contents]
+    return torch.stack(videos).permute(0, 1, 3, 4, 2).numpy()
+
+
+def judged(shards: ShardSet, oracle: Oracle) -> tuple[list[Content], Tensor]:
+    """A set's samples and the oracle's qualities (N, 3)."""
+    contents = list(shards.contents())
+    return contents, oracle(clips_of(contents), [content.record["prompt"] for content in contents])
+
+
+def _pairs(contents: Sequence[Content], count: int, rng: np.random.Generator) -> Iterator[tuple[int, int]]:
+    """Up to ``count`` different pairs of samples of one prompt, of all prompts alike, sides at random."""
+    of_prompt: dict[str, list[int]] = {}
+    for number, content in enumerate(contents):
+        of_prompt.setdefault(content.record["prompt"], []).append(number)
+    shares = [list(combinations(group, 2)) for group in of_prompt.values()]
+    shares = [[share[i] for i in rng.permutation(len(share))] for share in shares]
+    if not any(shares):
+        raise VideoAlignError("no prompt has two samples, so there is no pair to rate")
+    rounds = (share[turn] for turn in range(max(map(len, shares))) for share in shares if turn < len(share))
+    for (a, b), _ in zip(rounds, range(count)):
+        yield (a, b) if rng.random() < 0.5 else (b, a)
+
+
+def rate_pairs(
+    samples: ShardSet,
+    oracle: Oracle,
+    out: str | Path,
+    count: int,
+    held_out: int = 0,
+    more: ShardSet | None = None,
+    more_count: int = 0,
+    seed: int = 0,
+) -> None:
+    """Write rated *pairs* of generated samples, shuffled with some of another set's.
+
+    Args:
+        samples: *videos* set of a generator. oracle: what annotators look with. out: folder to make; with ``held_out`` two,
+            ``OUT/train`` and ``OUT/val``. count: pairs to rate. more: *pairs* set of which ``more_count`` join the training pairs.
+    """
+    rng = np.random.default_rng([seed, 60])
+    contents, quality = judged(samples, oracle)
+    entries = []
+    for number, (a, b) in enumerate(_pairs(contents, count, rng)):
+        rating = annotate(quality[a].numpy(), quality[b].numpy(), rng)
+        record = {
+            "prompt": contents[a].record["prompt"],
+            "labels": labelled(rating, COLUMNS),
+            "votes": rating["votes"],
+            "scores": {side: dict(zip(DIMENSIONS, row)) for side, row in zip("AB", rating["scores"])},
+            "sources": {"A": "generator", "B": "generator"},
+            "fps": {"A": FPS, "B": FPS},
+            "num_frames": {"A": FRAMES, "B": FRAMES},
+        }
+        entries.append((f"g{number:06d}", {"a": (contents[a], "mp4"), "b": (contents[b], "mp4")}, record))
+    kept, rest = entries[: len(entries) - held_out], entries[len(entries) - held_out :]
+    for content, _ in zip(more.contents() if more else (), range(more_count)):
+        kept.append((f"r{content.key}", {side: (content, f"{side}.mp4") for side in "ab"}, content.record))
+    kept = [kept[i] for i in rng.permutation(len(kept))]
+    for name, chosen in (("train", kept), ("val", rest)) if held_out else (("", kept),):
+        with ShardWriter(Path(out) / name, "pairs", per_shard=500) as writer:
+            for key, media, record in chosen:
+                writer.write(key, {side: content.read(member) for side, (content, member) in media.items()}, record)
+
+
+def rate_benchmark(samples: ShardSet, oracle: Oracle, out: str | Path, count: int, seed: int = 0) -> None:
+    """Write a benchmark of generated samples: each once, its true quality as the oracle reads it, and rated pairs."""
+    rng = np.random.default_rng([seed, 61])
+    contents, quality = judged(samples, oracle)
+    rows = []
+    for a, b in _pairs(contents, count, rng):
+        rating = annotate(quality[a].numpy(), quality[b].numpy(), rng)
+        rows.append(
+            {
+                "key_A": contents[a].key,
+                "key_B": contents[b].key,
+                "prompt": contents[a].record["prompt"],
+                "A_model": "generator",
+                "B_model": "generator",
+                **labelled(rating, COLUMNS),
+            }
+        )
+    with ShardWriter(out, "videos", per_shard=500) as writer:
+        for content, row in zip(contents, quality.tolist()):
+            writer.write(
+                content.key, {"": content.read("mp4")}, {**content.record, "quality": [round(q, 4) for q in row]}
+            )
+        writer.write_table(PAIRS, rows)

@@ -1,0 +1,82 @@
+"""Generators from pipeline folders: which families there are, and every tensor of what is loaded accounted for."""
+
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+
+import torch
+from diffusers import DiffusionPipeline
+from torch import nn
+
+from .. import VideoAlignError
+from .files import check_readable
+from .generator import PARTS, Generator
+from .ltx import LTX
+from .wan import Wan
+from .whole import load_whole
+
+GENERATORS: dict[str, type[Generator]] = {family.class_name: family for family in (Wan, LTX)}
+"""Families by the class name of their diffusers pipeline."""
+
+
+def load_generator(
+    path: str | Path, dtype: str = "float32", parts: Sequence[str] = PARTS, fps: float = 25.0
+) -> Generator:
+    """A generator from a pipeline folder or hub id, with every tensor of the loaded parts accounted for.
+
+    Args:
+        path: Folder of a pipeline, or hub id.
+        dtype: Dtype of transformer and text encoder; the autoencoder is always fp32, as its users run it.
+        parts: Which of ``transformer``, ``vae`` and ``text_encoder`` are loaded.
+        fps: Frame rate of the videos; see :class:`Generator`.
+
+    Raises:
+        VideoAlignError: where there is no such pipeline, or none of a known family, or its files do not fit its models
+            (see :func:`.whole.load_whole`), or they are not the files that were exported.
+    """
+    check_readable(path)
+    try:
+        index = DiffusionPipeline.load_config(path)
+    except (OSError, ValueError) as error:
+        raise VideoAlignError(
+            f"generator {str(path)!r} is neither a pipeline folder nor a hub id that could be reached ({str(error).splitlines()[0][:160]})"
+        ) from None
+    name = index.get("_class_name")
+    if name not in GENERATORS:
+        raise VideoAlignError(f"generator {path}: pipeline {name!r} is not one of {', '.join(GENERATORS)}")
+    if unknown := set(parts) - set(PARTS):
+        raise VideoAlignError(f"generator parts {sorted(unknown)} are unknown; they are {', '.join(PARTS)}")
+    GENERATORS[name].check(index, path)
+    modules = {part: _load_part(path, part, index, dtype) if part in parts else None for part in PARTS}
+    try:
+        pipeline = GENERATORS[name].pipeline_class().from_pretrained(path, dtype=torch.float32, **modules)
+    except Exception as error:  # whatever diffusers says of the tokenizer's and scheduler's files
+        text = next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise VideoAlignError(f"generator {path}: {text[:300]}") from error
+    return GENERATORS[name](pipeline, fps)
+
+
+def _load_part(path: str | Path, part: str, index: dict, dtype: str) -> nn.Module | None:
+    """A part of a pipeline, or None where its index has none."""
+    entry = index.get(part) or [None, None]
+    if not isinstance(entry, list | tuple) or len(entry) != 2:
+        raise VideoAlignError(
+            f"generator {path}: model_index.json gives its {part} as {entry!r}, not as library and class"
+        )
+    library, kind = entry
+    if kind is None:
+        return None
+    if library not in ("diffusers", "transformers") or not hasattr(import_module(library), str(kind)):
+        raise VideoAlignError(
+            f"generator {path}: its {part} is a {library}.{kind}, which is no model of diffusers or transformers"
+        )
+    # transformers raises at another shape without a word which; asked to go on, it reports it
+    more = {"ignore_mismatched_sizes": True} if library == "transformers" else {}
+    return load_whole(
+        getattr(import_module(library), kind),
+        path,
+        f"the {part} of generator {path}",
+        part,
+        dtype=torch.float32 if part == "vae" else getattr(torch, dtype),
+        **more,
+    )
