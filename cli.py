@@ -263,11 +263,13 @@ def _weights(text: str) -> dict[str, float]:
 
 def _generate(o: argparse.Namespace) -> None:
     steering = {name: value for name in ("weights", "strength") if (value := getattr(o, name)) is not None}
-    if steering and not o.guidance_reward:
-        raise VideoAlignError(f"--{' and --'.join(steering)} steer by a noisy reward: name its folder with --guidance")
+    if steering and not o.noisy_reward:
+        raise VideoAlignError(
+            f"--{' and --'.join(steering)} steer by a noisy reward: name its folder with --noisy-reward"
+        )
     guide = (
-        {"reward": o.guidance_reward, "guide": _function("models.guidance:Guidance")(**steering)}
-        if o.guidance_reward
+        {"noisy_reward": o.noisy_reward, "guide": _function("models.guidance:Guidance")(**steering)}
+        if o.noisy_reward
         else {}
     )
     _function("commands.inference:generate")(
@@ -281,7 +283,7 @@ def _generate(o: argparse.Namespace) -> None:
                 "width",
                 "fps",
                 "steps",
-                "guidance",
+                "cfg_scale",
                 "lora",
                 "negative",
                 "dtype",
@@ -549,7 +551,7 @@ def _parser() -> argparse.ArgumentParser:
         "generate",
         _generate,
         "sample videos of prompts from a Wan or LTX pipeline, as a videos set with recorded seeds. Samples to "
-        "train on are best drawn with guidance 1: guided ones teach the guidance, not a preference",
+        "train on are best drawn with --cfg-scale 1: guided ones teach the guidance, not a preference",
     )
     generate.add_argument("--generator", required=True, help="pipeline folder or hub id")
     generate.add_argument("--prompts", required=True, help="CSV with a column prompt, or text file with one a line")
@@ -559,21 +561,17 @@ def _parser() -> argparse.ArgumentParser:
         generate.add_argument(
             f"--{name}", type=_count(1), default=value, help="of the scheduler" if name == "steps" else "of the videos"
         )
-    generate.add_argument(
-        "--guidance-scale", dest="guidance", type=float, default=1.0, help="classifier-free guidance; 1 is none"
-    )
-    generate.add_argument(
-        "--guidance", dest="guidance_reward", help="folder of a noisy reward that steers sampling (Flow-NRG)"
-    )
+    generate.add_argument("--cfg-scale", type=float, default=1.0, help="classifier-free guidance scale; 1 turns it off")
+    generate.add_argument("--noisy-reward", help="folder of a noisy reward that steers sampling (Flow-NRG)")
     generate.add_argument(
         "--weights",
         type=_weights,
-        help="with --guidance: of the dimensions, like VQ=0.1,MQ=0.1,TA=0.8; else a third each",
+        help="with --noisy-reward: of the dimensions, like VQ=0.1,MQ=0.1,TA=0.8; else a third each",
     )
     generate.add_argument(
         "--strength",
         type=float,
-        help="with --guidance: in deviations of the reward; 0 leaves samples as they are, else 100",
+        help="with --noisy-reward: in deviations of the reward; 0 leaves samples as they are, else 100",
     )
     generate.add_argument("--lora", help="folder of adapters in diffusers' format")
     generate.add_argument("--negative", help="prompt to steer away from")

@@ -27,7 +27,7 @@ VIEWED_AT = 0.1
 class Generate(L.LightningModule):
     """Samples videos through the generator's own pipeline and scheduler.
 
-    Samples that a model is to be *trained* on are best drawn with guidance 1: training on guided samples teaches the
+    Samples that a model is to be *trained* on are best drawn with cfg_scale 1: training on guided samples teaches the
     guidance, which looks like an improvement without any preference (a model fine-tuned on unselected guided samples
     already "wins").
 
@@ -38,13 +38,13 @@ class Generate(L.LightningModule):
         width: Width of the videos, pixels.
         fps: Frame rate of the videos.
         steps: Number of scheduler steps.
-        guidance: Classifier-free guidance scale; 1 turns it off.
+        cfg_scale: Classifier-free guidance scale; 1 turns it off.
         lora: Folder, file or hub id of LoRA adapters, in the names of diffusers, peft, ComfyUI, DiffSynth or kohya.
         negative: Prompt that guidance steers away from.
         dtype: Dtype of the transformer.
         source: Name of the model in the records.
         crf: Quality of the mp4 files, from 0 (lossless) to 51.
-        reward: Folder of a noisy reward that steers sampling (Flow-NRG).
+        noisy_reward: Folder of a noisy reward that steers sampling (Flow-NRG).
         guide: When and how strongly the reward steers.
 
     The records hold the seconds that a video's sampling took (its share of a batch; on a CPU seconds of one core), and what the noisy reward thinks of it.
@@ -58,34 +58,34 @@ class Generate(L.LightningModule):
         width: int,
         fps: int = 16,
         steps: int = 50,
-        guidance: float = 1.0,
+        cfg_scale: float = 1.0,
         lora: str | None = None,
         negative: str = "",
         dtype: Literal["float32", "bfloat16"] = "float32",
         source: str = "generator",
         crf: int = 10,
-        reward: str | None = None,
+        noisy_reward: str | None = None,
         guide: Guidance | None = None,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=["guide"])
-        if steps < 1 or not guidance >= 1 or fps < 1:
-            raise VideoAlignError(f"steps {steps}, guidance {guidance} and fps {fps} must be at least 1")
+        if steps < 1 or not cfg_scale >= 1 or fps < 1:
+            raise VideoAlignError(f"steps {steps}, cfg_scale {cfg_scale} and fps {fps} must be at least 1")
         self.generator = load_generator(generator, dtype, fps=fps)
         if lora:
             load_adapters(self.generator, lora)
-        self.reward = NoisyReward.from_pretrained(reward, self.generator) if reward else None
-        if self.reward:  # its gradient would otherwise hold all tokens of all blocks
-            self.reward.trunk.enable_gradient_checkpointing()
+        self.noisy_reward = NoisyReward.from_pretrained(noisy_reward, self.generator) if noisy_reward else None
+        if self.noisy_reward:  # its gradient would otherwise hold all tokens of all blocks
+            self.noisy_reward.trunk.enable_gradient_checkpointing()
         self.guide = guide or Guidance()
-        if guide and not reward:
-            raise VideoAlignError("guidance needs a noisy reward: name its folder (--guidance)")
+        if guide and not noisy_reward:
+            raise VideoAlignError("guidance needs a noisy reward: name its folder (--noisy-reward)")
         self.shape = self.generator.latent_shape(num_frames, height, width)
-        self.steps, self.guidance, self.negative = steps, guidance, negative
+        self.steps, self.cfg_scale, self.negative = steps, cfg_scale, negative
 
     def making(self) -> dict[str, Any]:
         """What the videos depend on."""
-        return {**self.hparams, **({"guide": asdict(self.guide)} if self.reward else {})}
+        return {**self.hparams, **({"guide": asdict(self.guide)} if self.noisy_reward else {})}
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> list[tuple[str, dict[str, bytes], dict]]:
         """Samples of a videos set."""
@@ -93,13 +93,15 @@ class Generate(L.LightningModule):
             return []
         generator, h = self.generator, self.hparams
         condition = generator.condition(generator.encode_prompts(batch["prompts"]))
-        null = generator.condition(generator.encode_prompts([self.negative])) if self.guidance > 1 else None
+        null = generator.condition(generator.encode_prompts([self.negative])) if self.cfg_scale > 1 else None
         _, noise = draw(torch.tensor(batch["seeds"]), torch.Size(self.shape), self.device)
         # on a CPU of all cores that compute, whatever else the machine does meanwhile
         clock = time.monotonic if self.device.type == "cuda" else time.process_time
         begun = clock()
-        with guided(generator.pipeline, self.reward, self.guide) if self.reward else contextlib.nullcontext():
-            latents = generator.sample(condition, noise, self.steps, self.guidance, null)
+        with (
+            guided(generator.pipeline, self.noisy_reward, self.guide) if self.noisy_reward else contextlib.nullcontext()
+        ):
+            latents = generator.sample(condition, noise, self.steps, self.cfg_scale, null)
         if self.device.type == "cuda":
             torch.cuda.synchronize()
         seconds = (clock() - begun) / len(latents)
@@ -111,17 +113,17 @@ class Generate(L.LightningModule):
                 "prompt": prompt,
                 "source": h["source"],
                 "seed": seed,
-                "guidance": h["guidance"],
+                "guidance": h["cfg_scale"],
                 "steps": h["steps"],
                 "fps": h["fps"],
                 "num_frames": h["num_frames"],
                 "height": h["height"],
                 "width": h["width"],
             }
-            if self.reward:
+            if self.noisy_reward:
                 record |= {
                     "guide": asdict(self.guide),
-                    "reward": h["reward"],
+                    "reward": h["noisy_reward"],
                     "noisy_reward": dict(zip(DIMENSIONS, view)),
                 }
             record["seconds"] = round(seconds, 4)
@@ -130,14 +132,16 @@ class Generate(L.LightningModule):
 
     def _views(self, latents: Tensor, noise: Tensor, condition: Condition, keys: list[str]) -> list:
         """What the noisy reward itself thinks of finished latents: rows of normalised rewards at t = :data:`VIEWED_AT`."""
-        if not self.reward:
+        if not self.noisy_reward:
             return [None] * len(latents)
         t = torch.full((len(latents),), VIEWED_AT, device=latents.device)
         with torch.no_grad():
-            rewards = self.reward(interpolate(latents, noise, t), t, condition)
-        rewards = self.reward.normalise(rewards)
+            rewards = self.noisy_reward(interpolate(latents, noise, t), t, condition)
+        rewards = self.noisy_reward.normalise(rewards)
         require_finite(
-            "the noisy reward's view of sampled videos", by_name(keys, rewards), f"look at {self.hparams['reward']}"
+            "the noisy reward's view of sampled videos",
+            by_name(keys, rewards),
+            f"look at {self.hparams['noisy_reward']}",
         )
         return rewards.tolist()
 

@@ -21,7 +21,7 @@ from .export import export
 from .guideline import GUIDELINE, read_guideline
 from .overview import overview
 from .pairing import Pair, choose
-from .protocol import CHOICES, Protocol
+from .protocol import CHOICES, RatingProtocol
 from .store import Store, check_new, new_round
 
 PLAYED = ("h264", "vp8", "vp9", "av1")
@@ -46,7 +46,7 @@ def begin(
     Args:
         videos: *videos* set with several sources per prompt. db: file to make. per_prompt, seed: see :func:`.pairing.choose`.
         validation, benchmark: shares of the prompts.
-        protocol: YAML with some of :class:`.protocol.Protocol`'s settings. references: CSV of the training round, with columns
+        protocol: YAML with some of :class:`.protocol.RatingProtocol`'s settings. references: CSV of the training round, with columns
             ``key_A, key_B, VQ, MQ, TA``. select: ``random``, or ``uncertain``: first the pairs that the reward models in
             ``model`` (one or two folders) know least of; computed on ``device``.
     """
@@ -113,14 +113,14 @@ def _played(shards: ShardSet) -> list[Content]:
     return contents
 
 
-def _rules(path: str | None) -> Protocol:
+def _rules(path: str | None) -> RatingProtocol:
     found = read_yaml(path, "--protocol") if path else {}
     if not isinstance(found, dict):
         raise VideoAlignError(f"--protocol {path} holds no settings by name")
-    return Protocol.of(found)
+    return RatingProtocol.of(found)
 
 
-def _references(path: str, contents: dict[str, Content], rules: Protocol) -> list[tuple[Pair, dict[str, str]]]:
+def _references(path: str, contents: dict[str, Content], rules: RatingProtocol) -> list[tuple[Pair, dict[str, str]]]:
     """Training pairs and their right choices."""
     found: list[tuple[Pair, dict[str, str]]] = []
     lines: dict[frozenset[str], int] = {}

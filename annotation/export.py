@@ -175,7 +175,7 @@ Exported pairs: {", ".join(f"{count} {split}" for split, count in card["exported
 
 `decided.csv` is for spreadsheets: in cells that they would take for a formula an apostrophe stands first. The other files are for programs.
 
-Protocol: {json.dumps(card["protocol"])}. Where all votes of a pair agree they are the label, elsewhere a reviewer's vote is.
+RatingProtocol: {json.dumps(card["protocol"])}. Where all votes of a pair agree they are the label, elsewhere a reviewer's vote is.
 
 | | Krippendorff's alpha (ordinal) | raw agreement | ties among votes | votes |
 |---|---|---|---|---|

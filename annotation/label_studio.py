@@ -27,7 +27,7 @@ from ..datamodules.ratings import COLUMNS
 from ..datamodules.shards import ShardSet, sha256
 from .names import Names
 from .pairing import Pair, split_prompts
-from .protocol import CHOICES, Protocol
+from .protocol import CHOICES, RatingProtocol
 from .store import new_round
 
 _SKIPPED = ("was_cancelled", "skipped")
@@ -61,7 +61,7 @@ def import_label_studio(
     db: str | Path,
     shares: tuple[float, float] = (0.1, 0.1),
     seed: int = 0,
-    protocol: Protocol | None = None,
+    protocol: RatingProtocol | None = None,
     reviewers: tuple[str, ...] = (),
     names: str = "both",
 ) -> dict[str, int]:
@@ -86,7 +86,7 @@ def import_label_studio(
     """
     tasks = _read(Path(path))
     contents = {content.key: content.record for content in videos.contents()}
-    known, rules, people = Names(contents, names), protocol or Protocol(), _people(tasks)
+    known, rules, people = Names(contents, names), protocol or RatingProtocol(), _people(tasks)
     pairs: dict[tuple[str, str], str] = {}
     votes: dict[tuple[str, str], list[Said]] = {}
     for number, task in enumerate(tasks, 1):
@@ -215,7 +215,7 @@ def _pair(
     return contents[fits[0][0]]["prompt"], fits[0]
 
 
-def _said(annotation: Mapping[str, Any], where: str, protocol: Protocol, people: Mapping[str, str]) -> Said:
+def _said(annotation: Mapping[str, Any], where: str, protocol: RatingProtocol, people: Mapping[str, str]) -> Said:
     choices, flags = _choices(annotation.get("result") or [], where)
     if not flags and (lacking := [c for c in protocol.columns if c not in choices]):
         asked = sorted({str(item.get("from_name")) for item in annotation.get("result") or []} - {*COLUMNS, "flags"})

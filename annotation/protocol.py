@@ -20,7 +20,7 @@ OTHER = {"A": "B", "B": "A", "same": "same"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Protocol:
+class RatingProtocol:
     """All numbers of a round."""
 
     votes: int = 3
@@ -59,7 +59,7 @@ class Protocol:
         return COLUMNS if self.overall else DIMENSIONS
 
     @classmethod
-    def of(cls, record: dict[str, Any]) -> "Protocol":
+    def of(cls, record: dict[str, Any]) -> "RatingProtocol":
         """From JSON."""
         try:
             return cls(**record)
@@ -102,7 +102,7 @@ class Decision:
     labels: dict[str, str]
 
 
-def decide(votes: Sequence[Vote], protocol: Protocol, again: Sequence[Vote] = ()) -> Decision:
+def decide(votes: Sequence[Vote], protocol: RatingProtocol, again: Sequence[Vote] = ()) -> Decision:
     """The labels of a pair, or what is missing. Unanimous columns stand; of the others the reviewer's choice is final.
 
     Enough people's flags drop a pair, a reviewer's at once; fewer bring it before the reviewer, as a disagreement does.

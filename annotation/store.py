@@ -26,7 +26,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sess
 from .. import VideoAlignError
 from ..models.preference import DIMENSIONS
 from .pairing import Pair
-from .protocol import CHOICES, OTHER, Decision, Protocol, Vote, decide, flipped
+from .protocol import CHOICES, OTHER, Decision, RatingProtocol, Vote, decide, flipped
 
 X = TypeVar("X")
 VERSION, BUSY_MS = 1, 10_000
@@ -270,9 +270,9 @@ class Store:
         return json.loads(self._see(lambda session: session.get_one(Meta, name).value))
 
     @cached_property
-    def protocol(self) -> Protocol:
+    def protocol(self) -> RatingProtocol:
         """The round's rules."""
-        return Protocol.of(self.fact("protocol"))
+        return RatingProtocol.of(self.fact("protocol"))
 
     def prioritise(self, order: Sequence[int]) -> None:
         """Show these pairs, by id, in this order and before all others."""
@@ -567,7 +567,7 @@ class Round:
         history: every vote that ever came, in training and taken back too, as JSON.
     """
 
-    protocol: Protocol
+    protocol: RatingProtocol
     pairs: list[PairRow]
     people: list[dict[str, Any]]
     votes: dict[int, list[Vote]]
@@ -610,7 +610,7 @@ def check_new(path: str | Path) -> None:
 def new_round(
     path: str | Path,
     pairs: Sequence[Pair],
-    protocol: Protocol,
+    protocol: RatingProtocol,
     data: str,
     references: Sequence[tuple[Pair, dict[str, str]]] = (),
 ) -> Iterator[Store]:
@@ -644,7 +644,7 @@ def new_round(
 def _fill(
     path: Path,
     pairs: Sequence[Pair],
-    protocol: Protocol,
+    protocol: RatingProtocol,
     data: str,
     references: Sequence[tuple[Pair, dict[str, str]]],
 ) -> None:
@@ -672,7 +672,7 @@ def _fill(
     engine.dispose()
 
 
-def _check(choices: Any, scores: Any, flags: Any, protocol: Protocol) -> None:
+def _check(choices: Any, scores: Any, flags: Any, protocol: RatingProtocol) -> None:
     """Refuse what no page of ours sends."""
     if not set(flags) <= {"unsafe", "broken"}:
         raise RefusedVote(f"flags {sorted(flags)} are unknown; they are unsafe and broken")
@@ -745,7 +745,7 @@ def _swapped(annotator: int, pair: int, occasion: int) -> bool:
     return drawn ^ (occasion % 2 == 1)
 
 
-def _settle(session: Session, rows: Iterable[PairRow], protocol: Protocol) -> None:
+def _settle(session: Session, rows: Iterable[PairRow], protocol: RatingProtocol) -> None:
     """Write beside pairs what their votes decide; training decides nothing."""
     session.flush()
     for row in rows:
@@ -754,7 +754,7 @@ def _settle(session: Session, rows: Iterable[PairRow], protocol: Protocol) -> No
             row.state, row.votes = decide(votes, protocol, again).state, sum(not vote.review for vote in votes)
 
 
-def _next(session: Session, annotator: Annotator, protocol: Protocol) -> tuple[int, int] | None:
+def _next(session: Session, annotator: Annotator, protocol: RatingProtocol) -> tuple[int, int] | None:
     """The next pair of a person and its occasion."""
     own = session.execute(
         select(VoteRow.pair_id, VoteRow.occasion, VoteRow.choices, PairRow.state)
@@ -791,7 +791,7 @@ def _next(session: Session, annotator: Annotator, protocol: Protocol) -> tuple[i
     return None if first is None else (first, 0)
 
 
-def _training(own: Sequence[Any], rows: Sequence[PairRow], protocol: Protocol) -> tuple[int, int] | None:
+def _training(own: Sequence[Any], rows: Sequence[PairRow], protocol: RatingProtocol) -> tuple[int, int] | None:
     """The next training pair: rounds over all of them until one was passed. Occasions -1, -2, ... number the rounds."""
     if not rows:
         return None
@@ -806,7 +806,7 @@ def _training(own: Sequence[Any], rows: Sequence[PairRow], protocol: Protocol) -
         round_ -= 1
 
 
-def _repetition(own: Sequence[Any], annotator: Annotator, protocol: Protocol) -> tuple[int, int] | None:
+def _repetition(own: Sequence[Any], annotator: Annotator, protocol: RatingProtocol) -> tuple[int, int] | None:
     """Now and then a pair that the person rated a while ago."""
     done = [vote.pair_id for vote in own if vote.occasion == 0]
     repeated = {vote.pair_id for vote in own if vote.occasion == 1}

@@ -5,7 +5,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from ..datamodules.pairs import Pair
+from ..datamodules.pairs import VideoPair
 from ..datamodules.ratings import WORDS
 from ..models.preference import DIMENSIONS, probabilities
 from .tensorboard import add_animation, enlarge, writer_of
@@ -20,7 +20,7 @@ class ExamplePairs(L.Callback):
 
     def __init__(self, count: int = 4, fps: float = 4.0, height: int = 160) -> None:
         self.count, self.fps, self.height = count, fps, height
-        self.pairs: list[Pair] = []
+        self.pairs: list[VideoPair] = []
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Score the pairs on every rank (sharded models need all of them) and draw them on the first."""
@@ -43,7 +43,7 @@ class ExamplePairs(L.Callback):
                 add_animation(writer, f"examples/{number}", frames, self.fps, trainer.global_step)
 
 
-def draw_pair(pair: Pair, predicted: Tensor, height: int = 160) -> list[Image.Image]:
+def draw_pair(pair: VideoPair, predicted: Tensor, height: int = 160) -> list[Image.Image]:
     """Frames of an animation.
 
     Args:

@@ -26,10 +26,10 @@ class Sampling:
     """Frame rate that the videos are meant for."""
     steps: int = 50
     """Of the pipeline's scheduler."""
-    guidance: float = 1.0
-    """Classifier-free guidance; 1 is none."""
+    cfg_scale: float = 1.0
+    """Classifier-free guidance scale; 1 turns it off."""
     negative: str = ""
-    """What guidance steers away from."""
+    """Negative prompt of classifier-free guidance."""
     batch_size: int = 1
     """Videos at once."""
     seed: int = 0
@@ -69,12 +69,12 @@ class PromptSampler:
         if generator.vae is None:
             raise VideoAlignError("videos cannot be decoded: add vae to model.parts")
         condition = generator.condition([self.embeds[p] for p, _ in items])
-        null = generator.condition(self.embeds[-1:]) if s.guidance > 1 else None
+        null = generator.condition(self.embeds[-1:]) if s.cfg_scale > 1 else None
         noise = self.noise(items)
         with self._precision():
-            policy = generator.sample(condition, noise, s.steps, s.guidance, null)
+            policy = generator.sample(condition, noise, s.steps, s.cfg_scale, null)
         with self._precision(), self.module.as_reference() as net:
-            return policy, generator.sample(condition, noise, s.steps, s.guidance, null, net)
+            return policy, generator.sample(condition, noise, s.steps, s.cfg_scale, null, net)
 
     @torch.no_grad()
     def drift(self, latents: Tensor, items: Sequence[tuple[int, int]], draws: int = 4) -> Tensor:

@@ -46,21 +46,21 @@ class Arm:
     """Folder or hub id of another pipeline."""
     lora: str | None = None
     """Folder of adapters."""
-    reward: str | None = None
+    noisy_reward: str | None = None
     """Folder of a noisy reward; without a guide it only watches."""
     guide: Guidance | None = None
     """When and how strongly it steers."""
 
     def __post_init__(self) -> None:
-        if self.guide and not self.reward:
-            raise VideoAlignError("an arm with a guide needs a noisy reward: name its folder under reward")
+        if self.guide and not self.noisy_reward:
+            raise VideoAlignError("an arm with a guide needs a noisy reward: name its folder under noisy_reward")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep:
     """Guidance by one noisy reward at several strengths."""
 
-    reward: str
+    noisy_reward: str
     """Folder of the noisy reward."""
     strengths: list[float]
     """Ascending; 0 is the base."""
@@ -79,9 +79,11 @@ class Sweep:
     def arms(self, name: str) -> dict[str, Arm]:
         """An arm per strength above 0, and one that only watches, at 0."""
         return {
-            f"{name}@0": Arm(reward=self.reward, lora=self.lora),
+            f"{name}@0": Arm(noisy_reward=self.noisy_reward, lora=self.lora),
             **{
-                f"{name}@{s:g}": Arm(reward=self.reward, lora=self.lora, guide=replace(self.guide, strength=s))
+                f"{name}@{s:g}": Arm(
+                    noisy_reward=self.noisy_reward, lora=self.lora, guide=replace(self.guide, strength=s)
+                )
                 for s in self.strengths
                 if s > 0
             },
@@ -149,8 +151,8 @@ def plan(
         raise VideoAlignError(
             f"arms or sweeps {wrong}: names must not be empty, hold @, /, \\ or a dot, or be that of the base"
         )
-    watch = next((sweep.reward for sweep in sweeps.values()), None)
-    every = {BASE: Arm(reward=watch), **arms}
+    watch = next((sweep.noisy_reward for sweep in sweeps.values()), None)
+    every = {BASE: Arm(noisy_reward=watch), **arms}
     curves: dict[str, tuple[Mapping[str, float], list[str]]] = {}
     for name, sweep in sweeps.items():
         own = sweep.arms(name)
@@ -197,7 +199,7 @@ def sample_arm(
     shutil.rmtree(videos.with_name(f"{name}.rewards"), ignore_errors=True)  # of videos that are gone
     s = sampling
     # without a guide of its own a reward watches: strength 0 leaves samples as they are
-    guide = {"reward": arm.reward, "guide": arm.guide or Guidance(strength=0.0)} if arm.reward else {}
+    guide = {"noisy_reward": arm.noisy_reward, "guide": arm.guide or Guidance(strength=0.0)} if arm.noisy_reward else {}
     generate(
         {
             "generator": arm.generator or generator,
@@ -207,7 +209,7 @@ def sample_arm(
             "width": s.width,
             "fps": s.fps,
             "steps": s.steps,
-            "guidance": s.guidance,
+            "cfg_scale": s.cfg_scale,
             "negative": s.negative,
             "source": name,
             **guide,

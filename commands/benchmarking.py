@@ -24,7 +24,7 @@ from ..callbacks.reward_rows import RewardRows, read_rewards
 from ..datamodules.benchmark import Benchmark
 from ..datamodules.shards import ShardSet, sha256
 from ..datamodules.video_list import VideoList, by_length, videos_of
-from ..models.benchmark_protocols import PROTOCOLS, Protocol, accuracy_four_way, official_accuracy_with_ties
+from ..models.benchmark_protocols import PROTOCOLS, BenchmarkProtocol, accuracy_four_way, official_accuracy_with_ties
 from ..models.files import new_file, write_json
 from ..models.fingerprint import fingerprint
 from ..models.intervals import prompt_number
@@ -94,7 +94,7 @@ def measure(
                 yield name, result
 
 
-def _check(protocol: Protocol | None, sets: dict[str, Benchmark], overall: str | None, ways: int) -> None:
+def _check(protocol: BenchmarkProtocol | None, sets: dict[str, Benchmark], overall: str | None, ways: int) -> None:
     if overall not in (None, "sum", *DIMENSIONS):
         raise VideoAlignError(f"--overall {overall}: choose sum, {', '.join(DIMENSIONS)}")
     for name, rated in sets.items():
@@ -248,7 +248,7 @@ def report(result: dict) -> str:
     return "\n".join(lines)
 
 
-def _beside(protocol: Protocol, accuracies: dict[str, dict]) -> str:
+def _beside(protocol: BenchmarkProtocol, accuracies: dict[str, dict]) -> str:
     """Measured and published accuracies, in per cent, a line per method."""
     columns = [column for column in protocol.columns if column in accuracies]
     measured = {c: accuracies[c] for c in columns}
@@ -274,7 +274,7 @@ def _beside(protocol: Protocol, accuracies: dict[str, dict]) -> str:
     return "\n".join(lines)
 
 
-def _why(protocol: Protocol, accuracies: dict[str, dict]) -> list[str]:
+def _why(protocol: BenchmarkProtocol, accuracies: dict[str, dict]) -> list[str]:
     """Why numbers on one page may differ."""
     lines = [
         "Published rows: VideoAlign, v2 Table 2. w/o: decided pairs only, equal rewards are wrong (LiFT's were broken at random)."

@@ -22,7 +22,7 @@ from .stream import Dropped, Item, ShardLoader, ShardStream, Share, at_least, tr
 
 
 @dataclass(frozen=True)
-class Pair:
+class VideoPair:
     """A decoded pair.
 
     Attributes:
@@ -37,20 +37,22 @@ class Pair:
     scores: Tensor
     sources: tuple[str, str]
 
-    def swapped(self) -> "Pair":
+    def swapped(self) -> "VideoPair":
         """The same pair with A and B exchanged, labels and scores with them."""
-        return Pair(self.key, self.prompt, self.videos[::-1], -self.labels, self.scores.flip(0), self.sources[::-1])
+        return VideoPair(
+            self.key, self.prompt, self.videos[::-1], -self.labels, self.scores.flip(0), self.sources[::-1]
+        )
 
 
 class PairDecoder:
-    """Raw sample -> :class:`Pair`; exchanges A and B by a coin of (seed, epoch, key) where asked."""
+    """Raw sample -> :class:`VideoPair`; exchanges A and B by a coin of (seed, epoch, key) where asked."""
 
     def __init__(self, reader: FrameReader, seed: int | None) -> None:
         self.reader, self.seed = reader, seed
 
-    def __call__(self, raw: RawSample, epoch: int) -> Pair:
+    def __call__(self, raw: RawSample, epoch: int) -> VideoPair:
         record = raw.record()
-        pair = Pair(
+        pair = VideoPair(
             raw.key,
             prompt_of(record, raw.name),
             tuple(self.reader(raw)),
@@ -252,7 +254,7 @@ class VideoPairs(L.LightningDataModule):
         """What validation sees."""
         return self.val_dataloader()
 
-    def examples(self, count: int) -> list[Pair]:
+    def examples(self, count: int) -> list[VideoPair]:
         """The first held-out pairs, decoded: always the same ones, for pictures."""
         shards = self._pairs("val")
         decode = PairDecoder(FrameReader(shards, self.processor.sampling, self.processor.factor), None)

@@ -18,7 +18,7 @@ Published = dict[str, dict[str, tuple[float, float]]]
 
 
 @dataclass(frozen=True)
-class Protocol:
+class BenchmarkProtocol:
     """How a benchmark is scored.
 
     GenAI-Bench's budget of 256 x 256 is below the least area of the released preprocessing, which therefore enlarges
@@ -45,7 +45,7 @@ VOTES = {"leftvote": "A", "rightvote": "B", "tievote": "same", "bothbad_vote": "
 VIDEOREWARD = "VideoReward (2B), as published"
 
 PROTOCOLS = {
-    "videogen-rewardbench": Protocol(
+    "videogen-rewardbench": BenchmarkProtocol(
         "VideoGen-RewardBench", FrameSampling(fps=2.0, max_pixels=448 * 448), "sum", (OVERALL, "VQ", "MQ", "TA"),
         {
             OVERALL: {VIDEOREWARD: (73.59, 61.26), "VisionReward": (67.59, 56.77), "LiFT": (57.26, 39.08),
@@ -58,7 +58,7 @@ PROTOCOLS = {
                    "VideoScore": (50.34, 37.24), "random": (50.40, 37.25)},
         },
     ),
-    "genai-bench": Protocol(
+    "genai-bench": BenchmarkProtocol(
         "GenAI-Bench (video)", FrameSampling(fps=2.0, max_pixels=256 * 256), "TA", (OVERALL,),
         {
             OVERALL: {VIDEOREWARD: (72.89, 49.41), "VisionReward": (72.41, 51.56), "LiFT": (58.39, 37.06),

@@ -214,24 +214,24 @@ class Generator(nn.Module):
         condition: Condition,
         noise: Tensor,
         steps: int,
-        guidance: float = 1.0,
+        cfg_scale: float = 1.0,
         null: Condition | None = None,
         transformer: nn.Module | None = None,
     ) -> Tensor:
         """Normalised latents (B, C, F, H, W) from noise of that shape, through the pipeline and its own scheduler.
 
         Args:
-            steps: of the scheduler. guidance: classifier-free; 1 is none. null: condition of no prompt, for guidance.
+            steps: of the scheduler. cfg_scale: classifier-free guidance scale; 1 turns it off. null: condition of no prompt, for guidance.
             transformer: to sample from, if not the pipeline's.
         """
-        if guidance > 1 and null is None:
-            raise VideoAlignError(f"guidance {guidance} needs the embedding of the empty prompt")
+        if cfg_scale > 1 and null is None:
+            raise VideoAlignError(f"cfg_scale {cfg_scale} needs the embedding of the empty prompt")
         if null is not None:
             null = {name: tensor.expand(len(noise), *tensor.shape[1:]) for name, tensor in null.items()}
         self.pipeline.transformer = transformer or self.transformer
         try:
             return self._denoise(
-                condition, null, noise.float(), num_inference_steps=steps, guidance_scale=guidance
+                condition, null, noise.float(), num_inference_steps=steps, guidance_scale=cfg_scale
             ).float()
         finally:
             self.pipeline.transformer = self.transformer

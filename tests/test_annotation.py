@@ -20,7 +20,7 @@ from videoalign import VideoAlignError
 from videoalign.annotation.agreement import agreement, consistency, sources, wilson
 from videoalign.annotation.overview import overview
 from videoalign.annotation.pairing import Pair, choose, split_prompts
-from videoalign.annotation.protocol import Decision, Protocol, Vote, decide, flipped
+from videoalign.annotation.protocol import Decision, RatingProtocol, Vote, decide, flipped
 from videoalign.annotation.store import RefusedVote, StorageError, Store, new_round
 from videoalign.datamodules.shards import Content
 
@@ -109,35 +109,43 @@ def said(*choices, review=False, flags=(), annotator="x", scores=None):
 
 def test_three_equal_votes_decide_and_two_do_not():
     votes = [said("A", "same", "B")] * 3
-    assert decide(votes, Protocol()) == Decision("done", {"VQ": "A", "MQ": "same", "TA": "B"})
-    assert decide(votes[:2], Protocol()).state == "open"
+    assert decide(votes, RatingProtocol()) == Decision("done", {"VQ": "A", "MQ": "same", "TA": "B"})
+    assert decide(votes[:2], RatingProtocol()).state == "open"
 
 
 def test_of_columns_in_which_votes_differ_the_reviewer_decides():
     votes = [said("A", "A", "A"), said("A", "B", "A"), said("A", "same", "A")]
-    assert decide(votes, Protocol()).state == "review"
-    labels = decide([*votes, said("B", "B", "B", review=True)], Protocol()).labels
+    assert decide(votes, RatingProtocol()).state == "review"
+    labels = decide([*votes, said("B", "B", "B", review=True)], RatingProtocol()).labels
     assert labels == {"VQ": "A", "MQ": "B", "TA": "A"}
 
 
 def test_an_unsafe_pair_is_dropped_unless_the_reviewer_says_otherwise():
     votes = [said("A", "A", "A"), said(flags=("unsafe",)), said("A", "A", "A")]
-    assert decide(votes, Protocol()) == Decision("unsafe", {})
-    assert decide(votes, Protocol(unsafe_votes=2)).state == "review"  # too few for dropping it, too few for a label
+    assert decide(votes, RatingProtocol()) == Decision("unsafe", {})
+    assert (
+        decide(votes, RatingProtocol(unsafe_votes=2)).state == "review"
+    )  # too few for dropping it, too few for a label
     twice = [said("A", "A", "A"), said(flags=("unsafe", "unsafe")), said("A", "A", "A")]
-    assert decide(twice, Protocol(unsafe_votes=2)).state == "review"  # one person counts once
-    assert decide([*votes, said("A", "B", "A", review=True)], Protocol()).labels == {"VQ": "A", "MQ": "B", "TA": "A"}
-    assert decide([said("A", "A", "A")] * 3 + [said(flags=("broken",), review=True)], Protocol()).state == "broken"
+    assert decide(twice, RatingProtocol(unsafe_votes=2)).state == "review"  # one person counts once
+    assert decide([*votes, said("A", "B", "A", review=True)], RatingProtocol()).labels == {
+        "VQ": "A",
+        "MQ": "B",
+        "TA": "A",
+    }
+    assert (
+        decide([said("A", "A", "A")] * 3 + [said(flags=("broken",), review=True)], RatingProtocol()).state == "broken"
+    )
 
 
 def test_a_flag_on_a_repetition_counts_and_its_choices_do_not():
     votes, again = [said("A", "A", "A", annotator=name) for name in "abc"], [said("B", "B", "B", annotator="a")]
-    assert decide(votes, Protocol(), again).labels["VQ"] == "A"
+    assert decide(votes, RatingProtocol(), again).labels["VQ"] == "A"
     flagged = [said(flags=("unsafe",), annotator="a")]
-    assert decide(votes, Protocol(), flagged) == Decision("unsafe", {})
+    assert decide(votes, RatingProtocol(), flagged) == Decision("unsafe", {})
     both = [said("A", "A", "A", flags=("unsafe",), annotator="a"), *votes[1:]]
-    assert decide(both, Protocol(unsafe_votes=2), flagged).state == "review"  # one person counts once
-    assert decide(votes, Protocol(unsafe_votes=2), flagged).state == "review"
+    assert decide(both, RatingProtocol(unsafe_votes=2), flagged).state == "review"  # one person counts once
+    assert decide(votes, RatingProtocol(unsafe_votes=2), flagged).state == "review"
 
 
 def test_a_flag_after_the_review_counts_and_one_before_it_was_decided():
@@ -145,13 +153,13 @@ def test_a_flag_after_the_review_counts_and_one_before_it_was_decided():
     review = replace(said("same", "A", "A", review=True), created=5.0)
     for when, state in ((4.0, "done"), (6.0, "unsafe")):
         flagged = replace(said(flags=("unsafe",)), created=when)
-        assert decide([*votes, review], Protocol(), [flagged]).state == state
+        assert decide([*votes, review], RatingProtocol(), [flagged]).state == state
 
 
 def test_a_vote_that_is_taken_back_after_the_review_opens_the_pair_again():
     votes = [said("A", "A", "A"), said("B", "A", "A"), said("A", "A", "A"), said("same", "A", "A", review=True)]
-    assert decide(votes, Protocol()).labels["VQ"] == "same"
-    assert decide(votes[1:], Protocol()).state == "open"
+    assert decide(votes, RatingProtocol()).labels["VQ"] == "same"
+    assert decide(votes[1:], RatingProtocol()).state == "open"
 
 
 def test_flipping_twice_is_nothing():
@@ -174,12 +182,12 @@ def test_flipping_twice_is_nothing():
 )
 def test_rules_that_make_no_sense_are_refused(wrong):
     with pytest.raises(VideoAlignError, match="protocol"):
-        Protocol(**wrong)
+        RatingProtocol(**wrong)
 
 
 def test_unknown_rules_are_refused():
     with pytest.raises(VideoAlignError, match="protocol"):
-        Protocol.of({"vote": 3})
+        RatingProtocol.of({"vote": 3})
 
 
 # --- agreement --------------------------------------------------------------------------------------------------------
@@ -238,7 +246,7 @@ def pairs(count):
 
 
 def begun(path, pairs, references=(), **rules):
-    with new_round(path, pairs, Protocol(**rules), "data", references):
+    with new_round(path, pairs, RatingProtocol(**rules), "data", references):
         pass
     return Store(path)
 
@@ -545,7 +553,7 @@ def test_a_file_may_have_any_name(tmp_path):
 def test_of_two_that_begin_at_once_the_second_is_refused(tmp_path):
     with (
         pytest.raises(VideoAlignError, match="exists already"),
-        new_round(tmp_path / "t.db", pairs(3), Protocol(), "slow"),
+        new_round(tmp_path / "t.db", pairs(3), RatingProtocol(), "slow"),
     ):
         begun(tmp_path / "t.db", pairs(2))
     assert len(Store(tmp_path / "t.db").pairs()) == 2
@@ -577,7 +585,7 @@ def test_a_moment_of_the_round_fits_together(store):
 
 
 def test_a_round_that_fails_to_begin_leaves_no_file(tmp_path):
-    with pytest.raises(KeyError), new_round(tmp_path / "t.db", pairs(3), Protocol(), "data") as store:
+    with pytest.raises(KeyError), new_round(tmp_path / "t.db", pairs(3), RatingProtocol(), "data") as store:
         store.invite("a")
         raise KeyError
     assert not (tmp_path / "t.db").exists()

@@ -26,7 +26,7 @@ from videoalign.annotation.export import export, plain
 from videoalign.annotation.label_studio import import_label_studio
 from videoalign.annotation.names import Names
 from videoalign.annotation.pairing import Pair
-from videoalign.annotation.protocol import Protocol
+from videoalign.annotation.protocol import RatingProtocol
 from videoalign.annotation.server import host_of, make_app
 from videoalign.annotation.store import StorageError, Store, new_round
 from videoalign.cli import main
@@ -473,7 +473,7 @@ def test_texts_that_spreadsheets_would_run_are_neutral_in_the_table_for_people_a
     videos = write_set(tmp_path / "set", [("a", None, prompt, sources[0]), ("b", None, prompt, sources[1])])
     data = ShardSet(videos)
     with new_round(
-        tmp_path / "v.db", [Pair(prompt, ("a", "b"), sources, "benchmark")], Protocol(votes=1), _digest(videos)
+        tmp_path / "v.db", [Pair(prompt, ("a", "b"), sources, "benchmark")], RatingProtocol(votes=1), _digest(videos)
     ) as half:
         half.invite("x")
         half.bring_in({1: [("x", dict.fromkeys(COLUMNS, "A"), [], 1.0)]})

@@ -750,13 +750,17 @@ def compared(world, tmp_path_factory):
         world,
         folder / "out",
         arms={
-            "none": {"reward": world / "nrg", "guide": {"strength": 0.0}},
-            "predicted": {"reward": world / "nrg", "guide": {"through": "predicted", "strength": 5.0}},
+            "none": {"noisy_reward": world / "nrg", "guide": {"strength": 0.0}},
+            "predicted": {"noisy_reward": world / "nrg", "guide": {"through": "predicted", "strength": 5.0}},
             "tuned": {"lora": world / "lora"},
-            "both": {"lora": world / "lora", "reward": world / "nrg", "guide": {"strength": 30.0}},
+            "both": {"lora": world / "lora", "noisy_reward": world / "nrg", "guide": {"strength": 30.0}},
         },
         sweeps={
-            "nrg": {"reward": world / "nrg", "strengths": [0, 1, 30.5], "guide": {"weights": {"TA": 1.0}, "every": 1}}
+            "nrg": {
+                "noisy_reward": world / "nrg",
+                "strengths": [0, 1, 30.5],
+                "guide": {"weights": {"TA": 1.0}, "every": 1},
+            }
         },
     )
     assert compare(folder / "c.yaml", config) == 0
@@ -1014,7 +1018,7 @@ def test_the_base_alone_with_one_judge_and_one_sample(world, tmp_path):
 
 
 def test_one_sample_per_prompt_is_compared_by_the_same_noise(world, tmp_path):
-    sweeps = {"s": {"reward": world / "nrg", "strengths": [30.0]}}
+    sweeps = {"s": {"noisy_reward": world / "nrg", "strengths": [30.0]}}
     config = settings(
         world, tmp_path / "out", oracle=None, samples=1, sweeps=sweeps, arms={"tuned": {"lora": world / "lora"}}
     )
@@ -1036,21 +1040,21 @@ def test_one_sample_per_prompt_is_compared_by_the_same_noise(world, tmp_path):
         ({"arms": {"../a": {}}}, "arms or sweeps ['../a']"),
         ({"arms": {"a.rewards": {}}}, "arms or sweeps ['a.rewards']"),
         ({"arms": {"": {}}}, "arms or sweeps ['']"),
-        ({"sweeps": {"base": {"reward": "nrg", "strengths": [0, 1]}}}, "arms or sweeps ['base']"),
-        ({"sweeps": {"s": {"reward": "nrg", "strengths": [1, 0]}}}, "strengths must be finite, ascend"),
-        ({"sweeps": {"s": {"reward": "nrg", "strengths": [1, 1]}}}, "strengths must be finite, ascend"),
-        ({"sweeps": {"s": {"reward": "nrg", "strengths": []}}}, "strengths must be finite, ascend"),
-        ({"sweeps": {"s": {"reward": "nrg", "strengths": [1], "guide": {"weights": {"XX": 1.0}}}}}, "XX"),
-        ({"sweeps": {"s": {"reward": "nrg", "strengths": [1], "guide": {"through": "clean"}}}}, "through"),
+        ({"sweeps": {"base": {"noisy_reward": "nrg", "strengths": [0, 1]}}}, "arms or sweeps ['base']"),
+        ({"sweeps": {"s": {"noisy_reward": "nrg", "strengths": [1, 0]}}}, "strengths must be finite, ascend"),
+        ({"sweeps": {"s": {"noisy_reward": "nrg", "strengths": [1, 1]}}}, "strengths must be finite, ascend"),
+        ({"sweeps": {"s": {"noisy_reward": "nrg", "strengths": []}}}, "strengths must be finite, ascend"),
+        ({"sweeps": {"s": {"noisy_reward": "nrg", "strengths": [1], "guide": {"weights": {"XX": 1.0}}}}}, "XX"),
+        ({"sweeps": {"s": {"noisy_reward": "nrg", "strengths": [1], "guide": {"through": "clean"}}}}, "through"),
         ({"arms": {"a": {"strength": 3}}}, "strength"),
-        ({"arms": {"a": {"guide": {"strength": -1.0}, "reward": "nrg"}}}, "strength"),
+        ({"arms": {"a": {"guide": {"strength": -1.0}, "noisy_reward": "nrg"}}}, "strength"),
         ({"unheard_of": 3}, "unheard_of"),
         ({"sampling": {"num_frames": 9}}, "height"),
         ({"prompts": "none.txt"}, "none.txt"),
         ({"reward_model": "none"}, "none"),
         ({"oracle": "none.json"}, "none.json"),
         ({"generator": "./none"}, "none"),
-        ({"sweeps": {"s": {"reward": "none", "strengths": [1]}}}, "none"),
+        ({"sweeps": {"s": {"noisy_reward": "none", "strengths": [1]}}}, "none"),
     ],
 )
 def test_compare_refuses(changes, words, world, tmp_path, monkeypatch, capsys):
@@ -1064,7 +1068,7 @@ def test_compare_refuses(changes, words, world, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("strengths", [[-1.0, 0.0, 1.0], [1e6, 1e6 + 1]], ids=["negative", "of one name"])
 def test_no_strength_is_dropped_without_a_word(strengths):
     try:
-        sweep = Sweep(reward="r", strengths=strengths)
+        sweep = Sweep(noisy_reward="r", strengths=strengths)
     except VideoAlignError:
         return
     assert len(sweep.arms("s")) == sum(s != 0 for s in strengths)
@@ -1077,7 +1081,7 @@ def test_an_arm_with_a_guide_but_no_reward_is_refused(world, tmp_path):
 
 def test_a_mended_path_may_use_the_same_folder(world, tmp_path, capsys):
     """The reward's folder is misspelt, nothing is sampled; the next call names it rightly."""
-    wrong, right = ({"s": {"reward": world / name, "strengths": [1.0]}} for name in ("ngr", "nrg"))
+    wrong, right = ({"s": {"noisy_reward": world / name, "strengths": [1.0]}} for name in ("ngr", "nrg"))
     assert compare(tmp_path / "c.yaml", settings(world, tmp_path / "out", reward_model=None, sweeps=wrong)) == 2
     assert not list((tmp_path / "out" / "videos").glob("*/index.json"))
     assert compare(tmp_path / "c.yaml", settings(world, tmp_path / "out", reward_model=None, sweeps=right)) == 0
@@ -1096,7 +1100,8 @@ def test_prompts_that_the_oracle_cannot_judge_are_refused_before_the_work(world,
 def test_each_sweep_is_held_against_the_base_as_its_own_reward_sees_it(world, tmp_path):
     """Two rewards that differ in their zero alone: the same videos, hence the same gains."""
     sweeps = {
-        name: {"reward": world / folder, "strengths": [30.0]} for name, folder in (("one", "nrg"), ("two", "moved"))
+        name: {"noisy_reward": world / folder, "strengths": [30.0]}
+        for name, folder in (("one", "nrg"), ("two", "moved"))
     }
     assert compare(tmp_path / "c.yaml", settings(world, tmp_path / "out", reward_model=None, sweeps=sweeps)) == 0
     assert videos(tmp_path / "out" / "videos" / "one@30") == videos(tmp_path / "out" / "videos" / "two@30")
@@ -1107,11 +1112,11 @@ def test_each_sweep_is_held_against_the_base_as_its_own_reward_sees_it(world, tm
 
 def test_arms_of_a_sweep_carry_everything_but_the_strength():
     guide = Guidance(weights={"TA": 1.0}, every=2, through="predicted", strength=7.0)
-    arms = Sweep(reward="r", strengths=[0, 0.5, 20], guide=guide, lora="l").arms("s")
+    arms = Sweep(noisy_reward="r", strengths=[0, 0.5, 20], guide=guide, lora="l").arms("s")
     assert [*arms] == ["s@0", "s@0.5", "s@20"]
-    assert arms.pop("s@0") == Arm(reward="r", lora="l")  # it only watches
+    assert arms.pop("s@0") == Arm(noisy_reward="r", lora="l")  # it only watches
     for name, arm in arms.items():
-        assert isinstance(arm, Arm) and (arm.reward, arm.lora, arm.generator) == ("r", "l", None)
+        assert isinstance(arm, Arm) and (arm.noisy_reward, arm.lora, arm.generator) == ("r", "l", None)
         assert arm.guide == Guidance(weights={"TA": 1.0}, every=2, through="predicted", strength=float(name[2:]))
 
 
@@ -1248,7 +1253,7 @@ def both(world, pairs, tmp_path_factory):
                 "--device",
                 "cpu",
                 *options,
-                "--guidance",
+                "--noisy-reward",
                 world / "nrg",
                 "--strength",
                 30,

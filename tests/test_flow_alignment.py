@@ -308,7 +308,7 @@ def test_sampling_equals_plain_diffusers_called_with_the_prompts(guidance, gener
 
 def test_guidance_without_a_null_embedding_is_refused(wan):
     with pytest.raises(VideoAlignError, match="empty prompt"):
-        wan.sample(wan.condition([randn(3, 32)]), randn(1, *SHAPE), 2, guidance=2.0)
+        wan.sample(wan.condition([randn(3, 32)]), randn(1, *SHAPE), 2, cfg_scale=2.0)
 
 
 def test_padding_is_zeros_and_masked(generator):

@@ -785,7 +785,7 @@ def test_a_video_depends_on_seed_prompt_and_number_alone(generated, generators, 
 
 @pytest.mark.parametrize(
     ("options", "null"),
-    [([], None), (["--guidance-scale", 3], ""), (["--guidance-scale", 3, "--negative", "a video"], "a video")],
+    [([], None), (["--cfg-scale", 3], ""), (["--cfg-scale", 3, "--negative", "a video"], "a video")],
 )
 def test_guidance_steers_away_from_the_empty_prompt(options, null, generators, prompts, tmp_path, monkeypatch):
     sample, seen = Generator.sample, []
@@ -823,8 +823,8 @@ GENERATE_REFUSED = {
     "prompts in a folder": (["--prompts", "."], "cannot be read"),
     "number of frames": (["--num-frames", 6], "num_frames is 6"),
     "width": (["--width", 40], "multiples of 16"),
-    "guidance": (["--guidance-scale", 0.5], "guidance 0.5"),
-    "guidance nan": (["--guidance-scale", "nan"], "guidance nan"),
+    "guidance": (["--cfg-scale", 0.5], "cfg_scale 0.5"),
+    "guidance nan": (["--cfg-scale", "nan"], "cfg_scale nan"),
     "no generator": (["--generator", "none/at/all"], "none/at/all"),
     "no adapters": (["--lora", "none/at/all"], "adapters none/at/all cannot be loaded"),
     "steps": (["--steps", 0], "must be a whole number from 1 on"),
@@ -1107,7 +1107,7 @@ def won(tmp_path_factory, trained, generators, latents, judge, prompts) -> Simpl
         latents / "wan",
         judge,
         prompts,
-        guidance=2.0,
+        cfg_scale=2.0,
         trainer={"logger": logger(folder)},
     )
     assert call("test", "--config", config, "--ckpt_path", trained["wan"].checkpoint) == 0
@@ -1363,7 +1363,7 @@ def test_samples_stand_beside_the_reference_with_the_same_noise(family, trained)
 
 
 def test_before_training_both_halves_are_equal(generators, latents, tmp_path):
-    show = node(f"{CALLBACKS}.SideBySide", prompts=PROMPTS[:2], sampling={**SIZE, "guidance": 2.0})
+    show = node(f"{CALLBACKS}.SideBySide", prompts=PROMPTS[:2], sampling={**SIZE, "cfg_scale": 2.0})
     config = flow_config(
         tmp_path / "f.yaml", generators / "ltx", latents / "ltx", [show], trainer={"logger": logger(tmp_path)}
     )

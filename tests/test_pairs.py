@@ -13,7 +13,7 @@ from torch import Tensor
 from videoalign import VideoAlignError
 from videoalign.datamodules.benchmark import PAIRS
 from videoalign.datamodules.frames import FrameReader, encode_frames
-from videoalign.datamodules.pairs import Collate, Pair, PairDecoder, Video, VideoPairs
+from videoalign.datamodules.pairs import Collate, PairDecoder, Video, VideoPair, VideoPairs
 from videoalign.datamodules.shards import RawSample, ShardError, ShardSet, ShardWriter
 from videoalign.datamodules.stream import Dropped, Item
 from videoalign.datamodules.verify import verify
@@ -85,7 +85,7 @@ def module(
     return pairs
 
 
-def on_disk(data: Path, processor: RewardProcessor, name: str = "pairs") -> dict[str, Pair]:
+def on_disk(data: Path, processor: RewardProcessor, name: str = "pairs") -> dict[str, VideoPair]:
     """All pairs, never exchanged."""
     shards = ShardSet(data / name)
     decode = PairDecoder(FrameReader(shards, processor.sampling, processor.factor), None)
@@ -96,7 +96,7 @@ def same(a: Tensor, b: Tensor) -> bool:
     return torch.equal(a.isnan(), b.isnan()) and torch.equal(a.nan_to_num(9), b.nan_to_num(9))
 
 
-def same_pair(a: Pair, b: Pair) -> bool:
+def same_pair(a: VideoPair, b: VideoPair) -> bool:
     return (
         (a.key, a.prompt, a.sources) == (b.key, b.prompt, b.sources)
         and same(a.labels, b.labels)
@@ -105,9 +105,9 @@ def same_pair(a: Pair, b: Pair) -> bool:
     )
 
 
-def pair(number: int, frames: int = 4) -> Pair:
+def pair(number: int, frames: int = 4) -> VideoPair:
     shade = torch.full((frames, 3, 16, 16), number, dtype=torch.uint8)
-    return Pair(
+    return VideoPair(
         f"k{number}",
         f"prompt {number}",
         (shade, shade + 100),
@@ -222,7 +222,7 @@ def test_collate_of_a_benchmark(processor: RewardProcessor) -> None:
 # --- the DataModule ---------------------------------------------------------------------------------------------------
 
 
-def check(batch: dict, straight: dict[str, Pair], exchanged: dict[str, bool], processor: RewardProcessor) -> None:
+def check(batch: dict, straight: dict[str, VideoPair], exchanged: dict[str, bool], processor: RewardProcessor) -> None:
     """A batch holds the pairs that its keys name."""
     pairs = [straight[key].swapped() if exchanged[key] else straight[key] for key in batch["keys"]]
     assert same(batch["labels"], torch.stack([one.labels for one in pairs]))

@@ -108,7 +108,7 @@ class Paper(Loop):
                 arms[f"{algorithm}-{number}"] = _arm(name, algorithm)
         # as many trials as the others have
         sweeps = {
-            "nrg": Sweep(reward=GUIDES["even"][0], strengths=STRENGTHS, guide=Guidance(weights=GUIDES["even"][1]))
+            "nrg": Sweep(noisy_reward=GUIDES["even"][0], strengths=STRENGTHS, guide=Guidance(weights=GUIDES["even"][1]))
         }
         units += self.comparison("cells/trials", "choosing settings", arms, sweeps, samples=NOISES)
         return [
@@ -244,7 +244,7 @@ class Paper(Loop):
         )
         aligned = {name: _arm(f"aligned/{name}", name) for name in ("control", *TRIALS)}
         sweeps = {
-            name: Sweep(reward=reward, strengths=STRENGTHS, guide=Guidance(weights=weights))
+            name: Sweep(noisy_reward=reward, strengths=STRENGTHS, guide=Guidance(weights=weights))
             for name, (reward, weights) in GUIDES.items()
         }
         for name, arms, more in (

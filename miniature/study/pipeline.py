@@ -178,7 +178,7 @@ class Loop:
             ]
         )
 
-    def sample(self, result: str, prompts: str, samples: int, draw: int, guidance: float = 1.0) -> None:
+    def sample(self, result: str, prompts: str, samples: int, draw: int, cfg_scale: float = 1.0) -> None:
         """Videos of the base generator; without guidance, because guided ones would teach the guidance."""
         generate(
             {
@@ -188,7 +188,7 @@ class Loop:
                 "width": SIZE,
                 "fps": FPS,
                 "steps": STEPS,
-                "guidance": guidance,
+                "cfg_scale": cfg_scale,
             },
             {
                 "prompts": str(self.folder / "world" / prompts),
@@ -246,7 +246,7 @@ class Loop:
             width=SIZE,
             fps=FPS,
             steps=STEPS,
-            guidance=2.0,
+            cfg_scale=2.0,
             batch_size=32,
             seed=self.seed,
         )
@@ -259,7 +259,7 @@ class Loop:
             needs = [
                 "generator",
                 "world",
-                *(str(Path(v).relative_to(self.folder)) for v in (arm.lora, arm.reward, arm.generator) if v),
+                *(str(Path(v).relative_to(self.folder)) for v in (arm.lora, arm.noisy_reward, arm.generator) if v),
             ]
             units.append(
                 self.unit(
@@ -306,7 +306,7 @@ class Loop:
         """An arm or sweep whose names of units have become folders."""
         names = {
             key: str(self.folder / value)
-            for key in ("lora", "reward", "generator")
+            for key in ("lora", "noisy_reward", "generator")
             if (value := getattr(arm, key, None))
         }
         return replace(arm, **names)
@@ -620,6 +620,6 @@ def shown_sweeps() -> dict[str, Sweep]:
     """Guidance as the demo shows it: even weights, and text alignment alone."""
     strengths = [0.0, 1.0, 3.0, 10.0, 30.0, 100.0]
     return {
-        "nrg": Sweep(reward="noisy_reward", strengths=strengths),
-        "nrg-text": Sweep(reward="noisy_reward", strengths=[0.0, 3.0, 30.0], guide=Guidance(weights={"TA": 1.0})),
+        "nrg": Sweep(noisy_reward="noisy_reward", strengths=strengths),
+        "nrg-text": Sweep(noisy_reward="noisy_reward", strengths=[0.0, 3.0, 30.0], guide=Guidance(weights={"TA": 1.0})),
     }
