@@ -1,58 +1,57 @@
-"""Progress where there is no terminal to draw a bar on: a line now and then."""
+"""Progress of training and prediction where there is no terminal for Lightning's own bar."""
 
 import sys
-import time
 from typing import Any
 
 import lightning as L
+
+from ..bars import Bar
 
 
 class LogProgress(L.Callback):
     """Prints step, rate, time left and the loss to standard error.
 
     Args:
-        seconds: between two lines.
+        seconds: Time between two lines.
     """
 
     def __init__(self, seconds: float = 20.0) -> None:
         self.seconds = seconds
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Remember where the run begins."""
-        self.started = self.shown = time.monotonic()
-        self.first = trainer.global_step
+        """Begin at the step that a checkpoint left."""
+        total = trainer.estimated_stepping_batches
+        self.bar = Bar("step", total, trainer.global_step, self.seconds) if trainer.is_global_zero else None
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """A line, if it is time for one."""
-        now, done = time.monotonic(), trainer.global_step - self.first
-        if not trainer.is_global_zero or not done or now - self.shown < self.seconds:
-            return
-        self.shown = now
-        rate, total = done / (now - self.started), trainer.estimated_stepping_batches
-        left = (total - trainer.global_step) / rate
-        losses = {k: f"{v:.3f}" for k, v in trainer.progress_bar_metrics.items() if isinstance(v, float)}
-        print(
-            f"step {trainer.global_step}/{total:.0f}, {rate:.1f}/s, {left:.0f} s left {losses}",
-            file=sys.stderr,
-            flush=True,
-        )
+        """Show the steps so far and what the module logged to the progress bar."""
+        if self.bar is not None:
+            losses = {k: f"{v:.3f}" for k, v in trainer.progress_bar_metrics.items() if isinstance(v, float)}
+            self.bar.set_postfix(losses, refresh=False)
+            self.bar.update(trainer.global_step - self.bar.n)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Print the last step."""
+        if self.bar is not None:
+            self.bar.close()
 
 
 class PredictProgress(L.Callback):
     """Prints batches, rate and time left of a predict run to standard error, where that is no terminal.
 
     Args:
-        seconds: between two lines.
+        seconds: Time between two lines.
     """
 
     def __init__(self, seconds: float = 20.0) -> None:
         self.seconds = seconds
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Remember when the run begins."""
-        self.started = self.shown = time.monotonic()
+        """Begin at the first batch."""
+        shown = trainer.is_global_zero and not sys.stderr.isatty()
+        self.bar = Bar("batch", sum(trainer.num_predict_batches), 0, self.seconds) if shown else None
 
     def on_predict_batch_end(
         self,
@@ -63,9 +62,11 @@ class PredictProgress(L.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """A line, if it is time for one."""
-        now, done, total = time.monotonic(), batch_idx + 1, sum(trainer.num_predict_batches)
-        if not trainer.is_global_zero or sys.stderr.isatty() or now - self.shown < self.seconds:
-            return
-        self.shown, rate = now, done / (now - self.started)
-        print(f"batch {done}/{total}, {rate:.2f}/s, {(total - done) / rate:.0f} s left", file=sys.stderr, flush=True)
+        """Show the batches so far."""
+        if self.bar is not None:
+            self.bar.update(batch_idx + 1 - self.bar.n)
+
+    def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Print the last batch."""
+        if self.bar is not None:
+            self.bar.close()

@@ -28,13 +28,14 @@ from ..models.yaml_text import check_yaml, read_config, too_large
 
 # An interpolation such as ${data.init_args.batch_size} means the same in every subcommand and follows overrides.
 jsonargparse.set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
+# The docstrings below the fields of dataclasses are their help texts.
+jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 
 _NOISE = (
     "LightningCLI's args parameter",
     ".*treespec, LeafSpec",  # Lightning's own use of a deprecated call
     r"Found \d+ module\(s\) in eval mode",  # what is frozen stays so
-    "Your `IterableDataset` has `__len__` defined",  # ours is right: every worker has its own range
 )
 """Warnings that ask nothing of the user."""
 

@@ -55,7 +55,7 @@ def test_a_signal_ends_any_command_with_one_line(command, signum, code, monkeypa
     assert status(command) == code and left == ["tidied up"]
     err = capfd.readouterr().err
     assert err.count("\n") == 1 and err.startswith(f"videoalign: stopped by {signum.name}: ")
-    assert cli.KEPT.get(" ".join(command), "nothing half-written is left") in err
+    assert cli.kept(command) in err
     assert signal.getsignal(signum) is before and stopping.asked() is None
 
 

@@ -1,0 +1,86 @@
+"""`videoalign generate`: videos of prompts, plain or steered by a noisy reward (Flow-NRG)."""
+
+import argparse
+import os
+from typing import Any
+
+from .. import VideoAlignError
+from .parsing import GOES_ON, Commands, add_batch, add_devices, add_dtype, add_out, add_seed, command, count, weights
+
+SIZES = {
+    "num-frames": (81, "frames of each video"),
+    "height": (480, "height of the videos in pixels"),
+    "width": (832, "width of the videos in pixels"),
+    "fps": (16, "frame rate that is written into the files"),
+    "steps": (50, "number of scheduler steps"),
+}
+"""Options that are whole numbers: default and help."""
+GENERATE = (
+    "generator",
+    "num_frames",
+    "height",
+    "width",
+    "fps",
+    "steps",
+    "cfg_scale",
+    "lora",
+    "negative",
+    "dtype",
+    "source",
+)
+"""Options that are arguments of :class:`videoalign.alignment.Generate`."""
+PROMPTS = ("prompts", "out", "samples", "batch_size", "seed")
+"""Options that are arguments of :class:`videoalign.datamodules.prompts.Prompts`."""
+
+
+def register(commands: Commands) -> None:
+    """Add the command."""
+    text = (
+        "sample videos of prompts from a Wan or LTX pipeline, as a videos set with recorded seeds. Samples to train on "
+        "are best drawn with --cfg-scale 1: guided ones teach the guidance, not a preference"
+    )
+    parser = command(commands, "generate", _run, text, GOES_ON)
+    parser.add_argument("--generator", required=True, help="folder of a diffusers pipeline, or hub id")
+    parser.add_argument("--prompts", required=True, help="CSV with a column prompt, or text file with a prompt a line")
+    add_out(parser, "folder that is written; an interrupted run goes on there")
+    parser.add_argument("--samples", type=count(1), default=1, help="videos per prompt")
+    for name, (value, text) in SIZES.items():
+        parser.add_argument(f"--{name}", type=count(1), default=value, help=text)
+    parser.add_argument(
+        "--cfg-scale", type=float, default=1.0, help="classifier-free guidance scale; 1 turns guidance off"
+    )
+    parser.add_argument("--negative", help="negative prompt of classifier-free guidance (default: the empty prompt)")
+    parser.add_argument("--noisy-reward", help="folder of a noisy reward that steers sampling (Flow-NRG)")
+    parser.add_argument(
+        "--weights",
+        type=weights,
+        help="weights of the dimensions in the noisy reward, like VQ=0.1,MQ=0.1,TA=0.8 (default: a third each)",
+    )
+    parser.add_argument(
+        "--strength",
+        type=float,
+        help="guidance strength of the noisy reward, in its standard deviations; 0 leaves samples as they are "
+        "(default: 100)",
+    )
+    parser.add_argument("--lora", help="folder of LoRA adapters in diffusers' format")
+    parser.add_argument("--source", help="name of the model in the records (default: the generator's)")
+    add_dtype(parser, "float32")
+    add_batch(parser, 1)  # a generator's videos are large
+    add_devices(parser)
+    add_seed(parser)
+
+
+def _run(o: argparse.Namespace) -> None:
+    from ..models.guidance import Guidance
+    from .generating import generate
+
+    steering = {name: value for name in ("weights", "strength") if (value := getattr(o, name)) is not None}
+    if steering and not o.noisy_reward:
+        given = " and --".join(steering)
+        raise VideoAlignError(f"--{given} steer by a noisy reward: name its folder with --noisy-reward")
+    model: dict[str, Any] = {name: value for name in GENERATE if (value := getattr(o, name)) is not None}
+    if o.noisy_reward:
+        model |= {"noisy_reward": o.noisy_reward, "guide": Guidance(**steering)}
+    generate(model, {name: getattr(o, name) for name in PROMPTS}, o.device, o.devices)
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print(f"videos in {o.out}; `videoalign shards info {o.out}` describes them")

@@ -1,0 +1,146 @@
+"""What the commands' files share: how a command is added, argument types, and groups of options."""
+
+import argparse
+import math
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .reward_judge import RewardJudge
+
+Commands = Any
+"""What argparse's ``add_subparsers`` returns."""
+ANEW = "nothing half-written is left; the same command starts anew"
+GOES_ON = "what is finished is kept; the same command goes on"
+"""What is left of a command that is stopped."""
+
+
+class Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Default values are shown where there are some."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        shown = action.default not in (None, False, argparse.SUPPRESS, [], ())
+        return super()._get_help_string(action) if shown else action.help
+
+
+def command(
+    commands: Commands,
+    name: str,
+    run: Callable[[argparse.Namespace], int | None] | None,
+    text: str,
+    kept: str = ANEW,
+) -> argparse.ArgumentParser:
+    """Add a command.
+
+    Args:
+        commands: Where it is added: what ``add_subparsers`` returned.
+        name: Its name.
+        run: What it does, with the parsed options; its result is the exit status. None for a group of commands.
+        text: What it is for; the list of commands shows it.
+        kept: What is left when it is stopped.
+
+    Returns:
+        The parser to which its options are added.
+    """
+    parser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", formatter_class=Help)
+    parser.set_defaults(kept=kept, **({"command": run} if run else {}))
+    return parser
+
+
+def group(commands: Commands, name: str, text: str) -> Commands:
+    """Add a command that only holds other ones; the result is where those are added."""
+    return command(commands, name, None, text).add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+
+def count(least: int, most: float = math.inf) -> Callable[[str], int]:
+    """An argument's type: a whole number from ``least`` on, up to ``most``."""
+
+    def parse(text: str) -> int:
+        if not text.lstrip("-").isdigit() or not least <= int(text) <= most:
+            upto = "on" if most == math.inf else f"to {most}"
+            raise argparse.ArgumentTypeError(f"must be a whole number from {least} {upto}, got {text!r}")
+        return int(text)
+
+    return parse
+
+
+def weights(text: str) -> dict[str, float]:
+    """An argument's type: VQ=0.1,MQ=0.1,TA=0.8."""
+    try:
+        return {name.strip(): float(value) for name, value in (part.split("=") for part in text.split(","))}
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be like VQ=0.1,MQ=0.1,TA=0.8, got {text!r}") from None
+
+
+def add_out(parser: argparse.ArgumentParser, text: str = "folder that is written; it must not exist yet") -> None:
+    """``--out``, where the results go."""
+    parser.add_argument("--out", required=True, help=text)
+
+
+def add_seed(parser: argparse.ArgumentParser, text: str = "seed of everything random") -> None:
+    """``--seed``."""
+    parser.add_argument("--seed", type=count(0), default=0, help=text)
+
+
+def add_workers(parser: argparse.ArgumentParser, least: int) -> None:
+    """``--workers``. With ``least`` 0, a process that computes may decode by itself."""
+    cores = min(os.cpu_count() or 1, 8)
+    text = "processes that decode or render videos" + ("; 0 decodes in the main process" if least == 0 else "")
+    parser.add_argument("--workers", type=count(least), default=cores, help=text)
+
+
+def add_devices(parser: argparse.ArgumentParser) -> None:
+    """``--devices``."""
+    parser.add_argument(
+        "--devices", type=count(1), default=1, help="processes, one for each device, that share the videos"
+    )
+
+
+def add_batch(parser: argparse.ArgumentParser, size: int) -> None:
+    """``--batch-size`` and ``--device``."""
+    parser.add_argument("--batch-size", type=count(1), default=size, help="videos that are computed at once")
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "gpu", "cuda"), help="where to compute")
+
+
+def add_dtype(parser: argparse.ArgumentParser, default: str) -> None:
+    """``--dtype``; ``default`` says in words which one holds without it."""
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help=f"dtype of the weights (default: {default})")
+
+
+def add_weights_source(parser: argparse.ArgumentParser) -> None:
+    """Options that say where the parts of a reward model are."""
+    parser.add_argument("--backbone", help="folder of the model's backbone, if it is not where the model's folder says")
+    parser.add_argument("--template", help="text file with the official prompt template (official folders only)")
+    parser.add_argument(
+        "--official-repo", help="clone of the VideoAlign repository that holds the template (official folders only)"
+    )
+    parser.add_argument(
+        "--checkpoint-step", type=count(0), help="step of the checkpoint, if not the latest (official folders only)"
+    )
+    add_dtype(parser, "the folder's own")
+
+
+def add_judge(parser: argparse.ArgumentParser, devices: bool = True) -> None:
+    """Options of a reward model that scores videos."""
+    parser.add_argument(
+        "--model", required=True, help="folder of a reward model, one of this package or an official one"
+    )
+    add_weights_source(parser)
+    add_batch(parser, 8)
+    add_workers(parser, 0)
+    if devices:
+        add_devices(parser)
+
+
+JUDGE = ("model", "backbone", "template", "official_repo", "checkpoint_step", "dtype", "batch_size", "workers", "device",
+         "devices")  # fmt: skip
+
+
+def judge_of(options: argparse.Namespace) -> "RewardJudge":
+    """The reward model that a command's options describe."""
+    from .lightning_cli import quiet
+    from .reward_judge import RewardJudge
+
+    quiet()
+    return RewardJudge(**{name: getattr(options, name) for name in JUDGE if name in options})
