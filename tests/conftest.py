@@ -1,5 +1,6 @@
 """Fixtures that every test may ask for."""
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,11 @@ import transformers
 
 from videoalign.miniature.networks.qwen import make_qwen
 from videoalign.models.frame_sampling import FrameSampling
+
+sys.path.insert(0, str(Path(__file__).parent))  # test files import their neighbours by name
+pytest.register_assert_rewrite("helpers")
+pytest_plugins = []
+"""Modules beside this one whose fixtures several test files share; each is built once in a process."""
 
 CORPUS = [
     "a red circle moves left to right",

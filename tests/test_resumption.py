@@ -5,7 +5,6 @@ Only what cannot be here is changed: the model's folder, the data, the device, b
 
 import csv
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +12,8 @@ import pytest
 import safetensors.torch
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))
-from forked import forked
-
 import videoalign.commands.lightning_cli as experiment
+from forked import forked
 from videoalign.alignment import training
 from videoalign.datamodules.latent_files import NULL
 from videoalign.datamodules.shards import Index, ShardWriter, sha256

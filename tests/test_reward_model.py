@@ -2,7 +2,6 @@
 
 import csv
 import json
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -10,9 +9,7 @@ import lightning as L
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))
 from forked import forked
-
 from videoalign import VideoAlignError
 from videoalign.alignment import RewardModel
 from videoalign.callbacks import EMA, ExamplePairs, ExportReward, ReliabilityDiagram, RewardBench
