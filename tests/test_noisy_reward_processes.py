@@ -1,0 +1,206 @@
+"""The noisy reward on two processes: training, held-out numbers and guided generation."""
+
+import json
+import os
+import runpy
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import lightning as L
+import pytest
+import safetensors.torch
+import torch
+
+from compare_kit import PROMPTS, SAMPLES, SHORT, call, randn, records, videos
+from videoalign.alignment import NoisyRewardModel
+from videoalign.datamodules.latents import NULL, LatentPairs
+from videoalign.datamodules.shards import ShardSet, ShardWriter, sha256
+from videoalign.models.generator_folder import load_generator
+from videoalign.models.noisy_reward import NoisyRewardShape
+
+# --- the noisy reward on two processes ---------------------------------------------------------------------------------
+
+LATENT = (16, 3, 4, 4)
+SCRIPT = """
+import json, sys, torch, lightning as L
+from functools import partial
+from videoalign.alignment import NoisyRewardModel
+from videoalign.datamodules.latents import LatentPairs
+from videoalign.models.lora import LoRA
+from videoalign.models.noisy_reward import NoisyRewardShape
+
+class Watch(L.Callback):
+    def __init__(self):
+        self.steps = []
+    def on_train_batch_end(self, trainer, module, *rest):
+        self.steps.append(float(trainer.callback_metrics["train/loss"]))
+
+def train(generator, latents, out, devices):
+    # the same global batch of all 8 pairs in each step; 7 held-out ones, so that a process has one to fill up with
+    result = {}
+    for name, options in {
+        "bt": {},
+        "btt": {"loss": "btt", "shared_noise": False, "gradient_checkpointing": True, "shape": NoisyRewardShape(blocks=2, taps=(1, 2), pooling="attention", hidden=16)},
+        "lora": {"lora": LoRA(rank=4, alpha=8, targets=["to_q", "to_v"])},
+    }.items():
+        L.seed_everything(0, verbose=False)
+        options = {"shape": NoisyRewardShape(blocks=2, hidden=16), **options}
+        model = NoisyRewardModel(generator, optimizer=partial(torch.optim.SGD, lr=0.05), **options)
+        watch = Watch()
+        trainer = L.Trainer(accelerator="cpu", devices=devices, strategy="auto" if devices == 1 else "ddp", max_steps=3, val_check_interval=3,
+            check_val_every_n_epoch=None, logger=False, enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
+            enable_checkpointing=False, use_distributed_sampler=False, callbacks=[watch])
+        decided = f"{latents}/{'tied' if name == 'btt' else 'decided'}"
+        data = LatentPairs(decided, f"{latents}/held", batch_size=8 // devices, val_batch_size=2, workers=0, shuffle_buffer=0, min_margin=None)
+        trainer.fit(model, data)
+        result[name] = {
+            "weights": {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}, "steps": watch.steps,
+            "val": {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")},
+            "statistics": [model.network.statistics.mean, model.network.statistics.std],
+        }
+        torch.save(result, f"{out}/{devices}-{trainer.global_rank}.pt")
+
+if __name__ == "__main__":
+    from videoalign.cli import main
+    torch.set_num_threads(1)
+    generator, latents, out, command = sys.argv[1:]
+    train(generator, latents, out, 2)
+    main(json.loads(command))
+"""
+
+
+def write_pairs(folder, identity, count, ties):
+    """Pairs of random latents with labels; the first ``ties`` of them tied in VQ and MQ."""
+    with ShardWriter(folder, "latents", media="safetensors", per_shard=3) as writer:
+        writer.index.latents = {**identity, "of": "pairs"}
+        for i in range(count):
+            made = {side: randn(*LATENT, seed=100 * i + s, dtype=torch.float32) for s, side in enumerate("ab")}
+            made["prompt"] = randn(3 + i % 3, 32, seed=100 * i + 50, dtype=torch.float32)
+            labels = {
+                "VQ": "same" if i < ties else "AB"[i % 2],
+                "MQ": "same" if i < ties else "AB"[i // 2 % 2],
+                "TA": "AB"[i // 4 % 2],
+            }
+            writer.write(f"k{i}", {"": safetensors.torch.save(made)}, {"prompt": PROMPTS[i % 2], "labels": labels})
+        (writer.path / NULL).write_bytes(safetensors.torch.save({"prompt": randn(1, 32, dtype=torch.float32)}))
+        writer.index.tables[NULL] = sha256(writer.path / NULL)
+
+
+@pytest.fixture(scope="module")
+def pairs(world, tmp_path_factory):
+    folder, identity = tmp_path_factory.mktemp("pairs"), load_generator(world / "wan").identity()
+    write_pairs(folder / "decided", identity, 8, 0)
+    write_pairs(folder / "tied", identity, 8, 3)
+    write_pairs(folder / "held", identity, 7, 0)
+    write_pairs(folder / "held_ties", identity, 7, 3)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def both(world, pairs, tmp_path_factory):
+    """Trainings and a guided generation by one process and by two."""
+    folder = tmp_path_factory.mktemp("both")
+    (folder / "run.py").write_text(SCRIPT)
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in SHORT.items()]
+
+    def command(out, devices):
+        return [
+            str(a)
+            for a in (
+                "generate",
+                "--generator",
+                world / "wan",
+                "--prompts",
+                world / "prompts.txt",
+                "--out",
+                folder / out,
+                "--samples",
+                SAMPLES,
+                "--device",
+                "cpu",
+                *options,
+                "--noisy-reward",
+                world / "nrg",
+                "--strength",
+                30,
+                "--weights",
+                "TA=1",
+                "--devices",
+                devices,
+            )
+        ]
+
+    done = subprocess.run(
+        [sys.executable, folder / "run.py", world / "wan", pairs, folder, json.dumps(command("two", 2))],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    with torch.random.fork_rng():
+        runpy.run_path(str(folder / "run.py"))["train"](str(world / "wan"), str(pairs), str(folder), 1)
+    assert call(*command("one", 1)) == 0
+    trained = [torch.load(folder / f"{name}.pt", weights_only=True) for name in ("1-0", "2-0", "2-1")]
+    return SimpleNamespace(folder=folder, one=trained[0], two=trained[1:], text=done.stdout)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["bt", "btt", "lora"])
+def test_two_processes_train_a_noisy_reward_as_one(name, both):
+    """The same weights and losses: noise and time belong to the pair and not to the process."""
+    one, (first, second) = both.one[name], (ranks[name] for ranks in both.two)
+    assert len(one["steps"]) == len(first["steps"]) == 3 and len(set(one["steps"])) == 3
+    for step in range(3):
+        mean = (first["steps"][step] + second["steps"][step]) / 2
+        assert mean == pytest.approx(one["steps"][step], rel=1e-4)
+    assert first["weights"].keys() == second["weights"].keys() == one["weights"].keys() and one["weights"]
+    for key, want in one["weights"].items():
+        torch.testing.assert_close(first["weights"][key], want, rtol=1e-4, atol=1e-5, msg=lambda m, k=key: f"{k}: {m}")
+        assert torch.equal(first["weights"][key], second["weights"][key])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["bt", "btt", "lora"])
+def test_two_processes_measure_a_noisy_reward_as_one(name, both):
+    one, ranks = both.one[name], [rank[name] for rank in both.two]
+    assert {"val/loss", "val/accuracy/TA", "val/accuracy_at_t/0.5/VQ", "val/calibration/MQ"} <= one["val"].keys()
+    assert any(0 < value < 1 for key, value in one["val"].items() if "accuracy" in key)
+    for rank in ranks:
+        assert rank["val"] == pytest.approx(one["val"], rel=1e-4, abs=1e-5)
+        for found, want in zip(rank["statistics"], one["statistics"]):
+            assert found == pytest.approx(want, rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.slow
+def test_two_processes_generate_the_same_guided_videos(both):
+    one, two = (videos(both.folder / name) for name in ("one", "two"))
+    assert one == two
+    made, other = (records(both.folder / name) for name in ("one", "two"))
+    for key, record in made.items():
+        assert record["guide"]["strength"] == 30 and record["seconds"] > 0 and other[key]["seconds"] > 0
+        assert other[key]["noisy_reward"] == pytest.approx(record["noisy_reward"], abs=1e-4)
+        assert {**other[key], "seconds": 0, "noisy_reward": 0} == {**record, "seconds": 0, "noisy_reward": 0}
+    assert both.text.count("videos in") == 1
+    assert [shard.samples for shard in ShardSet(both.folder / "two").index.shards] == [2, 2]
+
+
+def held_out(world, pairs, batch, **options):
+    """Validation metrics of an untrained noisy reward."""
+    torch.manual_seed(0)
+    model = NoisyRewardModel(str(world / "wan"), shape=NoisyRewardShape(blocks=2, hidden=16), **options)
+    data = LatentPairs(val=str(pairs / "held_ties"), batch_size=batch, workers=0, min_margin=None)
+    trainer = L.Trainer(
+        accelerator="cpu", devices=1, logger=False, enable_progress_bar=False, enable_model_summary=False
+    )
+    return trainer.validate(model, data, verbose=False)[0]
+
+
+@pytest.mark.parametrize("loss", ["bt", "btt"])
+def test_held_out_numbers_do_not_depend_on_the_batches(loss, world, pairs):
+    one, other = (held_out(world, pairs, batch, loss=loss) for batch in (7, 2))
+    assert {k: v for k, v in one.items() if k != "val/loss"} == pytest.approx(
+        {k: v for k, v in other.items() if k != "val/loss"}, abs=1e-5
+    )
+    assert one["val/loss"] == pytest.approx(other["val/loss"], rel=1e-5)
