@@ -40,7 +40,7 @@ from videoalign.datamodules.benchmark import Benchmark
 from videoalign.models.benchmark_protocols import PROTOCOLS
 from videoalign.models.processor import processor_of
 
-# --- numbers ----------------------------------------------------------------------------------------------------
+# --- numbers --------------------------------------------------------------------------------------
 
 
 def scales(overall: str) -> list[float]:
@@ -186,7 +186,7 @@ def test_no_frame_exceeds_the_pixel_budget(name, height, width):
     assert h * w <= sampling.max_pixels
 
 
-# --- what is printed and saved ----------------------------------------------------------------------------------
+# --- what is printed and saved --------------------------------------------------------------------
 
 
 def printed(text: str, name: str) -> list[str]:
@@ -308,7 +308,7 @@ def test_results_are_not_written_into_the_set(kit, tmp_path, capsys):
     assert sorted(path.name for path in (tmp_path / "world").iterdir()) == before
 
 
-# --- two processes ----------------------------------------------------------------------------------------------
+# --- two processes --------------------------------------------------------------------------------
 
 
 def two_processes(kit: Path, out: Path, *options: object, data: Path | str = "world") -> subprocess.CompletedProcess:

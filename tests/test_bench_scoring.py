@@ -18,7 +18,7 @@ from videoalign.callbacks.reward_rows import read_rewards
 from videoalign.commands.benchmarking import fingerprint
 from videoalign.models import VideoReward
 
-# --- rewards on disk --------------------------------------------------------------------------------------------
+# --- rewards on disk ------------------------------------------------------------------------------
 
 LINE = '{"key": "a", "VQ": 1.5, "MQ": -2, "TA": 0.25}\n'
 
@@ -155,7 +155,7 @@ def test_any_changed_weight_changes_the_fingerprint(place, kit):
     assert fingerprint(network) != before
 
 
-# --- interrupted and repeated scoring ---------------------------------------------------------------------------
+# --- interrupted and repeated scoring -------------------------------------------------------------
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from videoalign.datamodules.video import decode
 from videoalign.datamodules.video_list import Listed, VideoList, by_length, videos_of
 from videoalign.models.processor import RewardProcessor
 
-# --- videos of a set --------------------------------------------------------------------------------------------
+# --- videos of a set ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("media", ["mp4", "frames"])
@@ -152,7 +152,7 @@ def test_a_flipped_bit_of_a_video_is_noticed(kit, processor, tmp_path):
             video.frames(processor)
 
 
-# --- batches of videos ------------------------------------------------------------------------------------------
+# --- batches of videos ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", [1, 3, 4, 12, 50])
@@ -218,7 +218,7 @@ def test_unreadable_videos_and_prompts_are_left_out_by_name(kit, processor, tmp_
     assert "inputs" not in lost and lost["dropped"][0][0] == 3
 
 
-# --- joining rewards --------------------------------------------------------------------------------------------
+# --- joining rewards ------------------------------------------------------------------------------
 
 
 def table(kit: Path) -> tuple[Benchmark, torch.Tensor]:

@@ -11,7 +11,7 @@ from videoalign.cli import main
 from videoalign.models.benchmark_protocols import PROTOCOLS, VIDEOREWARD, accuracy_four_way, official_accuracy_with_ties
 from videoalign.models.preference import accuracy_with_ties
 
-# --- the official metric ----------------------------------------------------------------------------------------
+# --- the official metric --------------------------------------------------------------------------
 
 
 def random_pairs(seed: int, kind: str) -> tuple[list, list]:
@@ -77,7 +77,7 @@ def test_official_metric_of_nothing_is_undefined():
     assert math.isnan(official_accuracy_with_ties([], []))
 
 
-# --- four-way scoring -------------------------------------------------------------------------------------------
+# --- four-way scoring -----------------------------------------------------------------------------
 
 
 def random_votes(seed: int, kind: str) -> tuple[list, list, list]:
@@ -108,7 +108,7 @@ def test_four_way_accuracy_of_a_perfect_scorer_is_one():
     assert math.isnan(accuracy_four_way([], [], []))
 
 
-# --- protocols --------------------------------------------------------------------------------------------------
+# --- protocols ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -218,7 +218,7 @@ def test_the_average_is_resumed_from_last(tmp_path):
     torch.testing.assert_close(again.average["weight"], whole.average["weight"], rtol=0, atol=0)
 
 
-# --- written whole ------------------------------------------------------------------------------------------------
+# --- written whole --------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -311,7 +311,7 @@ def test_killed_while_saving(tmp_path):
     assert [file.name for file in path.parent.iterdir()] == ["last.ckpt"]
 
 
-# --- read ---------------------------------------------------------------------------------------------------------
+# --- read -----------------------------------------------------------------------------------------
 
 
 class Evil:
@@ -414,7 +414,7 @@ def test_another_user_s_checkpoint_is_not_called_damaged(checkpoint, tmp_path):
         os.seteuid(0)
 
 
-# --- sharded ------------------------------------------------------------------------------------------------------
+# --- sharded --------------------------------------------------------------------------------------
 
 SHARDED = """
 import os, sys, torch, lightning as L

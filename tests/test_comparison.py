@@ -12,7 +12,7 @@ from compare_kit import DIMENSIONS, randn
 from videoalign.commands.comparison import COLUMNS, Judged, bars, found_of, table, trade_off
 from videoalign.models.win_rates import best_of
 
-# --- best of N ----------------------------------------------------------------------------------------------------------
+# --- best of N ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("draws", [1, 2, 3, 4, 5])
@@ -57,7 +57,7 @@ def test_float_rewards_are_summed_in_double():
     assert best_of(scores, values, 2).dtype == torch.float64
 
 
-# --- numbers of a comparison -------------------------------------------------------------------------------------------
+# --- numbers of a comparison ----------------------------------------------------------------------
 
 
 def judged(seconds=1.0, **ratings):
@@ -257,7 +257,7 @@ def test_a_sweep_of_strength_nought_alone_is_the_base():
     trade_off("s", curve).canvas.draw()
 
 
-# --- for people ---------------------------------------------------------------------------------------------------------
+# --- for people -----------------------------------------------------------------------------------
 
 
 def cells(text, name):

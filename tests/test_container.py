@@ -107,7 +107,7 @@ def told(content: bytes) -> Clip:
     return clip
 
 
-# --- rates ----------------------------------------------------------------------------------------------------------------
+# --- rates ----------------------------------------------------------------------------------------
 
 STATED = {
     "mp4": {"container": "mp4"},
@@ -184,7 +184,7 @@ def test_frame_rate_by_the_rule() -> None:
     assert rate(None, [0, 40, 80], 10**12) == 25.0  # no length of a frame
 
 
-# --- streams ----------------------------------------------------------------------------------------------------------------
+# --- streams --------------------------------------------------------------------------------------
 
 
 def box(kind: bytes, body: bytes) -> bytes:
@@ -252,7 +252,7 @@ def test_a_cover_alone_is_no_video() -> None:
         probe(content[:at] + b"free" + content[at + 4 :], "clip")
 
 
-# --- edit lists -------------------------------------------------------------------------------------------------------------
+# --- edit lists -----------------------------------------------------------------------------------
 
 
 def trimmed(start: int, end: int | None = None, container: str = "mp4", **options: str) -> bytes:
@@ -314,7 +314,7 @@ def test_frames_that_nobody_sees_are_not_counted() -> None:
     assert len(decode(buffer.getvalue(), FrameSampling(fps=100.0, min_pixels=0), 16)) == seen // 2 * 2
 
 
-# --- tags ---------------------------------------------------------------------------------------------------------------------
+# --- tags -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("tag", [b"\x8c\xb1\xe9\xf6" * 2, b"\xff" * 8, b"\xed\xa0\x80\xed\xb0\x80zz"], ids=repr)
@@ -338,7 +338,7 @@ def test_files_of_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name
     assert probe(name).frames == probe(Path(name)).frames == probe(tmp_path / name).frames == 50
 
 
-# --- pixels that are not square ---------------------------------------------------------------------------------------------
+# --- pixels that are not square -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -375,7 +375,7 @@ def test_a_stretched_and_turned_clip(tmp_path: Path) -> None:
     assert decode(path, FOUR, 16).shape[-2:] == (128, 48)
 
 
-# --- each frame by itself ---------------------------------------------------------------------------------------------------
+# --- each frame by itself -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", [(48, 64), (50, 70), (96, 160), (120, 90), (270, 480)], ids=str)
@@ -393,7 +393,7 @@ def test_frames_are_resized_as_a_stack_of_them_would_be(size: tuple[int, int], f
     assert torch.equal(decode(content, sampling, factor), resize(kept, want, InterpolationMode.BICUBIC, antialias=True))
 
 
-# --- limits -----------------------------------------------------------------------------------------------------------------
+# --- limits ---------------------------------------------------------------------------------------
 
 
 def big_gif(width: int, height: int, count: int) -> bytes:
@@ -551,7 +551,7 @@ def _growth(path: Path) -> tuple[str, float]:
     return why, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
 
 
-# --- what is refused, by name ---------------------------------------------------------------------------------------------
+# --- what is refused, by name ---------------------------------------------------------------------
 
 
 def image(kind: str, **options: object) -> bytes:

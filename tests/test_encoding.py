@@ -33,7 +33,7 @@ from videoalign.datamodules.video import decode
 from videoalign.models.generator import Generator
 from videoalign.models.generator_folder import load_generator
 
-# --- encoding -----------------------------------------------------------------------------------------------------
+# --- encoding -------------------------------------------------------------------------------------
 
 
 def frames_by_hand(video: bytes) -> torch.Tensor:
@@ -284,7 +284,7 @@ def test_clips_cover_the_frame_and_lose_their_edges_evenly(shape):
     assert cut[0, 0, -1, -1] == (top + 31) * width + left + 47
 
 
-# --- shards ---------------------------------------------------------------------------------------------------------
+# --- shards ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["pairs", "videos"])

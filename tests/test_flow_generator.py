@@ -18,7 +18,7 @@ from videoalign.miniature.networks.pipelines import make_generator
 from videoalign.models.flow import interpolate, squared_error
 from videoalign.models.generator_folder import load_generator
 
-# --- conventions of the flow ------------------------------------------------------------------------------------
+# --- conventions of the flow ----------------------------------------------------------------------
 
 
 def ideal(generator, truth, seen=None):
@@ -214,7 +214,7 @@ def test_decoder_of_ltx_that_takes_a_time_is_told_a_clean_one(folders):
     assert torch.equal(ltx.decode(latents), want)
 
 
-# --- what a generator cannot take -------------------------------------------------------------------------------
+# --- what a generator cannot take -----------------------------------------------------------------
 
 
 def test_latent_shapes_follow_from_video_shapes(generator):

@@ -22,7 +22,7 @@ from videoalign.models.flow_losses import (
     ipo_losses,
 )
 
-# --- times and objectives ---------------------------------------------------------------------------------------
+# --- times and objectives -------------------------------------------------------------------------
 
 U = torch.linspace(0.001, 0.999, 400)
 

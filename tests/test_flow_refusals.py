@@ -10,7 +10,7 @@ from videoalign.alignment import FlowDPO, FlowIPO, FlowSFT
 from videoalign.miniature.networks.pipelines import make_generator
 from videoalign.models.lora import LoRA
 
-# --- what is refused in a training ------------------------------------------------------------------------------
+# --- what is refused in a training ----------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from videoalign.models.flow_losses import (
     RewardWeights,
 )
 
-# --- Flow-RWR ---------------------------------------------------------------------------------------------------
+# --- Flow-RWR -------------------------------------------------------------------------------------
 
 
 def test_rwr_of_equal_rewards_is_sft(folders, wan, tmp_path):
@@ -144,7 +144,7 @@ def test_unusable_samples_do_not_count_in_the_mean(folders, wan, tmp_path):
     assert step["train/loss"] == step["train/error/chosen"] == pytest.approx(errors.mean().item(), rel=1e-5)
 
 
-# --- preferences ------------------------------------------------------------------------------------------------
+# --- preferences ----------------------------------------------------------------------------------
 
 
 def test_dimension_weights_decide_what_is_preferred(folders, pairs):

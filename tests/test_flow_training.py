@@ -18,7 +18,7 @@ from videoalign.models.flow_losses import (
 )
 from videoalign.models.generator_folder import load_generator
 
-# --- trainings against sums by hand -----------------------------------------------------------------------------
+# --- trainings against sums by hand ---------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,7 @@ def test_only_what_trains_changes(kind, lora, folders, pairs):
         assert not torch.equal(after[name], before[name]), name
 
 
-# --- draws and order --------------------------------------------------------------------------------------------
+# --- draws and order ------------------------------------------------------------------------------
 
 
 def test_preferred_and_other_share_time_and_noise(family, folders, pairs, monkeypatch):
@@ -257,7 +257,7 @@ def test_resumption_in_the_middle_of_an_epoch_is_exact(kind, lora, folders, pair
         assert torch.equal(resumed.get_parameter(name), parameter), name
 
 
-# --- several processes ------------------------------------------------------------------------------------------
+# --- several processes ----------------------------------------------------------------------------
 
 SCRIPT = """
 import json, sys, torch, lightning as L

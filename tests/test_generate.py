@@ -16,7 +16,7 @@ from videoalign.models.flow import draw_seed
 from videoalign.models.generator import Generator
 from videoalign.models.generator_folder import load_generator
 
-# --- generate -------------------------------------------------------------------------------------------------------
+# --- generate -------------------------------------------------------------------------------------
 
 
 def test_generated_videos_are_recorded_and_made_from_their_seeds(generated, generators):

@@ -27,7 +27,7 @@ from generator_kit import (
 )
 from videoalign.datamodules.shards import ShardSet, ShardWriter
 
-# --- two processes ----------------------------------------------------------------------------------------------------
+# --- two processes --------------------------------------------------------------------------------
 
 SCRIPT = """
 import json, sys

@@ -37,7 +37,7 @@ def ones(dimension=None):
     return {d: float(dimension in (None, d)) for d in ("VQ", "MQ", "TA")}
 
 
-# --- the formula --------------------------------------------------------------------------------------------------------
+# --- the formula ----------------------------------------------------------------------------------
 
 
 def gaussian(strength, sign=1.0, steps=1500):
@@ -154,7 +154,7 @@ def test_bad_options_are_refused(options, words):
         Guidance(**options)
 
 
-# --- pipelines ----------------------------------------------------------------------------------------------------------
+# --- pipelines ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("scale", [1.0, 3.0])
@@ -225,7 +225,7 @@ def test_it_works_in_inference_mode(family):
             assert torch.equal(sample(generator.pipeline, 3.0), want)
 
 
-# --- the reward ---------------------------------------------------------------------------------------------------------
+# --- the reward -----------------------------------------------------------------------------------
 
 
 def test_a_folder_gives_the_same_rewards(family, tmp_path):

@@ -91,7 +91,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
     return Place(tmp_path)
 
 
-# --- tables -----------------------------------------------------------------------------------------------------------
+# --- tables ---------------------------------------------------------------------------------------
 
 
 def rated(a: str, b: str, labels: str = "A B same A", prompt: str = PROMPT, path: str = "videos/{}.mp4") -> list[str]:
@@ -159,7 +159,7 @@ def save_to_disk(place: Place, folder: str, rows: list[dict]) -> None:
     place.file(f"{folder}/dataset_info.json", json.dumps({"features": {"prompt": {"dtype": "string"}}}))
 
 
-# --- what comes out ---------------------------------------------------------------------------------------------------
+# --- what comes out -------------------------------------------------------------------------------
 
 
 def joined(out: str = "out") -> list[tuple]:
@@ -327,7 +327,7 @@ def test_processes_change_nothing(place: Place, layout: Callable[[Place], list[s
     assert alone == together and "000000.tar" in alone
 
 
-# --- GenAI-Bench ------------------------------------------------------------------------------------------------------
+# --- GenAI-Bench ----------------------------------------------------------------------------------
 
 
 def parquet_of_paths(place: Place) -> list[str]:
@@ -496,7 +496,7 @@ def test_json_lines_end_at_newlines_only(place: Place, separator: str) -> None:
     assert [row["prompt"] for _, _, row in joined()] == [prompt]
 
 
-# --- rows that are left out -------------------------------------------------------------------------------------------
+# --- rows that are left out -----------------------------------------------------------------------
 
 SOUND, MISSING, UNKNOWN = rated("a", "b"), rated("a", "z"), rated("b", "c", "A B tie A")
 ALLOW, SKIP = "--allow-missing", "--skip-bad-rows"
@@ -577,7 +577,7 @@ def test_a_row_that_names_a_missing_video_twice_is_one_row(place: Place) -> None
     assert [len(lines) for lines in report.missing.values()] == [1]
 
 
-# --- bad input --------------------------------------------------------------------------------------------------------
+# --- bad input ------------------------------------------------------------------------------------
 
 Prepare = Callable[[Place], list[str]]
 

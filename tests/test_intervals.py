@@ -121,7 +121,7 @@ def test_all_intervals_are_one_function():
     assert bootstrap_interval(labels, torch.ones(30), False, torch.arange(30)) == mean_interval(values > 0.4)
 
 
-# --- the metric and what it prints ------------------------------------------------------------------------------------
+# --- the metric and what it prints ----------------------------------------------------------------
 
 
 def measured(prompts, cuts=1, known=True, decided=True):

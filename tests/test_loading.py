@@ -45,7 +45,7 @@ def kit(tmp_path_factory, backbone):
     return root
 
 
-# --- pipelines and backbones ----------------------------------------------------------------------------------------------
+# --- pipelines and backbones ----------------------------------------------------------------------
 
 
 def first(tensors, least=1):
@@ -210,7 +210,7 @@ def test_the_libraries_still_only_warn(kit, tmp_path):
     WanTransformer3DModel.from_pretrained(folder)
 
 
-# --- adapters -------------------------------------------------------------------------------------------------------------
+# --- adapters -------------------------------------------------------------------------------------
 
 ORIGINAL = {
     "attn1.to_q": "self_attn.q", "attn1.to_k": "self_attn.k", "attn1.to_v": "self_attn.v", "attn1.to_out.0": "self_attn.o",
@@ -515,7 +515,7 @@ def test_generate_refuses_and_leaves_nothing(kit, own, tmp_path, capfd):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["lora", "p.txt"]
 
 
-# --- nothing that is not finite is written --------------------------------------------------------------------------------
+# --- nothing that is not finite is written --------------------------------------------------------
 
 
 def test_latents_and_frames_that_are_not_finite_are_no_videos(kit):
@@ -557,7 +557,7 @@ def test_rewards_that_are_not_finite_are_not_compared(value):
         best_of(good[..., 0], bad, 1)
 
 
-# --- exported rewards -----------------------------------------------------------------------------------------------------
+# --- exported rewards -----------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -709,7 +709,7 @@ def test_an_export_without_statistics_says_so(statistics, backbone, sampling, tm
         again.need_statistics("it")
 
 
-# --- files that carry their own checksum ----------------------------------------------------------------------------------
+# --- files that carry their own checksum ----------------------------------------------------------
 
 
 @pytest.fixture

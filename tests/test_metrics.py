@@ -35,7 +35,7 @@ def filled(metric, *values, cuts=(), order=None):
     return metric
 
 
-# --- preference accuracy ----------------------------------------------------------------------------------------
+# --- preference accuracy --------------------------------------------------------------------------
 
 
 def test_preference_accuracy_is_the_functions_column_by_column():
@@ -150,7 +150,7 @@ def test_broken_rewards_are_refused_rather_than_counted():
         metric.compute()
 
 
-# --- calibration ------------------------------------------------------------------------------------------------
+# --- calibration ----------------------------------------------------------------------------------
 
 
 def reliability(p, labels, bins, outcomes=(0, 1, 2)):
@@ -213,7 +213,7 @@ def test_calibration_does_not_depend_on_batches():
         torch.testing.assert_close(a, b, rtol=0, atol=1e-12, equal_nan=True)
 
 
-# --- moments ----------------------------------------------------------------------------------------------------
+# --- moments --------------------------------------------------------------------------------------
 
 
 def test_moments_are_torchs():
@@ -240,7 +240,7 @@ def test_batch_of_padding_adds_nothing_to_moments():
     assert torch.equal(metric.compute(), before)
 
 
-# --- ranks ------------------------------------------------------------------------------------------------------
+# --- ranks ----------------------------------------------------------------------------------------
 
 SHARES = {
     "uneven": [[(0, 23), (23, 24)], [(24, 30)]],

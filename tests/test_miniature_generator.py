@@ -35,7 +35,7 @@ LATENT = (16, 3, 4, 4)
 SHORT = 16
 
 
-# --- generators with short prompts --------------------------------------------------------------------------------------------
+# --- generators with short prompts ----------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +103,7 @@ def test_more_tokens_than_the_family_takes_are_not_promised(tmp_path):
     assert load_generator(tmp_path / "wan").max_tokens == 512
 
 
-# --- the autoencoder ----------------------------------------------------------------------------------------------------------
+# --- the autoencoder ------------------------------------------------------------------------------
 
 
 def experiment(path, generator, data, out, steps, optimizer, batch_size=4):
@@ -248,7 +248,7 @@ def test_a_finished_training_that_is_resumed_stays_finished(folders, small, tmp_
     assert load_generator(tmp_path / "out").vae is not None
 
 
-# --- prompts that are left out --------------------------------------------------------------------------------------------------
+# --- prompts that are left out --------------------------------------------------------------------
 
 
 def write(out, generator, of="videos", count=8):
@@ -419,7 +419,7 @@ def test_dpo_with_every_prompt_begins_at_ln_2(folders, latents):
     assert watch.losses[0] == pytest.approx(np.log(2), abs=1e-6)
 
 
-# --- the pipeline that a training writes ------------------------------------------------------------------------------------------
+# --- the pipeline that a training writes ----------------------------------------------------------
 
 
 def test_the_exported_pipeline_holds_the_trained_transformer(folders, latents, tmp_path):

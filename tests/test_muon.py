@@ -8,7 +8,7 @@ from torch import nn
 from helpers import QUIET, randn, same
 from videoalign.miniature.networks.muon import MuonAdamW
 
-# --- the optimizer ----------------------------------------------------------------------------------------------------------
+# --- the optimizer --------------------------------------------------------------------------------
 
 
 class Net(nn.Module):

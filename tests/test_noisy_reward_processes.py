@@ -19,7 +19,7 @@ from videoalign.datamodules.shards import ShardSet, ShardWriter, sha256
 from videoalign.models.generator_folder import load_generator
 from videoalign.models.noisy_reward import NoisyRewardShape
 
-# --- the noisy reward on two processes ---------------------------------------------------------------------------------
+# --- the noisy reward on two processes ------------------------------------------------------------
 
 LATENT = (16, 3, 4, 4)
 SCRIPT = """

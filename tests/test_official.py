@@ -281,7 +281,7 @@ def values(printed: list[dict]) -> Tensor:
     return torch.tensor([[line[d] for d in DIMENSIONS] for line in printed])
 
 
-# --- template -----------------------------------------------------------------------------------------------------------
+# --- template -------------------------------------------------------------------------------------
 
 
 def test_the_official_notation_stands_behind_the_video_and_keeps_its_newlines(kit: Kit) -> None:
@@ -304,7 +304,7 @@ def test_the_text_is_read_from_the_repository(kit: Kit, tmp_path: Path, source: 
     assert Template.from_repository(tmp_path).text == kit.template.text
 
 
-# --- loading ------------------------------------------------------------------------------------------------------------
+# --- loading --------------------------------------------------------------------------------------
 
 NO_LORA = {"peft_lora_config.lora_enable": False}
 
@@ -412,7 +412,7 @@ def test_dtype_is_the_folders_or_the_one_asked_for(
     assert {p.dtype for name, p in network.named_parameters() if name not in trained} == {want}
 
 
-# --- score --------------------------------------------------------------------------------------------------------------
+# --- score ----------------------------------------------------------------------------------------
 
 
 def test_score_prints_the_rewards_of_the_official_model(
@@ -459,7 +459,7 @@ def test_backbone_of_the_option_goes_before_the_configurations(
         assert lines(capsys) == want
 
 
-# --- convert ------------------------------------------------------------------------------------------------------------
+# --- convert --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -569,7 +569,7 @@ def test_excluded_parts_of_names_get_no_adapters(kit: Kit, tmp_path: Path) -> No
     assert network.settings["lora"]["targets"] == ["q_proj", "k_proj", "v_proj", "o_proj"]
 
 
-# --- training on --------------------------------------------------------------------------------------------------------
+# --- training on ----------------------------------------------------------------------------------
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -610,7 +610,7 @@ def test_training_starts_from_a_converted_folder(kit: Kit, backbone: Path, tmp_p
     assert torch.equal(rewards(load_reward(tmp_path / "export")), rewards(after))
 
 
-# --- bad input ----------------------------------------------------------------------------------------------------------
+# --- bad input ------------------------------------------------------------------------------------
 
 
 @dataclass

@@ -31,7 +31,7 @@ from videoalign.miniature.world.sprites import (
     shown,
 )
 
-# --- oracle: what it sees -------------------------------------------------------------------------------------------------
+# --- oracle: what it sees -------------------------------------------------------------------------
 
 
 def rendered(flaws, contents=CONTENTS, seed=0, wrong=(False, False, False)):
@@ -192,7 +192,7 @@ def test_leaps_are_measured_from_either_side(leap):
     torch.testing.assert_close(oracle._leap(2.0 + leap * signs.float()), torch.full((3,), leap))
 
 
-# --- oracle: what is no clip of the world ---------------------------------------------------------------------------------
+# --- oracle: what is no clip of the world ---------------------------------------------------------
 
 
 def ground(level=40, count=8):
@@ -252,7 +252,7 @@ def test_a_batch_is_judged_as_its_clips_are(judge):
     torch.testing.assert_close(judge(videos, prompts), single, rtol=0, atol=1e-5)
 
 
-# --- oracle: its calibration ------------------------------------------------------------------------------------------------
+# --- oracle: its calibration ----------------------------------------------------------------------
 
 
 def blurred(videos, width=1.0):
@@ -337,7 +337,7 @@ def test_a_missing_calibration_is_named(tmp_path):
         Oracle.load(tmp_path / "oracle.json")
 
 
-# --- the generator's part of the world --------------------------------------------------------------------------------------
+# --- the generator's part of the world ------------------------------------------------------------
 
 
 @pytest.mark.parametrize("seed", range(12))

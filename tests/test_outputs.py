@@ -72,7 +72,7 @@ def system(request):
         request.getfixturevalue("portable")
 
 
-# --- one writer at a time -----------------------------------------------------------------------------------------
+# --- one writer at a time -------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -242,7 +242,7 @@ def test_many_begin_together_and_one_makes_it(tmp_path):
     assert names(tmp_path) == ["out"] and names(tmp_path / "out") == ["deep", "record.json"]
 
 
-# --- whole or not there -------------------------------------------------------------------------------------------
+# --- whole or not there ---------------------------------------------------------------------------
 
 
 def mine(path: Path) -> None:
@@ -382,7 +382,7 @@ def test_move_refuses(kind, system, tmp_path):
         shutil.rmtree(tmp_path / "free") if (tmp_path / "free").is_dir() else (tmp_path / "free").unlink()
 
 
-# --- names and places ---------------------------------------------------------------------------------------------
+# --- names and places -----------------------------------------------------------------------------
 
 ODD = ["%", "a%06d", "%s%s%n", "a b", "a'b", 'a"b', "[ab]", "{a,b}", "a{0..3}", "a:b", "file:x", "pipe:touch ran", "s3:x", "a::b", "ü 猫 🐈",
        "a\nb", "a\tb", "-x", "--out", "-", "~", "$HOME", "a*?", "a;b&c", "a\\b", "#", "a|b", ".hidden", "a.tar", "x" * 200, "ü" * 100,
@@ -536,7 +536,7 @@ def test_everything_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch)
     assert {"000000.tar", "000001.tar"} <= {*events[:named]} and events[named + 1 :] == [tmp_path.name]
 
 
-# --- access -------------------------------------------------------------------------------------------------------
+# --- access ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600), (0o002, 0o664)])
@@ -597,7 +597,7 @@ def test_a_file_of_somebody_else_s_is_not_called_damaged(where, tmp_path):
     check_readable("org/name-on-the-hub")
 
 
-# --- what dead processes leave ------------------------------------------------------------------------------------
+# --- what dead processes leave --------------------------------------------------------------------
 
 
 def left_by(pid: object, host: str = HOST, start: int = 5, path: str = "out") -> str:
@@ -727,7 +727,7 @@ def test_kill_at_any_moment(kind, tmp_path):
     assert left == [] and len(names(folder)) >= found + 1
 
 
-# --- full disks ---------------------------------------------------------------------------------------------------
+# --- full disks -----------------------------------------------------------------------------------
 
 
 @pytest.fixture

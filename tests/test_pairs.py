@@ -117,7 +117,7 @@ def pair(number: int, frames: int = 4) -> VideoPair:
     )
 
 
-# --- pairs ------------------------------------------------------------------------------------------------------------
+# --- pairs ----------------------------------------------------------------------------------------
 
 
 def test_swapped() -> None:
@@ -163,7 +163,7 @@ def test_exchange_is_a_coin_of_seed_epoch_and_key(data: Path, processor: RewardP
     assert 20 < total < 52  # of 72
 
 
-# --- collate ----------------------------------------------------------------------------------------------------------
+# --- collate --------------------------------------------------------------------------------------
 
 
 def test_collate_keeps_places(processor: RewardProcessor) -> None:
@@ -219,7 +219,7 @@ def test_collate_of_a_benchmark(processor: RewardProcessor) -> None:
     assert "labels" not in batch
 
 
-# --- the DataModule ---------------------------------------------------------------------------------------------------
+# --- the DataModule -------------------------------------------------------------------------------
 
 
 def check(batch: dict, straight: dict[str, VideoPair], exchanged: dict[str, bool], processor: RewardProcessor) -> None:
@@ -403,7 +403,7 @@ def test_missing_paths_are_named(data: Path, processor: RewardProcessor) -> None
         module(processor, world=3, train=str(data / "pairs"), batch_size=5).train_dataloader()
 
 
-# --- frames that were decoded before ----------------------------------------------------------------------------------
+# --- frames that were decoded before --------------------------------------------------------------
 
 
 def encoded(source: Path, out: Path, processor: RewardProcessor) -> ShardSet:

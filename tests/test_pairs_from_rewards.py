@@ -13,7 +13,7 @@ from videoalign.datamodules.shards import ShardSet, ShardWriter
 from videoalign.datamodules.video import decode
 from videoalign.models import VideoReward
 
-# --- pairs from rewards -----------------------------------------------------------------------------------------------
+# --- pairs from rewards ---------------------------------------------------------------------------
 
 
 def pair_up(judge: Path, data: Path, out: Path, *options) -> int:

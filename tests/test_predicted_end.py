@@ -15,7 +15,7 @@ from videoalign.models.guidance import Guidance, guided
 from videoalign.models.noisy_reward import NoisyReward, NoisyRewardShape
 from videoalign.models.video_reward import Statistics
 
-# --- guidance through the predicted end: analytic generators -----------------------------------------------------------
+# --- guidance through the predicted end: analytic generators --------------------------------------
 
 
 class Net(torch.nn.Module):
@@ -161,7 +161,7 @@ def test_another_way_to_read_is_refused():
         Guidance(through="clean")
 
 
-# --- guidance through the predicted end: pipelines ---------------------------------------------------------------------
+# --- guidance through the predicted end: pipelines ------------------------------------------------
 
 SIZE = {"height": 64, "width": 64, "num_frames": 9, "num_inference_steps": 4, "output_type": "latent"}
 WORDS = ["a red circle", "a blue square moves"]

@@ -62,7 +62,7 @@ def random_pairs(seed, kind):
 KINDS = ("integers", "reals", "informative", "zeros")
 
 
-# --- accuracies -------------------------------------------------------------------------------------------------
+# --- accuracies -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -300,7 +300,7 @@ def test_bootstrap_interval_of_perfect_margins_is_a_point():
     assert bootstrap_interval([1, -1, 0], [-1.0, 1.0, 0.0], False, resamples=50) == (0.0, 0.0)
 
 
-# --- probabilities ----------------------------------------------------------------------------------------------
+# --- probabilities --------------------------------------------------------------------------------
 
 GRID = torch.linspace(-40, 40, 801, dtype=torch.double)
 
@@ -344,7 +344,7 @@ def test_swapping_sides_swaps_probabilities():
     torch.testing.assert_close(probabilities(-GRID, 5.0), probabilities(GRID, 5.0).flip(-1))
 
 
-# --- losses -----------------------------------------------------------------------------------------------------
+# --- losses ---------------------------------------------------------------------------------------
 
 
 def bt_loss(*args, **options):

@@ -26,7 +26,7 @@ from videoalign.commands.lightning_cli import run as experiment
 from videoalign.datamodules.reference_errors import ReferenceDraws, ReferenceErrors
 from videoalign.models.generator_folder import load_generator
 
-# --- cached reference errors ----------------------------------------------------------------------------------------
+# --- cached reference errors ----------------------------------------------------------------------
 
 
 def test_cached_errors_are_the_live_ones(cache, generators, latents):

@@ -64,7 +64,7 @@ def clip_and_prompts(*prompts, seed=0):
     return clips(SIZES[:1], seed) * len(prompts), prompts
 
 
-# --- input ------------------------------------------------------------------------------------------------------
+# --- input ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -164,7 +164,7 @@ def test_the_template_does_not_count_as_prompt(build):
         network.processor(clips(SIZES[:1]), ["red " * 200])
 
 
-# --- what rewards depend on -------------------------------------------------------------------------------------
+# --- what rewards depend on -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("positions", ["mrope", "1d"])
@@ -252,7 +252,7 @@ def test_qwen2_5_vl_works(build, backbone_2_5):
     torch.testing.assert_close(blind[1:, :2], blind[:1, :2].expand(2, 2), rtol=0, atol=1e-5)
 
 
-# --- head and reward tokens -------------------------------------------------------------------------------------
+# --- head and reward tokens -----------------------------------------------------------------------
 
 
 def hidden_states(network, videos, prompts):
@@ -321,7 +321,7 @@ def test_normalised_rewards_are_z_scores(build):
     assert network.normalise(torch.tensor([[1.0, 6.0, 4.0]])).tolist() == [[0.0, 1.0, 2.0]]
 
 
-# --- training ---------------------------------------------------------------------------------------------------
+# --- training -------------------------------------------------------------------------------------
 
 
 def train(network, steps=2):
@@ -430,7 +430,7 @@ def test_gradient_checkpointing_changes_no_gradient(build):
         )
 
 
-# --- folders ----------------------------------------------------------------------------------------------------
+# --- folders --------------------------------------------------------------------------------------
 
 TRAINED = {
     "full": {"language": "full", "vision": "full"},
@@ -582,7 +582,7 @@ def test_another_backbone_is_refused(saved, tmp_path, shape):
         VideoReward.from_pretrained(saved, backbone=tmp_path / "other")
 
 
-# --- templates --------------------------------------------------------------------------------------------------
+# --- templates ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["plain", "rubrics", "shared"])
@@ -635,7 +635,7 @@ def test_templates_that_cannot_be_read_are_refused(tmp_path):
             Template.load(name)
 
 
-# --- backbones that are none ------------------------------------------------------------------------------------
+# --- backbones that are none ----------------------------------------------------------------------
 
 
 def test_folders_that_are_no_backbone_are_refused(backbone, build, tmp_path):

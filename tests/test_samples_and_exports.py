@@ -34,7 +34,7 @@ from videoalign.datamodules.shards import ShardSet
 from videoalign.datamodules.video import decode, encode
 from videoalign.models.generator_folder import load_generator
 
-# --- training: averages, samples, export ------------------------------------------------------------------------------
+# --- training: averages, samples, export ----------------------------------------------------------
 
 
 def plain(folder: Path, **parts) -> DiffusionPipeline:

@@ -81,7 +81,7 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-# --- writing and reading --------------------------------------------------------------------------------------------
+# --- writing and reading --------------------------------------------------------------------------
 
 
 def test_round_trip(sets: Path) -> None:
@@ -288,7 +288,7 @@ def test_an_empty_folder_may_be_filled(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
 
 
-# --- info and verify on sound sets ----------------------------------------------------------------------------------
+# --- info and verify on sound sets ----------------------------------------------------------------
 
 
 def test_info(sets: Path, capsys: pytest.CaptureFixture) -> None:
@@ -312,7 +312,7 @@ def test_verify_of_sound_sets(sets: Path, capsys: pytest.CaptureFixture) -> None
         assert "is sound" in out and text in out
 
 
-# --- damage ---------------------------------------------------------------------------------------------------------
+# --- damage ---------------------------------------------------------------------------------------
 
 Member = tuple[tarfile.TarInfo, bytes]
 
@@ -731,7 +731,7 @@ def test_damage_after_opening_is_met_when_reading(sets: Path, tmp_path: Path) ->
         assert all("000001.tar" in item.value.reason for item in items[3:6])
 
 
-# --- tables of rated pairs ------------------------------------------------------------------------------------------
+# --- tables of rated pairs ------------------------------------------------------------------------
 
 
 def edit_table(change: Callable[[str], str], signed: bool = True) -> Callable[[Path], None]:
@@ -787,7 +787,7 @@ def test_a_damaged_table_is_no_benchmark(sets: Path, tmp_path: Path, name: str) 
     assert benchmark.numbers["000777"] == 3  # and no video gives this pair a reward
 
 
-# --- decoded frames -------------------------------------------------------------------------------------------------
+# --- decoded frames -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ def status(args: list[object]) -> int:
     return 0
 
 
-# --- in this process --------------------------------------------------------------------------------------------------
+# --- in this process ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("signum, code", SIGNALS)
@@ -95,7 +95,7 @@ def test_deferred_work_is_told_and_ends_behind_its_block():
     assert told == [1, 2]
 
 
-# --- training ---------------------------------------------------------------------------------------------------------
+# --- training -------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -181,7 +181,7 @@ def test_training_goes_on_exactly_from_the_checkpoint_of_a_stop(
     assert validated == [at for at in (2, 4) if at > step or (at == step and step == 2)]
 
 
-# --- real processes ---------------------------------------------------------------------------------------------------
+# --- real processes -------------------------------------------------------------------------------
 
 
 def start(code: str, *args: object, **options: object) -> subprocess.Popen:

@@ -50,7 +50,7 @@ def numbers(batches: Iterable[list[Slot]], valid_only: bool = False) -> list[int
     return [slot.number for batch in batches for slot in batch if slot.valid or not valid_only]
 
 
-# --- the plan, on a grid ----------------------------------------------------------------------------------------------
+# --- the plan, on a grid --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("samples", SIZES)
@@ -159,7 +159,7 @@ def test_share_of_nothing() -> None:
     assert Share(3, 4, 2, False).batches == 1
 
 
-# --- loaders with processes ------------------------------------------------------------------------------------------
+# --- loaders with processes -----------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -337,7 +337,7 @@ def test_persistent_workers_get_the_new_epoch(shards: ShardSet, workers: int) ->
     assert values(list(load)) == epochs[3]
 
 
-# --- dropped samples -------------------------------------------------------------------------------------------------
+# --- dropped samples ------------------------------------------------------------------------------
 
 
 def unless(*bad: str) -> Callable:

@@ -99,7 +99,7 @@ def test_files_that_are_none(tmp_path: Path) -> None:
         read_table(tmp_path)
 
 
-# --- every table that users give ----------------------------------------------------------------------------------------
+# --- every table that users give ------------------------------------------------------------------
 
 
 def of_a_set(path: Path) -> object:

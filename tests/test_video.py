@@ -86,7 +86,7 @@ def arrays(video: torch.Tensor) -> np.ndarray:
     return video.permute(0, 2, 3, 1).numpy()
 
 
-# --- which frames come out ------------------------------------------------------------------------------------------
+# --- which frames come out ------------------------------------------------------------------------
 
 CONTAINERS = {
     "clip.mp4": {},
@@ -267,7 +267,7 @@ def _saved(path: Path, content: bytes) -> Path:
     return path
 
 
-# --- what is refused ------------------------------------------------------------------------------------------------
+# --- what is refused ------------------------------------------------------------------------------
 
 
 def _cut(tmp_path: Path, faststart: bool, keep: float) -> bytes:
@@ -391,7 +391,7 @@ def test_damaged_packets_never_escape_as_another_error(tmp_path: Path) -> None:
     assert 0 < refused < 150
 
 
-# --- encode ---------------------------------------------------------------------------------------------------------
+# --- encode ---------------------------------------------------------------------------------------
 
 
 def test_encode_round_trip() -> None:

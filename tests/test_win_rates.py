@@ -19,7 +19,7 @@ from videoalign.models.frame_sampling import FrameSampling
 from videoalign.models.generator_folder import load_generator
 from videoalign.models.win_rates import win_rates
 
-# --- win rates --------------------------------------------------------------------------------------------------------
+# --- win rates ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shape", [(5, 3), (4, 2), (3, 1), (1, 4)])

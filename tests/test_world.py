@@ -46,7 +46,7 @@ def records(folder: Path) -> list[dict]:
     return [raw.record() for raw in ShardSet(folder)]
 
 
-# --- the sets ---------------------------------------------------------------------------------------------------------
+# --- the sets -------------------------------------------------------------------------------------
 
 
 def test_sets(world: Path) -> None:
@@ -241,7 +241,7 @@ def test_nothing_stays_of_an_interrupted_world(tmp_path: Path) -> None:
     assert files(tmp_path) == {"world/mine": b"mine"}
 
 
-# --- sprites ----------------------------------------------------------------------------------------------------------
+# --- sprites --------------------------------------------------------------------------------------
 
 
 def test_contents() -> None:
@@ -320,7 +320,7 @@ def test_newer_sources_are_better() -> None:
     assert (quality(True) > quality(False) + 0.1).all()
 
 
-# --- annotators -------------------------------------------------------------------------------------------------------
+# --- annotators -----------------------------------------------------------------------------------
 
 
 def test_votes_have_the_probabilities_of_bradley_terry_with_ties() -> None:
