@@ -4,10 +4,7 @@ import torch
 
 from videoalign.datamodules.encode_list import ClipSize
 from videoalign.miniature.world.rendered_sets import WorldSize, write_world
-from videoalign.miniature.world.sprites import (
-    FRAMES,
-    SIZE,
-)
+from videoalign.miniature.world.sprites import FRAMES, SIZE
 
 SMALLEST = {"train": 1, "val": 1, "benchmark_videos": 8, "benchmark_pairs": 3, "captions": 1}
 QUIET = {

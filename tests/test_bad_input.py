@@ -185,12 +185,10 @@ IMPORT = {
     "empty csv": Case(imported(""), "has no rows"),
     "csv with a header only": Case(imported(HEADER + "\n"), "has no rows"),
     "no such csv": Case(
-        command("shards import-csv none.csv --videos {kit}/videos --out out"),
-        r"none\.csv: there is no such file",
+        command("shards import-csv none.csv --videos {kit}/videos --out out"), r"none\.csv: there is no such file"
     ),
     "csv a folder": Case(
-        command("shards import-csv {kit}/videos --videos {kit}/videos --out out"),
-        "cannot be read as CSV",
+        command("shards import-csv {kit}/videos --videos {kit}/videos --out out"), "cannot be read as CSV"
     ),
     "no such folder of videos": Case(
         lambda p: ["shards", "import-csv", p.file("r.csv", FINE), "--videos", "none", "--out", "out"], "no such folder"
@@ -315,8 +313,7 @@ SHARDS = {
         "pairs",
     ),
     "sprites: a single video": Case(
-        command("sprites --out out --train 1 --val 1 --captions 1 --benchmark-videos 1 --workers 1"),
-        "pairs",
+        command("sprites --out out --train 1 --val 1 --captions 1 --benchmark-videos 1 --workers 1"), "pairs"
     ),
     "sprites: output exists": Case(
         lambda p: ["sprites", "--out", p.copy("videos"), "--workers", "1"], "exists already"
@@ -582,13 +579,9 @@ FIT = {
     "no template": Case(fit(f"{NETWORK}.template=none.txt"), r"template 'none\.txt' cannot be read"),
     "template without tokens": Case(templated("<video> <prompt>"), "reward marks"),
     "template with two prompts": Case(
-        templated("<video> <prompt> <prompt><reward:VQ,MQ,TA>"),
-        "<prompt> occurs 2 times",
+        templated("<video> <prompt> <prompt><reward:VQ,MQ,TA>"), "<prompt> occurs 2 times"
     ),
-    "template with tokens first": Case(
-        templated("<reward:VQ,MQ,TA> <video> <prompt>"),
-        "<video> stands behind",
-    ),
+    "template with tokens first": Case(templated("<reward:VQ,MQ,TA> <video> <prompt>"), "<video> stands behind"),
     "rate 0": Case(fit(f"{NETWORK}.sampling.fps=0"), "fps must be positive"),
     "rate and count": Case(fit(f"{NETWORK}.sampling.num_frames=4"), "set exactly one"),
     "adapters of rank 0": Case(fit(f"{NETWORK}.language=lora", f"{NETWORK}.lora.rank=0"), r"lora\.rank"),

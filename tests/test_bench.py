@@ -174,11 +174,7 @@ def test_frames_are_sampled_as_the_protocol_says(options, grid, kit, forwards, t
 
 @pytest.mark.parametrize(
     ("name", "height", "width"),
-    [
-        ("videogen-rewardbench", 32, 32),
-        ("videogen-rewardbench", 720, 1280),
-        ("genai-bench", 320, 512),
-    ],
+    [("videogen-rewardbench", 32, 32), ("videogen-rewardbench", 720, 1280), ("genai-bench", 320, 512)],
 )
 def test_no_frame_exceeds_the_pixel_budget(name, height, width):
     sampling = PROTOCOLS[name].sampling
@@ -242,12 +238,7 @@ def test_sources_are_printed(options, finished):
 
 @pytest.mark.parametrize(
     ("official", "best", "shift"),
-    [
-        (0.65, 0.6, "+5.00"),
-        (0.5, 0.6, "-10.00"),
-        (0.6, 0.6, None),
-        pytest.param(0.612537, 0.612575, "-0.0"),
-    ],
+    [(0.65, 0.6, "+5.00"), (0.5, 0.6, "-10.00"), (0.6, 0.6, None), pytest.param(0.612537, 0.612575, "-0.0")],
 )
 def test_the_reason_stands_below_where_the_metrics_differ(official, best, shift, finished):
     result = finished(*GENAI).result

@@ -47,9 +47,7 @@ def test_every_video_is_found_with_its_bytes(media, kit, processor, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "change",
-    [{"height": None}, {"fps": None}, {"num_frames": "many"}, {"num_frames": 1}, {"width": 32 * 201}],
-    ids=str,
+    "change", [{"height": None}, {"fps": None}, {"num_frames": "many"}, {"num_frames": 1}, {"width": 32 * 201}], ids=str
 )
 def test_where_the_record_does_not_tell_the_length_is_the_size_in_bytes(change, processor, tmp_path):
     videos = [replace(v, record={**v.record, **change}) for v in samples((5, 9))]

@@ -5,9 +5,7 @@ from statistics import NormalDist
 
 import pytest
 import torch
-from diffusers import (
-    FlowMatchEulerDiscreteScheduler,
-)
+from diffusers import FlowMatchEulerDiscreteScheduler
 
 from flow_kit import data, fit, make, randn
 from videoalign import VideoAlignError

@@ -13,9 +13,7 @@ from videoalign import VideoAlignError
 from videoalign.alignment import CacheReference, FlowDPO, FlowIPO, FlowRWR, FlowSFT
 from videoalign.datamodules.reference_errors import ReferenceDraws
 from videoalign.models.flow import TimeLaw, draw, interpolate
-from videoalign.models.flow_losses import (
-    ConstantBeta,
-)
+from videoalign.models.flow_losses import ConstantBeta
 from videoalign.models.generator_folder import load_generator
 
 # --- trainings against sums by hand ---------------------------------------------------------------

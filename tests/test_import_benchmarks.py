@@ -863,10 +863,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize(
-    "case",
-    [pytest.param(case, id=name) for name, case in CASES.items()],
-)
+@pytest.mark.parametrize("case", [pytest.param(case, id=name) for name, case in CASES.items()])
 def test_bad_input(case: Case, place: Place, capfd: pytest.CaptureFixture) -> None:
     args = case.args(place)
     before = place.tree()

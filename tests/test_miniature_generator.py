@@ -23,10 +23,7 @@ from videoalign.miniature.networks.autoencoding import Autoencoding
 from videoalign.miniature.networks.clips import Clips
 from videoalign.miniature.networks.pipelines import make_generator
 from videoalign.miniature.world.rendered_sets import GENERATED
-from videoalign.miniature.world.sprites import (
-    FRAMES,
-    SIZE,
-)
+from videoalign.miniature.world.sprites import FRAMES, SIZE
 from videoalign.models.flow import draw
 from videoalign.models.generator_folder import load_generator
 from videoalign.models.lora import LoRA

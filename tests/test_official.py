@@ -372,13 +372,7 @@ def test_adapter_file_may_hold_the_embedding_too(kit: Kit, tmp_path: Path, more:
         ({"fps": 3.0, "max_frame_pixels": 200704}, 3.0, None, 200704),
         ({"fps": 3.0, "num_frames": 8}, None, 8, 4096),
         ({"fps": REMOVE, "num_frames": 6}, None, 6, 4096),
-        pytest.param(
-            {"num_frames": 8.0},
-            None,
-            8,
-            4096,
-            id="a float, as the official option's type has it",
-        ),
+        pytest.param({"num_frames": 8.0}, None, 8, 4096, id="a float, as the official option's type has it"),
     ],
 )
 def test_sampling_is_taken_over(
@@ -855,10 +849,7 @@ CONFIGS = {
 CASES = {**SOURCES, **TEMPLATES, **BACKBONES, **TENSORS, **CONFIGS}
 
 
-@pytest.mark.parametrize(
-    "name",
-    CASES,
-)
+@pytest.mark.parametrize("name", CASES)
 def test_bad_input(
     name: str, kit: Kit, tmp_path: Path, capfd: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -811,10 +811,7 @@ def test_a_small_file_system(size, tmp_path):
         pytest.skip("may not mount")
     try:
         write_text(disk / "file", "earlier")
-        for write in (
-            lambda: write_text(disk / "file", "x" * 500_000),
-            lambda: a_set(disk / "set", 10_000),
-        ):
+        for write in (lambda: write_text(disk / "file", "x" * 500_000), lambda: a_set(disk / "set", 10_000)):
             with pytest.raises((OSError, VideoAlignError), match="No space left"):
                 write()
         assert names(disk) == ["file"] and (disk / "file").read_text() == "earlier"

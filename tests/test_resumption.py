@@ -207,12 +207,7 @@ def test_one_two_and_four_processes_train_alike(made, name, tmp_path):
 
     def job(world: int, out: str, *more: str) -> tuple[int, list[str], str]:
         ranks = [f"--trainer.devices={world}", "--trainer.strategy=ddp"] if world > 1 else []
-        options = [
-            "--data.workers=0",
-            *ranks,
-            f"--trainer.accumulate_grad_batches={batch // world}",
-            *SGD,
-        ]
+        options = ["--data.workers=0", *ranks, f"--trainer.accumulate_grad_batches={batch // world}", *SGD]
         return world, arguments(made, name, tmp_path / out, *options, *more), f"{tmp_path}/{out}.pt"
 
     jobs = [

@@ -144,12 +144,7 @@ def unstopped(project: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
 
 @pytest.mark.parametrize(
     "hook, call, step",
-    [
-        ("training_step", 1, 1),
-        ("training_step", 3, 3),
-        ("training_step", 2, 2),
-        ("validation_step", 2, 2),
-    ],
+    [("training_step", 1, 1), ("training_step", 3, 3), ("training_step", 2, 2), ("validation_step", 2, 2)],
     ids=["mid-epoch", "end of the epoch", "where a validation is due", "within a validation"],
 )
 def test_training_goes_on_exactly_from_the_checkpoint_of_a_stop(
