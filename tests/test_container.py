@@ -138,20 +138,39 @@ H264 = {"container": "matroska", "count": 100, "bf": "0"}
 MEASURED = {
     "a browser's recording": (lambda: recorded(JITTER), 121, 1000 * 120 / JITTER[-1]),
     "a browser's recording of three frames": (lambda: recorded([0, 40, 80]), 3, 25),
-    "a browser's recording that starts late": (lambda: recorded([7000 + t for t in JITTER]), 121, 1000 * 120 / JITTER[-1]),
+    "a browser's recording that starts late": (
+        lambda: recorded([7000 + t for t in JITTER]),
+        121,
+        1000 * 120 / JITTER[-1],
+    ),
     "a browser's recording with a pause": (lambda: recorded([t + 3000 * (t > 2000) for t in STEADY]), 100, 99 / 6.96),
     "webm that starts late": (lambda: timed(video(**H264), "matroska", [5000 + t for t in STEADY]), 100, 25),
-    "a clock that jumps an hour": (lambda: timed(video(**H264), "matroska", [t + 3_600_000 * (t > 2000) for t in STEADY]), 100, 25),
-    "mp4 that jumps an hour": (lambda: timed(video(**H264), "mp4", [t + 3_600_000 * (t > 2000) for t in STEADY]), 100, 25),
+    "a clock that jumps an hour": (
+        lambda: timed(video(**H264), "matroska", [t + 3_600_000 * (t > 2000) for t in STEADY]),
+        100,
+        25,
+    ),
+    "mp4 that jumps an hour": (
+        lambda: timed(video(**H264), "mp4", [t + 3_600_000 * (t > 2000) for t in STEADY]),
+        100,
+        25,
+    ),
     "a slow show": (lambda: recorded([*range(0, 150_000, 15_000)]), 10, 1 / 15),
-    "variable rate in mp4": (lambda: timed(video(**H264), "mp4", [t + 2000 * (t > 2000) for t in STEADY]), 100, 99 / 5.96),
+    "variable rate in mp4": (
+        lambda: timed(video(**H264), "mp4", [t + 2000 * (t > 2000) for t in STEADY]),
+        100,
+        99 / 5.96,
+    ),
     "joined broadcasts": (lambda: 2 * video("mpegts", count=100, g="25"), 200, 25),
     "a broadcast whose clock wraps": (
-        lambda: timed(video("mpegts", "mpeg2video", 100, bf="0"), "mpegts", [2**33 // 90 - 2000 + t for t in STEADY]), 100, 25),
+        lambda: timed(video("mpegts", "mpeg2video", 100, bf="0"), "mpegts", [2**33 // 90 - 2000 + t for t in STEADY]),
+        100,
+        25,
+    ),
     "gif": (lambda: gif([100] * 12), 12, 10),
     "gif of variable rate": (lambda: gif([40, 100, 200, 60] * 5), 20, 10),
     "gif that holds its last picture": (lambda: gif([50] * 19 + [1050]), 20, 10),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("make", "frames", "rate"), MEASURED.values(), ids=MEASURED)
@@ -226,14 +245,22 @@ STREAMS = {
     "a still of large size first": (lambda: several("matroska", STILL, {"size": (48, 64), "count": 20}), (20, 48, 64)),
     "a still of large size in mp4": (lambda: several("mp4", STILL, {"size": (48, 64), "count": 20}), (20, 48, 64)),
     "a short trailer first": (
-        lambda: several("mp4", {"size": (96, 96), "count": 10}, {"size": (48, 64), "count": 48}), (48, 48, 64)),
+        lambda: several("mp4", {"size": (96, 96), "count": 10}, {"size": (48, 64), "count": 48}),
+        (48, 48, 64),
+    ),
     "a preview of the same length first": (
-        lambda: several("mp4", {"size": (32, 32), "count": 40}, {"size": (48, 64), "count": 40}), (40, 48, 64)),
+        lambda: several("mp4", {"size": (32, 32), "count": 40}, {"size": (48, 64), "count": 40}),
+        (40, 48, 64),
+    ),
     "thumbnails one a second first": (
-        lambda: several("matroska", {"size": (32, 32), "count": 4, "rate": 1}, {"size": (48, 64), "count": 100}), (100, 48, 64)),
+        lambda: several("matroska", {"size": (32, 32), "count": 4, "rate": 1}, {"size": (48, 64), "count": 100}),
+        (100, 48, 64),
+    ),
     "the film first": (
-        lambda: several("mp4", {"size": (48, 64), "count": 40}, {"size": (96, 96), "count": 10}), (40, 48, 64)),
-}  # fmt: skip
+        lambda: several("mp4", {"size": (48, 64), "count": 40}, {"size": (96, 96), "count": 10}),
+        (40, 48, 64),
+    ),
+}
 
 
 @pytest.mark.parametrize(("make", "want"), STREAMS.values(), ids=STREAMS)

@@ -55,15 +55,33 @@ def test_what_the_operating_system_refuses_is_one_message(number, wrapped, monke
 
 
 ENVIRONMENT = {
-    "safetensors, disk full": (SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"), "make room"),
+    "safetensors, disk full": (
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+        "make room",
+    ),
     "safetensors, read-only": (SafetensorError("I/O error: Read-only file system (os error 30)"), "can be written"),
-    "torch.save, disk full": (RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0"), "make room"),
-    "torch.save, short write": (RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed"), "make room"),
-    "too many files in torch": (RuntimeError("unable to open shared memory object </torch_1> in read-write mode: Too many open files (24)"), "ulimit"),
+    "torch.save, disk full": (
+        RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0"),
+        "make room",
+    ),
+    "torch.save, short write": (
+        RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed"),
+        "make room",
+    ),
+    "too many files in torch": (
+        RuntimeError("unable to open shared memory object </torch_1> in read-write mode: Too many open files (24)"),
+        "ulimit",
+    ),
     "memory": (MemoryError(), "batch_size"),
     "memory of numpy": (MemoryError("Unable to allocate 7.45 GiB for an array"), "batch_size"),
-    "memory of the CPU in torch": (RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory"), "batch_size"),
-    "memory of the GPU": (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB."), "memory of the GPU"),
+    "memory of the CPU in torch": (
+        RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory"),
+        "batch_size",
+    ),
+    "memory of the GPU": (
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB."),
+        "memory of the GPU",
+    ),
     "GPU broken": (RuntimeError("CUDA error: an illegal memory access was encountered"), "GPU failed"),
     "pool worker killed": (BrokenProcessPool("A process in the process pool was terminated abruptly"), "fewer workers"),
     "loader worker killed": (RuntimeError("DataLoader worker (pid 71) is killed by signal: Killed. "), "fewer workers"),
@@ -71,10 +89,18 @@ ENVIRONMENT = {
     "hub refuses": (ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused"), "network"),
     "hub slow": (TimeoutError("The read operation timed out"), "network"),
     "no name server": (socket.gaierror(-3, "Temporary failure in name resolution"), "name resolution"),
-    "peer lost": (RuntimeError("[../gloo/transport/tcp/pair.cc:534] Connection closed by peer [10.0.0.2]:4242"), "another process"),
-    "error of a loader's worker": (OSError("Caught OSError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n"
-                                           '  File "x.py", line 1, in f\nOSError: [Errno 5] Input/output error: \'v.mp4\'\n'), "v.mp4"),
-}  # fmt: skip
+    "peer lost": (
+        RuntimeError("[../gloo/transport/tcp/pair.cc:534] Connection closed by peer [10.0.0.2]:4242"),
+        "another process",
+    ),
+    "error of a loader's worker": (
+        OSError(
+            "Caught OSError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n"
+            "  File \"x.py\", line 1, in f\nOSError: [Errno 5] Input/output error: 'v.mp4'\n"
+        ),
+        "v.mp4",
+    ),
+}
 
 
 @pytest.mark.parametrize("name", ENVIRONMENT)
@@ -88,10 +114,15 @@ USERS = {
     "own": (VideoAlignError("data.x is 3; make it 2"), "data.x is 3; make it 2"),
     "own, on all ranks": (EverywhereError("data.x is 3"), "data.x is 3"),
     "own, wrapped": (chained(TypeError("parser"), VideoAlignError("data.x is 3")), "error: data.x is 3"),
-    "own, of a loader's worker": (VideoAlignError("Caught VideoAlignError in DataLoader worker process 0.\nOriginal Traceback (most recent "
-                                                  'call last):\n  File "x"\nvideoalign.VideoAlignError: clip 3 is short\n'), "error: clip 3 is short"),
+    "own, of a loader's worker": (
+        VideoAlignError(
+            "Caught VideoAlignError in DataLoader worker process 0.\nOriginal Traceback (most recent "
+            'call last):\n  File "x"\nvideoalign.VideoAlignError: clip 3 is short\n'
+        ),
+        "error: clip 3 is short",
+    ),
     "Lightning's": (MisconfigurationException("No supported gpu backend found!"), "--trainer.accelerator cpu"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", USERS)
@@ -140,7 +171,11 @@ LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
 )
 BAD_YAML = {
     "billion laughs": (LAUGHS, r"line \d+: written out it holds more than"),
-    "laughs by merging": ("a: &a {x: 1}\n" + "".join(f"b{i}: &b{i} [{', '.join(['*a' if i == 0 else f'*b{i - 1}'] * 9)}]\n" for i in range(9)), "more than"),
+    "laughs by merging": (
+        "a: &a {x: 1}\n"
+        + "".join(f"b{i}: &b{i} [{', '.join(['*a' if i == 0 else f'*b{i - 1}'] * 9)}]\n" for i in range(9)),
+        "more than",
+    ),
     "alias of itself": ("trainer: &t\n  logger: *t\n", r"line 2: \*t refers to a value that it is itself a part of"),
     "list in itself": ("a: &l [1, *l]\n", "itself a part of"),
     "alias of nothing": ("a: *nothing\n", "refers to nothing"),
@@ -166,7 +201,7 @@ BAD_YAML = {
     "long number": ("a: " + "1" * 200_000, "is no YAML"),
     "two documents": ("a: 1\n---\nb: 2\n", "is no YAML"),
     "larger than a configuration": ("a: " + "x" * 2**21, "larger than"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", BAD_YAML)

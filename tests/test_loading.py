@@ -70,9 +70,18 @@ def with_value(value):
 
 
 SPOILT = {
-    "foreign prefix": (lambda t: {f"module.{n}": v for n, v in t.items()}, r"tensors in its files are not the model's \(such as 'module\..*of the model are not"),
-    "one more": (lambda t: t | {"other.scale_weight": torch.ones(())}, "1 tensors in its files are not the model's .such as 'other.scale_weight'"),
-    "one missing": (lambda t: {n: v for n, v in t.items() if n != first(t)}, "[12] tensors of the model are not in its files"),
+    "foreign prefix": (
+        lambda t: {f"module.{n}": v for n, v in t.items()},
+        r"tensors in its files are not the model's \(such as 'module\..*of the model are not",
+    ),
+    "one more": (
+        lambda t: t | {"other.scale_weight": torch.ones(())},
+        "1 tensors in its files are not the model's .such as 'other.scale_weight'",
+    ),
+    "one missing": (
+        lambda t: {n: v for n, v in t.items() if n != first(t)},
+        "[12] tensors of the model are not in its files",
+    ),
     "another shape": (lambda t: t | {first(t): torch.zeros(*t[first(t)].shape, 2)}, "shape"),
     "fp8": (fp8, r"quantised or no weights, such as '.*F8_E4M3"),
     "fp8 with scales": (scaled, "quantised or no weights"),
@@ -81,7 +90,7 @@ SPOILT = {
     "no tensors": (lambda t: {}, "tensors of the model are not in its files"),
     "NaN": (with_value(NAN), "not finite: [12] tensors hold NaN or infinity"),
     "infinity": (with_value(-float("inf")), "not finite: [12] tensors hold NaN or infinity"),
-}  # fmt: skip
+}
 PARTS = [("wan", "transformer"), ("wan", "vae"), ("wan", "text_encoder"), ("ltx", "transformer"), ("qwen", "")]
 
 
@@ -161,9 +170,15 @@ SHARDS = {
     "a shard of another save": (stray, "does not list it|does not list; "),
     "an index that is no JSON": (lambda index, content: index.write_text("{"), "no index of shards"),
     "an index without a map": (lambda index, content: index.write_text("{}"), "no index of shards"),
-    "a shard is cut short": (lambda index, content: (p := next(index.parent.glob("*-00001-of-*"))).write_bytes(p.read_bytes()[:-9]), "damaged"),
-    "adapters beside it": (lambda index, content: (index.parent / "adapter_config.json").write_text("{}"), "holds adapters"),
-}  # fmt: skip
+    "a shard is cut short": (
+        lambda index, content: (p := next(index.parent.glob("*-00001-of-*"))).write_bytes(p.read_bytes()[:-9]),
+        "damaged",
+    ),
+    "adapters beside it": (
+        lambda index, content: (index.parent / "adapter_config.json").write_text("{}"),
+        "holds adapters",
+    ),
+}
 
 
 @pytest.mark.parametrize("what", SHARDS)
@@ -213,10 +228,17 @@ def test_the_libraries_still_only_warn(kit, tmp_path):
 # --- adapters -------------------------------------------------------------------------------------
 
 ORIGINAL = {
-    "attn1.to_q": "self_attn.q", "attn1.to_k": "self_attn.k", "attn1.to_v": "self_attn.v", "attn1.to_out.0": "self_attn.o",
-    "attn2.to_q": "cross_attn.q", "attn2.to_k": "cross_attn.k", "attn2.to_v": "cross_attn.v", "attn2.to_out.0": "cross_attn.o",
-    "ffn.net.0.proj": "ffn.0", "ffn.net.2": "ffn.2",
-}  # fmt: skip
+    "attn1.to_q": "self_attn.q",
+    "attn1.to_k": "self_attn.k",
+    "attn1.to_v": "self_attn.v",
+    "attn1.to_out.0": "self_attn.o",
+    "attn2.to_q": "cross_attn.q",
+    "attn2.to_k": "cross_attn.k",
+    "attn2.to_v": "cross_attn.v",
+    "attn2.to_out.0": "cross_attn.o",
+    "ffn.net.0.proj": "ffn.0",
+    "ffn.net.2": "ffn.2",
+}
 
 
 def adapters(folder, rank=4, layers=LAYERS):
@@ -374,38 +396,93 @@ def less(*names):
 
 BELONG = "{} of their {} tensors do not belong to this transformer, such as '{}.*; a name that does is 'transformer\\.blocks\\.0\\.attn1\\.to_q\\.lora_A\\.weight'"
 REFUSED = {
-    "a deeper model's": (lambda own: prefixed("transformer.", own["deep"]), BELONG.format(20, 60, r"transformer\.blocks\.2\.")),
-    "a deeper model's of peft": (lambda own: prefixed("base_model.model.", own["deep"]), BELONG.format(20, 60, r"base_model\.model\.blocks\.2\.")),
-    "a deeper model's of ComfyUI": (lambda own: prefixed("diffusion_model.", original(own["deep"])), BELONG.format(20, 60, "")),
+    "a deeper model's": (
+        lambda own: prefixed("transformer.", own["deep"]),
+        BELONG.format(20, 60, r"transformer\.blocks\.2\."),
+    ),
+    "a deeper model's of peft": (
+        lambda own: prefixed("base_model.model.", own["deep"]),
+        BELONG.format(20, 60, r"base_model\.model\.blocks\.2\."),
+    ),
+    "a deeper model's of ComfyUI": (
+        lambda own: prefixed("diffusion_model.", original(own["deep"])),
+        BELONG.format(20, 60, ""),
+    ),
     "a deeper model's of kohya": (lambda own: kohya(own["deep"]), BELONG.format(20, 60, "")),
-    "a wider model's": (lambda own: prefixed("transformer.", own["wide"]), r"shapes \(4, 128\) and \(128, 4\), but this transformer takes \(rank, 64\) and \(64, rank\)"),
-    "another architecture's": (lambda own: prefixed("transformer.", own["ltx"]), "do not belong to this transformer, such as 'transformer.transformer_blocks"),
+    "a wider model's": (
+        lambda own: prefixed("transformer.", own["wide"]),
+        r"shapes \(4, 128\) and \(128, 4\), but this transformer takes \(rank, 64\) and \(64, rank\)",
+    ),
+    "another architecture's": (
+        lambda own: prefixed("transformer.", own["ltx"]),
+        "do not belong to this transformer, such as 'transformer.transformer_blocks",
+    ),
     "no lora_B": (less(f"{QUERY}.lora_B.weight"), r"blocks\.0\.attn1\.to_q has no lora_B"),
     "no lora_A": (less(f"{QUERY}.lora_A.weight"), r"blocks\.0\.attn1\.to_q has no lora_A"),
     "ranks of A and B differ": (cut("A"), r"shapes \(2, 64\) and \(64, 4\)"),
     "ranks of B and A differ": (cut("B"), r"shapes \(4, 64\) and \(64, 2\)"),
-    "one more layer": (plus("transformer.blocks.0.other.lora_A.weight"), BELONG.format(1, 41, r"transformer\.blocks\.0\.other")),
+    "one more layer": (
+        plus("transformer.blocks.0.other.lora_A.weight"),
+        BELONG.format(1, 41, r"transformer\.blocks\.0\.other"),
+    ),
     "a layer that is not linear": (plus("transformer.blocks.0.norm2.lora_A.weight"), "do not belong"),
     "a whole weight": (plus("transformer.blocks.0.attn1.to_q.weight"), "do not belong"),
     "a trained bias": (plus(f"{QUERY}.lora_B.bias", torch.ones(64)), "do not belong"),
     "DoRA of peft": (plus(f"{QUERY}.lora_magnitude_vector", torch.ones(64)), "1 of 41 tensors are DoRA"),
     "DoRA of kohya": (plus(f"{QUERY}.dora_scale", torch.ones(64)), "DoRA"),
-    "LoKr": (lambda own: {f"{QUERY}.lokr_w1": torch.ones(4, 4), f"{QUERY}.lokr_w2": torch.ones(16, 16)}, "2 of 2 tensors are LoKr"),
+    "LoKr": (
+        lambda own: {f"{QUERY}.lokr_w1": torch.ones(4, 4), f"{QUERY}.lokr_w2": torch.ones(16, 16)},
+        "2 of 2 tensors are LoKr",
+    ),
     "LoHa": (lambda own: {f"{QUERY}.hada_w1_a": torch.ones(4, 4)}, "LoHa"),
-    "differences of norms": (lambda own: prefixed("diffusion_model.", original(own["wan"])) | {"diffusion_model.blocks.0.norm3.diff": torch.ones(64)}, "full differences"),
-    "differences of biases": (lambda own: prefixed("diffusion_model.", original(own["wan"])) | {"diffusion_model.blocks.0.self_attn.q.diff_b": torch.ones(64)}, "full differences"),
+    "differences of norms": (
+        lambda own: (
+            prefixed("diffusion_model.", original(own["wan"])) | {"diffusion_model.blocks.0.norm3.diff": torch.ones(64)}
+        ),
+        "full differences",
+    ),
+    "differences of biases": (
+        lambda own: (
+            prefixed("diffusion_model.", original(own["wan"]))
+            | {"diffusion_model.blocks.0.self_attn.q.diff_b": torch.ones(64)}
+        ),
+        "full differences",
+    ),
     "the text encoder's": (plus("text_encoder.block.0.lora_A.weight"), "text encoder's, such as 'text_encoder"),
-    "the text encoder's of kohya": (lambda own: kohya(own["wan"]) | {"lora_te_block_0.lora_down.weight": torch.ones(4, 64)}, "text encoder's"),
-    "two dialects": (lambda own: {n if "blocks.0" in n else f"transformer.{n}": t for n, t in own["wan"].items()}, "20 of 40 names begin with 'transformer.'"),
-    "an alpha that is no number": (lambda own: prefixed("transformer.", own["wan"]) | {f"{QUERY}.alpha": torch.ones(2)}, "alpha"),
-    "kohya without an alpha": (lambda own: {n: t for n, t in kohya(own["wan"]).items() if "alpha" not in n}, "cannot convert their 40 tensors"),
-    "kohya of some layers": (lambda own: {n: t for n, t in kohya(own["wan"]).items() if "ffn" not in n}, "cannot convert"),
-    "ComfyUI with a foreign layer": (lambda own: prefixed("diffusion_model.", original(own["wan"]) | {"blocks.0.other.lora_A.weight": torch.ones(4, 64)}), "cannot convert|do not belong"),
-    "NaN": (plus(f"{QUERY}.lora_A.weight", torch.full((4, 64), NAN)), "1 tensors hold NaN or infinity, such as .*to_q.lora_A"),
+    "the text encoder's of kohya": (
+        lambda own: kohya(own["wan"]) | {"lora_te_block_0.lora_down.weight": torch.ones(4, 64)},
+        "text encoder's",
+    ),
+    "two dialects": (
+        lambda own: {n if "blocks.0" in n else f"transformer.{n}": t for n, t in own["wan"].items()},
+        "20 of 40 names begin with 'transformer.'",
+    ),
+    "an alpha that is no number": (
+        lambda own: prefixed("transformer.", own["wan"]) | {f"{QUERY}.alpha": torch.ones(2)},
+        "alpha",
+    ),
+    "kohya without an alpha": (
+        lambda own: {n: t for n, t in kohya(own["wan"]).items() if "alpha" not in n},
+        "cannot convert their 40 tensors",
+    ),
+    "kohya of some layers": (
+        lambda own: {n: t for n, t in kohya(own["wan"]).items() if "ffn" not in n},
+        "cannot convert",
+    ),
+    "ComfyUI with a foreign layer": (
+        lambda own: prefixed(
+            "diffusion_model.", original(own["wan"]) | {"blocks.0.other.lora_A.weight": torch.ones(4, 64)}
+        ),
+        "cannot convert|do not belong",
+    ),
+    "NaN": (
+        plus(f"{QUERY}.lora_A.weight", torch.full((4, 64), NAN)),
+        "1 tensors hold NaN or infinity, such as .*to_q.lora_A",
+    ),
     "fp8": (lambda own: {n: t.to(torch.float8_e4m3fn) for n, t in own["wan"].items()}, "quantised or no weights"),
     "integers": (lambda own: {n: t.long() for n, t in own["wan"].items()}, "quantised or no weights"),
     "nothing": (lambda own: {}, "holds no tensor"),
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
@@ -434,7 +511,7 @@ STATED = {
     "whole modules": (CONFIG | {"modules_to_save": ["proj_out"]}, "modules_to_save"),
     "a list": ([], "no configuration of peft"),
     "another alpha than the metadata": (CONFIG | {"lora_alpha": 4}, "different ranks or alphas"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("what", STATED)
