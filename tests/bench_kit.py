@@ -1,4 +1,7 @@
-"""What the tests of `videoalign bench` share: a reward model, a set of videos, finished runs, and metrics by their definitions."""
+"""What the tests of `videoalign bench` share.
+
+These are a reward model, a set of videos, finished runs of the command, and metrics by their definitions.
+"""
 
 import contextlib
 import io
@@ -9,7 +12,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import lightning  # noqa: F401  its logger keeps the stderr of the moment: the session's, not one test's
 import numpy as np
 import pytest
 import torch

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import lightning  # noqa: F401  its logger keeps the stderr of the moment: the session's, not one test's
 import pytest
 import torch
 import transformers

@@ -48,7 +48,7 @@ def randn(*shape, seed=0):
 
 
 def graded(i):
-    """A record with rewards that prefer A or B, by another margin in each; its labels say the opposite and do not count."""
+    """A record whose rewards prefer A or B by a margin of its own; its labels say the opposite and do not count."""
     a, b = {"VQ": 0.5 * i, "MQ": 1.0, "TA": -0.25}, {"VQ": 0.2, "MQ": 0.3 * i, "TA": 0.5 + i % 2}
     labels = dict.fromkeys(a, "B" if sum(a.values()) > sum(b.values()) else "A")
     return {"prompt": PROMPTS[i % 3], "rewards": {"A": a, "B": b}, "labels": labels}

@@ -1,4 +1,4 @@
-"""What the tests around generator alignment share: clips, latents, a judge, trainings, and configurations of experiments."""
+"""What the tests around generator alignment share: clips, latents, a judge, trainings, configurations."""
 
 import json
 from pathlib import Path
@@ -11,6 +11,7 @@ import torch
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from helpers import QUIET
 from videoalign.callbacks import EMA, side_by_side
 from videoalign.cli import main
 from videoalign.commands.lightning_cli import run as experiment
@@ -53,8 +54,7 @@ def node(name: str, /, **init_args) -> dict:
     return {"class_path": name, "init_args": init_args}
 
 
-TRAINER = {"accelerator": "cpu", "devices": 1, "logger": False, "enable_progress_bar": False, "enable_model_summary": False,
-           "enable_checkpointing": False, "num_sanity_val_steps": 0, "log_every_n_steps": 1, "callbacks": []}  # fmt: skip
+TRAINER = {**QUIET, "callbacks": []}
 
 
 def predict_config(path: Path, model: dict, data: dict, callbacks=()) -> Path:

@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import lightning  # noqa: F401  its logger keeps the stderr of the moment: the session's, not one test's
 import numpy as np
 import pytest
 import torch
@@ -52,8 +51,11 @@ class Official:
     """A reward model as its official code holds it, by the names of transformers >= 4.52.
 
     Attributes:
-        backbone: folder that it stands on. state: the backbone's tensors as training left them, the embedding with a row
-            for each reward token behind the tokenizer's. adapters: A and B by linear layer. head: (rows, E).
+        backbone: Folder of the backbone.
+        state: The backbone's tensors after training. The embedding has a row for each reward token behind the
+            tokenizer's.
+        adapters: Matrices A and B of each linear layer.
+        head: Weight of the reward head, (rows, E).
     """
 
     backbone: Path
@@ -66,7 +68,11 @@ class Official:
         """Random training of the vision tower, the adapters, the new rows and the head.
 
         Args:
-            moved: the rest differs from the backbone's too. lora: whether the language model trained through adapters.
+            backbone: Folder of the backbone.
+            rows: Rows of the reward head: 1, or 3 for one per dimension.
+            moved: Whether the other tensors differ from the backbone's too.
+            lora: Whether the language model trained through adapters.
+            seed: Seed of the random training.
         """
         generator = torch.Generator().manual_seed(seed)
 
@@ -114,7 +120,11 @@ class Official:
         """An official folder; returns it.
 
         Args:
-            form: ``whole``, or ``pair`` of files. config: changes of model_config.json, by section.key.
+            folder: Where it is written.
+            form: ``whole`` for one file, ``pair`` for two.
+            era: Version of transformers whose names the tensors have.
+            step: Number of the checkpoint.
+            config: Changes of model_config.json, by section.key.
         """
         record: dict = {
             "data_config": {

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import lightning  # noqa: F401  its logger keeps the stderr of the moment: the session's, not one test's
 import numpy as np
 import pytest
 import torch

@@ -58,8 +58,13 @@ def margins_by_hand(kit: Path, rewards: dict[str, list[float]], overall: str) ->
     return result
 
 
-RUNS = {"own sampling": ((), "sum"), "videogen-rewardbench": (VGRB, "sum"), "genai-bench": (GENAI, "TA"),
-        "genai-bench, sum": ((*GENAI, "--overall", "sum"), "sum"), "overall MQ": (("--overall", "MQ"), "MQ")}  # fmt: skip
+RUNS = {
+    "own sampling": ((), "sum"),
+    "videogen-rewardbench": (VGRB, "sum"),
+    "genai-bench": (GENAI, "TA"),
+    "genai-bench, sum": ((*GENAI, "--overall", "sum"), "sum"),
+    "overall MQ": (("--overall", "MQ"), "MQ"),
+}
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -125,7 +130,10 @@ def judged(folder: Path, done: Run, vote: Callable[[list[float], list[float]], s
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
 def test_a_model_is_right_or_wrong_about_every_pair(share, kit, finished, tmp_path, capsys):
-    """Labels from the model's own TA: exactly right, one pair less by the official metric, which says why; or all wrong."""
+    """The labels follow the model's own TA, or are its opposite.
+
+    Then every pair is right, one less by the official metric, which says why; or every pair is wrong.
+    """
     sides = ["leftvote", "rightvote"] if share else ["rightvote", "leftvote"]
     judged(tmp_path / "judged", finished(*GENAI), lambda a, b: sides[a[2] < b[2]])
     assert bench(kit, tmp_path / "out", *GENAI, data=tmp_path / "judged") == 0

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not there, the last one of the last step, exact when resumed, and read without running anything."""
+"""Checkpoints: whole or not there, the last one of the last step, exact when resumed, read without running anything."""
 
 import io
 import os
@@ -22,9 +22,13 @@ from videoalign.callbacks import EMA, Checkpoint
 from videoalign.callbacks.checkpoint_io import WholeFiles, check_checkpoint, read_checkpoint, whole_checkpoints
 
 QUIET = {
-    "accelerator": "cpu", "devices": 1, "logger": False, "enable_progress_bar": False, "enable_model_summary": False,
+    "accelerator": "cpu",
+    "devices": 1,
+    "logger": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
     "num_sanity_val_steps": 0,
-}  # fmt: skip
+}
 
 
 class Loader:
@@ -112,11 +116,14 @@ RUNS = {
     "validation at a saving": ({"max_steps": 4}, {"max_steps": 11}, 2, {"val_check_interval": 2}),
     "validation each epoch": ({"max_epochs": 1}, {"max_epochs": 3}, 4, {}),
     "validation across epochs": (
-        {"max_steps": 8}, {"max_steps": 15}, 3, {"val_check_interval": 4, "check_val_every_n_epoch": None},
+        {"max_steps": 8},
+        {"max_steps": 15},
+        3,
+        {"val_check_interval": 4, "check_val_every_n_epoch": None},
     ),
     "schedule by epoch": ({"max_epochs": 1}, {"max_epochs": 4}, 4, {**NO_VAL, "interval": "epoch"}),
     "schedule by epoch, middle": ({"max_steps": 8}, {"max_steps": 20}, 5, {**NO_VAL, "interval": "epoch"}),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("first", "then", "every", "options"), RUNS.values(), ids=RUNS)
@@ -337,6 +344,11 @@ def flipped(content, where):
     return content[:number] + bytes([content[number] ^ 4]) + content[number + 1 :]
 
 
+def weight_in(content):
+    """Bytes of the weight that a checkpoint holds."""
+    return torch.load(io.BytesIO(content), weights_only=True)["state_dict"]["weight"].numpy().tobytes()
+
+
 DAMAGE = {
     "cut to nothing": lambda c: b"",
     "cut to a byte": lambda c: c[:1],
@@ -351,10 +363,10 @@ DAMAGE = {
     "another zip": lambda c: zipped("hello"),
     "a list": lambda c: saved([1, 2]),
     "weights alone": lambda c: saved({"weight": torch.ones(2)}),
-    "a byte flipped in the weights": lambda c: flipped(c, torch.load(io.BytesIO(c), weights_only=True)["state_dict"]["weight"].numpy().tobytes()),
+    "a byte flipped in the weights": lambda c: flipped(c, weight_in(c)),
     "a byte flipped in the pickle": lambda c: flipped(c, b"global_step"),
     "a byte flipped in the directory": lambda c: flipped(c, 0.995),
-}  # fmt: skip
+}
 
 
 def _old():
@@ -442,8 +454,9 @@ class Net(L.LightningModule):
 
 def run(steps, folder, ckpt=None):
     strategy = ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)
-    trainer = L.Trainer(accelerator="cpu", devices=2, strategy=strategy, max_steps=steps, logger=False, enable_progress_bar=False,
-        enable_model_summary=False, callbacks=[Checkpoint(out / folder, every_n_train_steps=2)], use_distributed_sampler=False)
+    quiet = dict(logger=False, enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False)
+    save = Checkpoint(out / folder, every_n_train_steps=2)
+    trainer = L.Trainer(accelerator="cpu", devices=2, strategy=strategy, max_steps=steps, callbacks=[save], **quiet)
     net = Net()
     whole_checkpoints(trainer).fit(net, ckpt_path=ckpt)
     return trainer, net.net.weight.full_tensor().detach().clone()

@@ -33,8 +33,8 @@ pytestmark = pytest.mark.slow
 
 TOY = {
     "world": {"train": 120, "val": 24, "benchmark_videos": 32, "benchmark_pairs": 40, "captions": 60, "clips": 72},
-    "captions": 2, "reward": 4, "generated": 2, "autoencoder": 6, "generator": 4, "noisy": 4, "align": 2, "samples": 2, "rated": 18,
-    "fresh": 4, "judged": 2,
+    "captions": 2, "reward": 4, "generated": 2, "autoencoder": 6, "generator": 4, "noisy": 4, "align": 2, "samples": 2,
+    "rated": 18, "fresh": 4, "judged": 2,
 }  # fmt: skip
 
 SCRIPT = f"""
@@ -264,7 +264,10 @@ def test_tuning_takes_what_the_reward_model_prefers(cells):
 
 
 def test_uncertain_pairs_first_are_what_the_last_model_did_not_know(finished):
-    """Choices grow from round to round; all orders begin alike; the last model's ties, or two models' disputes, come first."""
+    """Choices grow from round to round and all orders begin alike.
+
+    The last model's ties, or the disputes of two models, come first.
+    """
     out, _, _ = finished
     simulation = Simulation(out, toy_size(), 0, labels=(24, 36), pool=60)
     units = simulation.units()

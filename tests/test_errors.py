@@ -37,9 +37,10 @@ def chained(error: BaseException, cause: BaseException) -> BaseException:
 
 
 SYSTEM = [
-    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENAMETOOLONG, errno.EMFILE, errno.ENFILE, errno.EIO, errno.EACCES, errno.EPERM,
-    errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENOTEMPTY, errno.ELOOP, errno.EXDEV, errno.EBUSY, errno.ETXTBSY,
-    errno.EFBIG, errno.ESTALE, errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.ECONNREFUSED, errno.ECONNRESET, errno.ETIMEDOUT,
+    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENAMETOOLONG, errno.EMFILE, errno.ENFILE, errno.EIO, errno.EACCES,
+    errno.EPERM, errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENOTEMPTY, errno.ELOOP, errno.EXDEV,
+    errno.EBUSY, errno.ETXTBSY, errno.EFBIG, errno.ESTALE, errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.ECONNREFUSED,
+    errno.ECONNRESET, errno.ETIMEDOUT,
     errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENOMEM, errno.EAGAIN, errno.EINVAL, errno.ENODEV, errno.EPIPE,
 ]  # fmt: skip
 

@@ -71,7 +71,7 @@ def test_training_asks_the_transformer_for_noise_minus_data_at_1000_t(generator,
 
 @pytest.mark.parametrize("fps", [8.0, 25.0])
 def test_training_and_sampling_ask_the_same_of_the_transformer(fps, family, folders):
-    """One Euler step from t = 1 to 0 is noise - velocity: time, prompt, packing and frame rate as the pipeline has them."""
+    """One Euler step from t = 1 to 0 is noise - velocity: time, prompt, packing and frame rate are the pipeline's."""
     generator, noise = load_generator(folders[family], fps=fps), randn(2, *SHAPE)
     condition = generator.condition([randn(3, 32), randn(7, 32)])
     with torch.no_grad():

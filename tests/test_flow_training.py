@@ -259,9 +259,8 @@ def test_resumption_in_the_middle_of_an_epoch_is_exact(kind, lora, folders, pair
 
 SCRIPT = """
 import json, sys, torch, lightning as L
-from forked import on_ranks
+from forked import THREE_STEPS, on_ranks, strategy
 from functools import partial
-from lightning.pytorch.strategies import ModelParallelStrategy
 from videoalign.alignment import FlowDPO, FlowRWR
 from videoalign.datamodules.latents import LatentPairs
 from videoalign.models.lora import LoRA
@@ -284,13 +283,10 @@ def run(kind):
         ("dpo-bfloat16", FlowDPO, {"lora": LORA, "dtype": "bfloat16"}),
         ("rwr-lora", FlowRWR, {"lora": LORA}),
     ]:
-        strategy = {"single": "auto", "ddp": "ddp", "fsdp2": ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)}[kind]
         L.seed_everything(0)
         model = algorithm(generator=generator, optimizer=partial(torch.optim.SGD, lr=0.05), **options)
         watch = Watch()
-        trainer = L.Trainer(accelerator="cpu", devices=devices, strategy=strategy, max_steps=3, limit_val_batches=1.0, val_check_interval=3,
-            check_val_every_n_epoch=None, logger=False, enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
-            gradient_clip_val=1.0, enable_checkpointing=False, use_distributed_sampler=False, callbacks=[watch])
+        trainer = L.Trainer(devices=devices, strategy=strategy(kind), callbacks=[watch], **THREE_STEPS)
         # the same global batch of all 8 pairs in each step
         data = LatentPairs(latents, latents, batch_size=8 // devices, val_batch_size=3, workers=0, shuffle_buffer=0)
         trainer.fit(model, data)

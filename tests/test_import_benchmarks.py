@@ -228,9 +228,17 @@ def hub_files(place: Place) -> list[str]:
 
 
 VOTE_LAYOUTS = [
-    parquet_of_paths, json_list_of_paths, json_lines_of_paths_with_byte_order_mark, lines_in_a_json_file_beside_an_archive,
-    parquet_of_structs_with_paths_only, parquet_of_structs, parquet_of_binary, saved_dataset, saved_splits, hub_files,
-]  # fmt: skip
+    parquet_of_paths,
+    json_list_of_paths,
+    json_lines_of_paths_with_byte_order_mark,
+    lines_in_a_json_file_beside_an_archive,
+    parquet_of_structs_with_paths_only,
+    parquet_of_structs,
+    parquet_of_binary,
+    saved_dataset,
+    saved_splits,
+    hub_files,
+]
 
 
 @pytest.mark.parametrize("layout", VOTE_LAYOUTS)

@@ -25,7 +25,10 @@ ENDS = np.array(list(itertools.combinations(range(VIDEOS), 2)))
 
 
 def rated(prompts, rng):
-    """Labels, margins and prompts of videos with random quality, which a judge sees with errors; some prompts are harder than others."""
+    """Labels, margins and prompts of videos with random quality, which a judge sees with errors.
+
+    Some prompts are harder for the judge than others.
+    """
     quality = rng.normal(size=(prompts, VIDEOS))
     reward = quality + np.exp(0.5 * rng.normal(size=(prompts, 1))) * rng.normal(size=(prompts, VIDEOS))
     true, margin = (values[:, ENDS[:, 0]] - values[:, ENDS[:, 1]] for values in (quality, reward))

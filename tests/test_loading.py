@@ -1,4 +1,4 @@
-"""Every tensor that is loaded is accounted for: pipelines, backbones, adapters and rewards, whole or refused with one sentence."""
+"""Every tensor that is loaded is accounted for: pipelines, backbones, adapters and rewards are whole or refused."""
 
 import json
 import re
@@ -394,7 +394,10 @@ def less(*names):
     return lambda own: {n: t for n, t in prefixed("transformer.", own["wan"]).items() if n not in names}
 
 
-BELONG = "{} of their {} tensors do not belong to this transformer, such as '{}.*; a name that does is 'transformer\\.blocks\\.0\\.attn1\\.to_q\\.lora_A\\.weight'"
+BELONG = (
+    "{} of their {} tensors do not belong to this transformer, such as '{}.*; "
+    r"a name that does is 'transformer\.blocks\.0\.attn1\.to_q\.lora_A\.weight'"
+)
 REFUSED = {
     "a deeper model's": (
         lambda own: prefixed("transformer.", own["deep"]),
@@ -803,7 +806,7 @@ def sealed(tmp_path):
 
 
 def test_every_flipped_bit_of_a_sealed_file_is_told_or_makes_it_unreadable(sealed):
-    """But for the key of the checksum itself, without which the file is as one of another program, its content unchanged."""
+    """A flip in the key of the checksum itself is not told: the file then looks like another program's, unchanged."""
     check_seal(sealed)
     good, size = sealed.read_bytes(), sealed.stat().st_size
     want = load_file(sealed)
@@ -856,7 +859,8 @@ from videoalign.callbacks import ExportGenerator
 from videoalign.models import FrameSampling, LoRA, VideoReward
 wan, backbone, out = map(Path, sys.argv[1:])
 torch.manual_seed(0)
-VideoReward(backbone, "plain", FrameSampling(fps=8.0, min_pixels=0), lora=LoRA(rank=2)).save_pretrained(out / "reward", backbone=True)
+reward = VideoReward(backbone, "plain", FrameSampling(fps=8.0, min_pixels=0), lora=LoRA(rank=2))
+reward.save_pretrained(out / "reward", backbone=True)
 module = FlowSFT(str(wan), parts=("transformer",))
 export = ExportGenerator(str(out / "lora"))
 export.on_fit_end(SimpleNamespace(is_global_zero=True, loggers=[], logger=None, strategy=None, log_dir=None), module)

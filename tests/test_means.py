@@ -1,4 +1,4 @@
-"""Logged means: of every sample of a step or an epoch, whatever the number of processes and however uneven their shares."""
+"""Logged means count every sample of a step or an epoch, however many processes share them and however unevenly."""
 
 import math
 import socket

@@ -135,7 +135,10 @@ data:
     return ["fit", "--config", str(path)]
 
 
-MUON = "{class_path: videoalign.miniature.networks.muon.MuonAdamW, init_args: {lr: 0.02, rest_lr: 2.0e-3, weight_decay: 0.0}}"
+MUON = (
+    "{class_path: videoalign.miniature.networks.muon.MuonAdamW, "
+    "init_args: {lr: 0.02, rest_lr: 2.0e-3, weight_decay: 0.0}}"
+)
 STILL = "{class_path: torch.optim.SGD, init_args: {lr: 0.0}}"
 
 

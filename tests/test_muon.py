@@ -88,7 +88,7 @@ def test_a_closure_is_called_with_gradients():
 
 
 def test_schedulers_change_both_learning_rates():
-    """What is stepped with, not only what is shown: AdamW's first steps are as large as its rate; at 0 nothing moves."""
+    """The steps themselves change, not only the rates shown: AdamW's first steps are as large as its rate, 0 at 0."""
     factors, steps = (1.0, 0.25, 0.0), []
     for reached in range(3):
         net = Net()

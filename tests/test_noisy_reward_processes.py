@@ -30,6 +30,13 @@ from videoalign.datamodules.latents import LatentPairs
 from videoalign.models.lora import LoRA
 from videoalign.models.noisy_reward import NoisyRewardShape
 
+ATTENTION = NoisyRewardShape(blocks=2, taps=(1, 2), pooling="attention", hidden=16)
+QUIET = {
+    "accelerator": "cpu", "max_steps": 3, "val_check_interval": 3, "check_val_every_n_epoch": None, "logger": False,
+    "enable_progress_bar": False, "enable_model_summary": False, "num_sanity_val_steps": 0,
+    "enable_checkpointing": False, "use_distributed_sampler": False,
+}
+
 class Watch(L.Callback):
     def __init__(self):
         self.steps = []
@@ -41,21 +48,22 @@ def train(generator, latents, out, devices):
     result = {}
     for name, options in {
         "bt": {},
-        "btt": {"loss": "btt", "shared_noise": False, "gradient_checkpointing": True, "shape": NoisyRewardShape(blocks=2, taps=(1, 2), pooling="attention", hidden=16)},
+        "btt": {"loss": "btt", "shared_noise": False, "gradient_checkpointing": True, "shape": ATTENTION},
         "lora": {"lora": LoRA(rank=4, alpha=8, targets=["to_q", "to_v"])},
     }.items():
         L.seed_everything(0, verbose=False)
         options = {"shape": NoisyRewardShape(blocks=2, hidden=16), **options}
         model = NoisyRewardModel(generator, optimizer=partial(torch.optim.SGD, lr=0.05), **options)
         watch = Watch()
-        trainer = L.Trainer(accelerator="cpu", devices=devices, strategy="auto" if devices == 1 else "ddp", max_steps=3, val_check_interval=3,
-            check_val_every_n_epoch=None, logger=False, enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
-            enable_checkpointing=False, use_distributed_sampler=False, callbacks=[watch])
+        strategy = "auto" if devices == 1 else "ddp"
+        trainer = L.Trainer(devices=devices, strategy=strategy, callbacks=[watch], **QUIET)
         decided = f"{latents}/{'tied' if name == 'btt' else 'decided'}"
-        data = LatentPairs(decided, f"{latents}/held", batch_size=8 // devices, val_batch_size=2, workers=0, shuffle_buffer=0, min_margin=None)
+        sizes = {"batch_size": 8 // devices, "val_batch_size": 2, "workers": 0, "shuffle_buffer": 0}
+        data = LatentPairs(decided, f"{latents}/held", min_margin=None, **sizes)
         trainer.fit(model, data)
         result[name] = {
-            "weights": {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}, "steps": watch.steps,
+            "weights": {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad},
+            "steps": watch.steps,
             "val": {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")},
             "statistics": [model.network.statistics.mean, model.network.statistics.std],
         }

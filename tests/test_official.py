@@ -41,7 +41,10 @@ def kit(official_kit: Kit) -> Kit:
 
 
 def test_the_official_notation_stands_behind_the_video_and_keeps_its_newlines(kit: Kit) -> None:
-    want = '<video>\nLook at the clip.\nHow good does it look? <reward:VQ>\nHow well does it move? <reward:MQ>\nWanted was: "<prompt>".\nIs it that? <reward:TA>\n'
+    want = (
+        "<video>\nLook at the clip.\nHow good does it look? <reward:VQ>\nHow well does it move? <reward:MQ>\n"
+        'Wanted was: "<prompt>".\nIs it that? <reward:TA>\n'
+    )
     assert kit.template.text == want and kit.template.tokens == TOKENS
 
 

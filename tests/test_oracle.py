@@ -79,7 +79,10 @@ def test_white_bars_that_move_along_themselves_are_judged_as_others_are(judge):
 
 @pytest.mark.parametrize(("name", "dimension"), [("fade", 0), ("stain", 0), ("freeze", 1), ("jump", 1)])
 def test_a_flaw_lowers_its_dimension_as_much_as_it_is_strong(name, dimension, judge):
-    """And no other, as far as it can be told apart: what hardly moves has hardly a direction, large stains hide the sprite."""
+    """It lowers no other, as far as they can be told apart.
+
+    What hardly moves has hardly a direction, and large stains hide the sprite.
+    """
     strengths = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
     means = torch.stack(
         [

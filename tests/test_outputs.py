@@ -1,4 +1,4 @@
-"""Outputs: one writer at a time, whole or not there, never in the place of something else, readable as the umask says."""
+"""Outputs: one writer at a time, whole or not there, never in the place of something else, with the umask's modes."""
 
 import contextlib
 import errno
@@ -101,6 +101,11 @@ def place(tmp_path_factory):
         yield folder, process
 
 
+def command(line):
+    """Calls a command line with the output that is to be written."""
+    return lambda path: main([*line.split(), "--out", str(path)])
+
+
 WRITERS = {
     "folder": lambda path: new_folder(path).__enter__(),
     "folder that replaces": lambda path: new_folder(path, "record.json").__enter__(),
@@ -112,13 +117,12 @@ WRITERS = {
     "by a link": lambda path: new_folder(path.parent / "link").__enter__(),
     "by a link of its folder": lambda path: new_folder(path.parent / "other" / "out").__enter__(),
     "by dots": lambda path: new_folder(path.parent / "x" / ".." / "out").__enter__(),
-    "generate": lambda path: main(["generate", "--generator", "g", "--prompts", "p.txt", "--out", str(path), "--num-frames", "9",
-                                   "--height", "32", "--width", "32"]),
-    "sprites": lambda path: main(["sprites", "--out", str(path), "--workers", "1"]),
-    "join": lambda path: main(["shards", "join", "nowhere", "--out", str(path)]),
-    "convert": lambda path: main(["convert", "--from", "nowhere", "--out", str(path)]),
-    "import": lambda path: main(["shards", "import-csv", "no.csv", "--videos", ".", "--out", str(path), "--workers", "1"]),
-}  # fmt: skip
+    "generate": command("generate --generator g --prompts p.txt --num-frames 9 --height 32 --width 32"),
+    "sprites": command("sprites --workers 1"),
+    "join": command("shards join nowhere"),
+    "convert": command("convert --from nowhere"),
+    "import": command("shards import-csv no.csv --videos . --workers 1"),
+}
 
 
 @pytest.mark.parametrize("write", WRITERS.values(), ids=WRITERS)
@@ -384,9 +388,11 @@ def test_move_refuses(kind, system, tmp_path):
 
 # --- names and places -----------------------------------------------------------------------------
 
-ODD = ["%", "a%06d", "%s%s%n", "a b", "a'b", 'a"b', "[ab]", "{a,b}", "a{0..3}", "a:b", "file:x", "pipe:touch ran", "s3:x", "a::b", "ü 猫 🐈",
-       "a\nb", "a\tb", "-x", "--out", "-", "~", "$HOME", "a*?", "a;b&c", "a\\b", "#", "a|b", ".hidden", "a.tar", "x" * 200, "ü" * 100,
-       "x" * 255, "\x7f"]  # fmt: skip
+ODD = [
+    "%", "a%06d", "%s%s%n", "a b", "a'b", 'a"b', "[ab]", "{a,b}", "a{0..3}", "a:b", "file:x", "pipe:touch ran", "s3:x",
+    "a::b", "ü 猫 🐈", "a\nb", "a\tb", "-x", "--out", "-", "~", "$HOME", "a*?", "a;b&c", "a\\b", "#", "a|b", ".hidden",
+    "a.tar", "x" * 200, "ü" * 100, "x" * 255, "\x7f",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ODD, ids=lambda name: name[:12].encode("unicode_escape").decode())
@@ -443,7 +449,7 @@ REFUSED = {
     "a pipe there": (occupied(os.mkfifo), "exists already"),
     "of the system": (lambda tmp: "/proc/out", "cannot be written"),
     "the root": (lambda tmp: "/", "is the root"),
-}  # fmt: skip
+}
 
 
 @contextlib.contextmanager
@@ -559,7 +565,7 @@ def test_modes_are_those_of_the_umask(umask, mode, tmp_path):
 
 
 def test_the_reason_why_modes_are_set(tmp_path):
-    """Should this fail, safetensors makes files as the umask says, and :func:`~videoalign.models.files.settle` need not set modes."""
+    """When this fails, safetensors follows the umask, and :func:`~videoalign.models.files.settle` may leave modes."""
     before = os.umask(0o022)
     try:
         safetensors.torch.save_file({"x": torch.ones(2)}, tmp_path / "a.safetensors")

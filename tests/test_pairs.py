@@ -274,7 +274,10 @@ def trained_on(load: object) -> list[str]:
 
 
 def test_a_share_of_the_training_pairs(data: Path, processor: RewardProcessor) -> None:
-    """Exactly so many, whole and undamaged; smaller shares are parts of larger ones, whatever the seed; held-out pairs are all there."""
+    """A share has exactly so many pairs, whole and undamaged, and smaller shares are parts of larger ones.
+
+    This holds for every seed, and the held-out pairs are all there.
+    """
     straight, seen = on_disk(data, processor), {}
     for share in (0.25, 0.5, 1.0):
         for seed in (0, 1):

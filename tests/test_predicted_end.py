@@ -85,9 +85,10 @@ def standard(x, t):
 
 
 def test_a_linear_reward_moves_every_sample_by_the_strength():
-    """Of N(0, 1) the predicted end is (1 - t) x / s, s = (1 - t)^2 + t^2: exact for r = x_0, as the noisy reward would be.
+    """For N(0, 1) the predicted end is (1 - t) x / s, s = (1 - t)^2 + t^2: exact for r = x_0, as a noisy reward is.
 
-    dx/dt = ((2t - 1) x - w t) / s has the solution x_t = w (1 - t) + x_1 sqrt(s): every sample ends at x_1 + w, hence N(w, 1).
+    dx/dt = ((2t - 1) x - w t) / s has the solution x_t = w (1 - t) + x_1 sqrt(s). Every sample ends at x_1 + w,
+    which is distributed as N(w, 1).
     """
     noise = randn(50, 1, 1, 1, 1, dtype=torch.float32)
     found, view = integrate(standard, lambda x: x.flatten(1)[:, 0], noise, strength=1.5, through="predicted")

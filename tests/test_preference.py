@@ -500,9 +500,12 @@ def test_broken_rewards_are_no_missing_labels():
 
 
 LOSSES_EACH = {
-    "bt": bt_losses, "bt with ties": partial(bt_losses, ties=True), "btt": btt_losses,
-    "btt without ties": partial(btt_losses, ties=False), "reg": lambda m, y: reg_losses(m, y + 3),
-}  # fmt: skip
+    "bt": bt_losses,
+    "bt with ties": partial(bt_losses, ties=True),
+    "btt": btt_losses,
+    "btt without ties": partial(btt_losses, ties=False),
+    "reg": lambda m, y: reg_losses(m, y + 3),
+}
 
 
 @pytest.mark.parametrize("kind", LOSSES_EACH)

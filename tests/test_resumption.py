@@ -1,6 +1,7 @@
 """Stopped and resumed, or run through: the same weights, bit for bit, under the shipped recipes' own trainer settings.
 
-Only what cannot be here is changed: the model's folder, the data, the device, bf16 (and how often a checkpoint is kept).
+Only what a test cannot have is changed: the model's folder, the data, the device and bf16, and how often a checkpoint
+is kept.
 """
 
 import csv
@@ -54,8 +55,13 @@ def made(tmp_path_factory) -> Path:
     return folder
 
 
-REWARD = ["--model.network.backbone={made}/qwen", "--model.network.sampling={fps: 4.0, min_pixels: 0}", "--data.train={made}/pairs",
-          "--data.val={made}/pairs", "--trainer.callbacks=[]"]  # fmt: skip
+REWARD = [
+    "--model.network.backbone={made}/qwen",
+    "--model.network.sampling={fps: 4.0, min_pixels: 0}",
+    "--data.train={made}/pairs",
+    "--data.val={made}/pairs",
+    "--trainer.callbacks=[]",
+]
 FLOW = [
     "--model.generator={made}/wan",
     "--data.train={made}/latents",
@@ -124,7 +130,7 @@ def test_resumption_is_exact_under_the_recipes_own_settings(made, name, workers,
 
 
 def test_the_number_of_steps_still_has_to_be_asked_for_with_care(made, tmp_path):
-    """Lightning's issue 20550: when this fails, :func:`stepping_batches` can be ``estimated_stepping_batches`` again."""
+    """When this fails, Lightning's issue 20550 is solved, and ``estimated_stepping_batches`` may be asked again."""
     import lightning as L
 
     class Asks(training.Training):
@@ -202,7 +208,7 @@ SGD = ["--model.optimizer=torch.optim.SGD", "--model.optimizer.init_args.lr=0.1"
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["videoreward, bt", "wan_dpo"])
 def test_one_two_and_four_processes_train_alike(made, name, tmp_path):
-    """The same global batch, cut otherwise: the same weights to rounding, the same logged means; and exact resumption on two."""
+    """However the global batch is cut, weights and logged means agree to rounding; two processes resume exactly."""
     batch = {"videoreward, bt": 4, "wan_dpo": 8}[name]
 
     def job(world: int, out: str, *more: str) -> tuple[int, list[str], str]:

@@ -286,8 +286,7 @@ def test_foreign_checkpoint_is_refused(backbone, sampling, world, tmp_path):
 SCRIPT = """
 import os, sys, json, torch, lightning as L
 from functools import partial
-from forked import on_ranks
-from lightning.pytorch.strategies import ModelParallelStrategy
+from forked import THREE_STEPS, on_ranks, strategy
 from videoalign.alignment import RewardModel
 from videoalign.callbacks import ExportReward, RewardBench
 from videoalign.datamodules.pairs import VideoPairs
@@ -297,22 +296,23 @@ backbone, world, folder = sys.argv[1:]
 
 def run(kind, language):
     out, devices = f"{folder}/{kind}-{language}", 1 if kind == "single" else 2
-    strategy = {"single": "auto", "ddp": "ddp", "fsdp2": ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)}[kind]
     L.seed_everything(0)
-    network = VideoReward(backbone, "plain", FrameSampling(fps=8.0, min_pixels=0), language=language, lora=LoRA(rank=4, alpha=8))
+    sampling, lora = FrameSampling(fps=8.0, min_pixels=0), LoRA(rank=4, alpha=8)
+    network = VideoReward(backbone, "plain", sampling, language=language, lora=lora)
     model = RewardModel(network, loss="reg", optimizer=partial(torch.optim.SGD, lr=1e-2), warmup=0.0)
     bench = RewardBench(resamples=0)
-    trainer = L.Trainer(accelerator="cpu", devices=devices, strategy=strategy, max_steps=3, limit_val_batches=1.0, val_check_interval=3,
-        check_val_every_n_epoch=None, logger=False, enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
-        gradient_clip_val=1.0, enable_checkpointing=False, use_distributed_sampler=False, default_root_dir=out,
-        callbacks=[bench, ExportReward(out + "/export", backbone=True)])
+    callbacks = [bench, ExportReward(out + "/export", backbone=True)]
+    options = {"devices": devices, "strategy": strategy(kind), "callbacks": callbacks, "default_root_dir": out}
+    trainer = L.Trainer(**options, **THREE_STEPS)
     # the same global batch of all 8 pairs in each step
-    data = VideoPairs(world + "/train", world + "/val", {"recent": world + "/recent"}, batch_size=8 // devices, val_batch_size=2,
-        workers=0, swap=False, shuffle_buffer=0)
+    sizes = {"batch_size": 8 // devices, "val_batch_size": 2, "workers": 0}
+    sets = (world + "/train", world + "/val", {"recent": world + "/recent"})
+    data = VideoPairs(*sets, **sizes, swap=False, shuffle_buffer=0)
     trainer.fit(model, data)
     if trainer.is_global_zero:
-        json.dump({"bench": bench.results, "val": {k: v.item() for k, v in trainer.callback_metrics.items() if k.startswith("val/")},
-            "statistics": network.statistics.__dict__}, open(out + "/result.json", "w"))
+        val = {k: v.item() for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
+        result = {"bench": bench.results, "val": val, "statistics": network.statistics.__dict__}
+        json.dump(result, open(out + "/result.json", "w"))
 
 for language in ("full", "lora"):
     for kind in ("single", "ddp", "fsdp2"):
@@ -336,7 +336,7 @@ def of_all_kinds(backbone, tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize("language", ["full", "lora"])
 def test_two_processes_train_and_measure_as_one(language, of_all_kinds):
-    """DDP, FSDP2 and one process agree: clipped steps, exact counts over ranks, statistics, export of gathered weights."""
+    """DDP, FSDP2 and one process agree in clipped steps, counts over ranks, statistics and exported weights."""
     results = {
         kind: json.loads((of_all_kinds / f"{kind}-{language}" / "result.json").read_text())
         for kind in ("single", "ddp", "fsdp2")
@@ -374,10 +374,12 @@ def run(sharded, steps, folder, checkpoint=None):
     L.seed_everything(0)
     network = VideoReward(backbone, "plain", FrameSampling(fps=8.0, min_pixels=0), lora=LoRA(rank=4, alpha=8))
     model = RewardModel(network, optimizer=partial(torch.optim.AdamW, lr=1e-3), warmup=0.0)
-    save = L.pytorch.callbacks.ModelCheckpoint(f"{out}/{sharded}/{folder}", every_n_train_steps=2, save_top_k=-1, filename="{step}")
+    every = {"every_n_train_steps": 2, "save_top_k": -1, "filename": "{step}"}
+    save = L.pytorch.callbacks.ModelCheckpoint(f"{out}/{sharded}/{folder}", **every)
     strategy = ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1, save_distributed_checkpoint=sharded)
-    trainer = L.Trainer(accelerator="cpu", devices=2, strategy=strategy, max_steps=steps, limit_val_batches=0, logger=False,
-        enable_progress_bar=False, enable_model_summary=False, callbacks=[save], use_distributed_sampler=False)
+    quiet = dict(logger=False, enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False)
+    steps = {"max_steps": steps, "limit_val_batches": 0}
+    trainer = L.Trainer(accelerator="cpu", devices=2, strategy=strategy, callbacks=[save], **steps, **quiet)
     trainer.fit(model, VideoPairs(world + "/train", world + "/val", batch_size=4, workers=0), ckpt_path=checkpoint)
     return trainer, network.head.weight.full_tensor().detach().clone()
 

@@ -268,8 +268,12 @@ def test_resuming_twice_in_an_epoch(shards: ShardSet) -> None:
 
 
 CHANGES = {
-    "samples": {"samples": 22}, "batch size": {"batch": 3}, "ranks": {"world": 3}, "seed": {"seed": 4}, "shuffle": {"buffer": 5},
-}  # fmt: skip
+    "samples": {"samples": 22},
+    "batch size": {"batch": 3},
+    "ranks": {"world": 3},
+    "seed": {"seed": 4},
+    "shuffle": {"buffer": 5},
+}
 
 
 @pytest.mark.parametrize("name", CHANGES)

@@ -84,7 +84,7 @@ def test_a_loss_that_is_not_finite_stops_the_training():
 
 
 def test_dropout_belongs_to_the_step():
-    """What is drawn from torch's own generator is the same whatever was drawn before, so that a resumed run draws the same."""
+    """Draws from torch's own generator do not depend on earlier draws, so that a resumed run draws the same."""
     drawn = []
 
     class Draws(Line):

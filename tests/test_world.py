@@ -196,7 +196,7 @@ def test_captions_are_true(world: Path) -> None:
 
 @pytest.mark.parametrize("name", ["recent", "older"])
 def test_ceiling(benchmarks: Path, name: str) -> None:
-    """A judge that knows the truth is right far above chance, and annotators' errors keep it from being always right."""
+    """A judge that knows the truth is right far above chance; annotators' errors keep it from being always right."""
     best = ceiling(Benchmark(benchmarks / name))
     assert set(best) == set(COLUMNS)
     for column in COLUMNS:
