@@ -6,7 +6,6 @@ These are a reward model, a set of videos, finished runs of the command, and met
 import contextlib
 import io
 import itertools
-import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,10 +15,9 @@ import numpy as np
 import pytest
 import torch
 
+from helpers import call, noise_clip, strict_json
 from videoalign.callbacks.reward_rows import read_rewards
-from videoalign.cli import main
 from videoalign.datamodules.shards import ShardWriter
-from videoalign.datamodules.video import encode
 from videoalign.models import VideoReward
 from videoalign.models.frame_sampling import FrameSampling
 from videoalign.models.processor import RewardProcessor, processor_of
@@ -67,11 +65,6 @@ def four_way(votes: list, margins: list, levels: list) -> float:
     return best / len(votes)
 
 
-def clip(seed: int, frames: int, height: int = 32, width: int = 32, fps: int = 8) -> bytes:
-    noise = np.random.default_rng(seed).integers(0, 255, (frames, height, width, 3), dtype=np.uint8)
-    return encode(noise, fps)
-
-
 @dataclass
 class Sample:
     """A video of a set."""
@@ -85,7 +78,7 @@ def samples(frames: tuple[int, ...], height: int = 32, width: int = 32, fps: int
     return [
         Sample(
             f"{i:06d}",
-            clip(i, count, height, width + 16 * (i % 2), fps),
+            noise_clip(i, count, height, width + 16 * (i % 2), fps),
             {
                 "prompt": f"a red circle number {i}",
                 "num_frames": count,
@@ -150,17 +143,8 @@ def processor(kit: Path) -> RewardProcessor:
     return processor_of(kit / "model")
 
 
-def run(*args: object) -> int:
-    """Call a command; the exit status."""
-    try:
-        main([str(a) for a in args])
-    except SystemExit as done:
-        return done.code or 0
-    return 0
-
-
 def bench(kit: Path, out: Path, *options: object, data: Path | str = "world", model: str = "model") -> int:
-    return run(
+    return call(
         "bench",
         "--model",
         kit / model,
@@ -178,15 +162,6 @@ def bench(kit: Path, out: Path, *options: object, data: Path | str = "world", mo
     )
 
 
-def strict(text: str) -> dict:
-    """JSON without the NaN that Python would let pass."""
-
-    def refuse(name: str) -> None:
-        raise AssertionError(f"{name} is no JSON")
-
-    return json.loads(text, parse_constant=refuse)
-
-
 @dataclass
 class Run:
     """What a run of the command left."""
@@ -197,7 +172,7 @@ class Run:
 
     @property
     def result(self) -> dict:
-        return strict((self.out / f"{self.name}.json").read_text())
+        return strict_json(self.out / f"{self.name}.json")
 
     @property
     def rewards(self) -> dict[str, list[float]]:

@@ -8,7 +8,7 @@ import yaml
 from diffusers.training_utils import _collate_lora_metadata
 from peft import LoraConfig, get_peft_model_state_dict
 
-from videoalign.cli import main
+from helpers import call
 from videoalign.datamodules.encode_list import ClipSize
 from videoalign.datamodules.shards import ShardSet
 from videoalign.datamodules.video import decode
@@ -24,10 +24,6 @@ from videoalign.models.video_reward import Statistics
 DIMENSIONS = ("VQ", "MQ", "TA")
 PROMPTS = [content.prompt for content in CONTENTS[:2]]
 SAMPLES = 2
-
-
-def randn(*shape, seed=0, dtype=torch.float64):
-    return torch.randn(shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.fixture(scope="session")
@@ -81,23 +77,6 @@ def compare(path, config, *options):
     """Call the command with a YAML file; the exit status."""
     path.write_text(yaml.safe_dump(json.loads(json.dumps(config, default=str)), sort_keys=False))
     return call("compare", "--config", path, *options)
-
-
-def call(*args):
-    try:
-        main([str(a) for a in args])
-    except SystemExit as done:
-        return done.code or 0
-    return 0
-
-
-def strict(path):
-    """JSON without the NaN that Python would let pass."""
-
-    def refuse(name):
-        raise AssertionError(f"{name} is no JSON")
-
-    return json.loads(path.read_text(), parse_constant=refuse)
 
 
 def counted(monkeypatch, most=10**9):

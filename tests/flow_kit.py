@@ -5,19 +5,14 @@ from types import SimpleNamespace
 
 import lightning as L
 import pytest
-import safetensors.torch
 import torch
 
-from videoalign.datamodules.latents import NULL, LatentPairs
-from videoalign.datamodules.shards import ShardWriter, sha256
+from helpers import QUIET, randn, write_latents
+from videoalign.datamodules.latents import LatentPairs
 from videoalign.miniature.networks.pipelines import make_generator
 from videoalign.models.generator_folder import load_generator
 from videoalign.models.lora import LoRA
 
-QUIET = {
-    "accelerator": "cpu", "devices": 1, "enable_progress_bar": False, "enable_model_summary": False, "logger": False,
-    "num_sanity_val_steps": 0, "log_every_n_steps": 1, "enable_checkpointing": False,
-}  # fmt: skip
 LN2 = -torch.nn.functional.logsigmoid(torch.zeros(())).item()
 SHAPE = (16, 2, 4, 4)
 FAMILIES = ("wan", "ltx")
@@ -43,10 +38,6 @@ def generator(family, folders):
     return load_generator(folders[family])
 
 
-def randn(*shape, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
 def graded(i):
     """A record whose rewards prefer A or B by a margin of its own; its labels say the opposite and do not count."""
     a, b = {"VQ": 0.5 * i, "MQ": 1.0, "TA": -0.25}, {"VQ": 0.2, "MQ": 0.3 * i, "TA": 0.5 + i % 2}
@@ -54,19 +45,9 @@ def graded(i):
     return {"prompt": PROMPTS[i % 3], "rewards": {"A": a, "B": b}, "labels": labels}
 
 
-def write(out, generator, count=8, of="pairs", record=graded, tensors=lambda i, made: made, **index):
-    """A latents set of random content; ``tensors`` may change a sample's."""
-    sides = {"pairs": ("a", "b"), "videos": ("video",)}[of]
-    with ShardWriter(out, "latents", media="safetensors", per_shard=3) as writer:
-        writer.index.latents = {**generator.identity(), "of": of, **index}
-        for i in range(count):
-            made = {side: randn(*SHAPE, seed=100 * i + s) for s, side in enumerate(sides)}
-            made["prompt"] = randn(3 + i % 3, 32, seed=100 * i + 50)
-            content = safetensors.torch.save(tensors(i, made))
-            writer.write(f"k{i}", {"": content}, record(i))
-        (writer.path / NULL).write_bytes(safetensors.torch.save({"prompt": randn(1, 32)}))
-        writer.index.tables[NULL] = sha256(writer.path / NULL)
-    return str(out)
+def write(out, generator, count=8, of="pairs", record=graded, **options):
+    """A latents set of random content for a generator; see :func:`helpers.write_latents`."""
+    return write_latents(out, generator.identity(), SHAPE, record, count, of, **options)
 
 
 def spoiled(place, i, tensors):

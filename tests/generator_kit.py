@@ -11,9 +11,8 @@ import torch
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from helpers import QUIET
+from helpers import QUIET, call
 from videoalign.callbacks import EMA, side_by_side
-from videoalign.cli import main
 from videoalign.commands.lightning_cli import run as experiment
 from videoalign.datamodules.encode_list import ClipSize
 from videoalign.datamodules.shards import ShardSet, ShardWriter
@@ -28,15 +27,6 @@ FAMILIES = ["wan", "ltx"]
 COLUMNS = ["VQ", "MQ", "TA", "Overall"]
 ALIGNMENT, CALLBACKS = "videoalign.alignment", "videoalign.callbacks"
 DATA = "videoalign.datamodules"
-
-
-def call(*args) -> int:
-    """A command's exit status."""
-    try:
-        main([str(a) for a in args])
-    except SystemExit as stop:
-        return stop.code or 0
-    return 0
 
 
 def noise_video(seed: int, frames: int = 9, height: int = 40, width: int = 48) -> bytes:
@@ -146,10 +136,6 @@ def failing_after(monkeypatch, target, name: str, count: int) -> list:
 def counting(monkeypatch, target, name: str) -> list:
     """The list of a function's calls."""
     return failing_after(monkeypatch, target, name, 10**9)
-
-
-def tree(folder: Path) -> dict:
-    return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in folder.rglob("*")}
 
 
 @pytest.fixture(scope="session")

@@ -9,15 +9,14 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from helpers import plain_clip, tree
 from videoalign.cli import main
 from videoalign.datamodules.ratings import COLUMNS
 from videoalign.datamodules.shards import ShardSet
-from videoalign.datamodules.video import encode
 
 HEADER = "path_A path_B A_model B_model prompt VQ MQ TA Overall fps_A num_frames_A fps_B num_frames_B".split()
 NAMES = "abcdefghij"
@@ -34,7 +33,7 @@ VOTES = {"leftvote": "A", "rightvote": "B", "tievote": "same", "bothbad_vote": "
 def clip(name: str) -> bytes:
     """A small mp4, another one for every letter."""
     frames, height, width, fps = SIZES.get(name, (5, 32, 32, 8))
-    return encode(np.full((frames, height, width, 3), 20 * NAMES.index(name) + 20, np.uint8), fps)
+    return plain_clip(20 * NAMES.index(name) + 20, frames, height, width, fps)
 
 
 @dataclass
@@ -66,10 +65,7 @@ class Place:
 
     def tree(self) -> dict[str, bytes | None]:
         """Everything below, with its content."""
-        return {
-            str(path.relative_to(self.tmp)): path.read_bytes() if path.is_file() else None
-            for path in sorted(self.tmp.rglob("*"))
-        }
+        return tree(self.tmp)
 
     def videogen(self, *args: str) -> None:
         main(["shards", "import-videogen-rewardbench", *args, "--out", "out", "--workers", "1"])

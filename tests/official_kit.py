@@ -277,10 +277,6 @@ def official_kit(tmp_path_factory: pytest.TempPathFactory, backbone: Path) -> Ki
     return Kit(folder, official, template)
 
 
-def lines(capsys: pytest.CaptureFixture) -> list[dict]:
-    return [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
-
-
 def values(printed: list[dict]) -> Tensor:
     return torch.tensor([[line[d] for d in DIMENSIONS] for line in printed])
 

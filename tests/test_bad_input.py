@@ -7,22 +7,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
+from helpers import plain_clip, tree
 from videoalign.cli import main
 from videoalign.datamodules.shards import ShardWriter
-from videoalign.datamodules.video import encode
 from videoalign.models import VideoReward
 from videoalign.models.frame_sampling import FrameSampling
 
 HEADER = "path_A,path_B,prompt,VQ,MQ,TA,MOS_A_VQ"
 ROWS = ["a.mp4,b.mp4,a red circle,A,B,same,3", "b.mp4,c.mp4,a blue square,B,,invalid,"]
-
-
-def clip(shade: int, frames: int = 9) -> bytes:
-    return encode(np.full((frames, 32, 32, 3), shade, np.uint8), 8)
 
 
 @pytest.fixture(scope="module")
@@ -31,21 +26,23 @@ def kit(tmp_path_factory: pytest.TempPathFactory, backbone: Path, sampling: Fram
     folder = tmp_path_factory.mktemp("kit")
     (folder / "videos").mkdir()
     for i, name in enumerate("abc"):
-        (folder / "videos" / f"{name}.mp4").write_bytes(clip(40 * i + 40))
+        (folder / "videos" / f"{name}.mp4").write_bytes(plain_clip(40 * i + 40))
     labels = {"VQ": "A", "MQ": "B", "TA": "same"}
     with ShardWriter(folder / "pairs", "pairs") as writer:
         for i in range(6):
             writer.write(
-                f"{i}", {"a": clip(40 + i), "b": clip(90 + i)}, {"prompt": f"a red circle {i}", "labels": labels}
+                f"{i}",
+                {"a": plain_clip(40 + i), "b": plain_clip(90 + i)},
+                {"prompt": f"a red circle {i}", "labels": labels},
             )
     with ShardWriter(folder / "bench", "videos") as writer:
         for i in range(3):
-            writer.write(f"{i}", {"": clip(40 + i)}, {"prompt": "a red circle"})
+            writer.write(f"{i}", {"": plain_clip(40 + i)}, {"prompt": "a red circle"})
         writer.write_table(
             "pairs.csv", [{"key_A": "0", "key_B": "1", **labels}, {"key_A": "1", "key_B": "2", **labels}]
         )
     with ShardWriter(folder / "clips", "videos") as writer:
-        writer.write("0", {"": clip(40)}, {"prompt": "a red circle"})
+        writer.write("0", {"": plain_clip(40)}, {"prompt": "a red circle"})
     torch.manual_seed(0)
     VideoReward(backbone, template="plain", sampling=sampling, language="full").save_pretrained(folder / "model")
     shutil.copytree(backbone, folder / "backbone")
@@ -78,10 +75,7 @@ class Place:
 
     def tree(self) -> dict[str, bytes | None]:
         """Everything below, with its content."""
-        return {
-            str(path.relative_to(self.tmp)): path.read_bytes() if path.is_file() else None
-            for path in sorted(self.tmp.rglob("*"))
-        }
+        return tree(self.tmp)
 
 
 Prepare = Callable[[Place], list]
@@ -136,7 +130,7 @@ def video(name: str, content: Callable[[bytes], bytes]) -> Callable[[Place], obj
 
 
 def linked_out(place: Place) -> None:
-    place.file("outside.mp4", clip(10))
+    place.file("outside.mp4", plain_clip(10))
     (place.tmp / "videos" / "link.mp4").symlink_to(place.tmp / "outside.mp4")
 
 
@@ -205,7 +199,7 @@ IMPORT = {
         r"line 2: b\.mp4 (is no readable|holds no) video",
     ),
     "video of one frame": Case(
-        imported(FINE, change=video("b.mp4", lambda c: clip(9, 1))), r"line 2: b\.mp4: it has 1 frame"
+        imported(FINE, change=video("b.mp4", lambda c: plain_clip(9, 1))), r"line 2: b\.mp4: it has 1 frame"
     ),
     "text as video": Case(
         imported(FINE, change=video("b.mp4", lambda c: b"not a video\n" * 9)), r"line 2: b\.mp4 is no readable video"
@@ -250,13 +244,13 @@ def change_index(**changes: object) -> Callable[[Path], object]:
 
 def without_prompt(place: Place) -> list:
     with ShardWriter(place.tmp / "set", "videos") as writer:
-        writer.write("0", {"": clip(40)}, {"caption": "a red circle"})
+        writer.write("0", {"": plain_clip(40)}, {"caption": "a red circle"})
     return ["shards", "info", "set"]
 
 
 def undecodable(place: Place) -> list:
     with ShardWriter(place.tmp / "set", "videos") as writer:
-        writer.write("0", {"": clip(40)}, {"prompt": "p"})
+        writer.write("0", {"": plain_clip(40)}, {"prompt": "p"})
         writer.write("1", {"": b"no video"}, {"prompt": "p"})
     return ["shards", "encode-frames", "set", "--out", "out", "--workers", "1"]
 

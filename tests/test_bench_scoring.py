@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench_kit import BATCH, RATED, SEED, VGRB, Run, bench, clip, lines, rated, run, samples, write
+from bench_kit import BATCH, RATED, SEED, VGRB, Run, bench, lines, rated, samples, write
+from helpers import call, noise_clip
 from videoalign import VideoAlignError
 from videoalign.callbacks.reward_rows import read_rewards
 from videoalign.commands.benchmarking import fingerprint
@@ -94,7 +95,7 @@ def other_template(kit: Path, tmp: Path) -> list:
 
 def other_data(kit: Path, tmp: Path) -> list:
     videos = samples((5, 9, 12, 7, 16, 10, 14, 8))
-    videos[0].content = clip(99, 5)
+    videos[0].content = noise_clip(99, 5)
     return ["--data", write(tmp / "data" / "world", videos, rated(RATED, SEED))]
 
 
@@ -125,7 +126,7 @@ def test_rewards_of_something_else_are_refused(what, whole, kit, finished, tmp_p
     given = {"--model": str(kit / "model"), "--data": str(kit / "world")} | dict(zip(options[::2], options[1::2]))
     capsys.readouterr()
     assert (
-        run(
+        call(
             "bench",
             *itertools.chain(*given.items()),
             "--out",
@@ -230,14 +231,18 @@ def test_batches_and_workers_do_not_change_the_rewards(options, kit, finished, t
 
 def test_decoded_frames_give_the_rewards_of_their_videos(kit, finished, tmp_path):
     frames = tmp_path / "world"
-    assert run("shards", "encode-frames", kit / "world", "--out", frames, "--model", kit / "model", "--workers", 1) == 0
+    assert (
+        call("shards", "encode-frames", kit / "world", "--out", frames, "--model", kit / "model", "--workers", 1) == 0
+    )
     assert bench(kit, tmp_path / "out", data=frames) == 0
     assert Run(tmp_path / "out", "").rewards == finished().rewards
 
 
 def test_decoded_frames_of_another_sampling_are_refused(kit, tmp_path, capsys):
     frames = tmp_path / "world"
-    assert run("shards", "encode-frames", kit / "world", "--out", frames, "--model", kit / "model", "--workers", 1) == 0
+    assert (
+        call("shards", "encode-frames", kit / "world", "--out", frames, "--model", kit / "model", "--workers", 1) == 0
+    )
     assert bench(kit, tmp_path / "out", *VGRB, data=frames) == 2
     assert "decoded for another model (fps: 8.0 stored, 2.0 wanted" in capsys.readouterr().err
 

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 import torch
 
-from bench_kit import RATED, clip, run, samples, write
+from bench_kit import RATED, samples, write
+from helpers import call, noise_clip
 from videoalign import VideoAlignError
 from videoalign.datamodules.benchmark import Benchmark
 from videoalign.datamodules.shards import ShardError, ShardSet
@@ -33,7 +34,7 @@ def test_every_video_is_found_with_its_bytes(media, kit, processor, tmp_path):
     if media == "frames":
         folder = tmp_path / "frames"
         assert (
-            run("shards", "encode-frames", kit / "world", "--out", folder, "--model", kit / "model", "--workers", 1)
+            call("shards", "encode-frames", kit / "world", "--out", folder, "--model", kit / "model", "--workers", 1)
             == 0
         )
     found, source = videos_of(ShardSet(folder), processor), {raw.key: raw for raw in ShardSet(kit / "world")}
@@ -200,8 +201,8 @@ def test_ranks_share_the_videos_whatever_is_done(world, kit, processor):
 
 
 def test_unreadable_videos_and_prompts_are_left_out_by_name(kit, processor, tmp_path):
-    (tmp_path / "cut.mp4").write_bytes(clip(0, 5)[:200])
-    (tmp_path / "good.mp4").write_bytes(clip(0, 5))
+    (tmp_path / "cut.mp4").write_bytes(noise_clip(0, 5)[:200])
+    (tmp_path / "good.mp4").write_bytes(noise_clip(0, 5))
     good, cut = str(tmp_path / "good.mp4"), str(tmp_path / "cut.mp4")
     videos = [
         Listed("cut", "p", cut),

@@ -20,16 +20,15 @@ from compare_kit import (
     PROMPTS,
     SAMPLES,
     SHORT,
-    call,
     compare,
     counted,
     frames,
     records,
     settings,
-    strict,
     tree,
     videos,
 )
+from helpers import call, strict_json
 from videoalign import VideoAlignError
 from videoalign.commands import arms as module
 from videoalign.commands.arms import Arm, Sweep
@@ -64,7 +63,7 @@ def compared(world, tmp_path_factory):
         },
     )
     assert compare(folder / "c.yaml", config) == 0
-    return SimpleNamespace(config=config, out=folder / "out", found=strict(folder / "out" / "comparison.json"))
+    return SimpleNamespace(config=config, out=folder / "out", found=strict_json(folder / "out" / "comparison.json"))
 
 
 def test_a_comparison_writes_numbers_table_charts_films_and_events(compared):
@@ -230,7 +229,7 @@ def test_an_arm_that_was_removed_is_sampled_again(compared, tmp_path, monkeypatc
     sizes = counted(monkeypatch)
     assert compare(tmp_path / "c.yaml", {**compared.config, "out": tmp_path / "out"}) == 0
     assert sizes == [2, 2]
-    assert without_seconds(strict(tmp_path / "out" / "comparison.json")) == without_seconds(compared.found)
+    assert without_seconds(strict_json(tmp_path / "out" / "comparison.json")) == without_seconds(compared.found)
 
 
 def test_an_arm_whose_videos_alone_were_removed_goes_on(compared, tmp_path, capsys):
@@ -264,7 +263,7 @@ def test_interrupted_scoring_goes_on(compared, tmp_path, monkeypatch):
     monkeypatch.setattr(VideoReward, "forward", lambda self, *a, **k: (sizes.append(1), forward(self, *a, **k))[1])
     assert compare(tmp_path / "c.yaml", {**compared.config, "out": tmp_path / "out"}) == 0
     assert sizes == [1]
-    again = strict(tmp_path / "out" / "comparison.json")
+    again = strict_json(tmp_path / "out" / "comparison.json")
     for name, row in compared.found["arms"].items():  # one by one is scored in another batch
         assert again["arms"][name]["means"]["reward model"] == pytest.approx(row["means"]["reward model"], abs=1e-3)
 
@@ -300,7 +299,7 @@ def test_an_arm_may_be_added_later(compared, world, tmp_path, monkeypatch):
     }
     sizes = counted(monkeypatch)
     assert compare(tmp_path / "c.yaml", later) == 0 and sizes == [2, 2]
-    found = strict(tmp_path / "out" / "comparison.json")
+    found = strict_json(tmp_path / "out" / "comparison.json")
     assert [*found["arms"]] == ["base", "none", "predicted", "tuned", "both", "late", "nrg@1", "nrg@30.5"]
     assert videos(tmp_path / "out" / "videos" / "late") == videos(tmp_path / "out" / "videos" / "tuned")
 
@@ -309,7 +308,7 @@ def test_the_base_alone_with_one_judge_and_one_sample(world, tmp_path):
     """Options on the command line hold over the YAML file."""
     config = settings(world, tmp_path / "out", reward_model=None)
     assert compare(tmp_path / "c.yaml", config, "--samples", "1", "--sampling.steps", "2") == 0
-    found = strict(tmp_path / "out" / "comparison.json")
+    found = strict_json(tmp_path / "out" / "comparison.json")
     assert (
         [*found["arms"]] == ["base"] and found["samples"] == 1 and found["arms"]["base"]["means"].keys() == {"oracle"}
     )
@@ -323,7 +322,7 @@ def test_one_sample_per_prompt_is_compared_by_the_same_noise(world, tmp_path):
         world, tmp_path / "out", oracle=None, samples=1, sweeps=sweeps, arms={"tuned": {"lora": world / "lora"}}
     )
     assert compare(tmp_path / "c.yaml", config) == 0
-    found = strict(tmp_path / "out" / "comparison.json")
+    found = strict_json(tmp_path / "out" / "comparison.json")
     assert [*found["arms"]] == ["base", "tuned", "s@30"] and found["judge"] == "reward model"
     row = found["arms"]["tuned"]["against_base"]["reward model"]["Overall"]
     assert 0 <= row["win_rate"] <= 1 and row["superiority"] is None and [*found["best_of"]] == ["1"]
@@ -405,7 +404,7 @@ def test_each_sweep_is_held_against_the_base_as_its_own_reward_sees_it(world, tm
     }
     assert compare(tmp_path / "c.yaml", settings(world, tmp_path / "out", reward_model=None, sweeps=sweeps)) == 0
     assert videos(tmp_path / "out" / "videos" / "one@30") == videos(tmp_path / "out" / "videos" / "two@30")
-    one, two = (strict(tmp_path / "out" / "comparison.json")["sweeps"][name]["gains"] for name in sweeps)
+    one, two = (strict_json(tmp_path / "out" / "comparison.json")["sweeps"][name]["gains"] for name in sweeps)
     assert one["oracle"] == two["oracle"]
     assert one["own view"] == pytest.approx(two["own view"], abs=1e-4)
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 from matplotlib import pyplot as plt
 
-from compare_kit import DIMENSIONS, randn
+from compare_kit import DIMENSIONS
+from helpers import doubles
 from videoalign.commands.comparison import COLUMNS, Judged, bars, found_of, table, trade_off
 from videoalign.models.win_rates import best_of
 
@@ -17,7 +18,7 @@ from videoalign.models.win_rates import best_of
 
 @pytest.mark.parametrize("draws", [1, 2, 3, 4, 5])
 def test_best_of_is_the_mean_over_all_subsets(draws):
-    scores, values = randn(3, 5), randn(3, 5, 4, seed=1)
+    scores, values = doubles(3, 5), doubles(3, 5, 4, seed=1)
     want = torch.zeros(3, 4, dtype=torch.float64)
     for p in range(3):
         chosen = [values[p, max(s, key=lambda i: scores[p, i])] for s in itertools.combinations(range(5), draws)]
@@ -26,13 +27,13 @@ def test_best_of_is_the_mean_over_all_subsets(draws):
 
 
 def test_one_draw_is_the_mean_and_all_draws_the_best():
-    scores, values = randn(4, 6), randn(4, 6, 4, seed=1)
+    scores, values = doubles(4, 6), doubles(4, 6, 4, seed=1)
     torch.testing.assert_close(best_of(scores, values, 1), values.mean(1))
     assert torch.equal(best_of(scores, values, 6), values[torch.arange(4), scores.argmax(1)])
 
 
 def test_own_values_rise_with_the_draws_and_those_of_others_need_not():
-    scores = randn(50, 6)
+    scores = doubles(50, 6)
     values = torch.stack([scores, -scores, torch.ones_like(scores)], -1)
     means = torch.stack([best_of(scores, values, n).mean(0) for n in range(1, 7)])
     assert (means[:, 0].diff() > 0).all() and (means[:, 1].diff() < 0).all()
@@ -40,7 +41,7 @@ def test_own_values_rise_with_the_draws_and_those_of_others_need_not():
 
 
 def test_between_whole_draws_the_neighbours_are_mixed():
-    scores, values = randn(3, 4), randn(3, 4, 4, seed=1)
+    scores, values = doubles(3, 4), doubles(3, 4, 4, seed=1)
     for whole, share in itertools.product((1, 2, 3), (0.25, 0.5, 0.9)):
         mixed = (1 - share) * best_of(scores, values, whole) + share * best_of(scores, values, whole + 1)
         torch.testing.assert_close(best_of(scores, values, whole + share), mixed)
@@ -49,11 +50,11 @@ def test_between_whole_draws_the_neighbours_are_mixed():
 @pytest.mark.parametrize("draws", [0, 0.99, 4.01, 5, -1, math.nan])
 def test_more_draws_than_samples_or_less_than_one_raise(draws):
     with pytest.raises(ValueError, match="among 4 samples"):
-        best_of(randn(3, 4), randn(3, 4, 4), draws)
+        best_of(doubles(3, 4), doubles(3, 4, 4), draws)
 
 
 def test_float_rewards_are_summed_in_double():
-    scores, values = randn(2, 3), torch.full((2, 3, 4), 0.1)
+    scores, values = doubles(2, 3), torch.full((2, 3, 4), 0.1)
     assert best_of(scores, values, 2).dtype == torch.float64
 
 
@@ -67,18 +68,18 @@ def judged(seconds=1.0, **ratings):
 
 
 P, N = 40, 3
-BASE = randn(P, N, 3)
+BASE = doubles(P, N, 3)
 
 
 def swept(steps, own, judge="oracle", prompts=P, weights=None, jitter=0.0):
     """A sweep over 0, 1, 3, 10 in which a judge's ratings rise by ``steps`` and the own view by ``own``."""
     names, weights = ["base", "s@1", "s@3", "s@10"], weights or {"TA": 1.0}
-    base, view = BASE[:prompts], 2 * randn(prompts, N, 3, seed=5)
+    base, view = BASE[:prompts], 2 * doubles(prompts, N, 3, seed=5)
     arms = {
         name: judged(
             1.0 + number,
             **{
-                judge: base + rise + (jitter * randn(prompts, 1, 1, seed=number) if number else 0),
+                judge: base + rise + (jitter * doubles(prompts, 1, 1, seed=number) if number else 0),
                 "own_view": view + mine,
             },
         )
@@ -117,7 +118,7 @@ def test_costs_are_ratios_of_seconds_and_means_are_means():
 
 
 def test_win_rates_against_the_base_are_those_of_loops():
-    other = BASE + 0.3 * randn(P, N, 3, seed=1)
+    other = BASE + 0.3 * doubles(P, N, 3, seed=1)
     found = found_of(
         {"base": judged(oracle=BASE, reward_model=-BASE), "arm": judged(oracle=other, reward_model=-other)}, {}
     )
@@ -133,7 +134,7 @@ def test_win_rates_against_the_base_are_those_of_loops():
 
 
 def test_best_of_n_is_chosen_by_the_reward_model_and_valued_by_the_judge():
-    model = randn(P, N, 3, seed=2)
+    model = doubles(P, N, 3, seed=2)
     found = found_of({"base": judged(oracle=BASE, reward_model=model)}, {})
     assert [*found["best_of"]] == ["1", "2", "3"]
     chosen = model.sum(-1).argmax(1)
@@ -148,8 +149,8 @@ def test_best_of_n_is_chosen_by_the_reward_model_and_valued_by_the_judge():
     ("cost", "there"), [(0.9, True), (1.0, True), (1.25, True), (2.0, True), (3.0, True), (3.1, False)]
 )
 def test_an_arm_is_held_against_the_best_of_its_cost(cost, there):
-    model = randn(P, N, 3, seed=2)
-    mine = BASE + 1 + randn(P, N, 3, seed=3)
+    model = doubles(P, N, 3, seed=2)
+    mine = BASE + 1 + doubles(P, N, 3, seed=3)
     arms = {
         "base": judged(2.0, oracle=BASE, reward_model=model),
         "arm": judged(2.0 * cost, oracle=mine, reward_model=model),
@@ -183,7 +184,7 @@ def test_gains_are_in_the_bases_deviations_under_the_weights():
     want = float((0.5 * 2.0 / std[0] - 1.5 * 1.0 / std[1]) / 2.0)
     assert curve["gains"]["oracle"] == pytest.approx([0.0, want, 2 * want, 0.0], abs=1e-12)
     assert curve["strengths"] == [0.0, 1.0, 3.0, 10.0] and curve["weights"] == weights
-    view = (2 * randn(P, N, 3, seed=5))[..., [0, 2]].flatten(0, 1).std(0)
+    view = (2 * doubles(P, N, 3, seed=5))[..., [0, 2]].flatten(0, 1).std(0)
     assert curve["gains"]["own view"][1] == pytest.approx(float((0.5 * 2.0 / view[0] - 1.5 / view[1]) / 2.0))
     assert found["sweeps"].keys() == {"s"}
 
@@ -321,7 +322,7 @@ def test_the_trade_off_shows_every_judge_and_the_hacked_strengths(steps, shaded)
 
 @pytest.mark.parametrize("samples", [1, N])
 def test_bars_are_the_wins_of_every_arm(samples):
-    other = BASE + 0.3 * randn(P, N, 3, seed=1)
+    other = BASE + 0.3 * doubles(P, N, 3, seed=1)
     arms = {
         "base": judged(oracle=BASE[:, :samples]),
         **{f"a{i}": judged(oracle=other[:, :samples] + 0.1 * i) for i in range(6)},

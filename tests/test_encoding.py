@@ -14,7 +14,6 @@ from torchvision.transforms.functional import InterpolationMode, resize
 
 from generator_kit import (
     CLIP,
-    call,
     counting,
     encode_config,
     failing_after,
@@ -22,8 +21,8 @@ from generator_kit import (
     noise_video,
     same,
     samples_of,
-    tree,
 )
+from helpers import call, tree
 from videoalign import VideoAlignError
 from videoalign.cli import main
 from videoalign.datamodules.encode_list import ClipSize

@@ -12,7 +12,8 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 
-from flow_kit import PROMPTS, SHAPE, randn
+from flow_kit import PROMPTS, SHAPE
+from helpers import randn
 from videoalign import VideoAlignError
 from videoalign.miniature.networks.pipelines import make_generator
 from videoalign.models.flow import interpolate, squared_error

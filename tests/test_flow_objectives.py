@@ -7,7 +7,8 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
-from flow_kit import data, fit, make, randn
+from flow_kit import data, fit, make
+from helpers import randn
 from videoalign import VideoAlignError
 from videoalign.alignment import FlowDPO, FlowIPO, QuadraticBeta
 from videoalign.models.flow import TimeLaw, draw

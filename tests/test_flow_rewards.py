@@ -8,7 +8,8 @@ import lightning as L
 import pytest
 import torch
 
-from flow_kit import PROMPTS, SHAPE, close, data, fit, graded, kept, loaded, make, randn, spoiled, write
+from flow_kit import PROMPTS, SHAPE, close, data, fit, graded, kept, loaded, make, spoiled, write
+from helpers import randn
 from videoalign import VideoAlignError
 from videoalign.alignment import FlowDPO, FlowRWR, FlowSFT
 from videoalign.datamodules.latents import Weights

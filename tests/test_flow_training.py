@@ -7,8 +7,9 @@ import lightning as L
 import pytest
 import torch
 
-from flow_kit import LN2, PROMPTS, QUIET, SHAPE, SMALL, close, data, fit, graded, loaded, make, randn, write
+from flow_kit import LN2, PROMPTS, SHAPE, SMALL, close, data, fit, graded, loaded, make, write
 from forked import forked
+from helpers import QUIET, randn
 from videoalign import VideoAlignError
 from videoalign.alignment import CacheReference, FlowDPO, FlowIPO, FlowRWR, FlowSFT
 from videoalign.datamodules.reference_errors import ReferenceDraws

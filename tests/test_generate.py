@@ -6,7 +6,8 @@ from itertools import combinations
 import pytest
 import torch
 
-from generator_kit import PROMPTS, SIZE, alike, apart, call, failing_after, generate, videos_of
+from generator_kit import PROMPTS, SIZE, alike, apart, failing_after, generate, videos_of
+from helpers import call
 from videoalign import VideoAlignError
 from videoalign.datamodules.encode_list import ClipSize
 from videoalign.datamodules.prompts import read_prompts

@@ -15,7 +15,6 @@ from generator_kit import (
     COLUMNS,
     SIZE,
     alike,
-    call,
     encode_config,
     logger,
     noise_video,
@@ -25,6 +24,7 @@ from generator_kit import (
     save_yaml,
     videos_of,
 )
+from helpers import call
 from videoalign.datamodules.shards import ShardSet, ShardWriter
 
 # --- two processes --------------------------------------------------------------------------------

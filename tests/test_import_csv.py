@@ -3,14 +3,13 @@
 import itertools
 from pathlib import Path
 
-import numpy as np
 import pytest
 
+from helpers import plain_clip
 from videoalign import VideoAlignError
 from videoalign.datamodules.benchmark import Benchmark
 from videoalign.datamodules.import_csv import import_csv
 from videoalign.datamodules.shards import ShardSet
-from videoalign.datamodules.video import encode
 from videoalign.datamodules.video_sets import import_videos
 
 HEADER = "path_A,path_B,prompt,VQ,MQ,TA,MOS_A_VQ,MOS_B_VQ,A_model,B_model"
@@ -21,7 +20,7 @@ FIRST = "0.mp4,1.mp4,a cat,A,B,same,4,2,wan,ltx"
 def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("videos")
     for number in range(4):
-        (folder / f"{number}.mp4").write_bytes(encode(np.full((4, 32, 32, 3), 40 * number, np.uint8), 8))
+        (folder / f"{number}.mp4").write_bytes(plain_clip(40 * number, 4))
     return folder
 
 

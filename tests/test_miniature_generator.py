@@ -8,16 +8,15 @@ from types import SimpleNamespace
 import lightning as L
 import numpy as np
 import pytest
-import safetensors.torch
 import torch
 
-from helpers import CLIP, QUIET, clips_world, randn, same
+from helpers import CLIP, QUIET, clips_world, randn, same_tensors, write_latents
 from videoalign import VideoAlignError
 from videoalign.alignment import FlowDPO, FlowRWR, FlowSFT
 from videoalign.callbacks import ExportGenerator
 from videoalign.cli import main
-from videoalign.datamodules.latents import NULL, LatentPairs
-from videoalign.datamodules.shards import ShardSet, ShardWriter, sha256
+from videoalign.datamodules.latents import LatentPairs
+from videoalign.datamodules.shards import ShardSet, ShardWriter
 from videoalign.datamodules.video import decode
 from videoalign.miniature.networks.autoencoding import Autoencoding
 from videoalign.miniature.networks.clips import Clips
@@ -82,7 +81,7 @@ def test_longer_prompts_are_refused(family, folders):
 def test_max_tokens_changes_no_weight_and_nothing_where_padding_is_masked(family, folders):
     """Wan's text encoder masks the padding, LTX's does not; its transformer does, and Wan's does not."""
     own, short = (load_generator(folders[family, length]) for length in (None, SHORT))
-    assert same(short.transformer.state_dict(), own.transformer.state_dict())
+    assert same_tensors(short.transformer.state_dict(), own.transformer.state_dict())
     prompts = [content.prompt for content in GENERATED[:3]]
     if family == "wan":
         for a, b in zip(own.encode_prompts(prompts), short.encode_prompts(prompts)):
@@ -181,7 +180,7 @@ def test_an_autoencoder_learns_and_is_written_as_a_pipeline(encoder, folders, sm
     before, after = load_generator(folders["wan", SHORT]), load_generator(encoder / "out")
     videos = frames(small)
     assert error(after, videos) < 0.5 * error(before, videos)
-    assert same(after.transformer.state_dict(), before.transformer.state_dict())
+    assert same_tensors(after.transformer.state_dict(), before.transformer.state_dict())
     assert after.max_tokens == SHORT
     assert torch.equal(after.encode_prompts(["a red bar"])[0], before.encode_prompts(["a red bar"])[0])
     _, deviation = deviations(after, videos)  # weights moved while the moments were taken
@@ -192,7 +191,7 @@ def test_latents_have_mean_0_and_deviation_1_where_nothing_moves(folders, small,
     """At a learning rate of 0, over one whole epoch, exactly; weights are the generator's own."""
     main(experiment(tmp_path / "ae.yaml", folders["wan", SHORT], small, tmp_path / "out", 4, STILL))
     before, after = load_generator(folders["wan", SHORT]), load_generator(tmp_path / "out")
-    assert same(after.vae.state_dict(), before.vae.state_dict())
+    assert same_tensors(after.vae.state_dict(), before.vae.state_dict())
     mean, deviation = deviations(after, frames(small))
     torch.testing.assert_close(mean, torch.zeros(16), rtol=0, atol=1e-3)
     torch.testing.assert_close(deviation, torch.ones(16), rtol=0, atol=1e-3)
@@ -213,7 +212,9 @@ def test_an_earlier_autoencoder_is_replaced(encoder, folders, small, tmp_path):
     make_generator(tmp_path / "out", "wan", hidden=48, layers=1)
     (tmp_path / "out" / "stale").write_text("")
     main(experiment(tmp_path / "ae.yaml", str(encoder / "out"), small, tmp_path / "out", 1, STILL))
-    assert same(load_generator(tmp_path / "out").vae.state_dict(), load_generator(encoder / "out").vae.state_dict())
+    assert same_tensors(
+        load_generator(tmp_path / "out").vae.state_dict(), load_generator(encoder / "out").vae.state_dict()
+    )
     assert not (tmp_path / "out" / "stale").exists() and not list(tmp_path.glob(".out*"))
 
 
@@ -251,26 +252,15 @@ def test_a_finished_training_that_is_resumed_stays_finished(folders, small, tmp_
 # --- prompts that are left out --------------------------------------------------------------------
 
 
-def write(out, generator, of="videos", count=8):
-    """A latents set of random content; pairs' labels prefer A."""
-    with ShardWriter(out, "latents", media="safetensors", per_shard=3) as writer:
-        writer.index.latents = {**generator.identity(), "of": of}
-        for i in range(count):
-            made = {
-                side: randn(*LATENT, seed=100 * i + s) for s, side in enumerate(("video",) if of == "videos" else "ab")
-            }
-            made["prompt"] = randn(3 + i % 3, 32, seed=100 * i + 50)
-            labels = {"labels": dict.fromkeys(("VQ", "MQ", "TA"), "A")} if of == "pairs" else {}
-            writer.write(f"k{i}", {"": safetensors.torch.save(made)}, {"prompt": "a red bar", **labels})
-        (writer.path / NULL).write_bytes(safetensors.torch.save({"prompt": randn(1, 32, seed=7)}))
-        writer.index.tables[NULL] = sha256(writer.path / NULL)
-    return str(out)
-
-
 @pytest.fixture(scope="module")
 def latents(folders, tmp_path_factory):
     root, generator = tmp_path_factory.mktemp("latents"), load_generator(folders["wan", SHORT])
-    return {of: write(root / of, generator, of) for of in ("videos", "pairs")}
+    video = {"prompt": "a red bar"}
+    pair = {**video, "labels": dict.fromkeys(("VQ", "MQ", "TA"), "A")}
+    return {
+        "videos": write_latents(root / "videos", generator.identity(), LATENT, lambda i: video, of="videos"),
+        "pairs": write_latents(root / "pairs", generator.identity(), LATENT, lambda i: pair),
+    }
 
 
 def sft(folder, kind=FlowSFT, **options):
@@ -366,8 +356,8 @@ def test_no_share_changes_nothing(folders, latents):
     models = [sft(folders["wan", SHORT], **options) for options in ({}, {"null_share": 0.0}, {"null_share": 0.5})]
     watches = [fit(model, latents["videos"]) for model in models]
     assert not watches[0].without and not watches[1].without and watches[2].without
-    assert same(models[1].policy.state_dict(), models[0].policy.state_dict())
-    assert not same(models[2].policy.state_dict(), models[0].policy.state_dict())
+    assert same_tensors(models[1].policy.state_dict(), models[0].policy.state_dict())
+    assert not same_tensors(models[2].policy.state_dict(), models[0].policy.state_dict())
 
 
 def test_the_loss_is_that_of_the_empty_prompt(folders, latents):
@@ -426,8 +416,8 @@ def test_the_exported_pipeline_holds_the_trained_transformer(folders, latents, t
     model, before = sft(folders["wan", SHORT], null_share=0.1), load_generator(folders["wan", SHORT])
     fit(model, latents["videos"], callbacks=[ExportGenerator(str(tmp_path / "out"), pipeline=True)])
     after = load_generator(tmp_path / "out")
-    assert same(after.transformer.state_dict(), model.policy.state_dict())
-    assert not same(after.transformer.state_dict(), before.transformer.state_dict())
+    assert same_tensors(after.transformer.state_dict(), model.policy.state_dict())
+    assert not same_tensors(after.transformer.state_dict(), before.transformer.state_dict())
     assert after.identity() == before.identity() and after.max_tokens == SHORT
     prompts = ["a red bar moves upwards", ""]
     embeds = after.encode_prompts(prompts)
@@ -445,7 +435,7 @@ def test_an_earlier_export_is_replaced_and_nothing_else(folders, latents, tmp_pa
     make_generator(tmp_path / "out", "wan", hidden=48, layers=1, seed=3)
     model = sft(folders["wan", SHORT])
     fit(model, latents["videos"], 1, [ExportGenerator(str(tmp_path / "out"), pipeline=True)])
-    assert same(load_generator(tmp_path / "out").transformer.state_dict(), model.policy.state_dict())
+    assert same_tensors(load_generator(tmp_path / "out").transformer.state_dict(), model.policy.state_dict())
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "config.json").write_text("{}")  # by which a lone transformer's export would be known
     with pytest.raises(VideoAlignError, match="exists already"):

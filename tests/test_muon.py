@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from helpers import QUIET, randn, same
+from helpers import QUIET, randn, same_tensors
 from videoalign.miniature.networks.muon import MuonAdamW
 
 # --- the optimizer --------------------------------------------------------------------------------
@@ -127,7 +127,7 @@ def test_a_checkpoint_goes_on_bit_for_bit(tmp_path):
             fresh.load_state_dict(checkpoint["optimizer"])
             assert [group["lr"] for group in fresh.param_groups] == [0.01, 2e-3]
         stepped(other, fresh, range(3, 6))
-    assert same(again.state_dict(), net.state_dict())
+    assert same_tensors(again.state_dict(), net.state_dict())
     assert not any(torch.equal(p, q) for p, q in zip(forgetful.parameters(), net.parameters()))
 
 

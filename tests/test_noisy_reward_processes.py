@@ -9,13 +9,13 @@ from types import SimpleNamespace
 
 import lightning as L
 import pytest
-import safetensors.torch
 import torch
 
-from compare_kit import PROMPTS, SAMPLES, SHORT, call, randn, records, videos
+from compare_kit import PROMPTS, SAMPLES, SHORT, records, videos
+from helpers import call, write_latents
 from videoalign.alignment import NoisyRewardModel
-from videoalign.datamodules.latents import NULL, LatentPairs
-from videoalign.datamodules.shards import ShardSet, ShardWriter, sha256
+from videoalign.datamodules.latents import LatentPairs
+from videoalign.datamodules.shards import ShardSet
 from videoalign.models.generator_folder import load_generator
 from videoalign.models.noisy_reward import NoisyRewardShape
 
@@ -79,20 +79,13 @@ if __name__ == "__main__":
 
 
 def write_pairs(folder, identity, count, ties):
-    """Pairs of random latents with labels; the first ``ties`` of them tied in VQ and MQ."""
-    with ShardWriter(folder, "latents", media="safetensors", per_shard=3) as writer:
-        writer.index.latents = {**identity, "of": "pairs"}
-        for i in range(count):
-            made = {side: randn(*LATENT, seed=100 * i + s, dtype=torch.float32) for s, side in enumerate("ab")}
-            made["prompt"] = randn(3 + i % 3, 32, seed=100 * i + 50, dtype=torch.float32)
-            labels = {
-                "VQ": "same" if i < ties else "AB"[i % 2],
-                "MQ": "same" if i < ties else "AB"[i // 2 % 2],
-                "TA": "AB"[i // 4 % 2],
-            }
-            writer.write(f"k{i}", {"": safetensors.torch.save(made)}, {"prompt": PROMPTS[i % 2], "labels": labels})
-        (writer.path / NULL).write_bytes(safetensors.torch.save({"prompt": randn(1, 32, dtype=torch.float32)}))
-        writer.index.tables[NULL] = sha256(writer.path / NULL)
+    """Pairs of random latents with labels; the first ``ties`` of them are tied in VQ and MQ."""
+
+    def record(i):
+        vq, mq = ("same", "same") if i < ties else ("AB"[i % 2], "AB"[i // 2 % 2])
+        return {"prompt": PROMPTS[i % 2], "labels": {"VQ": vq, "MQ": mq, "TA": "AB"[i // 4 % 2]}}
+
+    write_latents(folder, identity, LATENT, record, count)
 
 
 @pytest.fixture(scope="module")

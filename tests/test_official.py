@@ -11,6 +11,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from helpers import json_lines
 from official_kit import (
     MEAN,
     PROMPTS,
@@ -22,7 +23,6 @@ from official_kit import (
     Official,
     clips,
     edit_adapters,
-    lines,
     rewards,
     values,
 )
@@ -176,9 +176,9 @@ def test_score_prints_the_rewards_of_the_official_model(
     frames = [decode(kit.folder / f"{i}.mp4", sampling, 16) for i in range(3)]
     want = kit.official.rewards(frames, PROMPTS)
     main(kit.score(kit.folder / "whole", *kit.text, "--raw", "--batch-size", 3))
-    torch.testing.assert_close(values(lines(capsys)), want, rtol=0, atol=1e-5)
+    torch.testing.assert_close(values(json_lines(capsys)), want, rtol=0, atol=1e-5)
     main(kit.score(kit.folder / "pair", "--official-repo", kit.folder / "repo", "--batch-size", 1))
-    normal = lines(capsys)
+    normal = json_lines(capsys)
     torch.testing.assert_close(values(normal), (want - MEAN) / STD, rtol=0, atol=1e-4)
     assert [line["Overall"] for line in normal] == pytest.approx(((want - MEAN) / STD).sum(1).tolist(), abs=1e-4)
     assert not list(tmp_path.iterdir())  # the repository's code did not run
@@ -193,9 +193,9 @@ def test_without_statistics_rewards_stay_raw_and_a_warning_says_so(
     folder = kit.official.write(tmp_path / "o", config={"inference_config": REMOVE})
     capsys.readouterr()
     main(kit.score(folder, *kit.text, "--raw"))
-    raw = lines(capsys)
+    raw = json_lines(capsys)
     main(kit.score(folder, *kit.text))
-    assert lines(capsys) == raw
+    assert json_lines(capsys) == raw
     said = [r.getMessage() for r in caplog.records]
     assert sum("o/model_config.json has no inference_config" in message for message in said) == 2  # two runs
     assert sum("is not the official one word for word" in message for message in said) == 2
@@ -205,11 +205,11 @@ def test_backbone_of_the_option_goes_before_the_configurations(
     kit: Kit, backbone: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     main(kit.score(kit.folder / "whole", *kit.text))
-    want = lines(capsys)
+    want = json_lines(capsys)
     for i, name in enumerate(("none/at/all", str(kit.folder / "wide"), REMOVE)):
         folder = kit.official.write(tmp_path / f"{i}", config={"model_config.model_name_or_path": name})
         main(kit.score(folder, *kit.text, "--backbone", backbone))
-        assert lines(capsys) == want
+        assert json_lines(capsys) == want
 
 
 # --- convert --------------------------------------------------------------------------------------
@@ -283,10 +283,10 @@ def test_converted_folders_need_no_argument(kit: Kit, tmp_path: Path, capsys: py
     main(["convert", "--from", str(kit.folder / "whole"), "--out", str(tmp_path / "out"), *map(str, kit.text)])
     main(["convert", "--from", str(tmp_path / "out"), "--out", str(tmp_path / "again")])  # ours to ours
     main(kit.score(kit.folder / "whole", *kit.text))
-    want = values(lines(capsys))
+    want = values(json_lines(capsys))
     for name in ("out", "again"):
         main(kit.score(tmp_path / name))
-        torch.testing.assert_close(values(lines(capsys)), want, rtol=0, atol=1e-6)
+        torch.testing.assert_close(values(json_lines(capsys)), want, rtol=0, atol=1e-6)
 
 
 def test_a_backbone_that_is_nowhere_else_travels_on_and_is_not_replaced(

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from helpers import tree
 from official_kit import REMOVE, TEXT, Change, Kit, P, change, edit_adapters, pth
 from videoalign.cli import main
 
@@ -36,9 +37,7 @@ class Place:
         return shutil.copytree(self.kit.folder / name, self.tmp / name)
 
     def tree(self) -> dict[str, bytes | None]:
-        return {
-            str(p.relative_to(self.tmp)): p.read_bytes() if p.is_file() else None for p in sorted(self.tmp.rglob("*"))
-        }
+        return tree(self.tmp)
 
 
 Prepare = Callable[[Place], list]

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from generator_kit import COLUMNS, call, counting, failing_after, noise_video
+from generator_kit import COLUMNS, counting, failing_after, noise_video
+from helpers import call
 from videoalign.datamodules.shards import ShardSet, ShardWriter
 from videoalign.datamodules.video import decode
 from videoalign.models import VideoReward

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from compare_kit import randn
+from helpers import doubles, randn
 from videoalign import VideoAlignError
 from videoalign.miniature.networks.pipelines import make_generator
 from videoalign.models.generator_folder import load_generator
@@ -90,7 +90,7 @@ def test_a_linear_reward_moves_every_sample_by_the_strength():
     dx/dt = ((2t - 1) x - w t) / s has the solution x_t = w (1 - t) + x_1 sqrt(s). Every sample ends at x_1 + w,
     which is distributed as N(w, 1).
     """
-    noise = randn(50, 1, 1, 1, 1, dtype=torch.float32)
+    noise = randn(50, 1, 1, 1, 1)
     found, view = integrate(standard, lambda x: x.flatten(1)[:, 0], noise, strength=1.5, through="predicted")
     torch.testing.assert_close(found, noise + 1.5, rtol=0, atol=0.01)
     assert len(view.times) == 999 and not torch.cat(view.times).any()  # always asked of clean latents
@@ -101,28 +101,28 @@ def test_a_quadratic_reward_shrinks_by_the_solution():
 
     The tilted deviation is (1 + w k)^(-1/2): through the predicted end guidance is an approximation, and stronger here.
     """
-    noise = randn(50, 1, 1, 1, 1, dtype=torch.float32)
+    noise = randn(50, 1, 1, 1, 1)
     found, _ = integrate(standard, lambda x: -0.25 * x.flatten(1)[:, 0] ** 2, noise, strength=2.0, through="predicted")
     torch.testing.assert_close(found, noise * math.exp(-0.5), rtol=0.01, atol=1e-3)
 
 
 def test_without_strength_the_solution_is_the_noise_itself():
-    noise = randn(50, 1, 1, 1, 1, dtype=torch.float32)
+    noise = randn(50, 1, 1, 1, 1)
     found, view = integrate(standard, lambda x: x.flatten(1)[:, 0], noise, strength=0.0, through="predicted")
     torch.testing.assert_close(found, noise, rtol=0, atol=0.01)
     assert not view.times
 
 
 def test_a_noisy_reward_is_asked_at_the_time_of_the_latents():
-    noise = randn(3, 1, 1, 1, 1, dtype=torch.float32)
+    noise = randn(3, 1, 1, 1, 1)
     _, view = integrate(standard, lambda x: x.flatten(1)[:, 0], noise, steps=4, strength=1.0, through="noisy")
     torch.testing.assert_close(torch.stack(view.times)[:, 0], torch.tensor([0.75, 0.5, 0.25]))
 
 
 def test_the_gradient_through_the_generator_equals_finite_differences():
     """Of r(x - t v(x, t)), in float64; a gradient that stops at the velocity is another."""
-    matrix, reader = 0.3 * randn(24, 24), randn(24, 3, seed=1)
-    weights, t, x = {"VQ": 0.5, "TA": -2.0}, 0.6, randn(2, 3, 2, 2, 2, seed=2)
+    matrix, reader = 0.3 * doubles(24, 24), doubles(24, 3, seed=1)
+    weights, t, x = {"VQ": 0.5, "TA": -2.0}, 0.6, doubles(2, 3, 2, 2, 2, seed=2)
 
     def velocity(x, t):
         bent = torch.tanh(x.flatten(1) @ matrix.to(x.dtype)) * (1 + t.view(-1, 1))
@@ -208,7 +208,7 @@ def test_a_pipeline_step_reads_the_predicted_end(family, scale):
     guide = Guidance(weights={"VQ": 1.0, "TA": 0.5}, strength=2.0, through="predicted")
     condition = generator.condition(generator.encode_prompts(WORDS))
     null = generator.condition(generator.encode_prompts(["", ""])) if scale > 1 else None
-    x = randn(2, *generator.latent_shape(9, 64, 64), seed=3, dtype=torch.float32)
+    x = randn(2, *generator.latent_shape(9, 64, 64), seed=3)
     with guided(generator.pipeline, reward, guide):
         got = generator.sample(condition, x, 2, scale, null)
 
@@ -232,7 +232,7 @@ def test_a_pipeline_step_reads_the_predicted_end(family, scale):
 def test_it_raises_the_clean_reward_of_its_end(family):
     generator, reward = family
     condition = generator.condition(generator.encode_prompts(WORDS))
-    noise = randn(2, *generator.latent_shape(9, 64, 64), seed=3, dtype=torch.float32)
+    noise = randn(2, *generator.latent_shape(9, 64, 64), seed=3)
     values = []
     for strength in (0.0, 3.0, 10.0):
         with guided(generator.pipeline, reward, weights={"TA": 1.0}, strength=strength, through="predicted"):

@@ -12,7 +12,6 @@ import torch
 
 from generator_kit import (
     ALIGNMENT,
-    call,
     counting,
     encode_config,
     flow_config,
@@ -21,6 +20,7 @@ from generator_kit import (
     reference_config,
     samples_of,
 )
+from helpers import call
 from videoalign.alignment import CacheReference, FlowDPO
 from videoalign.commands.lightning_cli import run as experiment
 from videoalign.datamodules.reference_errors import ReferenceDraws, ReferenceErrors

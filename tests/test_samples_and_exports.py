@@ -15,7 +15,6 @@ from generator_kit import (
     PROMPTS,
     SIZE,
     apart,
-    call,
     counting,
     events,
     flow_config,
@@ -24,6 +23,7 @@ from generator_kit import (
     logger,
     node,
 )
+from helpers import call
 from videoalign import VideoAlignError
 from videoalign.alignment import FlowDPO
 from videoalign.callbacks import SideBySide

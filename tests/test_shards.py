@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+from helpers import files, plain_clip
 from videoalign import VideoAlignError
 from videoalign.cli import main
 from videoalign.datamodules.benchmark import PAIRS, Benchmark
@@ -33,7 +34,7 @@ SAMPLES, PER_SHARD = 7, 3
 
 def clip(number: int) -> bytes:
     """Six frames of 16 x 16 of a brightness of its own."""
-    return encode(np.full((6, 16, 16, 3), 10 + 12 * number, np.uint8), 8)
+    return plain_clip(10 + 12 * number, 6, 16, 16)
 
 
 def record(number: int) -> dict:
@@ -75,10 +76,6 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_videos(folder / "videos")
     list(encode_frames(ShardSet(folder / "pairs"), folder / "frames", GLANCE, 16))
     return folder
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 # --- writing and reading --------------------------------------------------------------------------

@@ -1,17 +1,12 @@
 """Videos that nobody rated yet become one set, ready for annotators."""
 
-import numpy as np
 import pytest
 
+from helpers import noise_clip
 from videoalign.annotation.store import Store
 from videoalign.cli import main
 from videoalign.datamodules.shards import ShardSet, ShardWriter
 from videoalign.datamodules.verify import verify
-from videoalign.datamodules.video import encode
-
-
-def clip(seed):
-    return encode(np.random.default_rng(seed).integers(0, 255, (4, 32, 32, 3), np.uint8), 4)
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +19,7 @@ def files(tmp_path_factory):
     ):
         path = folder / source / f"{i}.mp4"
         path.parent.mkdir(exist_ok=True)
-        path.write_bytes(clip(i))
+        path.write_bytes(noise_clip(i, 4, fps=4))
         quoted = prompt.replace('"', '""')
         rows.append(f'{source},"{quoted}",{source}/{i}.mp4')
     (folder / "table.csv").write_text("\n".join(rows))
@@ -50,7 +45,7 @@ def test_a_table_of_files_becomes_a_set_that_can_be_rated(files, tmp_path, capsy
     shards = ShardSet(tmp_path / "set", "videos")
     assert not [*verify(shards)]
     content = next(c for c in shards.contents() if c.key == "000007")
-    assert content.read("mp4") == clip(5)
+    assert content.read("mp4") == noise_clip(5, 4, fps=4)
     assert content.record == {
         "prompt": 'a "red, fast" car',
         "source": "ltx",
@@ -109,7 +104,7 @@ def test_a_table_without_sources_is_refused(files, tmp_path, capsys):
 def sampled(path, seeds, **record):
     with ShardWriter(path, "videos") as writer:
         for number, seed in enumerate(seeds):
-            writer.write(f"{number}", {"": clip(seed)}, {"prompt": f"prompt {number}", **record})
+            writer.write(f"{number}", {"": noise_clip(seed, 4, fps=4)}, {"prompt": f"prompt {number}", **record})
     return path
 
 
@@ -121,10 +116,10 @@ def test_sets_of_several_generators_become_one(tmp_path, capsys):
         c.key: (c.record["source"], c.record["prompt"], c.read("mp4")) for c in ShardSet(tmp_path / "both").contents()
     }
     assert found == {
-        "0-0": ("wan", "prompt 0", clip(0)),
-        "0-1": ("wan", "prompt 1", clip(1)),
-        "1-0": ("ltx", "prompt 0", clip(2)),
-        "1-1": ("ltx", "prompt 1", clip(3)),
+        "0-0": ("wan", "prompt 0", noise_clip(0, 4, fps=4)),
+        "0-1": ("wan", "prompt 1", noise_clip(1, 4, fps=4)),
+        "1-0": ("ltx", "prompt 0", noise_clip(2, 4, fps=4)),
+        "1-1": ("ltx", "prompt 1", noise_clip(3, 4, fps=4)),
     }
 
 

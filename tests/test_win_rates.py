@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from generator_kit import COLUMNS, call, events, logger, noise_video, win_rate_config
+from generator_kit import COLUMNS, events, logger, noise_video, win_rate_config
+from helpers import call
 from videoalign.datamodules.encode_list import ClipSize
 from videoalign.datamodules.prompts import read_prompts
 from videoalign.datamodules.video import decode, resample

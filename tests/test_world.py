@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from helpers import files
 from videoalign import VideoAlignError
 from videoalign.datamodules.benchmark import Benchmark
 from videoalign.datamodules.pairs import VideoPairs
@@ -36,10 +37,6 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for _ in write_world(out, TINY, seed=5):
         pass
     return out
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def records(folder: Path) -> list[dict]:
