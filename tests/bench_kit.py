@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from helpers import call, noise_clip, strict_json
+from helpers import call, flags, noise_clip, strict_json
 from videoalign.callbacks.reward_rows import read_rewards
 from videoalign.datamodules.shards import ShardWriter
 from videoalign.models import VideoReward
@@ -144,22 +144,8 @@ def processor(kit: Path) -> RewardProcessor:
 
 
 def bench(kit: Path, out: Path, *options: object, data: Path | str = "world", model: str = "model") -> int:
-    return call(
-        "bench",
-        "--model",
-        kit / model,
-        "--data",
-        kit / data,
-        "--out",
-        out,
-        "--device",
-        "cpu",
-        "--workers",
-        0,
-        "--batch-size",
-        BATCH,
-        *options,
-    )
+    given = flags(model=kit / model, data=kit / data, out=out, device="cpu", workers=0, batch_size=BATCH)
+    return call("bench", *given, *options)
 
 
 @dataclass

@@ -58,6 +58,12 @@ def world(tmp_path_factory, backbone, sampling):
 SHORT = {"num_frames": 9, "height": 32, "width": 32, "fps": 8, "steps": 3, "batch_size": 2, "seed": 4}
 
 
+def generation(world, out):
+    """Options of `videoalign generate` with the settings of a comparison."""
+    folders = {"generator": world / "wan", "prompts": world / "prompts.txt", "out": out}
+    return {**folders, "samples": SAMPLES, "device": "cpu", **SHORT}
+
+
 def settings(world, out, **changes):
     return {
         "generator": world / "wan",

@@ -66,10 +66,11 @@ def on_ranks(world: int, work: Callable[[], None]) -> None:
 def forked(script: str, *arguments: object) -> subprocess.CompletedProcess:
     """Run a script that calls :func:`on_ranks`; it may import this module."""
     paths = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
-    return subprocess.run(
-        [sys.executable, "-c", script, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=400,
-        env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
-    )
+    return started(sys.executable, "-c", script, *arguments, timeout=400, PYTHONPATH=paths)
+
+
+def started(*command: object, timeout: int = 300, **environment: str) -> subprocess.CompletedProcess:
+    """Run a program whose processes compute in one thread each; its output is text."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    words = [str(word) for word in command]
+    return subprocess.run(words, capture_output=True, text=True, timeout=timeout, env=environment)

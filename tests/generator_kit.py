@@ -11,7 +11,7 @@ import torch
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from helpers import QUIET, call
+from helpers import QUIET, call, flags
 from videoalign.callbacks import EMA, side_by_side
 from videoalign.commands.lightning_cli import run as experiment
 from videoalign.datamodules.encode_list import ClipSize
@@ -74,30 +74,14 @@ def reference_config(path: Path, generator: Path, data: Path, out: Path, model=N
 def flow_config(path: Path, generator: Path, latents: Path, callbacks=(), data=None, lora=True, trainer=None, **model):
     adapters = {"rank": 4, "alpha": 16, "targets": ["to_q", "to_k", "to_v", "to_out.0"]} if lora else None
     settings = {"generator": generator, "lora": adapters, "optimizer": node("torch.optim.SGD", lr=0.01), **model}
-    return save_yaml(
-        path,
-        {
-            "trainer": {
-                **TRAINER,
-                "default_root_dir": path.parent,
-                "max_steps": 2,
-                "callbacks": list(callbacks),
-                **(trainer or {}),
-            },
-            "model": node(f"{ALIGNMENT}.FlowDPO", **settings),
-            "data": node(
-                f"{DATA}.latents.LatentPairs",
-                **{
-                    "train": latents,
-                    "val": latents,
-                    "batch_size": 2,
-                    "workers": 0,
-                    "shuffle_buffer": 0,
-                    **(data or {}),
-                },
-            ),
-        },
-    )
+    steps = {"default_root_dir": path.parent, "max_steps": 2, "callbacks": list(callbacks)}
+    sets = {"train": latents, "val": latents, "batch_size": 2, "workers": 0, "shuffle_buffer": 0}
+    config = {
+        "trainer": {**TRAINER, **steps, **(trainer or {})},
+        "model": node(f"{ALIGNMENT}.FlowDPO", **settings),
+        "data": node(f"{DATA}.latents.LatentPairs", **{**sets, **(data or {})}),
+    }
+    return save_yaml(path, config)
 
 
 def logger(folder: Path) -> dict:
@@ -211,35 +195,14 @@ def in_the_way(folder: Path) -> Path:
 def cache(tmp_path_factory, generators, latents) -> Path:
     """Errors of two draws."""
     folder = tmp_path_factory.mktemp("cache")
-    experiment(
-        [
-            "predict",
-            "--config",
-            str(reference_config(folder / "r.yaml", generators / "wan", latents / "wan", folder / "errors")),
-        ]
-    )
+    config = reference_config(folder / "r.yaml", generators / "wan", latents / "wan", folder / "errors")
+    experiment(["predict", "--config", str(config)])
     return folder / "errors"
 
 
 def generate(generators: Path, out: Path, prompts: Path, *options, family: str = "wan") -> int:
-    size = [f"--{k.replace('_', '-')}={v}" for k, v in SIZE.items()]
-    return call(
-        "generate",
-        "--generator",
-        generators / family,
-        "--prompts",
-        prompts,
-        "--out",
-        out,
-        *size,
-        "--samples",
-        2,
-        "--device",
-        "cpu",
-        "--source",
-        "mine",
-        *options,
-    )
+    given = {"generator": generators / family, "prompts": prompts, "out": out, "samples": 2, **SIZE}
+    return call("generate", *flags(**given, device="cpu", source="mine"), *options)
 
 
 @pytest.fixture(scope="session")
@@ -276,13 +239,8 @@ def apart(one: torch.Tensor, other: torch.Tensor) -> float:
 
 
 def win_rate_config(path, generator, latents, judge, prompts, samples=2, trainer=None, **sampling) -> Path:
-    callback = node(
-        f"{CALLBACKS}.WinRate",
-        reward_model=judge,
-        prompts=prompts,
-        samples=samples,
-        sampling={**SIZE, "batch_size": 3, "seed": 5, **sampling},
-    )
+    sampling = {**SIZE, "batch_size": 3, "seed": 5, **sampling}
+    callback = node(f"{CALLBACKS}.WinRate", reward_model=judge, prompts=prompts, samples=samples, sampling=sampling)
     return flow_config(path, generator, latents, [node(f"{CALLBACKS}.EMA"), callback], trainer=trainer)
 
 
@@ -295,15 +253,8 @@ def events(folder: Path) -> EventAccumulator:
 def won(tmp_path_factory, trained, generators, latents, judge, prompts) -> SimpleNamespace:
     """`videoalign test` of a checkpoint's average, with guidance."""
     folder = tmp_path_factory.mktemp("won")
-    config = win_rate_config(
-        folder / "w.yaml",
-        generators / "wan",
-        latents / "wan",
-        judge,
-        prompts,
-        cfg_scale=2.0,
-        trainer={"logger": logger(folder)},
-    )
+    wan, trainer = (generators / "wan", latents / "wan"), {"logger": logger(folder)}
+    config = win_rate_config(folder / "w.yaml", *wan, judge, prompts, cfg_scale=2.0, trainer=trainer)
     assert call("test", "--config", config, "--ckpt_path", trained["wan"].checkpoint) == 0
     return SimpleNamespace(config=config, run=folder / "run" / "version_0")
 

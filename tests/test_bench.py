@@ -1,7 +1,6 @@
 """`videoalign bench`: its numbers, what it prints and saves, and two processes."""
 
 import itertools
-import os
 import shutil
 import subprocess
 import sys
@@ -35,6 +34,8 @@ from bench_kit import (
     walk,
     write,
 )
+from forked import started
+from helpers import flags
 from videoalign.commands.benchmarking import report
 from videoalign.datamodules.benchmark import Benchmark
 from videoalign.models.benchmark_protocols import PROTOCOLS
@@ -312,32 +313,8 @@ def test_results_are_not_written_into_the_set(kit, tmp_path, capsys):
 
 def two_processes(kit: Path, out: Path, *options: object, data: Path | str = "world") -> subprocess.CompletedProcess:
     """The installed command, with two gloo processes."""
-    command = [
-        Path(sys.executable).with_name("videoalign"),
-        "bench",
-        "--model",
-        kit / "model",
-        "--data",
-        kit / data,
-        "--out",
-        out,
-        "--device",
-        "cpu",
-        "--workers",
-        0,
-        "--batch-size",
-        BATCH,
-        "--devices",
-        2,
-        *options,
-    ]
-    return subprocess.run(
-        [str(c) for c in command],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    given = flags(model=kit / "model", data=kit / data, out=out, device="cpu", workers=0, batch_size=BATCH, devices=2)
+    return started(Path(sys.executable).with_name("videoalign"), "bench", *given, *options)
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from bench_kit import BATCH, RATED, SEED, VGRB, Run, bench, lines, rated, samples, write
-from helpers import call, noise_clip
+from helpers import call, flags, noise_clip
 from videoalign import VideoAlignError
 from videoalign.callbacks.reward_rows import read_rewards
 from videoalign.commands.benchmarking import fingerprint
@@ -124,22 +124,9 @@ def test_rewards_of_something_else_are_refused(what, whole, kit, finished, tmp_p
     before = file.read_bytes()
     options = [str(o) for o in CHANGES[what](kit, tmp_path)]
     given = {"--model": str(kit / "model"), "--data": str(kit / "world")} | dict(zip(options[::2], options[1::2]))
+    rest = flags(out=out, device="cpu", workers=0, batch_size=BATCH)
     capsys.readouterr()
-    assert (
-        call(
-            "bench",
-            *itertools.chain(*given.items()),
-            "--out",
-            out,
-            "--device",
-            "cpu",
-            "--workers",
-            0,
-            "--batch-size",
-            BATCH,
-        )
-        == 2
-    )
+    assert call("bench", *itertools.chain(*given.items()), *rest) == 2
     captured = capsys.readouterr()
     differ = {"dtype": "dtype, weights"}.get(what, what)  # bfloat16 weights are other weights, too
     assert f"holds rewards of another run ({differ} differ)" in captured.err and "Name another --out" in captured.err

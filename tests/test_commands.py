@@ -13,7 +13,7 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from helpers import call, json_lines
+from helpers import call, flags, json_lines
 from videoalign import models
 from videoalign.datamodules.video import decode, encode
 from videoalign.models import VideoReward
@@ -32,47 +32,11 @@ def project(tmp_path_factory, backbone):
         scores = [f"MOS_{side}_{d}" for side in "AB" for d in ("VQ", "MQ", "TA")]
         writer.writerow(["path_A", "path_B", "prompt", "VQ", "MQ", "TA", "Overall", "A_model", "B_model", *scores])
         for i, labels in enumerate(["A,B,same,A", "B,invalid,A,", "same,A,B,same", "A,A,,B"]):
-            writer.writerow(
-                [
-                    f"videos/{i}.mp4",
-                    f"./videos/{i + 2}.mp4",
-                    f"prompt {i}",
-                    *labels.split(","),
-                    "old",
-                    "new",
-                    *[1 + i % 4] * 6,
-                ]
-            )
-    assert (
-        call(
-            "shards",
-            "import-csv",
-            folder / "ratings.csv",
-            "--videos",
-            folder,
-            "--out",
-            folder / "pairs",
-            "--workers",
-            1,
-        )
-        == 0
-    )
-    assert (
-        call(
-            "shards",
-            "import-csv",
-            folder / "ratings.csv",
-            "--videos",
-            folder,
-            "--out",
-            folder / "bench",
-            "--kind",
-            "videos",
-            "--workers",
-            1,
-        )
-        == 0
-    )
+            paths = [f"videos/{i}.mp4", f"./videos/{i + 2}.mp4"]
+            writer.writerow([*paths, f"prompt {i}", *labels.split(","), "old", "new", *[1 + i % 4] * 6])
+    for name, kind in (("pairs", "pairs"), ("bench", "videos")):
+        options = flags(videos=folder, out=folder / name, kind=kind, workers=1)
+        assert call("shards", "import-csv", folder / "ratings.csv", *options) == 0
     config = yaml.safe_load((Path(__file__).parents[1] / "experiments/debug/tiny.yaml").read_text())
     config["trainer"] |= {"max_steps": 2, "default_root_dir": str(folder), "enable_progress_bar": False}
     config["trainer"]["logger"]["init_args"]["save_dir"] = str(folder / "runs")

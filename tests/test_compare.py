@@ -19,16 +19,16 @@ from compare_kit import (
     DIMENSIONS,
     PROMPTS,
     SAMPLES,
-    SHORT,
     compare,
     counted,
     frames,
+    generation,
     records,
     settings,
     tree,
     videos,
 )
-from helpers import call, strict_json
+from helpers import call, flags, strict_json
 from videoalign import VideoAlignError
 from videoalign.commands import arms as module
 from videoalign.commands.arms import Arm, Sweep
@@ -131,28 +131,16 @@ def test_ratings_are_those_of_every_judge_by_itself(compared, world):
         assert min(seconds) > 0 and compared.found["arms"][name]["seconds"] == pytest.approx(np.mean(seconds))
 
 
+def generate(world, out, **options):
+    """Exit status of `videoalign generate` with the settings of the comparison."""
+    return call("generate", *flags(**generation(world, out), **options))
+
+
 def test_who_only_watches_changes_no_byte(compared, world, tmp_path):
     """The base, which the sweep's reward watches, a guide of strength 0, and `generate` without a reward."""
     base = videos(compared.out / "videos" / "base")
     assert videos(compared.out / "videos" / "none") == base
-    options = [f"--{name.replace('_', '-')}={value}" for name, value in SHORT.items()]
-    assert (
-        call(
-            "generate",
-            "--generator",
-            world / "wan",
-            "--prompts",
-            world / "prompts.txt",
-            "--out",
-            tmp_path / "plain",
-            "--samples",
-            SAMPLES,
-            "--device",
-            "cpu",
-            *options,
-        )
-        == 0
-    )
+    assert generate(world, tmp_path / "plain") == 0
     assert videos(tmp_path / "plain") == base
     assert not any(
         {"noisy_reward", "guide", "reward"} & record.keys() for record in records(tmp_path / "plain").values()
@@ -180,26 +168,7 @@ def test_what_steered_is_recorded(compared, world):
 
 
 def test_arms_with_adapters_are_those_of_generate(compared, world, tmp_path):
-    options = [f"--{name.replace('_', '-')}={value}" for name, value in SHORT.items()]
-    assert (
-        call(
-            "generate",
-            "--generator",
-            world / "wan",
-            "--prompts",
-            world / "prompts.txt",
-            "--out",
-            tmp_path / "set",
-            "--lora",
-            world / "lora",
-            "--samples",
-            SAMPLES,
-            "--device",
-            "cpu",
-            *options,
-        )
-        == 0
-    )
+    assert generate(world, tmp_path / "set", lora=world / "lora") == 0
     assert videos(tmp_path / "set") == videos(compared.out / "videos" / "tuned")
 
 

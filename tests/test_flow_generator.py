@@ -106,21 +106,11 @@ def test_sampling_equals_plain_diffusers_called_with_the_prompts(guidance, gener
     generator.pipeline.scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
     plain.scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
     given = LTXPipeline._pack_latents(noise) if family == "ltx" else noise
-    options = {"frame_rate": 25} if family == "ltx" else {}
     prompts = ["a  red circle ", PROMPTS[2]]
-    want = plain(
-        prompts,
-        negative_prompt="a blue",
-        height=32,
-        width=32,
-        num_frames=5,
-        num_inference_steps=3,
-        guidance_scale=guidance,
-        latents=given,
-        output_type="np",
-        max_sequence_length=generator.max_tokens,
-        **options,
-    ).frames
+    options = {"negative_prompt": "a blue", "latents": given, "max_sequence_length": generator.max_tokens}
+    options |= {"height": 32, "width": 32, "num_frames": 5, "num_inference_steps": 3, "guidance_scale": guidance}
+    options |= {"frame_rate": 25} if family == "ltx" else {}
+    want = plain(prompts, output_type="np", **options).frames
     condition = generator.condition(generator.encode_prompts(prompts))
     null = generator.condition(generator.encode_prompts(["a blue"])) if guidance > 1 else None
     latents = generator.sample(condition, noise, 3, guidance, null)
@@ -128,19 +118,7 @@ def test_sampling_equals_plain_diffusers_called_with_the_prompts(guidance, gener
     want = torch.as_tensor(want).mul(255).round().to(torch.uint8).permute(0, 1, 4, 2, 3)
     assert found.shape == (2, 5, 3, 32, 32)
     assert (found.int() - want.int()).abs().max() <= 1  # where rounding is a close call
-    final = plain(
-        prompts,
-        negative_prompt="a blue",
-        height=32,
-        width=32,
-        num_frames=5,
-        num_inference_steps=3,
-        guidance_scale=guidance,
-        latents=given,
-        output_type="latent",
-        max_sequence_length=generator.max_tokens,
-        **options,
-    ).frames
+    final = plain(prompts, output_type="latent", **options).frames
     if family == "ltx":
         final = LTXPipeline._unpack_latents(final, *SHAPE[1:])
     torch.testing.assert_close(latents, final, rtol=0, atol=1e-6)

@@ -1,7 +1,6 @@
 """Two processes encode, cache, generate and compare as one does."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ import safetensors.torch
 import torch
 import yaml
 
+from forked import started
 from generator_kit import (
     COLUMNS,
     SIZE,
@@ -24,7 +24,7 @@ from generator_kit import (
     save_yaml,
     videos_of,
 )
-from helpers import call
+from helpers import call, flags
 from videoalign.datamodules.shards import ShardSet, ShardWriter
 
 # --- two processes --------------------------------------------------------------------------------
@@ -44,13 +44,7 @@ def two_processes(folder: Path, *commands: list, timeout: int = 300) -> subproce
     """Commands one after the other in the same two processes, which the first command starts."""
     (folder / "script.py").write_text(SCRIPT)
     text = json.dumps([[str(a) for a in command] for command in commands])
-    return subprocess.run(
-        [sys.executable, folder / "script.py", text],
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    return started(sys.executable, folder / "script.py", text, timeout=timeout)
 
 
 DDP = ["--trainer.devices", 2, "--trainer.strategy", "ddp", "--trainer.accelerator", "cpu"]
@@ -63,7 +57,7 @@ def two(tmp_path_factory, generators, clips, latents, prompts, won, trained) -> 
     folder = tmp_path_factory.mktemp("two")
     encoding = encode_config(folder / "e.yaml", generators / "wan", clips / "pairs", folder / "latents")
     errors = reference_config(folder / "r.yaml", generators / "wan", latents / "wan", folder / "errors", batch_size=3)
-    size = [f"--{k.replace('_', '-')}={v}" for k, v in SIZE.items()]
+    sampling = {**SIZE, "samples": 2, "seed": 7, "batch_size": 2, "device": "cpu", "devices": 2}
     config = yaml.safe_load(won.config.read_text())
     config["trainer"]["logger"] = logger(folder)
     done = two_processes(
@@ -71,26 +65,7 @@ def two(tmp_path_factory, generators, clips, latents, prompts, won, trained) -> 
         ["predict", "--config", encoding, *SHARED],
         ["predict", "--config", encoding, *DDP, "--data.out", folder / "as_shipped"],
         ["predict", "--config", errors, *SHARED],
-        [
-            "generate",
-            "--generator",
-            generators / "wan",
-            "--prompts",
-            prompts,
-            "--out",
-            folder / "videos",
-            *size,
-            "--samples",
-            2,
-            "--device",
-            "cpu",
-            "--seed",
-            7,
-            "--batch-size",
-            2,
-            "--devices",
-            2,
-        ],
+        ["generate", *flags(generator=generators / "wan", prompts=prompts, out=folder / "videos", **sampling)],
         ["test", "--config", save_yaml(folder / "w.yaml", config), "--ckpt_path", trained["wan"].checkpoint, *DDP],
     )
     assert done.returncode == 0, done.stderr[-20000:]

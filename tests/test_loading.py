@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -14,9 +13,10 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from forked import started
+from helpers import call, flags
 from videoalign import VideoAlignError
 from videoalign.alignment.generate import Generate
-from videoalign.cli import main
 from videoalign.miniature.networks.pipelines import make_generator
 from videoalign.models import LoRA, VideoReward
 from videoalign.models.adapters import METADATA, load_adapters
@@ -561,37 +561,12 @@ def test_a_pickle_is_never_read_as_adapters(wan, tmp_path):
 def test_generate_refuses_and_leaves_nothing(kit, own, tmp_path, capfd):
     (tmp_path / "p.txt").write_text("a red circle\n")
     lora = write(tmp_path / "lora", prefixed("transformer.", own["deep"]))
-    with pytest.raises(SystemExit) as stop:
-        main(
-            [
-                "generate",
-                "--generator",
-                str(kit / "wan"),
-                "--prompts",
-                str(tmp_path / "p.txt"),
-                "--num-frames",
-                "5",
-                "--height",
-                "32",
-                "--width",
-                "32",
-                "--fps",
-                "8",
-                "--steps",
-                "2",
-                "--device",
-                "cpu",
-                "--lora",
-                str(lora),
-                "--out",
-                str(tmp_path / "out"),
-            ]
-        )
+    given = flags(generator=kit / "wan", prompts=tmp_path / "p.txt", lora=lora, out=tmp_path / "out", device="cpu")
+    assert call("generate", *given, *flags(num_frames=5, height=32, width=32, fps=8, steps=2)) == 2
     err = capfd.readouterr().err
-    assert stop.value.code == 2 and "Traceback" not in err
-    assert [line for line in err.splitlines() if "error" in line] == [
-        err.splitlines()[-1]
-    ] and "20 of their 60 tensors" in err
+    assert "Traceback" not in err
+    assert [line for line in err.splitlines() if "error" in line] == [err.splitlines()[-1]]
+    assert "20 of their 60 tensors" in err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["lora", "p.txt"]
 
 
@@ -873,12 +848,9 @@ def test_two_processes_export_the_same_bytes(kit, backbone, tmp_path):
         out = tmp_path / seed
         out.mkdir()
         (tmp_path / "write.py").write_text(WRITE)
-        subprocess.run(
-            [sys.executable, str(tmp_path / "write.py"), str(kit / "wan"), str(backbone), str(out)],
-            check=True,
-            env={**__import__("os").environ, "PYTHONHASHSEED": seed},
-            capture_output=True,
-        )
+        started(
+            sys.executable, tmp_path / "write.py", kit / "wan", backbone, out, PYTHONHASHSEED=seed
+        ).check_returncode()
         files.append({path.relative_to(out).as_posix(): path.read_bytes() for path in out.rglob("*") if path.is_file()})
     assert files[0].keys() == files[1].keys() and len(files[0]) > 8
     assert [name for name in files[0] if files[0][name] != files[1][name]] == []

@@ -1,9 +1,7 @@
 """The noisy reward on two processes: training, held-out numbers and guided generation."""
 
 import json
-import os
 import runpy
-import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -11,8 +9,9 @@ import lightning as L
 import pytest
 import torch
 
-from compare_kit import PROMPTS, SAMPLES, SHORT, records, videos
-from helpers import call, write_latents
+from compare_kit import PROMPTS, generation, records, videos
+from forked import started
+from helpers import call, flags, write_latents
 from videoalign.alignment import NoisyRewardModel
 from videoalign.datamodules.latents import LatentPairs
 from videoalign.datamodules.shards import ShardSet
@@ -103,42 +102,13 @@ def both(world, pairs, tmp_path_factory):
     """Trainings and a guided generation by one process and by two."""
     folder = tmp_path_factory.mktemp("both")
     (folder / "run.py").write_text(SCRIPT)
-    options = [f"--{name.replace('_', '-')}={value}" for name, value in SHORT.items()]
+    guide = {"noisy_reward": world / "nrg", "strength": 30, "weights": "TA=1"}
 
     def command(out, devices):
-        return [
-            str(a)
-            for a in (
-                "generate",
-                "--generator",
-                world / "wan",
-                "--prompts",
-                world / "prompts.txt",
-                "--out",
-                folder / out,
-                "--samples",
-                SAMPLES,
-                "--device",
-                "cpu",
-                *options,
-                "--noisy-reward",
-                world / "nrg",
-                "--strength",
-                30,
-                "--weights",
-                "TA=1",
-                "--devices",
-                devices,
-            )
-        ]
+        return ["generate", *flags(**generation(world, folder / out), **guide, devices=devices)]
 
-    done = subprocess.run(
-        [sys.executable, folder / "run.py", world / "wan", pairs, folder, json.dumps(command("two", 2))],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    script = folder / "run.py"
+    done = started(sys.executable, script, world / "wan", pairs, folder, json.dumps(command("two", 2)))
     assert done.returncode == 0, done.stderr[-3000:]
     with torch.random.fork_rng():
         runpy.run_path(str(folder / "run.py"))["train"](str(world / "wan"), str(pairs), str(folder), 1)

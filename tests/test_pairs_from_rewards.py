@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from generator_kit import COLUMNS, counting, failing_after, noise_video
-from helpers import call
+from helpers import call, flags
 from videoalign.datamodules.shards import ShardSet, ShardWriter
 from videoalign.datamodules.video import decode
 from videoalign.models import VideoReward
@@ -18,23 +18,8 @@ from videoalign.models import VideoReward
 
 
 def pair_up(judge: Path, data: Path, out: Path, *options) -> int:
-    return call(
-        "shards",
-        "pairs-from-rewards",
-        "--model",
-        judge,
-        "--data",
-        data,
-        "--out",
-        out,
-        "--device",
-        "cpu",
-        "--workers",
-        0,
-        "--batch-size",
-        3,
-        *options,
-    )
+    given = flags(model=judge, data=data, out=out, device="cpu", workers=0, batch_size=3)
+    return call("shards", "pairs-from-rewards", *given, *options)
 
 
 @pytest.fixture(scope="module")

@@ -48,19 +48,10 @@ def plain_sample(pipe, family: str, prompt: str, noise: torch.Tensor) -> torch.T
     """What a user of diffusers gets: text in, latents out."""
     more = {"frame_rate": 25.0} if family == "ltx" else {}
     latents = noise.flatten(2).transpose(1, 2) if family == "ltx" else noise
-    found = pipe(
-        prompt=prompt,
-        negative_prompt=None,
-        latents=latents,
-        num_frames=5,
-        height=32,
-        width=32,
-        num_inference_steps=3,
-        guidance_scale=1.0,
-        output_type="latent",
-        max_sequence_length=128 if family == "ltx" else 512,
-        **more,
-    ).frames
+    size = {"num_frames": 5, "height": 32, "width": 32}
+    steps = {"num_inference_steps": 3, "guidance_scale": 1.0, "output_type": "latent"}
+    tokens = 128 if family == "ltx" else 512
+    found = pipe(prompt, latents=latents, max_sequence_length=tokens, **size, **steps, **more).frames
     return found.transpose(1, 2).unflatten(2, noise.shape[2:]) if family == "ltx" else found
 
 

@@ -279,14 +279,8 @@ RANKS = """
 def test_two_processes_end_together_and_one_says_why(kind, rank, code, project, tmp_path):
     script = tmp_path / "run.py"
     script.write_text(textwrap.dedent(RANKS))
-    args = [
-        "--config",
-        project / "tiny.yaml",
-        f"--trainer.default_root_dir={tmp_path / 'out'}",
-        "--trainer.devices=2",
-        "--trainer.strategy=ddp",
-        "--data.init_args.batch_size=1",
-    ]
+    options = ["--trainer.devices=2", "--trainer.strategy=ddp", "--data.init_args.batch_size=1"]
+    args = ["--config", project / "tiny.yaml", f"--trainer.default_root_dir={tmp_path / 'out'}", *options]
     environment = {k: v for k, v in os.environ.items() if k not in ("LOCAL_RANK", "MASTER_PORT", "WORLD_SIZE")}
     process = subprocess.Popen(
         [sys.executable, script, kind, str(rank), *map(str, args)],

@@ -2,7 +2,7 @@
 
 import pytest
 
-from helpers import noise_clip
+from helpers import call, flags, noise_clip
 from videoalign.annotation.store import Store
 from videoalign.cli import main
 from videoalign.datamodules.shards import ShardSet, ShardWriter
@@ -55,20 +55,8 @@ def test_a_table_of_files_becomes_a_set_that_can_be_rated(files, tmp_path, capsy
         "height": 32,
         "width": 32,
     }
-    main(
-        [
-            "annotate",
-            "begin",
-            "--videos",
-            str(tmp_path / "set"),
-            "--db",
-            str(tmp_path / "votes.db"),
-            "--validation",
-            "0",
-            "--benchmark",
-            "0",
-        ]
-    )
+    given = flags(videos=tmp_path / "set", db=tmp_path / "votes.db", validation=0, benchmark=0)
+    assert call("annotate", "begin", *given) == 0
     assert len(Store(tmp_path / "votes.db").pairs()) == 3
 
 
