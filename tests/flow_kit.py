@@ -128,7 +128,8 @@ def loaded(datamodule, model, stage="fit", world=1, rank=0):
 
 
 def close(found, want, **tolerance):
-    assert found.keys() == want.keys() and found
+    assert found.keys() == want.keys()
+    assert found
     for name, tensor in want.items():
         torch.testing.assert_close(found[name], tensor, msg=lambda m, n=name: f"{n}: {m}", **tolerance)
 

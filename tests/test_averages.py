@@ -62,7 +62,8 @@ def test_the_average_follows_its_formula(decay, accumulate, tmp_path):
         if step:
             d = min(decay, (1 + step) / (10 + step))
             average = d * average + (1 - d) * weight
-    assert max(dict(after)) == 5 and ema.average.keys() == {"weight"}
+    assert max(dict(after)) == 5
+    assert ema.average.keys() == {"weight"}
     torch.testing.assert_close(ema.average["weight"], average)
     torch.testing.assert_close(module.weight.detach(), average)  # what is exported
     assert not torch.allclose(after[-1][1], average)
@@ -75,8 +76,10 @@ def test_validation_sees_the_average_and_training_goes_on_with_the_weights(tmp_p
     )
     module, _ = line(tmp_path, 6, ema, note, val_check_interval=2)
     without, _ = line(tmp_path, 6, val_check_interval=2)
-    assert len(module.validation_saw) == 3 and all(map(torch.equal, module.validation_saw, averages))
-    assert all(map(torch.equal, module.training_saw, without.training_saw)) and len(module.training_saw) == 6
+    assert len(module.validation_saw) == 3
+    assert all(map(torch.equal, module.validation_saw, averages))
+    assert all(map(torch.equal, module.training_saw, without.training_saw))
+    assert len(module.training_saw) == 6
     assert not torch.allclose(module.validation_saw[0], without.validation_saw[0])
 
 
@@ -91,7 +94,8 @@ def test_a_checkpoint_resumes_the_average(tmp_path):
     (path,) = tmp_path.glob("*.ckpt")
     again = EMA(0.3)
     resumed, _ = line(tmp_path, 6, again, ckpt=path)
-    assert all(map(torch.equal, resumed.training_saw, straight.training_saw[3:])) and len(resumed.training_saw) == 3
+    assert all(map(torch.equal, resumed.training_saw, straight.training_saw[3:]))
+    assert len(resumed.training_saw) == 3
     torch.testing.assert_close(again.average["weight"], whole.average["weight"], rtol=0, atol=0)
     assert again.steps == 6
 
@@ -104,7 +108,8 @@ def test_testing_a_checkpoint_sees_its_average(tmp_path):
         module = Line()
         trainer = L.Trainer(**{**TRAINER, "callbacks": [EMA(0.3)], "default_root_dir": tmp_path})
         getattr(trainer, stage)(module, ckpt_path=path, verbose=False)
-        assert all(torch.equal(seen, ema.average["weight"]) for seen in module.validation_saw) and module.validation_saw
+        assert all(torch.equal(seen, ema.average["weight"]) for seen in module.validation_saw)
+        assert module.validation_saw
 
 
 @pytest.mark.parametrize("every", [3, pytest.param(100)])
@@ -117,7 +122,8 @@ def test_the_last_checkpoint_holds_the_weights_that_trained(every, tmp_path):
     last = checkpoint(tmp_path, every_n_train_steps=every, save_last=True)
     line(tmp_path, 3, EMA(0.3), note, last, enable_checkpointing=True)
     saved = torch.load(tmp_path / "last.ckpt", weights_only=False)
-    assert saved["global_step"] == 3 and torch.equal(saved["state_dict"]["weight"], seen[-1])
+    assert saved["global_step"] == 3
+    assert torch.equal(saved["state_dict"]["weight"], seen[-1])
 
 
 @pytest.mark.parametrize("decay", [0.0, 1.0, -1, math.nan])
@@ -131,6 +137,5 @@ def test_the_export_holds_the_average(trained):
     for name, average in run.ema.average.items():
         assert torch.equal(run.module.get_parameter(name).detach(), average), name
     weights = torch.load(run.checkpoint, weights_only=False)["state_dict"]
-    assert weights.keys() == run.ema.average.keys() and any(
-        not torch.equal(weights[n], a) for n, a in run.ema.average.items()
-    )
+    assert weights.keys() == run.ema.average.keys()
+    assert any(not torch.equal(weights[n], a) for n, a in run.ema.average.items())

@@ -117,7 +117,8 @@ def test_four_ways_are_measured_on_the_votes(options, overall, kit, finished, tm
     assert four["shares"] == {vote: pytest.approx(votes.count(vote) / len(votes)) for vote in sorted(set(votes))}
     assert four["commonest"] == max(four["shares"].values()) and four["pairs"] == len(votes)
     assert f"four-way (left, right, both good, both bad): {four['accuracy']:.3f}" in found.text
-    assert "four_way" not in done.result and "four-way" not in done.text
+    assert "four_way" not in done.result
+    assert "four-way" not in done.text
 
 
 def judged(folder: Path, done: Run, vote: Callable[[list[float], list[float]], str]) -> Path:
@@ -161,7 +162,8 @@ def test_four_ways_need_the_votes(kit, tmp_path, capsys):
     rows = [{k: v for k, v in row.items() if k != "vote_type"} for row in rated(2)]
     write(tmp_path / "voteless", samples((5, 7)), rows)
     assert bench(kit, tmp_path / "out", *GENAI, "--ways", 4, data=tmp_path / "voteless") == 2
-    assert "voteless has no column vote_type" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    assert "voteless has no column vote_type" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
@@ -263,26 +265,34 @@ def test_the_reason_stands_below_where_the_metrics_differ(official, best, shift,
 
 def test_numbers_pictures_and_events_are_saved(finished):
     done = finished(*GENAI)
-    assert set(done.result["accuracies"]) == set(COLUMNS) and done.result["statistics"]["std"] == list(STD)
+    assert set(done.result["accuracies"]) == set(COLUMNS)
+    assert done.result["statistics"]["std"] == list(STD)
     with Image.open(done.out / "world.png") as picture:
-        assert min(picture.size) > 200 and len(picture.convert("RGB").getcolors(10**6)) > 10
+        assert min(picture.size) > 200
+        assert len(picture.convert("RGB").getcolors(10**6)) > 10
     events = EventAccumulator(str(done.out / "world"), size_guidance={"tensors": 0}).Reload()
     assert events.Tags()["images"] == ["bench/world"]
     (text,) = events.Tensors("bench/world/text_summary")
     shown = [line.strip() for line in text.tensor_proto.string_val[0].decode().splitlines() if line.strip()]
-    assert "GenAI-Bench (video)" in shown[0] and all(line in done.text for line in shown)
+    assert "GenAI-Bench (video)" in shown[0]
+    assert all(line in done.text for line in shown)
 
 
 def test_two_sets_are_measured_in_one_run(kit, finished, tmp_path, capsys):
     write(tmp_path / "second", samples((6, 11, 13), 48), rated(3, VQ="same", MQ="A", TA="B", Overall="same"))
     assert bench(kit, tmp_path / "out", *VGRB, "--data", tmp_path / "second") == 0
     text = capsys.readouterr().out
-    assert text.count("VideoGen-RewardBench:") == 2 and "21 pairs of 7 videos" in text and "3 pairs of 3 videos" in text
+    assert text.count("VideoGen-RewardBench:") == 2
+    assert "21 pairs of 7 videos" in text
+    assert "3 pairs of 3 videos" in text
     first, second = Run(tmp_path / "out", ""), Run(tmp_path / "out", "", "second")
     assert first.result == finished(*VGRB).result
-    assert second.result["benchmark"] == "second" and len(second.rewards) == 3
+    assert second.result["benchmark"] == "second"
+    assert len(second.rewards) == 3
     row = second.result["accuracies"]["Overall"]  # ties only: undefined, not wrong, and valid JSON
-    assert row["without_ties"] is None and row["interval"] == [None, None] and row["with_ties"] == 1.0
+    assert row["without_ties"] is None
+    assert row["interval"] == [None, None]
+    assert row["with_ties"] == 1.0
 
 
 @pytest.mark.parametrize("options", [VGRB, GENAI], ids=lambda options: options[1])
@@ -291,7 +301,8 @@ def test_a_set_without_overall_labels_is_no_public_benchmark(options, kit, forwa
     assert bench(kit, tmp_path / "out", *options, data=tmp_path / "mine") == 2
     title = PROTOCOLS[options[1]].title
     assert f"mine has no label in Overall, so it is not {title}" in capsys.readouterr().err
-    assert not forwards and not (tmp_path / "out").exists()
+    assert not forwards
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_set_without_any_label_is_refused(kit, tmp_path, capsys):
@@ -327,9 +338,8 @@ def test_processes_share_the_videos_and_agree_with_one(kit, finished, forwards, 
     begun.write_text("".join(f"{line}\n" for line in begun.read_text().splitlines()[:BATCH]))
     done = two_processes(kit, out, "--data", tmp_path / "begun")
     assert done.returncode == 0, done.stderr[-3000:]
-    assert (
-        done.stdout.count("7 pairs of") == 0 and done.stdout.count("21 pairs of 7 videos") == 2
-    )  # printed by one process
+    assert done.stdout.count("7 pairs of") == 0
+    assert done.stdout.count("21 pairs of 7 videos") == 2  # one process prints, for both sets
     shares = [(out / "world" / f"rewards.{rank}.jsonl").read_text().splitlines() for rank in range(2)]
     assert sorted(len(share) for share in shares) == [3, 4]  # batches of 2, 2, 2 and 1 in turn
     for name in ("world", "begun"):
@@ -339,7 +349,8 @@ def test_processes_share_the_videos_and_agree_with_one(kit, finished, forwards, 
         file = out / "world" / f"rewards.{rank}.jsonl"
         file.write_text("".join(file.read_text().splitlines(keepends=True)[:BATCH]))
     assert bench(kit, out) == 0
-    assert sum(map(len, forwards)) == RATED - 2 * BATCH and lines(out / "world") == whole
+    assert sum(map(len, forwards)) == RATED - 2 * BATCH
+    assert lines(out / "world") == whole
     assert Run(out, "").result == finished().result
 
 
@@ -351,9 +362,8 @@ def test_a_process_may_have_nothing_left_to_score(kit, finished, tmp_path):
     file.write_text("".join(file.read_text().splitlines(keepends=True)[:-1]))
     done = two_processes(kit, tmp_path)
     assert done.returncode == 0, done.stderr[-500:]
-    assert (
-        lines(tmp_path / "world") == lines(finished().out / "world") and Run(tmp_path, "").result == finished().result
-    )
+    assert lines(tmp_path / "world") == lines(finished().out / "world")
+    assert Run(tmp_path, "").result == finished().result
 
 
 @pytest.mark.slow
@@ -364,4 +374,5 @@ def test_a_mistake_met_by_one_of_two_processes_is_one_message(kit, tmp_path):
     write(tmp_path / "world", videos, rated(RATED, SEED))
     done = two_processes(kit, tmp_path / "out", data=tmp_path / "world")
     assert done.stderr.count("cannot be scored") == 1 and done.stderr.count("videoalign: error:") == 1
-    assert "Traceback" not in done.stderr and done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert done.returncode == 2

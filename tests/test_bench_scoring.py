@@ -129,8 +129,11 @@ def test_rewards_of_something_else_are_refused(what, whole, kit, finished, tmp_p
     assert call("bench", *itertools.chain(*given.items()), *rest) == 2
     captured = capsys.readouterr()
     differ = {"dtype": "dtype, weights"}.get(what, what)  # bfloat16 weights are other weights, too
-    assert f"holds rewards of another run ({differ} differ)" in captured.err and "Name another --out" in captured.err
-    assert file.read_bytes() == before and not captured.out and not (out / "world.json").exists()
+    assert f"holds rewards of another run ({differ} differ)" in captured.err
+    assert "Name another --out" in captured.err
+    assert file.read_bytes() == before
+    assert not captured.out
+    assert not (out / "world.json").exists()
 
 
 @pytest.mark.parametrize("place", [0, pytest.param(-1)])
@@ -175,13 +178,16 @@ def test_interrupted_scoring_goes_on_where_it_stopped(
         stopping(patch, after, error)
         with contextlib.suppress(RuntimeError):
             assert bench(kit, tmp_path) != 0
-    assert not (tmp_path / "world.json").exists() and len(lines(tmp_path / "world")) == after * BATCH
+    assert not (tmp_path / "world.json").exists()
+    assert len(lines(tmp_path / "world")) == after * BATCH
     already = set(read_rewards(tmp_path / "world"))
     forwards.clear()
     assert bench(kit, tmp_path) == 0
-    assert sum(map(len, forwards)) == RATED - after * BATCH and len(forwards) == math.ceil(RATED / BATCH) - after
+    assert sum(map(len, forwards)) == RATED - after * BATCH
+    assert len(forwards) == math.ceil(RATED / BATCH) - after
     again = Run(tmp_path, "")
-    assert already <= again.rewards.keys() and lines(tmp_path / "world") == lines(finished().out / "world")
+    assert already <= again.rewards.keys()
+    assert lines(tmp_path / "world") == lines(finished().out / "world")
     assert again.result == finished().result
 
 
@@ -193,14 +199,16 @@ def test_ctrl_c_while_scoring_ends_with_the_status_of_ctrl_c(kit, keep_signals, 
 def test_a_finished_run_is_not_scored_again(kit, finished, forwards, tmp_path):
     shutil.copytree(finished().out / "world", tmp_path / "world")
     assert bench(kit, tmp_path) == 0
-    assert not forwards and Run(tmp_path, "").result == finished().result
+    assert not forwards
+    assert Run(tmp_path, "").result == finished().result
 
 
 def test_every_rated_video_is_scored_once(kit, forwards, tmp_path):
     assert bench(kit, tmp_path) == 0
     assert [len(batch) for batch in forwards] == [2, 2, 2, 1]
     tokens = [math.prod(grid) for batch in forwards for grid in batch]
-    assert tokens == sorted(tokens, reverse=True) and len(set(tokens)) > 3
+    assert tokens == sorted(tokens, reverse=True)
+    assert len(set(tokens)) > 3
     keys = [json.loads(line)["key"] for line in lines(tmp_path / "world")]
     assert keys == [f"{i:06d}" for i in range(RATED)]  # the eighth occurs in no pair
 
@@ -241,10 +249,13 @@ def test_a_damaged_video_is_named_and_what_was_scored_before_stays(kit, finished
     write(tmp_path / "world", videos, rated(RATED, SEED))
     assert bench(kit, tmp_path / "out", data=tmp_path / "world") == 2
     captured = capsys.readouterr()
-    assert captured.err.count("videoalign: error:") == 1 and f"video '{shortest.key}' cannot be scored" in captured.err
-    assert "Traceback" not in captured.err and not captured.out
+    assert captured.err.count("videoalign: error:") == 1
+    assert f"video '{shortest.key}' cannot be scored" in captured.err
+    assert "Traceback" not in captured.err
+    assert not captured.out
     want = {key: row for key, row in finished().rewards.items() if key != shortest.key}
-    assert Run(tmp_path / "out", "").rewards == want and not (tmp_path / "out" / "world.json").exists()
+    assert Run(tmp_path / "out", "").rewards == want
+    assert not (tmp_path / "out" / "world.json").exists()
 
 
 def test_a_reward_that_is_not_finite_is_refused_with_its_video(kit, finished, tmp_path, monkeypatch, capsys):

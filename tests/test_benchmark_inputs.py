@@ -38,7 +38,8 @@ def test_every_video_is_found_with_its_bytes(media, kit, processor, tmp_path):
             == 0
         )
     found, source = videos_of(ShardSet(folder), processor), {raw.key: raw for raw in ShardSet(kit / "world")}
-    assert found.keys() == source.keys() and len(found) == 8
+    assert found.keys() == source.keys()
+    assert len(found) == 8
     for key, raw in source.items():
         video = found[key]
         assert (video.name, video.prompt) == (key, raw.record()["prompt"])
@@ -211,10 +212,13 @@ def test_unreadable_videos_and_prompts_are_left_out_by_name(kit, processor, tmp_
         Listed("gone", "p", cut),
     ]
     mixed, lost = loaded(VideoList(videos, [[0, 1, 2], [3]], 0), processor)
-    assert mixed["numbers"] == [1] and len(mixed["inputs"]["video_grid_thw"]) == 1
+    assert mixed["numbers"] == [1]
+    assert len(mixed["inputs"]["video_grid_thw"]) == 1
     assert [number for number, _ in mixed["dropped"]] == [0, 2]
-    assert "cut" in mixed["dropped"][0][1] and "prompt 'red red" in mixed["dropped"][1][1]
-    assert "inputs" not in lost and lost["dropped"][0][0] == 3
+    assert "cut" in mixed["dropped"][0][1]
+    assert "prompt 'red red" in mixed["dropped"][1][1]
+    assert "inputs" not in lost
+    assert lost["dropped"][0][0] == 3
 
 
 # --- joining rewards ------------------------------------------------------------------------------
@@ -231,7 +235,8 @@ def test_margins_are_reward_a_minus_reward_b(kit):
     by_key = dict(zip(found.keys, rewards))
     want = [by_key[row["key_A"]] - by_key[row["key_B"]] for row in found.rows]
     torch.testing.assert_close(margins, torch.stack(want), rtol=0, atol=0)
-    assert whole.all() and len(margins) == RATED * (RATED - 1) // 2
+    assert whole.all()
+    assert len(margins) == RATED * (RATED - 1) // 2
 
 
 def test_pairs_of_videos_without_rewards_are_marked(kit):

@@ -138,7 +138,8 @@ def test_last_is_the_last_step_and_goes_on_exactly(first, then, every, options, 
     through, _ = fit(tmp_path, enable_checkpointing=False, **then, **options)
     last = str(tmp_path / "a" / "last.ckpt")
     resumed, _ = fit(tmp_path, Checkpoint(tmp_path / "b", every_n_train_steps=every), ckpt=last, **then, **options)
-    assert resumed.saw == through.saw[len(stopped.saw) :] and len(resumed.saw) > 0
+    assert resumed.saw == through.saw[len(stopped.saw) :]
+    assert len(resumed.saw) > 0
     assert resumed.epochs == through.epochs[len(stopped.saw) :]
     torch.testing.assert_close(resumed.weight, through.weight, rtol=0, atol=0)
     torch.testing.assert_close(resumed.measured, through.measured, rtol=0, atol=0)
@@ -167,7 +168,8 @@ def test_stopping_before_the_first_step_after_a_resumption_writes_nothing(tmp_pa
     options = {"accumulate_grad_batches": 4, "max_steps": 5, "limit_val_batches": 0, "length": 10}
     save = Checkpoint(tmp_path / "b", every_n_train_steps=100)
     module, _ = fit(tmp_path, stop, save, ckpt=str(tmp_path / "a" / "last.ckpt"), **options)
-    assert len(module.saw) == 1 and not (tmp_path / "b" / "last.ckpt").exists()
+    assert len(module.saw) == 1
+    assert not (tmp_path / "b" / "last.ckpt").exists()
 
 
 class Count(WholeFiles):
@@ -287,7 +289,8 @@ def test_a_full_disk_leaves_the_earlier_checkpoint_whole(room, checkpoint, monke
     assert write is io.FileIO.write
     with pytest.raises(VideoAlignError, match=r"last\.ckpt cannot be written \(No space left on device\)"):
         WholeFiles().save_checkpoint({"state_dict": {"weight": torch.zeros(100_000)}}, checkpoint)
-    assert checkpoint.read_bytes() == before and len(list(checkpoint.parent.iterdir())) == 2
+    assert checkpoint.read_bytes() == before
+    assert len(list(checkpoint.parent.iterdir())) == 2
 
 
 SAVE = """
@@ -386,7 +389,8 @@ def test_a_damaged_checkpoint_is_one_sentence(damage, checkpoint, tmp_path, monk
     ):
         with pytest.raises(VideoAlignError, match=r"last\.ckpt is damaged, or not of") as caught:
             read()
-        assert "weights_only" not in str(caught.value) and "\n" not in str(caught.value)
+        assert "weights_only" not in str(caught.value)
+        assert "\n" not in str(caught.value)
     assert not Path("ran").exists()
 
 
@@ -487,7 +491,8 @@ def test_sharded_checkpoints_are_whole_too(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "names ['epoch=0-step=2-v1.ckpt', 'epoch=0-step=2.ckpt', 'last-v1.ckpt', 'last.ckpt']" in done.stdout
-    assert "refused checkpoint" in done.stdout and "is cut short" in done.stdout
+    assert "refused checkpoint" in done.stdout
+    assert "is cut short" in done.stdout
 
 
 def sharded(folder: Path, index: object) -> Path:

@@ -59,7 +59,9 @@ def test_import_keeps_ratings_scores_and_sources(project, capsys):
     assert call("shards", "info", project / "bench") == 0
     printed = capsys.readouterr().out
     assert "6 videos" not in printed  # a video rated for two prompts is scored for each
-    assert "8 videos" in printed and "4 rated pairs" in printed and "Overall" in printed
+    assert "8 videos" in printed
+    assert "4 rated pairs" in printed
+    assert "Overall" in printed
     from videoalign.datamodules.shards import ShardSet
 
     records = [raw.record() for raw in sorted(ShardSet(project / "pairs"), key=lambda raw: raw.key)]
@@ -105,7 +107,9 @@ def test_bench_prints_and_saves(project, model, tmp_path, capsys):
     )
     assert "tie floor" in capsys.readouterr().out
     saved = json.loads((tmp_path / "bench.json").read_text())["accuracies"]
-    assert saved["VQ"]["pairs"] == 4 and saved["VQ"]["decided"] == 3 and saved["TA"]["pairs"] == 3
+    assert saved["VQ"]["pairs"] == 4
+    assert saved["VQ"]["decided"] == 3
+    assert saved["TA"]["pairs"] == 3
 
 
 def test_export_of_a_checkpoint_equals_the_export_at_the_end(project, model, tmp_path):
@@ -162,11 +166,13 @@ def test_broken_weights_are_refused_and_broken_rewards_reported(project, model, 
     monkeypatch.setattr(VideoReward, "forward", lambda self, **inputs: forward(self, **inputs) * torch.nan)
     assert call("score", "--model", model, *video) == 2
     captured = capsys.readouterr()
-    assert "not finite" in captured.err and "{" not in captured.out
+    assert "not finite" in captured.err
+    assert "{" not in captured.out
     assert (
         call("bench", "--model", model, "--data", project / "bench", "--out", tmp_path / "out", "--device", "cpu") == 2
     )
-    assert "not finite" in capsys.readouterr().err and not (tmp_path / "out" / "bench.json").exists()
+    assert "not finite" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "bench.json").exists()
     assert not any(file.read_bytes() for file in (tmp_path / "out" / "bench").glob("rewards.*"))
 
 
@@ -184,7 +190,8 @@ def test_export_does_not_overwrite_what_is_not_a_reward_model(model, tmp_path, c
     (checkpoint,) = (model.parent / "checkpoints").glob("*.ckpt")
     (tmp_path / "notes.txt").write_text("precious")
     assert call("export", "--checkpoint", checkpoint, "--out", tmp_path) == 2
-    assert "exists already" in capsys.readouterr().err and (tmp_path / "notes.txt").read_text() == "precious"
+    assert "exists already" in capsys.readouterr().err
+    assert (tmp_path / "notes.txt").read_text() == "precious"
 
 
 def test_an_output_in_the_way_is_refused_before_training(project, tmp_path, capsys):
@@ -193,7 +200,8 @@ def test_an_output_in_the_way_is_refused_before_training(project, tmp_path, caps
     fit = ("fit", "--config", project / "tiny.yaml", "--trainer.logger", "false", "--trainer.callbacks", export)
     assert call(*fit) == 2
     captured = capsys.readouterr()
-    assert "exists already" in captured.err and "stopped" not in captured.err
+    assert "exists already" in captured.err
+    assert "stopped" not in captured.err
 
 
 def test_commands_that_need_no_network_do_not_wait_for_one():

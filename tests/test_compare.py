@@ -68,20 +68,26 @@ def compared(world, tmp_path_factory):
 
 def test_a_comparison_writes_numbers_table_charts_films_and_events(compared):
     out, found = compared.out, compared.found
-    assert [*found["arms"]] == ARMS and (found["judge"], found["prompts"], found["samples"]) == ("oracle", 2, SAMPLES)
-    assert [*found["sweeps"]] == ["nrg"] and found["sweeps"]["nrg"]["strengths"] == [0.0, 1.0, 30.5]
-    assert found["sweeps"]["nrg"]["weights"] == {"TA": 1.0} and [*found["best_of"]] == ["1", "2"]
+    assert [*found["arms"]] == ARMS
+    assert (found["judge"], found["prompts"], found["samples"]) == ("oracle", 2, SAMPLES)
+    assert [*found["sweeps"]] == ["nrg"]
+    assert found["sweeps"]["nrg"]["strengths"] == [0.0, 1.0, 30.5]
+    assert found["sweeps"]["nrg"]["weights"] == {"TA": 1.0}
+    assert [*found["best_of"]] == ["1", "2"]
     text = (out / "comparison.md").read_text()
-    assert all(f"\n| {name} |" in text for name in ARMS) and "sweep nrg: best for the oracle" in text
+    assert all(f"\n| {name} |" in text for name in ARMS)
+    assert "sweep nrg: best for the oracle" in text
     assert text.startswith(f"{compared.config['generator']}, {SAMPLES} noises for each of 2 prompts")
     for name in ("arms.png", "sweep_nrg.png"):
         with Image.open(out / name) as picture:
-            assert min(picture.size) > 200 and len(picture.convert("RGB").getcolors(10**6)) > 10
+            assert min(picture.size) > 200
+            assert len(picture.convert("RGB").getcolors(10**6)) > 10
     events = EventAccumulator(str(out / "tensorboard"), size_guidance={"tensors": 0}).Reload()
     (shown,) = events.Tensors("compare/text_summary")
     assert all(name in shown.tensor_proto.string_val[0].decode() for name in ARMS)
     tags = events.Tags()["images"]
-    assert {"compare/arms", "compare/sweep_nrg"} <= set(tags) and any("none, predicted" in tag for tag in tags)
+    assert {"compare/arms", "compare/sweep_nrg"} <= set(tags)
+    assert any("none, predicted" in tag for tag in tags)
 
 
 def test_films_show_a_row_per_prompt_and_a_column_per_arm(compared):
@@ -90,7 +96,8 @@ def test_films_show_a_row_per_prompt_and_a_column_per_arm(compared):
     with Image.open(compared.out / "films.gif") as film:
         assert film.n_frames == 9
         width, height = film.size
-    assert width / height == pytest.approx(columns * 34 / (2 * 34)) and height >= 2 * 96
+    assert width / height == pytest.approx(columns * 34 / (2 * 34))
+    assert height >= 2 * 96
 
 
 def test_a_cell_of_a_film_is_the_video_of_its_prompt_and_arm(compared):
@@ -128,7 +135,8 @@ def test_ratings_are_those_of_every_judge_by_itself(compared, world):
             best = torch.stack(rows["oracle"]).sum(1).view(2, SAMPLES)[torch.arange(2), liked].mean()
             assert compared.found["best_of"]["2"]["Overall"] == pytest.approx(float(best), abs=1e-4)
         seconds = [record["seconds"] for record in made.values()]
-        assert min(seconds) > 0 and compared.found["arms"][name]["seconds"] == pytest.approx(np.mean(seconds))
+        assert min(seconds) > 0
+        assert compared.found["arms"][name]["seconds"] == pytest.approx(np.mean(seconds))
 
 
 def generate(world, out, **options):
@@ -164,7 +172,8 @@ def test_what_steered_is_recorded(compared, world):
     assert one("nrg@30.5")["guide"]["strength"] == 30.5 and one("nrg@30.5")["guide"]["weights"] == {"TA": 1.0}
     assert one("predicted")["guide"]["through"] == "predicted" and one("nrg@1")["guide"]["through"] == "noisy"
     assert one("base")["guide"]["strength"] == 0 and one("base")["reward"] == str(world / "nrg")
-    assert "guide" not in one("tuned") and "own view" not in compared.found["arms"]["tuned"]["means"]
+    assert "guide" not in one("tuned")
+    assert "own view" not in compared.found["arms"]["tuned"]["means"]
 
 
 def test_arms_with_adapters_are_those_of_generate(compared, world, tmp_path):
@@ -178,7 +187,9 @@ def test_a_second_call_samples_and_scores_nothing_again(compared, tmp_path, monk
     monkeypatch.setattr(VideoReward, "forward", lambda self, *a, **k: (scored.append(1), forward(self, *a, **k))[1])
     kept = (compared.out / "comparison.json").read_bytes(), (compared.out / "comparison.md").read_bytes()
     assert compare(tmp_path / "c.yaml", compared.config) == 0
-    assert not sizes and not scored and tree(compared.out / "videos") == before
+    assert not sizes
+    assert not scored
+    assert tree(compared.out / "videos") == before
     assert ((compared.out / "comparison.json").read_bytes(), (compared.out / "comparison.md").read_bytes()) == kept
     assert "arm 1 of" not in capsys.readouterr().out
 
@@ -215,11 +226,14 @@ def test_an_interrupted_comparison_goes_on(compared, world, tmp_path, monkeypatc
         counted(patch, 3)
         assert compare(tmp_path / "c.yaml", config) == 1  # a fault of the program
     left = tmp_path / "out" / "videos"
-    assert (left / "base").is_dir() and (left / ".none.parts").is_dir() and not (left / "none").exists()
+    assert (left / "base").is_dir()
+    assert (left / ".none.parts").is_dir()
+    assert not (left / "none").exists()
     assert not (tmp_path / "out" / "comparison.json").exists()
     sizes = counted(monkeypatch)
     assert compare(tmp_path / "c.yaml", config) == 0
-    assert sizes == [2] and not (left / ".none.parts").exists()
+    assert sizes == [2]
+    assert not (left / ".none.parts").exists()
     assert videos(left / "none") == videos(compared.out / "videos" / "none")
     assert "arm 2 of 2: none" in capsys.readouterr().out
 
@@ -255,8 +269,10 @@ def test_videos_of_other_settings_are_refused(what, compared, world, tmp_path, m
     assert compare(tmp_path / "c.yaml", config) == 2
     message = capsys.readouterr().err
     name = {"arms": "both", "sweeps": "nrg@1"}.get(what, "base")
-    assert message.count("videoalign: error:") == 1 and f"{name} holds videos of other settings" in message
-    assert not sizes and tree(compared.out) == before
+    assert message.count("videoalign: error:") == 1
+    assert f"{name} holds videos of other settings" in message
+    assert not sizes
+    assert tree(compared.out) == before
 
 
 def test_an_arm_may_be_added_later(compared, world, tmp_path, monkeypatch):
@@ -267,7 +283,8 @@ def test_an_arm_may_be_added_later(compared, world, tmp_path, monkeypatch):
         "arms": {**compared.config["arms"], "late": {"lora": world / "lora", "generator": world / "wan"}},
     }
     sizes = counted(monkeypatch)
-    assert compare(tmp_path / "c.yaml", later) == 0 and sizes == [2, 2]
+    assert compare(tmp_path / "c.yaml", later) == 0
+    assert sizes == [2, 2]
     found = strict_json(tmp_path / "out" / "comparison.json")
     assert [*found["arms"]] == ["base", "none", "predicted", "tuned", "both", "late", "nrg@1", "nrg@30.5"]
     assert videos(tmp_path / "out" / "videos" / "late") == videos(tmp_path / "out" / "videos" / "tuned")
@@ -278,10 +295,11 @@ def test_the_base_alone_with_one_judge_and_one_sample(world, tmp_path):
     config = settings(world, tmp_path / "out", reward_model=None)
     assert compare(tmp_path / "c.yaml", config, "--samples", "1", "--sampling.steps", "2") == 0
     found = strict_json(tmp_path / "out" / "comparison.json")
-    assert (
-        [*found["arms"]] == ["base"] and found["samples"] == 1 and found["arms"]["base"]["means"].keys() == {"oracle"}
-    )
-    assert not (tmp_path / "out" / "arms.png").exists() and (tmp_path / "out" / "films.gif").exists()
+    assert [*found["arms"]] == ["base"]
+    assert found["samples"] == 1
+    assert found["arms"]["base"]["means"].keys() == {"oracle"}
+    assert not (tmp_path / "out" / "arms.png").exists()
+    assert (tmp_path / "out" / "films.gif").exists()
     assert {record["steps"] for record in records(tmp_path / "out" / "videos" / "base").values()} == {2}
 
 
@@ -292,12 +310,14 @@ def test_one_sample_per_prompt_is_compared_by_the_same_noise(world, tmp_path):
     )
     assert compare(tmp_path / "c.yaml", config) == 0
     found = strict_json(tmp_path / "out" / "comparison.json")
-    assert [*found["arms"]] == ["base", "tuned", "s@30"] and found["judge"] == "reward model"
+    assert [*found["arms"]] == ["base", "tuned", "s@30"]
+    assert found["judge"] == "reward model"
     row = found["arms"]["tuned"]["against_base"]["reward model"]["Overall"]
-    assert 0 <= row["win_rate"] <= 1 and row["superiority"] is None and [*found["best_of"]] == ["1"]
-    assert (tmp_path / "out" / "arms.png").stat().st_size > 1000 and (
-        tmp_path / "out" / "sweep_s.png"
-    ).stat().st_size > 1000
+    assert 0 <= row["win_rate"] <= 1
+    assert row["superiority"] is None
+    assert [*found["best_of"]] == ["1"]
+    assert (tmp_path / "out" / "arms.png").stat().st_size > 1000
+    assert (tmp_path / "out" / "sweep_s.png").stat().st_size > 1000
 
 
 @pytest.mark.parametrize(
@@ -329,8 +349,11 @@ def test_compare_refuses(changes, words, world, tmp_path, monkeypatch, capsys):
     sizes = counted(monkeypatch)
     assert compare(tmp_path / "c.yaml", settings(world, tmp_path / "out", **changes)) == 2
     message = capsys.readouterr().err
-    assert message.count("videoalign: error:") == 1 and words in message and "Traceback" not in message
-    assert not sizes and not (tmp_path / "out" / "comparison.json").exists()
+    assert message.count("videoalign: error:") == 1
+    assert words in message
+    assert "Traceback" not in message
+    assert not sizes
+    assert not (tmp_path / "out" / "comparison.json").exists()
 
 
 @pytest.mark.parametrize("strengths", [[-1.0, 0.0, 1.0], [1e6, 1e6 + 1]], ids=["negative", "of one name"])
@@ -362,7 +385,8 @@ def test_prompts_that_the_oracle_cannot_judge_are_refused_before_the_work(world,
         compare(tmp_path / "c.yaml", settings(world, tmp_path / "out", reward_model=None, prompts=tmp_path / "p.txt"))
         == 2
     )
-    assert "none of the miniature world" in capsys.readouterr().err and not sizes
+    assert "none of the miniature world" in capsys.readouterr().err
+    assert not sizes
 
 
 def test_each_sweep_is_held_against_the_base_as_its_own_reward_sees_it(world, tmp_path):
@@ -384,7 +408,8 @@ def test_arms_of_a_sweep_carry_everything_but_the_strength():
     assert [*arms] == ["s@0", "s@0.5", "s@20"]
     assert arms.pop("s@0") == Arm(noisy_reward="r", lora="l")  # it only watches
     for name, arm in arms.items():
-        assert isinstance(arm, Arm) and (arm.noisy_reward, arm.lora, arm.generator) == ("r", "l", None)
+        assert isinstance(arm, Arm)
+        assert (arm.noisy_reward, arm.lora, arm.generator) == ("r", "l", None)
         assert arm.guide == Guidance(weights={"TA": 1.0}, every=2, through="predicted", strength=float(name[2:]))
 
 
@@ -405,9 +430,11 @@ def test_shipped_comparisons_are_read(path, monkeypatch):
         call("compare", "--config", EXPERIMENTS / path, "--out", "o", "--prompts", "p.txt", "--sampling.seed", 9) == 0
     )
     assert (seen["out"], seen["prompts"], seen["sampling"].seed) == ("o", "p.txt", 9)
-    assert {*(seen["arms"] or {})} == {*told.get("arms", {})} and {*seen["sweeps"]} == {*told["sweeps"]}
+    assert {*(seen["arms"] or {})} == {*told.get("arms", {})}
+    assert {*seen["sweeps"]} == {*told["sweeps"]}
     for name, sweep in seen["sweeps"].items():
-        assert isinstance(sweep, Sweep) and sweep.strengths == told["sweeps"][name]["strengths"]
+        assert isinstance(sweep, Sweep)
+        assert sweep.strengths == told["sweeps"][name]["strengths"]
         assert all(getattr(sweep.guide, key) == value for key, value in told["sweeps"][name].get("guide", {}).items())
     assert all(
         isinstance(arm, Arm) and arm.lora == told["arms"][name]["lora"] for name, arm in (seen["arms"] or {}).items()

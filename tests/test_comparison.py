@@ -36,7 +36,8 @@ def test_own_values_rise_with_the_draws_and_those_of_others_need_not():
     scores = doubles(50, 6)
     values = torch.stack([scores, -scores, torch.ones_like(scores)], -1)
     means = torch.stack([best_of(scores, values, n).mean(0) for n in range(1, 7)])
-    assert (means[:, 0].diff() > 0).all() and (means[:, 1].diff() < 0).all()
+    assert (means[:, 0].diff() > 0).all()
+    assert (means[:, 1].diff() < 0).all()
     torch.testing.assert_close(means[:, 2], torch.ones(6, dtype=torch.float64))
 
 
@@ -123,7 +124,8 @@ def test_win_rates_against_the_base_are_those_of_loops():
         {"base": judged(oracle=BASE, reward_model=-BASE), "arm": judged(oracle=other, reward_model=-other)}, {}
     )
     row = found["arms"]["arm"]["against_base"]
-    assert row.keys() == {"oracle", "reward model"} and "against_base" not in found["arms"]["base"]
+    assert row.keys() == {"oracle", "reward model"}
+    assert "against_base" not in found["arms"]["base"]
     for i, column in enumerate(COLUMNS):
         mine, theirs = (r.sum(-1) if i == 3 else r[..., i] for r in (other, BASE))
         wins = [float(mine[p, n] > theirs[p, n]) for p in range(P) for n in range(N)]
@@ -173,7 +175,8 @@ def test_an_arm_is_held_against_the_best_of_its_cost(cost, there):
     assert row["best_of"]["difference"] == pytest.approx(differences.mean())
     low, high = row["best_of"]["interval"]
     error = differences.std(ddof=1) / math.sqrt(P)
-    assert low < differences.mean() < high and high - low == pytest.approx(2 * 1.96 * error, rel=0.2)
+    assert low < differences.mean() < high
+    assert high - low == pytest.approx(2 * 1.96 * error, rel=0.2)
 
 
 def test_gains_are_in_the_bases_deviations_under_the_weights():
@@ -229,7 +232,8 @@ def test_hacking_is_a_significant_fall_while_the_own_view_rises(steps, own, jitt
 
 def test_the_reward_model_judges_where_there_is_no_oracle():
     found, curve = swept((1.0, 0.5, -1.0), (1.0, 2.0, 3.0), judge="reward_model")
-    assert found["judge"] == "reward model" and (curve["best"], curve["stay_under"]) == (1.0, 3.0)
+    assert found["judge"] == "reward model"
+    assert (curve["best"], curve["stay_under"]) == (1.0, 3.0)
 
 
 def test_the_oracle_judges_before_the_reward_model():
@@ -239,7 +243,8 @@ def test_the_oracle_judges_before_the_reward_model():
         for n, o, m, v in zip(names, (0.0, 1.0, -1.0), (0.0, 1.0, 2.0), (0.0, 1.0, 2.0))
     }
     curve = found_of(arms, {"s": ({"VQ": 1.0}, names)})["sweeps"]["s"]
-    assert (curve["best"], curve["stay_under"]) == (1.0, 3.0) and curve["gains"].keys() == {
+    assert (curve["best"], curve["stay_under"]) == (1.0, 3.0)
+    assert curve["gains"].keys() == {
         "oracle",
         "reward model",
         "own view",
@@ -254,7 +259,9 @@ def test_without_an_own_view_nothing_is_called_hacking():
 
 def test_a_sweep_of_strength_nought_alone_is_the_base():
     curve = found_of({"base": judged(oracle=BASE, own_view=BASE)}, {"s": ({"VQ": 1.0}, ["base"])})["sweeps"]["s"]
-    assert curve["strengths"] == [0.0] and curve["best"] == 0.0 and curve["gains"]["oracle"] == [0.0]
+    assert curve["strengths"] == [0.0]
+    assert curve["best"] == 0.0
+    assert curve["gains"]["oracle"] == [0.0]
     trade_off("s", curve).canvas.draw()
 
 
@@ -275,9 +282,8 @@ def test_the_table_holds_every_arm_and_the_sentence():
         line = dict(zip(head, cells(text, name), strict=True))
         for column in COLUMNS:
             assert line[f"oracle: {column}"] == f"{row['means']['oracle'][column]:.3f}"
-        assert (
-            line["cost"] == f"{row['cost']:.2f}" and line["own view"] == f"{row['means']['own view']['Overall']:+.2f}"
-        )
+        assert line["cost"] == f"{row['cost']:.2f}"
+        assert line["own view"] == f"{row['means']['own view']['Overall']:+.2f}"
         won = row.get("against_base", {}).get("oracle", {}).get("Overall")
         assert line["wins, same noise (oracle)"] == (f"{won['win_rate']:.3f}" if won else "")
         assert line["wins, other noise (oracle)"] == (f"{won['superiority']:.3f}" if won else "")
@@ -288,7 +294,8 @@ def test_the_table_holds_every_arm_and_the_sentence():
     for number in ("2", "3"):
         line = dict(zip(head, cells(text, f"best of {number}"), strict=True))
         assert line["oracle: Overall"] == f"{found['best_of'][number]['Overall']:.3f}" and line["cost"] == number
-    assert "best of 1" not in text and f"{P} prompts, {N} noises each" in text
+    assert "best of 1" not in text
+    assert f"{P} prompts, {N} noises each" in text
     assert "sweep s: best for the oracle at strength 1; **reward hacking from 3: stay under it**" in text
 
 
@@ -300,7 +307,8 @@ def test_the_table_says_where_no_hacking_is_shown():
 
 def test_the_table_names_who_chose_the_best_of_n():
     text = table(found_of({"base": judged(oracle=BASE), "arm": judged(oracle=BASE)}, {}))
-    assert "base samples by the oracle" in text and "by the reward model" not in text
+    assert "base samples by the oracle" in text
+    assert "by the reward model" not in text
 
 
 @pytest.mark.parametrize(("steps", "shaded"), [((1.0, 0.5, -1.0), True), ((1.0, 2.0, 3.0), False)])
@@ -313,7 +321,8 @@ def test_the_trade_off_shows_every_judge_and_the_hacked_strengths(steps, shaded)
     assert labels == ["oracle", "own view", *["reward hacking"] * shaded]
     drawn = {line.get_label(): line.get_ydata() for line in axis.lines}
     assert all(np.allclose(drawn[judge], gains) for judge, gains in curve["gains"].items())
-    assert [tick.get_text() for tick in axis.get_xticklabels()] == ["0", "1", "3", "10"] and "TA 1" in axis.get_title()
+    assert [tick.get_text() for tick in axis.get_xticklabels()] == ["0", "1", "3", "10"]
+    assert "TA 1" in axis.get_title()
     if shaded:
         (span,) = axis.patches
         assert span.get_extents().transformed(axis.transData.inverted()).x0 == pytest.approx(1.5)  # strength 3 is third
@@ -334,7 +343,8 @@ def test_bars_are_the_wins_of_every_arm(samples):
     heights = [bar.get_height() for bars in axis.containers if hasattr(bars, "patches") for bar in bars.patches]
     kind = "superiority" if samples > 1 else "win_rate"
     want = [found["arms"][f"a{i}"]["against_base"]["oracle"][column][kind] for column in COLUMNS for i in range(6)]
-    assert heights == pytest.approx(want) and all(map(math.isfinite, heights))
+    assert heights == pytest.approx(want)
+    assert all(map(math.isfinite, heights))
     assert [tick.get_text() for tick in axis.get_xticklabels()] == [f"a{i}" for i in range(6)]
     plt.close(figure)
 
@@ -347,7 +357,10 @@ def test_one_sample_per_prompt_is_enough():
     }
     found = found_of(arms, {"s": ({"VQ": 1.0}, names)})
     row = found["arms"]["s@1"]["against_base"]["oracle"]["Overall"]
-    assert row["win_rate"] == 1.0 and math.isnan(row["superiority"]) and [*found["best_of"]] == ["1"]
+    assert row["win_rate"] == 1.0
+    assert math.isnan(row["superiority"])
+    assert [*found["best_of"]] == ["1"]
     assert found["arms"]["s@1"]["best_of"]["difference"] == pytest.approx(3.0)
     assert (found["sweeps"]["s"]["best"], found["sweeps"]["s"]["stay_under"]) == (1.0, 3.0)
-    assert "best of" not in table(found).replace("best-of", "") and "s@3" in table(found)
+    assert "best of" not in table(found).replace("best-of", "")
+    assert "s@3" in table(found)

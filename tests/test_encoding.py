@@ -65,7 +65,8 @@ def test_latents_are_those_of_the_cut_frames_and_the_prompt(name, family, of, la
     assert made == {**generator.identity(), "of": of, **CLIP, "precision": "float32"}
     assert call("shards", "verify", latents / name) == 0 and call("shards", "info", latents / name) == 0
     printed = capsys.readouterr().out
-    assert f"{len(encoded)} latents as tensors" in printed and "3 prompts; 9 to 9 frames" in printed
+    assert f"{len(encoded)} latents as tensors" in printed
+    assert "3 prompts; 9 to 9 frames" in printed
 
 
 @pytest.mark.parametrize("precision", ["float16", "bfloat16"])
@@ -102,8 +103,10 @@ def test_interrupted_encoding_goes_on_where_it_stopped(per_shard, latents, gener
     assert not out.exists()
     calls = counting(monkeypatch, Generator, "encode_video")
     assert call("predict", "--config", config) == 0
-    assert len(calls) == 1 and same(samples_of(out), samples_of(latents / "wan"))
-    assert call("shards", "verify", out) == 0 and sorted(p.name for p in tmp_path.iterdir()) == ["e.yaml", "out"]
+    assert len(calls) == 1
+    assert same(samples_of(out), samples_of(latents / "wan"))
+    assert call("shards", "verify", out) == 0
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["e.yaml", "out"]
 
 
 def test_a_set_that_is_written_but_not_finished_is_only_finished(latents, generators, clips, tmp_path, monkeypatch):
@@ -115,7 +118,8 @@ def test_a_set_that_is_written_but_not_finished_is_only_finished(latents, genera
             main(["predict", "--config", str(config)])
     monkeypatch.delattr(Generator, "encode_video")
     assert call("predict", "--config", config) == 0
-    assert same(samples_of(out), samples_of(latents / "wan")) and call("shards", "verify", out) == 0
+    assert same(samples_of(out), samples_of(latents / "wan"))
+    assert call("shards", "verify", out) == 0
 
 
 @pytest.mark.parametrize(
@@ -136,7 +140,8 @@ def test_parts_of_another_encoding_are_refused(change, words, generators, clips,
     other = begin(clips / change.pop("data", "pairs"), tmp_path / "out", **change)
     assert call("predict", "--config", other) == 2
     assert f"holds parts of another run ({words})" in capfd.readouterr().err
-    assert tree(tmp_path / ".out.parts") == before and not (tmp_path / "out").exists()
+    assert tree(tmp_path / ".out.parts") == before
+    assert not (tmp_path / "out").exists()
 
 
 def test_parts_of_another_text_encoder_are_refused(generators, clips, tmp_path, monkeypatch):
@@ -181,7 +186,8 @@ def test_unusable_clips_are_left_out_up_to_max_dropped(mixed, generators, tmp_pa
     begin = partial(encode_config, tmp_path / "e.yaml", generators / "ltx", mixed, tmp_path / "out", batch_size=2)
     assert call("predict", "--config", begin()) == 2
     assert "2 samples could not be used" in (message := capfd.readouterr().err)
-    assert "key 'short'" in message and "it has 7 frames at 8 fps, but 5 frames at 4 fps need 9" in message
+    assert "key 'short'" in message
+    assert "it has 7 frames at 8 fps, but 5 frames at 4 fps need 9" in message
     assert call("predict", "--config", begin(max_dropped=0.25)) == 2
     assert "2 samples could not be used" in capfd.readouterr().err
     assert call("predict", "--config", begin(max_dropped=0.5)) == 0
@@ -274,7 +280,9 @@ def test_a_clip_one_frame_too_short_is_told_that_it_needs_more():
 def test_clips_cover_the_frame_and_lose_their_edges_evenly(shape):
     clip = ClipSize(num_frames=1, height=32, width=48)
     height, width = clip.size(*shape, 1)
-    assert height >= 32 and width >= 48 and (height == 32 or width == 48)
+    assert height >= 32
+    assert width >= 48
+    assert height == 32 or width == 48
     assert height / width == pytest.approx(shape[0] / shape[1], rel=0.03)
     video = torch.arange(height * width, dtype=torch.int32).view(1, 1, height, width)
     top, left = (height - 32) // 2, (width - 48) // 2
@@ -292,7 +300,9 @@ def test_contents_tell_where_every_member_is(kind, clips):
     raws, contents = list(shards), list(shards.contents())
     assert [c.key for c in contents] == [raw.key for raw in raws]
     for raw, content in zip(raws, contents):
-        assert content.record == raw.record() and content.name == raw.name and content.path.name == raw.shard
+        assert content.record == raw.record()
+        assert content.name == raw.name
+        assert content.path.name == raw.shard
         assert {extension: content.read(extension) for extension in content.spans} == raw.members
 
 

@@ -51,8 +51,12 @@ def test_what_the_operating_system_refuses_is_one_message(number, wrapped, monke
     error: Exception = OSError(number, os.strerror(number), "some/where")
     error = chained(RuntimeError("a library wrapped it"), error) if wrapped else error
     status, err = outcome(monkeypatch, capfd, error)
-    assert status == 2 and "Traceback" not in err and err.count("videoalign: error:") == 1 and err.count("\n") == 1
-    assert os.strerror(number) in err and "some/where" in err
+    assert status == 2
+    assert "Traceback" not in err
+    assert err.count("videoalign: error:") == 1
+    assert err.count("\n") == 1
+    assert os.strerror(number) in err
+    assert "some/where" in err
 
 
 ENVIRONMENT = {
@@ -140,13 +144,17 @@ def test_a_users_mistake_is_one_message(name, monkeypatch, capfd):
 )
 def test_a_bug_alone_shows_a_traceback_and_asks_to_be_reported(error, monkeypatch, capfd):
     status, err = outcome(monkeypatch, capfd, error)
-    assert status == 1 and err.startswith("Traceback") and err.splitlines()[-1].endswith(cli.REPORT)
+    assert status == 1
+    assert err.startswith("Traceback")
+    assert err.splitlines()[-1].endswith(cli.REPORT)
 
 
 def test_debugging_shows_the_traceback_of_anything(monkeypatch, capfd):
     monkeypatch.setenv("VIDEOALIGN_DEBUG", "1")
     status, err = outcome(monkeypatch, capfd, VideoAlignError("data.x is 3"))
-    assert status == 2 and err.startswith("Traceback") and err.splitlines()[-1] == "videoalign: error: data.x is 3"
+    assert status == 2
+    assert err.startswith("Traceback")
+    assert err.splitlines()[-1] == "videoalign: error: data.x is 3"
 
 
 def test_a_reader_that_left_ends_the_command_quietly(tmp_path):
@@ -162,7 +170,9 @@ def test_output_that_cannot_be_written_is_an_error():
     code = "from videoalign import cli; cli._run = lambda args: print('x'); cli.main(['x'])"
     with open("/dev/full", "w") as full:
         done = subprocess.run([sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE, text=True)
-    assert done.returncode == 2 and "No space left on device" in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == 2
+    assert "No space left on device" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 # --- YAML -----------------------------------------------------------------------------------------
@@ -212,7 +222,8 @@ def test_a_configuration_is_looked_at_before_it_is_built(name, tmp_path):
     path.write_bytes(content.encode() if isinstance(content, str) else content)
     with pytest.raises(VideoAlignError, match=words) as error:
         read_config(path)
-    assert str(path) in str(error.value) and len(str(error.value)) < 700
+    assert str(path) in str(error.value)
+    assert len(str(error.value)) < 700
 
 
 @pytest.mark.parametrize(

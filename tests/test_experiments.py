@@ -50,9 +50,11 @@ def test_every_experiment_parses(path, capsys):
     assert configuration(*command) in (0, None)
     printed = capsys.readouterr().out
     if command[0] == "compare":
-        assert "sampling:" in printed and "sweeps:" in printed
+        assert "sampling:" in printed
+        assert "sweeps:" in printed
     else:
-        assert "class_path: videoalign.alignment." in printed and "class_path: videoalign.datamodules." in printed
+        assert "class_path: videoalign.alignment." in printed
+        assert "class_path: videoalign.datamodules." in printed
 
 
 FAMILY = {"qwen2vl_2b": "qwen2_vl", "qwen2_5vl_3b": "qwen2_5_vl", "qwen3vl_2b": "qwen3_vl"}
@@ -106,7 +108,8 @@ def test_every_recipe_takes_a_step_on_a_miniature_of_its_architecture(recipe, va
         ]
     )
     model = cli.trainer.lightning_module
-    assert cli.trainer.global_step == 1 and model.network.config.model_type == FAMILY[name]
+    assert cli.trainer.global_step == 1
+    assert model.network.config.model_type == FAMILY[name]
     assert model.loss == {"bt": "bt", "reg": "reg"}.get(variant, "btt")
     assert model.network.processor.template.separate == (variant is None)
     assert Path(cli.trainer.log_dir).is_relative_to(f"runs/videoreward{f'_{variant}' if variant else ''}/{name}")
@@ -191,9 +194,11 @@ def test_every_algorithm_takes_two_steps_on_a_miniature_pipeline(name, encoded, 
         ]
     )
     model, run = cli.trainer.lightning_module, Path(cli.trainer.log_dir)
-    assert cli.trainer.global_step == 2 and run.is_relative_to(f"runs/flow/{name}")
+    assert cli.trainer.global_step == 2
+    assert run.is_relative_to(f"runs/flow/{name}")
     assert type(model).__name__ == f"Flow{name.split('_')[1].upper()}"
-    assert (run / "export" / "pytorch_lora_weights.safetensors").exists() and list((run / "samples").glob("*.gif"))
+    assert (run / "export" / "pytorch_lora_weights.safetensors").exists()
+    assert list((run / "samples").glob("*.gif"))
 
 
 @pytest.mark.parametrize("name", ["wan", "ltx", "clean"])
@@ -290,7 +295,8 @@ def test_later_values_win_and_interpolation_follows(tmp_path, capsys):
     )
     assert configuration("fit", "--config", str(first), "--data.batch_size", "6") in (0, None)
     printed = capsys.readouterr().out
-    assert "batch_size: 6" in printed and "val_batch_size: 6" in printed
+    assert "batch_size: 6" in printed
+    assert "val_batch_size: 6" in printed
 
 
 def test_checkpoint_values_do_not_override_the_command_line():

@@ -87,7 +87,8 @@ def test_another_transformer_samples_for_one_call(generator, family, folders, tm
     before = generator.sample(condition, noise, 2)
     want = other.sample(condition, noise, 2)
     assert torch.equal(generator.sample(condition, noise, 2, transformer=other.transformer), want)
-    assert torch.equal(generator.sample(condition, noise, 2), before) and not torch.equal(before, want)
+    assert torch.equal(generator.sample(condition, noise, 2), before)
+    assert not torch.equal(before, want)
 
 
 def test_squared_error_is_a_mean_in_fp32():
@@ -134,7 +135,8 @@ def test_padding_is_zeros_and_masked(generator):
     condition = generator.condition(embeds)
     assert condition["embeds"].shape == (2, generator.max_tokens, 32)
     for row, mask, e in zip(condition["embeds"], condition["mask"], embeds):
-        assert torch.equal(row[: len(e)], e) and not row[len(e) :].any()
+        assert torch.equal(row[: len(e)], e)
+        assert not row[len(e) :].any()
         assert mask.tolist() == [1] * len(e) + [0] * (generator.max_tokens - len(e))
 
 

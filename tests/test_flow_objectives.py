@@ -36,7 +36,9 @@ def test_logit_normal_times_have_its_quantiles(mean, std):
     found = TimeLaw(law="logit_normal", mean=mean, std=std)(U)
     torch.testing.assert_close(found, torch.tensor(want), rtol=2e-5, atol=1e-6)
     ends = TimeLaw(law="logit_normal", mean=mean, std=std)(torch.tensor([0.0, 1.0]))
-    assert ends.isfinite().all() and ends[0] < found[0] and ends[1] > found[-1]
+    assert ends.isfinite().all()
+    assert ends[0] < found[0]
+    assert ends[1] > found[-1]
 
 
 @pytest.mark.parametrize("shift", [0.5, 1.0, 3.0, 5.0])
@@ -77,9 +79,11 @@ def test_draws_are_uniform_and_normal_and_each_seeds_own():
     u, noise = draw(seeds, torch.Size((4,)), torch.device("cpu"))
     quantiles = u.sort().values - (torch.arange(2000) + 0.5) / 2000
     assert quantiles.abs().max() < 0.04  # Kolmogorov-Smirnov, p about 0.003
-    assert noise.mean().abs() < 0.04 and abs(noise.std() - 1) < 0.03
+    assert noise.mean().abs() < 0.04
+    assert abs(noise.std() - 1) < 0.03
     again = draw(seeds[[7, 3]], torch.Size((4,)), torch.device("cpu"))
-    assert torch.equal(again[0], u[[7, 3]]) and torch.equal(again[1], noise[[7, 3]])
+    assert torch.equal(again[0], u[[7, 3]])
+    assert torch.equal(again[1], noise[[7, 3]])
 
 
 @pytest.mark.parametrize("beta", [0.0, -500.0, math.nan, math.inf])

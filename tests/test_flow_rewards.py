@@ -79,7 +79,8 @@ def test_rwr_weights_have_mean_one_over_the_training_set(rewards, least, folders
             seen.update(zip(batch["keys"], module.weights(batch)[0].tolist()))
 
     watch = fit(model, data(videos), max_steps=-1, max_epochs=1, callbacks=[Collect()])
-    assert len(seen) == 8 and sum(seen.values()) / 8 == pytest.approx(1.0, rel=1e-5)
+    assert len(seen) == 8
+    assert sum(seen.values()) / 8 == pytest.approx(1.0, rel=1e-5)
     scores = [(i - 0.5 * i * i + i % 2) / 3 for i in range(8)]
 
     def z(i):
@@ -169,7 +170,8 @@ def test_text_alignment_alone_needs_no_other_dimension(folders, wan, tmp_path):
     for n, key in enumerate(batch["keys"]):  # the better one comes first, and its rewards with it
         i = int(key[1:])
         first, second = randn(*SHAPE, seed=100 * i + (i < 2.5)), randn(*SHAPE, seed=100 * i + (i > 2.5))
-        assert torch.equal(batch["latents"][0, n], first) and torch.equal(batch["latents"][1, n], second)
+        assert torch.equal(batch["latents"][0, n], first)
+        assert torch.equal(batch["latents"][1, n], second)
         assert batch["rewards"][:, n, 2].tolist() == [max(i, 2.5), min(i, 2.5)]
 
 

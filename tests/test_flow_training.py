@@ -125,7 +125,8 @@ def test_cached_reference_errors_train_as_computed_ones(folders, pairs, tmp_path
     close(found.gradients, want.gradients, rtol=1e-4, atol=1e-6)
     assert found.steps[0] == pytest.approx(want.steps[0], rel=1e-4, abs=1e-5)
     key = "train/error/chosen/reference"  # drawn anew in the second epoch, or not
-    assert found.steps[1][key] == found.steps[0][key] and want.steps[1][key] != want.steps[0][key]
+    assert found.steps[1][key] == found.steps[0][key]
+    assert want.steps[1][key] != want.steps[0][key]
     other = make(FlowDPO, folders["wan"], times=TimeLaw(shift=3.0))
     with pytest.raises(VideoAlignError, match="other times than this training"):
         fit(other, data(pairs["wan"], reference=str(tmp_path / "cache")))
@@ -185,7 +186,9 @@ def test_preferred_and_other_share_time_and_noise(family, folders, pairs, monkey
     errors, times = model.errors(batch["latents"], batch["seeds"], batch["prompts"])
     ((x, t),) = calls
     x, t = x.unflatten(0, (2, -1)), t.unflatten(0, (2, -1))
-    assert torch.equal(t[0], t[1]) and torch.equal(t[0], times) and len(set(times.tolist())) == 4
+    assert torch.equal(t[0], t[1])
+    assert torch.equal(t[0], times)
+    assert len(set(times.tolist())) == 4
     noise = (x - (1 - t.view(2, 4, 1, 1, 1, 1)) * batch["latents"]) / t.view(2, 4, 1, 1, 1, 1)
     torch.testing.assert_close(noise[0], noise[1], rtol=0, atol=1e-3)
     assert (noise[0, 0] - noise[0, 1]).abs().max() > 1
@@ -212,7 +215,8 @@ def test_draws_depend_on_seed_epoch_and_key_alone(wan, pairs):
     assert seeds(batch_size=1, workers=2) == want
     assert seeds(shuffle_buffer=5) == want
     for other in (seeds(epoch=1), seeds(seed=1)):
-        assert other.keys() == want.keys() and not set(other.values()) & set(want.values())
+        assert other.keys() == want.keys()
+        assert not set(other.values()) & set(want.values())
 
 
 def test_held_out_samples_keep_their_noise_and_times(folders, pairs):
@@ -226,7 +230,9 @@ def test_held_out_samples_keep_their_noise_and_times(folders, pairs):
     model = make(FlowDPO, folders["wan"], optimizer=partial(torch.optim.SGD, lr=0.0))
     datamodule = data(pairs["wan"], val=pairs["wan"], val_batch_size=3)
     fit(model, datamodule, callbacks=[Collect()], max_steps=-1, max_epochs=3, limit_val_batches=1.0)
-    assert len(losses) == 3 and losses[0] != LN2 and losses == [losses[0]] * 3
+    assert len(losses) == 3
+    assert losses[0] != LN2
+    assert losses == [losses[0]] * 3
 
 
 @pytest.mark.parametrize(("kind", "lora"), [(FlowDPO, SMALL), (FlowDPO, None)], ids=["lora", "full"])
@@ -249,7 +255,8 @@ def test_resumption_in_the_middle_of_an_epoch_is_exact(kind, lora, folders, pair
     through, watch, middle = run(9, "a")
     resumed, rest, _ = run(9, "b", middle)
     content = torch.load(middle, weights_only=True)
-    assert content["global_step"] == 6 and len(rest.steps) == 3
+    assert content["global_step"] == 6
+    assert len(rest.steps) == 3
     assert rest.steps == watch.steps[6:]
     assert set(content["state_dict"]) == through.trained().keys()
     for name, parameter in through.named_parameters():

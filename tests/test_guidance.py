@@ -67,7 +67,8 @@ def gaussian(strength, sign=1.0, steps=1500):
 
 def test_an_exact_reward_reaches_the_tilted_mean():
     mean, variance = gaussian(1.0)
-    assert mean == pytest.approx(1.0, rel=0.02) and variance == pytest.approx(1.0, abs=0.05)
+    assert mean == pytest.approx(1.0, rel=0.02)
+    assert variance == pytest.approx(1.0, abs=0.05)
     assert gaussian(0.0)[0] == pytest.approx(0.0, abs=0.02)
 
 
@@ -182,7 +183,8 @@ def test_a_step_is_guided_once_and_the_pipeline_is_left_as_it_was(family, scale)
         assert len(calls) == 1  # steps 0 (t = 1) and 2
     finally:
         hook.remove()
-    assert "step" not in vars(pipeline.scheduler) and "encode_prompt" not in vars(pipeline)
+    assert "step" not in vars(pipeline.scheduler)
+    assert "encode_prompt" not in vars(pipeline)
     assert not pipeline.transformer._forward_pre_hooks
     assert not torch.equal(guided_once, sample(pipeline, scale))
 
@@ -313,4 +315,5 @@ def test_a_scheduler_that_rounds_its_first_time_is_not_guided_in_noise(family):
     finally:
         hook.remove()
         pipeline.scheduler = own
-    assert len(times) == SIZE["num_inference_steps"] - 1 and max(times) < 0.95
+    assert len(times) == SIZE["num_inference_steps"] - 1
+    assert max(times) < 0.95

@@ -476,7 +476,8 @@ def test_bad_input(case: Case, place: Place, capfd: pytest.CaptureFixture) -> No
         main(["shards", *args, "--workers", "1"])
     out, err = capfd.readouterr()
     assert stop.value.code == 2
-    assert "Traceback" not in err and out == ""
+    assert "Traceback" not in err
+    assert out == ""
     assert err.count("error:") == 1
     assert re.search(case.words, err, re.DOTALL), err
     assert place.tree() == before

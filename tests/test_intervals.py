@@ -48,7 +48,8 @@ def test_95_per_cent_intervals_hold_the_truth_in_95_per_cent_of_benchmarks(ties)
             if clusters is not None or len(by_pair) < 200:
                 low, high = bootstrap_interval(labels, margins, ties, clusters, resamples=200)
                 held.append(low <= truth <= high)
-    assert 0.93 <= np.mean(by_prompt) <= 0.97 and np.mean(by_pair) < 0.85
+    assert 0.93 <= np.mean(by_prompt) <= 0.97
+    assert np.mean(by_pair) < 0.85
 
 
 @pytest.mark.parametrize("prompts", [LEAST_PROMPTS, 20])
@@ -92,7 +93,8 @@ def test_the_order_of_pairs_and_the_names_of_prompts_do_not_matter():
 def test_undefined_intervals_are_nan_and_wrong_prompts_refused():
     assert all(map(math.isnan, bootstrap_interval([1, 0], [1.0, 0.0], True, [5, 5])))  # one prompt
     assert all(map(math.isnan, bootstrap_interval([1, 0], [1.0, 0.0], False, [5, 6])))  # one with a decided pair
-    assert all(map(math.isnan, mean_interval([0.3]))) and all(map(math.isnan, bootstrap_interval([], [], True, [])))
+    assert all(map(math.isnan, mean_interval([0.3])))
+    assert all(map(math.isnan, bootstrap_interval([], [], True, [])))
     with pytest.raises(VideoAlignError, match="prompts"):
         bootstrap_interval([1, 0], [1.0, 0.0], True, [1, 2, 3])
     with pytest.raises(VideoAlignError, match="prompts"):
@@ -142,27 +144,32 @@ def measured(prompts, cuts=1, known=True, decided=True):
 
 def test_the_metric_resamples_prompts_in_whatever_batches_they_came():
     whole, known, unknown = measured(20), measured(20, cuts=7), measured(20, known=False)
-    assert whole == known and whole["VQ"]["prompts"] == 20 and whole["VQ"]["decided_prompts"] <= 20
-    assert whole["VQ"]["interval"] != unknown["VQ"]["interval"] and "prompts" not in unknown["VQ"]
-    assert 0 <= prompt_number("\ud800") < 2**63 and prompt_number("a") != prompt_number("b")
+    assert whole == known
+    assert whole["VQ"]["prompts"] == 20
+    assert whole["VQ"]["decided_prompts"] <= 20
+    assert whole["VQ"]["interval"] != unknown["VQ"]["interval"]
+    assert "prompts" not in unknown["VQ"]
+    assert 0 <= prompt_number("\ud800") < 2**63
+    assert prompt_number("a") != prompt_number("b")
 
 
 def test_too_few_prompts_are_told_in_place_of_an_interval():
     few, enough = measured(LEAST_PROMPTS - 1), measured(LEAST_PROMPTS + 4)
     for kind in ("interval", "interval_with_ties"):
-        assert all(map(math.isnan, few["TA"][kind])) and not any(map(math.isnan, enough["TA"][kind]))
+        assert all(map(math.isnan, few["TA"][kind]))
+        assert not any(map(math.isnan, enough["TA"][kind]))
     for markdown in (False, True):
         text = table(few, markdown=markdown)
-        assert (
-            f"fewer than {LEAST_PROMPTS} prompts (VQ without ties of" in text
-            and f"Overall with ties of {LEAST_PROMPTS - 1}" in text
-            and "nan" not in text
-        )
+        assert f"fewer than {LEAST_PROMPTS} prompts (VQ without ties of" in text
+        assert f"Overall with ties of {LEAST_PROMPTS - 1}" in text
+        assert "nan" not in text
         assert "prompts" not in table(enough, markdown=markdown)
     assert too_few_prompts(enough) == "" == too_few_prompts(measured(3, known=False))
     bar_chart("few", few)  # draws bars without ends
     tied = measured(20, decided=False)["VQ"]
-    assert tied["decided_prompts"] == 0 and math.isnan(tied["interval"][0]) and tied["interval_with_ties"] == (1.0, 1.0)
+    assert tied["decided_prompts"] == 0
+    assert math.isnan(tied["interval"][0])
+    assert tied["interval_with_ties"] == (1.0, 1.0)
 
 
 def test_a_benchmark_knows_the_prompt_of_each_pair_with_or_without_the_column(tmp_path):

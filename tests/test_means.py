@@ -45,7 +45,8 @@ def test_what_is_not_finite_is_not_hidden():
     means.add("loss", torch.tensor([1.0, torch.nan]))
     means.add("weights/max", torch.tensor([1.0, torch.inf]))
     found = means.compute()
-    assert math.isnan(found["loss"]) and found["weights/max"] == math.inf
+    assert math.isnan(found["loss"])
+    assert found["weights/max"] == math.inf
 
 
 def _rank(rank: int, world: int, port: int, cuts: list[int]) -> None:

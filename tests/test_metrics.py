@@ -130,7 +130,8 @@ def test_columns_give_labels_and_margins_of_what_is_labelled():
     columns = filled(PreferenceAccuracy(), margins, labels, cuts=(4,)).columns()
     for i, name in enumerate(("VQ", "MQ", "TA")):
         has = ~labels[:, i].isnan()
-        assert torch.equal(columns[name][0], labels[has, i]) and torch.equal(columns[name][1], margins[has, i])
+        assert torch.equal(columns[name][0], labels[has, i])
+        assert torch.equal(columns[name][1], margins[has, i])
 
 
 def test_no_bootstrap_leaves_intervals_out():
@@ -183,7 +184,8 @@ def test_calibration_equals_brute_force(outcomes, bins):
     want = reliability(p[valid].numpy(), labels[valid].numpy(), bins, outcomes)
     for mine, brute in zip(got, want):
         np.testing.assert_allclose(mine.numpy(), brute, atol=1e-9)
-    assert got.error[:2].isfinite().all() and got.error[2].isnan()
+    assert got.error[:2].isfinite().all()
+    assert got.error[2].isnan()
 
 
 def test_forecasts_at_the_ends_stay_in_the_bins():

@@ -176,7 +176,8 @@ def error(generator, videos):
 
 def test_an_autoencoder_learns_and_is_written_as_a_pipeline(encoder, folders, small):
     losses = metrics(encoder)
-    assert len(losses) == 16 and sum(losses[-5:]) < 0.5 * sum(losses[:2]) * 5 / 2
+    assert len(losses) == 16
+    assert sum(losses[-5:]) < 0.5 * sum(losses[:2]) * 5 / 2
     before, after = load_generator(folders["wan", SHORT]), load_generator(encoder / "out")
     videos = frames(small)
     assert error(after, videos) < 0.5 * error(before, videos)
@@ -184,7 +185,9 @@ def test_an_autoencoder_learns_and_is_written_as_a_pipeline(encoder, folders, sm
     assert after.max_tokens == SHORT
     assert torch.equal(after.encode_prompts(["a red bar"])[0], before.encode_prompts(["a red bar"])[0])
     _, deviation = deviations(after, videos)  # weights moved while the moments were taken
-    assert 0.3 < deviation.min() and deviation.max() < 3 and 0.7 < deviation.mean() < 1.5
+    assert 0.3 < deviation.min()
+    assert deviation.max() < 3
+    assert 0.7 < deviation.mean() < 1.5
 
 
 def test_latents_have_mean_0_and_deviation_1_where_nothing_moves(folders, small, tmp_path):
@@ -203,7 +206,8 @@ def test_an_output_in_the_way_is_refused_before_training(folders, small, tmp_pat
     (tmp_path / "out" / "mine").write_text("mine")
     with pytest.raises(SystemExit) as stop:
         main(experiment(tmp_path / "ae.yaml", folders["wan", SHORT], small, tmp_path / "out", 1, STILL))
-    assert stop.value.code == 2 and "exists already" in capsys.readouterr().err
+    assert stop.value.code == 2
+    assert "exists already" in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine"]
     assert not list(tmp_path.glob("log/*/metrics.csv"))
 
@@ -215,7 +219,8 @@ def test_an_earlier_autoencoder_is_replaced(encoder, folders, small, tmp_path):
     assert same_tensors(
         load_generator(tmp_path / "out").vae.state_dict(), load_generator(encoder / "out").vae.state_dict()
     )
-    assert not (tmp_path / "out" / "stale").exists() and not list(tmp_path.glob(".out*"))
+    assert not (tmp_path / "out" / "stale").exists()
+    assert not list(tmp_path.glob(".out*"))
 
 
 def test_an_autoencoder_of_another_kind_is_refused(folders, tmp_path):
@@ -231,7 +236,9 @@ def test_damaged_clips_stop_the_training(folders, tmp_path, capsys):
             )
     with pytest.raises(SystemExit) as stop:
         main(experiment(tmp_path / "ae.yaml", folders["wan", SHORT], tmp_path / "clips", tmp_path / "out", 1, STILL))
-    assert stop.value.code == 2 and "could not be used" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    assert stop.value.code == 2
+    assert "could not be used" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_finished_training_that_is_resumed_stays_finished(folders, small, tmp_path):
@@ -355,7 +362,9 @@ def test_no_share_changes_nothing(folders, latents):
     """The prompts are the batch's own, and what is trained is what was trained before there was a share."""
     models = [sft(folders["wan", SHORT], **options) for options in ({}, {"null_share": 0.0}, {"null_share": 0.5})]
     watches = [fit(model, latents["videos"]) for model in models]
-    assert not watches[0].without and not watches[1].without and watches[2].without
+    assert not watches[0].without
+    assert not watches[1].without
+    assert watches[2].without
     assert same_tensors(models[1].policy.state_dict(), models[0].policy.state_dict())
     assert not same_tensors(models[2].policy.state_dict(), models[0].policy.state_dict())
 

@@ -69,7 +69,8 @@ def test_updates_of_kernels_are_nearly_orthogonal():
     net.flat.weight.grad *= 1e4
     optimizer.step()
     values = torch.linalg.svdvals((net.flat.weight.detach() - before).view(4, -1)) / 0.01
-    assert 0.6 < values.min() and values.max() < 1.4
+    assert 0.6 < values.min()
+    assert values.max() < 1.4
 
 
 def test_a_closure_is_called_with_gradients():
@@ -84,7 +85,8 @@ def test_a_closure_is_called_with_gradients():
         return loss
 
     losses = [optimizer.step(closure).item() for _ in range(3)]
-    assert losses[0] > losses[1] > losses[2] and not torch.equal(before, net.flat.weight)
+    assert losses[0] > losses[1] > losses[2]
+    assert not torch.equal(before, net.flat.weight)
 
 
 def test_schedulers_change_both_learning_rates():
@@ -103,7 +105,8 @@ def test_schedulers_change_both_learning_rates():
         give_gradients(net.parameters(), 0)
         optimizer.step()
         steps.append(torch.stack([(p.detach() - old).norm() for p, old in zip(net.parameters(), before)]))
-    assert (steps[0] > 0).all() and not steps[2].any()
+    assert (steps[0] > 0).all()
+    assert not steps[2].any()
     torch.testing.assert_close(steps[1], 0.25 * steps[0], rtol=1e-3, atol=1e-6)
 
 

@@ -126,7 +126,8 @@ def test_two_processes_train_a_noisy_reward_as_one(name, both):
     for step in range(3):
         mean = (first["steps"][step] + second["steps"][step]) / 2
         assert mean == pytest.approx(one["steps"][step], rel=1e-4)
-    assert first["weights"].keys() == second["weights"].keys() == one["weights"].keys() and one["weights"]
+    assert first["weights"].keys() == second["weights"].keys() == one["weights"].keys()
+    assert one["weights"]
     for key, want in one["weights"].items():
         torch.testing.assert_close(first["weights"][key], want, rtol=1e-4, atol=1e-5, msg=lambda m, k=key: f"{k}: {m}")
         assert torch.equal(first["weights"][key], second["weights"][key])
@@ -150,7 +151,9 @@ def test_two_processes_generate_the_same_guided_videos(both):
     assert one == two
     made, other = (records(both.folder / name) for name in ("one", "two"))
     for key, record in made.items():
-        assert record["guide"]["strength"] == 30 and record["seconds"] > 0 and other[key]["seconds"] > 0
+        assert record["guide"]["strength"] == 30
+        assert record["seconds"] > 0
+        assert other[key]["seconds"] > 0
         assert other[key]["noisy_reward"] == pytest.approx(record["noisy_reward"], abs=1e-4)
         assert {**other[key], "seconds": 0, "noisy_reward": 0} == {**record, "seconds": 0, "noisy_reward": 0}
     assert both.text.count("videos in") == 1

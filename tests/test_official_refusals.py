@@ -398,7 +398,8 @@ def test_bad_input(
     with pytest.raises(SystemExit) as stop:
         main(args)
     out, err = capfd.readouterr()
-    assert stop.value.code == 2 and out == ""
+    assert stop.value.code == 2
+    assert out == ""
     assert re.fullmatch(r"videoalign: error: [^\n]+\n", err), err
     assert re.search(case.words, err), err
     assert place.tree() == before

@@ -93,7 +93,8 @@ def test_a_flaw_lowers_its_dimension_as_much_as_it_is_strong(name, dimension, ju
     own, others = means[:, dimension], means[:, [d for d in range(3) if d != dimension]]
     assert (own.diff() < -0.05).all()
     torch.testing.assert_close(own, 1 - torch.tensor(strengths), rtol=0, atol=0.12)
-    assert (others[:3] > others[0] - 0.05).all() and (others > others[0] - 0.25).all()
+    assert (others[:3] > others[0] - 0.05).all()
+    assert (others > others[0] - 0.25).all()
 
 
 def mixed(count, seed=0):
@@ -212,7 +213,8 @@ def test_an_empty_ground_is_no_clip_and_aligned_by_chance_alone(level, judge):
 def test_noise_is_no_clip(judge):
     noise = np.random.default_rng(0).integers(0, 256, (24, FRAMES, SIZE, SIZE, 3), dtype=np.uint8)
     quality = judge(noise, [content.prompt for content in CONTENTS[::4]])
-    assert quality.isfinite().all() and quality[:, 0].max() < 0.05
+    assert quality.isfinite().all()
+    assert quality[:, 0].max() < 0.05
     assert quality[:, 1].mean() < 0.1 and quality[:, 1].max() < 0.5  # places found by chance seldom make a walk
     assert quality[:, 2].mean() < 0.4
 
@@ -220,7 +222,8 @@ def test_noise_is_no_clip(judge):
 @pytest.mark.parametrize("colour", [(225, 45, 45), (255, 0, 255)])
 def test_a_picture_of_one_colour_is_no_clip(colour, judge):
     quality = judge(np.broadcast_to(np.uint8(colour), (2, FRAMES, SIZE, SIZE, 3)), [CONTENTS[0].prompt] * 2)
-    assert quality.isfinite().all() and quality[:, :2].max() < 0.05
+    assert quality.isfinite().all()
+    assert quality[:, :2].max() < 0.05
 
 
 def test_a_still_picture_does_not_move(judge):
@@ -382,7 +385,8 @@ def test_clips_are_the_seeds(world, tmp_path):
     assert content(clips_world(tmp_path / "again")) == first
     assert content(clips_world(tmp_path / "less", clips=20)) == first[:20]
     other = content(clips_world(tmp_path / "other", seed=6))
-    assert len(other) == len(first) and all(a[1] != b[1] for a, b in zip(first, other))
+    assert len(other) == len(first)
+    assert all(a[1] != b[1] for a, b in zip(first, other))
 
 
 def test_clips_are_of_the_taught_prompts_and_the_files_name_them(world, clips):
@@ -395,7 +399,9 @@ def test_clips_are_of_the_taught_prompts_and_the_files_name_them(world, clips):
 def test_clips_state_the_quality_that_they_show(clips, judge):
     videos, records = clips
     true = torch.tensor([record["quality"] for record in records])
-    assert true.shape == (48, 3) and true.amin() >= 0 and true.amax() <= 1
+    assert true.shape == (48, 3)
+    assert true.amin() >= 0
+    assert true.amax() <= 1
     assert all(record["fps"] == sprites.FPS and record["num_frames"] == FRAMES for record in records)
     found = judge(videos.movedim(2, -1).numpy(), [record["prompt"] for record in records])
     assert (true.amin(0) < 0.5).all() and (true == 1).any(0).all()  # good ones and bad ones

@@ -138,8 +138,10 @@ def test_the_second_writer_is_refused_at_once(write, place, capsys):
         assert stop.code == 2
     if "no.csv" in message or "choose from" in message or "required" in message:
         pytest.fail(message)
-    assert f"another process (PID {process.pid} on " in message and "name another output" in message
-    assert names(folder) == before and process.poll() is None
+    assert f"another process (PID {process.pid} on " in message
+    assert "name another output" in message
+    assert names(folder) == before
+    assert process.poll() is None
 
 
 def test_a_killed_process_leaves_no_lock(tmp_path):
@@ -282,7 +284,8 @@ def test_what_appears_meanwhile_stays(appear, was_there, system, tmp_path):
                 out.rmdir()
             appear(out)
             before = out.lstat().st_ino, out.lstat().st_mode
-    assert (out.lstat().st_ino, out.lstat().st_mode) == before and names(tmp_path) == ["out", "out.finished"]
+    assert (out.lstat().st_ino, out.lstat().st_mode) == before
+    assert names(tmp_path) == ["out", "out.finished"]
     assert (tmp_path / "out.finished" / "deep" / "weights").read_text() == "made"
 
 
@@ -305,7 +308,9 @@ def test_an_earlier_one_is_replaced(system, tmp_path):
     with new_folder(out, replaces="record.json") as folder:
         (folder / "record.json").write_text("new")
         assert (out / "deep" / "weights").read_text() == "earlier"  # until the end
-    assert names(tmp_path) == ["out"] and names(out) == ["record.json"] and (out / "record.json").read_text() == "new"
+    assert names(tmp_path) == ["out"]
+    assert names(out) == ["record.json"]
+    assert (out / "record.json").read_text() == "new"
 
 
 CHANGES = {
@@ -332,7 +337,8 @@ def test_an_earlier_one_that_was_removed_meanwhile_is_no_matter(system, tmp_path
     with new_folder(out, replaces="record.json") as folder:
         (folder / "record.json").write_text("new")
         shutil.rmtree(out)
-    assert names(tmp_path) == ["out"] and (out / "record.json").read_text() == "new"
+    assert names(tmp_path) == ["out"]
+    assert (out / "record.json").read_text() == "new"
 
 
 def test_an_earlier_one_comes_back_when_the_new_one_cannot_take_its_name(portable, tmp_path, monkeypatch):
@@ -344,7 +350,8 @@ def test_an_earlier_one_comes_back_when_the_new_one_cannot_take_its_name(portabl
     monkeypatch.setattr(renames, "move", fail)
     with pytest.raises(VideoAlignError, match="Input/output error"), new_folder(out, replaces="record.json") as folder:
         fill(folder, "new")
-    assert names(tmp_path) == ["out"] and (out / "record.json").read_text() == "earlier"
+    assert names(tmp_path) == ["out"]
+    assert (out / "record.json").read_text() == "earlier"
 
 
 def test_a_folder_that_a_kill_left_aside_comes_back(tmp_path, monkeypatch, capsys):
@@ -355,7 +362,8 @@ def test_a_folder_that_a_kill_left_aside_comes_back(tmp_path, monkeypatch, capsy
     out.rename(aside)
     monkeypatch.undo()
     sweep(tmp_path)
-    assert names(tmp_path) == ["out"] and (out / "record.json").read_text() == "earlier"
+    assert names(tmp_path) == ["out"]
+    assert (out / "record.json").read_text() == "earlier"
     assert "is back" in capsys.readouterr().err
 
 
@@ -409,7 +417,8 @@ def test_odd_names_work(name, tmp_path, monkeypatch):
     writer.close()
     parts.finish()
     parts.release()
-    assert ShardSet(Path(name)).index.samples == 1 and names(tmp_path) == [name]
+    assert ShardSet(Path(name)).index.samples == 1
+    assert names(tmp_path) == [name]
 
 
 def deny(tmp_path):
@@ -496,13 +505,15 @@ def test_links_are_followed(target, there, tmp_path):
         (tmp_path / target).mkdir(parents=True)
     (tmp_path / "out").symlink_to(target)
     a_set(tmp_path / "out")
-    assert (tmp_path / "out").is_symlink() and ShardSet(tmp_path / "out").index.samples == 3
+    assert (tmp_path / "out").is_symlink()
+    assert ShardSet(tmp_path / "out").index.samples == 3
     assert names((tmp_path / target).parent) == (["disk", "out"] if target == "disk" else ["disk"])
     with pytest.raises(VideoAlignError, match="exists already"):
         a_set(tmp_path / "out")
     (tmp_path / "text").symlink_to(tmp_path / target / "text")
     write_text(tmp_path / "text", "1")
-    assert (tmp_path / "text").is_symlink() and (tmp_path / target / "text").read_text() == "1"
+    assert (tmp_path / "text").is_symlink()
+    assert (tmp_path / target / "text").read_text() == "1"
 
 
 @pytest.mark.parametrize(
@@ -515,14 +526,17 @@ def test_single_files_are_written_whole(write, tmp_path):
     write(path, "one")
     inode = path.stat().st_ino
     write(path, "two")
-    assert "two" in path.read_text() and path.stat().st_ino != inode and names(path.parent) == ["file.json"]
+    assert "two" in path.read_text()
+    assert path.stat().st_ino != inode
+    assert names(path.parent) == ["file.json"]
     (tmp_path / "folder").mkdir()
     with pytest.raises(VideoAlignError, match="Is a directory"):
         write(tmp_path / "folder", "one")
     with pytest.raises(RuntimeError), new_file(path) as partial:
         partial.write_text("half")
         raise RuntimeError
-    assert "two" in path.read_text() and names(path.parent) == ["file.json"]
+    assert "two" in path.read_text()
+    assert names(path.parent) == ["file.json"]
 
 
 def test_everything_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
@@ -539,7 +553,8 @@ def test_everything_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch)
     assert {"000000.tar", "000001.tar", "index.json"} <= {*events[:named]} or events[named - 1].startswith(
         ".out.partial"
     )
-    assert {"000000.tar", "000001.tar"} <= {*events[:named]} and events[named + 1 :] == [tmp_path.name]
+    assert {"000000.tar", "000001.tar"} <= {*events[:named]}
+    assert events[named + 1 :] == [tmp_path.name]
 
 
 # --- access ---------------------------------------------------------------------------------------
@@ -560,7 +575,8 @@ def test_modes_are_those_of_the_umask(umask, mode, tmp_path):
     finally:
         os.umask(before)
     files_ = [path for path in tmp_path.rglob("*") if path.is_file()]
-    assert len(files_) == 7 and {path.stat().st_mode & 0o777 for path in files_} == {mode}
+    assert len(files_) == 7
+    assert {path.stat().st_mode & 0o777 for path in files_} == {mode}
     assert {p.stat().st_mode & 0o777 for p in tmp_path.rglob("*") if p.is_dir()} == {0o777 & ~umask}
 
 
@@ -635,7 +651,8 @@ def test_what_the_dead_left_is_removed_with_a_word(write, dead, tmp_path, capsys
     write(tmp_path)
     assert not any(name.startswith((".out.partial", ".a\nb")) for name in names(tmp_path))
     told = capsys.readouterr().err
-    assert told.count("videoalign: removed") == 3 and f"process {dead} left unfinished" in told
+    assert told.count("videoalign: removed") == 3
+    assert f"process {dead} left unfinished" in told
 
 
 def test_what_is_not_the_dead_s_stays(dead, tmp_path, capsys):
@@ -662,7 +679,8 @@ def test_an_output_that_somebody_works_on_is_not_swept(dead, place, capsys):
     partial = place[0] / left_by(dead)
     partial.mkdir()
     sweep(place[0])
-    assert partial.exists() and capsys.readouterr().err == ""
+    assert partial.exists()
+    assert capsys.readouterr().err == ""
     partial.rmdir()
 
 
@@ -730,7 +748,8 @@ def test_kill_at_any_moment(kind, tmp_path):
     found = whole(kind, folder)
     a_set(folder / "next")
     left = [name for name in names(folder) if name.startswith(".") and not name.endswith((".lock", ".parts"))]
-    assert left == [] and len(names(folder)) >= found + 1
+    assert left == []
+    assert len(names(folder)) >= found + 1
 
 
 # --- full disks -----------------------------------------------------------------------------------
@@ -755,7 +774,8 @@ def test_a_disk_that_is_full_in_the_middle(small_files, tmp_path):
         with ShardWriter(tmp_path / "set", "videos") as writer:
             for number in range(4):
                 writer.write(f"{number}", {"": b"x" * 15_000}, {"prompt": "a"})
-    assert names(tmp_path) == ["file"] and (tmp_path / "file").read_text() == "earlier"
+    assert names(tmp_path) == ["file"]
+    assert (tmp_path / "file").read_text() == "earlier"
 
 
 def test_parts_lose_no_more_than_the_open_shard_to_a_full_disk(small_files, tmp_path):
@@ -770,9 +790,8 @@ def test_parts_lose_no_more_than_the_open_shard_to_a_full_disk(small_files, tmp_
         writer.write("d", {"mp4": b"x" * 30_000}, {"prompt": "a"})
     writer.close()
     parts.release()
-    assert parts.done() == {"a", "b"} and sorted(path.name for path in parts.folder.glob("*.tar")) == [
-        "r0000-00000.tar"
-    ]
+    assert parts.done() == {"a", "b"}
+    assert sorted(path.name for path in parts.folder.glob("*.tar")) == ["r0000-00000.tar"]
     resource.setrlimit(resource.RLIMIT_FSIZE, resource.getrlimit(resource.RLIMIT_FSIZE)[1:] * 2)
     parts.begin()
     writer = parts.writer(0, per_shard=2)
@@ -805,7 +824,8 @@ def test_a_set_finds_its_name_taken_and_keeps_its_parts(tmp_path):
     assert (tmp_path / "out").read_text() == "mine"
     (tmp_path / "out").unlink()
     run()
-    assert ShardSet(tmp_path / "out").index.samples == 1 and names(tmp_path) == ["out"]
+    assert ShardSet(tmp_path / "out").index.samples == 1
+    assert names(tmp_path) == ["out"]
 
 
 @pytest.mark.parametrize("size", ["64k", "300k"])
@@ -820,7 +840,8 @@ def test_a_small_file_system(size, tmp_path):
         for write in (lambda: write_text(disk / "file", "x" * 500_000), lambda: a_set(disk / "set", 10_000)):
             with pytest.raises((OSError, VideoAlignError), match="No space left"):
                 write()
-        assert names(disk) == ["file"] and (disk / "file").read_text() == "earlier"
+        assert names(disk) == ["file"]
+        assert (disk / "file").read_text() == "earlier"
     finally:
         subprocess.run(["umount", disk], check=True)
 
@@ -831,7 +852,8 @@ def test_threads_that_write_one_file(tmp_path):
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(set(json.loads((tmp_path / "x.json").read_text()))) == 1 and names(tmp_path) == ["x.json"]
+    assert len(set(json.loads((tmp_path / "x.json").read_text()))) == 1
+    assert names(tmp_path) == ["x.json"]
 
 
 def test_names_beside_an_output_stay_within_what_file_systems_take(tmp_path):

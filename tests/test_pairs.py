@@ -179,7 +179,8 @@ def test_collate_keeps_places(processor: RewardProcessor) -> None:
     assert [drop.key for drop in batch["dropped"]] == ["gone", "too"]
     assert batch["keys"] == ["k1", "k1", "k2", "k3", "k1"]
     assert batch["labels"].shape == (5, 4) and batch["scores"].shape == (2, 5, 3)
-    assert batch["labels"][:, 3].isnan().all() and not batch["labels"][:, :3].isnan().any()
+    assert batch["labels"][:, 3].isnan().all()
+    assert not batch["labels"][:, :3].isnan().any()
     assert same(batch["scores"][:, 2], pair(2).scores)
     # A of all, then B of all
     order = [1, 1, 2, 3, 1]
@@ -203,7 +204,8 @@ def test_collate_of_unequal_sizes(processor: RewardProcessor) -> None:
 
 def test_collate_with_nothing_sound(processor: RewardProcessor) -> None:
     batch = Collate(processor)([Item(Dropped("gone", "why not"), False)] * 2)
-    assert batch["valid"].tolist() == [False, False] and len(batch["dropped"]) == 2
+    assert batch["valid"].tolist() == [False, False]
+    assert len(batch["dropped"]) == 2
     assert "inputs" not in batch
 
 
@@ -251,7 +253,8 @@ def test_training_batches(data: Path, processor: RewardProcessor, workers: int) 
         for load in loaders:
             for batch in load:
                 check(batch, straight, exchanged, processor)
-                assert batch["valid"].all() and not batch["dropped"]
+                assert batch["valid"].all()
+                assert not batch["dropped"]
                 seen += batch["keys"]
         assert sorted(seen) == sorted(straight)
         epochs.append(seen)
@@ -291,12 +294,14 @@ def test_a_share_of_the_training_pairs(data: Path, processor: RewardProcessor) -
             pairs = module(processor, swap=False, **options)
             loads = [pairs.train_dataloader() for _ in range(2)]
             keys = {*trained_on(loads[0])}
-            assert len(keys) == 12 * share and {*trained_on(loads[0])} == keys
+            assert len(keys) == 12 * share
+            assert {*trained_on(loads[0])} == keys
             for batch in loads[1]:
                 check(batch, straight, dict.fromkeys(straight, False), processor)
             seen[share, seed] = keys
             assert len(trained_on(pairs.val_dataloader()[0])) == 12
-    assert seen[0.25, 0] < seen[0.5, 0] < seen[1.0, 0] and all(seen[s, 0] == seen[s, 1] for s in (0.25, 0.5, 1.0))
+    assert seen[0.25, 0] < seen[0.5, 0] < seen[1.0, 0]
+    assert all(seen[s, 0] == seen[s, 1] for s in (0.25, 0.5, 1.0))
 
 
 def test_listed_training_pairs(tmp_path: Path, data: Path, processor: RewardProcessor) -> None:
@@ -351,7 +356,8 @@ def test_examples_are_the_first_ones_as_they_are(data: Path, processor: RewardPr
     one = module(processor, val=str(data / "pairs"))
     straight = list(on_disk(data, processor).values())
     found = one.examples(3)
-    assert len(found) == 3 and all(same_pair(a, b) for a, b in zip(found, straight))
+    assert len(found) == 3
+    assert all(same_pair(a, b) for a, b in zip(found, straight))
     assert len(one.examples(100)) == PAIRS_ON_DISK
 
 
@@ -364,8 +370,10 @@ def test_a_damaged_sample_is_dropped(tmp_path: Path, data: Path, processor: Rewa
         processor, train=str(tmp_path / "set"), batch_size=6, shuffle_buffer=0, max_dropped=0.1
     ).train_dataloader()
     first, second = list(load)
-    assert first["valid"].tolist() == [True] * 4 + [False] + [True] and second["valid"].all()
-    assert first["keys"][4] == "000000" and load.dropped == 1
+    assert first["valid"].tolist() == [True] * 4 + [False] + [True]
+    assert second["valid"].all()
+    assert first["keys"][4] == "000000"
+    assert load.dropped == 1
     assert "key '000004', a.mp4 is no readable video" in first["dropped"][0].reason
     load = module(processor, train=str(tmp_path / "set"), batch_size=6).train_dataloader()
     with pytest.raises(VideoAlignError, match=r"1 of 12 samples could not be used.*'000004'"):
@@ -419,7 +427,8 @@ def encoded(source: Path, out: Path, processor: RewardProcessor) -> ShardSet:
 def test_cached_frames_are_identical(tmp_path: Path, data: Path, processor: RewardProcessor) -> None:
     for name in ("pairs", "videos"):
         source, cache = ShardSet(data / name), encoded(data / name, tmp_path / name, processor)
-        assert cache.index.kind == name and not list(verify(cache))
+        assert cache.index.kind == name
+        assert not list(verify(cache))
         samples = zip(list(source), list(cache), strict=True)
         decode, load = (FrameReader(s, processor.sampling, processor.factor) for s in (source, cache))
         for a, b in samples:
@@ -437,7 +446,9 @@ def test_batches_from_a_cache_are_identical(tmp_path: Path, data: Path, processo
         for path in (data / "pairs", tmp_path / "cache")
     ]
     for a, b in zip(*batches, strict=True):
-        assert a["keys"] == b["keys"] and same(a["labels"], b["labels"]) and same(a["scores"], b["scores"])
+        assert a["keys"] == b["keys"]
+        assert same(a["labels"], b["labels"])
+        assert same(a["scores"], b["scores"])
         assert all(torch.equal(a["inputs"][name], b["inputs"][name]) for name in a["inputs"])
 
 

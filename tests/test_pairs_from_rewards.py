@@ -148,4 +148,6 @@ def test_pairs_from_rewards_refuses(name, judge, clips, latents, tmp_path, capfd
     options = [{"pairs": clips / "pairs", "latents": latents / "wan"}.get(o, o) for o in options]
     assert pair_up(judge, clips / "videos", tmp_path / "out", *options) == 2
     err = capfd.readouterr().err
-    assert words in err.split("videoalign: error:")[-1] and "Traceback" not in err and not (tmp_path / "out").exists()
+    assert words in err.split("videoalign: error:")[-1]
+    assert "Traceback" not in err
+    assert not (tmp_path / "out").exists()

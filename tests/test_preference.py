@@ -268,7 +268,8 @@ def test_bootstrap_interval_contains_the_estimate(ties):
         assert low < accuracy(labels, margins) < high
         assert 0.05 < high - low < 0.2
         wider = bootstrap_interval(labels, margins, ties, confidence=0.999, resamples=300)
-        assert wider[0] < low and high < wider[1]
+        assert wider[0] < low
+        assert high < wider[1]
 
 
 @pytest.mark.parametrize("ties", [False, True])
@@ -331,7 +332,8 @@ def test_a_win_overtakes_the_tie_where_the_formula_says(theta):
     at = math.log((theta**2 - 2) / theta)
     before, there, after = probabilities(torch.tensor([at - 0.01, at, at + 0.01], dtype=torch.double), theta)
     assert there[0].item() == pytest.approx(there[1].item(), abs=1e-12)
-    assert before[0] < before[1] and after[0] > after[1]
+    assert before[0] < before[1]
+    assert after[0] > after[1]
 
 
 def test_theta_of_one_is_bradley_terry():
@@ -432,7 +434,8 @@ def test_what_does_not_count_has_a_gradient_of_exactly_zero(loss):
     counts = ~targets.isnan() & ((targets != 0) | (name not in LEAVE_OUT_TIES))
     f(values, targets).backward()
     assert (values.grad[~counts] == 0).all()
-    assert (values.grad[counts] != 0).all() and values.grad.isfinite().all()
+    assert (values.grad[counts] != 0).all()
+    assert values.grad.isfinite().all()
 
 
 def test_batch_without_a_label_costs_nothing(loss):
@@ -457,7 +460,8 @@ def test_extreme_values_keep_loss_and_gradient_finite(loss):
         values.grad = None
         value = loss[1](values, torch.full((1, 3), target))
         value.backward()
-        assert value.isfinite() and values.grad.isfinite().all()
+        assert value.isfinite()
+        assert values.grad.isfinite().all()
 
 
 @pytest.mark.parametrize("name", [name for name in LOSSES if name != "reg"])

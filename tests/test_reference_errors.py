@@ -35,7 +35,8 @@ def test_cached_errors_are_the_live_ones(cache, generators, latents):
         json.loads((cache / "reference.json").read_text()),
     )
     module, encoded = FlowDPO(generator=str(generators / "wan")), samples_of(latents / "wan")
-    assert record["keys"] == list(encoded) and tensors["errors"].shape == (2, 4, 2)
+    assert record["keys"] == list(encoded)
+    assert tensors["errors"].shape == (2, 4, 2)
     assert len(set(tensors["seeds"].flatten().tolist())) == 8  # every draw is of its own noise and time
     for k in range(2):
         for i, key in enumerate(record["keys"]):
@@ -54,7 +55,8 @@ def test_epochs_cycle_through_the_draws(cache):
     for epoch, draw in enumerate((0, 1, 0, 1, 0)):
         for i, key in enumerate(record["keys"]):
             seed, errors = cached(key, epoch)
-            assert seed == tensors["seeds"][draw, i] and torch.equal(errors, tensors["errors"][draw, i])
+            assert seed == tensors["seeds"][draw, i]
+            assert torch.equal(errors, tensors["errors"][draw, i])
 
 
 def test_training_with_the_cache_is_training_without(cache, generators, latents, tmp_path, monkeypatch):
@@ -142,14 +144,16 @@ def test_reference_run_refuses(options, words, generators, latents, clips, tmp_p
     options["data"] = {"pairs": clips / "pairs", "ltx": latents / "ltx"}.get(options["data"], options["data"])
     config = reference_config(tmp_path / "r.yaml", generators / "wan", out=tmp_path / "out", **options)
     assert call("predict", "--config", config) == 2
-    assert words in capfd.readouterr().err and not (tmp_path / "out").exists()
+    assert words in capfd.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_reference_run_refuses_an_output_in_the_way_before_the_work(generators, latents, tmp_path, capfd, monkeypatch):
     calls = counting(monkeypatch, CacheReference, "errors")
     config = reference_config(tmp_path / "r.yaml", generators / "wan", latents / "wan", in_the_way(tmp_path))
     assert call("predict", "--config", config) == 2
-    assert "exists already" in capfd.readouterr().err and (tmp_path / "out" / "notes.txt").exists()
+    assert "exists already" in capfd.readouterr().err
+    assert (tmp_path / "out" / "notes.txt").exists()
     assert not calls
 
 

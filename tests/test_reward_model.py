@@ -96,7 +96,8 @@ def test_fit_trains_logs_and_measures_statistics(loss, network, world, tmp_path)
 def test_statistics_are_measured_when_fit_ends_between_validations(network, world, tmp_path):
     model, trainer = fit(network, world, tmp_path, steps=4)  # an epoch has 6 steps: no validation took place
     assert "val/loss" not in trainer.callback_metrics
-    assert network.statistics.std != [1.0, 1.0, 1.0] and model._measured_at == 4
+    assert network.statistics.std != [1.0, 1.0, 1.0]
+    assert model._measured_at == 4
 
 
 def test_averaged_weights_have_statistics_of_their_own(network, world, tmp_path):
@@ -162,7 +163,9 @@ def test_dropped_and_padded_pairs_do_not_train(network):
     model = RewardModel(network)
     batch = {"labels": torch.ones(3, 4), "scores": torch.ones(2, 3, 3), "valid": torch.tensor([True, False, True])}
     labels, scores = model._masked(batch)
-    assert labels[1].isnan().all() and scores[:, 1].isnan().all() and not labels[[0, 2]].isnan().any()
+    assert labels[1].isnan().all()
+    assert scores[:, 1].isnan().all()
+    assert not labels[[0, 2]].isnan().any()
 
 
 @pytest.mark.parametrize(
@@ -216,7 +219,8 @@ def test_callbacks_write_what_people_look_at(network, world, tmp_path):
     assert events.Images("examples/1")[0].encoded_image_string[:6] in (b"GIF89a", b"GIF87a")
     assert "bench/recent/text_summary" in events.Tags()["tensors"]
     record = json.loads((Path(trainer.log_dir) / "reward_bench" / "recent.json").read_text())
-    assert set(record["accuracies"]) == {"VQ", "MQ", "TA", "Overall"} and record["step"] == 6
+    assert set(record["accuracies"]) == {"VQ", "MQ", "TA", "Overall"}
+    assert record["step"] == 6
     loaded = VideoReward.from_pretrained(Path(trainer.log_dir) / "export")
     assert loaded.statistics == network.statistics
     for name, parameter in network.named_parameters():
@@ -400,4 +404,5 @@ def test_fsdp2_resumes_exactly(backbone, world, tmp_path):
     """From sharded checkpoints and from whole ones."""
     done = forked(RESUME, backbone, world, tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "sharded True: difference 0.0\n" in done.stdout and "sharded False: difference 0.0\n" in done.stdout
+    assert "sharded True: difference 0.0\n" in done.stdout
+    assert "sharded False: difference 0.0\n" in done.stdout

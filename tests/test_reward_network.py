@@ -132,7 +132,8 @@ def test_special_text_in_a_prompt_injects_nothing(build, processor_with_reward_t
     batch = processor(videos, prompts)
     rows = [ids[mask.bool()].tolist() for ids, mask in zip(batch["input_ids"], batch["attention_mask"])]
     plain, spelled = ([i for i in row if i in special] for row in rows)
-    assert plain == spelled and set(processor.reward_ids) <= set(plain)
+    assert plain == spelled
+    assert set(processor.reward_ids) <= set(plain)
     assert len(rows[1]) > len(rows[0])  # the text is there, as plain letters
     got = rewards(network, videos, prompts)
     assert got.isfinite().all()
@@ -246,7 +247,8 @@ def test_qwen2_5_vl_works(build, backbone_2_5):
     network = build(backbone_2_5)
     got = rewards(network, clips(), PROMPTS)
     single = torch.cat([rewards(network, [video], [prompt]) for video, prompt in zip(clips(), PROMPTS)])
-    assert got.shape == (3, 3) and got.isfinite().all()
+    assert got.shape == (3, 3)
+    assert got.isfinite().all()
     torch.testing.assert_close(got, single, rtol=0, atol=1e-5)
     blind = rewards(network, *clip_and_prompts(*PROMPTS))
     torch.testing.assert_close(blind[1:, :2], blind[:1, :2].expand(2, 2), rtol=0, atol=1e-5)
@@ -267,7 +269,8 @@ def hidden_states(network, videos, prompts):
 def test_each_row_of_the_head_reads_its_own_token(build):
     network = build()
     states, got = hidden_states(network, clips(), PROMPTS)
-    assert states.shape == (3, 3, 32) and network.head.weight.shape == (3, 32)
+    assert states.shape == (3, 3, 32)
+    assert network.head.weight.shape == (3, 32)
     for i in range(3):
         torch.testing.assert_close(got[:, i], states[:, i] @ network.head.weight[i])
 
@@ -276,7 +279,8 @@ def test_shared_token_gives_three_rewards(build):
     network = build(template="shared")
     assert network.processor.template.tokens == ["<|reward|>"]
     states, got = hidden_states(network, clips(), PROMPTS)
-    assert states.shape == (3, 1, 32) and dict(network.named_parameters())[ROWS].shape == (1, 32)
+    assert states.shape == (3, 1, 32)
+    assert dict(network.named_parameters())[ROWS].shape == (1, 32)
     torch.testing.assert_close(got, states[:, 0] @ network.head.weight.T)
 
 
@@ -295,7 +299,8 @@ def test_head_stays_in_fp32(build):
     assert network.backbone.language_model.layers[0].mlp.up_proj.base_layer.weight.dtype == torch.bfloat16
     assert network.head.weight.dtype == dict(network.named_parameters())[ROWS].dtype == torch.float32
     states, got = hidden_states(network, clips(), PROMPTS)
-    assert states.dtype == torch.bfloat16 and got.dtype == torch.float32
+    assert states.dtype == torch.bfloat16
+    assert got.dtype == torch.float32
     want = torch.einsum("bde,de->bd", states.double(), network.head.weight.double())
     torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-5)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -309,8 +314,10 @@ def test_token_rows_leave_other_tokens_alone():
     ids = torch.tensor([[0, 3, 6], [9, 9, 1]])
     got = rows(ids)
     assert rows.weight is base.weight
-    assert torch.equal(got[0, [0, 2]], base.weight[[0, 6]]) and torch.equal(got[1, 2], base.weight[1])
-    assert torch.equal(got[0, 1], rows.rows[0]) and torch.equal(got[1, :2], rows.rows[[1, 1]])
+    assert torch.equal(got[0, [0, 2]], base.weight[[0, 6]])
+    assert torch.equal(got[1, 2], base.weight[1])
+    assert torch.equal(got[0, 1], rows.rows[0])
+    assert torch.equal(got[1, :2], rows.rows[[1, 1]])
     got.sum().backward()
     assert rows.rows.grad.tolist() == [[1.0] * 4, [2.0] * 4]
 
@@ -375,7 +382,8 @@ def test_adapters_cover_every_linear_layer_of_their_part(build, option):
         for name, module in build(**FROZEN).named_modules()
         if isinstance(module, torch.nn.Linear) and name.startswith(part)
     }
-    assert {name for name in adapted if ".merger." not in name} == linear and len(linear) >= 4
+    assert {name for name in adapted if ".merger." not in name} == linear
+    assert len(linear) >= 4
 
 
 def test_adapters_on_named_layers_only(build):
@@ -405,8 +413,10 @@ def test_of_the_vocabulary_only_the_new_rows_train(build, language):
     before = {name: p.detach().clone() for name, p in network.named_parameters()}
     train(network)
     now = dict(network.named_parameters())
-    assert torch.equal(now[BASE], before[BASE]) and now[BASE].grad is None
-    assert now[ROWS].shape == (3, 32) and (now[ROWS] != before[ROWS]).any(1).all()
+    assert torch.equal(now[BASE], before[BASE])
+    assert now[BASE].grad is None
+    assert now[ROWS].shape == (3, 32)
+    assert (now[ROWS] != before[ROWS]).any(1).all()
     if language == "frozen":
         assert set(network.trained_names()) == {ROWS, "head.weight"}
 
@@ -589,10 +599,10 @@ def test_another_backbone_is_refused(saved, tmp_path, shape):
 def test_shipped_templates_parse(name):
     template = Template.load(name)
     assert "".join(template.parts) == template.text
-    assert template.separate == (name != "shared") and len(template.tokens) == (1 if name == "shared" else 3)
-    assert (
-        template.marks[0] == "<video>" and template.marks[-2] == "<prompt>"
-    )  # the prompt before the last reward alone
+    assert template.separate == (name != "shared")
+    assert len(template.tokens) == (1 if name == "shared" else 3)
+    assert template.marks[0] == "<video>"
+    assert template.marks[-2] == "<prompt>"  # the prompt before the last reward alone
 
 
 def test_templates_of_ones_own(tmp_path, build):

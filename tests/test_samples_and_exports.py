@@ -123,7 +123,8 @@ def test_an_export_in_the_way_is_refused_before_training(lora, generators, laten
     config = flow_config(tmp_path / "f.yaml", generators / "ltx", latents / "ltx", [export], lora=lora)
     calls = counting(monkeypatch, FlowDPO, "training_step")
     assert call("fit", "--config", config) == 2
-    assert "exists already" in capfd.readouterr().err and not calls
+    assert "exists already" in capfd.readouterr().err
+    assert not calls
     assert (tmp_path / "out" / "notes.txt").read_text() == "precious"
 
 
@@ -139,7 +140,8 @@ def test_samples_stand_beside_the_reference_with_the_same_noise(family, trained)
     paths = sorted((trained[family].run / "samples").iterdir())
     assert [p.name for p in paths] == ["00_step000002.gif", "00_step000004.gif"]
     (policy, reference), (later, again) = (halves(frames.astype(int)) for frames in trained[family].shown)
-    assert np.array_equal(reference, again) and np.abs(later - policy).mean() > 1 < np.abs(policy - reference).mean()
+    assert np.array_equal(reference, again)
+    assert np.abs(later - policy).mean() > 1 < np.abs(policy - reference).mean()
     for path, frames in zip(paths, trained[family].shown):
         with Image.open(path) as gif:
             assert gif.n_frames == 5 and gif.size == frames.shape[2:0:-1]
@@ -162,7 +164,8 @@ def test_before_training_both_halves_are_equal(generators, latents, tmp_path):
     for path in paths:
         with Image.open(path) as gif:
             left, right = halves(np.asarray(gif.convert("RGB")))
-        assert np.array_equal(left, right) and left.std() > 0
+        assert np.array_equal(left, right)
+        assert left.std() > 0
 
 
 def test_samples_are_shown_at_every_nth_validation():

@@ -65,7 +65,8 @@ def test_frames_are_evenly_spaced_by_index():
 def test_frames_are_even_in_number_ascending_and_span_the_clip(sampling):
     for total, fps in itertools.product([*range(2, 60), 121, 500, 1999], (7.5, 8, 24, 60)):
         indices = sampling.indices(total, fps)
-        assert len(indices) % 2 == 0 and len(indices) >= 2
+        assert len(indices) % 2 == 0
+        assert len(indices) >= 2
         assert all(a < b for a, b in itertools.pairwise(indices))
         assert (indices[0], indices[-1]) == (0, total - 1)
         gaps = [b - a for a, b in itertools.pairwise(indices)]
@@ -80,7 +81,8 @@ def test_every_frame_but_an_odd_one_at_the_clips_own_rate(sampling):
 @pytest.mark.parametrize(("most", "count"), [(4, 4), (6, 6), (10, 10), (100, 20)])
 def test_long_clips_are_sampled_more_sparsely(most, count):
     indices = FrameSampling(max_frames=most).indices(240, 24)
-    assert len(indices) == count and indices[-1] == 239
+    assert len(indices) == count
+    assert indices[-1] == 239
 
 
 def test_least_number_of_frames_is_a_setting():
@@ -135,7 +137,8 @@ def test_known_sizes(size, max_pixels, want):
 def test_sizes_keep_the_budget_the_factor_and_the_aspect(factor, max_pixels):
     for height, width in VIDEOS:
         h, w = FrameSampling(max_pixels=max_pixels, min_pixels=0).size(height, width, factor)
-        assert h % factor == 0 and w % factor == 0
+        assert h % factor == 0
+        assert w % factor == 0
         assert factor**2 <= h * w <= max_pixels
         assert (h - factor) / (w + factor) < height / width < (h + factor) / (w - factor)
 
@@ -182,7 +185,8 @@ def test_genai_bench_within_its_budget_is_an_option():
 def test_small_frames_are_enlarged():
     assert FrameSampling().size(32, 32, FACTOR) == (336, 336)
     h, w = FrameSampling().size(120, 200, FACTOR)
-    assert h * w >= FrameSampling().min_pixels and h % FACTOR == w % FACTOR == 0
+    assert h * w >= FrameSampling().min_pixels
+    assert h % FACTOR == w % FACTOR == 0
     assert (h - FACTOR) / w < 120 / 200 < h / (w - FACTOR)
 
 

@@ -115,7 +115,8 @@ def test_index_is_plain_json(sets: Path) -> None:
 def test_contents_say_where_samples_stand(sets: Path) -> None:
     shards = ShardSet(sets / "pairs")
     contents = shards.contents()
-    assert len(contents) == len(shards) == SAMPLES and contents.keys() == [f"{i:06d}" for i in range(SAMPLES)]
+    assert len(contents) == len(shards) == SAMPLES
+    assert contents.keys() == [f"{i:06d}" for i in range(SAMPLES)]
     with tarfile.open(sets / "pairs" / "000001.tar") as tar:
         for i in (3, 4, 5):
             for extension in ("a.mp4", "b.mp4", "json"):
@@ -306,7 +307,8 @@ def test_verify_of_sound_sets(sets: Path, capsys: pytest.CaptureFixture) -> None
         assert list(verify(open_damaged(str(sets / name)))) == []
         main(["shards", "verify", str(sets / name)])
         out = capsys.readouterr().out
-        assert "is sound" in out and text in out
+        assert "is sound" in out
+        assert text in out
 
 
 # --- damage ---------------------------------------------------------------------------------------
@@ -601,7 +603,8 @@ def test_nothing_wrong_is_streamed(sets: Path, tmp_path: Path, name: str, traini
         return
     dropped = [item.value for item in items if isinstance(item.value, Dropped)]
     pairs = [item.value for item in items if item.valid]
-    assert all(drop.reason for drop in dropped) and len(dropped) + len(pairs) == len(items)
+    assert all(drop.reason for drop in dropped)
+    assert len(dropped) + len(pairs) == len(items)
     for pair in pairs:
         want = sound[pair.key]
         assert pair.prompt == want.prompt and pair.sources == want.sources
@@ -632,7 +635,8 @@ def test_verify_by_command(sets: Path, tmp_path: Path, name: str, capfd: pytest.
     out, err = capfd.readouterr()
     assert stop.value.code == 1
     assert re.search(DAMAGE[name].found, out)
-    assert "Traceback" not in err and "is sound" not in out
+    assert "Traceback" not in err
+    assert "is sound" not in out
     assert files(folder) == before
 
 
@@ -678,7 +682,8 @@ def test_an_index_that_means_nothing_is_not_read(sets: Path, tmp_path: Path, nam
     except VideoAlignError as error:
         assert re.search(words, str(error))
     else:  # what is wrong concerns tables only
-        assert name.startswith("table") and len(keys) == SAMPLES
+        assert name.startswith("table")
+        assert len(keys) == SAMPLES
 
 
 @pytest.mark.parametrize("name", INDEX)
@@ -803,7 +808,8 @@ def test_damaged_frames_are_found_and_dropped(sets: Path, tmp_path: Path, conten
     change = replace_member("000001.a.safetensors", lambda old: content)
     folder = damaged(sets, "frames", tmp_path, Damage(change, "", signed=True))
     lines = list(verify(open_damaged(str(folder))))
-    assert len(lines) == 1 and "key '000001', a.safetensors" in lines[0]
+    assert len(lines) == 1
+    assert "key '000001', a.safetensors" in lines[0]
     shards = ShardSet(folder)
     decode = PairDecoder(FrameReader(shards, GLANCE, 16), None)
     items = streamed(shards, decode)

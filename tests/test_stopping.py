@@ -52,11 +52,14 @@ def test_a_signal_ends_any_command_with_one_line(command, signum, code, monkeypa
 
     monkeypatch.setattr(cli, "_run", work)
     before = signal.getsignal(signum)
-    assert status(command) == code and left == ["tidied up"]
+    assert status(command) == code
+    assert left == ["tidied up"]
     err = capfd.readouterr().err
-    assert err.count("\n") == 1 and err.startswith(f"videoalign: stopped by {signum.name}: ")
+    assert err.count("\n") == 1
+    assert err.startswith(f"videoalign: stopped by {signum.name}: ")
     assert cli.KEPT.get(" ".join(command), "nothing half-written is left") in err
-    assert signal.getsignal(signum) is before and stopping.asked() is None
+    assert signal.getsignal(signum) is before
+    assert stopping.asked() is None
 
 
 def test_a_signal_that_a_destructor_swallowed_counts_at_the_next_look(monkeypatch, capfd):
@@ -164,8 +167,11 @@ def test_training_goes_on_exactly_from_the_checkpoint_of_a_stop(
     err = capfd.readouterr().err
     path = tmp_path / f"checkpoints/stopped-step={step}.ckpt"
     said = [line for line in err.splitlines() if line.startswith("videoalign:")]
-    assert len(said) == 1 and f"at step {step}: {path} holds all of it" in said[0] and f"--ckpt_path {path}" in said[0]
-    assert "Traceback" not in err and path.exists()
+    assert len(said) == 1
+    assert f"at step {step}: {path} holds all of it" in said[0]
+    assert f"--ckpt_path {path}" in said[0]
+    assert "Traceback" not in err
+    assert path.exists()
     start = RewardModel.on_validation_epoch_start
     monkeypatch.setattr(
         RewardModel, "on_validation_epoch_start", lambda self: (validated.append(self.global_step), start(self))[1]
@@ -295,7 +301,8 @@ def test_two_processes_end_together_and_one_says_why(kind, rank, code, project, 
     said = [line for line in err.splitlines() if line.startswith("videoalign:")]
     assert len(said) == 1 and err.splitlines()[-1] == said[0], err
     if kind == "signal":
-        assert "stopped by SIGTERM at step 3" in said[0] and (tmp_path / "out/checkpoints/stopped-step=3.ckpt").exists()
+        assert "stopped by SIGTERM at step 3" in said[0]
+        assert (tmp_path / "out/checkpoints/stopped-step=3.ckpt").exists()
         assert "Traceback" not in err
     else:
         assert f"error: rank {rank}: FloatingPointError: the loss is not finite" in said[0]

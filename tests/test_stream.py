@@ -95,7 +95,8 @@ def test_a_step_sees_the_same_samples_on_any_number_of_ranks() -> None:
         return [set.union(*micro[i : i + accumulate]) for i in range(0, len(micro), accumulate)]
 
     want = steps(1, 12, 1)
-    assert len(want) == 5 and {len(step) for step in want} == {12}
+    assert len(want) == 5
+    assert {len(step) for step in want} == {12}
     for plan in ((12, 1, 1), (1, 1, 12), (2, 3, 2), (3, 2, 2), (4, 3, 1), (2, 1, 6), (1, 4, 3)):
         assert steps(*plan) == want, plan
 
@@ -221,7 +222,8 @@ def test_ranks_together_see_every_sample(shards: ShardSet, workers: int) -> None
         batches = list(loader(shards, workers, world=3, rank=rank, training=False))
         lengths.add(len(batches))
         seen += [v[0] for b in batches for v, valid in zip(b["values"], b["valid"]) if valid]
-    assert sorted(seen) == keys_of(23) and len(lengths) == 1
+    assert sorted(seen) == keys_of(23)
+    assert len(lengths) == 1
 
 
 @pytest.mark.parametrize("workers", WORKERS)
@@ -303,7 +305,8 @@ def test_resuming_on_other_ranks_and_workers(shards: ShardSet, world: int, worke
     for load in ranks:
         load.load_state_dict(state)
     rest = [sorted(itertools.chain(*parts)) for parts in zip(*(values(list(load)) for load in ranks))]
-    assert rest == whole and len(rest) == 3
+    assert rest == whole
+    assert len(rest) == 3
 
 
 def test_the_same_geometry_on_another_rank(shards: ShardSet) -> None:

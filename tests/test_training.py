@@ -95,7 +95,8 @@ def test_dropout_belongs_to_the_step():
     for before in (0, 5):
         torch.rand(before)
         L.Trainer(**QUIET, max_epochs=2, enable_checkpointing=False).fit(Draws(), batches())
-    assert drawn[:12] == drawn[12:] and len(set(drawn)) == 12
+    assert drawn[:12] == drawn[12:]
+    assert len(set(drawn)) == 12
 
 
 def test_checkpoints_hold_the_weights_and_their_average(tmp_path):
@@ -110,7 +111,8 @@ def test_checkpoints_hold_the_weights_and_their_average(tmp_path):
     trainer = L.Trainer(**QUIET, max_epochs=1, callbacks=[save, ema, Watch()])
     trainer.fit(model, batches())
     average = model.weight.detach().clone()
-    assert torch.equal(average, ema.average["weight"]) and not torch.equal(average, seen["weights"])
+    assert torch.equal(average, ema.average["weight"])
+    assert not torch.equal(average, seen["weights"])
     trainer.save_checkpoint(tmp_path / "end.ckpt")
     ema.kept = None
     for path in tmp_path.glob("*.ckpt"):

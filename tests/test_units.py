@@ -26,7 +26,8 @@ def runs(path):
 def test_needs_come_first_and_a_second_call_does_nothing(tmp_path, capfd):
     work(tmp_path, partial(chain, tmp_path), 2)
     printed = capfd.readouterr().out
-    assert printed.index("making a") < printed.index("making b") < printed.index("making c") and "3 of 3" in printed
+    assert printed.index("making a") < printed.index("making b") < printed.index("making c")
+    assert "3 of 3" in printed
     work(tmp_path, partial(chain, tmp_path), 2)
     assert [runs(tmp_path / name) for name in "abc"] == [1, 1, 1]
     assert "done before" in capfd.readouterr().out
@@ -49,10 +50,12 @@ def test_two_calls_at_once_share_the_work_and_do_nothing_twice(tmp_path):
 def test_a_failure_leaves_the_rest_done_and_is_tried_again(tmp_path, capfd):
     with pytest.raises(VideoAlignError, match=r"bad: the disk is on fire .*bad\.log"):
         work(tmp_path, partial(broken, tmp_path), 2)
-    assert (tmp_path / "other").exists() and not (tmp_path / "after").exists()
+    assert (tmp_path / "other").exists()
+    assert not (tmp_path / "after").exists()
     (tmp_path / "switch").touch()
     work(tmp_path, partial(broken, tmp_path), 1)
-    assert (tmp_path / "after").exists() and runs(tmp_path / "other") == 1
+    assert (tmp_path / "after").exists()
+    assert runs(tmp_path / "other") == 1
 
 
 def test_a_unit_without_result_is_a_failure(tmp_path):
@@ -64,7 +67,8 @@ def test_what_a_unit_prints_is_in_its_log(tmp_path, capfd):
     work(tmp_path, partial(loud, tmp_path), 1)
     assert {*(tmp_path / "logs/said.log").read_text().splitlines()} == {"to the log", "from below python"}
     printed = capfd.readouterr()
-    assert "to the log" not in printed.out and "below" not in printed.err
+    assert "to the log" not in printed.out
+    assert "below" not in printed.err
 
 
 def test_what_most_work_waits_for_comes_first():
@@ -164,7 +168,8 @@ def test_a_killed_call_goes_on(tmp_path):
     before = {path: path.stat().st_mtime_ns for path in made}
     process, _ = call(tmp_path, 8, 0, 2)
     process.communicate()
-    assert process.returncode == 0 and all((out / f"u/{i}").exists() for i in range(8))
+    assert process.returncode == 0
+    assert all((out / f"u/{i}").exists() for i in range(8))
     assert {path: path.stat().st_mtime_ns for path in made} == before
 
 

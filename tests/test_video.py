@@ -115,7 +115,8 @@ def test_frames_are_those_of_a_full_decode(tmp_path: Path, name: str, content: b
     for sampling in (FOUR, FrameSampling(fps=None, num_frames=10, min_pixels=0)):
         want = np.stack([full[i] for i in sampling.indices(11, None)])
         video = decode(source, sampling, 16)
-        assert video.dtype == torch.uint8 and video.is_contiguous()
+        assert video.dtype == torch.uint8
+        assert video.is_contiguous()
         assert np.array_equal(arrays(video), want)
 
 
@@ -384,7 +385,10 @@ def test_damaged_packets_never_escape_as_another_error(tmp_path: Path) -> None:
             video = decode(
                 bytes(broken), FrameSampling(fps=None, num_frames=4, min_pixels=0, max_pixels=64 * 64), 16, "x"
             )
-            assert video.ndim == 4 and video.shape[1] == 3 and len(video) % 2 == 0 and len(video) > 0
+            assert video.ndim == 4
+            assert video.shape[1] == 3
+            assert len(video) % 2 == 0
+            assert len(video) > 0
         except VideoError as error:
             refused += 1
             assert str(error).startswith("x")

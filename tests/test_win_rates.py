@@ -50,13 +50,16 @@ def test_a_small_shift_wins_with_the_same_noise_only():
     reference = torch.randn(40, 4, 4)
     row = win_rates(reference + 0.01, reference)["VQ"]
     assert row["win_rate"] == 1.0 and row["win_rate_interval"] == (1.0, 1.0)
-    assert 0.5 <= row["superiority"] < 0.52 and row["superiority_interval"][1] < 0.52
+    assert 0.5 <= row["superiority"] < 0.52
+    assert row["superiority_interval"][1] < 0.52
 
 
 def test_equal_rewards_win_half():
     rewards = torch.randn(3, 2, 4)
     for row in win_rates(rewards, rewards).values():
-        assert row["win_rate"] == 0.5 and row["win_rate_interval"] == (0.5, 0.5) and row["superiority"] == 0.5
+        assert row["win_rate"] == 0.5
+        assert row["win_rate_interval"] == (0.5, 0.5)
+        assert row["superiority"] == 0.5
 
 
 def test_win_rate_of_an_untrained_policy_is_one_half(generators, latents, judge, prompts, tmp_path):
@@ -66,9 +69,13 @@ def test_win_rate_of_an_untrained_policy_is_one_half(generators, latents, judge,
     assert call("test", "--config", config) == 0
     run = tmp_path / "run" / "version_0"
     saved = json.loads((run / "win_rate.json").read_text())
-    assert saved["drift"] == 0 and saved["prompts"] == read_prompts(prompts) and saved["samples"] == 2
+    assert saved["drift"] == 0
+    assert saved["prompts"] == read_prompts(prompts)
+    assert saved["samples"] == 2
     for row in saved["columns"].values():
-        assert row["win_rate"] == 0.5 and row["win_rate_interval"] == [0.5, 0.5] and row["policy"] == row["reference"]
+        assert row["win_rate"] == 0.5
+        assert row["win_rate_interval"] == [0.5, 0.5]
+        assert row["policy"] == row["reference"]
         assert row["superiority"] == 0.5
     assert not tmp_path.joinpath("win_rate.json").exists()
 

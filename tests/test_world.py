@@ -130,7 +130,8 @@ def test_pairs_are_of_two_sources(world: Path) -> None:
         for row in record["scores"].values():
             assert row.keys() == {"VQ", "MQ", "TA"} and all(1 <= score <= 5 for score in row.values())
         for row in record["quality"].values():
-            assert len(row) == 3 and all(0 <= value <= 1 for value in row)
+            assert len(row) == 3
+            assert all(0 <= value <= 1 for value in row)
 
 
 def test_labels_follow_the_votes(world: Path) -> None:
@@ -139,7 +140,8 @@ def test_labels_follow_the_votes(world: Path) -> None:
     for record in records(world / "train") + records(world / "val"):
         votes = record["votes"]
         first, agreed = votes[:3], []
-        assert len(first) == 3 and all(len(row) == 4 and set(row) <= {"A", "B", "same"} for row in votes)
+        assert len(first) == 3
+        assert all(len(row) == 4 and set(row) <= {"A", "B", "same"} for row in votes)
         for i, column in enumerate(COLUMNS):
             column_votes = {row[i] for row in first}
             agreed.append(len(column_votes) == 1)
@@ -305,7 +307,8 @@ def test_flaws_are_visible() -> None:
     frozen = clip(freeze=1.0)
     assert np.abs(np.diff(frozen[3:], axis=0)).max() == 0 < np.abs(np.diff(fine[3:], axis=0)).max()
     across = np.abs(np.diff(centre(clip(jump=1.0)), axis=0))[:, 1]
-    assert across.max() > 3 and np.abs(np.diff(centre(fine), axis=0))[:, 1].max() < 0.5
+    assert across.max() > 3
+    assert np.abs(np.diff(centre(fine), axis=0))[:, 1].max() < 0.5
 
 
 def test_newer_sources_are_better() -> None:
@@ -335,7 +338,8 @@ def test_annotators_prefer_the_better_video() -> None:
     assert np.mean([np.subtract(*rating["scores"]) for rating in ratings]) > 2.5
     ratings = [annotate(np.full(3, 0.5), np.full(3, 0.5), rng) for _ in range(200)]
     counts = Counter(word for rating in ratings for word in rating["labels"])
-    assert counts["same"] > counts["A"] and 0.7 < counts["A"] / counts["B"] < 1.4
+    assert counts["same"] > counts["A"]
+    assert 0.7 < counts["A"] / counts["B"] < 1.4
 
 
 def test_scores_are_means_of_three(world: Path) -> None:
