@@ -31,7 +31,7 @@ BATCH = 2
 
 
 def walk(labels: list, margins: list) -> float:
-    """The official script's walk, word for word of the docstring: each pair that was passed is called a tie."""
+    """The official script's walk, as its docstring says: each pair that was passed is called a tie."""
     n, best, passed = len(labels), -1, set()
     for number in sorted(range(n), key=lambda i: abs(margins[i])):
         passed.add(number)
@@ -40,7 +40,7 @@ def walk(labels: list, margins: list) -> float:
 
 
 def exact(labels: list, margins: list, least: float = -1.0) -> float:
-    """The best over thresholds from ``least`` on that make a difference; -1 calls no pair a tie."""
+    """The best accuracy over all thresholds from ``least`` on that differ; -1 calls no pair a tie."""
     candidates = [e for e in (-1.0, *map(abs, margins)) if e >= least]
     return max(
         sum(y == 0 if abs(m) <= e else y * m > 0 for y, m in zip(labels, margins)) / len(labels) for e in candidates
@@ -167,7 +167,7 @@ class Run:
 
 @pytest.fixture(scope="session")
 def finished(kit: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Run]:
-    """A finished run with the given options, each made once and the one without options at once. Read only."""
+    """A function that gives a finished run with the given options; each is made once. Read only."""
     runs: dict[tuple, Run] = {}
 
     def get(*options: object) -> Run:
@@ -187,7 +187,7 @@ VGRB, GENAI = ("--benchmark", "videogen-rewardbench"), ("--benchmark", "genai-be
 
 @pytest.fixture
 def forwards(monkeypatch: pytest.MonkeyPatch) -> list[list]:
-    """Grids of the videos of every forward pass: (patches in time, height, width)."""
+    """The videos' grids in every forward pass: (patches in time, height, width)."""
     seen, forward = [], VideoReward.forward
 
     def spied(self: VideoReward, **inputs: torch.Tensor) -> torch.Tensor:
@@ -199,5 +199,5 @@ def forwards(monkeypatch: pytest.MonkeyPatch) -> list[list]:
 
 
 def lines(folder: Path) -> list[str]:
-    """Lines of all ranks, sorted."""
+    """The lines that all ranks wrote, sorted."""
     return sorted(line for path in folder.glob("rewards.*.jsonl") for line in path.read_text().splitlines())

@@ -80,13 +80,13 @@ def settings(world, out, **changes):
 
 
 def compare(path, config, *options):
-    """Call the command with a YAML file; the exit status."""
+    """Exit status of the command with a YAML file."""
     path.write_text(yaml.safe_dump(json.loads(json.dumps(config, default=str)), sort_keys=False))
     return call("compare", "--config", path, *options)
 
 
 def counted(monkeypatch, most=10**9):
-    """Videos of each call of a generator's sampling, which fails behind so many calls."""
+    """Number of videos in each call of a generator's sampling, which fails after ``most`` calls."""
     sizes, original = [], Generator.sample
 
     def sample(self, condition, noise, *args, **kwargs):
@@ -100,7 +100,7 @@ def counted(monkeypatch, most=10**9):
 
 
 def tree(folder):
-    """Every file's content, and when it was written where it is of videos."""
+    """Every file's content; for the files of videos also when they were written."""
     return {
         str(p.relative_to(folder)): (
             p.read_bytes(),

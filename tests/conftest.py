@@ -26,7 +26,7 @@ CORPUS = [
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """One thread: the models are too small for more, and the results do not then depend on the machine's cores."""
+    """Use one thread: the models are too small for more, and results then do not depend on the machine's cores."""
     torch.set_num_threads(1)
     transformers.utils.logging.disable_progress_bar()
 
@@ -49,13 +49,13 @@ def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def sampling() -> FrameSampling:
-    """Every frame of the miniature world's clips, at their own size."""
+    """Sampling of every frame of the miniature world's clips, at their own size."""
     return FrameSampling(fps=8.0, min_pixels=0)
 
 
 @pytest.fixture(autouse=True)
 def quiet_and_clean() -> Iterator[None]:
-    """No progress bars; the default dtype and the random state are as before after every test."""
+    """No progress bars are shown; every test leaves the default dtype and the random state as they were."""
     transformers.utils.logging.disable_progress_bar()
     with torch.random.fork_rng(devices=[]):
         yield

@@ -51,7 +51,7 @@ def write(out, generator, count=8, of="pairs", record=graded, **options):
 
 
 def spoiled(place, i, tensors):
-    """For ``tensors`` of :func:`write`: sample ``place`` is damaged."""
+    """Damages sample ``place``; for ``tensors`` of :func:`write`."""
     return {**tensors, "a": torch.full(SHAPE, torch.nan)} if i == place else tensors
 
 
@@ -63,7 +63,7 @@ def pairs(folders, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def wan(folders):
-    """Read only."""
+    """The Wan generator. Read only."""
     return load_generator(folders["wan"])
 
 
@@ -85,7 +85,7 @@ def data(train, batch_size=4, **options):
 
 
 def make(kind, folder, trained=True, **options):
-    """A module, the same for the same arguments; ``trained``: policy and reference differ."""
+    """A module, the same for the same arguments; where it is ``trained``, policy and reference differ."""
     torch.manual_seed(0)
     options = {"lora": SMALL, "optimizer": partial(torch.optim.SGD, lr=0.1), **options}
     model = kind(generator=folder, **options)
@@ -98,7 +98,7 @@ def make(kind, folder, trained=True, **options):
 
 
 class Watch(L.Callback):
-    """Gradients of the first step, and what each step logs."""
+    """Keeps the gradients of the first step and what each step logs."""
 
     def on_after_backward(self, trainer, module):
         if trainer.global_step == 0:
@@ -118,7 +118,7 @@ def fit(model, datamodule, steps=1, callbacks=(), checkpoint=None, **trainer):
 
 
 def loaded(datamodule, model, stage="fit", world=1, rank=0):
-    """The datamodule set up without a trainer of Lightning's."""
+    """The datamodule, set up without Lightning's trainer."""
     root = SimpleNamespace(root_device=torch.device("cpu"))
     datamodule.trainer = SimpleNamespace(
         world_size=world, accumulate_grad_batches=1, global_rank=rank, lightning_module=model, strategy=root
@@ -135,6 +135,6 @@ def close(found, want, **tolerance):
 
 
 def kept(path, folder, **options):
-    """What is used of a set: (A is preferred, margin) by key."""
+    """The pairs of a set that are used: (A is preferred, margin) by key."""
     datamodule = loaded(data(path, **options), SimpleNamespace(generator=load_generator(folder)))
     return {key: (not judged.swapped, judged.margin) for key, judged in datamodule.sets["train"].judged.items()}

@@ -104,7 +104,7 @@ def same(one, other) -> bool:
 
 
 def failing_after(monkeypatch, target, name: str, count: int) -> list:
-    """Let a function fail at its call number ``count`` + 1; the list of calls."""
+    """Let a function fail at its call number ``count`` + 1; returns the list of its calls."""
     calls, original = [], getattr(target, name)
 
     def replacement(*args, **kwargs):
@@ -166,7 +166,7 @@ def clips(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def latents(tmp_path_factory, generators, clips) -> Path:
-    """Encoded sets: wan (pairs), ltx (pairs), videos (wan), one sample a batch."""
+    """Encoded sets: pairs for Wan and for LTX, videos for Wan."""
     folder = tmp_path_factory.mktemp("latents")
     for name, family, of in (("wan", "wan", "pairs"), ("ltx", "ltx", "pairs"), ("videos", "wan", "videos")):
         out = folder / name
@@ -193,7 +193,7 @@ def in_the_way(folder: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory, generators, latents) -> Path:
-    """Errors of two draws."""
+    """Cached reference errors of two draws."""
     folder = tmp_path_factory.mktemp("cache")
     config = reference_config(folder / "r.yaml", generators / "wan", latents / "wan", folder / "errors")
     experiment(["predict", "--config", str(config)])
@@ -214,7 +214,7 @@ def prompts(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def generated(tmp_path_factory, generators, prompts) -> Path:
-    """Three prompts, two samples each, four videos a step, seed 7."""
+    """Videos of three prompts, two samples each, sampled four at a time with seed 7."""
     out = tmp_path_factory.mktemp("generated") / "set"
     assert generate(generators, out, prompts, "--seed", 7, "--batch-size", 4) == 0
     return out
@@ -227,7 +227,7 @@ def videos_of(folder: Path) -> dict[tuple[str, int], torch.Tensor]:
 
 
 def alike(one: dict, other: dict) -> None:
-    """The same videos up to what sums in another order come to: a level of brightness here and there."""
+    """Assert that videos agree up to rounding: sums in another order change a pixel by a level now and then."""
     assert one.keys() == other.keys()
     for key, video in one.items():
         assert apart(video, other[key]) < 0.2, key

@@ -41,7 +41,7 @@ class Place:
     """Where a test happens.
 
     Attributes:
-        tmp: the folder above the current one, so that files which escape from that are seen.
+        tmp: Folder above the current one, so that files which escape from the current one are seen.
     """
 
     tmp: Path
@@ -85,7 +85,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
 
 
 def rated(a: str, b: str, labels: str = "A B same A", prompt: str = PROMPT, path: str = "videos/{}.mp4") -> list[str]:
-    """A row of VideoGen-RewardBench; its frame rates and counts are wrong."""
+    """A row of VideoGen-RewardBench whose frame rates and counts are wrong."""
     words = [word.strip("-") for word in labels.split()]
     return [path.format(a), path.format(b), f"model-{a}", f"model-{b}", prompt, *words, "99", "99", "99", "99"]
 
@@ -124,7 +124,7 @@ def ballot(value: Callable[[str], object] = "videos/{}.mp4".format) -> list[dict
 
 
 def content_and_path(name: str) -> dict:
-    """As the datasets library stores a video."""
+    """A video as the datasets library stores it."""
     return {"bytes": clip(name), "path": f"gone/{name}.mp4"}
 
 
@@ -135,7 +135,7 @@ def parquet(content: list[dict], rows: int | None = None, **options: int) -> byt
 
 
 def arrow(rows: list[dict]) -> bytes:
-    """One batch as a stream, the format of the datasets library."""
+    """One batch as an Arrow stream, the format of the datasets library."""
     batch, file = pa.RecordBatch.from_pylist(rows), io.BytesIO()
     with pa.ipc.new_stream(file, batch.schema) as writer:
         writer.write_batch(batch)
@@ -163,7 +163,7 @@ def joined(out: str = "out") -> list[tuple]:
 
 
 def check_rated(out: str = "out") -> None:
-    """The set is that of RATED."""
+    """Assert that the set holds the pairs of RATED."""
     found = joined(out)
     assert [(a, b) for a, b, _ in found] == [(a, b) for a, b, _ in RATED]
     for (a, b, row), (_, _, labels) in zip(found, RATED):
@@ -174,7 +174,7 @@ def check_rated(out: str = "out") -> None:
 
 
 def check_voted(out: str = "out", votes: list[tuple[str, str, str]] = VOTED) -> None:
-    """The set is that of VOTED."""
+    """Assert that the set holds the pairs of VOTED."""
     found = joined(out)
     assert [(a, b, row["vote_type"]) for a, b, row in found] == votes
     for a, b, row in found:

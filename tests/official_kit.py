@@ -31,7 +31,7 @@ How well does it move? <|MQ_reward|>
 Wanted was: "{text_prompt}".
 Is it that? <|TA_reward|>
 """
-"""In the official notation, with newlines around it that must stay."""
+"""A template in the official notation; the newlines around it must stay."""
 PROMPTS = ["a red circle moves left to right", "a blue square", "a yellow circle moves downwards, very, very slowly"]
 RANK, ALPHA = 4, 12
 MEAN, STD = torch.tensor([1.0, -2.0, 0.25]), torch.tensor([2.0, 0.5, 4.0])

@@ -114,7 +114,7 @@ def test_testing_a_checkpoint_sees_its_average(tmp_path):
 
 @pytest.mark.parametrize("every", [3, pytest.param(100)])
 def test_the_last_checkpoint_holds_the_weights_that_trained(every, tmp_path):
-    """Not the average, from which a resumed training would go on as from weights."""
+    """A resumed training would go on from the average as if it were the weights."""
     seen = []
     note = L.pytorch.callbacks.LambdaCallback(
         on_train_batch_end=lambda trainer, module, *rest: seen.append(module.weight.detach().clone())

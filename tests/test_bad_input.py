@@ -508,7 +508,7 @@ def frames_of_another_model(place: Place) -> list:
 
 
 class Code:
-    """What a pickle runs when it is read."""
+    """An object whose pickle runs code when it is read."""
 
     def __reduce__(self) -> tuple:
         return Path.touch, (Path("ran"),)

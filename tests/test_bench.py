@@ -45,7 +45,7 @@ from videoalign.models.processor import processor_of
 
 
 def scales(overall: str) -> list[float]:
-    """What each dimension's margin is multiplied by in the overall one."""
+    """Factors of the dimensions' margins in the overall margin."""
     return [1 / s if overall in ("sum", d) else 0.0 for d, s in zip(DIMENSIONS, STD)]
 
 
@@ -172,7 +172,7 @@ def test_four_ways_need_the_votes(kit, tmp_path, capsys):
     ids=["own", "videogen-rewardbench", "genai-bench"],
 )
 def test_frames_are_sampled_as_the_protocol_says(options, grid, kit, forwards, tmp_path):
-    """Four seconds of 512 x 320 pixels at 4 fps; patches are of 2 frames and 8 x 8 pixels, sides multiples of 16."""
+    """The video has 4 s at 4 fps, 512 x 320 pixels; a patch has 2 frames of 8 x 8 pixels, sides are multiples of 16."""
     videos = samples((16, 16), 320, 512, fps=4)
     videos[1] = replace(videos[1], content=videos[0].content, record=videos[0].record)
     write(tmp_path / "large", videos, rated(2))
@@ -197,7 +197,7 @@ def test_no_frame_exceeds_the_pixel_budget(name, height, width):
 
 
 def printed(text: str, name: str) -> list[str]:
-    """Cells of the line that begins with a name."""
+    """Cells of the printed line that begins with a name."""
     (line,) = (line for line in text.splitlines() if line.startswith(f"{name} "))
     return line.removeprefix(name).split()
 
@@ -330,7 +330,7 @@ def two_processes(kit: Path, out: Path, *options: object, data: Path | str = "wo
 
 @pytest.mark.slow
 def test_processes_share_the_videos_and_agree_with_one(kit, finished, forwards, tmp_path):
-    """Two begin one set and take up another that one process left; one process takes up what two left."""
+    """Two processes score one set and go on with another that one process left; one goes on with what two left."""
     whole, out = lines(finished().out / "world"), tmp_path / "out"
     shutil.copytree(kit / "world", tmp_path / "begun")
     shutil.copytree(finished().out / "world", out / "begun")
@@ -356,7 +356,7 @@ def test_processes_share_the_videos_and_agree_with_one(kit, finished, forwards, 
 
 @pytest.mark.slow
 def test_a_process_may_have_nothing_left_to_score(kit, finished, tmp_path):
-    """Every interrupted run may come to this, and every run of fewer batches than processes."""
+    """This happens after an interruption, and with fewer batches than processes."""
     shutil.copytree(finished().out / "world", tmp_path / "world")
     file = tmp_path / "world" / "rewards.0.jsonl"
     file.write_text("".join(file.read_text().splitlines(keepends=True)[:-1]))

@@ -115,7 +115,7 @@ CHANGES = {
     ids=lambda value: {True: "all scored", False: "some left"}.get(value, value),
 )
 def test_rewards_of_something_else_are_refused(what, whole, kit, finished, tmp_path, capsys):
-    """Whether or not videos are left to score: reusing them would report one model's rewards as another's."""
+    """This holds whether or not videos are left: else one model's rewards would be reported as another's."""
     out = tmp_path / "out"
     shutil.copytree(finished().out / "world", out / "world")
     file = out / "world" / "rewards.0.jsonl"
@@ -151,7 +151,7 @@ def test_any_changed_weight_changes_the_fingerprint(place, kit):
 
 @pytest.fixture
 def keep_signals() -> Iterator[None]:
-    """Lightning ignores further Ctrl+C once it has seen one."""
+    """Restores the signal handlers: Lightning ignores further Ctrl+C once it has seen one."""
     handler = signal.getsignal(signal.SIGINT)
     yield
     signal.signal(signal.SIGINT, handler)

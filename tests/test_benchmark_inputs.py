@@ -73,7 +73,7 @@ def rewrite(folder: Path, change: Callable[[list[tuple[str, bytes]]], list[tuple
 
 
 def without_contents(folder: Path) -> None:
-    """As a set of an earlier release, whose shards are walked through."""
+    """Make the set one of an earlier release, whose shards have to be walked through."""
     index = json.loads((folder / "index.json").read_text())
     for shard in index["shards"]:
         shard.pop("contents")
@@ -177,7 +177,7 @@ def test_batches_by_length_do_not_depend_on_the_order_of_the_list():
 
 
 def loaded(data: VideoList, processor: RewardProcessor, rank: int = 0, world: int = 1) -> list[dict]:
-    """Batches of one rank."""
+    """The batches that one rank loads."""
     data.trainer = SimpleNamespace(
         global_rank=rank,
         world_size=world,

@@ -32,7 +32,7 @@ QUIET = {
 
 
 class Loader:
-    """Numbers in another order in every epoch; resumable as the project's loaders are."""
+    """A loader of numbers, in another order in every epoch; it is resumable as the project's loaders are."""
 
     def __init__(self, length):
         self.length, self.epoch, self.batches, self.resumed = length, 0, 0, False
@@ -128,7 +128,7 @@ RUNS = {
 
 @pytest.mark.parametrize(("first", "then", "every", "options"), RUNS.values(), ids=RUNS)
 def test_last_is_the_last_step_and_goes_on_exactly(first, then, every, options, tmp_path):
-    """Train, then longer from last.ckpt: weights, data, epochs and statistics of one run that never stopped."""
+    """A run that goes on from last.ckpt has the weights, data, epochs and statistics of one that never stopped."""
     stopped, trainer = fit(tmp_path, Checkpoint(tmp_path / "a", every_n_train_steps=every), **first, **options)
     saved = torch.load(tmp_path / "a" / "last.ckpt", weights_only=True)
     assert saved["global_step"] == trainer.global_step
@@ -198,7 +198,7 @@ def test_how_often_last_is_written(options, lasts, tmp_path):
 
 
 def test_lightning_s_own_leaves_an_older_step(tmp_path):
-    """Should this fail, Lightning's ModelCheckpoint may do what :class:`Checkpoint` does."""
+    """When this fails, Lightning's ModelCheckpoint may do what :class:`Checkpoint` does."""
     fit(tmp_path, ModelCheckpoint(tmp_path, every_n_train_steps=2, save_last=True), max_steps=5, limit_val_batches=0)
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 4
 
@@ -246,7 +246,7 @@ def test_every_trainer_of_the_command_line_writes_this_way(tmp_path, monkeypatch
 
 
 def test_another_file_system_for_temporary_files_does_not_matter(checkpoint, monkeypatch, tmp_path):
-    """TMPDIR is not used at all, be it full or gone."""
+    """TMPDIR is not used: it may be full or gone."""
     monkeypatch.setenv("TMPDIR", str(tmp_path / "gone"))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "gone"))
     WholeFiles().save_checkpoint({"state_dict": {}, "pytorch-lightning_version": "2"}, checkpoint)
@@ -270,7 +270,7 @@ def test_modes_are_those_of_the_umask(checkpoint):
 
 @pytest.mark.parametrize("room", [0, 1000, 100_000, 250_000])
 def test_a_full_disk_leaves_the_earlier_checkpoint_whole(room, checkpoint, monkeypatch):
-    """A disk that takes ``room`` bytes; the checkpoint is larger."""
+    """The disk has room for ``room`` bytes, and the checkpoint is larger."""
     before = checkpoint.read_bytes()
     write = io.FileIO.write
 
@@ -496,7 +496,7 @@ def test_sharded_checkpoints_are_whole_too(tmp_path):
 
 
 def sharded(folder: Path, index: object) -> Path:
-    """A folder as several processes write it, with another index."""
+    """A folder of weights as several processes write it, with another index."""
     folder.mkdir()
     torch.save({"pytorch-lightning_version": "2"}, folder / "meta.pt")
     (folder / ".metadata").write_bytes(index if isinstance(index, bytes) else pickle.dumps(index))

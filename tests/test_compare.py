@@ -145,7 +145,7 @@ def generate(world, out, **options):
 
 
 def test_who_only_watches_changes_no_byte(compared, world, tmp_path):
-    """The base, which the sweep's reward watches, a guide of strength 0, and `generate` without a reward."""
+    """The base, which the sweep's reward watches, equals a guide of strength 0 and `generate` without a reward."""
     base = videos(compared.out / "videos" / "base")
     assert videos(compared.out / "videos" / "none") == base
     assert generate(world, tmp_path / "plain") == 0
@@ -195,7 +195,7 @@ def test_a_second_call_samples_and_scores_nothing_again(compared, tmp_path, monk
 
 
 def without_seconds(found):
-    """What does not depend on the machine's mood."""
+    """The numbers that do not depend on how fast the machine is."""
     arms = {
         n: {k: v for k, v in row.items() if k not in ("seconds", "cost", "best_of")} for n, row in found["arms"].items()
     }
@@ -219,7 +219,7 @@ def test_an_arm_whose_videos_alone_were_removed_goes_on(compared, tmp_path, caps
 
 
 def test_an_interrupted_comparison_goes_on(compared, world, tmp_path, monkeypatch, capsys):
-    """It stops in the second of two batches of the second arm."""
+    """The comparison stops in the second of two batches of the second arm."""
     arms = {"none": compared.config["arms"]["none"]}
     config = settings(world, tmp_path / "out", arms=arms)
     with monkeypatch.context() as patch:
@@ -291,7 +291,7 @@ def test_an_arm_may_be_added_later(compared, world, tmp_path, monkeypatch):
 
 
 def test_the_base_alone_with_one_judge_and_one_sample(world, tmp_path):
-    """Options on the command line hold over the YAML file."""
+    """Options on the command line win over the YAML file."""
     config = settings(world, tmp_path / "out", reward_model=None)
     assert compare(tmp_path / "c.yaml", config, "--samples", "1", "--sampling.steps", "2") == 0
     found = strict_json(tmp_path / "out" / "comparison.json")
@@ -371,7 +371,7 @@ def test_an_arm_with_a_guide_but_no_reward_is_refused(world, tmp_path):
 
 
 def test_a_mended_path_may_use_the_same_folder(world, tmp_path, capsys):
-    """The reward's folder is misspelt, nothing is sampled; the next call names it rightly."""
+    """First the reward's folder is misspelt and nothing is sampled; the next call names it rightly."""
     wrong, right = ({"s": {"noisy_reward": world / name, "strengths": [1.0]}} for name in ("ngr", "nrg"))
     assert compare(tmp_path / "c.yaml", settings(world, tmp_path / "out", reward_model=None, sweeps=wrong)) == 2
     assert not list((tmp_path / "out" / "videos").glob("*/index.json"))
@@ -390,7 +390,7 @@ def test_prompts_that_the_oracle_cannot_judge_are_refused_before_the_work(world,
 
 
 def test_each_sweep_is_held_against_the_base_as_its_own_reward_sees_it(world, tmp_path):
-    """Two rewards that differ in their zero alone: the same videos, hence the same gains."""
+    """Two rewards that differ only in their zero give the same videos, hence the same gains."""
     sweeps = {
         name: {"noisy_reward": world / folder, "strengths": [30.0]}
         for name, folder in (("one", "nrg"), ("two", "moved"))
@@ -418,7 +418,7 @@ EXPERIMENTS = Path(videoalign.__file__).parent / "experiments"
 
 @pytest.mark.parametrize("path", ["nrg/sweep.yaml", "sprites/compare.yaml"])
 def test_shipped_comparisons_are_read(path, monkeypatch):
-    """Nothing is sampled: only what the function is called with counts, and every name in the file arrives."""
+    """Nothing is sampled: the function is called with every name in the file, and that is all."""
     seen, told = {}, yaml.safe_load((EXPERIMENTS / path).read_text())
 
     @functools.wraps(module.compare)

@@ -63,7 +63,7 @@ def test_float_rewards_are_summed_in_double():
 
 
 def judged(seconds=1.0, **ratings):
-    """An arm; ratings (P, N, 3) by judge, spaces as underscores."""
+    """An arm with ratings (P, N, 3) by judge; a judge's name has underscores for spaces."""
     whole = {name.replace("_", " "): torch.cat([r, r.sum(-1, keepdim=True)], -1) for name, r in ratings.items()}
     return Judged(whole, seconds)
 
@@ -269,7 +269,7 @@ def test_a_sweep_of_strength_nought_alone_is_the_base():
 
 
 def cells(text, name):
-    """Cells of an arm's row."""
+    """The cells of an arm's row."""
     (line,) = (line for line in text.splitlines() if line.startswith(f"| {name} |"))
     return [cell.strip() for cell in line.strip("|").split("|")]
 

@@ -53,7 +53,7 @@ def video(
     title: str = "",
     **options: str,
 ) -> bytes:
-    """A file of so many pictures."""
+    """A video file of so many pictures."""
     buffer = io.BytesIO()
     with av.open(buffer, "w", format=container, options=muxer or {}) as box:
         box.metadata.update({"title": title} if title else {})
@@ -68,7 +68,7 @@ def video(
 
 
 def timed(content: bytes, container: str, times: Sequence[int], muxer: dict | None = None) -> bytes:
-    """The packets of a file in another one, at times in milliseconds."""
+    """The packets of a file, copied into another one at the given times in milliseconds."""
     buffer = io.BytesIO()
     with av.open(io.BytesIO(content)) as box, av.open(buffer, "w", format=container, options=muxer or {}) as out:
         stream = out.add_stream_from_template(box.streams.video[0])
@@ -80,7 +80,7 @@ def timed(content: bytes, container: str, times: Sequence[int], muxer: dict | No
 
 
 def recorded(times: Sequence[int], codec: str = "libvpx", container: str = "webm") -> bytes:
-    """As a browser records: no duration, no rate, times in whole milliseconds."""
+    """A recording as a browser makes it: no duration, no rate, times in whole milliseconds."""
     buffer = io.BytesIO()
     with av.open(buffer, "w", format=container, options={"live": "1"}) as box:
         stream = box.add_stream(codec, rate=1000, options={"deadline": "realtime", "cpu-used": "8"})
@@ -101,7 +101,7 @@ def gif(durations: Sequence[int], size: tuple[int, int] = (48, 64)) -> bytes:
 
 
 def told(content: bytes) -> Clip:
-    """What a look at the packets tells, which must be what decoding tells."""
+    """What the packets say about the video; decoding must say the same."""
     clip = probe(content, "clip")
     assert examine(content, GLANCE, "clip") == clip
     return clip
@@ -180,7 +180,7 @@ def test_a_guessed_rate_is_measured(make: Callable[[], bytes], frames: int, rate
 
 
 def test_a_recording_is_sampled_over_its_length() -> None:
-    """Ten seconds at two frames a second, not the least number of a clip that lasts a quarter of a second."""
+    """It has ten seconds at two frames a second, not the fewest frames, as of a clip of a quarter of a second."""
     content = recorded([*itertools.accumulate(random.Random(1).choices((33, 40, 47), k=249), initial=0)])
     assert len(decode(content, FrameSampling(min_pixels=0), 16)) == 20
 
@@ -225,7 +225,7 @@ def with_cover(content: bytes) -> bytes:
 
 
 def several(container: str, *streams: dict) -> bytes:
-    """A file of several video streams: sizes, counts and rates."""
+    """A file of several video streams with the given sizes, counts and rates."""
     buffer = io.BytesIO()
     with av.open(buffer, "w", format=container) as out:
         made = []
@@ -325,7 +325,7 @@ def test_a_trimmed_clip_is_what_a_player_shows(content: Callable[[], bytes], fir
 
 
 def test_frames_that_nobody_sees_are_not_counted() -> None:
-    """Open groups of pictures, cut in front of the second: the first b-frames refer to what is not there."""
+    """The groups of pictures are open and cut in front of the second: the first b-frames refer to missing ones."""
     content, buffer = video("mp4", "mpeg2video", 100, g="12", bf="2"), io.BytesIO()
     with av.open(io.BytesIO(content)) as source, av.open(buffer, "w", format="matroska") as out:
         stream = out.add_stream_from_template(source.streams.video[0])
@@ -410,7 +410,7 @@ def test_a_stretched_and_turned_clip(tmp_path: Path) -> None:
 @pytest.mark.parametrize("size", [(48, 64), (50, 70), (96, 160), (120, 90), (270, 480)], ids=str)
 @pytest.mark.parametrize("factor", [16, 28])
 def test_frames_are_resized_as_a_stack_of_them_would_be(size: tuple[int, int], factor: int) -> None:
-    """The frames that training has seen so far, bit for bit."""
+    """They are, bit for bit, the frames that training has seen so far."""
     content, sampling = (
         video("mp4", count=12, size=size, preset="ultrafast"),
         FrameSampling(max_pixels=112 * 112, min_pixels=3136),
@@ -426,7 +426,7 @@ def test_frames_are_resized_as_a_stack_of_them_would_be(size: tuple[int, int], f
 
 
 def big_gif(width: int, height: int, count: int) -> bytes:
-    """Pictures of one pixel on a large canvas."""
+    """A GIF whose pictures have one pixel on a large canvas."""
     head = b"GIF89a" + struct.pack("<HHBBB", width, height, 0x80, 0, 0) + bytes(3) + b"\xff" * 3
     one = b"\x21\xf9\x04\0\x0a\0\0\0" + b"\x2c" + struct.pack("<HHHHB", 0, 0, 1, 1, 0) + b"\x02\x02\x44\x01\0"
     return head + one * count + b";"
@@ -477,7 +477,7 @@ def test_large_frames_are_refused(kind: dict, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_frames_that_grow_beyond_the_limit_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The container's word of the size is one thing, what the decoder meets another."""
+    """The container states one size, and the decoder meets another."""
     small, large = (video("mpegts", "mpeg2video", 12, size=size) for size in ((48, 64), (480, 640)))
     monkeypatch.setenv(FRAME_PIXELS.variable, str(100 * 100))
     with pytest.raises(VideoError, match="clip"):
@@ -554,7 +554,7 @@ def test_a_member_larger_than_it_states_is_not_unpacked(tmp_path: Path, monkeypa
 
 
 def test_memory_does_not_grow_with_what_is_refused(tmp_path: Path) -> None:
-    """Two large frames, which would take 300 MB; 24 of 8192 x 8192 took 5 GB, held whole until all were decoded."""
+    """Two large frames would take 300 MB; 24 of 8192 x 8192 took 5 GB when all were held until the last."""
     path = tmp_path / "large.mp4"
     with av.open(str(path), "w") as out:
         stream = out.add_stream(
@@ -576,7 +576,7 @@ def test_memory_does_not_grow_with_what_is_refused(tmp_path: Path) -> None:
 
 
 def _growth(path: Path) -> tuple[str, float]:
-    """What is said of a file, and by how much the process grew."""
+    """The message about a file, and by how much the process grew."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     why = check_clip(open_media(path.parent), path.name)
     return why, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
@@ -622,7 +622,7 @@ def test_other_formats_are_refused_by_name(tmp_path: Path, make: Callable, words
 
 
 def in_front(content: bytes) -> bytes:
-    """An mp4 again, with its index before the data, so that a cut file can be opened."""
+    """The same mp4 with its index before the data, so that a cut file can be opened."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "front.mp4"
         with av.open(io.BytesIO(content)) as box, av.open(str(path), "w", options={"movflags": "faststart"}) as out:

@@ -202,7 +202,7 @@ def test_a_browser_shows_the_report(finished, tmp_path):
 
 @pytest.fixture(scope="module")
 def cells(finished):
-    """Some of the paper's cells, on a finished demo as one seed."""
+    """Some cells of the paper, with a finished demo as their only seed."""
     out, _, _ = finished
     settings = {name: {"lr": 1e-4, "beta": 30.0} if "dpo" in name else {"lr": 1e-4} for name in TRIALS}
     write_json(out / TUNING / "tuned.json", {**settings, "nrg": {"strength": 10.0}})
@@ -306,7 +306,7 @@ def test_uncertain_pairs_first_are_what_the_last_model_did_not_know(finished):
 
 
 def liked(value):
-    """An arm as the reward model sees it; the oracle sees the opposite, and is not asked."""
+    """An arm that the reward model likes; the oracle, which is not asked, sees the opposite."""
     return {
         "against_base": {
             "reward model": {"Overall": {"superiority": value}},

@@ -36,7 +36,7 @@ from videoalign.models.generator_folder import load_generator
 
 
 def frames_by_hand(video: bytes) -> torch.Tensor:
-    """Frames 0, 2, 4, 6, 8 of 9 at 8 fps, 40 x 48 scaled to 32 x 38, columns 3 to 35."""
+    """Frames 0, 2, 4, 6 and 8 of 9 at 8 fps; 40 x 48 pixels are scaled to 32 x 38, and columns 3 to 35 are kept."""
     whole = decode(video, ClipSize(num_frames=9, height=40, width=48), 1)
     assert whole.shape == (9, 3, 40, 48)
     return resize(whole[::2], [32, 38], InterpolationMode.BICUBIC, antialias=True)[..., 3:35]

@@ -19,7 +19,7 @@ from videoalign.models.yaml_text import check_yaml, read_config, too_large
 
 
 def outcome(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture, error: BaseException) -> tuple[int, str]:
-    """Status and standard error of a command that fails so."""
+    """Exit status and standard error of a command that raises this error."""
 
     def fail(args: list[str]) -> None:
         raise error
@@ -158,7 +158,7 @@ def test_debugging_shows_the_traceback_of_anything(monkeypatch, capfd):
 
 
 def test_a_reader_that_left_ends_the_command_quietly(tmp_path):
-    """As `head -1` does; the folder's name is long enough to fill a pipe."""
+    """`head -1` leaves like this; the folder's name is long enough to fill a pipe."""
     code = "from videoalign import cli; cli._run = lambda args: print('x' * 200_000); cli.main(['x'])"
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     process.stdout.read(1)

@@ -137,7 +137,7 @@ ALGORITHMS = {
 
 @pytest.fixture(scope="module")
 def encoded(tmp_path_factory):
-    """Miniature generators and latents of four judged pairs, made by the experiments that make them."""
+    """Miniature generators, and latents of four judged pairs, written by the shipped experiments."""
     folder, rng = tmp_path_factory.mktemp("encoded"), np.random.default_rng(0)
     with ShardWriter(folder / "pairs", "pairs") as writer:
         for number in range(4):

@@ -59,7 +59,7 @@ def test_hub_scheduler_of_wan_integrates_the_same_velocity(shift, folders, monke
 
 
 def test_training_asks_the_transformer_for_noise_minus_data_at_1000_t(generator, monkeypatch):
-    """The sign, the unit of time, and the order of LTX's tokens, in the call that training makes."""
+    """This tests the sign, the unit of time and the order of LTX's tokens in the call that training makes."""
     truth, noise, t, seen = randn(3, *SHAPE), randn(3, *SHAPE, seed=1), torch.tensor([0.05, 0.5, 1.0]), []
     monkeypatch.setattr(generator.transformer, "forward", ideal(generator, truth, seen))
     x = interpolate(truth, noise, t)

@@ -113,7 +113,7 @@ def test_a_beta_schedule_of_ones_own_is_asked_for_each_time(folders):
 
 @pytest.mark.parametrize("quadratic", [False, True])
 def test_dpo_loss_and_gradient_are_those_of_the_printed_equation(quadratic):
-    """Brute force in float64, each pair by itself, as VideoAlign prints it (with means for norms)."""
+    """The equation is computed in float64, pair by pair, as VideoAlign prints it (with means for norms)."""
     errors = (0.1 * randn(2, 6)).abs().requires_grad_()
     reference, t = (0.1 * randn(2, 6, seed=1)).abs(), torch.linspace(0.05, 0.95, 6)
     rewards = implicit_rewards(errors, reference, (QuadraticBeta if quadratic else ConstantBeta)(40.0)(t))

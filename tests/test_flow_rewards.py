@@ -32,7 +32,7 @@ def test_rwr_of_equal_rewards_is_sft(folders, wan, tmp_path):
 
 
 def test_rwr_takes_both_videos_of_a_pair(folders, pairs):
-    """Against errors and exp(r), z-scored by prompt, by hand."""
+    """The loss equals a sum by hand over errors and exp(r), with r z-scored by prompt."""
     model = make(FlowRWR, folders["wan"])
     batch = next(iter(loaded(data(pairs["wan"]), model).train_dataloader()))
     with torch.no_grad():

@@ -31,7 +31,7 @@ from videoalign.models.generator_folder import load_generator
     indirect=["family"],
 )
 def test_dpo_step_equals_the_equation_over_separate_forwards(family, options, folders, pairs):
-    """Loss, gradient and what is logged, from four plain calls a pair of the transformer and of an untouched one."""
+    """Loss, gradient and logs follow from four plain calls a pair, two of an untouched transformer."""
     model = make(FlowDPO, folders[family], beta=ConstantBeta(60.0), **options)
     datamodule = data(pairs[family])
     watch = fit(model, datamodule, max_epochs=1, accumulate_grad_batches=1)
@@ -70,7 +70,7 @@ def test_dpo_step_equals_the_equation_over_separate_forwards(family, options, fo
 
 @pytest.mark.parametrize("lora", [SMALL, None], ids=["lora", "full"])
 def test_policy_gradient_is_the_same_with_reference_errors_as_constants(lora, family, folders, pairs):
-    """Of gradient checkpointing, too: what is recomputed in the backward pass is the policy."""
+    """This holds under gradient checkpointing, too: the backward pass recomputes the policy."""
 
     def gradients(constants, checkpointing):
         model = make(FlowDPO, folders[family], lora=lora, gradient_checkpointing=checkpointing)
@@ -115,7 +115,7 @@ def test_adapters_of_a_bfloat16_transformer_are_fp32(folders, pairs, family):
 
 
 def test_cached_reference_errors_train_as_computed_ones(folders, pairs, tmp_path):
-    """At the same draws: those of the first epoch, again in each epoch."""
+    """Both use the same draws: those of the first epoch, again in each epoch."""
     draws = ReferenceDraws(pairs["wan"], str(tmp_path / "cache"), batch_size=3, workers=0)
     L.Trainer(**QUIET).predict(CacheReference(folders["wan"]), draws, return_predictions=False)
     cached, computed = (make(FlowDPO, folders["wan"], beta=ConstantBeta(50.0)) for _ in range(2))
@@ -220,7 +220,7 @@ def test_draws_depend_on_seed_epoch_and_key_alone(wan, pairs):
 
 
 def test_held_out_samples_keep_their_noise_and_times(folders, pairs):
-    """Else val/loss would move while the weights stand still."""
+    """Otherwise val/loss would move while the weights stand still."""
     losses = []
 
     class Collect(L.Callback):
@@ -237,7 +237,7 @@ def test_held_out_samples_keep_their_noise_and_times(folders, pairs):
 
 @pytest.mark.parametrize(("kind", "lora"), [(FlowDPO, SMALL), (FlowDPO, None)], ids=["lora", "full"])
 def test_resumption_in_the_middle_of_an_epoch_is_exact(kind, lora, folders, pairs, tmp_path):
-    """8 pairs in batches of 2: stopped after 6 of 9 steps and resumed, or run through."""
+    """A run of 8 pairs in batches of 2 is stopped after 6 of 9 steps and resumed; another runs through."""
 
     def run(steps, folder, checkpoint=None):
         model = make(

@@ -41,7 +41,7 @@ for args in json.loads(sys.argv[1]):
 
 
 def two_processes(folder: Path, *commands: list, timeout: int = 300) -> subprocess.CompletedProcess:
-    """Commands one after the other in the same two processes, which the first command starts."""
+    """Run commands one after the other in the same two processes, which the first command starts."""
     (folder / "script.py").write_text(SCRIPT)
     text = json.dumps([[str(a) for a in command] for command in commands])
     return started(sys.executable, folder / "script.py", text, timeout=timeout)
@@ -83,7 +83,7 @@ def test_two_processes_encode_the_same_samples(two, latents):
 
 @pytest.mark.slow
 def test_two_processes_encode_every_sample_as_the_experiments_are(two, latents):
-    """Without use_distributed_sampler: false, which the experiments do not set either."""
+    """Here use_distributed_sampler is left true, as in the experiments."""
     assert samples_of(two / "as_shipped").keys() == samples_of(latents / "wan").keys()
 
 

@@ -190,7 +190,7 @@ def test_a_step_is_guided_once_and_the_pipeline_is_left_as_it_was(family, scale)
 
 
 def test_a_pipeline_step_is_the_formula(family):
-    """Two steps by hand, from t = 1 (unguided) over the second time to data."""
+    """Two steps are done by hand: the first, at t = 1, is unguided, and the second is guided."""
     generator, reward = family
     guide = Guidance(weights=ones(), strength=2.0)
     condition = generator.condition(generator.encode_prompts(PROMPTS))

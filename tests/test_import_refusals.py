@@ -42,7 +42,7 @@ Prepare = Callable[[Place], list[str]]
 
 @dataclass
 class Case:
-    """``args`` prepares the place and gives the command line; the message must match ``words``."""
+    """A mistake: ``args`` prepares the place and gives the command line; the message must match ``words``."""
 
     args: Prepare
     words: str
@@ -55,7 +55,7 @@ def videogen(
     options: tuple[str, ...] = (),
     header: list[str] = HEADER,
 ) -> Prepare:
-    """The import of these rows, after ``change`` has been at the files."""
+    """The import of these rows; ``change`` damages the files before."""
 
     def args(place: Place) -> list[str]:
         place.file("outside.mp4", clip("j"))
@@ -250,7 +250,7 @@ def genai(
     options: tuple[str, ...] = (),
     out: str = "out",
 ) -> Prepare:
-    """The import of these rows as the kind of file that the name says."""
+    """The import of these rows from a file of the kind that its name says."""
 
     def args(place: Place) -> list[str]:
         place.file("outside.mp4", clip("j"))

@@ -21,7 +21,7 @@ from videoalign.models.win_rates import win_rates
 
 VIDEOS = 11
 ENDS = np.array(list(itertools.combinations(range(VIDEOS), 2)))
-"""All pairs of a prompt's videos: each video stands in ten."""
+"""All pairs of a prompt's videos; each video is in ten of them."""
 
 
 def rated(prompts, rng):
@@ -38,7 +38,7 @@ def rated(prompts, rng):
 
 @pytest.mark.parametrize("ties", [False, True])
 def test_95_per_cent_intervals_hold_the_truth_in_95_per_cent_of_benchmarks(ties):
-    """Resampling pairs, as it was done, holds it in less than 85 %."""
+    """Intervals from resampling pairs instead of prompts hold it in less than 85 %."""
     rng = np.random.default_rng(0)
     truth = (accuracy_with_ties if ties else accuracy_without_ties)(*rated(20_000, rng)[:2])
     by_prompt, by_pair = [], []
@@ -65,7 +65,7 @@ def test_intervals_of_few_prompts_are_wider_than_plain_quantiles(prompts):
 
 @pytest.mark.parametrize("ties", [False, True])
 def test_the_interval_is_that_of_resampling_prompts_by_hand(ties):
-    """With whole margins: a threshold inside a run of equals would give more."""
+    """The margins are whole numbers: a threshold inside a run of equal ones would give more."""
     rng = np.random.default_rng(2)
     labels, margins, prompts = rated(25, rng)
     margins, accuracy = np.round(margins), accuracy_with_ties if ties else accuracy_without_ties
@@ -102,7 +102,7 @@ def test_undefined_intervals_are_nan_and_wrong_prompts_refused():
 
 
 def test_intervals_of_a_large_benchmark_take_no_second():
-    """VideoGen-RewardBench's size: four columns, without and with ties, 1000 resamples."""
+    """The size is VideoGen-RewardBench's: four columns, without and with ties, 1000 resamples."""
     rng = np.random.default_rng(0)
     prompts, labels = rng.integers(0, 420, 26_000), rng.choice([-1, 0, 1], (4, 26_000))
     margins = 0.5 * labels + rng.normal(size=labels.shape)

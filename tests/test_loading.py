@@ -491,7 +491,7 @@ REFUSED = {
 
 @pytest.fixture(scope="module")
 def wan(kit):
-    """A generator to which no adapter may ever get."""
+    """A generator for adapters that are refused; none of them may reach it."""
     return load_generator(kit / "wan", parts=("transformer",))
 
 

@@ -12,7 +12,7 @@ from videoalign.alignment.means import Means
 VALUES = torch.tensor(
     [0.3, -1.7, 2.0, 5.5, 0.1, 0.2, -4.0, 8.0, 1.0, 3.0, 0.7, 0.9, 4.4, 2.2, 6.1, 0.05, 1.5, 2.5, 9.0]
 )
-"""19 samples, as many as no number of processes here divides."""
+"""There are 19 samples, which no number of processes here divides."""
 
 
 def brute(values: torch.Tensor) -> dict[str, float]:

@@ -63,7 +63,7 @@ def test_preference_accuracy_is_the_functions_column_by_column():
 
 
 def test_overall_divides_margins_by_the_scale():
-    """VQ says A by 4 of 8 deviations, MQ says B by 1 of 1: B, unless the scales are left out."""
+    """VQ says A by 4 at a scale of 8, MQ says B by 1 at a scale of 1: B wins, unless the scales are left out."""
     margins, labels = torch.tensor([[4.0, -1.0, 0.0]]), torch.tensor([[NAN, NAN, NAN, -1.0]])
     scaled = filled(PreferenceAccuracy(torch.tensor([8.0, 1.0, 1.0]), resamples=0), margins, labels)
     plain = filled(PreferenceAccuracy(resamples=0), margins, labels)
@@ -261,7 +261,7 @@ def update(metrics, start, stop, valid=True):
 
 
 def computed(case, rank):
-    """What the three metrics give after a rank's updates; after all of them where rank is None."""
+    """Values of the three metrics after a rank's updates, or after all updates where rank is None."""
     metrics = PreferenceAccuracy(torch.tensor([1.0, 2.0, 3.0]), 20), Calibration(), RewardMoments()
     for start, stop in [(0, 30)] if rank is None else SHARES[case][rank]:
         update(metrics, start, stop)

@@ -36,7 +36,7 @@ SHORT = 16
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """By family and length of prompts (None: the family's own)."""
+    """Folders by family and length of prompts; None is the family's own length."""
     root = tmp_path_factory.mktemp("generators")
     for family in ("wan", "ltx"):
         for length in (None, SHORT):
@@ -142,14 +142,14 @@ STILL = "{class_path: torch.optim.SGD, init_args: {lr: 0.0}}"
 
 
 def metrics(folder):
-    """Loss by step."""
+    """The logged loss of each step."""
     (path,) = Path(folder).glob("log/*/metrics.csv")
     return [float(row["train/loss"]) for row in csv.DictReader(path.open()) if row["train/loss"]]
 
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
-    """Sixteen clips."""
+    """Folder of sixteen clips."""
     return clips_world(tmp_path_factory.mktemp("small") / "world", clips=16) / "clips"
 
 
@@ -191,7 +191,7 @@ def test_an_autoencoder_learns_and_is_written_as_a_pipeline(encoder, folders, sm
 
 
 def test_latents_have_mean_0_and_deviation_1_where_nothing_moves(folders, small, tmp_path):
-    """At a learning rate of 0, over one whole epoch, exactly; weights are the generator's own."""
+    """This is exact over one whole epoch at a learning rate of 0, where the weights stay the generator's own."""
     main(experiment(tmp_path / "ae.yaml", folders["wan", SHORT], small, tmp_path / "out", 4, STILL))
     before, after = load_generator(folders["wan", SHORT]), load_generator(tmp_path / "out")
     assert same_tensors(after.vae.state_dict(), before.vae.state_dict())
@@ -276,7 +276,7 @@ def sft(folder, kind=FlowSFT, **options):
 
 
 class Watch(L.Callback):
-    """Each step's prompts as the transformer is asked, by their samples' seeds, and the losses."""
+    """Keeps the prompts that the transformer is asked with, by their samples' seeds, and the losses."""
 
     def on_fit_start(self, trainer, module):
         self.null, self.asked, self.given, self.losses = trainer.datamodule.null, {}, {}, []
@@ -311,7 +311,7 @@ def fit(model, data, steps=2, callbacks=(), batch_size=4, seed=0, **trainer):
 
 
 def test_samples_seeds_alone_say_which_prompts_are_left_out(folders, latents):
-    """Not the batch that they are in, nor the random state, nor the order."""
+    """Neither the batch that they are in decides it, nor the random state, nor the order."""
     folder = folders["wan", SHORT]
     watches = [
         fit(sft(folder, null_share=0.5), latents["videos"], steps, batch_size=size)
@@ -348,7 +348,7 @@ def test_about_the_share_of_the_prompts_is_left_out(large):
 
 
 def test_left_out_prompts_do_not_follow_the_times(folders, latents, large):
-    """The draw is another one than that of the noise and the time: both halves of the times lose as many."""
+    """Its draw is independent of the noise and the time: early and late times lose as many prompts."""
     model = sft(folders["wan", SHORT])
     seeds = torch.randint(0, 2**62, (4000,), generator=torch.Generator().manual_seed(0))
     uniform, _ = draw(seeds, (1, 1, 1, 1), torch.device("cpu"))
@@ -370,7 +370,7 @@ def test_no_share_changes_nothing(folders, latents):
 
 
 def test_the_loss_is_that_of_the_empty_prompt(folders, latents):
-    """Times and noise stay as they were: a step equals the errors at the prompts, computed apart."""
+    """Times and noise stay as they were: a step's loss equals the errors at the prompts, computed apart."""
     model, twin = sft(folders["wan", SHORT], null_share=0.5), sft(folders["wan", SHORT])
     module = LatentPairs(latents["videos"], batch_size=8, workers=0, shuffle_buffer=0)
 

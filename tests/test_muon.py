@@ -41,7 +41,7 @@ def give_gradients(parameters, seed):
 
 
 def test_kernels_step_as_muon_on_matrices_and_the_rest_as_adamw():
-    """Bit for bit, over several steps."""
+    """They agree bit for bit over several steps."""
     net, twin = Net(), Net()
     options = {"lr": 0.03, "momentum": 0.9, "weight_decay": 0.05}
     optimizer = MuonAdamW(net.parameters(), rest_lr=0.004, betas=(0.8, 0.95), **options)
@@ -61,7 +61,7 @@ def test_kernels_step_as_muon_on_matrices_and_the_rest_as_adamw():
 
 
 def test_updates_of_kernels_are_nearly_orthogonal():
-    """What Muon is for: all singular values of an update are about the learning rate, whatever the gradient's are."""
+    """Muon makes all singular values of an update about the learning rate, whatever the gradient's are."""
     net = Net()
     optimizer = MuonAdamW(net.parameters(), lr=0.01, weight_decay=0.0)
     before = net.flat.weight.detach().clone()
@@ -135,7 +135,7 @@ def test_a_checkpoint_goes_on_bit_for_bit(tmp_path):
 
 
 def test_zero_grad_clears():
-    """After it nothing moves, however the state stands."""
+    """After it nothing moves, whatever the optimizer's state is."""
     net = Net()
     optimizer = MuonAdamW(net.parameters())
     give_gradients(net.parameters(), 0)

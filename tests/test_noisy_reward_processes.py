@@ -120,7 +120,7 @@ def both(world, pairs, tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["bt", "btt", "lora"])
 def test_two_processes_train_a_noisy_reward_as_one(name, both):
-    """The same weights and losses: noise and time belong to the pair and not to the process."""
+    """Weights and losses agree, because noise and time belong to the pair and not to the process."""
     one, (first, second) = both.one[name], (ranks[name] for ranks in both.two)
     assert len(one["steps"]) == len(first["steps"]) == 3 and len(set(one["steps"])) == 3
     for step in range(3):

@@ -27,7 +27,7 @@ def kit(official_kit: Kit) -> Kit:
 
 @dataclass
 class Place:
-    """Where a case happens: the current folder ``tmp``, which must stay as the preparation left it."""
+    """Where a case happens: ``tmp`` is the current folder, which must stay as the preparation left it."""
 
     tmp: Path
     kit: Kit
@@ -45,7 +45,7 @@ Prepare = Callable[[Place], list]
 
 @dataclass
 class Case:
-    """``args`` prepares the place and gives the command line; the message must match ``words``."""
+    """A mistake: ``args`` prepares the place and gives the command line; the message must match ``words``."""
 
     args: Prepare
     words: str
@@ -93,7 +93,7 @@ def repository(source: str | None) -> Prepare:
 
 
 class Code:
-    """Unpickled, it makes a folder."""
+    """An object that makes a folder when it is unpickled."""
 
     def __reduce__(self) -> tuple:
         return os.mkdir, ("ran",)
@@ -108,7 +108,7 @@ def shorten(share: float) -> Callable[[Path], object]:
 
 
 def edit(do: Callable[[dict[str, Tensor]], object], name: str = "model.pth") -> Change:
-    """Another content of a .pth file."""
+    """Change the tensors of a .pth file."""
 
     def write(path: Path) -> None:
         tensors = torch.load(path, weights_only=True)
@@ -119,7 +119,7 @@ def edit(do: Callable[[dict[str, Tensor]], object], name: str = "model.pth") -> 
 
 
 def spoil(name: str) -> Callable[[dict[str, Tensor]], None]:
-    """One value of a tensor becomes NaN."""
+    """Set one value of a tensor to NaN."""
 
     def do(tensors: dict[str, Tensor]) -> None:
         tensors[name] = tensors[name].clone()

@@ -109,7 +109,7 @@ def mixed(count, seed=0):
 
 
 def of_sources(count, seed=0):
-    """What the world's simulated generators make."""
+    """Clips of the world's simulated generators."""
     rng = np.random.default_rng(seed)
     contents = [CONTENTS[i] for i in rng.integers(len(CONTENTS), size=count)]
     return contents, [SOURCES[i % len(SOURCES)].sample(rng) for i in range(count)]
@@ -161,7 +161,7 @@ def places(monkeypatch, flaws, contents=CONTENTS):
 
 @pytest.mark.parametrize("flaws", [Flaws(), Flaws(fade=0.6), Flaws(freeze=0.5), Flaws(jump=0.5), Flaws(jump=1.0)])
 def test_paths_are_the_rendered_ones_to_half_a_pixel(flaws, monkeypatch):
-    """Wherever the whole sprite is in the picture."""
+    """This holds wherever the whole sprite is in the picture."""
     videos, true = places(monkeypatch, flaws)
     inside = ((true > 7.5) & (true < SIZE - 8.5)).all(-1)
     error = (measure(videos).paths - true).norm(dim=-1)
@@ -176,7 +176,7 @@ def test_paths_are_found_behind_stains_mostly(monkeypatch):
 
 
 def test_unevenness_is_that_of_the_best_walk_with_a_stop():
-    """Against a search over start, pace and stop; steady walks, with and without a stop, are even."""
+    """It equals a search over start, pace and stop; steady walks, with and without a stop, are even."""
     time = torch.linspace(-1, 1, FRAMES)
     for stop in time[1:]:
         walk = (3.0 + 4.0 * time.clamp(max=float(stop)))[None]
@@ -262,7 +262,7 @@ def test_a_batch_is_judged_as_its_clips_are(judge):
 
 
 def blurred(videos, width=1.0):
-    """What a small autoencoder does to a picture, in the rough."""
+    """Roughly what a small autoencoder does to a picture."""
     kernel = torch.exp(-(torch.arange(-3.0, 4.0) ** 2) / (2 * width**2))
     kernel = kernel / kernel.sum()
     frames = torch.from_numpy(videos).float().permute(0, 1, 4, 2, 3).reshape(-1, 1, SIZE, SIZE)

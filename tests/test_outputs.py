@@ -62,7 +62,7 @@ def a_set(path: Path, samples: int = 3, **options) -> None:
 
 @pytest.fixture
 def portable(monkeypatch):
-    """A system, or a file system, without renameat2."""
+    """Replaces renameat2, which some systems and file systems do not have."""
     monkeypatch.setattr(renames, "_renameat2", lambda *args: False)
 
 
@@ -77,7 +77,7 @@ def system(request):
 
 @contextlib.contextmanager
 def another_process(path: Path):
-    """Somebody else who holds an output."""
+    """Another process that holds an output."""
     script = (
         "import sys; from videoalign.models.locks import held\n"
         "with held(sys.argv[1]): print('held', flush=True); sys.stdin.read()"
@@ -463,7 +463,7 @@ REFUSED = {
 
 @contextlib.contextmanager
 def nobody(tmp_path: Path):
-    """Not root, whom no mode stops."""
+    """A user who is not root, whom no mode stops."""
     if os.geteuid():
         yield
         return
@@ -540,7 +540,7 @@ def test_single_files_are_written_whole(write, tmp_path):
 
 
 def test_everything_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
-    """fsync of every file and folder, then the name, then fsync of the folder that holds it."""
+    """Every file and folder is synced, then renamed, and then the folder above is synced."""
     events, fsync, real = [], os.fsync, renames._renameat2
     monkeypatch.setattr(
         os,
@@ -675,7 +675,7 @@ def test_what_is_not_the_dead_s_stays(dead, tmp_path, capsys):
 
 
 def test_an_output_that_somebody_works_on_is_not_swept(dead, place, capsys):
-    """A host's name may stand for several, whose processes are not seen from here; the lock is."""
+    """Several hosts may share a name, and their processes are not seen from here; but the lock is."""
     partial = place[0] / left_by(dead)
     partial.mkdir()
     sweep(place[0])
@@ -718,7 +718,7 @@ for number in range(100_000):
 
 
 def whole(kind: str, folder: Path) -> int:
-    """How many results there are, all of them whole."""
+    """Number of results; asserts that all of them are whole."""
     count = 0
     for path in folder.iterdir():
         if path.name.startswith("."):
@@ -779,7 +779,7 @@ def test_a_disk_that_is_full_in_the_middle(small_files, tmp_path):
 
 
 def test_parts_lose_no_more_than_the_open_shard_to_a_full_disk(small_files, tmp_path):
-    """And the shard that could not be ended is not taken for a whole one."""
+    """The shard that could not be ended is not taken for a whole one."""
     parts = Parts(tmp_path / "out", Index("videos"), {}, 4)
     parts.begin()
     writer = parts.writer(0, per_shard=2)
@@ -804,7 +804,7 @@ def test_parts_lose_no_more_than_the_open_shard_to_a_full_disk(small_files, tmp_
 
 
 def test_a_set_finds_its_name_taken_and_keeps_its_parts(tmp_path):
-    """Moved out of the way, the same parts make the set."""
+    """Once that is moved out of the way, the same parts become the set."""
 
     def run():
         parts = Parts(tmp_path / "out", Index("videos"), {}, 1)
@@ -830,7 +830,7 @@ def test_a_set_finds_its_name_taken_and_keeps_its_parts(tmp_path):
 
 @pytest.mark.parametrize("size", ["64k", "300k"])
 def test_a_small_file_system(size, tmp_path):
-    """A real one that is full: nothing half remains, and what was there is whole."""
+    """On a real file system that is full nothing half-written remains, and what was there is whole."""
     disk = tmp_path / "disk"
     disk.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", disk], capture_output=True).returncode:
@@ -864,7 +864,7 @@ def test_names_beside_an_output_stay_within_what_file_systems_take(tmp_path):
 
 
 def test_runs_that_begin_together_have_folders_of_their_own(tmp_path, monkeypatch):
-    """All see the same folders before any has written."""
+    """All runs see the same folders before any of them has written."""
     for name, options in (("a", {}), ("b", {"version": 3})):
         trainers = [
             own_folders(L.Trainer(accelerator="cpu", logger=TensorBoardLogger(tmp_path, name, **options)))

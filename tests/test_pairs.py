@@ -28,7 +28,7 @@ PAIRS_ON_DISK, VIDEOS_ON_DISK = 12, 5
 
 
 def clip(number: int) -> bytes:
-    """Nine frames of 32 x 32 at 8 frames a second; a bar of a place and grey of its own."""
+    """Nine frames of 32 x 32 at 8 frames a second, with a bar whose place and grey tell the number."""
     frames = np.full((9, 32, 32, 3), 30, np.uint8)
     for t in range(9):
         frames[t, :, 3 * t : 3 * t + 4] = 60 + 6 * number
@@ -86,7 +86,7 @@ def module(
 
 
 def on_disk(data: Path, processor: RewardProcessor, name: str = "pairs") -> dict[str, VideoPair]:
-    """All pairs, never exchanged."""
+    """All pairs of the set, with A and B never exchanged."""
     shards = ShardSet(data / name)
     decode = PairDecoder(FrameReader(shards, processor.sampling, processor.factor), None)
     return {raw.key: decode(raw, 0) for raw in shards}
@@ -225,7 +225,7 @@ def test_collate_of_a_benchmark(processor: RewardProcessor) -> None:
 
 
 def check(batch: dict, straight: dict[str, VideoPair], exchanged: dict[str, bool], processor: RewardProcessor) -> None:
-    """A batch holds the pairs that its keys name."""
+    """Assert that a batch holds the pairs that its keys name."""
     pairs = [straight[key].swapped() if exchanged[key] else straight[key] for key in batch["keys"]]
     assert same(batch["labels"], torch.stack([one.labels for one in pairs]))
     assert same(batch["scores"], torch.stack([one.scores for one in pairs], 1))
@@ -272,7 +272,7 @@ def test_without_exchange(data: Path, processor: RewardProcessor) -> None:
 
 
 def trained_on(load: object) -> list[str]:
-    """Keys of one epoch."""
+    """The keys that one epoch trains on."""
     return [key for batch in load for key in batch["keys"]]
 
 

@@ -59,7 +59,7 @@ def test_one_seed_has_no_interval():
 
 
 def rates(value, columns=None):
-    """Of one arm, by both judges; of some columns other ones."""
+    """The win rates of one arm by both judges; some columns may have others."""
     won = {
         c: {"win_rate": v, "superiority": v} for c, v in {**dict.fromkeys(COLUMNS, value), **(columns or {})}.items()
     }
@@ -174,7 +174,7 @@ def test_a_page_of_one_seed_decides_nothing(tmp_path):
 
 
 def test_seeds_of_another_machine_join_the_page(tmp_path):
-    """Their results.json is all that is needed."""
+    """Nothing but their results.json is needed."""
     for seed in range(3):
         seed_folder(tmp_path / "there", seed, shift=0.001 * seed)
     seed_folder(tmp_path / "here", 3, shift=0.003)
@@ -187,7 +187,7 @@ def test_seeds_of_another_machine_join_the_page(tmp_path):
 
 
 def test_a_folder_that_holds_less_takes_nothing_from_what_is_known(tmp_path):
-    """A seed whose folder was begun anew, beside results of it that came from elsewhere."""
+    """A seed's folder was begun anew, beside results of this seed that came from elsewhere."""
     for seed in range(2):
         seed_folder(tmp_path, seed, shift=0.01 * seed)
     before = write_page(tmp_path, range(2), LoopSize())
@@ -201,7 +201,7 @@ def test_a_folder_that_holds_less_takes_nothing_from_what_is_known(tmp_path):
 
 
 def test_a_page_of_the_first_cell_alone(tmp_path):
-    """Others, the oracle's check among them, may come much later."""
+    """Other cells, the oracle's check among them, may come much later."""
     seed_folder(tmp_path / "all", 0)
     shutil.copytree(tmp_path / "all/seed0/cells/nrg", tmp_path / "some/seed0/cells/nrg")
     write_page(tmp_path / "some", range(2), LoopSize())
@@ -217,7 +217,7 @@ def test_without_a_cell_there_is_no_page(tmp_path):
 
 
 def test_units_of_all_seeds_fit_together(tmp_path):
-    """Every need is a unit's result; each seed has the same ones; tuning comes before what it decides."""
+    """Every need is the result of a unit; each seed has the same units; tuning precedes what it decides."""
     made = units(tmp_path, LoopSize(), range(2))
     board = Board(tmp_path, made)
     names = {unit.name for unit in made}

@@ -30,7 +30,7 @@ class Net(torch.nn.Module):
 
 
 class View:
-    """A reward that is a function of latents and times, and a family without a text encoder."""
+    """A reward that is a function of latents and times, for a family without a text encoder."""
 
     def __init__(self, function):
         self.function, self.times = function, []
@@ -68,7 +68,7 @@ def toy(velocity, steps):
 
 
 def integrate(velocity, reward, x, steps=1000, **options):
-    """What a pipeline of this velocity makes of noise x under guidance."""
+    """The samples of a pipeline with this velocity, from noise x and under guidance."""
     pipeline, view = toy(velocity, steps), View(reward)
     with guided(pipeline, view, weights={"VQ": 1.0}, largest_factor=math.inf, **options), torch.no_grad():
         pipeline.encode_prompt()
@@ -120,7 +120,7 @@ def test_a_noisy_reward_is_asked_at_the_time_of_the_latents():
 
 
 def test_the_gradient_through_the_generator_equals_finite_differences():
-    """Of r(x - t v(x, t)), in float64; a gradient that stops at the velocity is another."""
+    """The gradient is that of r(x - t v(x, t)), in float64; one that stops at the velocity differs."""
     matrix, reader = 0.3 * doubles(24, 24), doubles(24, 3, seed=1)
     weights, t, x = {"VQ": 0.5, "TA": -2.0}, 0.6, doubles(2, 3, 2, 2, 2, seed=2)
 
@@ -205,7 +205,7 @@ def test_through_the_predicted_end_samples_are_others(family, scale):
 
 @pytest.mark.parametrize("scale", [1.0, 3.0])
 def test_a_pipeline_step_reads_the_predicted_end(family, scale):
-    """Two steps by hand; the end is predicted without classifier-free guidance, and read at time 0."""
+    """Two steps are done by hand; the end is predicted without classifier-free guidance and read at time 0."""
     generator, reward = family
     guide = Guidance(weights={"VQ": 1.0, "TA": 0.5}, strength=2.0, through="predicted")
     condition = generator.condition(generator.encode_prompts(WORDS))

@@ -100,7 +100,7 @@ def test_no_predicted_tie_is_a_candidate():
 
 @pytest.mark.parametrize("order", list(itertools.permutations(range(4))))
 def test_equal_margins_fall_on_the_same_side(order):
-    """A threshold inside a run of equal margins would call the tie a tie and its equals wins: 3 of 4, whatever row."""
+    """A threshold inside the run of equal margins would get 3 of 4 right, whatever the order of rows."""
     labels, margins = np.array([0, 1, 1, -1])[list(order)], np.array([1.0, 1.0, 1.0, -1.0])[list(order)]
     assert accuracy_with_ties(labels, margins) == 0.75
     assert tie_threshold(labels, margins) == -1.0
@@ -233,7 +233,7 @@ def test_infinite_margins_are_ordered_like_others():
 
 
 def test_held_out_threshold_is_judged_on_the_other_half():
-    """By the definition: two halves, each judged at the other's threshold. No half helps to choose its own."""
+    """Each half is judged at the threshold that is best for the other half."""
     rng = np.random.default_rng(0)
     labels = rng.choice([-1, 0, 1], 400)
     margins = labels + rng.normal(size=400)
@@ -251,7 +251,7 @@ def test_held_out_threshold_is_judged_on_the_other_half():
 
 
 def test_held_out_threshold_of_two_pairs():
-    """Halves of one pair: the tie's threshold of 0.5 loses the win, the win's threshold of none loses the tie."""
+    """Each half has one pair: the tie's threshold of 0.5 loses the win, and the win's threshold loses the tie."""
     assert held_out_accuracy_with_ties([0, 1], [0.5, 0.25]) == 0.0
     assert held_out_accuracy_with_ties([0, 1], [0.5, 0.75]) == 0.5
     assert held_out_accuracy_with_ties([0, 0], [0.5, 0.5]) == 1.0
@@ -274,7 +274,7 @@ def test_bootstrap_interval_contains_the_estimate(ties):
 
 @pytest.mark.parametrize("ties", [False, True])
 def test_bootstrap_interval_equals_resampling_by_hand(ties):
-    """With integer margins: a threshold inside a run of equals would give far more."""
+    """The margins are integers: a threshold inside a run of equal ones would give far more."""
     rng = np.random.default_rng(1)
     labels = rng.choice([-1, 0, 1], 150)
     margins = np.round(labels * 0.5 + rng.normal(size=150))

@@ -60,7 +60,7 @@ def test_epochs_cycle_through_the_draws(cache):
 
 
 def test_training_with_the_cache_is_training_without(cache, generators, latents, tmp_path, monkeypatch):
-    """Three epochs of two steps: the losses of every step, and the reference's errors, at the same draws."""
+    """In three epochs of two steps, losses and reference errors agree at the same draws."""
     losses = {}
     before_step = FlowDPO.on_before_optimizer_step
 

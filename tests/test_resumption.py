@@ -99,13 +99,13 @@ def arguments(made: Path, name: str, out: Path, *more: str) -> list[str]:
 
 
 def train(made: Path, name: str, out: Path, *more: str) -> tuple[dict[str, torch.Tensor], list[dict]]:
-    """Final weights that trained, and what was logged of each step."""
+    """The trained weights at the end, and what each step logged."""
     cli = experiment.run(arguments(made, name, out, *more))
     return {n: p.detach().clone() for n, p in cli.trainer.lightning_module.trained().items()}, steps_of(out)
 
 
 def steps_of(out: Path) -> list[dict]:
-    """What a run logged of each step."""
+    """What a run logged in each step."""
     (metrics,) = out.rglob("metrics.csv")
     with open(metrics, newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["train/loss"]]
@@ -115,7 +115,7 @@ def steps_of(out: Path) -> list[dict]:
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "workers"), [("videoreward", 0), ("wan_dpo", 2), ("nrg", 2)])
 def test_resumption_is_exact_under_the_recipes_own_settings(made, name, workers, tmp_path, monkeypatch):
-    """In the middle of an epoch and at its end; schedules know the number of steps, micro-batches accumulate."""
+    """It is exact in the middle of an epoch and at its end, with schedules and accumulated micro-batches."""
     monkeypatch.chdir(tmp_path)
     steps, more = SHIPPED[name][2], [f"--data.workers={workers}", "--model.warmup=0.3", "--model.decay=cosine"]
     weights, logged = train(made, name, tmp_path / "whole", *more)
@@ -202,7 +202,7 @@ for world, words, out in json.loads(sys.argv[1]):
 
 
 SGD = ["--model.optimizer=torch.optim.SGD", "--model.optimizer.init_args.lr=0.1"]
-"""Adam would make full steps of gradients that are rounding errors."""
+"""SGD is used, since Adam would make full steps from gradients that are rounding errors."""
 
 
 @pytest.mark.slow

@@ -228,7 +228,7 @@ def test_callbacks_write_what_people_look_at(network, world, tmp_path):
 
 
 def test_reward_bench_joins_on_both_videos(network, world):
-    """Against scoring each pair on its own, the way a reader would do it by hand."""
+    """Its numbers equal those from scoring each pair on its own."""
     bench = RewardBench(resamples=0)
     trainer = L.Trainer(**QUIET, logger=False, enable_checkpointing=False, callbacks=[bench])
     model = RewardModel(network)
@@ -254,7 +254,7 @@ def test_reward_bench_joins_on_both_videos(network, world):
 
 
 def test_checkpoint_holds_what_trains_and_resumes_exactly(backbone, sampling, world, tmp_path):
-    """Stopped after 4 of 9 steps (in the middle of an epoch of 6) and resumed, or run through: the same weights."""
+    """A run stopped after 4 of 9 steps (in an epoch of 6) and resumed has the weights of one that ran through."""
 
     def run(steps, folder, ckpt=None):
         torch.manual_seed(0)  # head and token rows are drawn by it
@@ -401,7 +401,7 @@ for sharded in (True, False):
 
 @pytest.mark.slow
 def test_fsdp2_resumes_exactly(backbone, world, tmp_path):
-    """From sharded checkpoints and from whole ones."""
+    """This holds for sharded checkpoints and for whole ones."""
     done = forked(RESUME, backbone, world, tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "sharded True: difference 0.0\n" in done.stdout

@@ -25,14 +25,14 @@ ROWS, BASE = "backbone.language_model.embed_tokens.rows", "backbone.language_mod
 
 
 def clips(sizes=SIZES, seed=0):
-    """Smooth random videos, uint8."""
+    """Random videos, uint8."""
     generator = torch.Generator().manual_seed(seed)
     return [torch.randint(0, 256, size, dtype=torch.uint8, generator=generator) for size in sizes]
 
 
 @pytest.fixture(scope="module")
 def backbone_2_5(tmp_path_factory):
-    """As ``backbone``, of the Qwen2.5-VL family."""
+    """Folder of a miniature Qwen2.5-VL; see ``backbone``."""
     folder = tmp_path_factory.mktemp("backbones") / "qwen2_5_vl"
     make_qwen(folder, "qwen2_5_vl", corpus=PROMPTS, hidden=32, layers=2, vision_layers=2)
     return folder
@@ -258,7 +258,7 @@ def test_qwen2_5_vl_works(build, backbone_2_5):
 
 
 def hidden_states(network, videos, prompts):
-    """(B, K, E) that the head reads."""
+    """The hidden states that the head reads, (B, K, E)."""
     seen = []
     handle = network.head.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[0]))
     got = rewards(network, videos, prompts)
@@ -332,7 +332,7 @@ def test_normalised_rewards_are_z_scores(build):
 
 
 def train(network, steps=2):
-    """AdamW with weight decay, on a batch."""
+    """Train on a batch, by AdamW with weight decay."""
     optimizer = torch.optim.AdamW([p for p in network.parameters() if p.requires_grad], lr=1e-2, weight_decay=0.1)
     network.train()
     for _ in range(steps):

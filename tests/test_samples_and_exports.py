@@ -45,7 +45,7 @@ def plain(folder: Path, **parts) -> DiffusionPipeline:
 
 
 def plain_sample(pipe, family: str, prompt: str, noise: torch.Tensor) -> torch.Tensor:
-    """What a user of diffusers gets: text in, latents out."""
+    """Latents that plain diffusers samples for a prompt."""
     more = {"frame_rate": 25.0} if family == "ltx" else {}
     latents = noise.flatten(2).transpose(1, 2) if family == "ltx" else noise
     size = {"num_frames": 5, "height": 32, "width": 32}
@@ -65,7 +65,7 @@ def our_sample(module, folder: Path, prompt: str, noise: torch.Tensor, net=None)
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_exported_adapters_give_the_policy_in_plain_diffusers(family, trained, generators):
-    """Bit for bit; with rank 4 and alpha 16 they would not at scale 1."""
+    """They agree bit for bit; at rank 4 and alpha 16 a scale of 1 would be wrong."""
     module, folder = trained[family].module, generators / family
     noise = torch.randn(1, 16, 2, 4, 4, generator=torch.Generator().manual_seed(0))
     policy = our_sample(module, folder, PROMPTS[0], noise)
@@ -129,14 +129,14 @@ def test_an_export_in_the_way_is_refused_before_training(lora, generators, laten
 
 
 def halves(picture: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Videos of 32 pixels, shown at four times their size, at the two edges."""
+    """The two videos at the edges of a frame; 32 pixels are shown at four times their size."""
     assert picture.shape[-3] == 128 and picture.shape[-2] < 2 * 128 + 16
     return picture[..., :128, :], picture[..., -128:, :]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_samples_stand_beside_the_reference_with_the_same_noise(family, trained):
-    """Validated after steps 2 and 4: the reference's half stays, the policy's moves."""
+    """Between the validations after steps 2 and 4 the reference's half stays and the policy's moves."""
     paths = sorted((trained[family].run / "samples").iterdir())
     assert [p.name for p in paths] == ["00_step000002.gif", "00_step000004.gif"]
     (policy, reference), (later, again) = (halves(frames.astype(int)) for frames in trained[family].shown)

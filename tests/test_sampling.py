@@ -165,7 +165,7 @@ def by_the_rule(height, width, least, most, factor=FACTOR):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_genai_bench_follows_the_released_rule(seed):
-    """Also where its budget of 256 x 256 is below the least area, and frames are enlarged beyond it."""
+    """This holds although its budget of 256 x 256 is below the least area, so that frames are enlarged beyond it."""
     draw, sampling = random.Random(seed), PROTOCOLS["genai-bench"].sampling
     sizes = [(draw.randint(100, 1100), draw.randint(100, 1100)) for _ in range(2000)]
     enlarged = 0

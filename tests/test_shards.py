@@ -33,7 +33,7 @@ SAMPLES, PER_SHARD = 7, 3
 
 
 def clip(number: int) -> bytes:
-    """Six frames of 16 x 16 of a brightness of its own."""
+    """Six frames of 16 x 16 whose brightness tells the number."""
     return plain_clip(10 + 12 * number, 6, 16, 16)
 
 
@@ -70,7 +70,7 @@ def write_videos(out: Path, samples: int = 4) -> Path:
 
 @pytest.fixture(scope="module")
 def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder with a sound set of each kind; copied before it is damaged."""
+    """Folder with a sound set of each kind; a test copies a set before it damages it."""
     folder = tmp_path_factory.mktemp("sets")
     write_pairs(folder / "pairs")
     write_videos(folder / "videos")
@@ -130,7 +130,7 @@ def test_contents_say_where_samples_stand(sets: Path) -> None:
 
 
 def test_opening_reads_no_shard(sets: Path, tmp_path: Path) -> None:
-    """With the tables of contents beside them, shards need not be walked through."""
+    """The tables of contents beside the shards make it unnecessary to walk through them."""
     folder = tmp_path / "set"
     shutil.copytree(sets / "pairs", folder)
     for path in folder.glob("*.tar"):
@@ -216,7 +216,7 @@ def test_keys_are_plain(tmp_path: Path, key: str) -> None:
 
 
 def test_a_long_key_is_kept_or_refused(tmp_path: Path) -> None:
-    """A tar header of the plainest kind holds names of 100 characters."""
+    """The plainest tar header holds names of 100 characters."""
     key = "k" * 120
     try:
         with ShardWriter(tmp_path / "set", "videos") as writer:
@@ -339,7 +339,7 @@ def linked(name: str, target: str, kind: bytes = tarfile.SYMTYPE) -> Member:
 
 
 def sign(folder: Path) -> None:
-    """Sizes and digests of the shards as they are now, as if another program had written the set."""
+    """Write sizes and digests of the shards into the index, as if another program had written the set."""
     index = json.loads((folder / "index.json").read_text())
     for shard in index["shards"]:
         content = (folder / shard["name"]).read_bytes()
@@ -365,7 +365,7 @@ def replace_member(name: str, content: Callable[[bytes], bytes]) -> Callable[[Pa
 
 
 def edit_record(**changes: object) -> Callable[[Path], None]:
-    """The second sample's JSON with other values; None removes one."""
+    """Change values in the second sample's JSON; None removes one."""
 
     def content(old: bytes) -> bytes:
         new = {**json.loads(old), **changes}
@@ -390,7 +390,7 @@ def rename(members: list[Member], old: str, new: str) -> list[Member]:
 
 
 def cut(member: int, places: int) -> Callable[[Path], None]:
-    """The first shard without what stands from so many bytes into a member's content on."""
+    """Cut the first shard ``places`` bytes after the start of a member's content."""
 
     def damage(folder: Path) -> None:
         path = folder / "000000.tar"
@@ -421,7 +421,7 @@ def flip(content: bytes) -> bytes:
 
 
 def flip_bit(name: str) -> Callable[[Path], None]:
-    """One bit of a file changed, in its middle."""
+    """Flip one bit in the middle of a file."""
 
     def damage(folder: Path) -> None:
         content = bytearray((folder / name).read_bytes())
@@ -585,7 +585,7 @@ def test_verify_finds(sets: Path, tmp_path: Path, name: str) -> None:
 
 
 SILENT = {"index lacks a shard"}
-"""What no reader of the set can tell: `verify` is for it."""
+"""Damage that no reader of the set can tell; `verify` finds it."""
 
 
 @pytest.mark.parametrize("name", [name for name in DAMAGE if name not in SILENT])

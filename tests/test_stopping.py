@@ -63,7 +63,7 @@ def test_a_signal_ends_any_command_with_one_line(command, signum, code, monkeypa
 
 
 def test_a_signal_that_a_destructor_swallowed_counts_at_the_next_look(monkeypatch, capfd):
-    """The cause of a Ctrl-C that was lost now and then: a loader's workers are joined in its destructor."""
+    """A Ctrl-C was lost now and then because a loader's workers are joined in its destructor."""
 
     class Loader:
         def __del__(self) -> None:
@@ -103,7 +103,7 @@ def test_deferred_work_is_told_and_ends_behind_its_block():
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory, backbone: Path) -> Path:
-    """A set of 6 pairs and the tiny recipe on it: 3 steps an epoch, a validation behind each second step."""
+    """A set of 6 pairs and the tiny recipe for it: 3 steps an epoch, a validation after each second step."""
     folder = tmp_path_factory.mktemp("stopping")
     rng = np.random.default_rng(0)
     with ShardWriter(folder / "pairs", "pairs") as writer:
@@ -197,7 +197,7 @@ def start(code: str, *args: object, **options: object) -> subprocess.Popen:
 
 
 def gone(pids: list[int], seconds: float = 5.0) -> bool:
-    """Whether processes end in time; one that nobody waits for counts as ended."""
+    """Whether processes end in time; a zombie counts as ended."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         states = [Path(f"/proc/{pid}/stat") for pid in pids]

@@ -44,7 +44,7 @@ WAYS = [*itertools.product(("lora", "full", "frozen"), ("full", "lora", "frozen"
 
 @pytest.mark.parametrize(("language", "vision", "merger"), WAYS)
 def test_what_trains_is_fp32_and_computes_beside_what_is_frozen(language, vision, merger, build):
-    """In and outside of autocast; every trained parameter gets a gradient."""
+    """This holds in autocast and outside; every trained parameter gets a gradient."""
     network = build(language=language, vision=vision, train_merger=merger)
     trained = {n: p for n, p in network.named_parameters() if p.requires_grad}
     assert {p.dtype for p in trained.values()} == {torch.float32}
@@ -70,7 +70,7 @@ def test_other_families_compute_too(family, vision, merger, build, backbones):
 
 
 def test_a_bf16_folder_trains_and_its_trained_tensors_come_back_bit_for_bit(build, tmp_path):
-    """20 steps of 1e-5 move nearly every entry; in bf16 they moved 4 % of the vision tower's."""
+    """20 steps of 1e-5 move nearly every entry; in bf16 they would move 4 % of the vision tower's."""
     build().save_pretrained(tmp_path / "first")
     network = VideoReward.from_pretrained(tmp_path / "first").train()
     trained = {n: p for n, p in network.named_parameters() if p.requires_grad}

@@ -14,7 +14,7 @@ QUIET = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "e
 
 
 class Line(Training):
-    """Fits a line; the smallest training there is."""
+    """The smallest training: it fits a line."""
 
     def __init__(self, rate: float = 0.1, dtype: torch.dtype = torch.float32) -> None:
         super().__init__(partial(torch.optim.SGD, lr=rate), 0.0, "constant")
@@ -100,7 +100,7 @@ def test_dropout_belongs_to_the_step():
 
 
 def test_checkpoints_hold_the_weights_and_their_average(tmp_path):
-    """Also those that are written while the average is in the weights' place: at the end of training."""
+    """This includes checkpoints that are written while the average replaces the weights: at the end of training."""
     save = L.pytorch.callbacks.ModelCheckpoint(tmp_path, every_n_train_steps=4, save_last=True)
     ema, model, seen = EMA(0.5), Line(), {}
 

@@ -126,7 +126,7 @@ def test_a_failure_blocks_all_that_need_it(tmp_path):
 
 
 def test_what_another_call_gave_up_is_no_success(tmp_path, monkeypatch):
-    """A failure that came from elsewhere while this call was at work."""
+    """The failure comes from another call while this one is at work."""
     (tmp_path / WORK).mkdir()
     monkeypatch.setattr(Board, "mark", lambda *_: None)  # as if it came after the beginning
     (tmp_path / WORK / "bad.failed").write_text("elsewhere")
@@ -149,7 +149,7 @@ if __name__ == "__main__":
 
 
 def call(tmp_path, count, seconds, processes):
-    """A call in a process group of its own, when its first unit is done."""
+    """A call in a process group of its own, returned when its first unit is done."""
     (tmp_path / "long.py").write_text(SCRIPT)
     command = [sys.executable, tmp_path / "long.py", tmp_path / "out", str(count), str(seconds), str(processes)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
@@ -159,7 +159,7 @@ def call(tmp_path, count, seconds, processes):
 
 @pytest.mark.slow
 def test_a_killed_call_goes_on(tmp_path):
-    """SIGKILL of the whole group: the locks fall with the processes."""
+    """SIGKILL ends the whole group, and the locks end with the processes."""
     process, out = call(tmp_path, 8, 0.7, 2)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()

@@ -76,13 +76,13 @@ def _sound(container: av.container.OutputContainer, stream: av.AudioStream, seco
 
 
 def everything(path: Path) -> list[np.ndarray]:
-    """All pictures of a file as PyAV decodes them, unturned."""
+    """All pictures of a file as PyAV decodes them, without rotation."""
     with av.open(str(path)) as container:
         return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
 
 
 def arrays(video: torch.Tensor) -> np.ndarray:
-    """(T, 3, H, W) -> (T, H, W, 3)."""
+    """Frames (T, 3, H, W) as arrays (T, H, W, 3)."""
     return video.permute(0, 2, 3, 1).numpy()
 
 
@@ -129,7 +129,7 @@ def test_frames_by_rate(tmp_path: Path) -> None:
 
 
 def test_variable_frame_rate_is_sampled_by_index(tmp_path: Path) -> None:
-    """Twenty frames in 12.5 s: by the average rate, and evenly over the frames, not over the time."""
+    """Twenty frames in 12.5 s are sampled by the average rate: evenly over the frames, not over the time."""
     times = [*range(0, 160, 10), 4000, 8000, 12000, 12500]
     path = write(tmp_path / "clip.mp4", pictures(20, 32, 32), milliseconds=times)
     clip = probe(path)
@@ -246,7 +246,7 @@ def _without_last(tmp_path: Path, frames: int) -> Path:
 
 @pytest.mark.parametrize("missing", [1, 2])
 def test_declared_count_a_little_too_high(tmp_path: Path, missing: int) -> None:
-    """Sound files declare a frame or two more than they show: such a clip is sampled over what there is."""
+    """Sound files may declare a frame or two more than they show; such a clip is sampled over the real ones."""
     path = _without_last(tmp_path, missing)
     full = everything(path)
     assert len(full) == probe(path).frames == 20 - missing
@@ -281,7 +281,7 @@ def _cut(tmp_path: Path, faststart: bool, keep: float) -> bytes:
 
 
 def _sizes_differ() -> bytes:
-    """Motion JPEG whose pictures grow in the middle."""
+    """A motion JPEG video whose pictures grow in the middle."""
     buffer = io.BytesIO()
     for i in range(6):
         Image.new("RGB", (16 if i < 3 else 32, 16), (40 * i, 0, 0)).save(buffer, "JPEG")

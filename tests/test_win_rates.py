@@ -45,7 +45,7 @@ def test_win_rates_are_those_of_loops(shape):
 
 
 def test_a_small_shift_wins_with_the_same_noise_only():
-    """Noise spreads by 1, the policy is better by 0.01 everywhere: superiority stays near chance, the win rate is 1."""
+    """Noise spreads by 1 and the policy is better by 0.01: superiority stays near chance, the win rate is 1."""
     torch.manual_seed(0)
     reference = torch.randn(40, 4, 4)
     row = win_rates(reference + 0.01, reference)["VQ"]
@@ -81,7 +81,7 @@ def test_win_rate_of_an_untrained_policy_is_one_half(generators, latents, judge,
 
 
 def test_win_rates_end_to_end(won, trained, generators, judge, prompts):
-    """Everything again, a video at a time: noise by its seed, sampling, frames, rewards, loops."""
+    """Everything is computed again, a video at a time: noise by its seed, sampling, frames, rewards."""
     saved, network = json.loads((won.run / "win_rate.json").read_text()), VideoReward.from_pretrained(judge).eval()
     module, texts = trained["wan"].module.eval(), read_prompts(prompts)
     encoder = load_generator(generators / "wan", parts=("text_encoder",))

@@ -55,7 +55,7 @@ def test_sets(world: Path) -> None:
 
 
 def test_the_same_seed_gives_the_same_bytes(tmp_path: Path, world: Path) -> None:
-    """Also from several processes."""
+    """This holds for several processes, too."""
     with ProcessPoolExecutor(2) as pool:
         progress = list(write_world(tmp_path / "again", TINY, seed=5, pool=pool))
     assert files(tmp_path / "again") == files(world)
@@ -135,7 +135,7 @@ def test_pairs_are_of_two_sources(world: Path) -> None:
 
 
 def test_labels_follow_the_votes(world: Path) -> None:
-    """Three annotators; where they differ on a column, a fourth decides it."""
+    """Three annotators vote; where they differ on a column, a fourth decides."""
     asked = set()
     for record in records(world / "train") + records(world / "val"):
         votes = record["votes"]
@@ -206,7 +206,7 @@ def test_ceiling(benchmarks: Path, name: str) -> None:
 
 @pytest.mark.parametrize("pairs", [20, 3])
 def test_a_tiny_benchmark_can_be_scored(tmp_path: Path, backbone: Path, sampling: FrameSampling, pairs: int) -> None:
-    """Without dropping anything, as `videoalign bench` demands it."""
+    """Nothing is dropped, as `videoalign bench` demands."""
     size = WorldSize(train=1, val=1, benchmark_videos=8, benchmark_pairs=pairs, captions=1, clips=12)
     for _ in write_world(tmp_path / "world", size):
         pass
@@ -277,7 +277,7 @@ def test_wrong_attributes_are_others() -> None:
 
 
 def centre(video: np.ndarray) -> np.ndarray:
-    """(T, 2) x and y of the sprite in a flawless red clip."""
+    """Positions x and y of the sprite in a flawless red clip, (T, 2)."""
     weight = np.clip(video[..., 0].astype(float) - 110, 0, None)
     y, x = np.mgrid[: video.shape[1], : video.shape[2]]
     return np.stack([(weight * x).sum((1, 2)), (weight * y).sum((1, 2))], -1) / weight.sum((1, 2))[:, None]
