@@ -148,6 +148,11 @@ def bench(kit: Path, out: Path, *options: object, data: Path | str = "world", mo
     return call("bench", *given, *options)
 
 
+def encode_frames(kit: Path, out: Path) -> int:
+    """Decode the set once for the model; the exit status."""
+    return call("shards", "encode-frames", kit / "world", *flags(out=out, model=kit / "model", workers=1))
+
+
 @dataclass
 class Run:
     """What a run of the command left."""

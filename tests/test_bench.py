@@ -212,9 +212,8 @@ def printed(text: str, name: str) -> list[str]:
 def test_published_rows_stand_beside_the_measured_one(options, title, finished):
     done, protocol = finished(*options), PROTOCOLS[options[1]]
     assert title in done.text
-    assert (
-        "overall is TA" if protocol.overall == "TA" else "overall is the sum of the normalised dimensions"
-    ) in done.text
+    overall = "TA" if protocol.overall == "TA" else "the sum of the normalised dimensions"
+    assert f"overall is {overall}" in done.text
     rows = [done.result["accuracies"][column] for column in protocol.columns]
 
     def per_cent(*keys: Callable[[dict], float] | None) -> list[str]:

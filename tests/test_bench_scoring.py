@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench_kit import BATCH, RATED, SEED, VGRB, Run, bench, lines, rated, samples, write
+from bench_kit import BATCH, RATED, SEED, VGRB, Run, bench, encode_frames, lines, rated, samples, write
 from helpers import call, flags, noise_clip
 from videoalign import VideoAlignError
 from videoalign.callbacks.reward_rows import read_rewards
@@ -226,18 +226,14 @@ def test_batches_and_workers_do_not_change_the_rewards(options, kit, finished, t
 
 def test_decoded_frames_give_the_rewards_of_their_videos(kit, finished, tmp_path):
     frames = tmp_path / "world"
-    assert (
-        call("shards", "encode-frames", kit / "world", "--out", frames, "--model", kit / "model", "--workers", 1) == 0
-    )
+    assert encode_frames(kit, frames) == 0
     assert bench(kit, tmp_path / "out", data=frames) == 0
     assert Run(tmp_path / "out", "").rewards == finished().rewards
 
 
 def test_decoded_frames_of_another_sampling_are_refused(kit, tmp_path, capsys):
     frames = tmp_path / "world"
-    assert (
-        call("shards", "encode-frames", kit / "world", "--out", frames, "--model", kit / "model", "--workers", 1) == 0
-    )
+    assert encode_frames(kit, frames) == 0
     assert bench(kit, tmp_path / "out", *VGRB, data=frames) == 2
     assert "decoded for another model (fps: 8.0 stored, 2.0 wanted" in capsys.readouterr().err
 

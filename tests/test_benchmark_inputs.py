@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 import torch
 
-from bench_kit import RATED, samples, write
-from helpers import call, noise_clip
+from bench_kit import RATED, encode_frames, samples, write
+from helpers import noise_clip
 from videoalign import VideoAlignError
 from videoalign.datamodules.benchmark import Benchmark
 from videoalign.datamodules.shards import ShardError, ShardSet
@@ -33,10 +33,7 @@ def test_every_video_is_found_with_its_bytes(media, kit, processor, tmp_path):
     folder = kit / "world"
     if media == "frames":
         folder = tmp_path / "frames"
-        assert (
-            call("shards", "encode-frames", kit / "world", "--out", folder, "--model", kit / "model", "--workers", 1)
-            == 0
-        )
+        assert encode_frames(kit, folder) == 0
     found, source = videos_of(ShardSet(folder), processor), {raw.key: raw for raw in ShardSet(kit / "world")}
     assert found.keys() == source.keys()
     assert len(found) == 8

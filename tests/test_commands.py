@@ -99,12 +99,7 @@ def test_score_reads_a_list_and_reports_what_it_cannot_read(project, model, tmp_
 
 
 def test_bench_prints_and_saves(project, model, tmp_path, capsys):
-    assert (
-        call(
-            "bench", "--model", model, "--data", project / "bench", "--out", tmp_path, "--device", "cpu", "--workers", 0
-        )
-        == 0
-    )
+    assert call("bench", *flags(model=model, data=project / "bench", out=tmp_path, device="cpu", workers=0)) == 0
     assert "tie floor" in capsys.readouterr().out
     saved = json.loads((tmp_path / "bench.json").read_text())["accuracies"]
     assert saved["VQ"]["pairs"] == 4
@@ -143,10 +138,8 @@ def test_frames_of_the_model_are_encoded_once(project, model, tmp_path):
 
 def test_validate_and_test_need_no_training(project, capsys):
     for command, stage in (("validate", "val"), ("test", "test")):
-        assert (
-            call(command, "--config", project / "tiny.yaml", "--trainer.logger", "false", "--trainer.callbacks", "[]")
-            == 0
-        )
+        options = ["--config", project / "tiny.yaml", "--trainer.logger=false", "--trainer.callbacks=[]"]
+        assert call(command, *options) == 0
         assert f"{stage}/accuracy/VQ" in capsys.readouterr().out
 
 
@@ -168,9 +161,7 @@ def test_broken_weights_are_refused_and_broken_rewards_reported(project, model, 
     captured = capsys.readouterr()
     assert "not finite" in captured.err
     assert "{" not in captured.out
-    assert (
-        call("bench", "--model", model, "--data", project / "bench", "--out", tmp_path / "out", "--device", "cpu") == 2
-    )
+    assert call("bench", *flags(model=model, data=project / "bench", out=tmp_path / "out", device="cpu")) == 2
     assert "not finite" in capsys.readouterr().err
     assert not (tmp_path / "out" / "bench.json").exists()
     assert not any(file.read_bytes() for file in (tmp_path / "out" / "bench").glob("rewards.*"))
@@ -180,9 +171,7 @@ def test_pairs_of_videos_that_are_not_there_are_refused(project, model, tmp_path
     shutil.copytree(project / "bench", tmp_path / "bench")
     table = tmp_path / "bench" / "pairs.csv"
     table.write_text(table.read_text().replace("000000,", "999999,", 1))
-    assert (
-        call("bench", "--model", model, "--data", tmp_path / "bench", "--out", tmp_path / "out", "--device", "cpu") == 2
-    )
+    assert call("bench", *flags(model=model, data=tmp_path / "bench", out=tmp_path / "out", device="cpu")) == 2
     assert "1 of its pairs' videos are not in its shards, such as ['999999']" in capsys.readouterr().err
 
 

@@ -381,10 +381,8 @@ def test_a_mended_path_may_use_the_same_folder(world, tmp_path, capsys):
 def test_prompts_that_the_oracle_cannot_judge_are_refused_before_the_work(world, tmp_path, monkeypatch, capsys):
     (tmp_path / "p.txt").write_text("a dog runs\n")
     sizes = counted(monkeypatch)
-    assert (
-        compare(tmp_path / "c.yaml", settings(world, tmp_path / "out", reward_model=None, prompts=tmp_path / "p.txt"))
-        == 2
-    )
+    config = settings(world, tmp_path / "out", reward_model=None, prompts=tmp_path / "p.txt")
+    assert compare(tmp_path / "c.yaml", config) == 2
     assert "none of the miniature world" in capsys.readouterr().err
     assert not sizes
 
@@ -426,9 +424,8 @@ def test_shipped_comparisons_are_read(path, monkeypatch):
         seen.update(given)
 
     monkeypatch.setattr(module, "compare", record)
-    assert (
-        call("compare", "--config", EXPERIMENTS / path, "--out", "o", "--prompts", "p.txt", "--sampling.seed", 9) == 0
-    )
+    options = ["--out=o", "--prompts=p.txt", "--sampling.seed=9"]
+    assert call("compare", "--config", EXPERIMENTS / path, *options) == 0
     assert (seen["out"], seen["prompts"], seen["sampling"].seed) == ("o", "p.txt", 9)
     assert {*(seen["arms"] or {})} == {*told.get("arms", {})}
     assert {*seen["sweeps"]} == {*told["sweeps"]}

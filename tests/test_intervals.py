@@ -83,10 +83,8 @@ def test_the_order_of_pairs_and_the_names_of_prompts_do_not_matter():
     margins, order = np.round(margins, 1), np.random.default_rng(4).permutation(len(labels))
     for ties in (False, True):
         found = bootstrap_interval(labels, margins, ties, prompts, resamples=100)
-        assert (
-            bootstrap_interval(labels[order], margins[order], ties, torch.from_numpy(prompts[order]), resamples=100)
-            == found
-        )
+        again = (labels[order], margins[order], ties, torch.from_numpy(prompts[order]))
+        assert bootstrap_interval(*again, resamples=100) == found
         assert bootstrap_interval(labels, margins, ties, 7 * prompts + 2**60, resamples=100) == found
 
 
@@ -119,9 +117,8 @@ def test_all_intervals_are_one_function():
     assert mean_interval(values) == tuple(_difference(values)["interval"]) == expected
     policy = values.view(30, 1, 1).expand(30, 1, 4)
     won = win_rates(policy, torch.full_like(policy, 0.5))
-    assert (
-        won["VQ"]["win_rate_interval"] == mean_interval((values > 0.5).double()) == won["Overall"]["win_rate_interval"]
-    )
+    want = mean_interval((values > 0.5).double())
+    assert won["VQ"]["win_rate_interval"] == want == won["Overall"]["win_rate_interval"]
     labels = torch.where(values > 0.4, 1, -1)
     assert bootstrap_interval(labels, torch.ones(30), False, torch.arange(30)) == mean_interval(values > 0.4)
 

@@ -729,9 +729,8 @@ def whole(kind: str, folder: Path) -> int:
         elif kind == "folder":
             assert len({(path / name).read_text() for name in ("a", "b", "record.json")}) == 1
         else:
-            assert (
-                ShardSet(path).index.samples == {"set": 20, "parts": 12}[kind] == len(list(ShardSet(path).contents()))
-            )
+            shards = ShardSet(path)
+            assert shards.index.samples == {"set": 20, "parts": 12}[kind] == len(list(shards.contents()))
     return count
 
 

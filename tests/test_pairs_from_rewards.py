@@ -59,10 +59,8 @@ def test_pairs_of_each_prompt(mode, weights, judge, clips, rewards, tmp_path, ca
     else:
         ends = [(min(g, key=score.get), max(g, key=score.get)) for g in groups(clips)[:2]]
         want = [tuple(sorted(pair)) for pair in ends]  # the first key is A, whichever is better
-    assert (
-        pair_up(judge, clips / "videos", tmp_path / "out", "--mode", mode, "--margin", margin, "--weights", *weights)
-        == 0
-    )
+    options = ["--mode", mode, "--margin", margin, "--weights", *weights]
+    assert pair_up(judge, clips / "videos", tmp_path / "out", *options) == 0
     assert f"{len(want)} pairs of 8 samples" in capsys.readouterr().out
     media = {raw.key: (raw.members["mp4"], raw.record()) for raw in ShardSet(clips / "videos")}
     found = list(ShardSet(tmp_path / "out", "pairs"))
