@@ -48,6 +48,16 @@ class Case:
     words: str
 
 
+def command(line: str, change: Callable[[Place], object] = lambda place: None) -> Prepare:
+    """A command line as it is typed, after a change of the place."""
+
+    def args(place: Place) -> list[str]:
+        change(place)
+        return line.split()
+
+    return args
+
+
 def videogen(
     *rows: list[str],
     layout: Prepare = folder_with_top,
@@ -65,6 +75,11 @@ def videogen(
         return ["import-videogen-rewardbench", *source, "--out", "out", *options]
 
     return args
+
+
+def naming(path: str, **options: object) -> Prepare:
+    """The import of a row whose first video has this path."""
+    return videogen([path, *SOUND[1:]], **options)
 
 
 def without(column: str) -> Prepare:
@@ -138,10 +153,10 @@ def add_text(place: Place) -> None:
         file.writestr("videos/t.mp4", "not a video\n" * 9)
 
 
+OUTSIDE = "path .* is not a path inside"
 VIDEOGEN = {
     "no such folder": Case(
-        lambda p: ["import-videogen-rewardbench", "none", "--out", "out"],
-        r"none is no download .* no videogen-rewardbench\.csv",
+        command("import-videogen-rewardbench none --out out"), r"none is no download .* no videogen-rewardbench\.csv"
     ),
     "no csv": Case(videogen(change=lambda p: Path("src/videogen-rewardbench.csv").unlink()), "src is no download"),
     "a column missing": Case(without("Overall"), "lacks the columns Overall; it has path_A, path_B"),
@@ -168,30 +183,19 @@ VIDEOGEN = {
         videogen(["videos/a.mp4", "a.mp4", *SOUND[2:]]), r"line 3: both videos are videos/a\.mp4"
     ),
     "absolute path": Case(
-        lambda p: videogen([str(p.tmp / "here/outside.mp4"), *SOUND[1:]])(p),
-        r"line 3: path '/.*outside\.mp4' is not a path inside",
+        lambda p: naming(str(p.tmp / "here/outside.mp4"))(p), r"line 3: path '/.*outside\.mp4' is not a path inside"
     ),
-    "path that leads out": Case(
-        videogen(["../outside.mp4", *SOUND[1:]]), r"line 3: path '\.\./outside\.mp4' is not a path inside"
-    ),
-    "path that leads out on the way": Case(
-        videogen(["videos/../../outside.mp4", *SOUND[1:]]), "line 3: path .* is not a path inside"
-    ),
-    "Windows path that leads out": Case(
-        videogen(["..\\outside.mp4", *SOUND[1:]]), "line 3: path .* is not a path inside"
-    ),
-    "path with a drive": Case(videogen(["C:\\videos\\a.mp4", *SOUND[1:]]), "line 3: path .* is not a path inside"),
-    "path on a server": Case(videogen(["\\\\server\\a.mp4", *SOUND[1:]]), "line 3: path .* is not a path inside"),
-    "path of dots": Case(videogen(["./.", *SOUND[1:]]), r"line 3: path '\./\.' is not a path inside"),
+    "path that leads out": Case(naming("../outside.mp4"), r"line 3: path '\.\./outside\.mp4' is not a path inside"),
+    "path that leads out on the way": Case(naming("videos/../../outside.mp4"), f"line 3: {OUTSIDE}"),
+    "Windows path that leads out": Case(naming("..\\outside.mp4"), f"line 3: {OUTSIDE}"),
+    "path with a drive": Case(naming("C:\\videos\\a.mp4"), f"line 3: {OUTSIDE}"),
+    "path on a server": Case(naming("\\\\server\\a.mp4"), f"line 3: {OUTSIDE}"),
+    "path of dots": Case(naming("./."), r"line 3: path '\./\.' is not a path inside"),
     "link out of the folder": Case(
-        videogen(["videos/link.mp4", *SOUND[1:]], change=linked_out), r"line 3: path 'videos/link\.mp4' is a link out"
+        naming("videos/link.mp4", change=linked_out), r"line 3: path 'videos/link\.mp4' is a link out"
     ),
-    "folder linked out": Case(
-        videogen(["videos/link/outside.mp4", *SOUND[1:]], change=linked_out), "line 3: path .* is a link out"
-    ),
-    "path that leads out of an archive": Case(
-        videogen(["../outside.mp4", *SOUND[1:]], layout=zip_with_top), "line 3: path .* is not a path inside"
-    ),
+    "folder linked out": Case(naming("videos/link/outside.mp4", change=linked_out), "line 3: path .* is a link out"),
+    "path that leads out of an archive": Case(naming("../outside.mp4", layout=zip_with_top), f"line 3: {OUTSIDE}"),
     "path too long": Case(videogen(["a long story " * 30, *SOUND[1:]]), r"line 3|is not there"),
     "no such folder of videos": Case(
         videogen(layout=lambda p: ["src", "--videos", "none"]), "none: there is no such folder or zip archive"
@@ -263,17 +267,19 @@ def genai(
     return args
 
 
+def left(video: object, **options: object) -> Prepare:
+    """The import of one vote whose left video is this."""
+    return genai(voted("a", "b", left_video=video), **options)
+
+
 def embedded(*rows: dict) -> Prepare:
+    """The import of these rows as parquet."""
     return genai(*rows, name="votes.parquet")
 
 
 def given(content: str | bytes, name: str = "votes.json") -> Prepare:
     """The import of a file of this content."""
     return lambda place: ["import-genai-bench", str(place.file(name, content)), "--out", "out"]
-
-
-def hub_with(*options: str) -> Prepare:
-    return lambda place: (hub(place), ["import-genai-bench", "src", "--out", "out", *options])[1]
 
 
 def numbered_in_folders(place: Place) -> list[str]:
@@ -306,12 +312,10 @@ GOOD = voted("a", "b")
 SAME = voted("a", "a", value=clip)
 GENAI = {
     "no such file": Case(
-        lambda p: ["import-genai-bench", "none.parquet", "--out", "out"],
-        r"none\.parquet: there is no such file or folder",
+        command("import-genai-bench none.parquet --out out"), r"none\.parquet: there is no such file or folder"
     ),
     "folder without a table": Case(
-        lambda p: (p.videos("src"), ["import-genai-bench", "src", "--out", "out"])[1],
-        "src holds no parquet, arrow, JSON",
+        command("import-genai-bench src --out out", lambda p: p.videos("src")), "src holds no parquet, arrow, JSON"
     ),
     "another ending": Case(
         given(json.dumps(ballot()), "votes.csv"), r"votes\.csv: \.csv ending; parquet, arrow, json and jsonl are read"
@@ -321,7 +325,7 @@ GENAI = {
         r"votes\.parquet, row 1: lacks right_video, vote_type; it has \['left_video', 'prompt'\]",
     ),
     "column missing in a later row": Case(
-        genai(GOOD, {**{k: v for k, v in GOOD.items() if k != "prompt"}}), "row 2: lacks prompt"
+        genai(GOOD, {k: v for k, v in GOOD.items() if k != "prompt"}), "row 2: lacks prompt"
     ),
     "null video": Case(
         embedded(GOOD, voted("b", "c", right_video=None)),
@@ -331,7 +335,7 @@ GENAI = {
         genai(voted("b", "c", left_video={"bytes": None, "path": None})), "line 1: left_video holds neither"
     ),
     "empty video": Case(embedded(voted("b", "c", value=clip, left_video=b"")), "line 1: left_video holds neither"),
-    "number as video": Case(genai(voted("a", "b", left_video=7)), "line 1: left_video holds neither"),
+    "number as video": Case(left(7), "line 1: left_video holds neither"),
     "number as prompt": Case(embedded(voted("a", "b", value=clip, prompt=7)), "line 1: prompt is no text"),
     "null as vote": Case(genai(voted("a", "b", None)), "line 1: vote_type is no text"),
     "blank prompt": Case(genai(voted("a", "b", prompt=" \n")), "line 1: there is no prompt"),
@@ -358,29 +362,21 @@ GENAI = {
         genai(GOOD, voted("b", "z"), voted("z", "c")),
         r"1 videos are not there, which 2 rows name\n +there is no file videos/z\.mp4 \(line 2 and 1 more\)",
     ),
-    "absolute path": Case(
-        lambda p: genai(voted("a", "b", left_video=str(p.tmp / "here/outside.mp4")))(p),
-        "line 1: path .* is not a path inside",
-    ),
+    "absolute path": Case(lambda p: left(str(p.tmp / "here/outside.mp4"))(p), f"line 1: {OUTSIDE}"),
     "path that leads out": Case(
-        genai(voted("a", "b", left_video="../outside.mp4"), name="src/votes.json", videos="src/videos"),
-        "line 1: path .* is not a path inside",
+        left("../outside.mp4", name="src/votes.json", videos="src/videos"), f"line 1: {OUTSIDE}"
     ),
     "path that leads out of embedded videos": Case(
         embedded(voted("a", "b", value=content_and_path, left_video={"bytes": None, "path": "../outside.mp4"})),
-        "line 1: path .* is not a path inside",
+        f"line 1: {OUTSIDE}",
     ),
-    "Windows path": Case(
-        genai(voted("a", "b", left_video="C:\\videos\\a.mp4")), "line 1: path .* is not a path inside"
-    ),
+    "Windows path": Case(left("C:\\videos\\a.mp4"), f"line 1: {OUTSIDE}"),
     "link out of the folder": Case(
-        genai(
-            voted("a", "b", left_video="videos/link.mp4"), name="src/votes.json", videos="src/videos", change=linked_out
-        ),
+        left("videos/link.mp4", name="src/votes.json", videos="src/videos", change=linked_out),
         "line 1: path .* is a link out",
     ),
     "address in place of a path": Case(
-        genai(voted("a", "b", left_video="https://example.org/a.mp4")),
+        left("https://example.org/a.mp4"),
         r"https://example\.org/a\.mp4 is not downloaded: no end of this address is a file in \. \(line 1\)",
     ),
     "archive that leads out": Case(
@@ -392,13 +388,16 @@ GENAI = {
     "no such folder of videos": Case(
         genai(options=("--videos", "none")), "none: there is no such folder or zip archive"
     ),
-    "several splits": Case(hub_with(), "it has several splits; choose one with --split. There are: test, test_v1"),
-    "unknown split": Case(hub_with("--split", "train"), "it has no split 'train'. There are: test, test_v1"),
+    "several splits": Case(
+        command("import-genai-bench src --out out", hub),
+        "it has several splits; choose one with --split. There are: test, test_v1",
+    ),
+    "unknown split": Case(
+        command("import-genai-bench src --out out --split train", hub),
+        "it has no split 'train'. There are: test, test_v1",
+    ),
     "unknown split of one": Case(
-        lambda p: (
-            save_to_disk(p, "src/test", ballot(clip)),
-            ["import-genai-bench", "src", "--out", "out", "--split", "train"],
-        )[1],
+        command("import-genai-bench src --out out --split train", lambda p: save_to_disk(p, "src/test", ballot(clip))),
         "it has no split 'train'. There are: test",
     ),
     "unknown split of a file": Case(genai(options=("--split", "train")), "split"),
@@ -414,8 +413,7 @@ GENAI = {
     "text as parquet": Case(given(json.dumps(ballot()), "votes.parquet"), r"votes\.parquet cannot be read"),
     "empty file as parquet": Case(given(b"", "votes.parquet"), r"votes\.parquet cannot be read"),
     "folder as parquet": Case(
-        lambda p: (p.videos("votes.parquet"), ["import-genai-bench", "votes.parquet", "--out", "out"])[1],
-        r"holds no parquet",
+        command("import-genai-bench votes.parquet --out out", lambda p: p.videos("votes.parquet")), r"holds no parquet"
     ),
     "arrow cut short": Case(given(arrow(ballot(clip))[:9999], "votes.arrow"), r"votes\.arrow cannot be read"),
     "arrow of the other format": Case(given(feather(ballot()), "votes.arrow"), r"votes\.arrow cannot be read"),
@@ -438,7 +436,7 @@ GENAI = {
     ),
     "JSON too deep": Case(given("[" * 99999), r"votes\.json"),
     "JSON with half a character": Case(genai(voted("a", "b", prompt="half \ud83d")), "line 1"),
-    "path too long": Case(genai(voted("a", "b", left_video="a long story " * 30)), "line 1|is not there"),
+    "path too long": Case(left("a long story " * 30), "line 1|is not there"),
     "empty parquet": Case(
         given(parquet(ballot(clip), rows=0), "votes.parquet"), "0 pairs of 0 unique videos.*No row is sound"
     ),
@@ -455,8 +453,7 @@ GENAI = {
         genai(change=lambda p: p.file("out/mine.txt", "mine")), r"\Avideoalign: error: output out exists already"
     ),
     "output exists and nothing else": Case(
-        lambda p: (p.file("out", "mine"), ["import-genai-bench", "none.json", "--out", "out"])[1],
-        "output out exists already",
+        command("import-genai-bench none.json --out out", lambda p: p.file("out", "mine")), "output out exists already"
     ),
     "output in new folders": Case(genai(voted("a", "b", "centrevote"), out="new/deep/out"), "unknown vote_type"),
 }
