@@ -63,6 +63,30 @@ def converting(do: Change = lambda folder: None, *options: str, form: str = "who
     return args
 
 
+def nothing(folder: Path) -> None:
+    """Leave the copy as it is."""
+
+
+def both(*changes: Change) -> Change:
+    """Several changes of one copy."""
+    return lambda folder: [do(folder) for do in changes]
+
+
+def pair(do: Change) -> Prepare:
+    """Conversion of a damaged copy that has two files."""
+    return converting(do, form="pair")
+
+
+def configured(key: str, value: object) -> Prepare:
+    """Conversion with another value in model_config.json."""
+    return converting(change(key, value))
+
+
+def command(line: str) -> Prepare:
+    """A command line as it is typed; {kit} stands for the kit's folder."""
+    return lambda place: [word.replace("{kit}", str(place.kit.folder)) for word in line.split()]
+
+
 def scoring(model: str, *options: str) -> Prepare:
     """Scoring with a sound folder."""
     return lambda place: place.kit.score(
@@ -75,7 +99,7 @@ def text(content: str) -> Prepare:
 
     def args(place: Place) -> list:
         (place.tmp / "t.txt").write_text(content)
-        return converting(lambda folder: None, "--template", "t.txt")(place)
+        return converting(nothing, "--template", "t.txt")(place)
 
     return args
 
@@ -87,7 +111,7 @@ def repository(source: str | None) -> Prepare:
         (place.tmp / "repo").mkdir()
         if source is not None:
             (place.tmp / "repo" / "prompt_template.py").write_text(source)
-        return converting(lambda folder: None, "--official-repo", "repo")(place)
+        return converting(nothing, "--official-repo", "repo")(place)
 
     return args
 
@@ -116,6 +140,11 @@ def edit(do: Callable[[dict[str, Tensor]], object], name: str = "model.pth") -> 
         torch.save(tensors, path)
 
     return pth(write, name)
+
+
+def put(name: str, value: Tensor) -> Change:
+    """Another tensor of this name in model.pth."""
+    return edit(lambda tensors: tensors.update({name: value}))
 
 
 def spoil(name: str) -> Callable[[dict[str, Tensor]], None]:
@@ -149,13 +178,14 @@ def in_the_way(*path: str) -> Prepare:
     return args
 
 
-LAYER = f"{P}model.layers.0.self_attn.q_proj"
+LAYER, EMBEDDING = f"{P}model.layers.0.self_attn.q_proj", f"{P}model.embed_tokens.weight"
+ADAPTERS, REST = "adapter_model.safetensors", "non_lora_state_dict.pth"
+CUT, NO_TENSORS = r"model\.pth was cut short", r"model\.pth is no dictionary of tensors"
+DAMAGED = r"adapter_model\.safetensors is damaged"
 OWN = "holds its own template"
 SOURCES = {
-    "folder missing": Case(lambda p: ["convert", "--from", "none", "--out", "out"], "none: there is no such folder"),
-    "folder a file": Case(
-        lambda p: ["convert", "--from", p.kit.folder / "0.mp4", "--out", "out"], r"0\.mp4: there is no such folder"
-    ),
+    "folder missing": Case(command("convert --from none --out out"), "none: there is no such folder"),
+    "folder a file": Case(command("convert --from {kit}/0.mp4 --out out"), r"0\.mp4: there is no such folder"),
     "folder of another layout": Case(
         lambda p: ["convert", "--from", p.copy("pairs"), "--out", "out", *p.kit.text],
         r"is no reward model: it holds neither reward\.json .*nor model_config\.json",
@@ -182,8 +212,7 @@ TEMPLATES = {
         text(TEXT.replace("VQ", "XX").replace("MQ", "VQ").replace("XX", "MQ")), "in this order"
     ),
     "no repository": Case(
-        converting(lambda folder: None, "--official-repo", "none"),
-        r"--official-repo none: prompt_template\.py cannot be read",
+        converting(nothing, "--official-repo", "none"), r"--official-repo none: prompt_template\.py cannot be read"
     ),
     "repository without the file": Case(repository(None), r"prompt_template\.py cannot be read in it"),
     "repository without the constant": Case(
@@ -203,15 +232,14 @@ TEMPLATES = {
 }
 BACKBONES = {
     "backbone of another width": Case(
-        converting(lambda folder: None, "--backbone", "{kit}/wide"),
-        r"embedding is \(\d+, 32\), but backbone .*wide.* \(\d+, 48\)",
+        converting(nothing, "--backbone", "{kit}/wide"), r"embedding is \(\d+, 32\), but backbone .*wide.* \(\d+, 48\)"
     ),
     "backbone of other words": Case(
-        converting(lambda folder: None, "--backbone", "{kit}/words"), r"embedding is \(\d+, 32\), but backbone .*words"
+        converting(nothing, "--backbone", "{kit}/words"), r"embedding is \(\d+, 32\), but backbone .*words"
     ),
-    "backbone gone": Case(converting(change("model_config.model_name_or_path", "none/at/all")), "none/at/all"),
+    "backbone gone": Case(configured("model_config.model_name_or_path", "none/at/all"), "none/at/all"),
     "backbone not named": Case(
-        converting(change("model_config.model_name_or_path", REMOVE)), "names no backbone .* --backbone"
+        configured("model_config.model_name_or_path", REMOVE), "names no backbone .* --backbone"
     ),
 }
 TENSORS = {
@@ -219,20 +247,12 @@ TENSORS = {
     "checkpoint empty": Case(
         converting(pth(Path.unlink)), r"neither model\.pth nor adapter_model\.safetensors and non_lora_state_dict\.pth"
     ),
-    "adapters alone": Case(
-        converting(pth(Path.unlink, "non_lora_state_dict.pth"), form="pair"),
-        r"neither model\.pth nor non_lora_state_dict\.pth",
-    ),
-    "adapters missing": Case(
-        converting(pth(Path.unlink, "adapter_model.safetensors"), form="pair"),
-        r"neither model\.pth nor adapter_model\.safetensors",
-    ),
-    "pth empty": Case(converting(pth(shorten(0))), r"model\.pth was cut short"),
-    "pth cut at once": Case(converting(pth(shorten(0.001))), r"model\.pth was cut short"),
-    "pth cut near its end": Case(converting(pth(shorten(0.99))), r"model\.pth was cut short"),
-    "pth of the pair cut": Case(
-        converting(pth(shorten(0.5), "non_lora_state_dict.pth"), form="pair"), r"non_lora_state_dict\.pth was cut short"
-    ),
+    "adapters alone": Case(pair(pth(Path.unlink, REST)), r"neither model\.pth nor non_lora_state_dict\.pth"),
+    "adapters missing": Case(pair(pth(Path.unlink, ADAPTERS)), r"neither model\.pth nor adapter_model\.safetensors"),
+    "pth empty": Case(converting(pth(shorten(0))), CUT),
+    "pth cut at once": Case(converting(pth(shorten(0.001))), CUT),
+    "pth cut near its end": Case(converting(pth(shorten(0.99))), CUT),
+    "pth of the pair cut": Case(pair(pth(shorten(0.5), REST)), r"non_lora_state_dict\.pth was cut short"),
     "pth text": Case(converting(pth(lambda path: path.write_text("version https://git-lfs"))), r"model\.pth .*damaged"),
     "pth with code": Case(
         converting(saved({"x": Code()})), r"model\.pth holds posix\.mkdir, which is no tensor.*was not read"
@@ -242,14 +262,11 @@ TENSORS = {
         r"model\.pth is damaged, or no file of torch",
     ),
     "pth with code in the pair": Case(
-        converting(pth(lambda path: torch.save([Code()], path), "non_lora_state_dict.pth"), form="pair"),
-        r"holds posix\.mkdir, which is no tensor",
+        pair(pth(lambda path: torch.save([Code()], path), REST)), r"holds posix\.mkdir, which is no tensor"
     ),
-    "pth a list": Case(converting(saved([torch.ones(1)])), r"model\.pth is no dictionary of tensors"),
-    "pth with a number": Case(converting(edit(lambda t: t.update(step=3))), r"model\.pth is no dictionary of tensors"),
-    "pth nested": Case(
-        converting(saved({"state_dict": {"x": torch.ones(1)}})), r"model\.pth is no dictionary of tensors"
-    ),
+    "pth a list": Case(converting(saved([torch.ones(1)])), NO_TENSORS),
+    "pth with a number": Case(converting(edit(lambda t: t.update(step=3))), NO_TENSORS),
+    "pth nested": Case(converting(saved({"state_dict": {"x": torch.ones(1)}})), NO_TENSORS),
     "pth with a number for a name": Case(
         converting(edit(lambda t: t.update({1: torch.ones(1)}))), r"model\.pth is no dictionary of tensors by name"
     ),
@@ -259,67 +276,46 @@ TENSORS = {
         r"not \(4, 32\); missing backbone\.language_model\.norm\.weight; unexpected backbone\.visual\.bias\.",
     ),
     "head of other rows": Case(
-        converting(change("model_config.output_dim", 3)), r"the reward head has 1 rows, but model_config\.json says 3"
+        configured("model_config.output_dim", 3), r"the reward head has 1 rows, but model_config\.json says 3"
     ),
     "head of two rows": Case(
-        converting(
-            lambda f: (
-                change("model_config.output_dim", 2)(f),
-                edit(lambda t: t.update({f"{P}rm_head.weight": torch.ones(2, 32)}))(f),
-            )
-        ),
+        converting(both(change("model_config.output_dim", 2), put(f"{P}rm_head.weight", torch.ones(2, 32)))),
         "output_dim is 2, not 1 or 3",
     ),
     "adapters of another rank": Case(
-        converting(change("peft_lora_config.lora_r", 8)),
+        configured("peft_lora_config.lora_r", 8),
         r"28 tensors do not fit .*lora_A\.default\.weight is \(4, \d+\), not \(8",
     ),
     "adapter missing": Case(
-        converting(edit_adapters(lambda t: t.pop(f"{LAYER}.lora_A.weight")), form="pair"),
+        pair(edit_adapters(lambda t: t.pop(f"{LAYER}.lora_A.weight"))),
         r"1 tensors do not fit .*missing .*q_proj\.lora_A",
     ),
     "adapter unexpected": Case(
-        converting(edit_adapters(lambda t: t.update({f"{P}visual.x.lora_A.weight": torch.ones(1)})), form="pair"),
+        pair(edit_adapters(lambda t: t.update({f"{P}visual.x.lora_A.weight": torch.ones(1)}))),
         r"unexpected .*visual\.x",
     ),
-    "adapters cut": Case(
-        converting(pth(shorten(0.5), "adapter_model.safetensors"), form="pair"),
-        r"adapter_model\.safetensors is damaged",
-    ),
-    "adapters empty": Case(
-        converting(pth(shorten(0), "adapter_model.safetensors"), form="pair"), r"adapter_model\.safetensors is damaged"
-    ),
-    "adapters text": Case(
-        converting(pth(lambda path: path.write_text("no tensors"), "adapter_model.safetensors"), form="pair"),
-        r"adapter_model\.safetensors is damaged",
-    ),
+    "adapters cut": Case(pair(pth(shorten(0.5), ADAPTERS)), DAMAGED),
+    "adapters empty": Case(pair(pth(shorten(0), ADAPTERS)), DAMAGED),
+    "adapters text": Case(pair(pth(lambda path: path.write_text("no tensors"), ADAPTERS)), DAMAGED),
     "embedding in both, unlike": Case(
-        converting(edit_adapters(lambda t: t.update({f"{P}model.embed_tokens.weight": torch.ones(3, 3)})), form="pair"),
+        pair(edit_adapters(lambda t: t.update({EMBEDDING: torch.ones(3, 3)}))),
         r"the two files hold different values for .*embed_tokens",
     ),
-    "embedding missing": Case(
-        converting(edit(lambda t: t.pop(f"{P}model.embed_tokens.weight"))), "the token embedding is missing"
-    ),
+    "embedding missing": Case(converting(edit(lambda t: t.pop(EMBEDDING))), "the token embedding is missing"),
     "embedding without the new rows": Case(
-        converting(
-            edit(lambda t: t.update({f"{P}model.embed_tokens.weight": t[f"{P}model.embed_tokens.weight"][:-3]}))
-        ),
+        converting(edit(lambda t: t.update({EMBEDDING: t[EMBEDDING][:-3]}))),
         r"the embedding is \(\d+, 32\), but .* three reward tokens",
     ),
     "names of two eras": Case(
-        converting(edit(lambda t: t.update({f"{P}model.visual.merger.ln_q.bias": torch.ones(32)}))),
+        converting(put(f"{P}model.visual.merger.ln_q.bias", torch.ones(32))),
         r"two tensors would both be .*merger\.ln_q\.bias",
     ),
     "NaN in a tensor": Case(
         converting(edit(spoil(f"{P}visual.merger.ln_q.bias"))), r"1 tensors hold NaN or infinity.*merger\.ln_q\.bias"
     ),
-    "NaN in a new row": Case(
-        converting(edit(spoil(f"{P}model.embed_tokens.weight"), "non_lora_state_dict.pth"), form="pair"),
-        "hold NaN or infinity",
-    ),
+    "NaN in a new row": Case(pair(edit(spoil(EMBEDDING), REST)), "hold NaN or infinity"),
     "NaN in an adapter": Case(
-        converting(edit_adapters(spoil(f"{LAYER}.lora_B.weight")), form="pair"),
-        r"1 tensors hold NaN or infinity.*lora_B",
+        pair(edit_adapters(spoil(f"{LAYER}.lora_B.weight"))), r"1 tensors hold NaN or infinity.*lora_B"
     ),
 }
 CONFIGS = {
@@ -327,15 +323,13 @@ CONFIGS = {
     "config binary": Case(converting(config_text(b"\xff\xfe\x00")), r"model_config\.json: .*cannot be read"),
     "config a list": Case(converting(config_text("[]")), r"model_config\.json is no configuration"),
     **{
-        f"no {section}": Case(
-            converting(change(section, REMOVE)), rf"model_config\.json is no configuration .*{section}"
-        )
+        f"no {section}": Case(configured(section, REMOVE), rf"model_config\.json is no configuration .*{section}")
         for section in ("data_config", "model_config", "peft_lora_config")
     },
-    "section null": Case(converting(change("data_config", None)), r"model_config\.json is no configuration"),
+    "section null": Case(configured("data_config", None), r"model_config\.json is no configuration"),
     **{
         f"{key} {value!r}": Case(
-            converting(change(key, value)), rf"{key} is .*{re.escape(repr(value))}.*Only models of the released kind"
+            configured(key, value), rf"{key} is .*{re.escape(repr(value))}.*Only models of the released kind"
         )
         for key, value in (
             ("data_config.prompt_template_type", "simple"),
@@ -346,13 +340,11 @@ CONFIGS = {
         )
     },
     "two foreign settings": Case(
-        converting(lambda f: (change("data_config.eval_dim", "VQ")(f), change("model_config.reward_token", "mean")(f))),
+        converting(both(change("data_config.eval_dim", "VQ"), change("model_config.reward_token", "mean"))),
         r"eval_dim is 'VQ'.*reward_token is 'mean'",
     ),
     **{
-        f"no {key}": Case(
-            converting(change(key, REMOVE)), rf"model_config\.json lacks a setting.*{key.partition('.')[2]}"
-        )
+        f"no {key}": Case(configured(key, REMOVE), rf"model_config\.json lacks a setting.*{key.partition('.')[2]}")
         for key in (
             "model_config.output_dim",
             "model_config.tune_merger",
@@ -360,28 +352,23 @@ CONFIGS = {
             "peft_lora_config.lora_enable",
         )
     },
-    "output_dim a word": Case(converting(change("model_config.output_dim", "one")), "output_dim is one, not 1 or 3"),
+    "output_dim a word": Case(configured("model_config.output_dim", "one"), "output_dim is one, not 1 or 3"),
     "no max_frame_pixels": Case(
-        converting(change("data_config.max_frame_pixels", REMOVE)), "max_frame_pixels of data_config must be numbers"
+        configured("data_config.max_frame_pixels", REMOVE), "max_frame_pixels of data_config must be numbers"
     ),
-    "endless max_frame_pixels": Case(
-        converting(change("data_config.max_frame_pixels", float("inf"))), "max_frame_pixels"
-    ),
+    "endless max_frame_pixels": Case(configured("data_config.max_frame_pixels", float("inf")), "max_frame_pixels"),
     "no fps": Case(
-        converting(change("data_config.fps", None)),
-        "fps, num_frames and max_frame_pixels of data_config must be numbers",
+        configured("data_config.fps", None), "fps, num_frames and max_frame_pixels of data_config must be numbers"
     ),
-    "odd num_frames": Case(converting(change("data_config.num_frames", 3)), "num_frames must be an even number"),
-    "rank-stabilised adapters": Case(
-        converting(change("peft_lora_config.use_rslora", True)), "use_rslora is True, not False"
-    ),
+    "odd num_frames": Case(configured("data_config.num_frames", 3), "num_frames must be an even number"),
+    "rank-stabilised adapters": Case(configured("peft_lora_config.use_rslora", True), "use_rslora is True, not False"),
     "statistics incomplete": Case(
-        converting(change("inference_config.TA_std", REMOVE)), r"inference_config lacks a number \(KeyError: 'TA_std'\)"
+        configured("inference_config.TA_std", REMOVE), r"inference_config lacks a number \(KeyError: 'TA_std'\)"
     ),
-    "statistics a word": Case(converting(change("inference_config.VQ_mean", "high")), "inference_config"),
-    "statistics a number": Case(converting(change("inference_config", 5)), r"model_config\.json is no configuration"),
-    "no spread": Case(converting(change("inference_config.VQ_std", 0.0)), "inference_config"),
-    "spread NaN": Case(converting(change("inference_config.VQ_std", float("nan"))), "inference_config"),
+    "statistics a word": Case(configured("inference_config.VQ_mean", "high"), "inference_config"),
+    "statistics a number": Case(configured("inference_config", 5), r"model_config\.json is no configuration"),
+    "no spread": Case(configured("inference_config.VQ_std", 0.0), "inference_config"),
+    "spread NaN": Case(configured("inference_config.VQ_std", float("nan")), "inference_config"),
 }
 CASES = {**SOURCES, **TEMPLATES, **BACKBONES, **TENSORS, **CONFIGS}
 
