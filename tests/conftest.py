@@ -12,8 +12,8 @@ import transformers
 from videoalign.miniature.networks.qwen import make_qwen
 from videoalign.models.frame_sampling import FrameSampling
 
-sys.path.insert(0, str(Path(__file__).parent))  # test files import their neighbours by name
-pytest.register_assert_rewrite("helpers")
+sys.path.insert(0, str(Path(__file__).parent))  # test files import their neighbours by name, spawned processes too
+pytest.register_assert_rewrite("helpers", "container_kit")
 pytest_plugins = [
     "bench_kit", "compare_kit", "flow_kit", "generator_kit", "import_kit", "loading_kit", "official_kit", "output_kit",
     "reward_network_kit", "shard_kit",

@@ -164,7 +164,7 @@ def test_a_shard_that_was_not_accounted_for_does_not_stay(latents, generators, c
         failing_after(patch, Generator, "encode_video", 1)
         with pytest.raises(SystemExit, match="1"):  # a fault of the program
             main(["predict", "--config", str(config)])
-    # as a second process leaves it that is killed after the shard got its name, before the list was written
+    # A second process leaves this when it is killed after the shard got its name, before the list was written.
     shutil.copy(tmp_path / ".out.parts" / "r0000-00000.tar", tmp_path / ".out.parts" / "r0001-00000.tar")
     assert call("predict", "--config", config) == 0
     assert same(samples_of(tmp_path / "out"), samples_of(latents / "wan"))

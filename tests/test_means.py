@@ -65,5 +65,5 @@ def test_several_processes_equal_brute_force(cuts):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    # forked, so that nothing is imported anew
+    # The processes are forked, so that nothing is imported anew.
     multiprocessing.start_processes(_rank, (len(cuts) + 1, port, cuts), len(cuts) + 1, start_method="fork")

@@ -182,7 +182,7 @@ def test_collate_keeps_places(processor: RewardProcessor) -> None:
     assert batch["labels"][:, 3].isnan().all()
     assert not batch["labels"][:, :3].isnan().any()
     assert same(batch["scores"][:, 2], pair(2).scores)
-    # A of all, then B of all
+    # The A sides of all pairs come first, then the B sides.
     order = [1, 1, 2, 3, 1]
     want = processor(
         [pair(n).videos[0] for n in order] + [pair(n).videos[1] for n in order], [f"prompt {n}" for n in order] * 2

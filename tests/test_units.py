@@ -12,11 +12,9 @@ from pathlib import Path
 import filelock
 import pytest
 
+from unit_makers import broken, chain, empty, loud, many
 from videoalign import VideoAlignError
 from videoalign.miniature.study.units import WORK, Board, Unit, leading_to, work
-
-sys.path.insert(0, str(Path(__file__).parent))  # spawned processes inherit it
-from unit_makers import broken, chain, empty, loud, many
 
 
 def runs(path):

@@ -149,7 +149,7 @@ def test_odd_sizes(tmp_path: Path, name: str, options: dict) -> None:
     full = everything(path)
     assert full[0].shape == (33, 47, 3)
     assert (probe(path).height, probe(path).width) == (33, 47)
-    # A factor of 1 keeps the size: exact frames. 16 rounds it to 32 x 48: the frames, but for the resizing.
+    # A factor of 1 keeps the size, so frames are exact; 16 rounds it to 32 x 48, so they differ by the resizing.
     indices = FOUR.indices(9, None)
     assert np.array_equal(arrays(decode(path, FOUR, 1)), np.stack([full[i] for i in indices]))
     resized = arrays(decode(path, FOUR, 16))
