@@ -1,14 +1,24 @@
 """Fixtures that every test may ask for."""
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import lightning  # noqa: F401  its logger keeps the stderr of the moment: the session's, not one test's
 import pytest
 import torch
 import transformers
 
 from videoalign.miniature.networks.qwen import make_qwen
 from videoalign.models.frame_sampling import FrameSampling
+
+sys.path.insert(0, str(Path(__file__).parent))  # test files import their neighbours by name, spawned processes too
+pytest.register_assert_rewrite("helpers", "container_kit")
+pytest_plugins = [
+    "bench_kit", "compare_kit", "flow_kit", "generator_kit", "import_kit", "loading_kit", "official_kit", "output_kit",
+    "reward_network_kit", "shard_kit",
+]  # fmt: skip
+"""Modules beside this one whose fixtures several test files share; each is built once in a process."""
 
 CORPUS = [
     "a red circle moves left to right",
@@ -19,7 +29,7 @@ CORPUS = [
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """One thread: the models are too small for more, and the results do not then depend on the machine's cores."""
+    """Use one thread: the models are too small for more, and results then do not depend on the machine's cores."""
     torch.set_num_threads(1)
     transformers.utils.logging.disable_progress_bar()
 
@@ -42,13 +52,13 @@ def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def sampling() -> FrameSampling:
-    """Every frame of the miniature world's clips, at their own size."""
+    """Sampling of every frame of the miniature world's clips, at their own size."""
     return FrameSampling(fps=8.0, min_pixels=0)
 
 
 @pytest.fixture(autouse=True)
 def quiet_and_clean() -> Iterator[None]:
-    """No progress bars; the default dtype and the random state are as before after every test."""
+    """No progress bars are shown; every test leaves the default dtype and the random state as they were."""
     transformers.utils.logging.disable_progress_bar()
     with torch.random.fork_rng(devices=[]):
         yield

@@ -24,7 +24,6 @@ from fastapi.testclient import TestClient
 
 sys.path.insert(0, str(Path(__file__).parent))
 from chrome import BROWSER, Chrome
-
 from videoalign import VideoAlignError
 from videoalign.annotation.commands import begin
 from videoalign.annotation.export import export

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not there, the last one of the last step, exact when resumed, and read without running anything."""
+"""Checkpoints: whole or not there, the last one of the last step, exact when resumed, read without running anything."""
 
 import io
 import os
@@ -22,13 +22,17 @@ from videoalign.callbacks import EMA, Checkpoint
 from videoalign.callbacks.checkpoint_io import WholeFiles, check_checkpoint, read_checkpoint, whole_checkpoints
 
 QUIET = {
-    "accelerator": "cpu", "devices": 1, "logger": False, "enable_progress_bar": False, "enable_model_summary": False,
+    "accelerator": "cpu",
+    "devices": 1,
+    "logger": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
     "num_sanity_val_steps": 0,
-}  # fmt: skip
+}
 
 
 class Loader:
-    """Numbers in another order in every epoch; resumable as the project's loaders are."""
+    """A loader of numbers, in another order in every epoch; it is resumable as the project's loaders are."""
 
     def __init__(self, length):
         self.length, self.epoch, self.batches, self.resumed = length, 0, 0, False
@@ -112,16 +116,19 @@ RUNS = {
     "validation at a saving": ({"max_steps": 4}, {"max_steps": 11}, 2, {"val_check_interval": 2}),
     "validation each epoch": ({"max_epochs": 1}, {"max_epochs": 3}, 4, {}),
     "validation across epochs": (
-        {"max_steps": 8}, {"max_steps": 15}, 3, {"val_check_interval": 4, "check_val_every_n_epoch": None},
+        {"max_steps": 8},
+        {"max_steps": 15},
+        3,
+        {"val_check_interval": 4, "check_val_every_n_epoch": None},
     ),
     "schedule by epoch": ({"max_epochs": 1}, {"max_epochs": 4}, 4, {**NO_VAL, "interval": "epoch"}),
     "schedule by epoch, middle": ({"max_steps": 8}, {"max_steps": 20}, 5, {**NO_VAL, "interval": "epoch"}),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("first", "then", "every", "options"), RUNS.values(), ids=RUNS)
 def test_last_is_the_last_step_and_goes_on_exactly(first, then, every, options, tmp_path):
-    """Train, then longer from last.ckpt: weights, data, epochs and statistics of one run that never stopped."""
+    """A run that goes on from last.ckpt has the weights, data, epochs and statistics of one that never stopped."""
     stopped, trainer = fit(tmp_path, Checkpoint(tmp_path / "a", every_n_train_steps=every), **first, **options)
     saved = torch.load(tmp_path / "a" / "last.ckpt", weights_only=True)
     assert saved["global_step"] == trainer.global_step
@@ -131,7 +138,8 @@ def test_last_is_the_last_step_and_goes_on_exactly(first, then, every, options, 
     through, _ = fit(tmp_path, enable_checkpointing=False, **then, **options)
     last = str(tmp_path / "a" / "last.ckpt")
     resumed, _ = fit(tmp_path, Checkpoint(tmp_path / "b", every_n_train_steps=every), ckpt=last, **then, **options)
-    assert resumed.saw == through.saw[len(stopped.saw) :] and len(resumed.saw) > 0
+    assert resumed.saw == through.saw[len(stopped.saw) :]
+    assert len(resumed.saw) > 0
     assert resumed.epochs == through.epochs[len(stopped.saw) :]
     torch.testing.assert_close(resumed.weight, through.weight, rtol=0, atol=0)
     torch.testing.assert_close(resumed.measured, through.measured, rtol=0, atol=0)
@@ -160,7 +168,8 @@ def test_stopping_before_the_first_step_after_a_resumption_writes_nothing(tmp_pa
     options = {"accumulate_grad_batches": 4, "max_steps": 5, "limit_val_batches": 0, "length": 10}
     save = Checkpoint(tmp_path / "b", every_n_train_steps=100)
     module, _ = fit(tmp_path, stop, save, ckpt=str(tmp_path / "a" / "last.ckpt"), **options)
-    assert len(module.saw) == 1 and not (tmp_path / "b" / "last.ckpt").exists()
+    assert len(module.saw) == 1
+    assert not (tmp_path / "b" / "last.ckpt").exists()
 
 
 class Count(WholeFiles):
@@ -189,7 +198,7 @@ def test_how_often_last_is_written(options, lasts, tmp_path):
 
 
 def test_lightning_s_own_leaves_an_older_step(tmp_path):
-    """Should this fail, Lightning's ModelCheckpoint may do what :class:`Checkpoint` does."""
+    """When this fails, Lightning's ModelCheckpoint may do what :class:`Checkpoint` does."""
     fit(tmp_path, ModelCheckpoint(tmp_path, every_n_train_steps=2, save_last=True), max_steps=5, limit_val_batches=0)
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 4
 
@@ -218,7 +227,7 @@ def test_the_average_is_resumed_from_last(tmp_path):
     torch.testing.assert_close(again.average["weight"], whole.average["weight"], rtol=0, atol=0)
 
 
-# --- written whole ------------------------------------------------------------------------------------------------
+# --- written whole --------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -237,7 +246,7 @@ def test_every_trainer_of_the_command_line_writes_this_way(tmp_path, monkeypatch
 
 
 def test_another_file_system_for_temporary_files_does_not_matter(checkpoint, monkeypatch, tmp_path):
-    """TMPDIR is not used at all, be it full or gone."""
+    """TMPDIR is not used: it may be full or gone."""
     monkeypatch.setenv("TMPDIR", str(tmp_path / "gone"))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "gone"))
     WholeFiles().save_checkpoint({"state_dict": {}, "pytorch-lightning_version": "2"}, checkpoint)
@@ -261,7 +270,7 @@ def test_modes_are_those_of_the_umask(checkpoint):
 
 @pytest.mark.parametrize("room", [0, 1000, 100_000, 250_000])
 def test_a_full_disk_leaves_the_earlier_checkpoint_whole(room, checkpoint, monkeypatch):
-    """A disk that takes ``room`` bytes; the checkpoint is larger."""
+    """The disk has room for ``room`` bytes, and the checkpoint is larger."""
     before = checkpoint.read_bytes()
     write = io.FileIO.write
 
@@ -280,7 +289,8 @@ def test_a_full_disk_leaves_the_earlier_checkpoint_whole(room, checkpoint, monke
     assert write is io.FileIO.write
     with pytest.raises(VideoAlignError, match=r"last\.ckpt cannot be written \(No space left on device\)"):
         WholeFiles().save_checkpoint({"state_dict": {"weight": torch.zeros(100_000)}}, checkpoint)
-    assert checkpoint.read_bytes() == before and len(list(checkpoint.parent.iterdir())) == 2
+    assert checkpoint.read_bytes() == before
+    assert len(list(checkpoint.parent.iterdir())) == 2
 
 
 SAVE = """
@@ -311,7 +321,7 @@ def test_killed_while_saving(tmp_path):
     assert [file.name for file in path.parent.iterdir()] == ["last.ckpt"]
 
 
-# --- read ---------------------------------------------------------------------------------------------------------
+# --- read -----------------------------------------------------------------------------------------
 
 
 class Evil:
@@ -337,6 +347,11 @@ def flipped(content, where):
     return content[:number] + bytes([content[number] ^ 4]) + content[number + 1 :]
 
 
+def weight_in(content):
+    """Bytes of the weight that a checkpoint holds."""
+    return torch.load(io.BytesIO(content), weights_only=True)["state_dict"]["weight"].numpy().tobytes()
+
+
 DAMAGE = {
     "cut to nothing": lambda c: b"",
     "cut to a byte": lambda c: c[:1],
@@ -351,10 +366,10 @@ DAMAGE = {
     "another zip": lambda c: zipped("hello"),
     "a list": lambda c: saved([1, 2]),
     "weights alone": lambda c: saved({"weight": torch.ones(2)}),
-    "a byte flipped in the weights": lambda c: flipped(c, torch.load(io.BytesIO(c), weights_only=True)["state_dict"]["weight"].numpy().tobytes()),
+    "a byte flipped in the weights": lambda c: flipped(c, weight_in(c)),
     "a byte flipped in the pickle": lambda c: flipped(c, b"global_step"),
     "a byte flipped in the directory": lambda c: flipped(c, 0.995),
-}  # fmt: skip
+}
 
 
 def _old():
@@ -374,7 +389,8 @@ def test_a_damaged_checkpoint_is_one_sentence(damage, checkpoint, tmp_path, monk
     ):
         with pytest.raises(VideoAlignError, match=r"last\.ckpt is damaged, or not of") as caught:
             read()
-        assert "weights_only" not in str(caught.value) and "\n" not in str(caught.value)
+        assert "weights_only" not in str(caught.value)
+        assert "\n" not in str(caught.value)
     assert not Path("ran").exists()
 
 
@@ -414,7 +430,7 @@ def test_another_user_s_checkpoint_is_not_called_damaged(checkpoint, tmp_path):
         os.seteuid(0)
 
 
-# --- sharded ------------------------------------------------------------------------------------------------------
+# --- sharded --------------------------------------------------------------------------------------
 
 SHARDED = """
 import os, sys, torch, lightning as L
@@ -442,8 +458,9 @@ class Net(L.LightningModule):
 
 def run(steps, folder, ckpt=None):
     strategy = ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)
-    trainer = L.Trainer(accelerator="cpu", devices=2, strategy=strategy, max_steps=steps, logger=False, enable_progress_bar=False,
-        enable_model_summary=False, callbacks=[Checkpoint(out / folder, every_n_train_steps=2)], use_distributed_sampler=False)
+    quiet = dict(logger=False, enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False)
+    save = Checkpoint(out / folder, every_n_train_steps=2)
+    trainer = L.Trainer(accelerator="cpu", devices=2, strategy=strategy, max_steps=steps, callbacks=[save], **quiet)
     net = Net()
     whole_checkpoints(trainer).fit(net, ckpt_path=ckpt)
     return trainer, net.net.weight.full_tensor().detach().clone()
@@ -474,11 +491,12 @@ def test_sharded_checkpoints_are_whole_too(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "names ['epoch=0-step=2-v1.ckpt', 'epoch=0-step=2.ckpt', 'last-v1.ckpt', 'last.ckpt']" in done.stdout
-    assert "refused checkpoint" in done.stdout and "is cut short" in done.stdout
+    assert "refused checkpoint" in done.stdout
+    assert "is cut short" in done.stdout
 
 
 def sharded(folder: Path, index: object) -> Path:
-    """A folder as several processes write it, with another index."""
+    """A folder of weights as several processes write it, with another index."""
     folder.mkdir()
     torch.save({"pytorch-lightning_version": "2"}, folder / "meta.pt")
     (folder / ".metadata").write_bytes(index if isinstance(index, bytes) else pickle.dumps(index))

@@ -13,19 +13,10 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
+from helpers import call, flags, json_lines
 from videoalign import models
-from videoalign.cli import main
 from videoalign.datamodules.video import decode, encode
 from videoalign.models import VideoReward
-
-
-def run(*args):
-    """Call a command; the exit status."""
-    try:
-        main([str(a) for a in args])
-    except SystemExit as done:
-        return done.code or 0
-    return 0
 
 
 @pytest.fixture(scope="module")
@@ -41,47 +32,11 @@ def project(tmp_path_factory, backbone):
         scores = [f"MOS_{side}_{d}" for side in "AB" for d in ("VQ", "MQ", "TA")]
         writer.writerow(["path_A", "path_B", "prompt", "VQ", "MQ", "TA", "Overall", "A_model", "B_model", *scores])
         for i, labels in enumerate(["A,B,same,A", "B,invalid,A,", "same,A,B,same", "A,A,,B"]):
-            writer.writerow(
-                [
-                    f"videos/{i}.mp4",
-                    f"./videos/{i + 2}.mp4",
-                    f"prompt {i}",
-                    *labels.split(","),
-                    "old",
-                    "new",
-                    *[1 + i % 4] * 6,
-                ]
-            )
-    assert (
-        run(
-            "shards",
-            "import-csv",
-            folder / "ratings.csv",
-            "--videos",
-            folder,
-            "--out",
-            folder / "pairs",
-            "--workers",
-            1,
-        )
-        == 0
-    )
-    assert (
-        run(
-            "shards",
-            "import-csv",
-            folder / "ratings.csv",
-            "--videos",
-            folder,
-            "--out",
-            folder / "bench",
-            "--kind",
-            "videos",
-            "--workers",
-            1,
-        )
-        == 0
-    )
+            paths = [f"videos/{i}.mp4", f"./videos/{i + 2}.mp4"]
+            writer.writerow([*paths, f"prompt {i}", *labels.split(","), "old", "new", *[1 + i % 4] * 6])
+    for name, kind in (("pairs", "pairs"), ("bench", "videos")):
+        options = flags(videos=folder, out=folder / name, kind=kind, workers=1)
+        assert call("shards", "import-csv", folder / "ratings.csv", *options) == 0
     config = yaml.safe_load((Path(__file__).parents[1] / "experiments/debug/tiny.yaml").read_text())
     config["trainer"] |= {"max_steps": 2, "default_root_dir": str(folder), "enable_progress_bar": False}
     config["trainer"]["logger"]["init_args"]["save_dir"] = str(folder / "runs")
@@ -89,7 +44,7 @@ def project(tmp_path_factory, backbone):
     config["model"]["init_args"]["network"]["init_args"]["backbone"] = str(backbone)
     config["data"]["init_args"] |= {"train": str(folder / "pairs"), "val": str(folder / "pairs"), "workers": 0}
     (folder / "tiny.yaml").write_text(yaml.safe_dump(config))
-    assert run("fit", "--config", folder / "tiny.yaml") == 0
+    assert call("fit", "--config", folder / "tiny.yaml") == 0
     return folder
 
 
@@ -99,12 +54,14 @@ def model(project):
 
 
 def test_import_keeps_ratings_scores_and_sources(project, capsys):
-    assert run("shards", "verify", project / "pairs") == 0 and run("shards", "verify", project / "bench") == 0
+    assert call("shards", "verify", project / "pairs") == 0 and call("shards", "verify", project / "bench") == 0
     capsys.readouterr()
-    assert run("shards", "info", project / "bench") == 0
+    assert call("shards", "info", project / "bench") == 0
     printed = capsys.readouterr().out
     assert "6 videos" not in printed  # a video rated for two prompts is scored for each
-    assert "8 videos" in printed and "4 rated pairs" in printed and "Overall" in printed
+    assert "8 videos" in printed
+    assert "4 rated pairs" in printed
+    assert "Overall" in printed
     from videoalign.datamodules.shards import ShardSet
 
     records = [raw.record() for raw in sorted(ShardSet(project / "pairs"), key=lambda raw: raw.key)]
@@ -113,17 +70,13 @@ def test_import_keeps_ratings_scores_and_sources(project, capsys):
     assert records[0]["sources"] == {"A": "old", "B": "new"} and records[0]["num_frames"] == {"A": 9, "B": 9}
 
 
-def lines(capsys):
-    return [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
-
-
 def test_score_is_the_network_on_the_frames(project, model, capsys):
     videos = [project / "videos" / f"{i}.mp4" for i in range(3)]
     arguments = [a for i, v in enumerate(videos) for a in ("--video", v, "--prompt", f"prompt {i}")]
-    assert run("score", "--model", model, *arguments, "--raw", "--device", "cpu", "--workers", 0) == 0
-    raw = lines(capsys)
-    assert run("score", "--model", model, *arguments, "--device", "cpu", "--batch-size", 1, "--workers", 0) == 0
-    normal = lines(capsys)
+    assert call("score", "--model", model, *arguments, "--raw", "--device", "cpu", "--workers", 0) == 0
+    raw = json_lines(capsys)
+    assert call("score", "--model", model, *arguments, "--device", "cpu", "--batch-size", 1, "--workers", 0) == 0
+    normal = json_lines(capsys)
     network = VideoReward.from_pretrained(model)
     for i, (video, r, n) in enumerate(zip(videos, raw, normal)):
         frames = decode(video, network.processor.sampling, network.processor.factor)
@@ -139,27 +92,24 @@ def test_score_reads_a_list_and_reports_what_it_cannot_read(project, model, tmp_
     (tmp_path / "broken.mp4").write_bytes((project / "videos" / "0.mp4").read_bytes()[:300])
     (tmp_path / "good.mp4").write_bytes((project / "videos" / "0.mp4").read_bytes())
     (tmp_path / "list.csv").write_text("path,prompt\nbroken.mp4,a\ngood.mp4,b\n")
-    assert run("score", "--model", model, "--csv", tmp_path / "list.csv", "--device", "cpu", "--workers", 0) == 1
+    assert call("score", "--model", model, "--csv", tmp_path / "list.csv", "--device", "cpu", "--workers", 0) == 1
     captured = capsys.readouterr()
     assert [json.loads(x)["prompt"] for x in captured.out.splitlines() if x.startswith("{")] == ["b"]
     assert "broken.mp4" in captured.err
 
 
 def test_bench_prints_and_saves(project, model, tmp_path, capsys):
-    assert (
-        run(
-            "bench", "--model", model, "--data", project / "bench", "--out", tmp_path, "--device", "cpu", "--workers", 0
-        )
-        == 0
-    )
+    assert call("bench", *flags(model=model, data=project / "bench", out=tmp_path, device="cpu", workers=0)) == 0
     assert "tie floor" in capsys.readouterr().out
     saved = json.loads((tmp_path / "bench.json").read_text())["accuracies"]
-    assert saved["VQ"]["pairs"] == 4 and saved["VQ"]["decided"] == 3 and saved["TA"]["pairs"] == 3
+    assert saved["VQ"]["pairs"] == 4
+    assert saved["VQ"]["decided"] == 3
+    assert saved["TA"]["pairs"] == 3
 
 
 def test_export_of_a_checkpoint_equals_the_export_at_the_end(project, model, tmp_path):
     (checkpoint,) = (model.parent / "checkpoints").glob("*.ckpt")
-    assert run("export", "--checkpoint", checkpoint, "--out", tmp_path / "again", "--with-backbone") == 0
+    assert call("export", "--checkpoint", checkpoint, "--out", tmp_path / "again", "--with-backbone") == 0
     one, other = VideoReward.from_pretrained(model), VideoReward.from_pretrained(tmp_path / "again")
     for name, parameter in one.named_parameters():
         torch.testing.assert_close(other.get_parameter(name), parameter, rtol=0, atol=0, msg=name)
@@ -167,8 +117,8 @@ def test_export_of_a_checkpoint_equals_the_export_at_the_end(project, model, tmp
 
 def test_frames_of_the_model_are_encoded_once(project, model, tmp_path):
     out = tmp_path / "frames"
-    assert run("shards", "encode-frames", project / "pairs", "--out", out, "--model", model, "--workers", 1) == 0
-    assert run("shards", "verify", out) == 0
+    assert call("shards", "encode-frames", project / "pairs", "--out", out, "--model", model, "--workers", 1) == 0
+    assert call("shards", "verify", out) == 0
     fit = (
         "fit",
         "--config",
@@ -182,16 +132,14 @@ def test_frames_of_the_model_are_encoded_once(project, model, tmp_path):
         "--trainer.enable_checkpointing",
         "false",
     )
-    assert run(*fit, "--data.train", out, "--data.val", out) == 0
-    assert run(*fit, "--data.train", out, "--data.val", out, "--model.network.sampling.max_pixels", 1024) == 2
+    assert call(*fit, "--data.train", out, "--data.val", out) == 0
+    assert call(*fit, "--data.train", out, "--data.val", out, "--model.network.sampling.max_pixels", 1024) == 2
 
 
 def test_validate_and_test_need_no_training(project, capsys):
     for command, stage in (("validate", "val"), ("test", "test")):
-        assert (
-            run(command, "--config", project / "tiny.yaml", "--trainer.logger", "false", "--trainer.callbacks", "[]")
-            == 0
-        )
+        options = ["--config", project / "tiny.yaml", "--trainer.logger=false", "--trainer.callbacks=[]"]
+        assert call(command, *options) == 0
         assert f"{stage}/accuracy/VQ" in capsys.readouterr().out
 
 
@@ -201,21 +149,21 @@ def test_broken_weights_are_refused_and_broken_rewards_reported(project, model, 
     shutil.copytree(model, copy)
     tensors = load_file(copy / "trained.safetensors")
     save_file({**tensors, "head.weight": tensors["head.weight"] * torch.nan}, copy / "trained.safetensors")
-    assert run("score", "--model", copy, *video) == 2
+    assert call("score", "--model", copy, *video) == 2
     assert "SHA-256" in capsys.readouterr().err
     record = json.loads((copy / "reward.json").read_text())
     (copy / "reward.json").write_text(json.dumps({k: v for k, v in record.items() if k != "sha256"}))
-    assert run("score", "--model", copy, *video) == 2
+    assert call("score", "--model", copy, *video) == 2
     assert "NaN" in capsys.readouterr().err
     forward = VideoReward.forward
     monkeypatch.setattr(VideoReward, "forward", lambda self, **inputs: forward(self, **inputs) * torch.nan)
-    assert run("score", "--model", model, *video) == 2
+    assert call("score", "--model", model, *video) == 2
     captured = capsys.readouterr()
-    assert "not finite" in captured.err and "{" not in captured.out
-    assert (
-        run("bench", "--model", model, "--data", project / "bench", "--out", tmp_path / "out", "--device", "cpu") == 2
-    )
-    assert "not finite" in capsys.readouterr().err and not (tmp_path / "out" / "bench.json").exists()
+    assert "not finite" in captured.err
+    assert "{" not in captured.out
+    assert call("bench", *flags(model=model, data=project / "bench", out=tmp_path / "out", device="cpu")) == 2
+    assert "not finite" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "bench.json").exists()
     assert not any(file.read_bytes() for file in (tmp_path / "out" / "bench").glob("rewards.*"))
 
 
@@ -223,26 +171,26 @@ def test_pairs_of_videos_that_are_not_there_are_refused(project, model, tmp_path
     shutil.copytree(project / "bench", tmp_path / "bench")
     table = tmp_path / "bench" / "pairs.csv"
     table.write_text(table.read_text().replace("000000,", "999999,", 1))
-    assert (
-        run("bench", "--model", model, "--data", tmp_path / "bench", "--out", tmp_path / "out", "--device", "cpu") == 2
-    )
+    assert call("bench", *flags(model=model, data=tmp_path / "bench", out=tmp_path / "out", device="cpu")) == 2
     assert "1 of its pairs' videos are not in its shards, such as ['999999']" in capsys.readouterr().err
 
 
 def test_export_does_not_overwrite_what_is_not_a_reward_model(model, tmp_path, capsys):
     (checkpoint,) = (model.parent / "checkpoints").glob("*.ckpt")
     (tmp_path / "notes.txt").write_text("precious")
-    assert run("export", "--checkpoint", checkpoint, "--out", tmp_path) == 2
-    assert "exists already" in capsys.readouterr().err and (tmp_path / "notes.txt").read_text() == "precious"
+    assert call("export", "--checkpoint", checkpoint, "--out", tmp_path) == 2
+    assert "exists already" in capsys.readouterr().err
+    assert (tmp_path / "notes.txt").read_text() == "precious"
 
 
 def test_an_output_in_the_way_is_refused_before_training(project, tmp_path, capsys):
     (tmp_path / "notes.txt").write_text("precious")
     export = f"[{{class_path: videoalign.callbacks.ExportReward, init_args: {{out: {tmp_path}}}}}]"
     fit = ("fit", "--config", project / "tiny.yaml", "--trainer.logger", "false", "--trainer.callbacks", export)
-    assert run(*fit) == 2
+    assert call(*fit) == 2
     captured = capsys.readouterr()
-    assert "exists already" in captured.err and "stopped" not in captured.err
+    assert "exists already" in captured.err
+    assert "stopped" not in captured.err
 
 
 def test_commands_that_need_no_network_do_not_wait_for_one():

@@ -33,8 +33,8 @@ pytestmark = pytest.mark.slow
 
 TOY = {
     "world": {"train": 120, "val": 24, "benchmark_videos": 32, "benchmark_pairs": 40, "captions": 60, "clips": 72},
-    "captions": 2, "reward": 4, "generated": 2, "autoencoder": 6, "generator": 4, "noisy": 4, "align": 2, "samples": 2, "rated": 18,
-    "fresh": 4, "judged": 2,
+    "captions": 2, "reward": 4, "generated": 2, "autoencoder": 6, "generator": 4, "noisy": 4, "align": 2, "samples": 2,
+    "rated": 18, "fresh": 4, "judged": 2,
 }  # fmt: skip
 
 SCRIPT = f"""
@@ -97,7 +97,8 @@ def finished(tmp_path_factory):
 
 def test_a_killed_demo_goes_on_where_it_stopped(finished):
     out, before, printed = finished
-    assert re.search(r"^(\d+) of \d+ stages were done before", printed) and "rendering the world" not in printed
+    assert re.search(r"^(\d+) of \d+ stages were done before", printed)
+    assert "rendering the world" not in printed
     after = times(out)
     kept = (
         "world/",
@@ -111,7 +112,8 @@ def test_a_killed_demo_goes_on_where_it_stopped(finished):
         "preferred/",
     )
     old = {path: t for path, t in before.items() if str(path.relative_to(out)).startswith(kept)}
-    assert len(old) > 50 and all(after[path] == t for path, t in old.items())
+    assert len(old) > 50
+    assert all(after[path] == t for path, t in old.items())
 
 
 def test_every_stage_leaves_what_the_next_one_reads(finished):
@@ -127,7 +129,8 @@ def test_every_stage_leaves_what_the_next_one_reads(finished):
     assert ShardSet(out / "latents/fresh").index.latents["of"] == "videos"
     compared = json.loads((out / "compared/comparison.json").read_text())
     assert {*ALIGNED, "base", "nrg@1", "nrg-text@30"} <= compared["arms"].keys()
-    assert list((out / "tensorboard").rglob("events.*")) and list((out / "compared/tensorboard").glob("events.*"))
+    assert list((out / "tensorboard").rglob("events.*"))
+    assert list((out / "compared/tensorboard").glob("events.*"))
 
 
 def test_no_prompt_of_the_comparison_was_trained_on(finished):
@@ -141,7 +144,8 @@ def test_labels_reach_training_but_no_oracle_numbers(finished):
     out, _, _ = finished
     for content in ShardSet(out / "rated/train").contents():
         if content.key.startswith("g"):
-            assert "quality" not in content.record and {"labels", "votes", "scores"} <= content.record.keys()
+            assert "quality" not in content.record
+            assert {"labels", "votes", "scores"} <= content.record.keys()
 
 
 def test_a_second_call_does_nothing(finished, capsys):
@@ -164,7 +168,8 @@ def test_the_report_holds_every_section_and_sound_pictures(finished):
     out, _, _ = finished
     page = (out / "report.html").read_text()
     sections = re.findall("<h2>(.*?)</h2>", page)
-    assert len(sections) == 8 and not re.search(r'(src|href)="(?!data:)', page)
+    assert len(sections) == 8
+    assert not re.search(r'(src|href)="(?!data:)', page)
     pictures = re.findall(r'src="data:image/(gif|png);base64,([^"]+)"', page)
     assert len(pictures) == page.count("<img") > 30
     for kind, content in pictures:
@@ -197,7 +202,7 @@ def test_a_browser_shows_the_report(finished, tmp_path):
 
 @pytest.fixture(scope="module")
 def cells(finished):
-    """Some of the paper's cells, on a finished demo as one seed."""
+    """Some cells of the paper, with a finished demo as their only seed."""
     out, _, _ = finished
     settings = {name: {"lr": 1e-4, "beta": 30.0} if "dpo" in name else {"lr": 1e-4} for name in TRIALS}
     write_json(out / TUNING / "tuned.json", {**settings, "nrg": {"strength": 10.0}})
@@ -216,7 +221,8 @@ def cells(finished):
 def test_a_share_of_the_pairs_trains_a_reward_model(cells):
     _, make = cells
     accuracies = json.loads((make("bench/bt-10") / "accuracies.json").read_text())
-    assert set(accuracies) == {"recent", "older"} and "without_ties" in accuracies["recent"]["VQ"]
+    assert set(accuracies) == {"recent", "older"}
+    assert "without_ties" in accuracies["recent"]["VQ"]
 
 
 def test_a_foreign_prompt_moves_no_reward_that_stands_before_it(cells):
@@ -230,7 +236,8 @@ def test_a_foreign_prompt_moves_no_reward_that_stands_before_it(cells):
 def test_full_training_leaves_a_pipeline_and_adapters_an_adapter(cells):
     _, make = cells
     load_generator(str(make("aligned/dpo-full")))
-    assert list(make("aligned/dpo").glob("*.safetensors")) and not (make("aligned/dpo") / "model_index.json").exists()
+    assert list(make("aligned/dpo").glob("*.safetensors"))
+    assert not (make("aligned/dpo") / "model_index.json").exists()
 
 
 def test_text_alignment_alone_trains_on_pairs_that_differ_in_it(cells):
@@ -247,7 +254,8 @@ def test_rendered_pairs_are_labelled_by_the_reward_model_only(cells):
     make("conditions/rendered-dpo")
     pool, taught = ShardSet(out / "pools/rendered"), (out / "world/prompts.txt").read_text().splitlines()
     prompts = [content.record["prompt"] for content in pool.contents()]
-    assert set(prompts) <= set(taught) and max(map(prompts.count, taught)) <= TOY["fresh"]
+    assert set(prompts) <= set(taught)
+    assert max(map(prompts.count, taught)) <= TOY["fresh"]
     assert not any("quality" in content.record for content in pool.contents())
     assert all("rewards" in content.record for content in ShardSet(out / "pairs/rendered").contents())
 
@@ -260,11 +268,15 @@ def test_tuning_takes_what_the_reward_model_prefers(cells):
     write_json(out / "chosen/cells/trials/comparison.json", {"arms": arms})
     paper._choose()
     tuned = json.loads((out / "chosen/tuned.json").read_text())
-    assert all(tuned[name] == trials[2] for name, trials in TRIALS.items()) and tuned["nrg"] == {"strength": 30.0}
+    assert all(tuned[name] == trials[2] for name, trials in TRIALS.items())
+    assert tuned["nrg"] == {"strength": 30.0}
 
 
 def test_uncertain_pairs_first_are_what_the_last_model_did_not_know(finished):
-    """Choices grow from round to round; all orders begin alike; the last model's ties, or two models' disputes, come first."""
+    """Choices grow from round to round and all orders begin alike.
+
+    The last model's ties, or the disputes of two models, come first.
+    """
     out, _, _ = finished
     simulation = Simulation(out, toy_size(), 0, labels=(24, 36), pool=60)
     units = simulation.units()
@@ -285,16 +297,16 @@ def test_uncertain_pairs_first_are_what_the_last_model_did_not_know(finished):
     ties = probabilities(first, 5.0)[..., 1].mean(1)
     assert {*rounds[1][24:]} == {rest[i] for i in ties.topk(12).indices}
     disputes = (first / scale - second / other).abs().mean(1)
-    assert disputes.min() > 0 and {*rounds[2][24:]} == {rest[i] for i in disputes.topk(12).indices}
+    assert disputes.min() > 0
+    assert {*rounds[2][24:]} == {rest[i] for i in disputes.topk(12).indices}
     assert len({frozenset(keys) for keys in rounds}) == 3  # or the orders would not differ
     found = simulation.found()
-    assert len({row[24] for row in found.values()}) == 1 and all(
-        0 <= v <= 1 for row in found.values() for v in row.values()
-    )
+    assert len({row[24] for row in found.values()}) == 1
+    assert all(0 <= v <= 1 for row in found.values() for v in row.values())
 
 
 def liked(value):
-    """An arm as the reward model sees it; the oracle sees the opposite, and is not asked."""
+    """An arm that the reward model likes; the oracle, which is not asked, sees the opposite."""
     return {
         "against_base": {
             "reward model": {"Overall": {"superiority": value}},

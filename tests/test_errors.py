@@ -19,7 +19,7 @@ from videoalign.models.yaml_text import check_yaml, read_config, too_large
 
 
 def outcome(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture, error: BaseException) -> tuple[int, str]:
-    """Status and standard error of a command that fails so."""
+    """Exit status and standard error of a command that raises this error."""
 
     def fail(args: list[str]) -> None:
         raise error
@@ -37,9 +37,10 @@ def chained(error: BaseException, cause: BaseException) -> BaseException:
 
 
 SYSTEM = [
-    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENAMETOOLONG, errno.EMFILE, errno.ENFILE, errno.EIO, errno.EACCES, errno.EPERM,
-    errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENOTEMPTY, errno.ELOOP, errno.EXDEV, errno.EBUSY, errno.ETXTBSY,
-    errno.EFBIG, errno.ESTALE, errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.ECONNREFUSED, errno.ECONNRESET, errno.ETIMEDOUT,
+    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENAMETOOLONG, errno.EMFILE, errno.ENFILE, errno.EIO, errno.EACCES,
+    errno.EPERM, errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENOTEMPTY, errno.ELOOP, errno.EXDEV,
+    errno.EBUSY, errno.ETXTBSY, errno.EFBIG, errno.ESTALE, errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.ECONNREFUSED,
+    errno.ECONNRESET, errno.ETIMEDOUT,
     errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENOMEM, errno.EAGAIN, errno.EINVAL, errno.ENODEV, errno.EPIPE,
 ]  # fmt: skip
 
@@ -50,20 +51,42 @@ def test_what_the_operating_system_refuses_is_one_message(number, wrapped, monke
     error: Exception = OSError(number, os.strerror(number), "some/where")
     error = chained(RuntimeError("a library wrapped it"), error) if wrapped else error
     status, err = outcome(monkeypatch, capfd, error)
-    assert status == 2 and "Traceback" not in err and err.count("videoalign: error:") == 1 and err.count("\n") == 1
-    assert os.strerror(number) in err and "some/where" in err
+    assert status == 2
+    assert "Traceback" not in err
+    assert err.count("videoalign: error:") == 1
+    assert err.count("\n") == 1
+    assert os.strerror(number) in err
+    assert "some/where" in err
 
 
 ENVIRONMENT = {
-    "safetensors, disk full": (SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"), "make room"),
+    "safetensors, disk full": (
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+        "make room",
+    ),
     "safetensors, read-only": (SafetensorError("I/O error: Read-only file system (os error 30)"), "can be written"),
-    "torch.save, disk full": (RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0"), "make room"),
-    "torch.save, short write": (RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed"), "make room"),
-    "too many files in torch": (RuntimeError("unable to open shared memory object </torch_1> in read-write mode: Too many open files (24)"), "ulimit"),
+    "torch.save, disk full": (
+        RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0"),
+        "make room",
+    ),
+    "torch.save, short write": (
+        RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed"),
+        "make room",
+    ),
+    "too many files in torch": (
+        RuntimeError("unable to open shared memory object </torch_1> in read-write mode: Too many open files (24)"),
+        "ulimit",
+    ),
     "memory": (MemoryError(), "batch_size"),
     "memory of numpy": (MemoryError("Unable to allocate 7.45 GiB for an array"), "batch_size"),
-    "memory of the CPU in torch": (RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory"), "batch_size"),
-    "memory of the GPU": (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB."), "memory of the GPU"),
+    "memory of the CPU in torch": (
+        RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory"),
+        "batch_size",
+    ),
+    "memory of the GPU": (
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB."),
+        "memory of the GPU",
+    ),
     "GPU broken": (RuntimeError("CUDA error: an illegal memory access was encountered"), "GPU failed"),
     "pool worker killed": (BrokenProcessPool("A process in the process pool was terminated abruptly"), "fewer workers"),
     "loader worker killed": (RuntimeError("DataLoader worker (pid 71) is killed by signal: Killed. "), "fewer workers"),
@@ -71,10 +94,18 @@ ENVIRONMENT = {
     "hub refuses": (ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused"), "network"),
     "hub slow": (TimeoutError("The read operation timed out"), "network"),
     "no name server": (socket.gaierror(-3, "Temporary failure in name resolution"), "name resolution"),
-    "peer lost": (RuntimeError("[../gloo/transport/tcp/pair.cc:534] Connection closed by peer [10.0.0.2]:4242"), "another process"),
-    "error of a loader's worker": (OSError("Caught OSError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n"
-                                           '  File "x.py", line 1, in f\nOSError: [Errno 5] Input/output error: \'v.mp4\'\n'), "v.mp4"),
-}  # fmt: skip
+    "peer lost": (
+        RuntimeError("[../gloo/transport/tcp/pair.cc:534] Connection closed by peer [10.0.0.2]:4242"),
+        "another process",
+    ),
+    "error of a loader's worker": (
+        OSError(
+            "Caught OSError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n"
+            "  File \"x.py\", line 1, in f\nOSError: [Errno 5] Input/output error: 'v.mp4'\n"
+        ),
+        "v.mp4",
+    ),
+}
 
 
 @pytest.mark.parametrize("name", ENVIRONMENT)
@@ -88,10 +119,15 @@ USERS = {
     "own": (VideoAlignError("data.x is 3; make it 2"), "data.x is 3; make it 2"),
     "own, on all ranks": (EverywhereError("data.x is 3"), "data.x is 3"),
     "own, wrapped": (chained(TypeError("parser"), VideoAlignError("data.x is 3")), "error: data.x is 3"),
-    "own, of a loader's worker": (VideoAlignError("Caught VideoAlignError in DataLoader worker process 0.\nOriginal Traceback (most recent "
-                                                  'call last):\n  File "x"\nvideoalign.VideoAlignError: clip 3 is short\n'), "error: clip 3 is short"),
+    "own, of a loader's worker": (
+        VideoAlignError(
+            "Caught VideoAlignError in DataLoader worker process 0.\nOriginal Traceback (most recent "
+            'call last):\n  File "x"\nvideoalign.VideoAlignError: clip 3 is short\n'
+        ),
+        "error: clip 3 is short",
+    ),
     "Lightning's": (MisconfigurationException("No supported gpu backend found!"), "--trainer.accelerator cpu"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", USERS)
@@ -108,17 +144,21 @@ def test_a_users_mistake_is_one_message(name, monkeypatch, capfd):
 )
 def test_a_bug_alone_shows_a_traceback_and_asks_to_be_reported(error, monkeypatch, capfd):
     status, err = outcome(monkeypatch, capfd, error)
-    assert status == 1 and err.startswith("Traceback") and err.splitlines()[-1].endswith(cli.REPORT)
+    assert status == 1
+    assert err.startswith("Traceback")
+    assert err.splitlines()[-1].endswith(cli.REPORT)
 
 
 def test_debugging_shows_the_traceback_of_anything(monkeypatch, capfd):
     monkeypatch.setenv("VIDEOALIGN_DEBUG", "1")
     status, err = outcome(monkeypatch, capfd, VideoAlignError("data.x is 3"))
-    assert status == 2 and err.startswith("Traceback") and err.splitlines()[-1] == "videoalign: error: data.x is 3"
+    assert status == 2
+    assert err.startswith("Traceback")
+    assert err.splitlines()[-1] == "videoalign: error: data.x is 3"
 
 
 def test_a_reader_that_left_ends_the_command_quietly(tmp_path):
-    """As `head -1` does; the folder's name is long enough to fill a pipe."""
+    """`head -1` leaves like this; the folder's name is long enough to fill a pipe."""
     code = "from videoalign import cli; cli._run = lambda args: print('x' * 200_000); cli.main(['x'])"
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     process.stdout.read(1)
@@ -130,17 +170,23 @@ def test_output_that_cannot_be_written_is_an_error():
     code = "from videoalign import cli; cli._run = lambda args: print('x'); cli.main(['x'])"
     with open("/dev/full", "w") as full:
         done = subprocess.run([sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE, text=True)
-    assert done.returncode == 2 and "No space left on device" in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == 2
+    assert "No space left on device" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
-# --- YAML -------------------------------------------------------------------------------------------------------------
+# --- YAML -----------------------------------------------------------------------------------------
 
 LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{new}: &{new} [{', '.join([f'*{old}'] * 9)}]\n" for old, new in zip("abcdefgh", "bcdefghi")
 )
 BAD_YAML = {
     "billion laughs": (LAUGHS, r"line \d+: written out it holds more than"),
-    "laughs by merging": ("a: &a {x: 1}\n" + "".join(f"b{i}: &b{i} [{', '.join(['*a' if i == 0 else f'*b{i - 1}'] * 9)}]\n" for i in range(9)), "more than"),
+    "laughs by merging": (
+        "a: &a {x: 1}\n"
+        + "".join(f"b{i}: &b{i} [{', '.join(['*a' if i == 0 else f'*b{i - 1}'] * 9)}]\n" for i in range(9)),
+        "more than",
+    ),
     "alias of itself": ("trainer: &t\n  logger: *t\n", r"line 2: \*t refers to a value that it is itself a part of"),
     "list in itself": ("a: &l [1, *l]\n", "itself a part of"),
     "alias of nothing": ("a: *nothing\n", "refers to nothing"),
@@ -166,7 +212,7 @@ BAD_YAML = {
     "long number": ("a: " + "1" * 200_000, "is no YAML"),
     "two documents": ("a: 1\n---\nb: 2\n", "is no YAML"),
     "larger than a configuration": ("a: " + "x" * 2**21, "larger than"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", BAD_YAML)
@@ -176,7 +222,8 @@ def test_a_configuration_is_looked_at_before_it_is_built(name, tmp_path):
     path.write_bytes(content.encode() if isinstance(content, str) else content)
     with pytest.raises(VideoAlignError, match=words) as error:
         read_config(path)
-    assert str(path) in str(error.value) and len(str(error.value)) < 700
+    assert str(path) in str(error.value)
+    assert len(str(error.value)) < 700
 
 
 @pytest.mark.parametrize(

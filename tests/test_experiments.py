@@ -16,6 +16,7 @@ import pytest
 import torch
 
 import videoalign.commands.lightning_cli as experiment
+from helpers import flags
 from videoalign.alignment import FlowDPO
 from videoalign.cli import _parser, main
 from videoalign.datamodules.shards import ShardSet, ShardWriter
@@ -49,9 +50,11 @@ def test_every_experiment_parses(path, capsys):
     assert configuration(*command) in (0, None)
     printed = capsys.readouterr().out
     if command[0] == "compare":
-        assert "sampling:" in printed and "sweeps:" in printed
+        assert "sampling:" in printed
+        assert "sweeps:" in printed
     else:
-        assert "class_path: videoalign.alignment." in printed and "class_path: videoalign.datamodules." in printed
+        assert "class_path: videoalign.alignment." in printed
+        assert "class_path: videoalign.datamodules." in printed
 
 
 FAMILY = {"qwen2vl_2b": "qwen2_vl", "qwen2_5vl_3b": "qwen2_5_vl", "qwen3vl_2b": "qwen3_vl"}
@@ -105,7 +108,8 @@ def test_every_recipe_takes_a_step_on_a_miniature_of_its_architecture(recipe, va
         ]
     )
     model = cli.trainer.lightning_module
-    assert cli.trainer.global_step == 1 and model.network.config.model_type == FAMILY[name]
+    assert cli.trainer.global_step == 1
+    assert model.network.config.model_type == FAMILY[name]
     assert model.loss == {"bt": "bt", "reg": "reg"}.get(variant, "btt")
     assert model.network.processor.template.separate == (variant is None)
     assert Path(cli.trainer.log_dir).is_relative_to(f"runs/videoreward{f'_{variant}' if variant else ''}/{name}")
@@ -133,7 +137,7 @@ ALGORITHMS = {
 
 @pytest.fixture(scope="module")
 def encoded(tmp_path_factory):
-    """Miniature generators and latents of four judged pairs, made by the experiments that make them."""
+    """Miniature generators, and latents of four judged pairs, written by the shipped experiments."""
     folder, rng = tmp_path_factory.mktemp("encoded"), np.random.default_rng(0)
     with ShardWriter(folder / "pairs", "pairs") as writer:
         for number in range(4):
@@ -190,9 +194,11 @@ def test_every_algorithm_takes_two_steps_on_a_miniature_pipeline(name, encoded, 
         ]
     )
     model, run = cli.trainer.lightning_module, Path(cli.trainer.log_dir)
-    assert cli.trainer.global_step == 2 and run.is_relative_to(f"runs/flow/{name}")
+    assert cli.trainer.global_step == 2
+    assert run.is_relative_to(f"runs/flow/{name}")
     assert type(model).__name__ == f"Flow{name.split('_')[1].upper()}"
-    assert (run / "export" / "pytorch_lora_weights.safetensors").exists() and list((run / "samples").glob("*.gif"))
+    assert (run / "export" / "pytorch_lora_weights.safetensors").exists()
+    assert list((run / "samples").glob("*.gif"))
 
 
 @pytest.mark.parametrize("name", ["wan", "ltx", "clean"])
@@ -217,66 +223,21 @@ def test_every_noisy_reward_takes_two_steps_and_guides(name, encoded, tmp_path, 
             "--model.shape={blocks: 1, pooling: attention}",
         ]
     )
-    assert (
-        cli.trainer.global_step == 2
-        and {"val/accuracy/VQ", "val/accuracy_at_t/0.9/TA"} <= cli.trainer.logged_metrics.keys()
-    )
+    assert cli.trainer.global_step == 2
+    assert {"val/accuracy/VQ", "val/accuracy_at_t/0.9/TA"} <= cli.trainer.logged_metrics.keys()
     Path("prompts.txt").write_text("a red circle\n")
+    size = flags(num_frames=9, height=64, width=64, fps=8, steps=4, device="cpu")
+
+    def generate(out, *options):
+        folders = flags(generator=encoded / family, prompts="prompts.txt", out=out)
+        return ["generate", *folders, *size, *options]
+
     videos = {}
     for strength in ("0", "100"):
-        main(
-            [
-                "generate",
-                "--generator",
-                str(encoded / family),
-                "--prompts",
-                "prompts.txt",
-                "--out",
-                strength,
-                "--num-frames",
-                "9",
-                "--height",
-                "64",
-                "--width",
-                "64",
-                "--fps",
-                "8",
-                "--steps",
-                "4",
-                "--device",
-                "cpu",
-                "--strength",
-                strength,
-                "--noisy-reward",
-                str(Path(cli.trainer.log_dir) / "export"),
-                "--weights",
-                "TA=1",
-            ]
-        )
+        export = Path(cli.trainer.log_dir) / "export"
+        main(generate(strength, "--weights=TA=1", *flags(strength=strength, noisy_reward=export)))
         (videos[strength],) = ShardSet(strength)
-    main(
-        [
-            "generate",
-            "--generator",
-            str(encoded / family),
-            "--prompts",
-            "prompts.txt",
-            "--out",
-            "plain",
-            "--num-frames",
-            "9",
-            "--height",
-            "64",
-            "--width",
-            "64",
-            "--fps",
-            "8",
-            "--steps",
-            "4",
-            "--device",
-            "cpu",
-        ]
-    )
+    main(generate("plain"))
     (plain,) = ShardSet("plain")
     assert videos["0"].members["mp4"] == plain.members["mp4"] != videos["100"].members["mp4"]
     assert videos["100"].record()["guide"]["strength"] == 100
@@ -322,17 +283,8 @@ def test_reference_errors_train_without_a_second_forward(family, encoded, tmp_pa
 
 
 def test_short_class_names_resolve(capsys):
-    assert configuration(
-        "fit",
-        "--model",
-        "RewardModel",
-        "--model.network",
-        "VideoReward",
-        "--model.network.backbone",
-        "x",
-        "--data",
-        "VideoPairs",
-    ) in (0, None)
+    words = "--model RewardModel --model.network VideoReward --model.network.backbone x --data VideoPairs"
+    assert configuration("fit", *words.split()) in (0, None)
     assert "class_path: videoalign.alignment.RewardModel" in capsys.readouterr().out
 
 
@@ -343,7 +295,8 @@ def test_later_values_win_and_interpolation_follows(tmp_path, capsys):
     )
     assert configuration("fit", "--config", str(first), "--data.batch_size", "6") in (0, None)
     printed = capsys.readouterr().out
-    assert "batch_size: 6" in printed and "val_batch_size: 6" in printed
+    assert "batch_size: 6" in printed
+    assert "val_batch_size: 6" in printed
 
 
 def test_checkpoint_values_do_not_override_the_command_line():
@@ -363,20 +316,8 @@ def test_help_shows_every_command(capsys):
         main(["--help"])
     printed = capsys.readouterr().out
     assert done.value.code == 0
-    for command in (
-        "fit",
-        "validate",
-        "test",
-        "predict",
-        "shards",
-        "score",
-        "bench",
-        "export",
-        "sprites",
-        "miniature",
-        "compare",
-        "demo",
-    ):
+    commands = "fit validate test predict shards score bench export sprites miniature compare demo"
+    for command in commands.split():
         assert f"    {command}" in printed
 
 
@@ -400,19 +341,9 @@ def test_readme_algorithm_works_from_yaml(tmp_path, monkeypatch, capsys):
     readme = (ROOT / "README.md").read_text()
     (tmp_path / "margin.py").write_text(textwrap.dedent(re.search(r"```python\n(.*?)```", readme, re.DOTALL).group(1)))
     monkeypatch.syspath_prepend(tmp_path)
-    assert configuration(
-        "fit",
-        "--model",
-        "margin.MarginRewardModel",
-        "--model.margin",
-        "0.25",
-        "--model.loss",
-        "bt",
-        "--model.network",
-        "VideoReward",
-        "--model.network.backbone",
-        "x",
-    ) in (0, None)
+    words = "--model margin.MarginRewardModel --model.margin 0.25 --model.loss bt"
+    network = "--model.network VideoReward --model.network.backbone x"
+    assert configuration("fit", *words.split(), *network.split()) in (0, None)
     assert "margin: 0.25" in capsys.readouterr().out
     model = importlib.import_module("margin").MarginRewardModel.__new__(
         importlib.import_module("margin").MarginRewardModel

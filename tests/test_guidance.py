@@ -37,7 +37,7 @@ def ones(dimension=None):
     return {d: float(dimension in (None, d)) for d in ("VQ", "MQ", "TA")}
 
 
-# --- the formula --------------------------------------------------------------------------------------------------------
+# --- the formula ----------------------------------------------------------------------------------
 
 
 def gaussian(strength, sign=1.0, steps=1500):
@@ -67,7 +67,8 @@ def gaussian(strength, sign=1.0, steps=1500):
 
 def test_an_exact_reward_reaches_the_tilted_mean():
     mean, variance = gaussian(1.0)
-    assert mean == pytest.approx(1.0, rel=0.02) and variance == pytest.approx(1.0, abs=0.05)
+    assert mean == pytest.approx(1.0, rel=0.02)
+    assert variance == pytest.approx(1.0, abs=0.05)
     assert gaussian(0.0)[0] == pytest.approx(0.0, abs=0.02)
 
 
@@ -154,7 +155,7 @@ def test_bad_options_are_refused(options, words):
         Guidance(**options)
 
 
-# --- pipelines ----------------------------------------------------------------------------------------------------------
+# --- pipelines ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("scale", [1.0, 3.0])
@@ -182,13 +183,14 @@ def test_a_step_is_guided_once_and_the_pipeline_is_left_as_it_was(family, scale)
         assert len(calls) == 1  # steps 0 (t = 1) and 2
     finally:
         hook.remove()
-    assert "step" not in vars(pipeline.scheduler) and "encode_prompt" not in vars(pipeline)
+    assert "step" not in vars(pipeline.scheduler)
+    assert "encode_prompt" not in vars(pipeline)
     assert not pipeline.transformer._forward_pre_hooks
     assert not torch.equal(guided_once, sample(pipeline, scale))
 
 
 def test_a_pipeline_step_is_the_formula(family):
-    """Two steps by hand, from t = 1 (unguided) over the second time to data."""
+    """Two steps are done by hand: the first, at t = 1, is unguided, and the second is guided."""
     generator, reward = family
     guide = Guidance(weights=ones(), strength=2.0)
     condition = generator.condition(generator.encode_prompts(PROMPTS))
@@ -225,7 +227,7 @@ def test_it_works_in_inference_mode(family):
             assert torch.equal(sample(generator.pipeline, 3.0), want)
 
 
-# --- the reward ---------------------------------------------------------------------------------------------------------
+# --- the reward -----------------------------------------------------------------------------------
 
 
 def test_a_folder_gives_the_same_rewards(family, tmp_path):
@@ -313,4 +315,5 @@ def test_a_scheduler_that_rounds_its_first_time_is_not_guided_in_noise(family):
     finally:
         hook.remove()
         pipeline.scheduler = own
-    assert len(times) == SIZE["num_inference_steps"] - 1 and max(times) < 0.95
+    assert len(times) == SIZE["num_inference_steps"] - 1
+    assert max(times) < 0.95

@@ -3,14 +3,13 @@
 import itertools
 from pathlib import Path
 
-import numpy as np
 import pytest
 
+from helpers import plain_clip
 from videoalign import VideoAlignError
 from videoalign.datamodules.benchmark import Benchmark
 from videoalign.datamodules.import_csv import import_csv
 from videoalign.datamodules.shards import ShardSet
-from videoalign.datamodules.video import encode
 from videoalign.datamodules.video_sets import import_videos
 
 HEADER = "path_A,path_B,prompt,VQ,MQ,TA,MOS_A_VQ,MOS_B_VQ,A_model,B_model"
@@ -21,7 +20,7 @@ FIRST = "0.mp4,1.mp4,a cat,A,B,same,4,2,wan,ltx"
 def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("videos")
     for number in range(4):
-        (folder / f"{number}.mp4").write_bytes(encode(np.full((4, 32, 32, 3), 40 * number, np.uint8), 8))
+        (folder / f"{number}.mp4").write_bytes(plain_clip(40 * number, 4))
     return folder
 
 
@@ -45,7 +44,9 @@ def test_samples_are_shuffled_and_nothing_else_changes(videos: Path, tmp_path: P
     for name, seed in (("one", 0), ("two", 0), ("three", 1)):
         import_csv(ratings, videos, tmp_path / name, seed=seed)
     one, two, three = (samples(tmp_path / name) for name in ("one", "two", "three"))
-    assert one == two and one != three and sorted(one) == sorted(three)
+    assert one == two
+    assert one != three
+    assert sorted(one) == sorted(three)
     assert sorted(one) == [(f"{line:06d}", f"prompt {(line - 2) // 4:02d}") for line in range(2, 62)]
     neighbours = sum(a == b for (_, a), (_, b) in itertools.pairwise(one))
     assert neighbours < 12  # of 45 in the table
@@ -60,14 +61,16 @@ def test_a_benchmarks_table_keeps_its_order(videos: Path, tmp_path: Path) -> Non
     assert [row["prompt"] for row in rated.rows] == [f"prompt {number:02d}" for number in range(15) for _ in range(4)]
     assert rated.keys == [f"{number:06d}" for number in range(60)]
     keys = [key for key, _ in samples(tmp_path / "set")]
-    assert keys != sorted(keys) and sorted(keys) == rated.keys
+    assert keys != sorted(keys)
+    assert sorted(keys) == rated.keys
 
 
 def test_unrated_videos_are_shuffled(videos: Path, tmp_path: Path) -> None:
     rows = [f"{number % 4}.mp4,prompt {number},wan" for number in range(20)]
     import_videos(table(tmp_path, *rows, header="path,prompt,source"), videos, tmp_path / "set")
     keys = [key for key, _ in samples(tmp_path / "set")]
-    assert keys != sorted(keys) and sorted(keys) == [f"{line:06d}" for line in range(2, 22)]
+    assert keys != sorted(keys)
+    assert sorted(keys) == [f"{line:06d}" for line in range(2, 22)]
 
 
 SAME = {
@@ -82,7 +85,8 @@ SAME = {
 def test_rows_that_say_the_same_are_merged(videos: Path, tmp_path: Path, row: str, kind: str) -> None:
     ratings = table(tmp_path, FIRST, "2.mp4,3.mp4,a dog,A,A,A,,,,", row, row)
     report = import_csv(ratings, videos, tmp_path / "set", kind)
-    assert [r.line for r in report.rows] == [2, 3] and report.merged == [4, 5]
+    assert [r.line for r in report.rows] == [2, 3]
+    assert report.merged == [4, 5]
     assert "2 rows say again what earlier ones say, and were merged with them (lines 4, 5)" in report.text()
     assert "0 rows rejected" in report.text()
     assert ShardSet(tmp_path / "set").index.samples == (2 if kind == "pairs" else 4)
@@ -111,4 +115,5 @@ def test_rows_that_contradict_are_refused(videos: Path, tmp_path: Path, row: str
 
 def test_another_prompt_is_another_pair(videos: Path, tmp_path: Path) -> None:
     report = import_csv(table(tmp_path, FIRST, FIRST.replace("a cat", "a dog")), videos, tmp_path / "set")
-    assert len(report.rows) == 2 and not report.merged
+    assert len(report.rows) == 2
+    assert not report.merged

@@ -21,11 +21,14 @@ from videoalign.models.win_rates import win_rates
 
 VIDEOS = 11
 ENDS = np.array(list(itertools.combinations(range(VIDEOS), 2)))
-"""All pairs of a prompt's videos: each video stands in ten."""
+"""All pairs of a prompt's videos; each video is in ten of them."""
 
 
 def rated(prompts, rng):
-    """Labels, margins and prompts of videos with random quality, which a judge sees with errors; some prompts are harder than others."""
+    """Labels, margins and prompts of videos with random quality, which a judge sees with errors.
+
+    Some prompts are harder for the judge than others.
+    """
     quality = rng.normal(size=(prompts, VIDEOS))
     reward = quality + np.exp(0.5 * rng.normal(size=(prompts, 1))) * rng.normal(size=(prompts, VIDEOS))
     true, margin = (values[:, ENDS[:, 0]] - values[:, ENDS[:, 1]] for values in (quality, reward))
@@ -35,7 +38,7 @@ def rated(prompts, rng):
 
 @pytest.mark.parametrize("ties", [False, True])
 def test_95_per_cent_intervals_hold_the_truth_in_95_per_cent_of_benchmarks(ties):
-    """Resampling pairs, as it was done, holds it in less than 85 %."""
+    """Intervals from resampling pairs instead of prompts hold it in less than 85 %."""
     rng = np.random.default_rng(0)
     truth = (accuracy_with_ties if ties else accuracy_without_ties)(*rated(20_000, rng)[:2])
     by_prompt, by_pair = [], []
@@ -45,7 +48,8 @@ def test_95_per_cent_intervals_hold_the_truth_in_95_per_cent_of_benchmarks(ties)
             if clusters is not None or len(by_pair) < 200:
                 low, high = bootstrap_interval(labels, margins, ties, clusters, resamples=200)
                 held.append(low <= truth <= high)
-    assert 0.93 <= np.mean(by_prompt) <= 0.97 and np.mean(by_pair) < 0.85
+    assert 0.93 <= np.mean(by_prompt) <= 0.97
+    assert np.mean(by_pair) < 0.85
 
 
 @pytest.mark.parametrize("prompts", [LEAST_PROMPTS, 20])
@@ -61,7 +65,7 @@ def test_intervals_of_few_prompts_are_wider_than_plain_quantiles(prompts):
 
 @pytest.mark.parametrize("ties", [False, True])
 def test_the_interval_is_that_of_resampling_prompts_by_hand(ties):
-    """With whole margins: a threshold inside a run of equals would give more."""
+    """The margins are whole numbers: a threshold inside a run of equal ones would give more."""
     rng = np.random.default_rng(2)
     labels, margins, prompts = rated(25, rng)
     margins, accuracy = np.round(margins), accuracy_with_ties if ties else accuracy_without_ties
@@ -79,17 +83,16 @@ def test_the_order_of_pairs_and_the_names_of_prompts_do_not_matter():
     margins, order = np.round(margins, 1), np.random.default_rng(4).permutation(len(labels))
     for ties in (False, True):
         found = bootstrap_interval(labels, margins, ties, prompts, resamples=100)
-        assert (
-            bootstrap_interval(labels[order], margins[order], ties, torch.from_numpy(prompts[order]), resamples=100)
-            == found
-        )
+        again = (labels[order], margins[order], ties, torch.from_numpy(prompts[order]))
+        assert bootstrap_interval(*again, resamples=100) == found
         assert bootstrap_interval(labels, margins, ties, 7 * prompts + 2**60, resamples=100) == found
 
 
 def test_undefined_intervals_are_nan_and_wrong_prompts_refused():
     assert all(map(math.isnan, bootstrap_interval([1, 0], [1.0, 0.0], True, [5, 5])))  # one prompt
     assert all(map(math.isnan, bootstrap_interval([1, 0], [1.0, 0.0], False, [5, 6])))  # one with a decided pair
-    assert all(map(math.isnan, mean_interval([0.3]))) and all(map(math.isnan, bootstrap_interval([], [], True, [])))
+    assert all(map(math.isnan, mean_interval([0.3])))
+    assert all(map(math.isnan, bootstrap_interval([], [], True, [])))
     with pytest.raises(VideoAlignError, match="prompts"):
         bootstrap_interval([1, 0], [1.0, 0.0], True, [1, 2, 3])
     with pytest.raises(VideoAlignError, match="prompts"):
@@ -97,7 +100,7 @@ def test_undefined_intervals_are_nan_and_wrong_prompts_refused():
 
 
 def test_intervals_of_a_large_benchmark_take_no_second():
-    """VideoGen-RewardBench's size: four columns, without and with ties, 1000 resamples."""
+    """The size is VideoGen-RewardBench's: four columns, without and with ties, 1000 resamples."""
     rng = np.random.default_rng(0)
     prompts, labels = rng.integers(0, 420, 26_000), rng.choice([-1, 0, 1], (4, 26_000))
     margins = 0.5 * labels + rng.normal(size=labels.shape)
@@ -114,14 +117,13 @@ def test_all_intervals_are_one_function():
     assert mean_interval(values) == tuple(_difference(values)["interval"]) == expected
     policy = values.view(30, 1, 1).expand(30, 1, 4)
     won = win_rates(policy, torch.full_like(policy, 0.5))
-    assert (
-        won["VQ"]["win_rate_interval"] == mean_interval((values > 0.5).double()) == won["Overall"]["win_rate_interval"]
-    )
+    want = mean_interval((values > 0.5).double())
+    assert won["VQ"]["win_rate_interval"] == want == won["Overall"]["win_rate_interval"]
     labels = torch.where(values > 0.4, 1, -1)
     assert bootstrap_interval(labels, torch.ones(30), False, torch.arange(30)) == mean_interval(values > 0.4)
 
 
-# --- the metric and what it prints ------------------------------------------------------------------------------------
+# --- the metric and what it prints ----------------------------------------------------------------
 
 
 def measured(prompts, cuts=1, known=True, decided=True):
@@ -139,27 +141,32 @@ def measured(prompts, cuts=1, known=True, decided=True):
 
 def test_the_metric_resamples_prompts_in_whatever_batches_they_came():
     whole, known, unknown = measured(20), measured(20, cuts=7), measured(20, known=False)
-    assert whole == known and whole["VQ"]["prompts"] == 20 and whole["VQ"]["decided_prompts"] <= 20
-    assert whole["VQ"]["interval"] != unknown["VQ"]["interval"] and "prompts" not in unknown["VQ"]
-    assert 0 <= prompt_number("\ud800") < 2**63 and prompt_number("a") != prompt_number("b")
+    assert whole == known
+    assert whole["VQ"]["prompts"] == 20
+    assert whole["VQ"]["decided_prompts"] <= 20
+    assert whole["VQ"]["interval"] != unknown["VQ"]["interval"]
+    assert "prompts" not in unknown["VQ"]
+    assert 0 <= prompt_number("\ud800") < 2**63
+    assert prompt_number("a") != prompt_number("b")
 
 
 def test_too_few_prompts_are_told_in_place_of_an_interval():
     few, enough = measured(LEAST_PROMPTS - 1), measured(LEAST_PROMPTS + 4)
     for kind in ("interval", "interval_with_ties"):
-        assert all(map(math.isnan, few["TA"][kind])) and not any(map(math.isnan, enough["TA"][kind]))
+        assert all(map(math.isnan, few["TA"][kind]))
+        assert not any(map(math.isnan, enough["TA"][kind]))
     for markdown in (False, True):
         text = table(few, markdown=markdown)
-        assert (
-            f"fewer than {LEAST_PROMPTS} prompts (VQ without ties of" in text
-            and f"Overall with ties of {LEAST_PROMPTS - 1}" in text
-            and "nan" not in text
-        )
+        assert f"fewer than {LEAST_PROMPTS} prompts (VQ without ties of" in text
+        assert f"Overall with ties of {LEAST_PROMPTS - 1}" in text
+        assert "nan" not in text
         assert "prompts" not in table(enough, markdown=markdown)
     assert too_few_prompts(enough) == "" == too_few_prompts(measured(3, known=False))
     bar_chart("few", few)  # draws bars without ends
     tied = measured(20, decided=False)["VQ"]
-    assert tied["decided_prompts"] == 0 and math.isnan(tied["interval"][0]) and tied["interval_with_ties"] == (1.0, 1.0)
+    assert tied["decided_prompts"] == 0
+    assert math.isnan(tied["interval"][0])
+    assert tied["interval_with_ties"] == (1.0, 1.0)
 
 
 def test_a_benchmark_knows_the_prompt_of_each_pair_with_or_without_the_column(tmp_path):

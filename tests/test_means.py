@@ -1,4 +1,4 @@
-"""Logged means: of every sample of a step or an epoch, whatever the number of processes and however uneven their shares."""
+"""Logged means count every sample of a step or an epoch, however many processes share them and however unevenly."""
 
 import math
 import socket
@@ -12,7 +12,7 @@ from videoalign.alignment.means import Means
 VALUES = torch.tensor(
     [0.3, -1.7, 2.0, 5.5, 0.1, 0.2, -4.0, 8.0, 1.0, 3.0, 0.7, 0.9, 4.4, 2.2, 6.1, 0.05, 1.5, 2.5, 9.0]
 )
-"""19 samples, as many as no number of processes here divides."""
+"""There are 19 samples, which no number of processes here divides."""
 
 
 def brute(values: torch.Tensor) -> dict[str, float]:
@@ -45,7 +45,8 @@ def test_what_is_not_finite_is_not_hidden():
     means.add("loss", torch.tensor([1.0, torch.nan]))
     means.add("weights/max", torch.tensor([1.0, torch.inf]))
     found = means.compute()
-    assert math.isnan(found["loss"]) and found["weights/max"] == math.inf
+    assert math.isnan(found["loss"])
+    assert found["weights/max"] == math.inf
 
 
 def _rank(rank: int, world: int, port: int, cuts: list[int]) -> None:
@@ -64,5 +65,5 @@ def test_several_processes_equal_brute_force(cuts):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    # forked, so that nothing is imported anew
+    # The processes are forked, so that nothing is imported anew.
     multiprocessing.start_processes(_rank, (len(cuts) + 1, port, cuts), len(cuts) + 1, start_method="fork")

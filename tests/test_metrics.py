@@ -35,7 +35,7 @@ def filled(metric, *values, cuts=(), order=None):
     return metric
 
 
-# --- preference accuracy ----------------------------------------------------------------------------------------
+# --- preference accuracy --------------------------------------------------------------------------
 
 
 def test_preference_accuracy_is_the_functions_column_by_column():
@@ -63,7 +63,7 @@ def test_preference_accuracy_is_the_functions_column_by_column():
 
 
 def test_overall_divides_margins_by_the_scale():
-    """VQ says A by 4 of 8 deviations, MQ says B by 1 of 1: B, unless the scales are left out."""
+    """VQ says A by 4 at a scale of 8, MQ says B by 1 at a scale of 1: B wins, unless the scales are left out."""
     margins, labels = torch.tensor([[4.0, -1.0, 0.0]]), torch.tensor([[NAN, NAN, NAN, -1.0]])
     scaled = filled(PreferenceAccuracy(torch.tensor([8.0, 1.0, 1.0]), resamples=0), margins, labels)
     plain = filled(PreferenceAccuracy(resamples=0), margins, labels)
@@ -130,7 +130,8 @@ def test_columns_give_labels_and_margins_of_what_is_labelled():
     columns = filled(PreferenceAccuracy(), margins, labels, cuts=(4,)).columns()
     for i, name in enumerate(("VQ", "MQ", "TA")):
         has = ~labels[:, i].isnan()
-        assert torch.equal(columns[name][0], labels[has, i]) and torch.equal(columns[name][1], margins[has, i])
+        assert torch.equal(columns[name][0], labels[has, i])
+        assert torch.equal(columns[name][1], margins[has, i])
 
 
 def test_no_bootstrap_leaves_intervals_out():
@@ -150,7 +151,7 @@ def test_broken_rewards_are_refused_rather_than_counted():
         metric.compute()
 
 
-# --- calibration ------------------------------------------------------------------------------------------------
+# --- calibration ----------------------------------------------------------------------------------
 
 
 def reliability(p, labels, bins, outcomes=(0, 1, 2)):
@@ -183,7 +184,8 @@ def test_calibration_equals_brute_force(outcomes, bins):
     want = reliability(p[valid].numpy(), labels[valid].numpy(), bins, outcomes)
     for mine, brute in zip(got, want):
         np.testing.assert_allclose(mine.numpy(), brute, atol=1e-9)
-    assert got.error[:2].isfinite().all() and got.error[2].isnan()
+    assert got.error[:2].isfinite().all()
+    assert got.error[2].isnan()
 
 
 def test_forecasts_at_the_ends_stay_in_the_bins():
@@ -213,7 +215,7 @@ def test_calibration_does_not_depend_on_batches():
         torch.testing.assert_close(a, b, rtol=0, atol=1e-12, equal_nan=True)
 
 
-# --- moments ----------------------------------------------------------------------------------------------------
+# --- moments --------------------------------------------------------------------------------------
 
 
 def test_moments_are_torchs():
@@ -240,7 +242,7 @@ def test_batch_of_padding_adds_nothing_to_moments():
     assert torch.equal(metric.compute(), before)
 
 
-# --- ranks ------------------------------------------------------------------------------------------------------
+# --- ranks ----------------------------------------------------------------------------------------
 
 SHARES = {
     "uneven": [[(0, 23), (23, 24)], [(24, 30)]],
@@ -259,7 +261,7 @@ def update(metrics, start, stop, valid=True):
 
 
 def computed(case, rank):
-    """What the three metrics give after a rank's updates; after all of them where rank is None."""
+    """Values of the three metrics after a rank's updates, or after all updates where rank is None."""
     metrics = PreferenceAccuracy(torch.tensor([1.0, 2.0, 3.0]), 20), Calibration(), RewardMoments()
     for start, stop in [(0, 30)] if rank is None else SHARES[case][rank]:
         update(metrics, start, stop)

@@ -28,7 +28,7 @@ PAIRS_ON_DISK, VIDEOS_ON_DISK = 12, 5
 
 
 def clip(number: int) -> bytes:
-    """Nine frames of 32 x 32 at 8 frames a second; a bar of a place and grey of its own."""
+    """Nine frames of 32 x 32 at 8 frames a second, with a bar whose place and grey tell the number."""
     frames = np.full((9, 32, 32, 3), 30, np.uint8)
     for t in range(9):
         frames[t, :, 3 * t : 3 * t + 4] = 60 + 6 * number
@@ -86,7 +86,7 @@ def module(
 
 
 def on_disk(data: Path, processor: RewardProcessor, name: str = "pairs") -> dict[str, VideoPair]:
-    """All pairs, never exchanged."""
+    """All pairs of the set, with A and B never exchanged."""
     shards = ShardSet(data / name)
     decode = PairDecoder(FrameReader(shards, processor.sampling, processor.factor), None)
     return {raw.key: decode(raw, 0) for raw in shards}
@@ -117,7 +117,7 @@ def pair(number: int, frames: int = 4) -> VideoPair:
     )
 
 
-# --- pairs ------------------------------------------------------------------------------------------------------------
+# --- pairs ----------------------------------------------------------------------------------------
 
 
 def test_swapped() -> None:
@@ -163,7 +163,7 @@ def test_exchange_is_a_coin_of_seed_epoch_and_key(data: Path, processor: RewardP
     assert 20 < total < 52  # of 72
 
 
-# --- collate ----------------------------------------------------------------------------------------------------------
+# --- collate --------------------------------------------------------------------------------------
 
 
 def test_collate_keeps_places(processor: RewardProcessor) -> None:
@@ -179,9 +179,10 @@ def test_collate_keeps_places(processor: RewardProcessor) -> None:
     assert [drop.key for drop in batch["dropped"]] == ["gone", "too"]
     assert batch["keys"] == ["k1", "k1", "k2", "k3", "k1"]
     assert batch["labels"].shape == (5, 4) and batch["scores"].shape == (2, 5, 3)
-    assert batch["labels"][:, 3].isnan().all() and not batch["labels"][:, :3].isnan().any()
+    assert batch["labels"][:, 3].isnan().all()
+    assert not batch["labels"][:, :3].isnan().any()
     assert same(batch["scores"][:, 2], pair(2).scores)
-    # A of all, then B of all
+    # The A sides of all pairs come first, then the B sides.
     order = [1, 1, 2, 3, 1]
     want = processor(
         [pair(n).videos[0] for n in order] + [pair(n).videos[1] for n in order], [f"prompt {n}" for n in order] * 2
@@ -195,15 +196,14 @@ def test_collate_of_unequal_sizes(processor: RewardProcessor) -> None:
     small, large = pair(1), pair(2, frames=8)
     batch = Collate(processor)([Item(small, True), Item(large, True)])
     assert batch["inputs"]["video_grid_thw"].tolist() == [[2, 2, 2], [4, 2, 2]] * 2
-    assert (
-        batch["inputs"]["attention_mask"].sum(1).tolist()
-        == batch["inputs"]["attention_mask"].sum(1)[[0, 1]].tolist() * 2
-    )
+    tokens = batch["inputs"]["attention_mask"].sum(1).tolist()
+    assert tokens == tokens[:2] * 2
 
 
 def test_collate_with_nothing_sound(processor: RewardProcessor) -> None:
     batch = Collate(processor)([Item(Dropped("gone", "why not"), False)] * 2)
-    assert batch["valid"].tolist() == [False, False] and len(batch["dropped"]) == 2
+    assert batch["valid"].tolist() == [False, False]
+    assert len(batch["dropped"]) == 2
     assert "inputs" not in batch
 
 
@@ -219,11 +219,11 @@ def test_collate_of_a_benchmark(processor: RewardProcessor) -> None:
     assert "labels" not in batch
 
 
-# --- the DataModule ---------------------------------------------------------------------------------------------------
+# --- the DataModule -------------------------------------------------------------------------------
 
 
 def check(batch: dict, straight: dict[str, VideoPair], exchanged: dict[str, bool], processor: RewardProcessor) -> None:
-    """A batch holds the pairs that its keys name."""
+    """Assert that a batch holds the pairs that its keys name."""
     pairs = [straight[key].swapped() if exchanged[key] else straight[key] for key in batch["keys"]]
     assert same(batch["labels"], torch.stack([one.labels for one in pairs]))
     assert same(batch["scores"], torch.stack([one.scores for one in pairs], 1))
@@ -251,7 +251,8 @@ def test_training_batches(data: Path, processor: RewardProcessor, workers: int) 
         for load in loaders:
             for batch in load:
                 check(batch, straight, exchanged, processor)
-                assert batch["valid"].all() and not batch["dropped"]
+                assert batch["valid"].all()
+                assert not batch["dropped"]
                 seen += batch["keys"]
         assert sorted(seen) == sorted(straight)
         epochs.append(seen)
@@ -269,12 +270,15 @@ def test_without_exchange(data: Path, processor: RewardProcessor) -> None:
 
 
 def trained_on(load: object) -> list[str]:
-    """Keys of one epoch."""
+    """The keys that one epoch trains on."""
     return [key for batch in load for key in batch["keys"]]
 
 
 def test_a_share_of_the_training_pairs(data: Path, processor: RewardProcessor) -> None:
-    """Exactly so many, whole and undamaged; smaller shares are parts of larger ones, whatever the seed; held-out pairs are all there."""
+    """A share has exactly so many pairs, whole and undamaged, and smaller shares are parts of larger ones.
+
+    This holds for every seed, and the held-out pairs are all there.
+    """
     straight, seen = on_disk(data, processor), {}
     for share in (0.25, 0.5, 1.0):
         for seed in (0, 1):
@@ -288,12 +292,14 @@ def test_a_share_of_the_training_pairs(data: Path, processor: RewardProcessor) -
             pairs = module(processor, swap=False, **options)
             loads = [pairs.train_dataloader() for _ in range(2)]
             keys = {*trained_on(loads[0])}
-            assert len(keys) == 12 * share and {*trained_on(loads[0])} == keys
+            assert len(keys) == 12 * share
+            assert {*trained_on(loads[0])} == keys
             for batch in loads[1]:
                 check(batch, straight, dict.fromkeys(straight, False), processor)
             seen[share, seed] = keys
             assert len(trained_on(pairs.val_dataloader()[0])) == 12
-    assert seen[0.25, 0] < seen[0.5, 0] < seen[1.0, 0] and all(seen[s, 0] == seen[s, 1] for s in (0.25, 0.5, 1.0))
+    assert seen[0.25, 0] < seen[0.5, 0] < seen[1.0, 0]
+    assert all(seen[s, 0] == seen[s, 1] for s in (0.25, 0.5, 1.0))
 
 
 def test_listed_training_pairs(tmp_path: Path, data: Path, processor: RewardProcessor) -> None:
@@ -348,7 +354,8 @@ def test_examples_are_the_first_ones_as_they_are(data: Path, processor: RewardPr
     one = module(processor, val=str(data / "pairs"))
     straight = list(on_disk(data, processor).values())
     found = one.examples(3)
-    assert len(found) == 3 and all(same_pair(a, b) for a, b in zip(found, straight))
+    assert len(found) == 3
+    assert all(same_pair(a, b) for a, b in zip(found, straight))
     assert len(one.examples(100)) == PAIRS_ON_DISK
 
 
@@ -361,8 +368,10 @@ def test_a_damaged_sample_is_dropped(tmp_path: Path, data: Path, processor: Rewa
         processor, train=str(tmp_path / "set"), batch_size=6, shuffle_buffer=0, max_dropped=0.1
     ).train_dataloader()
     first, second = list(load)
-    assert first["valid"].tolist() == [True] * 4 + [False] + [True] and second["valid"].all()
-    assert first["keys"][4] == "000000" and load.dropped == 1
+    assert first["valid"].tolist() == [True] * 4 + [False] + [True]
+    assert second["valid"].all()
+    assert first["keys"][4] == "000000"
+    assert load.dropped == 1
     assert "key '000004', a.mp4 is no readable video" in first["dropped"][0].reason
     load = module(processor, train=str(tmp_path / "set"), batch_size=6).train_dataloader()
     with pytest.raises(VideoAlignError, match=r"1 of 12 samples could not be used.*'000004'"):
@@ -403,7 +412,7 @@ def test_missing_paths_are_named(data: Path, processor: RewardProcessor) -> None
         module(processor, world=3, train=str(data / "pairs"), batch_size=5).train_dataloader()
 
 
-# --- frames that were decoded before ----------------------------------------------------------------------------------
+# --- frames that were decoded before --------------------------------------------------------------
 
 
 def encoded(source: Path, out: Path, processor: RewardProcessor) -> ShardSet:
@@ -416,7 +425,8 @@ def encoded(source: Path, out: Path, processor: RewardProcessor) -> ShardSet:
 def test_cached_frames_are_identical(tmp_path: Path, data: Path, processor: RewardProcessor) -> None:
     for name in ("pairs", "videos"):
         source, cache = ShardSet(data / name), encoded(data / name, tmp_path / name, processor)
-        assert cache.index.kind == name and not list(verify(cache))
+        assert cache.index.kind == name
+        assert not list(verify(cache))
         samples = zip(list(source), list(cache), strict=True)
         decode, load = (FrameReader(s, processor.sampling, processor.factor) for s in (source, cache))
         for a, b in samples:
@@ -434,7 +444,9 @@ def test_batches_from_a_cache_are_identical(tmp_path: Path, data: Path, processo
         for path in (data / "pairs", tmp_path / "cache")
     ]
     for a, b in zip(*batches, strict=True):
-        assert a["keys"] == b["keys"] and same(a["labels"], b["labels"]) and same(a["scores"], b["scores"])
+        assert a["keys"] == b["keys"]
+        assert same(a["labels"], b["labels"])
+        assert same(a["scores"], b["scores"])
         assert all(torch.equal(a["inputs"][name], b["inputs"][name]) for name in a["inputs"])
 
 

@@ -35,7 +35,8 @@ def test_the_interval_is_students():
     values = (0.1, 0.3, 0.35, 0.2)
     interval = Interval(values)
     low, high = stats.t.interval(0.95, len(values) - 1, loc=sum(values) / 4, scale=stats.sem(values))
-    assert interval.mean - interval.half == pytest.approx(low) and interval.mean + interval.half == pytest.approx(high)
+    assert interval.mean - interval.half == pytest.approx(low)
+    assert interval.mean + interval.half == pytest.approx(high)
 
 
 @pytest.mark.parametrize(
@@ -53,11 +54,12 @@ def test_verdicts(values, verdict):
 
 
 def test_one_seed_has_no_interval():
-    assert math.isinf(Interval((0.5,)).half) and str(Interval((0.5,))) == "0.500"
+    assert math.isinf(Interval((0.5,)).half)
+    assert str(Interval((0.5,))) == "0.500"
 
 
 def rates(value, columns=None):
-    """Of one arm, by both judges; of some columns other ones."""
+    """The win rates of one arm by both judges; some columns may have others."""
     won = {
         c: {"win_rate": v, "superiority": v} for c, v in {**dict.fromkeys(COLUMNS, value), **(columns or {})}.items()
     }
@@ -122,7 +124,8 @@ def test_where_the_paper_is_right_every_claim_is_reproduced_or_confirmed(tmp_pat
     for seed in range(3):
         seed_folder(tmp_path, seed, shift=0.001 * seed)
     rows = verdicts({seed: findings(tmp_path, seed) for seed in range(3)})
-    assert len(rows) == len(CLAIMS) and {row["cell"] for row in rows} == set("abcdefghij")
+    assert len(rows) == len(CLAIMS)
+    assert {row["cell"] for row in rows} == set("abcdefghij")
     assert not [row["claim"] for row in rows if row["verdict"] != ("reproduced" if row["paper"] else "confirmed")]
     assert len({(row["cell"], row["claim"]) for row in rows}) == len(rows)
 
@@ -153,11 +156,16 @@ def test_the_page_has_every_cell_every_figure_and_the_numbers(tmp_path, capsys):
     text = (tmp_path / "RESULTS.md").read_text()
     assert [line[4] for line in text.splitlines() if line.startswith("## (")] == list("abcdefghij")
     figures = [part.split(")")[0] for part in text.split("](")[1:] if ".png" in part.split(")")[0]]
-    assert len(figures) == 5 and all((tmp_path / figure).stat().st_size > 5000 for figure in figures)
+    assert len(figures) == 5
+    assert all((tmp_path / figure).stat().st_size > 5000 for figure in figures)
     stored = json.loads((tmp_path / "docs/results/results.json").read_text())
-    assert len(stored["verdicts"]) == len(CLAIMS) == len(results["verdicts"]) and set(stored["seeds"]) == {"0", "1"}
-    assert "nan" not in text and "inf" not in text and "interval" not in json.dumps(stored)
-    assert "72.58 / 70.16" in text and "RESULTS.md" in capsys.readouterr().out
+    assert len(stored["verdicts"]) == len(CLAIMS) == len(results["verdicts"])
+    assert set(stored["seeds"]) == {"0", "1"}
+    assert "nan" not in text
+    assert "inf" not in text
+    assert "interval" not in json.dumps(stored)
+    assert "72.58 / 70.16" in text
+    assert "RESULTS.md" in capsys.readouterr().out
 
 
 def test_a_page_of_one_seed_decides_nothing(tmp_path):
@@ -166,7 +174,7 @@ def test_a_page_of_one_seed_decides_nothing(tmp_path):
 
 
 def test_seeds_of_another_machine_join_the_page(tmp_path):
-    """Their results.json is all that is needed."""
+    """Nothing but their results.json is needed."""
     for seed in range(3):
         seed_folder(tmp_path / "there", seed, shift=0.001 * seed)
     seed_folder(tmp_path / "here", 3, shift=0.003)
@@ -174,11 +182,12 @@ def test_seeds_of_another_machine_join_the_page(tmp_path):
     (tmp_path / "here/docs/results").mkdir(parents=True)
     shutil.copy(tmp_path / "there/docs/results/results.json", tmp_path / "here/docs/results")
     results = write_page(tmp_path / "here", range(3, 4), LoopSize())
-    assert [*results["seeds"]] == [0, 1, 2, 3] and all(len(row["values"]) == 4 for row in results["verdicts"])
+    assert [*results["seeds"]] == [0, 1, 2, 3]
+    assert all(len(row["values"]) == 4 for row in results["verdicts"])
 
 
 def test_a_folder_that_holds_less_takes_nothing_from_what_is_known(tmp_path):
-    """A seed whose folder was begun anew, beside results of it that came from elsewhere."""
+    """A seed's folder was begun anew, beside results of this seed that came from elsewhere."""
     for seed in range(2):
         seed_folder(tmp_path, seed, shift=0.01 * seed)
     before = write_page(tmp_path, range(2), LoopSize())
@@ -192,12 +201,13 @@ def test_a_folder_that_holds_less_takes_nothing_from_what_is_known(tmp_path):
 
 
 def test_a_page_of_the_first_cell_alone(tmp_path):
-    """Others, the oracle's check among them, may come much later."""
+    """Other cells, the oracle's check among them, may come much later."""
     seed_folder(tmp_path / "all", 0)
     shutil.copytree(tmp_path / "all/seed0/cells/nrg", tmp_path / "some/seed0/cells/nrg")
     write_page(tmp_path / "some", range(2), LoopSize())
     text = (tmp_path / "some/RESULTS.md").read_text()
-    assert [line[4] for line in text.splitlines() if line.startswith("## (")] == ["g"] and "not yet" in text
+    assert [line[4] for line in text.splitlines() if line.startswith("## (")] == ["g"]
+    assert "not yet" in text
 
 
 def test_without_a_cell_there_is_no_page(tmp_path):
@@ -207,13 +217,14 @@ def test_without_a_cell_there_is_no_page(tmp_path):
 
 
 def test_units_of_all_seeds_fit_together(tmp_path):
-    """Every need is a unit's result; each seed has the same ones; tuning comes before what it decides."""
+    """Every need is the result of a unit; each seed has the same units; tuning precedes what it decides."""
     made = units(tmp_path, LoopSize(), range(2))
     board = Board(tmp_path, made)
     names = {unit.name for unit in made}
     assert all(need in names for unit in made for need in unit.needs)
     of = [{name.split("/", 1)[1] for name in names if name.startswith(f"seed{seed}/")} for seed in range(2)]
-    assert of[0] == of[1] and len(of[0]) > 100
+    assert of[0] == of[1]
+    assert len(of[0]) > 100
     board.mark_order = {name: place for place, name in enumerate(board.order)}
     assert all(board.mark_order[need] < board.mark_order[unit.name] for unit in made for need in unit.needs)
     tuned = [unit for unit in made if f"{TUNING}/tuned.json" in unit.needs]
@@ -228,7 +239,8 @@ def test_every_algorithm_has_the_same_number_of_trials():
 def test_tuning_is_on_a_seed_that_is_not_reported():
     made = units(Path("nowhere"), LoopSize(), range(5))
     trials = [unit.name for unit in made if "/trials/" in unit.name]
-    assert trials and all(name.startswith(f"{TUNING}/") for name in trials)
+    assert trials
+    assert all(name.startswith(f"{TUNING}/") for name in trials)
 
 
 def test_cells_of_another_size_are_refused(tmp_path):
@@ -243,18 +255,17 @@ def test_guidance_is_reported_as_it_was_tuned():
     made = Paper(Path("nowhere"), LoopSize(), 0)
     tuned, cell = ({unit.name for unit in units} for units in (made.tuning(), made.generator_cells()))
     strengths = {f"{s:g}" for s in STRENGTHS if s}
-    assert (
-        strengths
-        == {n.partition("nrg@")[2] for n in tuned if "nrg@" in n}
-        == {n.partition("even@")[2] for n in cell if "/even@" in n}
-    )
-    assert sum(GUIDES["even"][1].values()) == pytest.approx(1) and GUIDES["even"][0] == "noisy_reward"
+    assert strengths == {n.partition("nrg@")[2] for n in tuned if "nrg@" in n}
+    assert strengths == {n.partition("even@")[2] for n in cell if "/even@" in n}
+    assert sum(GUIDES["even"][1].values()) == pytest.approx(1)
+    assert GUIDES["even"][0] == "noisy_reward"
 
 
 def test_with_settings_at_hand_nothing_is_tuned(tmp_path):
     write_json(tmp_path / TUNING / "tuned.json", {})
     left = Board(tmp_path, units(tmp_path, LoopSize(), range(1))).left()
-    assert left and not [unit.name for unit in left if unit.name.startswith(TUNING)]
+    assert left
+    assert not [unit.name for unit in left if unit.name.startswith(TUNING)]
 
 
 def test_seeds_of_another_size_or_settings_do_not_join(tmp_path):

@@ -62,7 +62,7 @@ def random_pairs(seed, kind):
 KINDS = ("integers", "reals", "informative", "zeros")
 
 
-# --- accuracies -------------------------------------------------------------------------------------------------
+# --- accuracies -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -100,7 +100,7 @@ def test_no_predicted_tie_is_a_candidate():
 
 @pytest.mark.parametrize("order", list(itertools.permutations(range(4))))
 def test_equal_margins_fall_on_the_same_side(order):
-    """A threshold inside a run of equal margins would call the tie a tie and its equals wins: 3 of 4, whatever row."""
+    """A threshold inside the run of equal margins would get 3 of 4 right, whatever the order of rows."""
     labels, margins = np.array([0, 1, 1, -1])[list(order)], np.array([1.0, 1.0, 1.0, -1.0])[list(order)]
     assert accuracy_with_ties(labels, margins) == 0.75
     assert tie_threshold(labels, margins) == -1.0
@@ -233,7 +233,7 @@ def test_infinite_margins_are_ordered_like_others():
 
 
 def test_held_out_threshold_is_judged_on_the_other_half():
-    """By the definition: two halves, each judged at the other's threshold. No half helps to choose its own."""
+    """Each half is judged at the threshold that is best for the other half."""
     rng = np.random.default_rng(0)
     labels = rng.choice([-1, 0, 1], 400)
     margins = labels + rng.normal(size=400)
@@ -251,7 +251,7 @@ def test_held_out_threshold_is_judged_on_the_other_half():
 
 
 def test_held_out_threshold_of_two_pairs():
-    """Halves of one pair: the tie's threshold of 0.5 loses the win, the win's threshold of none loses the tie."""
+    """Each half has one pair: the tie's threshold of 0.5 loses the win, and the win's threshold loses the tie."""
     assert held_out_accuracy_with_ties([0, 1], [0.5, 0.25]) == 0.0
     assert held_out_accuracy_with_ties([0, 1], [0.5, 0.75]) == 0.5
     assert held_out_accuracy_with_ties([0, 0], [0.5, 0.5]) == 1.0
@@ -268,12 +268,13 @@ def test_bootstrap_interval_contains_the_estimate(ties):
         assert low < accuracy(labels, margins) < high
         assert 0.05 < high - low < 0.2
         wider = bootstrap_interval(labels, margins, ties, confidence=0.999, resamples=300)
-        assert wider[0] < low and high < wider[1]
+        assert wider[0] < low
+        assert high < wider[1]
 
 
 @pytest.mark.parametrize("ties", [False, True])
 def test_bootstrap_interval_equals_resampling_by_hand(ties):
-    """With integer margins: a threshold inside a run of equals would give far more."""
+    """The margins are integers: a threshold inside a run of equal ones would give far more."""
     rng = np.random.default_rng(1)
     labels = rng.choice([-1, 0, 1], 150)
     margins = np.round(labels * 0.5 + rng.normal(size=150))
@@ -300,7 +301,7 @@ def test_bootstrap_interval_of_perfect_margins_is_a_point():
     assert bootstrap_interval([1, -1, 0], [-1.0, 1.0, 0.0], False, resamples=50) == (0.0, 0.0)
 
 
-# --- probabilities ----------------------------------------------------------------------------------------------
+# --- probabilities --------------------------------------------------------------------------------
 
 GRID = torch.linspace(-40, 40, 801, dtype=torch.double)
 
@@ -331,7 +332,8 @@ def test_a_win_overtakes_the_tie_where_the_formula_says(theta):
     at = math.log((theta**2 - 2) / theta)
     before, there, after = probabilities(torch.tensor([at - 0.01, at, at + 0.01], dtype=torch.double), theta)
     assert there[0].item() == pytest.approx(there[1].item(), abs=1e-12)
-    assert before[0] < before[1] and after[0] > after[1]
+    assert before[0] < before[1]
+    assert after[0] > after[1]
 
 
 def test_theta_of_one_is_bradley_terry():
@@ -344,7 +346,7 @@ def test_swapping_sides_swaps_probabilities():
     torch.testing.assert_close(probabilities(-GRID, 5.0), probabilities(GRID, 5.0).flip(-1))
 
 
-# --- losses -----------------------------------------------------------------------------------------------------
+# --- losses ---------------------------------------------------------------------------------------
 
 
 def bt_loss(*args, **options):
@@ -432,7 +434,8 @@ def test_what_does_not_count_has_a_gradient_of_exactly_zero(loss):
     counts = ~targets.isnan() & ((targets != 0) | (name not in LEAVE_OUT_TIES))
     f(values, targets).backward()
     assert (values.grad[~counts] == 0).all()
-    assert (values.grad[counts] != 0).all() and values.grad.isfinite().all()
+    assert (values.grad[counts] != 0).all()
+    assert values.grad.isfinite().all()
 
 
 def test_batch_without_a_label_costs_nothing(loss):
@@ -457,7 +460,8 @@ def test_extreme_values_keep_loss_and_gradient_finite(loss):
         values.grad = None
         value = loss[1](values, torch.full((1, 3), target))
         value.backward()
-        assert value.isfinite() and values.grad.isfinite().all()
+        assert value.isfinite()
+        assert values.grad.isfinite().all()
 
 
 @pytest.mark.parametrize("name", [name for name in LOSSES if name != "reg"])
@@ -500,9 +504,12 @@ def test_broken_rewards_are_no_missing_labels():
 
 
 LOSSES_EACH = {
-    "bt": bt_losses, "bt with ties": partial(bt_losses, ties=True), "btt": btt_losses,
-    "btt without ties": partial(btt_losses, ties=False), "reg": lambda m, y: reg_losses(m, y + 3),
-}  # fmt: skip
+    "bt": bt_losses,
+    "bt with ties": partial(bt_losses, ties=True),
+    "btt": btt_losses,
+    "btt without ties": partial(btt_losses, ties=False),
+    "reg": lambda m, y: reg_losses(m, y + 3),
+}
 
 
 @pytest.mark.parametrize("kind", LOSSES_EACH)

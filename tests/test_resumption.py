@@ -1,11 +1,11 @@
 """Stopped and resumed, or run through: the same weights, bit for bit, under the shipped recipes' own trainer settings.
 
-Only what cannot be here is changed: the model's folder, the data, the device, bf16 (and how often a checkpoint is kept).
+Only what a test cannot have is changed: the model's folder, the data, the device and bf16, and how often a checkpoint
+is kept.
 """
 
 import csv
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +13,8 @@ import pytest
 import safetensors.torch
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))
-from forked import forked
-
 import videoalign.commands.lightning_cli as experiment
+from forked import forked
 from videoalign.alignment import training
 from videoalign.datamodules.latent_files import NULL
 from videoalign.datamodules.shards import Index, ShardWriter, sha256
@@ -57,8 +55,13 @@ def made(tmp_path_factory) -> Path:
     return folder
 
 
-REWARD = ["--model.network.backbone={made}/qwen", "--model.network.sampling={fps: 4.0, min_pixels: 0}", "--data.train={made}/pairs",
-          "--data.val={made}/pairs", "--trainer.callbacks=[]"]  # fmt: skip
+REWARD = [
+    "--model.network.backbone={made}/qwen",
+    "--model.network.sampling={fps: 4.0, min_pixels: 0}",
+    "--data.train={made}/pairs",
+    "--data.val={made}/pairs",
+    "--trainer.callbacks=[]",
+]
 FLOW = [
     "--model.generator={made}/wan",
     "--data.train={made}/latents",
@@ -96,13 +99,13 @@ def arguments(made: Path, name: str, out: Path, *more: str) -> list[str]:
 
 
 def train(made: Path, name: str, out: Path, *more: str) -> tuple[dict[str, torch.Tensor], list[dict]]:
-    """Final weights that trained, and what was logged of each step."""
+    """The trained weights at the end, and what each step logged."""
     cli = experiment.run(arguments(made, name, out, *more))
     return {n: p.detach().clone() for n, p in cli.trainer.lightning_module.trained().items()}, steps_of(out)
 
 
 def steps_of(out: Path) -> list[dict]:
-    """What a run logged of each step."""
+    """What a run logged in each step."""
     (metrics,) = out.rglob("metrics.csv")
     with open(metrics, newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["train/loss"]]
@@ -112,7 +115,7 @@ def steps_of(out: Path) -> list[dict]:
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "workers"), [("videoreward", 0), ("wan_dpo", 2), ("nrg", 2)])
 def test_resumption_is_exact_under_the_recipes_own_settings(made, name, workers, tmp_path, monkeypatch):
-    """In the middle of an epoch and at its end; schedules know the number of steps, micro-batches accumulate."""
+    """It is exact in the middle of an epoch and at its end, with schedules and accumulated micro-batches."""
     monkeypatch.chdir(tmp_path)
     steps, more = SHIPPED[name][2], [f"--data.workers={workers}", "--model.warmup=0.3", "--model.decay=cosine"]
     weights, logged = train(made, name, tmp_path / "whole", *more)
@@ -127,7 +130,7 @@ def test_resumption_is_exact_under_the_recipes_own_settings(made, name, workers,
 
 
 def test_the_number_of_steps_still_has_to_be_asked_for_with_care(made, tmp_path):
-    """Lightning's issue 20550: when this fails, :func:`stepping_batches` can be ``estimated_stepping_batches`` again."""
+    """When this fails, Lightning's issue 20550 is solved, and ``estimated_stepping_batches`` may be asked again."""
     import lightning as L
 
     class Asks(training.Training):
@@ -199,23 +202,18 @@ for world, words, out in json.loads(sys.argv[1]):
 
 
 SGD = ["--model.optimizer=torch.optim.SGD", "--model.optimizer.init_args.lr=0.1"]
-"""Adam would make full steps of gradients that are rounding errors."""
+"""SGD is used, since Adam would make full steps from gradients that are rounding errors."""
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["videoreward, bt", "wan_dpo"])
 def test_one_two_and_four_processes_train_alike(made, name, tmp_path):
-    """The same global batch, cut otherwise: the same weights to rounding, the same logged means; and exact resumption on two."""
+    """However the global batch is cut, weights and logged means agree to rounding; two processes resume exactly."""
     batch = {"videoreward, bt": 4, "wan_dpo": 8}[name]
 
     def job(world: int, out: str, *more: str) -> tuple[int, list[str], str]:
         ranks = [f"--trainer.devices={world}", "--trainer.strategy=ddp"] if world > 1 else []
-        options = [
-            "--data.workers=0",
-            *ranks,
-            f"--trainer.accumulate_grad_batches={batch // world}",
-            *SGD,
-        ]
+        options = ["--data.workers=0", *ranks, f"--trainer.accumulate_grad_batches={batch // world}", *SGD]
         return world, arguments(made, name, tmp_path / out, *options, *more), f"{tmp_path}/{out}.pt"
 
     jobs = [

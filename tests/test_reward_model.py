@@ -2,7 +2,6 @@
 
 import csv
 import json
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -10,9 +9,7 @@ import lightning as L
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))
 from forked import forked
-
 from videoalign import VideoAlignError
 from videoalign.alignment import RewardModel
 from videoalign.callbacks import EMA, ExamplePairs, ExportReward, ReliabilityDiagram, RewardBench
@@ -99,7 +96,8 @@ def test_fit_trains_logs_and_measures_statistics(loss, network, world, tmp_path)
 def test_statistics_are_measured_when_fit_ends_between_validations(network, world, tmp_path):
     model, trainer = fit(network, world, tmp_path, steps=4)  # an epoch has 6 steps: no validation took place
     assert "val/loss" not in trainer.callback_metrics
-    assert network.statistics.std != [1.0, 1.0, 1.0] and model._measured_at == 4
+    assert network.statistics.std != [1.0, 1.0, 1.0]
+    assert model._measured_at == 4
 
 
 def test_averaged_weights_have_statistics_of_their_own(network, world, tmp_path):
@@ -165,7 +163,9 @@ def test_dropped_and_padded_pairs_do_not_train(network):
     model = RewardModel(network)
     batch = {"labels": torch.ones(3, 4), "scores": torch.ones(2, 3, 3), "valid": torch.tensor([True, False, True])}
     labels, scores = model._masked(batch)
-    assert labels[1].isnan().all() and scores[:, 1].isnan().all() and not labels[[0, 2]].isnan().any()
+    assert labels[1].isnan().all()
+    assert scores[:, 1].isnan().all()
+    assert not labels[[0, 2]].isnan().any()
 
 
 @pytest.mark.parametrize(
@@ -219,7 +219,8 @@ def test_callbacks_write_what_people_look_at(network, world, tmp_path):
     assert events.Images("examples/1")[0].encoded_image_string[:6] in (b"GIF89a", b"GIF87a")
     assert "bench/recent/text_summary" in events.Tags()["tensors"]
     record = json.loads((Path(trainer.log_dir) / "reward_bench" / "recent.json").read_text())
-    assert set(record["accuracies"]) == {"VQ", "MQ", "TA", "Overall"} and record["step"] == 6
+    assert set(record["accuracies"]) == {"VQ", "MQ", "TA", "Overall"}
+    assert record["step"] == 6
     loaded = VideoReward.from_pretrained(Path(trainer.log_dir) / "export")
     assert loaded.statistics == network.statistics
     for name, parameter in network.named_parameters():
@@ -227,7 +228,7 @@ def test_callbacks_write_what_people_look_at(network, world, tmp_path):
 
 
 def test_reward_bench_joins_on_both_videos(network, world):
-    """Against scoring each pair on its own, the way a reader would do it by hand."""
+    """Its numbers equal those from scoring each pair on its own."""
     bench = RewardBench(resamples=0)
     trainer = L.Trainer(**QUIET, logger=False, enable_checkpointing=False, callbacks=[bench])
     model = RewardModel(network)
@@ -253,7 +254,7 @@ def test_reward_bench_joins_on_both_videos(network, world):
 
 
 def test_checkpoint_holds_what_trains_and_resumes_exactly(backbone, sampling, world, tmp_path):
-    """Stopped after 4 of 9 steps (in the middle of an epoch of 6) and resumed, or run through: the same weights."""
+    """A run stopped after 4 of 9 steps (in an epoch of 6) and resumed has the weights of one that ran through."""
 
     def run(steps, folder, ckpt=None):
         torch.manual_seed(0)  # head and token rows are drawn by it
@@ -289,8 +290,7 @@ def test_foreign_checkpoint_is_refused(backbone, sampling, world, tmp_path):
 SCRIPT = """
 import os, sys, json, torch, lightning as L
 from functools import partial
-from forked import on_ranks
-from lightning.pytorch.strategies import ModelParallelStrategy
+from forked import THREE_STEPS, on_ranks, strategy
 from videoalign.alignment import RewardModel
 from videoalign.callbacks import ExportReward, RewardBench
 from videoalign.datamodules.pairs import VideoPairs
@@ -300,22 +300,23 @@ backbone, world, folder = sys.argv[1:]
 
 def run(kind, language):
     out, devices = f"{folder}/{kind}-{language}", 1 if kind == "single" else 2
-    strategy = {"single": "auto", "ddp": "ddp", "fsdp2": ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)}[kind]
     L.seed_everything(0)
-    network = VideoReward(backbone, "plain", FrameSampling(fps=8.0, min_pixels=0), language=language, lora=LoRA(rank=4, alpha=8))
+    sampling, lora = FrameSampling(fps=8.0, min_pixels=0), LoRA(rank=4, alpha=8)
+    network = VideoReward(backbone, "plain", sampling, language=language, lora=lora)
     model = RewardModel(network, loss="reg", optimizer=partial(torch.optim.SGD, lr=1e-2), warmup=0.0)
     bench = RewardBench(resamples=0)
-    trainer = L.Trainer(accelerator="cpu", devices=devices, strategy=strategy, max_steps=3, limit_val_batches=1.0, val_check_interval=3,
-        check_val_every_n_epoch=None, logger=False, enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
-        gradient_clip_val=1.0, enable_checkpointing=False, use_distributed_sampler=False, default_root_dir=out,
-        callbacks=[bench, ExportReward(out + "/export", backbone=True)])
+    callbacks = [bench, ExportReward(out + "/export", backbone=True)]
+    options = {"devices": devices, "strategy": strategy(kind), "callbacks": callbacks, "default_root_dir": out}
+    trainer = L.Trainer(**options, **THREE_STEPS)
     # the same global batch of all 8 pairs in each step
-    data = VideoPairs(world + "/train", world + "/val", {"recent": world + "/recent"}, batch_size=8 // devices, val_batch_size=2,
-        workers=0, swap=False, shuffle_buffer=0)
+    sizes = {"batch_size": 8 // devices, "val_batch_size": 2, "workers": 0}
+    sets = (world + "/train", world + "/val", {"recent": world + "/recent"})
+    data = VideoPairs(*sets, **sizes, swap=False, shuffle_buffer=0)
     trainer.fit(model, data)
     if trainer.is_global_zero:
-        json.dump({"bench": bench.results, "val": {k: v.item() for k, v in trainer.callback_metrics.items() if k.startswith("val/")},
-            "statistics": network.statistics.__dict__}, open(out + "/result.json", "w"))
+        val = {k: v.item() for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
+        result = {"bench": bench.results, "val": val, "statistics": network.statistics.__dict__}
+        json.dump(result, open(out + "/result.json", "w"))
 
 for language in ("full", "lora"):
     for kind in ("single", "ddp", "fsdp2"):
@@ -339,7 +340,7 @@ def of_all_kinds(backbone, tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize("language", ["full", "lora"])
 def test_two_processes_train_and_measure_as_one(language, of_all_kinds):
-    """DDP, FSDP2 and one process agree: clipped steps, exact counts over ranks, statistics, export of gathered weights."""
+    """DDP, FSDP2 and one process agree in clipped steps, counts over ranks, statistics and exported weights."""
     results = {
         kind: json.loads((of_all_kinds / f"{kind}-{language}" / "result.json").read_text())
         for kind in ("single", "ddp", "fsdp2")
@@ -377,10 +378,12 @@ def run(sharded, steps, folder, checkpoint=None):
     L.seed_everything(0)
     network = VideoReward(backbone, "plain", FrameSampling(fps=8.0, min_pixels=0), lora=LoRA(rank=4, alpha=8))
     model = RewardModel(network, optimizer=partial(torch.optim.AdamW, lr=1e-3), warmup=0.0)
-    save = L.pytorch.callbacks.ModelCheckpoint(f"{out}/{sharded}/{folder}", every_n_train_steps=2, save_top_k=-1, filename="{step}")
+    every = {"every_n_train_steps": 2, "save_top_k": -1, "filename": "{step}"}
+    save = L.pytorch.callbacks.ModelCheckpoint(f"{out}/{sharded}/{folder}", **every)
     strategy = ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1, save_distributed_checkpoint=sharded)
-    trainer = L.Trainer(accelerator="cpu", devices=2, strategy=strategy, max_steps=steps, limit_val_batches=0, logger=False,
-        enable_progress_bar=False, enable_model_summary=False, callbacks=[save], use_distributed_sampler=False)
+    quiet = dict(logger=False, enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False)
+    steps = {"max_steps": steps, "limit_val_batches": 0}
+    trainer = L.Trainer(accelerator="cpu", devices=2, strategy=strategy, callbacks=[save], **steps, **quiet)
     trainer.fit(model, VideoPairs(world + "/train", world + "/val", batch_size=4, workers=0), ckpt_path=checkpoint)
     return trainer, network.head.weight.full_tensor().detach().clone()
 
@@ -398,7 +401,8 @@ for sharded in (True, False):
 
 @pytest.mark.slow
 def test_fsdp2_resumes_exactly(backbone, world, tmp_path):
-    """From sharded checkpoints and from whole ones."""
+    """This holds for sharded checkpoints and for whole ones."""
     done = forked(RESUME, backbone, world, tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "sharded True: difference 0.0\n" in done.stdout and "sharded False: difference 0.0\n" in done.stdout
+    assert "sharded True: difference 0.0\n" in done.stdout
+    assert "sharded False: difference 0.0\n" in done.stdout

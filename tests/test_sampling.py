@@ -16,7 +16,7 @@ from videoalign.models.benchmark_protocols import PROTOCOLS
 FACTOR = 28
 
 
-# --- frames -----------------------------------------------------------------------------------------------------
+# --- frames ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,8 @@ def test_frames_are_evenly_spaced_by_index():
 def test_frames_are_even_in_number_ascending_and_span_the_clip(sampling):
     for total, fps in itertools.product([*range(2, 60), 121, 500, 1999], (7.5, 8, 24, 60)):
         indices = sampling.indices(total, fps)
-        assert len(indices) % 2 == 0 and len(indices) >= 2
+        assert len(indices) % 2 == 0
+        assert len(indices) >= 2
         assert all(a < b for a, b in itertools.pairwise(indices))
         assert (indices[0], indices[-1]) == (0, total - 1)
         gaps = [b - a for a, b in itertools.pairwise(indices)]
@@ -80,7 +81,8 @@ def test_every_frame_but_an_odd_one_at_the_clips_own_rate(sampling):
 @pytest.mark.parametrize(("most", "count"), [(4, 4), (6, 6), (10, 10), (100, 20)])
 def test_long_clips_are_sampled_more_sparsely(most, count):
     indices = FrameSampling(max_frames=most).indices(240, 24)
-    assert len(indices) == count and indices[-1] == 239
+    assert len(indices) == count
+    assert indices[-1] == 239
 
 
 def test_least_number_of_frames_is_a_setting():
@@ -108,19 +110,11 @@ def test_a_clip_without_frame_rate_is_refused(fps):
         FrameSampling().indices(48, fps)
 
 
-# --- sizes ------------------------------------------------------------------------------------------------------
+# --- sizes ----------------------------------------------------------------------------------------
 
 VIDEOS = [
-    (384, 672),
-    (480, 832),
-    (512, 512),
-    (576, 1024),
-    (720, 1280),
-    (768, 1408),
-    (1080, 1920),
-    (1280, 720),
-    (320, 512),
-]
+    (384, 672), (480, 832), (512, 512), (576, 1024), (720, 1280), (768, 1408), (1080, 1920), (1280, 720), (320, 512),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -143,7 +137,8 @@ def test_known_sizes(size, max_pixels, want):
 def test_sizes_keep_the_budget_the_factor_and_the_aspect(factor, max_pixels):
     for height, width in VIDEOS:
         h, w = FrameSampling(max_pixels=max_pixels, min_pixels=0).size(height, width, factor)
-        assert h % factor == 0 and w % factor == 0
+        assert h % factor == 0
+        assert w % factor == 0
         assert factor**2 <= h * w <= max_pixels
         assert (h - factor) / (w + factor) < height / width < (h + factor) / (w - factor)
 
@@ -170,7 +165,7 @@ def by_the_rule(height, width, least, most, factor=FACTOR):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_genai_bench_follows_the_released_rule(seed):
-    """Also where its budget of 256 x 256 is below the least area, and frames are enlarged beyond it."""
+    """This holds although its budget of 256 x 256 is below the least area, so that frames are enlarged beyond it."""
     draw, sampling = random.Random(seed), PROTOCOLS["genai-bench"].sampling
     sizes = [(draw.randint(100, 1100), draw.randint(100, 1100)) for _ in range(2000)]
     enlarged = 0
@@ -190,7 +185,8 @@ def test_genai_bench_within_its_budget_is_an_option():
 def test_small_frames_are_enlarged():
     assert FrameSampling().size(32, 32, FACTOR) == (336, 336)
     h, w = FrameSampling().size(120, 200, FACTOR)
-    assert h * w >= FrameSampling().min_pixels and h % FACTOR == w % FACTOR == 0
+    assert h * w >= FrameSampling().min_pixels
+    assert h % FACTOR == w % FACTOR == 0
     assert (h - FACTOR) / w < 120 / 200 < h / (w - FACTOR)
 
 
@@ -207,7 +203,7 @@ def test_extreme_aspects_are_refused(sampling):
             sampling.size(*size, 16)
 
 
-# --- settings ---------------------------------------------------------------------------------------------------
+# --- settings -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

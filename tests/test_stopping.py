@@ -32,7 +32,7 @@ def status(args: list[object]) -> int:
     return 0
 
 
-# --- in this process --------------------------------------------------------------------------------------------------
+# --- in this process ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("signum, code", SIGNALS)
@@ -52,15 +52,18 @@ def test_a_signal_ends_any_command_with_one_line(command, signum, code, monkeypa
 
     monkeypatch.setattr(cli, "_run", work)
     before = signal.getsignal(signum)
-    assert status(command) == code and left == ["tidied up"]
+    assert status(command) == code
+    assert left == ["tidied up"]
     err = capfd.readouterr().err
-    assert err.count("\n") == 1 and err.startswith(f"videoalign: stopped by {signum.name}: ")
+    assert err.count("\n") == 1
+    assert err.startswith(f"videoalign: stopped by {signum.name}: ")
     assert cli.kept(command) in err
-    assert signal.getsignal(signum) is before and stopping.asked() is None
+    assert signal.getsignal(signum) is before
+    assert stopping.asked() is None
 
 
 def test_a_signal_that_a_destructor_swallowed_counts_at_the_next_look(monkeypatch, capfd):
-    """The cause of a Ctrl-C that was lost now and then: a loader's workers are joined in its destructor."""
+    """A Ctrl-C was lost now and then because a loader's workers are joined in its destructor."""
 
     class Loader:
         def __del__(self) -> None:
@@ -95,12 +98,12 @@ def test_deferred_work_is_told_and_ends_behind_its_block():
     assert told == [1, 2]
 
 
-# --- training ---------------------------------------------------------------------------------------------------------
+# --- training -------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory, backbone: Path) -> Path:
-    """A set of 6 pairs and the tiny recipe on it: 3 steps an epoch, a validation behind each second step."""
+    """A set of 6 pairs and the tiny recipe for it: 3 steps an epoch, a validation after each second step."""
     folder = tmp_path_factory.mktemp("stopping")
     rng = np.random.default_rng(0)
     with ShardWriter(folder / "pairs", "pairs") as writer:
@@ -144,12 +147,7 @@ def unstopped(project: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
 
 @pytest.mark.parametrize(
     "hook, call, step",
-    [
-        ("training_step", 1, 1),
-        ("training_step", 3, 3),
-        ("training_step", 2, 2),
-        ("validation_step", 2, 2),
-    ],
+    [("training_step", 1, 1), ("training_step", 3, 3), ("training_step", 2, 2), ("validation_step", 2, 2)],
     ids=["mid-epoch", "end of the epoch", "where a validation is due", "within a validation"],
 )
 def test_training_goes_on_exactly_from_the_checkpoint_of_a_stop(
@@ -169,8 +167,11 @@ def test_training_goes_on_exactly_from_the_checkpoint_of_a_stop(
     err = capfd.readouterr().err
     path = tmp_path / f"checkpoints/stopped-step={step}.ckpt"
     said = [line for line in err.splitlines() if line.startswith("videoalign:")]
-    assert len(said) == 1 and f"at step {step}: {path} holds all of it" in said[0] and f"--ckpt_path {path}" in said[0]
-    assert "Traceback" not in err and path.exists()
+    assert len(said) == 1
+    assert f"at step {step}: {path} holds all of it" in said[0]
+    assert f"--ckpt_path {path}" in said[0]
+    assert "Traceback" not in err
+    assert path.exists()
     start = RewardModel.on_validation_epoch_start
     monkeypatch.setattr(
         RewardModel, "on_validation_epoch_start", lambda self: (validated.append(self.global_step), start(self))[1]
@@ -181,7 +182,7 @@ def test_training_goes_on_exactly_from_the_checkpoint_of_a_stop(
     assert validated == [at for at in (2, 4) if at > step or (at == step and step == 2)]
 
 
-# --- real processes ---------------------------------------------------------------------------------------------------
+# --- real processes -------------------------------------------------------------------------------
 
 
 def start(code: str, *args: object, **options: object) -> subprocess.Popen:
@@ -196,7 +197,7 @@ def start(code: str, *args: object, **options: object) -> subprocess.Popen:
 
 
 def gone(pids: list[int], seconds: float = 5.0) -> bool:
-    """Whether processes end in time; one that nobody waits for counts as ended."""
+    """Whether processes end in time; a zombie counts as ended."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         states = [Path(f"/proc/{pid}/stat") for pid in pids]
@@ -284,14 +285,8 @@ RANKS = """
 def test_two_processes_end_together_and_one_says_why(kind, rank, code, project, tmp_path):
     script = tmp_path / "run.py"
     script.write_text(textwrap.dedent(RANKS))
-    args = [
-        "--config",
-        project / "tiny.yaml",
-        f"--trainer.default_root_dir={tmp_path / 'out'}",
-        "--trainer.devices=2",
-        "--trainer.strategy=ddp",
-        "--data.init_args.batch_size=1",
-    ]
+    options = ["--trainer.devices=2", "--trainer.strategy=ddp", "--data.init_args.batch_size=1"]
+    args = ["--config", project / "tiny.yaml", f"--trainer.default_root_dir={tmp_path / 'out'}", *options]
     environment = {k: v for k, v in os.environ.items() if k not in ("LOCAL_RANK", "MASTER_PORT", "WORLD_SIZE")}
     process = subprocess.Popen(
         [sys.executable, script, kind, str(rank), *map(str, args)],
@@ -306,7 +301,8 @@ def test_two_processes_end_together_and_one_says_why(kind, rank, code, project, 
     said = [line for line in err.splitlines() if line.startswith("videoalign:")]
     assert len(said) == 1 and err.splitlines()[-1] == said[0], err
     if kind == "signal":
-        assert "stopped by SIGTERM at step 3" in said[0] and (tmp_path / "out/checkpoints/stopped-step=3.ckpt").exists()
+        assert "stopped by SIGTERM at step 3" in said[0]
+        assert (tmp_path / "out/checkpoints/stopped-step=3.ckpt").exists()
         assert "Traceback" not in err
     else:
         assert f"error: rank {rank}: FloatingPointError: the loss is not finite" in said[0]

@@ -28,7 +28,7 @@ def decode(raw: RawSample, epoch: int) -> tuple[str, int]:
 
 
 def contents(samples: int, per_shard: int = 4) -> "Table":
-    """A table of contents without files: the part of it that the order is made of."""
+    """A table of contents without files: only the part that the order depends on."""
     return Table(np.arange(samples) // per_shard)
 
 
@@ -41,7 +41,7 @@ class Table:
 
 
 def streams(share: Share, buffer: int = 0, seed: int = 0, per_shard: int = 4) -> list[ShardStream]:
-    """One for each rank."""
+    """A stream for each rank."""
     table = contents(share.samples, per_shard)
     return [ShardStream(table, decode, share, rank, seed, buffer) for rank in range(share.world)]
 
@@ -50,7 +50,7 @@ def numbers(batches: Iterable[list[Slot]], valid_only: bool = False) -> list[int
     return [slot.number for batch in batches for slot in batch if slot.valid or not valid_only]
 
 
-# --- the plan, on a grid ----------------------------------------------------------------------------------------------
+# --- the plan, on a grid --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("samples", SIZES)
@@ -86,7 +86,7 @@ def test_training_samples_are_disjoint(samples: int, buffer: int) -> None:
 
 
 def test_a_step_sees_the_same_samples_on_any_number_of_ranks() -> None:
-    """World x batch x accumulated batches = 12: every optimizer step has the same 12 samples."""
+    """Ranks x batch size x accumulated batches is 12, and every optimizer step has the same 12 samples."""
 
     def steps(world: int, batch: int, accumulate: int) -> list[set[int]]:
         share = Share(61, batch, world, training=True, accumulate=accumulate)
@@ -95,14 +95,15 @@ def test_a_step_sees_the_same_samples_on_any_number_of_ranks() -> None:
         return [set.union(*micro[i : i + accumulate]) for i in range(0, len(micro), accumulate)]
 
     want = steps(1, 12, 1)
-    assert len(want) == 5 and {len(step) for step in want} == {12}
+    assert len(want) == 5
+    assert {len(step) for step in want} == {12}
     for plan in ((12, 1, 1), (1, 1, 12), (2, 3, 2), (3, 2, 2), (4, 3, 1), (2, 1, 6), (1, 4, 3)):
         assert steps(*plan) == want, plan
 
 
 @pytest.mark.parametrize("world", WORLDS)
 def test_training_order(world: int) -> None:
-    """Another one in each epoch and for each seed, the same one for the same."""
+    """The order differs between epochs and seeds, and is the same for the same epoch and seed."""
     share = Share(23, 2, world, training=True)
 
     def order(seed: int, epoch: int) -> list[int]:
@@ -128,7 +129,7 @@ def test_the_buffer_bounds_how_far_samples_move() -> None:
 
 @pytest.mark.parametrize("per_shard", [4, 100], ids=["many shards", "one shard"])
 def test_every_sample_trains_in_the_long_run(per_shard: int) -> None:
-    """What does not fill a batch is left out, but other samples in each epoch."""
+    """Samples that do not fill a batch are left out, but they are other ones in each epoch."""
     (stream,) = streams(Share(23, 5, 1, training=True), buffer=4, per_shard=per_shard)
     seen = Counter(number for epoch in range(40) for number in numbers(stream.slots(epoch)))
     assert sorted(seen) == list(range(23))
@@ -159,12 +160,12 @@ def test_share_of_nothing() -> None:
     assert Share(3, 4, 2, False).batches == 1
 
 
-# --- loaders with processes ------------------------------------------------------------------------------------------
+# --- loaders with processes -----------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
-    """23 samples on disk whose videos are a few bytes."""
+    """A set of 23 samples whose videos are a few bytes."""
     out = tmp_path_factory.mktemp("stream") / "set"
     with ShardWriter(out, "videos", per_shard=4) as writer:
         for key in keys_of(23):
@@ -221,12 +222,13 @@ def test_ranks_together_see_every_sample(shards: ShardSet, workers: int) -> None
         batches = list(loader(shards, workers, world=3, rank=rank, training=False))
         lengths.add(len(batches))
         seen += [v[0] for b in batches for v, valid in zip(b["values"], b["valid"]) if valid]
-    assert sorted(seen) == keys_of(23) and len(lengths) == 1
+    assert sorted(seen) == keys_of(23)
+    assert len(lengths) == 1
 
 
 @pytest.mark.parametrize("workers", WORKERS)
 def test_resuming_continues_the_run(shards: ShardSet, workers: int) -> None:
-    """After k batches, through the end of that epoch and the next; 5 batches an epoch."""
+    """A run is resumed after k batches and goes through the end of that epoch and the next; an epoch has 5 batches."""
     uninterrupted = loader(shards, workers)
     assert len(uninterrupted) == 5
     whole = [batch for _ in range(3) for batch in values(list(uninterrupted))]
@@ -268,13 +270,17 @@ def test_resuming_twice_in_an_epoch(shards: ShardSet) -> None:
 
 
 CHANGES = {
-    "samples": {"samples": 22}, "batch size": {"batch": 3}, "ranks": {"world": 3}, "seed": {"seed": 4}, "shuffle": {"buffer": 5},
-}  # fmt: skip
+    "samples": {"samples": 22},
+    "batch size": {"batch": 3},
+    "ranks": {"world": 3},
+    "seed": {"seed": 4},
+    "shuffle": {"buffer": 5},
+}
 
 
 @pytest.mark.parametrize("name", CHANGES)
 def test_changed_geometry_is_refused_in_an_epoch(shards: ShardSet, name: str) -> None:
-    """Only what began can be continued; at the end of an epoch nothing hinders a change."""
+    """Within an epoch the geometry must stay; at the end of an epoch it may change."""
     load = loader(shards, 0)
     batches = iter(load)
     next(batches)
@@ -299,7 +305,8 @@ def test_resuming_on_other_ranks_and_workers(shards: ShardSet, world: int, worke
     for load in ranks:
         load.load_state_dict(state)
     rest = [sorted(itertools.chain(*parts)) for parts in zip(*(values(list(load)) for load in ranks))]
-    assert rest == whole and len(rest) == 3
+    assert rest == whole
+    assert len(rest) == 3
 
 
 def test_the_same_geometry_on_another_rank(shards: ShardSet) -> None:
@@ -337,7 +344,7 @@ def test_persistent_workers_get_the_new_epoch(shards: ShardSet, workers: int) ->
     assert values(list(load)) == epochs[3]
 
 
-# --- dropped samples -------------------------------------------------------------------------------------------------
+# --- dropped samples ------------------------------------------------------------------------------
 
 
 def unless(*bad: str) -> Callable:
@@ -369,7 +376,7 @@ def test_dropped_samples_are_counted_and_masked(shards: ShardSet, workers: int) 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize(("samples", "bad"), [(23, "0000"), (23, "0022"), (1, "0000")])
 def test_padding_is_not_counted_as_dropped(shards: ShardSet, workers: int, samples: int, bad: str) -> None:
-    """Batches of 5 on 3 ranks; the samples that ranks are filled up with were counted where they count."""
+    """Three ranks have batches of 5; a sample that fills up a rank is counted on the rank that it belongs to."""
     loads = [
         loader(shards, workers, 5, 3, rank, training=False, samples=samples, decode=unless(bad), max_dropped=0.99)
         for rank in range(3)

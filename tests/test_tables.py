@@ -87,7 +87,8 @@ def test_unsound_tables_are_refused_by_name(tmp_path: Path, content: str | bytes
 def test_rows_of_another_length(tmp_path: Path, row: str) -> None:
     path = given(tmp_path, f"a,b\n1,2\n{row}\n")
     good, (line, why) = read_table(path)
-    assert good == (2, {"a": "1", "b": "2"}) and (line, why) == (3, f"has {row.count(',') + 1} fields, the header 2")
+    assert good == (2, {"a": "1", "b": "2"})
+    assert (line, why) == (3, f"has {row.count(',') + 1} fields, the header 2")
     with pytest.raises(VideoAlignError, match=r"t\.csv: line 3 has \d fields, the header 2; mend"):
         sound_rows(path)
 
@@ -99,7 +100,7 @@ def test_files_that_are_none(tmp_path: Path) -> None:
         read_table(tmp_path)
 
 
-# --- every table that users give ----------------------------------------------------------------------------------------
+# --- every table that users give ------------------------------------------------------------------
 
 
 def of_a_set(path: Path) -> object:

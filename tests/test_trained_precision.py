@@ -44,7 +44,7 @@ WAYS = [*itertools.product(("lora", "full", "frozen"), ("full", "lora", "frozen"
 
 @pytest.mark.parametrize(("language", "vision", "merger"), WAYS)
 def test_what_trains_is_fp32_and_computes_beside_what_is_frozen(language, vision, merger, build):
-    """In and outside of autocast; every trained parameter gets a gradient."""
+    """This holds in autocast and outside; every trained parameter gets a gradient."""
     network = build(language=language, vision=vision, train_merger=merger)
     trained = {n: p for n, p in network.named_parameters() if p.requires_grad}
     assert {p.dtype for p in trained.values()} == {torch.float32}
@@ -55,7 +55,8 @@ def test_what_trains_is_fp32_and_computes_beside_what_is_frozen(language, vision
         network.zero_grad()
         with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
             rewards = network(**batch_of(network))
-        assert rewards.dtype == torch.float32 and rewards.isfinite().all()
+        assert rewards.dtype == torch.float32
+        assert rewards.isfinite().all()
         rewards.sum().backward()
         assert not [n for n, p in trained.items() if p.grad is None or p.grad.dtype != torch.float32]
 
@@ -69,7 +70,7 @@ def test_other_families_compute_too(family, vision, merger, build, backbones):
 
 
 def test_a_bf16_folder_trains_and_its_trained_tensors_come_back_bit_for_bit(build, tmp_path):
-    """20 steps of 1e-5 move nearly every entry; in bf16 they moved 4 % of the vision tower's."""
+    """20 steps of 1e-5 move nearly every entry; in bf16 they would move 4 % of the vision tower's."""
     build().save_pretrained(tmp_path / "first")
     network = VideoReward.from_pretrained(tmp_path / "first").train()
     trained = {n: p for n, p in network.named_parameters() if p.requires_grad}
@@ -95,7 +96,8 @@ def test_a_bf16_folder_trains_and_its_trained_tensors_come_back_bit_for_bit(buil
 def test_a_backbone_of_its_own_comes_back_where_a_part_is_fp32_as_a_whole(build, tmp_path):
     network = build(vision="full", train_merger=False)
     merger = next(p for n, p in network.named_parameters() if "visual.merger" in n)
-    assert merger.dtype == torch.float32 and not merger.requires_grad
+    assert merger.dtype == torch.float32
+    assert not merger.requires_grad
     network.save_pretrained(tmp_path / "reward", backbone=True)
     again = dict(VideoReward.from_pretrained(tmp_path / "reward").named_parameters())
     assert all(torch.equal(again[n], p) for n, p in network.named_parameters())
@@ -108,7 +110,7 @@ def test_only_what_trains_is_cast():
     assert [p.dtype for p in layers.parameters()] == [torch.bfloat16] * 2 + [torch.float32] * 2
 
 
-# --- seeds ----------------------------------------------------------------------------------------------------------------
+# --- seeds ----------------------------------------------------------------------------------------
 
 
 def drawn(network):
@@ -123,7 +125,8 @@ def test_head_and_token_rows_follow_the_seed(build):
     first, same, other = (drawn(build(seed=seed, dtype="float32")) for seed in (1, 1, 2))
     for a, b, c in zip(first, same, other):
         assert torch.equal(a, b)
-        assert (a != c).all() and alike(a, c) < 0.5
+        assert (a != c).all()
+        assert alike(a, c) < 0.5
     centre = first[1].mean(0)
     assert alike(first[0], first[1] - centre) < 0.5  # not the same numbers twice
 

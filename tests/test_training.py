@@ -14,7 +14,7 @@ QUIET = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "e
 
 
 class Line(Training):
-    """Fits a line; the smallest training there is."""
+    """The smallest training: it fits a line."""
 
     def __init__(self, rate: float = 0.1, dtype: torch.dtype = torch.float32) -> None:
         super().__init__(partial(torch.optim.SGD, lr=rate), 0.0, "constant")
@@ -84,7 +84,7 @@ def test_a_loss_that_is_not_finite_stops_the_training():
 
 
 def test_dropout_belongs_to_the_step():
-    """What is drawn from torch's own generator is the same whatever was drawn before, so that a resumed run draws the same."""
+    """Draws from torch's own generator do not depend on earlier draws, so that a resumed run draws the same."""
     drawn = []
 
     class Draws(Line):
@@ -95,11 +95,12 @@ def test_dropout_belongs_to_the_step():
     for before in (0, 5):
         torch.rand(before)
         L.Trainer(**QUIET, max_epochs=2, enable_checkpointing=False).fit(Draws(), batches())
-    assert drawn[:12] == drawn[12:] and len(set(drawn)) == 12
+    assert drawn[:12] == drawn[12:]
+    assert len(set(drawn)) == 12
 
 
 def test_checkpoints_hold_the_weights_and_their_average(tmp_path):
-    """Also those that are written while the average is in the weights' place: at the end of training."""
+    """This includes checkpoints that are written while the average replaces the weights: at the end of training."""
     save = L.pytorch.callbacks.ModelCheckpoint(tmp_path, every_n_train_steps=4, save_last=True)
     ema, model, seen = EMA(0.5), Line(), {}
 
@@ -110,7 +111,8 @@ def test_checkpoints_hold_the_weights_and_their_average(tmp_path):
     trainer = L.Trainer(**QUIET, max_epochs=1, callbacks=[save, ema, Watch()])
     trainer.fit(model, batches())
     average = model.weight.detach().clone()
-    assert torch.equal(average, ema.average["weight"]) and not torch.equal(average, seen["weights"])
+    assert torch.equal(average, ema.average["weight"])
+    assert not torch.equal(average, seen["weights"])
     trainer.save_checkpoint(tmp_path / "end.ckpt")
     ema.kept = None
     for path in tmp_path.glob("*.ckpt"):

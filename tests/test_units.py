@@ -12,11 +12,9 @@ from pathlib import Path
 import filelock
 import pytest
 
+from unit_makers import broken, chain, empty, loud, many
 from videoalign import VideoAlignError
 from videoalign.miniature.study.units import WORK, Board, Unit, leading_to, work
-
-sys.path.insert(0, str(Path(__file__).parent))  # spawned processes inherit it
-from unit_makers import broken, chain, empty, loud, many
 
 
 def runs(path):
@@ -26,7 +24,8 @@ def runs(path):
 def test_needs_come_first_and_a_second_call_does_nothing(tmp_path, capfd):
     work(tmp_path, partial(chain, tmp_path), 2)
     printed = capfd.readouterr().out
-    assert printed.index("making a") < printed.index("making b") < printed.index("making c") and "3 of 3" in printed
+    assert printed.index("making a") < printed.index("making b") < printed.index("making c")
+    assert "3 of 3" in printed
     work(tmp_path, partial(chain, tmp_path), 2)
     assert [runs(tmp_path / name) for name in "abc"] == [1, 1, 1]
     assert "done before" in capfd.readouterr().out
@@ -49,10 +48,12 @@ def test_two_calls_at_once_share_the_work_and_do_nothing_twice(tmp_path):
 def test_a_failure_leaves_the_rest_done_and_is_tried_again(tmp_path, capfd):
     with pytest.raises(VideoAlignError, match=r"bad: the disk is on fire .*bad\.log"):
         work(tmp_path, partial(broken, tmp_path), 2)
-    assert (tmp_path / "other").exists() and not (tmp_path / "after").exists()
+    assert (tmp_path / "other").exists()
+    assert not (tmp_path / "after").exists()
     (tmp_path / "switch").touch()
     work(tmp_path, partial(broken, tmp_path), 1)
-    assert (tmp_path / "after").exists() and runs(tmp_path / "other") == 1
+    assert (tmp_path / "after").exists()
+    assert runs(tmp_path / "other") == 1
 
 
 def test_a_unit_without_result_is_a_failure(tmp_path):
@@ -64,7 +65,8 @@ def test_what_a_unit_prints_is_in_its_log(tmp_path, capfd):
     work(tmp_path, partial(loud, tmp_path), 1)
     assert {*(tmp_path / "logs/said.log").read_text().splitlines()} == {"to the log", "from below python"}
     printed = capfd.readouterr()
-    assert "to the log" not in printed.out and "below" not in printed.err
+    assert "to the log" not in printed.out
+    assert "below" not in printed.err
 
 
 def test_what_most_work_waits_for_comes_first():
@@ -122,7 +124,7 @@ def test_a_failure_blocks_all_that_need_it(tmp_path):
 
 
 def test_what_another_call_gave_up_is_no_success(tmp_path, monkeypatch):
-    """A failure that came from elsewhere while this call was at work."""
+    """The failure comes from another call while this one is at work."""
     (tmp_path / WORK).mkdir()
     monkeypatch.setattr(Board, "mark", lambda *_: None)  # as if it came after the beginning
     (tmp_path / WORK / "bad.failed").write_text("elsewhere")
@@ -145,7 +147,7 @@ if __name__ == "__main__":
 
 
 def call(tmp_path, count, seconds, processes):
-    """A call in a process group of its own, when its first unit is done."""
+    """A call in a process group of its own, returned when its first unit is done."""
     (tmp_path / "long.py").write_text(SCRIPT)
     command = [sys.executable, tmp_path / "long.py", tmp_path / "out", str(count), str(seconds), str(processes)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
@@ -155,7 +157,7 @@ def call(tmp_path, count, seconds, processes):
 
 @pytest.mark.slow
 def test_a_killed_call_goes_on(tmp_path):
-    """SIGKILL of the whole group: the locks fall with the processes."""
+    """SIGKILL ends the whole group, and the locks end with the processes."""
     process, out = call(tmp_path, 8, 0.7, 2)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
@@ -164,7 +166,8 @@ def test_a_killed_call_goes_on(tmp_path):
     before = {path: path.stat().st_mtime_ns for path in made}
     process, _ = call(tmp_path, 8, 0, 2)
     process.communicate()
-    assert process.returncode == 0 and all((out / f"u/{i}").exists() for i in range(8))
+    assert process.returncode == 0
+    assert all((out / f"u/{i}").exists() for i in range(8))
     assert {path: path.stat().st_mtime_ns for path in made} == before
 
 

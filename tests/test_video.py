@@ -76,17 +76,17 @@ def _sound(container: av.container.OutputContainer, stream: av.AudioStream, seco
 
 
 def everything(path: Path) -> list[np.ndarray]:
-    """All pictures of a file as PyAV decodes them, unturned."""
+    """All pictures of a file as PyAV decodes them, without rotation."""
     with av.open(str(path)) as container:
         return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
 
 
 def arrays(video: torch.Tensor) -> np.ndarray:
-    """(T, 3, H, W) -> (T, H, W, 3)."""
+    """Frames (T, 3, H, W) as arrays (T, H, W, 3)."""
     return video.permute(0, 2, 3, 1).numpy()
 
 
-# --- which frames come out ------------------------------------------------------------------------------------------
+# --- which frames come out ------------------------------------------------------------------------
 
 CONTAINERS = {
     "clip.mp4": {},
@@ -115,7 +115,8 @@ def test_frames_are_those_of_a_full_decode(tmp_path: Path, name: str, content: b
     for sampling in (FOUR, FrameSampling(fps=None, num_frames=10, min_pixels=0)):
         want = np.stack([full[i] for i in sampling.indices(11, None)])
         video = decode(source, sampling, 16)
-        assert video.dtype == torch.uint8 and video.is_contiguous()
+        assert video.dtype == torch.uint8
+        assert video.is_contiguous()
         assert np.array_equal(arrays(video), want)
 
 
@@ -128,7 +129,7 @@ def test_frames_by_rate(tmp_path: Path) -> None:
 
 
 def test_variable_frame_rate_is_sampled_by_index(tmp_path: Path) -> None:
-    """Twenty frames in 12.5 s: by the average rate, and evenly over the frames, not over the time."""
+    """Twenty frames in 12.5 s are sampled by the average rate: evenly over the frames, not over the time."""
     times = [*range(0, 160, 10), 4000, 8000, 12000, 12500]
     path = write(tmp_path / "clip.mp4", pictures(20, 32, 32), milliseconds=times)
     clip = probe(path)
@@ -148,7 +149,7 @@ def test_odd_sizes(tmp_path: Path, name: str, options: dict) -> None:
     full = everything(path)
     assert full[0].shape == (33, 47, 3)
     assert (probe(path).height, probe(path).width) == (33, 47)
-    # A factor of 1 keeps the size: exact frames. 16 rounds it to 32 x 48: the frames, but for the resizing.
+    # A factor of 1 keeps the size, so frames are exact; 16 rounds it to 32 x 48, so they differ by the resizing.
     indices = FOUR.indices(9, None)
     assert np.array_equal(arrays(decode(path, FOUR, 1)), np.stack([full[i] for i in indices]))
     resized = arrays(decode(path, FOUR, 16))
@@ -245,7 +246,7 @@ def _without_last(tmp_path: Path, frames: int) -> Path:
 
 @pytest.mark.parametrize("missing", [1, 2])
 def test_declared_count_a_little_too_high(tmp_path: Path, missing: int) -> None:
-    """Sound files declare a frame or two more than they show: such a clip is sampled over what there is."""
+    """Sound files may declare a frame or two more than they show; such a clip is sampled over the real ones."""
     path = _without_last(tmp_path, missing)
     full = everything(path)
     assert len(full) == probe(path).frames == 20 - missing
@@ -267,7 +268,7 @@ def _saved(path: Path, content: bytes) -> Path:
     return path
 
 
-# --- what is refused ------------------------------------------------------------------------------------------------
+# --- what is refused ------------------------------------------------------------------------------
 
 
 def _cut(tmp_path: Path, faststart: bool, keep: float) -> bytes:
@@ -280,7 +281,7 @@ def _cut(tmp_path: Path, faststart: bool, keep: float) -> bytes:
 
 
 def _sizes_differ() -> bytes:
-    """Motion JPEG whose pictures grow in the middle."""
+    """A motion JPEG video whose pictures grow in the middle."""
     buffer = io.BytesIO()
     for i in range(6):
         Image.new("RGB", (16 if i < 3 else 32, 16), (40 * i, 0, 0)).save(buffer, "JPEG")
@@ -384,14 +385,17 @@ def test_damaged_packets_never_escape_as_another_error(tmp_path: Path) -> None:
             video = decode(
                 bytes(broken), FrameSampling(fps=None, num_frames=4, min_pixels=0, max_pixels=64 * 64), 16, "x"
             )
-            assert video.ndim == 4 and video.shape[1] == 3 and len(video) % 2 == 0 and len(video) > 0
+            assert video.ndim == 4
+            assert video.shape[1] == 3
+            assert len(video) % 2 == 0
+            assert len(video) > 0
         except VideoError as error:
             refused += 1
             assert str(error).startswith("x")
     assert 0 < refused < 150
 
 
-# --- encode ---------------------------------------------------------------------------------------------------------
+# --- encode ---------------------------------------------------------------------------------------
 
 
 def test_encode_round_trip() -> None:

@@ -1,17 +1,12 @@
 """Videos that nobody rated yet become one set, ready for annotators."""
 
-import numpy as np
 import pytest
 
+from helpers import call, flags, noise_clip
 from videoalign.annotation.store import Store
 from videoalign.cli import main
 from videoalign.datamodules.shards import ShardSet, ShardWriter
 from videoalign.datamodules.verify import verify
-from videoalign.datamodules.video import encode
-
-
-def clip(seed):
-    return encode(np.random.default_rng(seed).integers(0, 255, (4, 32, 32, 3), np.uint8), 4)
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +19,7 @@ def files(tmp_path_factory):
     ):
         path = folder / source / f"{i}.mp4"
         path.parent.mkdir(exist_ok=True)
-        path.write_bytes(clip(i))
+        path.write_bytes(noise_clip(i, 4, fps=4))
         quoted = prompt.replace('"', '""')
         rows.append(f'{source},"{quoted}",{source}/{i}.mp4')
     (folder / "table.csv").write_text("\n".join(rows))
@@ -46,11 +41,12 @@ def test_a_table_of_files_becomes_a_set_that_can_be_rated(files, tmp_path, capsy
     status, said, _ = run(
         capsys, "import-videos", files / "table.csv", "--videos", files, "--out", tmp_path / "set", "--workers", "1"
     )
-    assert status == 0 and "6 videos of 3 prompts: 3 by wan, 3 by ltx" in said
+    assert status == 0
+    assert "6 videos of 3 prompts: 3 by wan, 3 by ltx" in said
     shards = ShardSet(tmp_path / "set", "videos")
     assert not [*verify(shards)]
     content = next(c for c in shards.contents() if c.key == "000007")
-    assert content.read("mp4") == clip(5)
+    assert content.read("mp4") == noise_clip(5, 4, fps=4)
     assert content.record == {
         "prompt": 'a "red, fast" car',
         "source": "ltx",
@@ -60,20 +56,8 @@ def test_a_table_of_files_becomes_a_set_that_can_be_rated(files, tmp_path, capsy
         "height": 32,
         "width": 32,
     }
-    main(
-        [
-            "annotate",
-            "begin",
-            "--videos",
-            str(tmp_path / "set"),
-            "--db",
-            str(tmp_path / "votes.db"),
-            "--validation",
-            "0",
-            "--benchmark",
-            "0",
-        ]
-    )
+    given = flags(videos=tmp_path / "set", db=tmp_path / "votes.db", validation=0, benchmark=0)
+    assert call("annotate", "begin", *given) == 0
     assert len(Store(tmp_path / "votes.db").pairs()) == 3
 
 
@@ -94,37 +78,44 @@ def test_unsound_rows_are_named_or_left_out(files, tmp_path, capsys, row, reason
     table.write_text((files / "table.csv").read_text() + f"\n{row}\n")
     command = ("import-videos", table, "--videos", files, "--out", tmp_path / "set", "--workers", "1")
     status, _, errors = run(capsys, *command)
-    assert status == 2 and "line 8: " in errors and reason in errors and not (tmp_path / "set").exists()
+    assert status == 2
+    assert "line 8: " in errors
+    assert reason in errors
+    assert not (tmp_path / "set").exists()
     status, said, _ = run(capsys, *command, "--skip-bad-rows")
-    assert status == 0 and "6 videos" in said and "1 rows rejected" in said
+    assert status == 0
+    assert "6 videos" in said
+    assert "1 rows rejected" in said
 
 
 def test_a_table_without_sources_is_refused(files, tmp_path, capsys):
     table = tmp_path / "table.csv"
     table.write_text("path,prompt\nwan/0.mp4,a cat\n")
     status, _, errors = run(capsys, "import-videos", table, "--videos", files, "--out", tmp_path / "set")
-    assert status == 2 and "lacks the columns source" in errors
+    assert status == 2
+    assert "lacks the columns source" in errors
 
 
 def sampled(path, seeds, **record):
     with ShardWriter(path, "videos") as writer:
         for number, seed in enumerate(seeds):
-            writer.write(f"{number}", {"": clip(seed)}, {"prompt": f"prompt {number}", **record})
+            writer.write(f"{number}", {"": noise_clip(seed, 4, fps=4)}, {"prompt": f"prompt {number}", **record})
     return path
 
 
 def test_sets_of_several_generators_become_one(tmp_path, capsys):
     a, b = sampled(tmp_path / "a", (0, 1), source="generator"), sampled(tmp_path / "b", (2, 3), source="generator")
     status, said, _ = run(capsys, "join", a, b, "--sources", "wan", "ltx", "--out", tmp_path / "both")
-    assert status == 0 and "4 videos of 2 prompts: 2 by wan, 2 by ltx" in said
+    assert status == 0
+    assert "4 videos of 2 prompts: 2 by wan, 2 by ltx" in said
     found = {
         c.key: (c.record["source"], c.record["prompt"], c.read("mp4")) for c in ShardSet(tmp_path / "both").contents()
     }
     assert found == {
-        "0-0": ("wan", "prompt 0", clip(0)),
-        "0-1": ("wan", "prompt 1", clip(1)),
-        "1-0": ("ltx", "prompt 0", clip(2)),
-        "1-1": ("ltx", "prompt 1", clip(3)),
+        "0-0": ("wan", "prompt 0", noise_clip(0, 4, fps=4)),
+        "0-1": ("wan", "prompt 1", noise_clip(1, 4, fps=4)),
+        "1-0": ("ltx", "prompt 0", noise_clip(2, 4, fps=4)),
+        "1-1": ("ltx", "prompt 1", noise_clip(3, 4, fps=4)),
     }
 
 
@@ -132,4 +123,6 @@ def test_sets_that_cannot_be_joined_leave_nothing(tmp_path, capsys):
     a, b = sampled(tmp_path / "a", (0,), source="x"), sampled(tmp_path / "b", (1,))
     for more, message in ((("--sources", "x"), "names 1 models, of 2 sets"), ((), "video '0' names no source")):
         status, _, errors = run(capsys, "join", a, b, *more, "--out", tmp_path / "both")
-        assert status == 2 and message in errors and not (tmp_path / "both").exists()
+        assert status == 2
+        assert message in errors
+        assert not (tmp_path / "both").exists()

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from helpers import files
 from videoalign import VideoAlignError
 from videoalign.datamodules.benchmark import Benchmark
 from videoalign.datamodules.pairs import VideoPairs
@@ -38,15 +39,11 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def files(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
-
-
 def records(folder: Path) -> list[dict]:
     return [raw.record() for raw in ShardSet(folder)]
 
 
-# --- the sets ---------------------------------------------------------------------------------------------------------
+# --- the sets -------------------------------------------------------------------------------------
 
 
 def test_sets(world: Path) -> None:
@@ -58,7 +55,7 @@ def test_sets(world: Path) -> None:
 
 
 def test_the_same_seed_gives_the_same_bytes(tmp_path: Path, world: Path) -> None:
-    """Also from several processes."""
+    """This holds for several processes, too."""
     with ProcessPoolExecutor(2) as pool:
         progress = list(write_world(tmp_path / "again", TINY, seed=5, pool=pool))
     assert files(tmp_path / "again") == files(world)
@@ -133,16 +130,18 @@ def test_pairs_are_of_two_sources(world: Path) -> None:
         for row in record["scores"].values():
             assert row.keys() == {"VQ", "MQ", "TA"} and all(1 <= score <= 5 for score in row.values())
         for row in record["quality"].values():
-            assert len(row) == 3 and all(0 <= value <= 1 for value in row)
+            assert len(row) == 3
+            assert all(0 <= value <= 1 for value in row)
 
 
 def test_labels_follow_the_votes(world: Path) -> None:
-    """Three annotators; where they differ on a column, a fourth decides it."""
+    """Three annotators vote; where they differ on a column, a fourth decides."""
     asked = set()
     for record in records(world / "train") + records(world / "val"):
         votes = record["votes"]
         first, agreed = votes[:3], []
-        assert len(first) == 3 and all(len(row) == 4 and set(row) <= {"A", "B", "same"} for row in votes)
+        assert len(first) == 3
+        assert all(len(row) == 4 and set(row) <= {"A", "B", "same"} for row in votes)
         for i, column in enumerate(COLUMNS):
             column_votes = {row[i] for row in first}
             agreed.append(len(column_votes) == 1)
@@ -196,7 +195,7 @@ def test_captions_are_true(world: Path) -> None:
 
 @pytest.mark.parametrize("name", ["recent", "older"])
 def test_ceiling(benchmarks: Path, name: str) -> None:
-    """A judge that knows the truth is right far above chance, and annotators' errors keep it from being always right."""
+    """A judge that knows the truth is right far above chance; annotators' errors keep it from being always right."""
     best = ceiling(Benchmark(benchmarks / name))
     assert set(best) == set(COLUMNS)
     for column in COLUMNS:
@@ -207,7 +206,7 @@ def test_ceiling(benchmarks: Path, name: str) -> None:
 
 @pytest.mark.parametrize("pairs", [20, 3])
 def test_a_tiny_benchmark_can_be_scored(tmp_path: Path, backbone: Path, sampling: FrameSampling, pairs: int) -> None:
-    """Without dropping anything, as `videoalign bench` demands it."""
+    """Nothing is dropped, as `videoalign bench` demands."""
     size = WorldSize(train=1, val=1, benchmark_videos=8, benchmark_pairs=pairs, captions=1, clips=12)
     for _ in write_world(tmp_path / "world", size):
         pass
@@ -241,7 +240,7 @@ def test_nothing_stays_of_an_interrupted_world(tmp_path: Path) -> None:
     assert files(tmp_path) == {"world/mine": b"mine"}
 
 
-# --- sprites ----------------------------------------------------------------------------------------------------------
+# --- sprites --------------------------------------------------------------------------------------
 
 
 def test_contents() -> None:
@@ -278,7 +277,7 @@ def test_wrong_attributes_are_others() -> None:
 
 
 def centre(video: np.ndarray) -> np.ndarray:
-    """(T, 2) x and y of the sprite in a flawless red clip."""
+    """Positions x and y of the sprite in a flawless red clip, (T, 2)."""
     weight = np.clip(video[..., 0].astype(float) - 110, 0, None)
     y, x = np.mgrid[: video.shape[1], : video.shape[2]]
     return np.stack([(weight * x).sum((1, 2)), (weight * y).sum((1, 2))], -1) / weight.sum((1, 2))[:, None]
@@ -308,7 +307,8 @@ def test_flaws_are_visible() -> None:
     frozen = clip(freeze=1.0)
     assert np.abs(np.diff(frozen[3:], axis=0)).max() == 0 < np.abs(np.diff(fine[3:], axis=0)).max()
     across = np.abs(np.diff(centre(clip(jump=1.0)), axis=0))[:, 1]
-    assert across.max() > 3 and np.abs(np.diff(centre(fine), axis=0))[:, 1].max() < 0.5
+    assert across.max() > 3
+    assert np.abs(np.diff(centre(fine), axis=0))[:, 1].max() < 0.5
 
 
 def test_newer_sources_are_better() -> None:
@@ -320,7 +320,7 @@ def test_newer_sources_are_better() -> None:
     assert (quality(True) > quality(False) + 0.1).all()
 
 
-# --- annotators -------------------------------------------------------------------------------------------------------
+# --- annotators -----------------------------------------------------------------------------------
 
 
 def test_votes_have_the_probabilities_of_bradley_terry_with_ties() -> None:
@@ -338,7 +338,8 @@ def test_annotators_prefer_the_better_video() -> None:
     assert np.mean([np.subtract(*rating["scores"]) for rating in ratings]) > 2.5
     ratings = [annotate(np.full(3, 0.5), np.full(3, 0.5), rng) for _ in range(200)]
     counts = Counter(word for rating in ratings for word in rating["labels"])
-    assert counts["same"] > counts["A"] and 0.7 < counts["A"] / counts["B"] < 1.4
+    assert counts["same"] > counts["A"]
+    assert 0.7 < counts["A"] / counts["B"] < 1.4
 
 
 def test_scores_are_means_of_three(world: Path) -> None:

@@ -10,7 +10,7 @@ from videoalign.miniature.study.units import Unit
 
 
 def write(path, needs=(), seconds=0.0):
-    """A result that says who made it and when; each need must be there."""
+    """Write a result, and beside it which process did it; each need must be there."""
     assert all(Path(need).exists() for need in needs)
     time.sleep(seconds)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -20,13 +20,13 @@ def write(path, needs=(), seconds=0.0):
 
 
 def fail(switch):
-    """Until somebody repairs it."""
+    """Fail until somebody creates the switch."""
     if not switch.exists():
         raise VideoAlignError("the disk is on fire")
 
 
 def chain(out, names="abc", seconds=0.0):
-    """Each needs the one before."""
+    """Units of which each needs all before it."""
     return [
         Unit(
             name, f"making {name}", partial(write, out / name, [out / n for n in names[:i]], seconds), tuple(names[:i])
@@ -45,7 +45,7 @@ def mend(switch, result):
 
 
 def broken(out):
-    """One that fails, one that needs it, one that does not."""
+    """A unit that fails, one that needs it, and one that does not."""
     return [
         Unit("bad", "burning", partial(mend, out / "switch", out / "bad")),
         Unit("after", "needs the bad one", partial(write, out / "after", [out / "bad"]), ("bad",)),
