@@ -29,6 +29,18 @@ CONFIGURED = {"compare": ("commands.arms:compare", "sample, guide and judge seve
 """Functions whose arguments come from a YAML file too."""
 
 
+REPLACED = {
+    "compare": {
+        "reward_model": "a reward model is one of the judges now: judges: {reward model: {class_path: "
+        "videoalign.commands.reward_judge.RewardJudge, init_args: {model: FOLDER}}}",
+        "oracle": "the oracle is one of the judges now: judges: {oracle: {class_path: "
+        "videoalign.miniature.world.oracle.OracleJudge, init_args: {calibration: FILE}}}",
+        "workers": "the processes that decode are the judge's now: judges.NAME.init_args.workers",
+    }
+}
+"""Keys of earlier releases, by command, and what replaced them."""
+
+
 KEPT = {
     "fit": "checkpoints that were written before are whole; --ckpt_path with one of them goes on",
     "predict": "what is finished is kept; the same command goes on",
@@ -73,7 +85,8 @@ def _run(args: list[str]) -> int | None:
         _function("commands.lightning_cli:run")(args)
         return 0
     if args and args[0] in CONFIGURED:
-        _function("commands.lightning_cli:call")(_function(CONFIGURED[args[0]][0]), args[1:])
+        function, replaced = _function(CONFIGURED[args[0]][0]), REPLACED.get(args[0], {})
+        _function("commands.lightning_cli:call")(function, args[1:], replaced)
         return 0
     options = _parser().parse_args(args)
     return options.command(options)
@@ -248,7 +261,7 @@ def _import_benchmark(o: argparse.Namespace) -> None:
 def _pairs_from_rewards(o: argparse.Namespace) -> None:
     weights = _function("datamodules.latents:Weights")(*o.weights)
     text = _function("commands.preference_pairs:pairs_from_rewards")(
-        _source(o), o.data, o.out, o.mode, weights, o.margin, o.batch_size, o.workers, o.device, o.devices
+        _judge(o), o.data, o.out, o.mode, weights, o.margin
     )
     print(text or "", end="\n" if text else "")
 
@@ -272,7 +285,7 @@ def _generate(o: argparse.Namespace) -> None:
         if o.noisy_reward
         else {}
     )
-    _function("commands.inference:generate")(
+    _function("commands.generating:generate")(
         guide
         | {
             name: value
@@ -331,47 +344,29 @@ def _encode_frames(o: argparse.Namespace) -> None:
             progress("samples decoded", done, shards.index.samples)
 
 
-def _source(o: argparse.Namespace) -> Any:
+def _judge(o: argparse.Namespace) -> Any:
+    """The reward model that the options describe."""
     _function("commands.lightning_cli:quiet")()
-    return _function("commands.inference:Source")(
-        model=o.model,
-        backbone=o.backbone,
-        template=o.template,
-        official_repo=o.official_repo,
-        checkpoint_step=o.checkpoint_step,
-        dtype=o.dtype,
-    )
+    names = ("model", "backbone", "template", "official_repo", "checkpoint_step", "dtype")
+    names += ("batch_size", "workers", "device", "devices")
+    return _function("commands.reward_judge:RewardJudge")(**{n: getattr(o, n) for n in names if n in o})
 
 
 def _score(o: argparse.Namespace) -> int:
-    return _function("commands.inference:score")(
-        _source(o), o.video, o.prompt, o.csv, o.raw, o.batch_size, o.workers, o.device
-    )
+    return _function("commands.scoring:score")(_judge(o), o.video, o.prompt, o.csv, o.raw)
 
 
 def _bench(o: argparse.Namespace) -> None:
-    _function("commands.benchmarking:bench")(
-        _source(o),
-        o.data,
-        o.out,
-        o.batch_size,
-        o.workers,
-        o.device,
-        o.devices,
-        o.benchmark,
-        o.overall,
-        o.ways,
-        o.min_pixels,
-    )
+    _function("commands.benchmarking:bench")(_judge(o), o.data, o.out, o.benchmark, o.overall, o.ways, o.min_pixels)
 
 
 def _convert(o: argparse.Namespace) -> None:
-    _function("commands.inference:convert")(_source(o), o.out, o.with_backbone)
+    _function("commands.reward_export:convert")(_judge(o), o.out, o.with_backbone)
 
 
 def _export(o: argparse.Namespace) -> None:
     _function("commands.lightning_cli:quiet")()
-    _function("commands.inference:export")(o.checkpoint, o.out, o.with_backbone, o.backbone)
+    _function("commands.reward_export:export")(o.checkpoint, o.out, o.with_backbone, o.backbone)
 
 
 def _sprites(o: argparse.Namespace) -> None:

@@ -26,7 +26,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from videoalign import VideoAlignError
 from videoalign.callbacks.reward_rows import read_rewards
 from videoalign.cli import main
-from videoalign.commands.benchmarking import fingerprint, report
+from videoalign.commands.benchmarking import report
 from videoalign.datamodules.benchmark import Benchmark
 from videoalign.datamodules.shards import ShardError, ShardSet, ShardWriter
 from videoalign.datamodules.stream import in_turn
@@ -34,6 +34,7 @@ from videoalign.datamodules.video import decode, encode
 from videoalign.datamodules.video_list import Listed, VideoList, by_length, videos_of
 from videoalign.models import VideoReward
 from videoalign.models.benchmark_protocols import PROTOCOLS, VIDEOREWARD, accuracy_four_way, official_accuracy_with_ties
+from videoalign.models.fingerprint import fingerprint
 from videoalign.models.frame_sampling import FrameSampling
 from videoalign.models.preference import accuracy_with_ties
 from videoalign.models.processor import RewardProcessor, processor_of

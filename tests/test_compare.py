@@ -410,7 +410,7 @@ def test_win_rates_against_the_base_are_those_of_loops():
 
 def test_best_of_n_is_chosen_by_the_reward_model_and_valued_by_the_judge():
     model = randn(P, N, 3, seed=2)
-    found = found_of({"base": judged(oracle=BASE, reward_model=model)}, {})
+    found = found_of({"base": judged(oracle=BASE, reward_model=model)}, {}, "reward model")
     assert [*found["best_of"]] == ["1", "2", "3"]
     chosen = model.sum(-1).argmax(1)
     best = BASE[torch.arange(P), chosen]
@@ -430,7 +430,7 @@ def test_an_arm_is_held_against_the_best_of_its_cost(cost, there):
         "base": judged(2.0, oracle=BASE, reward_model=model),
         "arm": judged(2.0 * cost, oracle=mine, reward_model=model),
     }
-    row = found_of(arms, {})["arms"]["arm"]
+    row = found_of(arms, {}, "reward model")["arms"]["arm"]
     assert ("best_of" in row) == there
     if not there:
         return
@@ -663,16 +663,21 @@ def world(tmp_path_factory, backbone, sampling):
 SHORT = {"num_frames": 9, "height": 32, "width": 32, "fps": 8, "steps": 3, "batch_size": 2, "seed": 4}
 
 
-def settings(world, out, **changes):
+def settings(world, out, reward_model="judge", oracle="oracle.json", **changes):
+    judges = {}
+    if oracle:
+        init = {"calibration": world / oracle}
+        judges["oracle"] = {"class_path": "videoalign.miniature.world.oracle.OracleJudge", "init_args": init}
+    if reward_model:
+        init = {"model": world / reward_model, "batch_size": 2, "workers": 0, "device": "cpu"}
+        judges["reward model"] = {"class_path": "videoalign.commands.reward_judge.RewardJudge", "init_args": init}
     return {
         "generator": world / "wan",
         "prompts": world / "prompts.txt",
         "out": out,
         "samples": SAMPLES,
         "sampling": SHORT,
-        "reward_model": world / "judge",
-        "oracle": world / "oracle.json",
-        "workers": 0,
+        "judges": judges,
         "device": "cpu",
         **changes,
     }
