@@ -36,7 +36,7 @@ from .reward_judge import RewardJudge
 BASE, VIDEOS = "base", "videos"
 """The plain generator's name, and the folder of all arms' videos."""
 REWARD_MODEL = "reward model"
-"""Name of the judge that keeps its rewards in ``videos/ARM.rewards``; others keep theirs in ``videos/ARM.NAME.rewards``."""
+"""The judge of this name keeps its rewards in ``videos/ARM.rewards``, any other in ``videos/ARM.NAME.rewards``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +90,7 @@ def compare(
     prompts: str,
     out: str,
     sampling: Sampling,
-    judges: Mapping[str, Judge] | None = None,
+    judges: Mapping[str, Judge],
     samples: int = 4,
     arms: Mapping[str, Arm] | None = None,
     sweeps: Mapping[str, Sweep] | None = None,
@@ -116,7 +116,6 @@ def compare(
         What is saved as ``OUT/comparison.json``.
     """
     folder, texts = Path(out), read_prompts(prompts)
-    judges = judges or {}
     chooser = _chooser(judges, best_of)
     every, curves = plan(arms or {}, sweeps or {})
     with held(folder):
