@@ -24,6 +24,16 @@ GROUPS = {
     "the paper in miniature, on a laptop": (miniature,),
 }
 """Files of commands by what they are for; each registers its own."""
+REPLACED = {
+    "compare": {
+        "reward_model": "a reward model is one of the judges now: judges: {reward model: {class_path: "
+        "videoalign.commands.reward_judge.RewardJudge, init_args: {model: FOLDER}}}",
+        "oracle": "the oracle is one of the judges now: judges: {oracle: {class_path: "
+        "videoalign.miniature.world.oracle.OracleJudge, init_args: {calibration: FILE}}}",
+        "workers": "the processes that decode are the judge's now: judges.NAME.init_args.workers",
+    }
+}
+"""Keys of earlier releases, by command, and what replaced them."""
 REPORT = "This is a fault of videoalign: please report it with the text above."
 SHELLS = ("bash", "zsh")
 
@@ -110,7 +120,7 @@ def _run(args: list[str]) -> int | None:
         Its exit status.
     """
     if args and args[0] in experiment.EXPERIMENTS:
-        return experiment.run(args)
+        return experiment.run(args, REPLACED)
     top = parser()
     options = top.parse_args(args)
     if options.print_completion:

@@ -6,7 +6,6 @@ rewards differ most: at least one of them is wrong.
 
 import hashlib
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,10 +13,7 @@ import torch
 from torch import Tensor
 
 from .. import VideoAlignError
-from ..alignment.reward_model import RewardModel
-from ..callbacks.progress import PredictProgress
-from ..commands.benchmarking import record_of, score_set
-from ..commands.inference import Source, predicting
+from ..commands.reward_judge import RewardJudge
 from ..datamodules.shards import ShardSet
 from ..models.preference import probabilities
 
@@ -53,13 +49,11 @@ def rank(
     both = torch.tensor([[place[a], place[b]] for a, b in ends])
     margins, scales = [], []
     for model in models:
-        network = Source(model=model).load()
-        network.need_statistics(model)
-        trainer = predicting(device, [PredictProgress()], sys.stderr.isatty())
-        judge = RewardModel(network)
-        record = json.dumps(record_of(judge, videos), sort_keys=True)
+        judge = RewardJudge(model=model, batch_size=16, device=device)
+        judge.need_statistics()
+        record = json.dumps(judge.record_of(videos), sort_keys=True)
         rewards = out / hashlib.sha256(record.encode()).hexdigest()[:16]  # another model's stand elsewhere
-        raw = score_set(trainer, judge, videos, keys, rewards, 16, 1)
+        raw = judge.score_set(videos, keys, rewards, progress=True)
         margins.append(raw[both[:, 0]] - raw[both[:, 1]])  # (N, D)
-        scales.append(torch.tensor(network.statistics.std))
+        scales.append(torch.tensor(judge.network.statistics.std))
     return uncertainty(margins, scales)

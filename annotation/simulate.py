@@ -15,9 +15,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
 
-from ..alignment.reward_model import RewardModel
-from ..commands.benchmarking import score_set
-from ..commands.inference import Source, predicting
+from ..commands.reward_judge import RewardJudge
 from ..datamodules.shards import ShardSet
 from ..miniature.study.paper_claims import Interval
 from ..miniature.study.pipeline import Loop, LoopSize, begin
@@ -124,13 +122,11 @@ class Simulation(Loop):
 
     def _margins(self, model: str, keys: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
         """(N, D) raw rewards of A minus those of B; (D,) deviations of the model's rewards."""
-        network = Source(model=str(self.folder / model)).load()
+        judge = RewardJudge(model=str(self.folder / model), batch_size=48, device="cpu")
         sides = [f"{key}.{side}" for key in keys for side in "ab"]
         shards = ShardSet(self.folder / "world/train")
-        raw = score_set(
-            predicting("cpu", [], False), RewardModel(network), shards, sides, self.folder / f"{model}.pool", 48, 1
-        )
-        return -raw.unflatten(0, (-1, 2)).diff(dim=1).squeeze(1), torch.tensor(network.statistics.std)
+        raw = judge.score_set(shards, sides, self.folder / f"{model}.pool")
+        return -raw.unflatten(0, (-1, 2)).diff(dim=1).squeeze(1), torch.tensor(judge.network.statistics.std)
 
     def found(self) -> dict[str, dict[int, float]]:
         """Mean accuracy without ties over VQ, MQ and TA by order and number of labels."""

@@ -19,8 +19,7 @@ import torch
 from diffusers import AutoencoderKLWan
 
 from videoalign.alignment import FlowDPO, RewardModel
-from videoalign.commands.benchmarking import score_set
-from videoalign.commands.inference import predicting
+from videoalign.commands.reward_judge import RewardJudge
 from videoalign.datamodules.benchmark import Benchmark
 from videoalign.datamodules.frames import FrameReader, encode_frames
 from videoalign.datamodules.shards import ShardSet, ShardWriter
@@ -206,10 +205,10 @@ def scored(folder: Path) -> None:
         writer.write_table("pairs.csv", [{"key_A": f"{a:03d}", "key_B": f"{b:03d}", **words} for a, b in ends])
     make_qwen(folder / "judge", hidden=128, layers=4, vision_layers=4)
     rated = Benchmark(folder / "bench")
-    model = RewardModel(
-        VideoReward(folder / "judge", "plain", FrameSampling(max_pixels=128 * 128, min_pixels=0), language="full")
-    )
-    model.eval()
+    sampling = FrameSampling(max_pixels=128 * 128, min_pixels=0)
+    VideoReward(folder / "judge", "plain", sampling, language="full").save_pretrained(folder / "reward")
+    judge = RewardJudge(model=str(folder / "reward"), device="cpu")
+    model = judge.module.eval()
     found = videos_of(rated.shards, model.processor)
     videos = [found[key] for key in rated.keys]
     runs = iter(range(99))
@@ -219,8 +218,7 @@ def scored(folder: Path) -> None:
         return model(model.processor([video.frames(model.processor)], [video.prompt]))[0]
 
     def ours() -> torch.Tensor:
-        trainer = predicting("cpu", [], False)
-        return score_set(trainer, model, rated.shards, rated.keys, folder / "scores" / str(next(runs)), 8, 1)
+        return judge.score_set(rated.shards, rated.keys, folder / "scores" / str(next(runs)))
 
     def each() -> torch.Tensor:
         return torch.stack([alone(video) for video in videos])

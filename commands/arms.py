@@ -1,17 +1,18 @@
 """`videoalign compare`: several ways of sampling, judged side by side on the same prompts and noise.
 
-An *arm* is a generator with adapters, a noisy reward that steers it, or neither. Each arm's videos are a set of their own,
-and every judge rates every set: the reward model, the miniature world's oracle where there is one, and the noisy reward's
-own view. A reward that steers always rises in its own view; whether another judge agrees is the question, and where
-the two part is reward hacking (VideoAlign, section 5.3). Best-of-N by the reward model costs N samples: the honest rival.
+An *arm* is a generator with adapters, a noisy reward that steers it, or neither. Each arm's videos are a set of their
+own, which every judge rates, and the noisy reward too: its own view. A reward that steers always rises in its own view;
+whether another judge agrees is the question, and where the two part is reward hacking (VideoAlign, section 5.3).
+Best-of-N costs N samples and no training: it is the rival that every arm must beat.
 """
 
 import json
 import math
 import shutil
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -19,37 +20,37 @@ import torch
 from torch import Tensor
 
 from .. import VideoAlignError
-from ..alignment.reward_model import RewardModel
 from ..callbacks.prompt_sampler import Sampling
 from ..datamodules.prompts import read_prompts
 from ..datamodules.shards import ShardSet
-from ..miniature.world.oracle import Oracle
-from ..miniature.world.rated_samples import clips_of
 from ..models.files import read_json, write_json
 from ..models.finite import by_name, require_finite
 from ..models.guidance import Guidance
 from ..models.locks import beside, held, real
 from ..models.preference import DIMENSIONS
-from .benchmarking import score_set
-from .comparison import Judged, found_of, save
-from .inference import Source, generate, predicting
+from .comparison import OWN_VIEW, Judged, found_of, save
+from .generating import generate
+from .judge import Judge
+from .reward_judge import RewardJudge
 
 BASE, VIDEOS = "base", "videos"
 """The plain generator's name, and the folder of all arms' videos."""
+REWARD_MODEL = "reward model"
+"""The judge of this name keeps its rewards in ``videos/ARM.rewards``, any other in ``videos/ARM.NAME.rewards``."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Arm:
-    """A way of sampling; the plain generator where nothing is set."""
+    """A way of sampling: the plain generator, changed in what is set here."""
 
     generator: str | None = None
     """Folder or hub id of another pipeline."""
     lora: str | None = None
-    """Folder of adapters."""
+    """Folder of LoRA adapters."""
     noisy_reward: str | None = None
-    """Folder of a noisy reward; without a guide it only watches."""
+    """Folder of a noisy reward; without a guide it only rates the videos."""
     guide: Guidance | None = None
-    """When and how strongly it steers."""
+    """When and how strongly the noisy reward steers."""
 
     def __post_init__(self) -> None:
         if self.guide and not self.noisy_reward:
@@ -63,11 +64,11 @@ class Sweep:
     noisy_reward: str
     """Folder of the noisy reward."""
     strengths: list[float]
-    """Ascending; 0 is the base."""
+    """Strengths of guidance, ascending; 0 is the base."""
     guide: Guidance = field(default_factory=Guidance)
-    """Everything but the strength: weights, bounds, what it reads."""
+    """Settings of the guidance but for its strength: weights, bounds, what the reward reads."""
     lora: str | None = None
-    """Folder of adapters that it composes with."""
+    """Folder of LoRA adapters that all arms of the sweep sample with."""
 
     def __post_init__(self) -> None:
         ascending = all(a < b for a, b in zip(self.strengths, self.strengths[1:]))
@@ -77,17 +78,11 @@ class Sweep:
             raise VideoAlignError(f"sweep strengths {self.strengths} are too close to have names of their own")
 
     def arms(self, name: str) -> dict[str, Arm]:
-        """An arm per strength above 0, and one that only watches, at 0."""
-        return {
-            f"{name}@0": Arm(noisy_reward=self.noisy_reward, lora=self.lora),
-            **{
-                f"{name}@{s:g}": Arm(
-                    noisy_reward=self.noisy_reward, lora=self.lora, guide=replace(self.guide, strength=s)
-                )
-                for s in self.strengths
-                if s > 0
-            },
-        }
+        """An arm per strength above 0, and one at 0 whose videos the noisy reward only rates."""
+        start = Arm(noisy_reward=self.noisy_reward, lora=self.lora)
+        above = [strength for strength in self.strengths if strength > 0]
+        guided = {f"{name}@{s:g}": replace(start, guide=replace(self.guide, strength=s)) for s in above}
+        return {f"{name}@0": start, **guided}
 
 
 def compare(
@@ -95,57 +90,78 @@ def compare(
     prompts: str,
     out: str,
     sampling: Sampling,
+    judges: Mapping[str, Judge],
     samples: int = 4,
-    reward_model: str | None = None,
-    oracle: str | None = None,
     arms: Mapping[str, Arm] | None = None,
     sweeps: Mapping[str, Sweep] | None = None,
-    workers: int = 1,
+    best_of: str | None = None,
     device: str = "auto",
 ) -> dict[str, Any]:
     """Sample all arms, judge them, print and save a table and charts. An interrupted comparison goes on.
 
     Args:
-        generator: folder or hub id of the pipeline. prompts: CSV with a column ``prompt``, or text file with one a line.
-        out: folder of everything found. sampling: how; its batch size is also the reward model's. samples: noises per prompt.
-        reward_model: folder of a reward model that judges. oracle: calibration file of the miniature world's oracle.
-        arms: ways of sampling by name; ``base``, the plain generator, is always the first. sweeps: by name.
-        workers: processes that decode. device: where to compute.
+        generator: Folder or hub id of the pipeline.
+        prompts: CSV with a column ``prompt``, or text file with one a line.
+        out: Folder of all results.
+        sampling: How videos are sampled.
+        judges: Who rates the videos, by name. The first one says what is better.
+        samples: Number of noises per prompt.
+        arms: Ways of sampling by name; ``base``, the plain generator, is always the first.
+        sweeps: Guidance at several strengths, by name.
+        best_of: Name of the judge that best-of-N chooses by; by default the first reward model among the judges, or
+            the first judge.
+        device: Where to sample: auto, cpu or gpu.
 
     Returns:
         What is saved as ``OUT/comparison.json``.
     """
     folder, texts = Path(out), read_prompts(prompts)
-    if not reward_model and not oracle:
-        raise VideoAlignError("nobody judges: name a reward model (--reward_model) or an oracle (--oracle)")
+    chooser = _chooser(judges, best_of)
     every, curves = plan(arms or {}, sweeps or {})
     with held(folder):
-        judges = _Judges(reward_model, oracle, texts, sampling, workers, device)
+        for judge in judges.values():
+            judge.check(texts, sampling)
         judged: dict[str, Judged] = {}
         for number, (name, arm) in enumerate(every.items(), 1):
             if not (folder / VIDEOS / name).exists():
                 print(f"arm {number} of {len(every)}: {name}", flush=True)
             sample_arm(folder, name, arm, generator, prompts, sampling, samples, device)
-            judged[name] = judges(folder / VIDEOS / name, texts, samples)
-        found = found_of(judged, curves)
-        save(
-            folder,
-            found,
-            every.keys(),
-            texts,
-            sampling.fps,
-            f"{generator}, {samples} noises for each of {len(texts)} prompts",
-        )
+            judged[name] = _judged(judges, folder / VIDEOS / name, (len(texts), samples))
+        found = found_of(judged, curves, chooser)
+        what = f"{generator}, {samples} noises for each of {len(texts)} prompts"
+        save(folder, found, every.keys(), texts, sampling.fps, what)
     return found
+
+
+def _chooser(judges: Mapping[str, Judge], best_of: str | None) -> str:
+    """Name of the judge that best-of-N chooses by.
+
+    Raises:
+        VideoAlignError: where nobody judges, or a name cannot be a judge's.
+    """
+    if not judges:
+        raise VideoAlignError(
+            "nobody judges: name one judge or more under judges, such as {reward model: {class_path: "
+            "videoalign.commands.reward_judge.RewardJudge, init_args: {model: FOLDER}}}"
+        )
+    if wrong := [name for name in judges if not name.strip() or set(name) & set("/\\.|") or name == OWN_VIEW]:
+        raise VideoAlignError(
+            f"judges {wrong}: names must not be empty, hold /, \\, | or a dot, or be {OWN_VIEW!r}, which is the noisy "
+            "reward's"
+        )
+    if best_of is not None and best_of not in judges:
+        raise VideoAlignError(f"best_of {best_of!r} is none of the judges: choose {', '.join(judges)}, or leave it out")
+    models = [name for name, judge in judges.items() if isinstance(judge, RewardJudge)]
+    return best_of or next(iter([*models, *judges]))
 
 
 def plan(
     arms: Mapping[str, Arm], sweeps: Mapping[str, Sweep]
 ) -> tuple[dict[str, Arm], dict[str, tuple[Mapping[str, float], list[str]]]]:
-    """All arms by name, the base first; and by sweep its weights and the names of its arms by ascending strength.
+    """All arms by name, the base first; and for each sweep its weights and the names of its arms, the base first.
 
     Raises:
-        VideoAlignError: where a name cannot be a folder's.
+        VideoAlignError: where a name cannot be that of a folder.
     """
     if wrong := [n for n in (*arms, *sweeps) if not n or set(n) & set("@/\\.") or (n == BASE and n in sweeps)]:
         raise VideoAlignError(
@@ -174,10 +190,20 @@ def sample_arm(
     samples: int,
     device: str = "auto",
 ) -> None:
-    """One arm's videos, ``FOLDER/videos/NAME``: an ordinary `videoalign generate`; nothing where they are there.
+    """Sample one arm's videos into ``FOLDER/videos/NAME``, as `videoalign generate` would; finished ones are kept.
+
+    Args:
+        folder: Folder of the comparison.
+        name: Name of the arm.
+        arm: How this arm differs from the plain generator.
+        generator: Folder or hub id of the plain generator.
+        prompts: CSV with a column ``prompt``, or text file with one a line.
+        sampling: How videos are sampled.
+        samples: Number of noises per prompt.
+        device: Where to sample: auto, cpu or gpu.
 
     Raises:
-        VideoAlignError: where its videos are there, but were made otherwise.
+        VideoAlignError: where its videos are there, but were sampled with other settings.
     """
     videos, record = folder / VIDEOS / name, folder / VIDEOS / f"{name}.json"
     made = {
@@ -196,9 +222,11 @@ def sample_arm(
     write_json(record, made)
     if videos.exists():
         return
-    shutil.rmtree(videos.with_name(f"{name}.rewards"), ignore_errors=True)  # of videos that are gone
+    # Rewards of videos that are gone; an arm's name holds no dot, so these are of no other arm.
+    for rewards in (*videos.parent.glob(f"{escape(name)}.rewards"), *videos.parent.glob(f"{escape(name)}.*.rewards")):
+        shutil.rmtree(rewards, ignore_errors=True)
     s = sampling
-    # without a guide of its own a reward watches: strength 0 leaves samples as they are
+    # Without a guide of its own a reward only rates: strength 0 leaves samples as they are.
     guide = {"noisy_reward": arm.noisy_reward, "guide": arm.guide or Guidance(strength=0.0)} if arm.noisy_reward else {}
     generate(
         {
@@ -220,60 +248,32 @@ def sample_arm(
     )
 
 
-class _Judges:
-    """Everyone who rates an arm's videos.
+def _judged(judges: Mapping[str, Judge], videos: Path, shape: tuple[int, int]) -> Judged:
+    """Everyone's ratings of an arm's videos.
 
     Args:
-        reward_model, oracle: folder and file, either may be None. prompts: of all videos. sampling, workers, device: see :func:`compare`.
+        judges: Who rates, by name.
+        videos: Folder of the arm's videos.
+        shape: Numbers of prompts and of noises.
     """
-
-    def __init__(
-        self,
-        reward_model: str | None,
-        oracle: str | None,
-        prompts: Sequence[str],
-        sampling: Sampling,
-        workers: int,
-        device: str,
-    ) -> None:
-        self.model, self.sampling, self.workers, self.device = None, sampling, workers, device
-        if reward_model:
-            network = Source(model=reward_model).load()
-            network.need_statistics(reward_model)
-            self.model = RewardModel(network)
-        self.oracle = Oracle.load(oracle) if oracle else None
-        if self.oracle:  # refuse before the long work
-            self.oracle.check(prompts, (sampling.num_frames, sampling.height, sampling.width, 3))
-
-    def __call__(self, videos: Path, prompts: Sequence[str], samples: int) -> Judged:
-        """Ratings of a set, prompts and noises in order."""
-        shards = ShardSet(videos)
-        contents = sorted(shards.contents(), key=lambda content: content.key)  # PROMPT-NOISE
-        records, shape = [content.record for content in contents], (len(prompts), samples)
-        ratings: dict[str, Tensor] = {}
-        if self.oracle:
-            ratings["oracle"] = self.oracle(clips_of(contents), [record["prompt"] for record in records])
-        if self.model:
-            trainer = predicting(self.device, [], False)
-            raw = score_set(
-                trainer,
-                self.model,
-                shards,
-                [content.key for content in contents],
-                videos.with_name(f"{videos.name}.rewards"),
-                self.sampling.batch_size,
-                self.workers,
+    shards = ShardSet(videos)
+    contents = sorted(shards.contents(), key=lambda content: content.key)  # PROMPT-NOISE
+    keys, records = [content.key for content in contents], [content.record for content in contents]
+    ratings: dict[str, Tensor] = {}
+    for name, judge in judges.items():
+        kept = f"{videos.name}.rewards" if name == REWARD_MODEL else f"{videos.name}.{name}.rewards"
+        rated = judge.rate_set(shards, keys, videos.with_name(kept))
+        if wrong := [d for d in DIMENSIONS if d not in rated or rated[d].shape != (len(keys),)]:
+            raise VideoAlignError(
+                f"judges.{name} ({judge.name}) does not give one number per video of {videos} under the names "
+                f"{', '.join(wrong)}; a comparison needs {', '.join(DIMENSIONS)}"
             )
-            ratings["reward model"] = self.model.network.normalise(raw)
-        if all("noisy_reward" in record for record in records):
-            ratings["own view"] = torch.tensor([[record["noisy_reward"][d] for d in DIMENSIONS] for record in records])
-        for name, rows in ratings.items():
-            require_finite(
-                f"ratings of {videos} by the {name}",
-                by_name([content.key for content in contents], rows),
-                "look at the videos and at this judge",
-            )
-        whole = {
-            name: torch.cat([r, r.sum(1, keepdim=True)], 1).double().unflatten(0, shape) for name, r in ratings.items()
-        }
-        return Judged(whole, statistics.median(record["seconds"] for record in records))
+        ratings[name] = torch.stack([rated[d] for d in DIMENSIONS], 1)
+    if all("noisy_reward" in record for record in records):
+        ratings[OWN_VIEW] = torch.tensor([[record["noisy_reward"][d] for d in DIMENSIONS] for record in records])
+    for name, rows in ratings.items():
+        what = f"ratings of {videos} by the {name}"
+        require_finite(what, by_name(keys, rows), "look at the videos and at this judge")
+    whole = {name: torch.cat([r, r.sum(1, keepdim=True)], 1).double() for name, r in ratings.items()}
+    seconds = statistics.median(record["seconds"] for record in records)
+    return Judged({name: r.unflatten(0, shape) for name, r in whole.items()}, seconds)

@@ -1,63 +1,52 @@
 """`videoalign bench`: a reward model's accuracies on rated pairs, under a public benchmark's protocol or its own.
 
-Every video is scored once, the pairs are joined on both of theirs. Scoring is a predict run: batches of similar length,
-decoded while the model computes, on any number of processes; what was scored stays when it is interrupted.
+Every video is scored once, and the rewards of a pair are those of its two videos. Scoring is a predict run: batches of
+similar length, decoded while the model computes, on any number of processes; rewards stay when it is interrupted.
 """
 
 import math
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
-import lightning as L
 import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from .. import VideoAlignError
-from ..alignment.reward_model import RewardModel
-from ..callbacks.progress import PredictProgress
 from ..callbacks.reward_bench import bar_chart, table, too_few_prompts
-from ..callbacks.reward_rows import RewardRows, read_rewards
 from ..datamodules.benchmark import Benchmark
-from ..datamodules.shards import ShardSet, sha256
-from ..datamodules.video_list import VideoList, by_length, videos_of
 from ..models.benchmark_protocols import PROTOCOLS, BenchmarkProtocol, accuracy_four_way, official_accuracy_with_ties
 from ..models.files import new_file, write_json
-from ..models.fingerprint import fingerprint
 from ..models.intervals import prompt_number
 from ..models.locks import held
 from ..models.metrics import PreferenceAccuracy
 from ..models.preference import DIMENSIONS, OVERALL, accuracy_without_ties
 from ..models.video_reward import VideoReward
-from .inference import Source, predicting
+from .reward_judge import RewardJudge
 
 
 def measure(
-    source: Source,
+    judge: RewardJudge,
     data: list[str],
     out: str,
-    batch_size: int,
-    workers: int,
-    device: str,
-    devices: int = 1,
     benchmark: str | None = None,
     overall: str | None = None,
     ways: int = 3,
     min_pixels: int | None = None,
 ) -> Iterator[tuple[str, dict]]:
-    """Score sets of videos with ``pairs.csv``, and find the accuracies.
+    """Score sets of videos with ``pairs.csv``, and compute the accuracies.
 
     Args:
-        source: of the model. data: folders of the sets; a set is called by its folder's name.
-        out: folder for what is found; rewards of an interrupted run are taken up there.
-        devices: processes that share the videos. benchmark: protocol, see
-            :data:`~videoalign.models.benchmark_protocols.PROTOCOLS`; without one the model's own sampling holds.
-        overall: ``sum`` or a dimension, if not the protocol's. ways: 4 adds GenAI-Bench's four classes.
-        min_pixels: Area to which smaller frames are enlarged, if not the sampling's. 0 with ``genai-bench`` keeps frames
-            within the budget of 256 x 256, which the official code exceeds for clips of about that size.
+        judge: The reward model to measure.
+        data: Folders of the sets; a set is called by its folder's name.
+        out: Folder for the results; rewards of an interrupted run are taken up there.
+        benchmark: Public protocol, see :data:`~videoalign.models.benchmark_protocols.PROTOCOLS`; without one the
+            model's own sampling holds.
+        overall: ``sum`` or the dimension that stands for the overall reward, if not the protocol's.
+        ways: 4 adds GenAI-Bench's four classes.
+        min_pixels: Area to which smaller frames are enlarged, if not the sampling's. 0 with ``genai-bench`` keeps
+            frames within the budget of 256 x 256, which the official code exceeds for clips of about that size.
 
     Yields:
         Name of a set and what is saved as ``OUT/NAME.json``, as soon as it is measured; on the first process only.
@@ -69,32 +58,32 @@ def measure(
     protocol = PROTOCOLS[benchmark] if benchmark else None
     _check(protocol, sets, overall, ways)
     with held(out):
-        network = source.load()
+        network = judge.network
         if protocol:
             network.processor.sampling = protocol.sampling
         if min_pixels is not None:
             network.processor.sampling = replace(network.processor.sampling, min_pixels=min_pixels)
         overall = overall or (protocol.overall if protocol else "sum")
-        model = RewardModel(network)
-        trainer = predicting(device, [PredictProgress()], sys.stderr.isatty(), devices)
         for name, rated in sets.items():
-            rewards = score_set(trainer, model, rated.shards, rated.keys, Path(out) / name, batch_size, workers)
-            if trainer.is_global_zero:
-                result = {
-                    "benchmark": name,
-                    "protocol": benchmark,
-                    "model": source.model,
-                    "overall": overall,
-                    "sampling": network.processor.sampling.to_dict(),
-                    "statistics": asdict(network.statistics),
-                    "videos": len(rated.keys),
-                    **_found(rated, rewards, network, overall, ways),
-                }
-                write_json(Path(out) / f"{name}.json", result)
-                yield name, result
+            rewards = judge.score_set(rated.shards, rated.keys, Path(out) / name, progress=True)
+            if rewards is None:
+                continue
+            result = {
+                "benchmark": name,
+                "protocol": benchmark,
+                "model": judge.model,
+                "overall": overall,
+                "sampling": network.processor.sampling.to_dict(),
+                "statistics": asdict(network.statistics),
+                "videos": len(rated.keys),
+                **_found(rated, rewards, network, overall, ways),
+            }
+            write_json(Path(out) / f"{name}.json", result)
+            yield name, result
 
 
 def _check(protocol: BenchmarkProtocol | None, sets: dict[str, Benchmark], overall: str | None, ways: int) -> None:
+    """Refuse sets that lack the labels or columns which the protocol reads."""
     if overall not in (None, "sum", *DIMENSIONS):
         raise VideoAlignError(f"--overall {overall}: choose sum, {', '.join(DIMENSIONS)}")
     for name, rated in sets.items():
@@ -107,55 +96,6 @@ def _check(protocol: BenchmarkProtocol | None, sets: dict[str, Benchmark], overa
             raise VideoAlignError(
                 f"{name} has no column vote_type, which four-way scoring reads; `shards import-genai-bench` writes it"
             )
-
-
-def record_of(model: RewardModel, shards: ShardSet) -> dict[str, Any]:
-    """What rewards of a set depend on, as JSON."""
-    return {
-        "weights": fingerprint(model.network),
-        "template": model.processor.template.text,
-        "sampling": model.processor.sampling.to_dict(),
-        "pixels": asdict(model.processor.geometry),
-        "positions": model.network.positions,
-        "dtype": model.network.settings["dtype"],
-        "data": sha256(shards.path / "index.json"),
-    }
-
-
-def score_set(
-    trainer: L.Trainer,
-    model: RewardModel,
-    shards: ShardSet,
-    keys: list[str],
-    folder: Path,
-    batch_size: int,
-    workers: int,
-) -> Tensor:
-    """Raw rewards of a set's videos; those that are on disk already are not computed again.
-
-    Args:
-        trainer: of :func:`.inference.predicting`. keys: of the videos, see :func:`.video_list.videos_of`.
-        folder: for a line per video as it is scored.
-
-    Returns:
-        (videos, D) in the order of ``keys``; empty on every process but the first.
-    """
-    found = videos_of(shards, model.processor)
-    if absent := [key for key in keys if key not in found]:
-        raise VideoAlignError(
-            f"{shards.path}: {len(absent)} of its pairs' videos are not in its shards, such as {absent[:3]}"
-        )
-    videos = [found[key] for key in keys]
-    with held(folder):  # before looking at what is scored already
-        done = read_rewards(folder)
-        left = VideoList(
-            videos, by_length(videos, batch_size), workers, {i for i, key in enumerate(keys) if key in done}
-        )
-        rows = RewardRows(keys, folder, record_of(model, shards))
-        trainer.callbacks = [*(c for c in trainer.callbacks if not isinstance(c, RewardRows)), rows]
-        trainer.predict(model, left, return_predictions=False)
-        rewards = read_rewards(folder)
-        return torch.tensor([rewards[key] for key in keys]) if trainer.is_global_zero else torch.empty(0)
 
 
 def _found(rated: Benchmark, rewards: Tensor, network: VideoReward, overall: str, ways: int) -> dict[str, dict]:
@@ -205,9 +145,17 @@ def per_source(rated: Benchmark, margins: Tensor, scale: Tensor) -> dict[str, di
     return result
 
 
-def bench(source: Source, data: list[str], out: str, *options: object, **more: object) -> None:
-    """Print what :func:`measure` finds, and show it in TensorBoard and as a picture; the same arguments."""
-    for name, result in measure(source, data, out, *options, **more):
+def bench(
+    judge: RewardJudge,
+    data: list[str],
+    out: str,
+    benchmark: str | None = None,
+    overall: str | None = None,
+    ways: int = 3,
+    min_pixels: int | None = None,
+) -> None:
+    """Print what :func:`measure` yields, and show it in TensorBoard and as a picture; the same arguments."""
+    for name, result in measure(judge, data, out, benchmark, overall, ways, min_pixels):
         text = report(result)
         print(f"\n{text}")
         picture = bar_chart(name, result["accuracies"])
@@ -220,7 +168,7 @@ def bench(source: Source, data: list[str], out: str, *options: object, **more: o
 
 
 def report(result: dict) -> str:
-    """What was found as text: the accuracies, what is published beside them, each source, and how to read it."""
+    """A result as text: the accuracies, published ones beside them, each source's, and how to read them."""
     protocol = PROTOCOLS.get(result["protocol"])
     sampling, accuracies = result["sampling"], result["accuracies"]
     rate = f"{sampling['fps']:g} fps" if sampling["fps"] else f"{sampling['num_frames']} frames"
@@ -277,25 +225,27 @@ def _beside(protocol: BenchmarkProtocol, accuracies: dict[str, dict]) -> str:
 def _why(protocol: BenchmarkProtocol, accuracies: dict[str, dict]) -> list[str]:
     """Why numbers on one page may differ."""
     lines = [
-        "Published rows: VideoAlign, v2 Table 2. w/o: decided pairs only, equal rewards are wrong (LiFT's were broken at random)."
+        "Published rows: VideoAlign, v2 Table 2. w/o: decided pairs only, equal rewards are wrong "
+        "(LiFT's were broken at random)."
     ]
     for column in protocol.columns:
         row = accuracies[column]
         if f"{100 * row['official']:.2f}" != f"{100 * row['with_ties']:.2f}":
             lines.append(
-                f"{column}: the official metric differs by {100 * (row['official'] - row['with_ties']):+.3f}: it never tries to call no "
-                "pair a tie, and counts thresholds inside runs of equal margins, which no threshold reaches."
+                f"{column}: the official metric differs by {100 * (row['official'] - row['with_ties']):+.3f}: it never "
+                "tries to call no pair a tie, and counts thresholds inside runs of equal margins, which no threshold "
+                "reaches."
             )
     return [
         *lines,
-        *filter(
-            None, [too_few_prompts(accuracies) or "95 %: bootstrap intervals over prompts, each with all of its pairs."]
-        ),
-        "With ties the threshold is chosen on these very pairs: read it against 'always a tie'; 'held-out' is free of that.",
+        too_few_prompts(accuracies) or "95 %: bootstrap intervals over prompts, each with all of its pairs.",
+        "With ties the threshold is chosen on these very pairs: read it against 'always a tie'; "
+        "'held-out' is free of that.",
     ]
 
 
 def _sources(sources: dict[str, dict[str, dict]]) -> str:
+    """A line per source: its accuracy and number of decided pairs by column."""
     columns = [c for c in (*DIMENSIONS, OVERALL) if any(c in row for row in sources.values())]
     width = max(map(len, sources))
     lines = [f"{'':{width}}" + "".join(f"{c:>9}{'pairs':>7}" for c in columns)]

@@ -1,18 +1,15 @@
-"""What a comparison of arms found: tables, the trade-off of guidance, and films of all arms side by side.
+"""What a comparison of arms shows: tables, the trade-off of guidance, and films of all arms side by side.
 
 Legend: P prompts, N noises of each, columns VQ, MQ, TA and Overall (their sum).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from matplotlib.figure import Figure
@@ -20,42 +17,56 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from ..callbacks.tensorboard import add_animation, enlarge, gif
-from ..datamodules.encode_list import ClipSize
+from ..datamodules.encode_list import clips_of
 from ..datamodules.shards import ShardSet
-from ..datamodules.video import decode
 from ..models.files import new_file, write_bytes, write_json, write_text
 from ..models.intervals import mean_interval
 from ..models.preference import DIMENSIONS, OVERALL
 from ..models.win_rates import best_of, win_rates
 
 COLUMNS = (*DIMENSIONS, OVERALL)
-JUDGES = ("oracle", "reward model")
-"""Those who did not steer; the first that is there says what is better."""
+OWN_VIEW = "own view"
+"""Name of the ratings by the noisy reward that steers; it is no judge."""
+COLOURS = ("#2e7d32", "#4878a8", "#8e5ea2", "#3f9e9e", "#a04848")
+"""Colours of the judges in charts, in their order."""
 
 
 @dataclass
 class Judged:
-    """One arm: ratings (P, N, 4) by judge, and seconds of sampling a video."""
+    """One arm.
+
+    Attributes:
+        ratings: Ratings (P, N, 4) by judge, the first judge first; the noisy reward's under :data:`OWN_VIEW`.
+        seconds: Seconds of sampling a video.
+    """
 
     ratings: dict[str, Tensor]
     seconds: float
 
 
+def judges_of(ratings: Iterable[str]) -> list[str]:
+    """Those who did not steer, of everyone who rates; the first one says what is better."""
+    return [name for name in ratings if name != OWN_VIEW]
+
+
 def found_of(
-    judged: Mapping[str, Judged], sweeps: Mapping[str, tuple[Mapping[str, float], Sequence[str]]]
+    judged: Mapping[str, Judged],
+    sweeps: Mapping[str, tuple[Mapping[str, float], Sequence[str]]],
+    chosen_by: str | None = None,
 ) -> dict[str, Any]:
     """All numbers of a comparison.
 
     Args:
-        judged: by arm, the base first. sweeps: by name the weights that guidance had, and its arms by ascending strength,
-            the base first.
+        judged: Ratings by arm, the base first.
+        sweeps: By name the weights that guidance had, and its arms by ascending strength, the base first.
+        chosen_by: The judge that best-of-N chooses by; the first one by default.
     """
     base_name, base = next(iter(judged.items()))
-    judge = next(name for name in JUDGES if name in base.ratings)
-    chosen_by = "reward model" if "reward model" in base.ratings else judge
+    judges = judges_of(base.ratings)
+    judge, chosen_by = judges[0], chosen_by or judges[0]
     chooser = base.ratings[chosen_by][..., 3]
     prompts, samples = chooser.shape
-    # whatever its strength, guidance by one reward is the same work: single timings, taken at different times, are noisier than that
+    # Whatever its strength, guidance by one reward is the same work: a median over strengths is less noisy.
     alike = {name: names[1:] for _, names in sweeps.values() for name in names[1:]}
     arms = {}
     for name, arm in judged.items():
@@ -66,13 +77,12 @@ def found_of(
             "means": {j: dict(zip(COLUMNS, r.mean((0, 1)).tolist())) for j, r in arm.ratings.items()},
         }
         if name != base_name:
-            row["against_base"] = {j: win_rates(arm.ratings[j], base.ratings[j]) for j in JUDGES if j in base.ratings}
+            row["against_base"] = {j: win_rates(arm.ratings[j], base.ratings[j]) for j in judges}
             if cost <= samples:
-                rival = best_of(chooser, base.ratings[judge], max(cost, 1.0))  # (P, 4)
-                row["best_of"] = {
-                    "draws": max(cost, 1.0),
-                    **_difference(arm.ratings[judge].mean(1)[:, 3] - rival[:, 3]),
-                }
+                draws = max(cost, 1.0)
+                rival = best_of(chooser, base.ratings[judge], draws)  # (P, 4)
+                gap = arm.ratings[judge].mean(1)[:, 3] - rival[:, 3]
+                row["best_of"] = {"draws": draws, **_difference(gap)}
         arms[name] = row
     rivals = {
         str(n): dict(zip(COLUMNS, best_of(chooser, base.ratings[judge], n).mean(0).tolist()))
@@ -98,23 +108,24 @@ def _difference(values: Tensor) -> dict[str, Any]:
 def _curve(
     judged: Mapping[str, Judged], judge: str, weights: Mapping[str, float], names: Sequence[str]
 ) -> dict[str, Any]:
-    """What a sweep asked for, as each judge sees it: gains over the base in the base's deviations, and where they part.
+    """The gains of a sweep as each judge sees them, and where own view and judge part.
 
-    Hacked is the first strength above the judge's best at which the own view has risen further, and the judge's fall is
-    outside of its 95 % interval.
+    Gains are weighted as the guidance was, over the base, in the base's deviations. Reward hacking begins at the first
+    strength above the judge's best at which the own view has risen further, while the judge's fall is outside of its
+    95 % interval.
     """
     base = judged[names[0]]
     weight = torch.tensor([weights.get(d, 0.0) for d in DIMENSIONS], dtype=torch.float64)
 
     def gain(name: str, judge: str) -> Tensor:
-        """(P, N); a dimension in which all base videos are alike has no deviation to measure in, and is left out."""
+        """Gains (P, N). Where all base videos are alike, a dimension has no deviation to measure in: it is left out."""
         spread = base.ratings[judge][..., :3].flatten(0, 1).std(0)  # (3,)
         scale = torch.where(spread > 1e-6, weight / spread.clamp(min=1e-6), 0.0)
         return (judged[name].ratings[judge] - base.ratings[judge])[..., :3] @ scale / weight.abs().sum().clamp(min=1e-9)
 
     views = {j: torch.stack([gain(name, j) for name in names]) for j in base.ratings}  # (strengths, P, N)
     means = {j: view.mean((1, 2)).tolist() for j, view in views.items()}
-    best, own = int(views[judge].mean((1, 2)).argmax()), means.get("own view")
+    best, own = int(views[judge].mean((1, 2)).argmax()), means.get(OWN_VIEW)
     hacked = None
     for i in range(best + 1, len(names)):
         fall = _difference((views[judge][i] - views[judge][best]).mean(1))
@@ -131,63 +142,64 @@ def _curve(
     }
 
 
-# --- for people ---------------------------------------------------------------------------------------------------------
+# --- for people -----------------------------------------------------------------------------------------------
 
 
 def table(found: dict[str, Any]) -> str:
     """All arms as a Markdown table, and the sweeps' best and hacked strengths as sentences."""
-    judges = [j for j in JUDGES if j in next(iter(found["arms"].values()))["means"]]
+    judges = judges_of(next(iter(found["arms"].values()))["means"])
     head = [
         "arm",
         *(f"{j}: {c}" for j in judges for c in COLUMNS),
         *(f"wins, same noise ({j})" for j in judges),
         *(f"wins, other noise ({j})" for j in judges),
-        "own view",
+        OWN_VIEW,
         "cost",
         "minus best-of-cost",
     ]
-    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-    for name, row in found["arms"].items():
-        against = row.get("against_base")
-        cells = [name, *(f"{row['means'][j][c]:.3f}" for j in judges for c in COLUMNS)]
-        for kind in ("win_rate", "superiority"):
-            cells += [f"{against[j][OVERALL][kind]:.3f}" if against else "" for j in judges]
-        own = row["means"].get("own view")
-        cells += [f"{own[OVERALL]:+.2f}" if own else "", f"{row['cost']:.2f}"]
-        rival = row.get("best_of")
-        cells.append("{:+.3f} ({:+.3f} to {:+.3f})".format(rival["difference"], *rival["interval"]) if rival else "")
-        lines.append("| " + " | ".join(cells) + " |")
+    rows = [_cells(name, row, judges) for name, row in found["arms"].items()]
     for number, row in found["best_of"].items():
         if number != "1":
-            cells = [
-                f"best of {number}",
-                *(f"{row[c]:.3f}" if j == found["judge"] else "" for j in judges for c in COLUMNS),
-            ]
-            lines.append("| " + " | ".join([*cells, *[""] * (2 * len(judges) + 1), number, ""]) + " |")
-    lines += [
-        "",
-        f"{found['prompts']} prompts, {found['samples']} noises each. Cost: seconds of sampling against the base's (scoring "
-        f"for best-of-N is not counted). Minus best-of-cost: what the {found['judge']} gives beyond choosing among that many "
-        f"base samples by the {found['chosen_by']}, with a 95 % interval over prompts.",
-        "",
-    ]
-    for name, curve in found["sweeps"].items():
-        limit = curve["stay_under"]
-        lines.append(
-            f"sweep {name}: best for the {found['judge']} at strength {curve['best']:g}; "
-            + (
-                f"**reward hacking from {limit:g}: stay under it**"
-                if limit is not None
-                else "no reward hacking shown at these strengths"
-            )
-        )
-    return "\n".join(lines)
+            means = [f"{row[c]:.3f}" if j == found["judge"] else "" for j in judges for c in COLUMNS]
+            rows.append([f"best of {number}", *means, *[""] * (2 * len(judges) + 1), number, ""])
+    lines = [f"| {' | '.join(cells)} |" for cells in (head, *rows)]
+    lines.insert(1, "|---" * len(head) + "|")
+    explained = (
+        f"{found['prompts']} prompts, {found['samples']} noises each. Cost: seconds of sampling against the base's "
+        f"(scoring for best-of-N is not counted). Minus best-of-cost: what the {found['judge']} gives beyond choosing "
+        f"among that many base samples by the {found['chosen_by']}, with a 95 % interval over prompts."
+    )
+    advice = [_advice(name, curve, found["judge"]) for name, curve in found["sweeps"].items()]
+    return "\n".join([*lines, "", explained, "", *advice])
+
+
+def _cells(name: str, row: dict[str, Any], judges: Sequence[str]) -> list[str]:
+    """An arm's row of the table."""
+    against, own, rival = row.get("against_base"), row["means"].get(OWN_VIEW), row.get("best_of")
+    cells = [name, *(f"{row['means'][j][c]:.3f}" for j in judges for c in COLUMNS)]
+    for kind in ("win_rate", "superiority"):
+        cells += [f"{against[j][OVERALL][kind]:.3f}" if against else "" for j in judges]
+    cells += [f"{own[OVERALL]:+.2f}" if own else "", f"{row['cost']:.2f}"]
+    gap = "{:+.3f} ({:+.3f} to {:+.3f})".format(rival["difference"], *rival["interval"]) if rival else ""
+    return [*cells, gap]
+
+
+def _advice(name: str, curve: dict[str, Any], judge: str) -> str:
+    """A sweep's best strength, and the one to stay under, as a sentence."""
+    limit = curve["stay_under"]
+    shown = (
+        "no reward hacking shown at these strengths"
+        if limit is None
+        else f"**reward hacking from {limit:g}: stay under it**"
+    )
+    return f"sweep {name}: best for the {judge} at strength {curve['best']:g}; {shown}"
 
 
 def trade_off(name: str, curve: dict[str, Any]) -> Figure:
     """Gains over strength by each judge, and the strength from which the own view alone rises."""
-    figure, axis = plt.subplots(figsize=(6, 3.6), layout="constrained")
-    colours = {"oracle": "#2e7d32", "reward model": "#4878a8", "own view": "#c08840"}
+    figure = Figure(figsize=(6, 3.6), layout="constrained")
+    axis = figure.subplots()
+    colours = {**dict(zip(judges_of(curve["gains"]), cycle(COLOURS))), OWN_VIEW: "#c08840"}
     places = range(len(curve["strengths"]))
     for judge, gains in curve["gains"].items():
         axis.plot(places, gains, marker="o", color=colours[judge], label=judge)
@@ -208,7 +220,8 @@ def bars(found: dict[str, Any]) -> Figure:
     """Superiority over the base by column, an arm each, with intervals."""
     judge = found["judge"]
     arms = {name: row["against_base"][judge] for name, row in found["arms"].items() if "against_base" in row}
-    figure, axis = plt.subplots(figsize=(max(6, 0.9 * len(arms)), 3.6), layout="constrained")
+    figure = Figure(figsize=(max(6, 0.9 * len(arms)), 3.6), layout="constrained")
+    axis = figure.subplots()
     kind = "superiority" if found["samples"] > 1 else "win_rate"
     for i, (column, colour) in enumerate(zip(COLUMNS, ("#88a8c8", "#a8c888", "#d8b878", "#404040"))):
         rows = [arm[column] for arm in arms.values()]
@@ -226,9 +239,8 @@ def bars(found: dict[str, Any]) -> Figure:
             error_kw={"linewidth": 0.8},
         )
     axis.axhline(0.5, color="#b03030", linestyle="dashed", linewidth=0.8)
-    axis.set_xticks(
-        range(len(arms)), list(arms), rotation=20 if len(arms) > 4 else 0, ha="right" if len(arms) > 4 else "center"
-    )
+    many = len(arms) > 4
+    axis.set_xticks(range(len(arms)), list(arms), rotation=20 if many else 0, ha="right" if many else "center")
     axis.set(ylim=(0, 1), ylabel=f"wins over the base ({judge})")
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(fontsize=8, ncols=4)
@@ -236,16 +248,20 @@ def bars(found: dict[str, Any]) -> Figure:
 
 
 def film(folder: Path, arms: Iterable[str], prompts: Sequence[str], least: int = 96) -> list:
-    """Frames of a grid that moves: a row per prompt, a column per arm, the same noise in each row."""
+    """Frames of a grid that moves: a row per prompt, a column per arm, the same noise in each row.
+
+    Args:
+        folder: Folder of the comparison.
+        arms: Names of the arms to show.
+        prompts: Prompts to show, from the first one on.
+        least: Least height of a row, pixels; smaller videos are enlarged.
+    """
     columns = []
     for arm in arms:
         contents = {content.key: content for content in ShardSet(folder / "videos" / arm).contents()}
         column = []
         for number in range(len(prompts)):
-            content = contents[f"{number:05d}-000"]
-            r = content.record
-            clip = ClipSize(num_frames=r["num_frames"], height=r["height"], width=r["width"])
-            video = decode(content.read("mp4"), clip, 1, content.name).permute(0, 2, 3, 1).numpy()  # (T, H, W, 3)
+            (video,) = clips_of([contents[f"{number:05d}-000"]])  # (T, H, W, 3)
             column.append(np.pad(video, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=255))
         columns.append(np.concatenate(column, 1))
     grid = np.concatenate(columns, 2)  # (T, P H, arms W, 3)
@@ -253,14 +269,23 @@ def film(folder: Path, arms: Iterable[str], prompts: Sequence[str], least: int =
 
 
 def save(folder: Path, found: dict[str, Any], arms: Iterable[str], prompts: Sequence[str], fps: int, what: str) -> None:
-    """Write JSON, table, charts and films; show the same in TensorBoard; print the table."""
+    """Write JSON, table, charts and films; show the same in TensorBoard; print the table.
+
+    Args:
+        folder: Folder of the comparison; its arms' videos are in it.
+        found: All numbers, see :func:`found_of`.
+        arms: Names of all arms, the base first.
+        prompts: Prompts in the order of the videos' keys.
+        fps: Frame rate of the films.
+        what: First line of the text, which says what was compared.
+    """
     text = f"{what}\n\n{table(found)}\n"
     write_text(folder / "comparison.md", text)
     pictures = {f"sweep_{name}": trade_off(name, curve) for name, curve in found["sweeps"].items()}
     if len(found["arms"]) > 1:
         pictures["arms"] = bars(found)
     shown = [name for name in arms if "@" not in name]
-    for name, curve in found["sweeps"].items():  # of each sweep its best, and its strongest
+    for name, curve in found["sweeps"].items():  # each sweep's best strength, and its largest
         shown += [f"{name}@{s:g}" for s in sorted({curve["best"], curve["strengths"][-1]}) if s]
     frames = film(folder, shown, prompts[:6])
     write_bytes(folder / "films.gif", gif(frames, fps))
@@ -273,5 +298,6 @@ def save(folder: Path, found: dict[str, Any], arms: Iterable[str], prompts: Sequ
             writer.add_figure(f"compare/{name}", picture)
     write_json(folder / "comparison.json", found)  # last: where it is, all of it is
     print(
-        f"\n{text}\nsaved in {folder}: comparison.json and .md, charts, films.gif ({', '.join(shown)}); TensorBoard: --logdir {folder}"
+        f"\n{text}\nsaved in {folder}: comparison.json and .md, charts, films.gif ({', '.join(shown)}); "
+        f"TensorBoard: --logdir {folder}"
     )

@@ -4,6 +4,8 @@ Their options are those of the classes that the YAML names, so Lightning's CLI p
 added here is what the overview and shell completion know of them.
 """
 
+from collections.abc import Mapping
+
 from .parsing import GOES_ON, Commands, command
 
 EXPERIMENTS = {
@@ -31,13 +33,18 @@ def register(commands: Commands) -> None:
             parser.add_argument("--ckpt_path", help="checkpoint to go on from, or to measure")
 
 
-def run(args: list[str]) -> None:
-    """Run one of these commands; ``args`` begin with its name."""
+def run(args: list[str], replaced: Mapping[str, Mapping[str, str]]) -> None:
+    """Run one of these commands.
+
+    Args:
+        args: Arguments as on the command line; they begin with the command's name.
+        replaced: Keys of earlier releases, by command, and what replaced them.
+    """
     from . import lightning_cli
 
     if args[0] == "compare":
         from .arms import compare
 
-        lightning_cli.call(compare, args[1:])
+        lightning_cli.call(compare, args[1:], replaced.get(args[0]))
     else:
         lightning_cli.run(args)

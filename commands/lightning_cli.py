@@ -4,7 +4,8 @@ import logging
 import re
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any, NoReturn
@@ -164,8 +165,14 @@ def packaged(path: str) -> str:
     return path
 
 
-def call(function: Callable[..., Any], args: list[str]) -> None:
-    """Call a function with arguments from YAML files and the command line, as `fit` takes its."""
+def call(function: Callable[..., Any], args: list[str], replaced: Mapping[str, str] | None = None) -> None:
+    """Call a function with arguments from YAML files and the command line, as `fit` takes its.
+
+    Args:
+        function: Function whose docstring and annotations describe the arguments.
+        args: Arguments as on the command line.
+        replaced: Keys of earlier releases that are refused, and what replaced them.
+    """
     quiet()
     args = _configured(args)
     parser = _Parser(parser_mode="omegaconf+", description=function.__doc__.splitlines()[0])
@@ -173,9 +180,17 @@ def call(function: Callable[..., Any], args: list[str]) -> None:
         "-c", "--config", action=jsonargparse.ActionConfigFile, help="YAML file; may be given repeatedly"
     )
     parser.add_function_arguments(function)
+    for key, text in (replaced or {}).items():
+        parser.add_argument(f"--{key}", type=partial(_refuse, key, text), help=jsonargparse.SUPPRESS)
     settings = parser.instantiate_classes(parser.parse_args(args))
-    settings.pop("config")
+    for key in ("config", *(replaced or {})):
+        settings.pop(key)
     function(**settings.as_dict())
+
+
+def _refuse(key: str, text: str, value: str) -> NoReturn:
+    """The type of a key that was replaced: no value is right."""
+    raise VideoAlignError(f"{key}: {text}")
 
 
 def run(args: list[str]) -> LightningCLI:

@@ -1,12 +1,11 @@
 """`videoalign shards pairs-from-rewards`: preference pairs of videos that a reward model has scored.
 
 From a generator's own samples (a *videos* set), the best against the worst of each prompt, or all that differ by more
-than a margin; or a *pairs* set whose labels a reward model replaces, as the paper does with its training set (section 5.2).
-Rewards are kept with each pair, normalised: alignment reads preferences, margins and weights from them.
+than a margin; or a *pairs* set whose labels a reward model replaces, as the paper does with its training set (section
+5.2). Rewards are kept with each pair, normalised: alignment reads preferences, margins and weights from them.
 """
 
 import math
-import sys
 from itertools import combinations
 from pathlib import Path
 
@@ -14,49 +13,36 @@ import torch
 from torch import Tensor
 
 from .. import VideoAlignError
-from ..alignment.reward_model import RewardModel
-from ..callbacks.progress import PredictProgress
 from ..datamodules.latents import Weights
 from ..datamodules.ratings import WORDS
 from ..datamodules.shards import SIDES, Content, ShardSet, ShardWriter
 from ..models.files import claims_out
 from ..models.finite import require_finite
 from ..models.preference import DIMENSIONS, OVERALL
-from .benchmarking import score_set
-from .inference import Source, predicting
+from .reward_judge import RewardJudge
 
 MODES = ("best-worst", "margin", "relabel")
+
+Video = tuple[Content, str]
+"""A sample of a set and which of its sides: ``a`` or ``b``, empty in a *videos* set."""
 
 
 @claims_out
 def pairs_from_rewards(
-    source: Source,
-    data: str,
-    out: str,
-    mode: str,
-    weights: Weights,
-    margin: float,
-    batch_size: int,
-    workers: int,
-    device: str,
-    devices: int = 1,
+    judge: RewardJudge, data: str, out: str, mode: str, weights: Weights, margin: float
 ) -> str | None:
     """Score a set's videos and write pairs of them.
 
     Args:
-        source: Where the reward model comes from.
+        judge: The reward model that labels.
         data: *Videos* set (``relabel``: *pairs* set).
         out: Folder to make; the rewards of an interrupted run are beside it and are taken up.
         mode: One of :data:`MODES`.
         weights: Weights of the dimensions in what "better" means.
         margin: Pairs whose weighted rewards differ by no more are left out.
-        batch_size: Videos at once.
-        workers: Processes that decode.
-        device: ``auto``, ``cpu`` or ``gpu``.
-        devices: Processes that share the scoring.
 
     Returns:
-        What was found, as text; None on every process but the first.
+        Numbers of pairs and mean rewards as text; None on every process but the first.
     """
     if not (math.isfinite(margin) and margin >= 0):
         raise VideoAlignError(f"--margin must be a number from 0 on, got {margin}")
@@ -66,41 +52,55 @@ def pairs_from_rewards(
         raise VideoAlignError(
             f"{data} holds {shards.index.kind} as {shards.index.media}; --mode {mode} needs {want} with mp4 files"
         )
-    contents = {content.key: content for content in shards.contents()}
-    keys = [f"{key}.{side}".rstrip(".") for key in contents for side in SIDES[shards.index.kind]]
-    network = source.load()
-    network.need_statistics(source.model)
-    trainer = predicting(device, [PredictProgress()], sys.stderr.isatty(), devices)
-    folder = Path(out).parent / f"{Path(out).name}.rewards"
-    raw = score_set(trainer, RewardModel(network), shards, keys, folder, batch_size, workers)
-    if not trainer.is_global_zero:
+    rewards = _rewards(judge, shards, Path(out).parent / f"{Path(out).name}.rewards")
+    if rewards is None:
         return None
-    rewards = dict(zip(keys, network.normalise(raw)))
-    require_finite(f"the rewards of {data}", rewards, f"look at the statistics of {source.model}")
+    contents = {content.key: content for content in shards.contents()}
     if mode == "relabel":
         chosen = [((content, "a"), (content, "b")) for content in contents.values()]
     else:
         chosen = _choose(contents, rewards, weights, mode, margin)
     with ShardWriter(out, "pairs") as writer:
-        left_out = 0
-        for number, ((a, side_a), (b, side_b)) in enumerate(chosen):
-            both = torch.stack([rewards[f"{c.key}.{s}".rstrip(".")] for c, s in ((a, side_a), (b, side_b))])
-            if abs(float(weights(both).diff())) <= margin:
-                left_out += 1
-                continue
-            key = a.key if mode == "relabel" else f"{number:06d}"
-            media = {"a": a.read(f"{side_a}.mp4".lstrip(".")), "b": b.read(f"{side_b}.mp4".lstrip("."))}
-            writer.write(key, media, _record(a, b, both, mode))
+        written = 0
+        for number, (a, b) in enumerate(chosen):
+            both = torch.stack([rewards[_name(*a)], rewards[_name(*b)]])
+            if abs(float(weights(both).diff())) > margin:
+                key = a[0].key if mode == "relabel" else f"{number:06d}"
+                writer.write(key, {"a": _media(*a), "b": _media(*b)}, _record(a[0], b[0], both, mode))
+                written += 1
+    means = zip(DIMENSIONS, torch.stack(list(rewards.values())).mean(0).tolist())
     return (
-        f"{len(chosen) - left_out} pairs of {len(contents)} samples, {left_out} left out with a margin of at most {margin}; mean "
-        f"reward {', '.join(f'{d} {v:+.3f}' for d, v in zip(DIMENSIONS, torch.stack(list(rewards.values())).mean(0).tolist()))}"
+        f"{written} pairs of {len(contents)} samples, {len(chosen) - written} left out with a margin of at most "
+        f"{margin}; mean reward {', '.join(f'{dimension} {mean:+.3f}' for dimension, mean in means)}"
     )
+
+
+def _rewards(judge: RewardJudge, shards: ShardSet, folder: Path) -> dict[str, Tensor] | None:
+    """Normalised rewards (D,) of all videos of a set by name; None on every process but the first."""
+    judge.need_statistics()
+    names = [_name(content, side) for content in shards.contents() for side in SIDES[shards.index.kind]]
+    raw = judge.score_set(shards, names, folder, progress=True)
+    if raw is None:
+        return None
+    rewards = dict(zip(names, judge.network.normalise(raw)))
+    require_finite(f"the rewards of {shards.path}", rewards, f"look at the statistics of {judge.model}")
+    return rewards
+
+
+def _name(content: Content, side: str) -> str:
+    """What rewards call a video."""
+    return f"{content.key}.{side}".rstrip(".")
+
+
+def _media(content: Content, side: str) -> bytes:
+    """The video's file."""
+    return content.read(f"{side}.mp4".lstrip("."))
 
 
 def _choose(
     contents: dict[str, Content], rewards: dict[str, Tensor], weights: Weights, mode: str, margin: float
-) -> list:
-    """Pairs of each prompt's videos, in the order of their keys, so that neither side is the better one by its place."""
+) -> list[tuple[Video, Video]]:
+    """Pairs of each prompt's videos in the order of their keys, so that neither side is the better one by its place."""
     of_prompt: dict[str, list[Content]] = {}
     for content in contents.values():
         of_prompt.setdefault(content.record["prompt"], []).append(content)
@@ -115,13 +115,14 @@ def _choose(
         chosen += [((a, ""), (b, "")) for a, b in pairs]
     if not chosen:
         raise VideoAlignError(
-            "no prompt has two videos that differ enough, so there is no pair to write; generate more samples per prompt"
+            "no prompt has two videos that differ enough, so there is no pair to write; "
+            "generate more samples per prompt"
         )
     return chosen
 
 
 def _record(a: Content, b: Content, rewards: Tensor, mode: str) -> dict:
-    """Prompt, labels by the sign of each difference, rewards, and where the two came from."""
+    """A pair's record: prompt, labels by the sign of each difference, rewards, and the videos' own records."""
     difference = torch.cat([rewards[0] - rewards[1], (rewards[0] - rewards[1]).sum()[None]])
     labels = {column: WORDS[int(sign)] for column, sign in zip((*DIMENSIONS, OVERALL), difference.sign().tolist())}
     kept = {

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -61,6 +62,25 @@ class ClipSize:
         """The middle of frames (T, 3, H, W)."""
         top, left = (video.shape[-2] - self.height) // 2, (video.shape[-1] - self.width) // 2
         return video[..., top : top + self.height, left : left + self.width].contiguous()
+
+
+def clips_of(contents: Sequence[Content]) -> np.ndarray:
+    """Samples of a *videos* set decoded whole, at the length and size that their records state.
+
+    Returns:
+        uint8 (N, T, H, W, 3).
+
+    Raises:
+        VideoAlignError: where a record states no size, or the sizes differ.
+    """
+    names = ("num_frames", "height", "width")
+    if lacking := [c.name for c in contents if not all(isinstance(c.record.get(name), int) for name in names)]:
+        raise VideoAlignError(f"{lacking[0]}: its record does not state num_frames, height and width")
+    clips = [ClipSize(**{name: content.record[name] for name in names}) for content in contents]
+    if len(set(clips)) > 1:
+        raise VideoAlignError(f"videos of several sizes cannot be decoded at once: {clips[0]}, {clips[-1]}")
+    videos = [decode(content.read("mp4"), clip, 1, content.name) for content, clip in zip(contents, clips)]
+    return torch.stack(videos).permute(0, 1, 3, 4, 2).numpy()
 
 
 class _Batches:

@@ -64,16 +64,21 @@ def generation(world, out):
     return {**folders, "samples": SAMPLES, "device": "cpu", **SHORT}
 
 
-def settings(world, out, **changes):
+def settings(world, out, reward_model="judge", oracle="oracle.json", **changes):
+    judges = {}
+    if oracle:
+        init = {"calibration": world / oracle}
+        judges["oracle"] = {"class_path": "videoalign.miniature.world.oracle.OracleJudge", "init_args": init}
+    if reward_model:
+        init = {"model": world / reward_model, "batch_size": 2, "workers": 0, "device": "cpu"}
+        judges["reward model"] = {"class_path": "videoalign.commands.reward_judge.RewardJudge", "init_args": init}
     return {
         "generator": world / "wan",
         "prompts": world / "prompts.txt",
         "out": out,
         "samples": SAMPLES,
         "sampling": SHORT,
-        "reward_model": world / "judge",
-        "oracle": world / "oracle.json",
-        "workers": 0,
+        "judges": judges,
         "device": "cpu",
         **changes,
     }

@@ -16,8 +16,8 @@ from bench_kit import BATCH, RATED, SEED, VGRB, Run, bench, encode_frames, lines
 from helpers import call, flags, noise_clip
 from videoalign import VideoAlignError
 from videoalign.callbacks.reward_rows import read_rewards
-from videoalign.commands.benchmarking import fingerprint
 from videoalign.models import VideoReward
+from videoalign.models.fingerprint import fingerprint
 
 # --- rewards on disk ------------------------------------------------------------------------------
 

@@ -137,7 +137,7 @@ def test_win_rates_against_the_base_are_those_of_loops():
 
 def test_best_of_n_is_chosen_by_the_reward_model_and_valued_by_the_judge():
     model = doubles(P, N, 3, seed=2)
-    found = found_of({"base": judged(oracle=BASE, reward_model=model)}, {})
+    found = found_of({"base": judged(oracle=BASE, reward_model=model)}, {}, "reward model")
     assert [*found["best_of"]] == ["1", "2", "3"]
     chosen = model.sum(-1).argmax(1)
     best = BASE[torch.arange(P), chosen]
@@ -157,7 +157,7 @@ def test_an_arm_is_held_against_the_best_of_its_cost(cost, there):
         "base": judged(2.0, oracle=BASE, reward_model=model),
         "arm": judged(2.0 * cost, oracle=mine, reward_model=model),
     }
-    row = found_of(arms, {})["arms"]["arm"]
+    row = found_of(arms, {}, "reward model")["arms"]["arm"]
     assert ("best_of" in row) == there
     if not there:
         return

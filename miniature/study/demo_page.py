@@ -11,10 +11,10 @@ import numpy as np
 from ...callbacks.reward_bench import table as accuracy_table
 from ...callbacks.tensorboard import enlarge, gif
 from ...commands.comparison import COLUMNS
+from ...datamodules.encode_list import clips_of
 from ...datamodules.shards import Content, ShardSet
 from ...models.files import read_json, write_text
 from ...models.preference import DIMENSIONS, OVERALL
-from ..world.rated_samples import clips_of
 from ..world.sprites import FPS
 
 ARMS = {

@@ -23,10 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from ... import VideoAlignError
-from ...alignment.reward_model import RewardModel
 from ...commands.arms import Arm, Sweep
-from ...commands.benchmarking import score_set
-from ...commands.inference import Source, predicting
+from ...commands.reward_judge import RewardJudge
 from ...datamodules.latents import Weights
 from ...datamodules.shards import ShardSet, ShardWriter
 from ...models.files import read_json, write_json
@@ -190,11 +188,10 @@ class Paper(Loop):
                         writer.write(content.key, {"": content.read("mp4")}, {**content.record, "prompt": text})
         found = {}
         for name, model in (("separate", "reward_rendered"), ("shared", "rm/btt")):
-            network = Source(model=str(self.folder / model)).load()
-            trainer, keys = predicting("cpu", [], False), [content.key for content in contents]
+            judge = RewardJudge(model=str(self.folder / model), batch_size=48, device="cpu")
+            keys = [content.key for content in contents]
             raw = [
-                score_set(trainer, RewardModel(network), ShardSet(path), keys, place / f"prompts_{name}_{which}", 48, 1)
-                for which, path in sets.items()
+                judge.score_set(ShardSet(path), keys, place / f"prompts_{name}_{which}") for which, path in sets.items()
             ]
             moved = (raw[0] - raw[1]).abs().mean(0) / raw[0].std(0)
             found[name] = dict(zip(DIMENSIONS, moved.tolist()))

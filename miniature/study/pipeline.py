@@ -19,9 +19,10 @@ from ...callbacks.checkpoint_io import read_checkpoint
 from ...callbacks.prompt_sampler import Sampling
 from ...commands.arms import VIDEOS, Arm, Sweep, compare, plan, sample_arm
 from ...commands.benchmarking import measure
-from ...commands.inference import Source, generate
+from ...commands.generating import generate
 from ...commands.lightning_cli import run
 from ...commands.preference_pairs import pairs_from_rewards
+from ...commands.reward_judge import RewardJudge
 from ...datamodules.frames import encode_frames
 from ...datamodules.latents import Weights
 from ...datamodules.parallel import pool
@@ -33,7 +34,7 @@ from ...models.guidance import Guidance
 from ...models.renames import move
 from ..networks.pipelines import make_generator
 from ..networks.qwen import make_qwen
-from ..world.oracle import Oracle, autoencoded, rank_correlations
+from ..world.oracle import Oracle, OracleJudge, autoencoded, rank_correlations
 from ..world.rated_samples import rate_benchmark, rate_pairs
 from ..world.rendered_sets import GENERATED, WorldSize, held_out_clips, write_world
 from ..world.sprites import CONTENTS, FPS, FRAMES, SIZE
@@ -205,25 +206,17 @@ class Loop:
         self, result: str, samples: str, mode: str, weights: Weights, margin: float, judge: str = "reward"
     ) -> None:
         """Pairs of samples that a reward model labels."""
-        pairs_from_rewards(
-            Source(model=str(self.folder / judge)),
-            str(self.folder / samples),
-            str(self.folder / result),
-            mode,
-            weights,
-            margin,
-            48,
-            1,
-            "cpu",
-            1,
-        )
+        model = RewardJudge(model=str(self.folder / judge), batch_size=48, device="cpu")
+        data, out = str(self.folder / samples), str(self.folder / result)
+        pairs_from_rewards(model, data, out, mode, weights, margin)
         shutil.rmtree(self.folder / f"{result}.rewards")  # should the pairs be made again, it is by another judge
 
     def bench(self, result: str, model: str, sets: Iterable[str]) -> None:
         """Accuracies of a reward model by benchmark and column."""
         with new_folder(self.folder / result) as folder:
             data = [str(self.folder / name) for name in sets]
-            found = dict(measure(Source(model=str(self.folder / model)), data, str(folder / "scores"), 48, 1, "cpu"))
+            judge = RewardJudge(model=str(self.folder / model), batch_size=48, device="cpu")
+            found = dict(measure(judge, data, str(folder / "scores")))
             write_json(folder / "accuracies.json", {name: result["accuracies"] for name, result in found.items()})
 
     def comparison(
@@ -278,7 +271,10 @@ class Loop:
                     "cpu",
                 )
             )
-        judge, oracle = str(self.folder / "reward"), str(self.folder / "oracle.json")
+        judges = {
+            "oracle": OracleJudge(str(self.folder / "oracle.json")),
+            "reward model": RewardJudge(model=str(self.folder / "reward"), batch_size=32, device="cpu"),
+        }
         needs = [*(unit.name.removeprefix(self.place) for unit in units), "reward", "oracle.json", "world"]
         units.append(
             self.unit(
@@ -291,13 +287,11 @@ class Loop:
                 prompts,
                 str(place),
                 sampling,
+                judges,
                 samples,
-                judge,
-                oracle,
                 arms,
                 sweeps,
-                1,
-                "cpu",
+                device="cpu",
             )
         )
         return units

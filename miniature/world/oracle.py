@@ -11,6 +11,7 @@ Legend: N clips, T frames, H, W pixels, K shapes.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,9 @@ from torch import Tensor
 from torchmetrics.functional import spearman_corrcoef
 
 from ... import VideoAlignError
+from ...callbacks.prompt_sampler import Sampling
+from ...datamodules.encode_list import clips_of
+from ...datamodules.shards import ShardSet
 from ...models.files import read_json, write_json
 from ...models.generator import Generator
 from ...models.preference import DIMENSIONS
@@ -282,6 +286,38 @@ class Oracle:
             return cls(scale)
         except (KeyError, TypeError, ValueError) as error:
             raise VideoAlignError(f"{path} is not the calibration of an oracle ({error})") from None
+
+
+class OracleJudge:
+    """The oracle as a judge of `videoalign compare`.
+
+    Args:
+        calibration: JSON file of the oracle's calibration.
+    """
+
+    def __init__(self, calibration: str) -> None:
+        self.calibration = calibration
+
+    @property
+    def name(self) -> str:
+        """The calibration's file."""
+        return f"oracle of {self.calibration}"
+
+    @cached_property
+    def oracle(self) -> Oracle:
+        """The calibrated oracle, read when it is first needed."""
+        return Oracle.load(self.calibration)
+
+    def check(self, prompts: Sequence[str], sampling: Sampling) -> None:
+        """Refuse prompts and videos that are not the miniature world's."""
+        self.oracle.check(prompts, (sampling.num_frames, sampling.height, sampling.width, 3))
+
+    def rate_set(self, videos: ShardSet, keys: Sequence[str], folder: Path) -> dict[str, Tensor]:
+        """Qualities by dimension; they are computed in a moment, so that nothing is kept in ``folder``."""
+        by_key = {content.key: content for content in videos.contents()}
+        contents = [by_key[key] for key in keys]
+        qualities = self.oracle(clips_of(contents), [content.record["prompt"] for content in contents])
+        return dict(zip(DIMENSIONS, qualities.unbind(1)))
 
 
 def _rendered(

@@ -9,28 +9,18 @@ from itertools import combinations
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from ... import VideoAlignError
 from ...datamodules.benchmark import PAIRS
-from ...datamodules.encode_list import ClipSize
+from ...datamodules.encode_list import clips_of
 from ...datamodules.ratings import COLUMNS
 from ...datamodules.shards import Content, ShardSet, ShardWriter
-from ...datamodules.video import decode
 from ...models.preference import DIMENSIONS
 from .annotators import annotate
 from .oracle import Oracle
 from .rendered_sets import labelled
-from .sprites import FPS, FRAMES, SIZE
-
-CLIP = ClipSize(num_frames=FRAMES, height=SIZE, width=SIZE)
-
-
-def clips_of(contents: Sequence[Content]) -> np.ndarray:
-    """uint8 (N, T, H, W, 3) of the samples of a *videos* set."""
-    videos = [decode(content.read("mp4"), CLIP, 1, content.name) for content in contents]
-    return torch.stack(videos).permute(0, 1, 3, 4, 2).numpy()
+from .sprites import FPS, FRAMES
 
 
 def judged(shards: ShardSet, oracle: Oracle) -> tuple[list[Content], Tensor]:

@@ -1,0 +1,35 @@
+"""Trainers that predict and nothing else: `score`, `bench`, `generate` and a reward model that judges run on one."""
+
+import logging
+
+import lightning as L
+
+from ..callbacks.stoppable import stoppable
+from .lightning_cli import quiet
+
+
+def predicting(device: str, callbacks: list[L.Callback], bar: bool, devices: int = 1) -> L.Trainer:
+    """A trainer that predicts, and prints nothing of its own but a progress bar.
+
+    Args:
+        device: Where to compute: ``auto``, ``cpu`` or ``gpu``.
+        callbacks: Callbacks of the run.
+        bar: Whether to show a progress bar.
+        devices: Number of processes that share the work.
+    """
+    quiet()
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)  # the results are printed, and nothing else
+    return stoppable(
+        L.Trainer(
+            accelerator=device,
+            devices=devices,
+            strategy="auto" if devices == 1 else "ddp",
+            use_distributed_sampler=False,
+            logger=False,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            callbacks=callbacks,
+            enable_progress_bar=bar,
+        )
+    )

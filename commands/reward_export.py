@@ -1,0 +1,80 @@
+"""Folders of reward models: `videoalign convert` writes an official model as one, `videoalign export` a checkpoint."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import jsonargparse
+import yaml
+
+from .. import VideoAlignError
+from ..alignment.reward_model import RewardModel
+from ..callbacks.checkpoint_io import read_checkpoint
+from ..models.files import claims_out
+from ..models.video_reward import VideoReward
+from .reward_judge import RewardJudge
+
+
+@claims_out
+def convert(judge: RewardJudge, out: str, with_backbone: bool) -> None:
+    """Write a reward model, official or not, as a folder of this package; its rewards stay the same.
+
+    Args:
+        judge: The reward model to convert.
+        out: Folder to make.
+        with_backbone: Copy the backbone into the folder.
+    """
+    network = judge.network
+    network.save_pretrained(out, backbone=with_backbone)
+    if network.owns_backbone and not with_backbone:
+        print(
+            f"note: frozen tensors of {judge.model} differ from those of {network.backbone_name}, so {out}/backbone "
+            "holds the backbone that it stands on",
+            file=sys.stderr,
+        )
+
+
+@claims_out
+def export(checkpoint: str, out: str, with_backbone: bool, backbone: str | None = None) -> None:
+    """Write the folder of a Lightning checkpoint's reward model.
+
+    Args:
+        checkpoint: ``.ckpt`` file of a run whose folder holds ``config.yaml``.
+        out: Folder to make.
+        with_backbone: Copy the backbone into the folder.
+        backbone: Folder or hub id of the backbone, if it is not where it was at training.
+    """
+    path = Path(checkpoint)
+    config = next((p / "config.yaml" for p in path.resolve().parents if (p / "config.yaml").exists()), None)
+    if not path.is_file() or config is None:
+        raise VideoAlignError(
+            f"--checkpoint {checkpoint}: there is no such file with a config.yaml in a folder above it"
+        )
+    settings = yaml.safe_load(config.read_text())
+    network = _network(settings, config, backbone)
+    saved = read_checkpoint(path)
+    if "reward_statistics" not in saved:
+        raise VideoAlignError(f"--checkpoint {checkpoint} is not of a run that trained a reward model")
+    model = RewardModel(network)
+    model.on_load_checkpoint(saved)
+    model.load_state_dict(saved["state_dict"], strict=False)
+    if model._measured_at != saved["global_step"]:
+        print(
+            f"note: the statistics for normalisation are those of step {model._measured_at}, the weights those of step "
+            f"{saved['global_step']}: the checkpoint was written before that step's validation",
+            file=sys.stderr,
+        )
+    model.network.save_pretrained(out, backbone=with_backbone)
+
+
+def _network(settings: Any, config: Path, backbone: str | None) -> VideoReward:
+    """The network that a run's configuration describes, with another backbone where one is named."""
+    try:
+        network = settings["model"]["init_args"]["network"]
+    except (TypeError, KeyError):
+        raise VideoAlignError(f"{config} is not the configuration of a run that trained a reward model") from None
+    if backbone:
+        network["init_args"]["backbone"] = backbone
+    parser = jsonargparse.ArgumentParser()
+    parser.add_subclass_arguments(VideoReward, "network")
+    return parser.instantiate_classes(parser.parse_object({"network": network})).network
