@@ -1,4 +1,4 @@
-"""What a set holds, as a table."""
+"""Summary of a set, as `videoalign shards info` prints it."""
 
 import math
 from collections import Counter
@@ -9,7 +9,11 @@ from .shards import ShardSet
 
 
 def info(folder: str) -> str:
-    """Kind, counts, sizes, label shares and sources of a set."""
+    """Kind, counts, sizes, label shares and sources of a set, as text.
+
+    Args:
+        folder: Folder of the set.
+    """
     shards = ShardSet(folder)
     index = shards.index
     size = sum(shard.bytes for shard in index.shards)
@@ -27,11 +31,10 @@ def info(folder: str) -> str:
     for record in records:
         ends = "AB" if isinstance(record.get("sources"), dict) else [None]
         for end in ends:
-            source, count = (
-                (record.get("source"), record.get("num_frames"))
-                if end is None
-                else (record["sources"].get(end), record.get("num_frames", {}).get(end))
-            )
+            if end is None:
+                source, count = record.get("source"), record.get("num_frames")
+            else:
+                source, count = record["sources"].get(end), record.get("num_frames", {}).get(end)
             sources[source or "unknown"] += 1
             frames.append(count or math.nan)
     lines.append(f"{len(prompts)} prompts; {min(frames):.0f} to {max(frames):.0f} frames a video")
