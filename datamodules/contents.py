@@ -239,8 +239,8 @@ def walk(path: Path, members: Iterable[str], checksums: bool = True) -> pa.Table
         raise ShardError(f"{path.name} cannot be read past sample {len(rows)} ({_short(error)})") from None
     members = sorted(members)
     for key, row in rows.items():
-        if (found := sorted(row.keys() - {"record"})) != members:
-            raise ShardError(f"{path.name}, key {key!r}: has members {found}, needs {members}")
+        if (have := sorted(row.keys() - {"record"})) != members:
+            raise ShardError(f"{path.name}, key {key!r}: has members {have}, needs {members}")
     columns: dict[str, pa.Array] = {"key": pa.array(list(rows), pa.string())}
     for e in members:
         for place, part in enumerate(("start", "size", "crc32c")):

@@ -149,10 +149,10 @@ class EncodeList(L.LightningDataModule):
             raise ShardError(f"{self.data} holds {held}; pairs or videos with mp4 files are encoded")
         self.kind = shards.index.kind
         self.contents = list(shards.contents())
-        made = {**generator.identity(), "of": self.kind, **asdict(self.clip), "precision": self.precision}
+        latents = {**generator.identity(), "of": self.kind, **asdict(self.clip), "precision": self.precision}
         described = require(module, DescribesSamples, who).making()
-        making = {"data": sha256(shards.path / "index.json"), "latents": made, **described}
-        self.parts = Parts(self.out, Index("latents", media="safetensors", latents=made), making, len(self.contents))
+        making = {"data": sha256(shards.path / "index.json"), "latents": latents, **described}
+        self.parts = Parts(self.out, Index("latents", media="safetensors", latents=latents), making, len(self.contents))
 
     @property
     def allowed_drops(self) -> int:

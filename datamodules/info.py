@@ -17,9 +17,9 @@ def info(folder: str) -> str:
     shards = ShardSet(folder)
     index = shards.index
     size = sum(shard.bytes for shard in index.shards)
-    made = index.latents or index.frames or {}
+    settings = index.latents or index.frames or {}
     media = {"mp4": "mp4 files"}.get(index.media, "tensors" if index.kind == "latents" else "decoded frames")
-    media += f" ({', '.join(f'{k} {v}' for k, v in made.items())})" if made else ""
+    media += f" ({', '.join(f'{k} {v}' for k, v in settings.items())})" if settings else ""
     lines = [f"{shards.path}: {index.samples} {index.kind} as {media}, {len(index.shards)} shards, {size / 1e6:.1f} MB"]
     records, prompts, frames = [], set(), []
     for content in shards.contents():

@@ -263,26 +263,26 @@ class LatentPairs(L.LightningDataModule):
 
     def _open(self, path: str, identity: dict[str, str]) -> "_Opened":
         shards = ShardSet(path, "latents")
-        made = shards.index.latents or {}
-        if different := {k: (made.get(k), v) for k, v in identity.items() if made.get(k) != v}:
+        stored = shards.index.latents or {}
+        if different := {k: (stored.get(k), v) for k, v in identity.items() if stored.get(k) != v}:
             differences = ", ".join(f"{k}: {str(a)[:16]}, here {b[:16]}" for k, (a, b) in different.items())
             raise VideoAlignError(
                 f"{path} holds latents of another generator ({differences}); "
                 "encode the videos with this one's autoencoder"
             )
-        of = made.get("of")
+        of = stored.get("of")
         if of not in OF:
             raise VideoAlignError(f"{path}: index.json does not say whether its latents are of pairs or of videos")
         judged: dict[str, Judged] = {}
         left_out = {"tied or closer": 0, "without a label that is asked for": 0}
         kept: list[int] = []
         for number, content in enumerate(contents := shards.contents()):
-            found = judge(content.record, of, self.weights, content.name)
-            if of == "videos" or self.min_margin is None or found.margin > self.min_margin:
-                judged[content.key] = found
+            one = judge(content.record, of, self.weights, content.name)
+            if of == "videos" or self.min_margin is None or one.margin > self.min_margin:
+                judged[content.key] = one
                 kept.append(number)
             else:
-                left_out["without a label that is asked for" if math.isnan(found.margin) else "tied or closer"] += 1
+                left_out["without a label that is asked for" if math.isnan(one.margin) else "tied or closer"] += 1
         if any(left_out.values()):
             counts = ", ".join(f"{n} {why}" for why, n in left_out.items() if n)
             rank_zero_info(f"{path}: {len(judged)} pairs are used, {counts} left out")

@@ -88,10 +88,10 @@ class ReferenceDraws(L.LightningDataModule):
         self._hold.take(self.out)
         check_free(self.out, RECORD)
         shards = ShardSet(self.data, "latents")
-        identity, made = generator.identity(), shards.index.latents or {}
-        if any(made.get(k) != v for k, v in identity.items()):
+        identity, stored = generator.identity(), shards.index.latents or {}
+        if any(stored.get(k) != v for k, v in identity.items()):
             raise VideoAlignError(f"{self.data} holds latents of another generator")
-        self.sides, self.contents = OF[made["of"]], list(shards.contents())
+        self.sides, self.contents = OF[stored["of"]], list(shards.contents())
         self.made = {"data": sha256(shards.path / "index.json")}
         self.items = [(number, k) for k in range(self.draws) for number in range(len(self.contents))]
 

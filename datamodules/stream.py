@@ -167,7 +167,7 @@ def in_turn(count: int, size: int) -> list[list[int]]:
 def own_share(batches: Sequence[list[int]], trainer: Any, done: Container[int] = ()) -> list[list[int]]:
     """This rank's batches of a predict run, without the samples that are done already.
 
-    Batches are dealt out before finished samples leave them, so that no rank depends on what another one has finished.
+    Batches are dealt out before finished samples leave them, so that no rank depends on the progress of another one.
     A rank without work gets one empty batch, because Lightning skips a run without batches, and its callbacks with it.
 
     Args:

@@ -61,14 +61,14 @@ def videos_of(shards: ShardSet, processor: RewardProcessor) -> dict[str, Listed]
         ShardError: If a shard is damaged, or holds frames that were decoded for another model.
     """
     FrameReader(shards, processor.sampling, processor.factor)
-    media, found = shards.index.media, {}
+    media, videos = shards.index.media, {}
     for content in shards.contents():
         prompt = prompt_of(content.record, content.name)
         for side in SIDES[shards.index.kind]:
             name, extension = f"{content.key}.{side}".rstrip("."), f"{side}.{media}".lstrip(".")
             length = _length(content.record, processor) or content.spans[extension].size
-            found[name] = Listed(name, prompt, str(content.path), (content, extension), media != "mp4", length)
-    return found
+            videos[name] = Listed(name, prompt, str(content.path), (content, extension), media != "mp4", length)
+    return videos
 
 
 def _length(record: dict, processor: RewardProcessor) -> float | None:
