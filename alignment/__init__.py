@@ -1,4 +1,4 @@
-"""LightningModules: training of the reward model, and one file per alignment algorithm."""
+"""LightningModules: training of the reward models, and one file per alignment algorithm."""
 
 from ..models.flow_losses import ConstantBeta, QuadraticBeta
 from .cache_reference import CacheReference

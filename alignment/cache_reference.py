@@ -1,19 +1,26 @@
-"""Reference errors, computed once: a predict run whose result trains Flow-DPO without a second forward."""
+"""Reference errors, computed once by a predict run; with them Flow-DPO trains without the reference's forward."""
 
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from ..datamodules.contracts import SavesReference, require
 from ..models.flow import TimeLaw
 from .flow_sft import FlowSFT
 
 
 class CacheReference(FlowSFT):
-    """Errors of a generator as it is, at fixed draws; see :mod:`~videoalign.datamodules.reference_errors` and experiments/reference.
+    """Computes the velocity errors of an untrained generator at fixed draws of noise and time.
+
+    Run it by `videoalign predict` with :class:`~videoalign.datamodules.reference_errors.ReferenceDraws`; see
+    experiments/reference. All arguments must be those of the training that will read the errors.
 
     Args:
-        generator, times, dtype, fps: as the training will have them.
+        generator: Folder or hub id of a Wan or LTX pipeline.
+        times: Distribution of the training times.
+        dtype: Dtype of the frozen weights.
+        fps: Frame rate of the videos, where the family asks for it (LTX).
     """
 
     def __init__(
@@ -26,12 +33,21 @@ class CacheReference(FlowSFT):
         super().__init__(generator, times=times, dtype=dtype, fps=fps)
         self._errors: list[tuple[Tensor, Tensor]] = []
 
+    def setup(self, stage: str) -> None:
+        """Refuse a DataModule that cannot write the cache."""
+        super().setup(stage)
+        if stage == "predict":
+            self._draws()
+
+    def _draws(self) -> SavesReference:
+        return require(self.trainer.datamodule, SavesReference, type(self).__name__)
+
     def on_predict_start(self) -> None:
-        """Forget an earlier run."""
+        """Forget the errors of an earlier run."""
         self._errors = []
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """(S, N) errors of a batch of draws, kept for the end: a few bytes each."""
+        """Compute the errors (S, N) of a batch of draws; a few bytes each, they stay in memory until the end."""
         if not batch["items"]:
             return
         with self.as_reference() as net:
@@ -39,17 +55,12 @@ class CacheReference(FlowSFT):
         self._errors.append((torch.tensor(batch["items"]), errors.T.cpu()))
 
     def on_predict_end(self) -> None:
-        """Gather and write. Collective."""
-        items, errors = (
-            (torch.cat(column) for column in zip(*self._errors))
-            if self._errors
-            else (torch.empty(0, 2), torch.empty(0, 2))
-        )
-        gathered: list[Any] = [None] * self.trainer.world_size
+        """Gather the errors of all ranks and write the cache. Collective."""
+        rows = [row for items, errors in self._errors for row in zip(items.tolist(), errors.tolist())]
+        gathered: list[Any] = [rows]
         if self.trainer.world_size > 1:
-            torch.distributed.all_gather_object(gathered, (items.tolist(), errors.tolist()))
-        else:
-            gathered = [(items.tolist(), errors.tolist())]
+            gathered = [None] * self.trainer.world_size
+            torch.distributed.all_gather_object(gathered, rows)
         if self.trainer.is_global_zero:
-            table = {tuple(map(int, item)): row for part in gathered for item, row in zip(*part)}
-            self.trainer.datamodule.save(table, self.reference_made())
+            table = {tuple(map(int, item)): errors for part in gathered for item, errors in part}
+            self._draws().save(table, self.reference_made())

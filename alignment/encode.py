@@ -1,4 +1,4 @@
-"""Encode once: a predict run that writes videos and prompts as latents and embeddings."""
+"""Encoding of videos and prompts, once: a predict run that writes latents and prompt embeddings."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -8,6 +8,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from ..datamodules.contracts import EncodesVideos, require
 from ..datamodules.latent_files import NULL, OF
 from ..models.fingerprint import fingerprint
 from ..models.finite import by_name, require_finite
@@ -15,7 +16,7 @@ from ..models.generator_folder import load_generator
 
 
 class EncodeLatents(L.LightningModule):
-    """Autoencoder and text encoder of a generator; after this, training needs neither.
+    """Encodes videos and prompts with a generator's autoencoder and text encoder; training then needs neither.
 
     Run it by `videoalign predict` with :class:`~videoalign.datamodules.encode_list.EncodeList` and the callback
     :class:`~videoalign.callbacks.WriteParts`; see experiments/encode.
@@ -24,7 +25,7 @@ class EncodeLatents(L.LightningModule):
         generator: Folder or hub id of a pipeline.
         dtype: Dtype of the text encoder.
         truncate: Cut prompts that are too long; otherwise they are refused.
-        negative: Prompt that guidance steers away from; the empty prompt if not given.
+        negative: Negative prompt of classifier-free guidance; the empty prompt if not given.
         parts: Parts of the pipeline to load.
     """
 
@@ -42,8 +43,16 @@ class EncodeLatents(L.LightningModule):
         self.truncate, self.negative = truncate, negative
         self._embedded: dict[str, Tensor] = {}
 
+    def setup(self, stage: str) -> None:
+        """Refuse a DataModule that gives no videos to encode."""
+        if stage == "predict":
+            self._set()
+
+    def _set(self) -> EncodesVideos:
+        return require(self.trainer.datamodule, EncodesVideos, type(self).__name__)
+
     def making(self) -> dict[str, Any]:
-        """What embeddings depend on."""
+        """Settings that the embeddings depend on, as plain values."""
         return {
             "text_encoder": fingerprint(self.generator.require("text_encoder")),
             "truncate": self.truncate,
@@ -51,37 +60,37 @@ class EncodeLatents(L.LightningModule):
         }
 
     def embed(self, prompts: Sequence[str]) -> list[Tensor]:
-        """Embeddings (L, E) on the CPU; the last few hundred prompts are remembered, pairs often share one."""
+        """Embeddings (L, E) of prompts, on the CPU; a few hundred are cached, because pairs often share a prompt."""
         if new := [p for p in dict.fromkeys(prompts) if p not in self._embedded]:
             if len(self._embedded) > 256:
                 self._embedded.clear()
                 new = list(dict.fromkeys(prompts))
-            found = self.generator.encode_prompts(new, self.truncate)
-            self._embedded |= {p: e.cpu() for p, e in zip(new, found)}
+            embeddings = self.generator.encode_prompts(new, self.truncate)
+            self._embedded |= {p: e.cpu() for p, e in zip(new, embeddings)}
         return [self._embedded[p] for p in prompts]
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> list[tuple[str, dict[str, bytes], dict]]:
-        """Samples of a latents set."""
+        """Encode a batch.
+
+        Returns:
+            Key, members and record of each sample of a *latents* set.
+        """
         if "videos" not in batch:
             return []
-        datamodule = self.trainer.datamodule
-        kind = getattr(torch, datamodule.precision)
+        kind, precision = self._set().kind, self._set().precision
         videos = batch["videos"]  # (N, S, T, 3, H, W)
-        latents = self.generator.encode_video(videos.flatten(0, 1)).unflatten(0, videos.shape[:2]).to(kind).cpu()
-        require_finite(
-            f"the latents of videos in {datamodule.precision}",
-            by_name(batch["keys"], latents),
-            "look at the autoencoder's weights, or choose data.precision: float32",
-        )
+        latents = self.generator.encode_video(videos.flatten(0, 1)).unflatten(0, videos.shape[:2])
+        latents = latents.to(getattr(torch, precision)).cpu()
+        remedy = "look at the autoencoder's weights, or choose data.precision: float32"
+        require_finite(f"the latents of videos in {precision}", by_name(batch["keys"], latents), remedy)
         samples = []
         for key, sides, prompt, record in zip(batch["keys"], latents, self.embed(batch["prompts"]), batch["records"]):
-            tensors = dict(zip(OF[datamodule.kind], (side.contiguous() for side in sides))) | {
-                "prompt": prompt.contiguous()
-            }
+            tensors = dict(zip(OF[kind], (side.contiguous() for side in sides)))
+            tensors["prompt"] = prompt.contiguous()
             samples.append((key, {"safetensors": safetensors.torch.save(tensors)}, record))
         return samples
 
     def extra_files(self) -> dict[str, bytes]:
-        """The embedding of no prompt."""
+        """The file that holds the embedding of the negative prompt."""
         (null,) = self.embed([self.negative])
         return {NULL: safetensors.torch.save({"prompt": null.contiguous()})}

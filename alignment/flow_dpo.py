@@ -14,14 +14,15 @@ class FlowDPO(FlowSFT):
     .. math::
         L = -E \ln\sigma\Big(-\tfrac{\beta_t}{2}\big[(e_w - e^\text{ref}_w) - (e_l - e^\text{ref}_l)\big]\Big)
 
-    with e the *mean* squared error of the velocity, in fp32, and the same t and noise for both videos of a pair. At step 0
-    policy and reference are equal, so that the loss is ln 2 and every margin 0.
+    with e the *mean* squared error of the velocity, in fp32, and the same t and noise for both videos of a pair. At
+    step 0 policy and reference are equal, so that the loss is ln 2 and every margin 0.
 
-    Logged besides: ``rewards/{chosen,rejected,margins,accuracies}``, implicit rewards in units of beta (TRL's names); equal
-    ones count half.
+    Further metrics: ``rewards/{chosen,rejected,margins,accuracies}``, implicit rewards in units of beta under TRL's
+    names; equal rewards count as half an accurate pair.
 
     Args:
-        beta: schedule over time; constant 500 if not given, the paper's. kwargs: see :class:`FlowSFT`.
+        beta: Schedule of beta over time; if not given, the paper's constant 500.
+        **kwargs: Arguments of :class:`FlowSFT`.
     """
 
     needs_reference = True
@@ -32,13 +33,13 @@ class FlowDPO(FlowSFT):
         self.beta = beta or ConstantBeta(500.0)
 
     def losses(self, rewards: Tensor) -> Tensor:
-        """(N,) losses of implicit rewards (2, N)."""
+        """Losses (N,) of implicit rewards (2, N)."""
         return dpo_losses(rewards)
 
     def loss(
         self, batch: dict[str, Any], errors: Tensor, reference: Tensor, t: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """See :class:`FlowSFT`."""
+        """Losses (N,) of a batch, and implicit rewards to log; arguments as in :meth:`.FlowSFT.loss`."""
         rewards = implicit_rewards(errors, reference, self.beta(t))
         margins = rewards[0] - rewards[1]
         return self.losses(rewards), {

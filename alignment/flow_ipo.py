@@ -12,10 +12,11 @@ from .flow_dpo import FlowDPO
 class FlowIPO(FlowDPO):
     r"""Flow-IPO, :math:`L = E\,(r_w - r_l - m)^2` with the implicit rewards r of :class:`FlowDPO`.
 
-    Pairs that are told apart already are not pushed further, which DPO does as long as it trains.
+    The loss is least at margin m and pulls larger margins back, while DPO widens them as long as it trains.
 
     Args:
-        margin: m, the margin of implicit rewards to reach. kwargs: see :class:`FlowDPO`.
+        margin: Target m of the margin of implicit rewards.
+        **kwargs: Arguments of :class:`FlowDPO`.
     """
 
     def __init__(self, margin: float = 1.0, **kwargs: Any) -> None:
@@ -25,5 +26,5 @@ class FlowIPO(FlowDPO):
         self.margin = margin
 
     def losses(self, rewards: Tensor) -> Tensor:
-        """(N,) losses of implicit rewards (2, N)."""
+        """Losses (N,) of implicit rewards (2, N)."""
         return ipo_losses(rewards, self.margin)

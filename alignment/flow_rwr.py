@@ -6,24 +6,30 @@ import torch
 from torch import Tensor
 
 from .. import VideoAlignError
+from ..datamodules.contracts import HasPromptScores, require
 from ..models.flow_losses import RewardWeights
 from .flow_sft import FlowSFT
 
 LEAST = 4
-"""Samples of a prompt from which its own mean and deviation mean something: of two, z-scores are always -1 and 1."""
+"""Least number of a prompt's samples for statistics of its own: z-scores of two samples are always -1 and 1."""
 
 
 class FlowRWR(FlowSFT):
-    r"""Flow-RWR, :math:`L = E\,[\exp(r(x_0, y) / \tau)\,\|v_\theta(x_t, t, y) - v\|^2]` over all videos, preferred or not.
+    r"""Flow-RWR on all videos, preferred or not:
 
-    Weights are scaled to mean 1 over the training set, so that the learning rate means what it does in SFT: with equal
-    rewards it *is* SFT on all videos (of pairs, those whose rewards differ: see ``data.min_margin``). The paper gives exp(r) alone, without temperature, normalisation or clipping.
+    .. math::
+        L = E\,[\exp(r(x_0, y) / \tau)\,\|v_\theta(x_t, t, y) - v\|^2]
 
-    Logged besides: ``weights/{mean,max}`` and ``weights/effective_sample_size``, the share of a step's videos that
-    counts (Kish, 1965): 1 where all weights are equal.
+    Weights are scaled to mean 1 over the training set, so that a learning rate of SFT keeps its effect: with equal
+    rewards Flow-RWR *is* SFT on all videos (of pairs, those whose rewards differ: see ``data.min_margin``). The paper
+    gives exp(r) alone, without temperature, normalisation or clipping.
+
+    Further metrics: ``weights/{mean,max}`` and ``weights/effective_sample_size``, Kish's (1965) effective share of a
+    step's videos: 1 where all weights are equal.
 
     Args:
-        rewards: how weights are made. kwargs: see :class:`FlowSFT`.
+        rewards: Temperature, normalisation and clipping of the weights.
+        **kwargs: Arguments of :class:`FlowSFT`.
     """
 
     sides = None
@@ -33,15 +39,17 @@ class FlowRWR(FlowSFT):
         self.rewards = rewards
 
     def setup(self, stage: str) -> None:
-        """Look at the rewards of the whole training set: means and deviations of each prompt, and the mean weight."""
+        """Compute each prompt's mean and standard deviation of rewards, and the mean weight of the training set."""
+        super().setup(stage)
         if stage != "fit":
             return
-        of_prompt = self.trainer.datamodule.prompt_scores()
+        data = require(self.trainer.datamodule, HasPromptScores, type(self).__name__)
+        of_prompt = data.prompt_scores()
         everything = torch.cat(list(of_prompt.values()))
-        if everything.isnan().any() or not self.trainer.datamodule.has_rewards():
+        if everything.isnan().any() or not data.has_rewards():
             raise VideoAlignError(
-                "Flow-RWR weighs videos by their rewards, and the latents hold none (or not in every dimension that data.weights names): "
-                "`videoalign shards pairs-from-rewards` writes them"
+                "Flow-RWR weighs videos by their rewards, and the latents hold none (or not in every dimension that "
+                "data.weights names): `videoalign shards pairs-from-rewards` writes them"
             )
         self.moments = {
             prompt: _moments(scores if len(scores) >= LEAST else everything) for prompt, scores in of_prompt.items()
@@ -58,7 +66,7 @@ class FlowRWR(FlowSFT):
         return (scores - mean) / std
 
     def weights(self, batch: dict[str, Any]) -> Tensor:
-        """(S, N) weights of a batch, of mean 1 over the training set."""
+        """Weights (S, N) of a batch; their mean over the training set is 1."""
         scores = batch["scores"]  # (S, N)
         columns = [self._normalised(prompt, column) for prompt, column in zip(batch["texts"], scores.unbind(1))]
         return self.rewards.raw(torch.stack(columns, 1)) / self.mean_weight
@@ -66,8 +74,8 @@ class FlowRWR(FlowSFT):
     def loss(
         self, batch: dict[str, Any], errors: Tensor, reference: Tensor | None, t: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """See :class:`FlowSFT`."""
-        if not self.trainer.training:  # held-out prompts have no moments: the plain error of all videos
+        """Losses (N,) of a batch, and weights to log; arguments as in :meth:`.FlowSFT.loss`."""
+        if not self.trainer.training:  # held-out prompts have no statistics: take the plain error of all videos
             return errors.mean(0), {}
         weights = self.weights(batch)
         return (weights * errors).mean(0), {
@@ -77,13 +85,13 @@ class FlowRWR(FlowSFT):
         }
 
     def derived(self, means: dict[str, float]) -> dict[str, float]:
-        """The effective sample size in the place of the mean of squared weights."""
+        """Replace the mean of squared weights by the effective sample size."""
         if "weights/square" in means:
             means["weights/effective_sample_size"] = means["weights/mean"] ** 2 / means.pop("weights/square")
         return means
 
 
 def _moments(scores: Tensor) -> tuple[float, float]:
-    """Mean and deviation; 1 where all scores are equal."""
+    """Mean and standard deviation; the deviation is 1 where all scores are equal."""
     std = float(scores.std(correction=0))
     return float(scores.mean()), std if std > 1e-6 else 1.0

@@ -1,8 +1,8 @@
-"""Supervised fine-tuning of a flow-matching generator, and what every alignment algorithm shares (VideoAlign, section 4)."""
+"""Supervised fine-tuning of a flow-matching generator, the base of all alignment algorithms (VideoAlign, section 4)."""
 
 import contextlib
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from .. import VideoAlignError
+from ..datamodules.contracts import HasNullPrompt, require
 from ..models.fingerprint import fingerprint
 from ..models.flow import TimeLaw, draw, draw_seed, interpolate, squared_error
 from ..models.generator_folder import load_generator
@@ -21,33 +22,39 @@ from ..models.precision import train_in_float32
 from .training import Decay, Training
 
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
-"""Query, key, value and output of every attention: what the paper adapts (Table 10)."""
+"""Query, key, value and output of every attention, which the paper adapts (Table 10)."""
 
 
 class FlowSFT(Training):
-    r"""Flow matching on the preferred videos, :math:`E\,\|v_\theta(x_t, t, y) - v\|^2`; the base of the other algorithms.
+    r"""Flow matching on the preferred videos, :math:`E\,\|v_\theta(x_t, t, y) - v\|^2`; base of the other algorithms.
 
-    An algorithm overrides :meth:`loss`, and says by :attr:`needs_reference` whether it asks for the reference's errors.
-    It owns nothing else: policy and reference, adapters, noise and times, precision, logging and checkpoints are here.
+    An algorithm overrides :meth:`loss`, and sets :attr:`needs_reference` if its loss needs the reference's errors. All
+    else is here: policy and reference, LoRA adapters, noise and times, precision, logging and checkpoints.
 
-    Logged: ``train/loss``, ``train/error/*``, and what the algorithm adds; at validation the same under ``val/``, at fixed
-    noise and times.
+    Metrics: ``train/loss``, ``train/error/*`` and those of the algorithm; at validation the same under ``val/``, at
+    fixed noise and times.
 
     Args:
-        generator: folder or hub id of a Wan or LTX pipeline.
-        lora: adapters of the transformer; null trains all of it (and keeps a frozen copy where a reference is needed).
-        times: what training times are drawn from. dtype: of the frozen weights; adapters are fp32.
-        fps: frame rate of the videos, where the family asks for it (LTX).
-        optimizer: of what trains. warmup: share of the steps in which the learning rate rises. decay: afterwards.
-        gradient_checkpointing: recompute activations in the backward pass. compile: the transformer's blocks.
-        parts: of the pipeline that are loaded; the text encoder is not needed once prompts are encoded.
-        null_share: how often the empty prompt takes a prompt's place: so that a generator that is trained from scratch can be
-            sampled with classifier-free guidance. Fine-tuning leaves it at 0.
+        generator: Folder or hub id of a Wan or LTX pipeline.
+        lora: LoRA adapters of the transformer; null trains all of its weights (and keeps a frozen copy where a
+            reference is needed).
+        times: Distribution of the training times.
+        dtype: Dtype of the frozen weights; adapters are fp32.
+        fps: Frame rate of the videos, where the family asks for it (LTX).
+        optimizer: Optimizer of the parameters that train.
+        warmup: Share of the steps in which the learning rate rises, in [0, 1).
+        decay: Course of the learning rate after warm-up.
+        gradient_checkpointing: Recompute activations in the backward pass.
+        compile: Compile the transformer's blocks.
+        parts: Parts of the pipeline to load; the text encoder is not needed once prompts are encoded.
+        null_share: Share of the samples whose prompt is replaced by the empty prompt, so that a generator that is
+            trained from scratch can be sampled with classifier-free guidance. Fine-tuning leaves it at 0.
     """
 
     needs_reference = False
+    """Whether :meth:`loss` gets the reference's errors."""
     sides: tuple[int, ...] | None = (0,)
-    """Which sides of a pair it looks at, the preferred one being 0; None for all that there are."""
+    """Sides of a pair that the loss reads, the preferred one being 0; None for all of them."""
 
     def __init__(
         self,
@@ -79,21 +86,17 @@ class FlowSFT(Training):
         if lora is None:
             if self.policy.dtype != torch.float32:
                 raise VideoAlignError(
-                    "model.lora: null trains the weights themselves, which in bfloat16 loses small steps; set model.dtype: float32"
+                    "model.lora: null trains the weights themselves, which in bfloat16 loses small steps; "
+                    "set model.dtype: float32"
                 )
-            # a plain attribute's copy: it is not trained, and no checkpoint holds it
+            # frozen, so that no checkpoint holds the copy
             self.reference = copy.deepcopy(self.policy).requires_grad_(False) if self.needs_reference else None
             self.policy.requires_grad_(True)
         else:
             self.reference = None
-            self.policy.add_adapter(
-                LoraConfig(
-                    r=lora.rank,
-                    lora_alpha=lora.alpha,
-                    lora_dropout=lora.dropout,
-                    target_modules=linear_names(self.policy, lora.targets),
-                )
-            )
+            names = linear_names(self.policy, lora.targets)
+            config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=names)
+            self.policy.add_adapter(config)
             train_in_float32(self.policy)
         self.policy.train()
         if compile:
@@ -101,8 +104,16 @@ class FlowSFT(Training):
 
     @property
     def policy(self) -> nn.Module:
-        """The transformer that is trained: the generator's own."""
+        """The transformer that trains, which is the generator's own."""
         return self.generator.transformer
+
+    def setup(self, stage: str) -> None:
+        """Refuse a DataModule without the empty prompt's embedding where :attr:`null_share` needs it."""
+        if stage == "fit" and self.null_share:
+            self._null()
+
+    def _null(self) -> Tensor:
+        return require(self.trainer.datamodule, HasNullPrompt, f"{type(self).__name__} with model.null_share").null
 
     def configure_model(self) -> None:
         """Shard the transformer under ModelParallelStrategy; the autoencoder stays whole."""
@@ -115,8 +126,8 @@ class FlowSFT(Training):
     # --- errors -----------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def as_reference(self):
-        """The reference's transformer for the time of the block, without gradients."""
+    def as_reference(self) -> Iterator[nn.Module]:
+        """The reference's transformer for the time of a ``with`` block, without gradients."""
         with torch.no_grad():
             if self.reference is not None:
                 yield self.reference
@@ -130,10 +141,13 @@ class FlowSFT(Training):
         """Velocity errors; both sides of a pair share noise and time, and go through the network in one forward.
 
         Args:
-            latents: (S, N, C, F, H, W). seeds: (N,) of noise and times. prompts: N of (L, E). net: the policy if not given.
+            latents: Normalised latents (S, N, C, F, H, W).
+            seeds: Seeds (N,) of noise and times.
+            prompts: Embeddings (L, E) of the N prompts.
+            net: Transformer whose errors are computed; the policy if not given.
 
         Returns:
-            (S, N) errors in fp32, and (N,) times.
+            Errors (S, N) in fp32, and times (N,).
         """
         uniform, noise = draw(seeds, latents.shape[2:], latents.device)
         t = self.times(uniform)
@@ -144,7 +158,7 @@ class FlowSFT(Training):
         return squared_error(velocity, x0, x1).unflatten(0, (sides, -1)), t
 
     def reference_errors(self, batch: dict[str, Any], latents: Tensor) -> Tensor:
-        """(S, N) errors of the reference: as cached, or computed now."""
+        """Errors (S, N) of the reference, from the cache or computed now."""
         cached = self._sides(batch["reference"])
         if not cached.isnan().any():
             return cached
@@ -152,7 +166,7 @@ class FlowSFT(Training):
             return self.errors(latents, batch["seeds"], batch["prompts"], net)[0]
 
     def reference_made(self) -> dict[str, Any]:
-        """What errors of the reference depend on besides the latents."""
+        """Settings that the reference's errors depend on besides the latents, as plain values."""
         base = {name: p for name, p in self.policy.named_parameters() if ".lora_" not in name}
         return {
             "transformer": fingerprint(base),
@@ -164,15 +178,14 @@ class FlowSFT(Training):
         }
 
     def _some_without(self, prompts: Sequence[Tensor], seeds: Tensor) -> Sequence[Tensor]:
-        """Prompts' embeddings, a share of them the empty prompt's; which ones, their samples' seeds say."""
+        """Embeddings of prompts, a share of them replaced by the empty prompt's as the samples' seeds decide."""
         if not self.null_share:
             return prompts
-        null = self.trainer.datamodule.null
-        seeds = seeds.tolist()
+        null, seeds = self._null(), seeds.tolist()
         return [null if draw_seed("null", s) % 1000 < 1000 * self.null_share else p for p, s in zip(prompts, seeds)]
 
     def _sides(self, values: Tensor) -> Tensor:
-        """Of values (sides, ...) those that the algorithm looks at."""
+        """The part of values (sides, ...) that belongs to the sides that the loss reads."""
         return values if self.sides is None else values[list(self.sides)]
 
     # --- steps ------------------------------------------------------------------------------------------------
@@ -180,15 +193,17 @@ class FlowSFT(Training):
     def loss(
         self, batch: dict[str, Any], errors: Tensor, reference: Tensor | None, t: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Losses of a batch, and what to log.
+        """Losses of a batch, and values to log.
 
         Args:
-            batch: of :class:`~videoalign.datamodules.latents.LatentPairs`. errors: (S, N) of the policy.
-            reference: (S, N), where :attr:`needs_reference`. t: (N,).
+            batch: Batch of :class:`~videoalign.datamodules.latents.LatentPairs`.
+            errors: Velocity errors (S, N) of the policy.
+            reference: Velocity errors (S, N) of the reference, if :attr:`needs_reference` is set.
+            t: Times (N,).
 
         Returns:
-            (N,) losses, and values by name, (N,) or (S, N): their means over the samples that count are logged, or
-            their largest under a name that ends in ``/max``.
+            Losses (N,), and values by name, (N,) or (S, N). Their means over the valid samples are logged, or their
+            maximum under a name that ends in ``/max``.
         """
         return errors[0], {}
 
@@ -207,10 +222,9 @@ class FlowSFT(Training):
         errors, t = self.errors(latents, batch["seeds"], prompts)
         losses, values = self.loss(batch, errors, reference, t)
         valid = batch["valid"]
-        # a sample weighs the same whether or not another one of its batch was dropped
-        loss = (
-            self.finite(torch.where(valid, losses, 0.0).sum() / len(valid), batch["keys"]) if stage == "train" else None
-        )
+        loss = None
+        if stage == "train":  # a sample has the same weight whether or not another one of its batch was dropped
+            loss = self.finite(torch.where(valid, losses, 0.0).sum() / len(valid), batch["keys"])
         values = {"loss": losses, "error/chosen": errors[0], **values}
         if len(errors) > 1:
             values["error/rejected"] = errors[1]
@@ -222,13 +236,13 @@ class FlowSFT(Training):
         return loss
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        """One batch."""
+        """Loss of a batch."""
         return self._step(batch, "train")
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> None:
-        """One batch of held-out samples."""
+        """Collect the metrics of a held-out batch."""
         self._step(batch, "val")
 
     def test_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> None:
-        """As validation."""
+        """Run the validation step on test data."""
         self._step(batch, "test")

@@ -21,7 +21,7 @@ from ..models.noisy_reward import NoisyReward
 from ..models.preference import DIMENSIONS
 
 VIEWED_AT = 0.1
-"""Time at which the noisy reward looks at finished latents: the first of those that it is validated at."""
+"""Time at which the noisy reward scores finished latents: the first of the times that it is validated at."""
 
 
 class Generate(L.LightningModule):
@@ -31,23 +31,24 @@ class Generate(L.LightningModule):
     guidance, which looks like an improvement without any preference (a model fine-tuned on unselected guided samples
     already "wins").
 
+    The records hold the seconds that the sampling of a video took (its share of a batch; on a CPU in seconds of one
+    core), and the noisy reward's own scores of it.
+
     Args:
         generator: Folder or hub id of a pipeline.
-        num_frames: Frames of a video.
-        height: Height of the videos, pixels.
-        width: Width of the videos, pixels.
+        num_frames: Number of frames of a video.
+        height: Height of the videos in pixels.
+        width: Width of the videos in pixels.
         fps: Frame rate of the videos.
         steps: Number of scheduler steps.
         cfg_scale: Classifier-free guidance scale; 1 turns it off.
         lora: Folder, file or hub id of LoRA adapters, in the names of diffusers, peft, ComfyUI, DiffSynth or kohya.
-        negative: Prompt that guidance steers away from.
+        negative: Negative prompt of classifier-free guidance.
         dtype: Dtype of the transformer.
         source: Name of the model in the records.
         crf: Quality of the mp4 files, from 0 (lossless) to 51.
         noisy_reward: Folder of a noisy reward that steers sampling (Flow-NRG).
-        guide: When and how strongly the reward steers.
-
-    The records hold the seconds that a video's sampling took (its share of a batch; on a CPU seconds of one core), and what the noisy reward thinks of it.
+        guide: Times and strength of the steering by the noisy reward.
     """
 
     def __init__(
@@ -84,23 +85,27 @@ class Generate(L.LightningModule):
         self.steps, self.cfg_scale, self.negative = steps, cfg_scale, negative
 
     def making(self) -> dict[str, Any]:
-        """What the videos depend on."""
+        """Settings that the videos depend on, as plain values."""
         return {**self.hparams, **({"guide": asdict(self.guide)} if self.noisy_reward else {})}
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> list[tuple[str, dict[str, bytes], dict]]:
-        """Samples of a videos set."""
+        """Sample the videos of a batch.
+
+        Returns:
+            Key, members and record of each sample of a *videos* set.
+        """
         if not batch["keys"]:
             return []
         generator, h = self.generator, self.hparams
         condition = generator.condition(generator.encode_prompts(batch["prompts"]))
         null = generator.condition(generator.encode_prompts([self.negative])) if self.cfg_scale > 1 else None
         _, noise = draw(torch.tensor(batch["seeds"]), torch.Size(self.shape), self.device)
-        # on a CPU of all cores that compute, whatever else the machine does meanwhile
+        # on a CPU the time of all cores that compute, whatever else the machine does meanwhile
         clock = time.monotonic if self.device.type == "cuda" else time.process_time
-        begun = clock()
-        with (
-            guided(generator.pipeline, self.noisy_reward, self.guide) if self.noisy_reward else contextlib.nullcontext()
-        ):
+        begun, steering = clock(), contextlib.nullcontext()
+        if self.noisy_reward:
+            steering = guided(generator.pipeline, self.noisy_reward, self.guide)
+        with steering:
             latents = generator.sample(condition, noise, self.steps, self.cfg_scale, null)
         if self.device.type == "cuda":
             torch.cuda.synchronize()
@@ -109,42 +114,27 @@ class Generate(L.LightningModule):
         views = self._views(latents, noise, condition, batch["keys"])
         samples = []
         for key, prompt, seed, video, view in zip(batch["keys"], batch["prompts"], batch["seeds"], videos.cpu(), views):
-            record = {
-                "prompt": prompt,
-                "source": h["source"],
-                "seed": seed,
-                "guidance": h["cfg_scale"],
-                "steps": h["steps"],
-                "fps": h["fps"],
-                "num_frames": h["num_frames"],
-                "height": h["height"],
-                "width": h["width"],
-            }
+            record = {"prompt": prompt, "source": h["source"], "seed": seed, "guidance": h["cfg_scale"]}
+            record |= {name: h[name] for name in ("steps", "fps", "num_frames", "height", "width")}
             if self.noisy_reward:
-                record |= {
-                    "guide": asdict(self.guide),
-                    "reward": h["noisy_reward"],
-                    "noisy_reward": dict(zip(DIMENSIONS, view)),
-                }
+                record |= {"guide": asdict(self.guide), "reward": h["noisy_reward"]}
+                record["noisy_reward"] = dict(zip(DIMENSIONS, view))
             record["seconds"] = round(seconds, 4)
             samples.append((key, {"mp4": encode(video.permute(0, 2, 3, 1).numpy(), h["fps"], h["crf"])}, record))
         return samples
 
     def _views(self, latents: Tensor, noise: Tensor, condition: Condition, keys: list[str]) -> list:
-        """What the noisy reward itself thinks of finished latents: rows of normalised rewards at t = :data:`VIEWED_AT`."""
+        """The noisy reward's own scores of finished latents: normalised rewards (N, D) at t = :data:`VIEWED_AT`."""
         if not self.noisy_reward:
             return [None] * len(latents)
         t = torch.full((len(latents),), VIEWED_AT, device=latents.device)
         with torch.no_grad():
             rewards = self.noisy_reward(interpolate(latents, noise, t), t, condition)
         rewards = self.noisy_reward.normalise(rewards)
-        require_finite(
-            "the noisy reward's view of sampled videos",
-            by_name(keys, rewards),
-            f"look at {self.hparams['noisy_reward']}",
-        )
+        remedy = f"look at {self.hparams['noisy_reward']}"
+        require_finite("the noisy reward's view of sampled videos", by_name(keys, rewards), remedy)
         return rewards.tolist()
 
     def extra_files(self) -> dict[str, bytes]:
-        """None."""
+        """A *videos* set needs no further files."""
         return {}

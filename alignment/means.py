@@ -1,6 +1,6 @@
-"""Means of what is logged, over every sample of a step or of an epoch: all ranks, all accumulated batches.
+"""Means of logged values over every sample of a step or an epoch: all ranks, all accumulated micro-batches.
 
-Lightning's ``sync_dist`` cuts the number of samples to a whole one before it divides it among the ranks (its issue
+Lightning's ``sync_dist`` truncates the number of samples to an integer before it divides it among the ranks (its issue
 21859), so that means of unequal counts come out too large; here sums and counts are gathered as they are.
 """
 
@@ -15,12 +15,12 @@ class Means:
         self._sums: dict[str, Tensor] = {}  # (2,): sum and count; or the largest value and count
 
     def add(self, name: str, values: Tensor, mask: Tensor | None = None) -> None:
-        """Take in values.
+        """Add values to a mean.
 
         Args:
-            name: what they are.
-            values: any shape.
-            mask: which of them count, broadcasting over their shape; all if not given.
+            name: Name of the mean.
+            values: Values of any shape.
+            mask: True for the values that enter the mean, broadcasting over their shape; all of them if not given.
         """
         values = values.detach().double()
         mask = torch.ones_like(values, dtype=torch.bool) if mask is None else mask.broadcast_to(values.shape)
@@ -34,12 +34,12 @@ class Means:
         self._sums[name] = row
 
     def compute(self) -> dict[str, float]:
-        """Means over all ranks; names for which nothing counts are left out. Collective: every rank must call it."""
-        found = {name: row.tolist() for name, row in self._sums.items()}
-        gathered = [found]
+        """Means over all ranks; names without a value are left out. Collective: every rank must call it."""
+        own = {name: row.tolist() for name, row in self._sums.items()}
+        gathered = [own]
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             gathered = [None] * torch.distributed.get_world_size()
-            torch.distributed.all_gather_object(gathered, found)
+            torch.distributed.all_gather_object(gathered, own)
         total: dict[str, Tensor] = {}
         for part in gathered:
             for name, row in part.items():
@@ -52,7 +52,7 @@ class Means:
         }
 
     def reset(self) -> None:
-        """Forget everything."""
+        """Drop all sums and counts."""
         self._sums = {}
 
 

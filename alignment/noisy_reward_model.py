@@ -3,10 +3,6 @@
 import math
 from typing import Any, Literal
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from matplotlib.figure import Figure
@@ -25,26 +21,34 @@ from ..models.video_reward import Statistics
 from .training import Decay, Training
 
 BINS = (0.1, 0.3, 0.5, 0.7, 0.9)
-"""Times at which held-out pairs are judged: the middles of equal parts of (0, 1)."""
+"""Times at which held-out pairs are scored: the middles of equal parts of (0, 1)."""
 
 
 class NoisyRewardModel(Training):
     r"""Trains a :class:`~videoalign.models.noisy_reward.NoisyReward` on pairs of latents, both noised to the same t.
 
-    That noising leaves a preference as it is, is the paper's assumption; close to t = 1 nothing is left to see. Losses are
+    The paper assumes that noising keeps a preference as it is; close to t = 1 nothing is left to see. The losses are
     those of :class:`.reward_model.RewardModel`, ``bt`` by default (Table 11).
 
-    Logged: ``train/loss``, ``val/loss``, ``val/accuracy/*`` over all times, ``val/accuracy_at_t/*`` per time (and as a curve
-    among the images), ``val/calibration/*`` (expected calibration error). Mean and deviation of the held-out rewards are kept.
+    Metrics: ``train/loss``, ``val/loss``, ``val/accuracy/*`` over all times, ``val/accuracy_at_t/*`` per time (and as a
+    curve among the images), ``val/calibration/*`` (expected calibration error). Mean and standard deviation of the
+    held-out rewards are stored for normalisation.
 
     Args:
-        generator: folder or hub id of a pipeline. shape: see :class:`~videoalign.models.noisy_reward.NoisyRewardShape`.
-        loss: ``bt`` or ``btt``. theta: tie parameter of ``btt``. times: what training times are drawn from.
-        shared_noise: the same noise for both videos of a pair (the paper), or one of its own for each.
-        clean: train on clean latents only; the paper's ablation, which fails as a guide.
-        lora: adapters on the copied blocks; null trains them in full (the paper). The head always trains.
-        gradient_checkpointing: recompute the blocks' activations in the backward pass.
-        optimizer, warmup, decay, fps: see :class:`.flow_sft.FlowSFT`.
+        generator: Folder or hub id of a pipeline.
+        shape: Architecture of the network; the defaults of :class:`~videoalign.models.noisy_reward.NoisyRewardShape`
+            if not given.
+        loss: Loss on pairs: ``bt``, or ``btt`` with ties.
+        theta: Tie parameter of ``btt``, above 1.
+        times: Distribution of the training times.
+        shared_noise: Use the same noise for both videos of a pair (the paper), or separate noise for each.
+        clean: Train on clean latents only; the paper's ablation, which fails as a guide.
+        lora: LoRA adapters on the copied blocks; null trains them in full (the paper). The head always trains.
+        optimizer: Optimizer of the parameters that train.
+        warmup: Share of the steps in which the learning rate rises, in [0, 1).
+        decay: Course of the learning rate after warm-up.
+        fps: Frame rate of the videos, where the family asks for it (LTX).
+        gradient_checkpointing: Recompute the blocks' activations in the backward pass.
     """
 
     def __init__(
@@ -68,7 +72,7 @@ class NoisyRewardModel(Training):
             preference.check_theta(theta)
         elif loss != "bt":
             raise VideoAlignError(f"model.loss {loss!r} is unknown; choose bt or btt")
-        # held apart from the modules: it is only asked how to call the copy
+        # not registered as a submodule: the generator only knows how to call the copied blocks
         object.__setattr__(self, "generator", load_generator(generator, parts=("transformer", "vae"), fps=fps))
         self.network = NoisyReward(self.generator, shape).train()
         if lora is not None:
@@ -80,14 +84,18 @@ class NoisyRewardModel(Training):
         self.calibration, self.moments = Calibration(outcomes=(0, 1, 2) if loss == "btt" else (0, 2)), RewardMoments()
 
     def rewards(self, batch: dict[str, Any], t: Tensor | None = None) -> Tensor:
-        """(2, N, D) of a batch of pairs, noised to times (N,), or to drawn ones."""
+        """Raw rewards (2, N, D) of a batch of pairs.
+
+        Args:
+            batch: Batch of :class:`~videoalign.datamodules.latents.LatentPairs`.
+            t: Times (N,) that the latents are noised to; drawn from :attr:`times` if not given.
+        """
         latents = batch["latents"]
         uniform, noise = draw(batch["seeds"], latents.shape[2:], latents.device)
         t = self.times(uniform) if t is None else t
         t = torch.zeros_like(t) if self.clean and self.training else t
-        noise = torch.stack(
-            [noise, noise if self.shared_noise else draw(batch["seeds"] ^ 1, latents.shape[2:], latents.device)[1]]
-        )
+        other = noise if self.shared_noise else draw(batch["seeds"] ^ 1, latents.shape[2:], latents.device)[1]
+        noise = torch.stack([noise, other])
         x = interpolate(latents.flatten(0, 1), noise.flatten(0, 1), t.repeat(2))
         condition = self.generator.condition([prompt.to(latents.device) for prompt in batch["prompts"]] * 2)
         return self.network(x, t.repeat(2), condition).unflatten(0, (2, -1))
@@ -104,7 +112,7 @@ class NoisyRewardModel(Training):
         return batch["labels"].masked_fill(~batch["valid"][:, None], torch.nan)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        """One batch of pairs."""
+        """Loss of a batch of pairs."""
         if "latents" not in batch:
             raise VideoAlignError(f"no sample of a batch could be used: {batch['dropped'][-1].reason}")
         losses = self._losses(self.rewards(batch), self._labels(batch))
@@ -112,7 +120,7 @@ class NoisyRewardModel(Training):
         return self.finite(losses.slot_mean(), batch["keys"])
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Held-out pairs at every time of :data:`BINS`."""
+        """Score a batch of held-out pairs at every time of :data:`BINS`."""
         if "latents" not in batch:
             return
         labels, valid = self._labels(batch), batch["valid"]
@@ -128,7 +136,7 @@ class NoisyRewardModel(Training):
                 self.held_out_means.add(f"accuracy_at_t/{time}/{name}", right[:, i], decided[:, i])
 
     def derived(self, means: dict[str, float]) -> dict[str, float]:
-        """The accuracy over all times besides that at each."""
+        """Add the mean accuracy over all times to the accuracies at each time."""
         for name in DIMENSIONS:
             at_times = [means[key] for time in BINS if (key := f"accuracy_at_t/{time}/{name}") in means]
             if at_times:
@@ -136,36 +144,41 @@ class NoisyRewardModel(Training):
         return means
 
     def on_validation_epoch_start(self) -> None:
-        """Forget the last round."""
+        """Reset the metrics."""
         super().on_validation_epoch_start()
         self.calibration.reset()
         self.moments.reset()
 
     def on_validation_epoch_end(self) -> None:
-        """Log what the held-out pairs say. Collective."""
+        """Log the metrics of the held-out pairs, and store the statistics of their rewards. Collective."""
         super().on_validation_epoch_end()
-        error, found = self.calibration.compute().error, self.held_out_means.compute()
+        error, means = self.calibration.compute().error, self.held_out_means.compute()
         for i, name in enumerate(DIMENSIONS):
             self.log(f"val/calibration/{name}", error[i].float())
         self.network.statistics = Statistics(*self.moments.compute().tolist())
         if writer := writer_of(self.trainer):
-            rows = [[found.get(f"accuracy_at_t/{time}/{name}", math.nan) for name in DIMENSIONS] for time in BINS]
+            rows = [[means.get(f"accuracy_at_t/{time}/{name}", math.nan) for name in DIMENSIONS] for time in BINS]
             writer.add_figure("val/accuracy_at_t", curve(torch.tensor(rows)), self.global_step)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep what trains and the statistics."""
+        """Keep the parameters that train, and the statistics of the rewards."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["reward_statistics"] = [self.network.statistics.mean, self.network.statistics.std]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the statistics."""
+        """Restore the statistics of the rewards."""
         super().on_load_checkpoint(checkpoint)
         self.network.statistics = Statistics(*checkpoint["reward_statistics"])
 
 
 def curve(table: Tensor) -> Figure:
-    """Accuracy (bins, D) over time."""
-    figure, axis = plt.subplots(figsize=(5, 3.2), layout="constrained")
+    """A chart of accuracy over time.
+
+    Args:
+        table: Accuracies (times, D) at the times of :data:`BINS`.
+    """
+    figure = Figure(figsize=(5, 3.2), layout="constrained")
+    axis = figure.subplots()
     for i, name in enumerate(DIMENSIONS):
         axis.plot(BINS, table[:, i], marker="o", label=name)
     axis.axhline(0.5, color="#b03030", linestyle="dashed", label="chance")

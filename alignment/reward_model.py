@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from .. import VideoAlignError
+from ..datamodules.contracts import NamesBenchmark, offers
 from ..models import preference
 from ..models.metrics import Calibration, PreferenceAccuracy, RewardMoments
 from ..models.parallelize import shard
@@ -16,28 +17,35 @@ from ..models.processor import RewardProcessor
 from ..models.video_reward import Statistics, VideoReward
 from .training import Decay, Training
 
+METRICS = {"accuracy": "without_ties", "accuracy_with_ties": "with_ties", "tie_floor": "floor", "margins": "margin"}
+"""Entries of a dimension's accuracies by the name under which they are logged."""
+
 
 class RewardModel(Training):
-    r"""Trains a :class:`~videoalign.models.VideoReward` on pairs with labels VQ, MQ and TA.
+    r"""Trains a :class:`~videoalign.models.VideoReward` on pairs with labels in VQ, MQ and TA.
 
-    Losses, of every label that counts (invalid and missing ones never do). What is minimised is their sum over the
-    places for labels (:meth:`~videoalign.models.preference.LabelLosses.slot_mean`), what is logged their mean:
+    Every label has a loss, except invalid and missing ones. The losses are summed, and divided by the number of places
+    for labels for the gradient (:meth:`~videoalign.models.preference.LabelLosses.slot_mean`) or by the number of labels
+    for the log:
 
     - ``btt``: Bradley-Terry with ties, the paper's choice; ties are evidence.
     - ``bt``: Bradley-Terry; ties are left out, or count as half a win for each side with ``ties: true``.
-    - ``reg``: regression on the videos' 1-5 scores.
+    - ``reg``: Regression on the videos' scores from 1 to 5.
 
-    Logged: ``train/loss``, ``train/accuracy/*``, ``train/rewards/margins/*``; at validation ``val/loss``,
+    Metrics: ``train/loss``, ``train/accuracy/*``, ``train/rewards/margins/*``; at validation ``val/loss``,
     ``val/accuracy/*``, ``val/accuracy_with_ties/*``, ``val/tie_floor/*``, ``val/margins/*``, ``val/tie_probability/*``,
-    ``val/calibration/*`` and ``val/num_pairs`` (``test/...`` under ``videoalign test``). Mean and standard deviation of the rewards on the validation set are
-    kept for normalisation; after the last step they are measured anew if validation was not.
+    ``val/calibration/*`` and ``val/num_pairs`` (``test/...`` under ``videoalign test``). Mean and standard deviation of
+    the rewards on the validation set are stored for normalisation. If no validation followed the last step, they are
+    measured once more when training ends.
 
     Args:
-        network: the reward model.
-        loss: ``btt``, ``bt`` or ``reg``. theta: tie parameter of ``btt``, above 1; 5 in the paper.
-        ties: whether ties train; by default they do under ``btt`` and do not under ``bt``.
-        optimizer: of the parameters that train. AdamW at 2e-6 in the paper.
-        warmup: share of the steps in which the learning rate rises. decay: what it does afterwards.
+        network: The reward model.
+        loss: Loss on pairs: ``btt``, ``bt`` or ``reg``.
+        theta: Tie parameter of ``btt``, above 1; 5 in the paper.
+        ties: Whether ties train; if not given, they do under ``btt`` and do not under ``bt``.
+        optimizer: Optimizer of the parameters that train; AdamW at 2e-6 in the paper.
+        warmup: Share of the steps in which the learning rate rises, in [0, 1).
+        decay: Course of the learning rate after warm-up.
     """
 
     def __init__(
@@ -63,7 +71,7 @@ class RewardModel(Training):
         # transformers hands models over in eval mode, where adapters' dropout and checkpointing are off
         self.network, self.loss = network.train(), loss
         self.ties = loss == "btt" if ties is None else ties
-        # bt is btt at theta 1, where a tie has no probability; a reward from regression is read as a bt logit.
+        # bt is btt at theta 1, where a tie has no probability; a reward of reg is read as a bt logit
         self.theta = theta if loss == "btt" else 1.0
         self.accuracy = PreferenceAccuracy(resamples=0)
         self.calibration = Calibration(outcomes=(0, 1, 2) if loss == "btt" else (0, 2))
@@ -72,19 +80,15 @@ class RewardModel(Training):
 
     @property
     def processor(self) -> RewardProcessor:
-        """Frames, tokens and template of the network, for the DataModule."""
+        """The network's processor, from which the DataModule takes frames, tokens and template."""
         return self.network.processor
 
     def configure_model(self) -> None:
-        """Shard under ModelParallelStrategy."""
+        """Shard the network under ModelParallelStrategy."""
         if self.device_mesh is not None and not isinstance(self.network.head.weight, DTensor):
             net = self.network
-            blocks = [
-                *net.backbone.visual.blocks,
-                *net.backbone.language_model.layers,
-                net.backbone.get_input_embeddings(),
-                net.head,
-            ]
+            blocks = [*net.backbone.visual.blocks, *net.backbone.language_model.layers]
+            blocks += [net.backbone.get_input_embeddings(), net.head]
             shard(net, blocks, self.device_mesh["data_parallel"])
 
     def forward(self, inputs: dict[str, Tensor]) -> Tensor:
@@ -92,12 +96,12 @@ class RewardModel(Training):
         return self.network(**inputs)
 
     def pair_losses(self, rewards: Tensor, labels: Tensor, scores: Tensor) -> preference.LabelLosses:
-        """The losses of one batch, each of a label or score.
+        """The losses of one batch, one for each label or score.
 
         Args:
-            rewards: (2, N, D) of A and B.
-            labels: (N, D), NaN where there is none.
-            scores: (2, N, D), NaN where there is none.
+            rewards: Raw rewards (2, N, D) of A and B.
+            labels: Labels (N, D), NaN where there is none.
+            scores: Scores (2, N, D) of A and B, NaN where there is none.
         """
         margins = rewards[0] - rewards[1]
         if self.loss == "btt":
@@ -107,19 +111,16 @@ class RewardModel(Training):
         return preference.reg_losses(rewards.flatten(0, 1), scores.flatten(0, 1))
 
     def _rewards(self, batch: dict[str, Any]) -> Tensor:
-        """(2, N, D): A and B in one forward."""
+        """Raw rewards (2, N, D) of A and B, computed in one forward."""
         return self(batch["inputs"]).unflatten(0, (2, -1))
 
     def _masked(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """Labels (N, 4) and scores (2, N, 3) with padding and dropped pairs as missing."""
-        gone = ~batch["valid"]
-        return (
-            batch["labels"].masked_fill(gone[:, None], torch.nan),
-            batch["scores"].masked_fill(gone[:, None], torch.nan),
-        )
+        """Labels (N, 4) and scores (2, N, 3), NaN for padding and dropped pairs."""
+        gone = ~batch["valid"][:, None]
+        return batch["labels"].masked_fill(gone, torch.nan), batch["scores"].masked_fill(gone, torch.nan)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        """One batch of pairs."""
+        """Loss of a batch of pairs."""
         if "inputs" not in batch:
             raise VideoAlignError(f"no pair of a batch could be used: {batch['dropped'][-1].reason}")
         rewards, (labels, scores) = self._rewards(batch), self._masked(batch)
@@ -131,19 +132,12 @@ class RewardModel(Training):
         for i, name in enumerate(DIMENSIONS):
             self.step_means.add(f"accuracy/{name}", right[:, i], decided[:, i])
             self.step_means.add(f"rewards/margins/{name}", margins[:, i].abs(), batch["valid"])
-        self.log(
-            "data/dropped",
-            float(len(batch["dropped"])),
-            reduce_fx="sum",
-            on_step=False,
-            on_epoch=True,
-            batch_size=1,
-            sync_dist=True,
-        )
+        dropped = {"data/dropped": float(len(batch["dropped"]))}
+        self.log_dict(dropped, reduce_fx="sum", on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
         return self.finite(losses.slot_mean(), batch["keys"])
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
-        """Held-out pairs enter the metrics; videos of a benchmark only get rewards, for the ``RewardBench`` callback."""
+        """Collect the metrics of held-out pairs; a benchmark's videos only get rewards, which RewardBench reads."""
         if "inputs" not in batch:
             return {}
         if "benchmark" in batch:
@@ -158,7 +152,7 @@ class RewardModel(Training):
         return {"rewards": rewards}
 
     def test_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
-        """As validation."""
+        """Run the validation step on test data."""
         return self.validation_step(batch, batch_idx, dataloader_idx)
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> Tensor | None:
@@ -166,7 +160,7 @@ class RewardModel(Training):
         return self(batch["inputs"]) if "inputs" in batch else None
 
     def measured_statistics(self) -> Statistics:
-        """Statistics of the validation pairs seen last, or the stored ones. Collective: every rank must call it."""
+        """Statistics of the latest validation, or the stored ones. Collective: every rank must call it."""
         if self.has_held_out() and not self.trainer.testing and not self.trainer.sanity_checking:
             mean, std = self.moments.compute().tolist()
             self.network.statistics = Statistics(mean, std)
@@ -174,13 +168,13 @@ class RewardModel(Training):
         return self.network.statistics
 
     def on_validation_epoch_start(self) -> None:
-        """Forget what the sanity check or an interrupted epoch left."""
+        """Reset the metrics, to which a sanity check or an interrupted epoch may have added."""
         super().on_validation_epoch_start()
         for metric in (self.accuracy, self.calibration, self.moments):
             metric.reset()
 
     def on_validation_epoch_end(self) -> None:
-        """Log what the held-out pairs say. Collective."""
+        """Log the metrics of the held-out pairs. Collective."""
         super().on_validation_epoch_end()
         if not self.has_held_out():
             return
@@ -188,14 +182,8 @@ class RewardModel(Training):
         self.accuracy.scale = torch.tensor(self.measured_statistics().std)
         results, reliability = self.accuracy.compute(), self.calibration.compute()  # collective, so equal on all ranks
         for name, row in results.items():
-            self.log_dict(
-                {
-                    f"{stage}/accuracy/{name}": row["without_ties"],
-                    f"{stage}/accuracy_with_ties/{name}": row["with_ties"],
-                    f"{stage}/tie_floor/{name}": row["floor"],
-                    f"{stage}/margins/{name}": row["margin"],
-                }
-            )
+            for metric, key in METRICS.items():
+                self.log(f"{stage}/{metric}/{name}", row[key])
         for i, name in enumerate(DIMENSIONS):
             if name in results:
                 self.log(f"{stage}/calibration/{name}", reliability.error[i].float())
@@ -204,13 +192,16 @@ class RewardModel(Training):
         self.log(f"{stage}/num_pairs", float(max((row["pairs"] for row in results.values()), default=0)))
 
     def has_held_out(self) -> bool:
-        """Whether held-out pairs were given: the same on every rank, whatever this one's share of them is."""
+        """Whether the run validates on held-out pairs: the same on every rank, whatever its own share of them.
+
+        A loader that names no benchmark, such as a plain DataLoader, gives held-out pairs.
+        """
         loaders = self.trainer.val_dataloaders if self.trainer.val_dataloaders else self.trainer.test_dataloaders
-        loaders = loaders if isinstance(loaders, list) else [loaders]
-        return loaders[0] is not None and loaders[0].collate.benchmark is None
+        first = loaders[0] if isinstance(loaders, list) else loaders
+        return first is not None and not (offers(first, NamesBenchmark) and first.benchmark is not None)
 
     def on_train_end(self) -> None:
-        """Statistics for normalisation must be the last weights': validate once more if they are not."""
+        """Measure the statistics once more if the latest validation came before the last step."""
         if self._measured_at == self.global_step or not self.trainer.val_dataloaders or not self.has_held_out():
             return
         self.eval()
@@ -225,13 +216,13 @@ class RewardModel(Training):
         self.measured_statistics()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep what trains and the statistics."""
+        """Keep the parameters that train, and the statistics of the rewards with the step of their measurement."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["reward_statistics"] = [self.network.statistics.mean, self.network.statistics.std]
         checkpoint["reward_statistics_step"] = self._measured_at
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the statistics."""
+        """Restore the statistics of the rewards."""
         super().on_load_checkpoint(checkpoint)
         self.network.statistics = Statistics(*checkpoint["reward_statistics"])
         self._measured_at = checkpoint["reward_statistics_step"]

@@ -1,4 +1,4 @@
-"""What every training shares: optimizer and schedule, checkpoints of what trains, finite losses, logged means."""
+"""The base of every training: optimizer and schedule, checkpoints of trained tensors, finite losses, logged means."""
 
 import math
 import os
@@ -22,13 +22,13 @@ Decay = Literal["constant", "cosine", "linear"]
 class Training(L.LightningModule):
     """A LightningModule that trains some of its parameters.
 
-    Checkpoints hold the tensors that train and nothing else, and one that lacks any of them or has others is refused.
+    A checkpoint holds the tensors that train and nothing else; one that lacks any of them or has others is refused.
     (Sharded checkpoints keep everything: torch's loader wants every tensor of the sharded model.)
 
     Args:
-        optimizer: of what trains.
-        warmup: share of the steps in which the learning rate rises, in [0, 1).
-        decay: what the learning rate does afterwards.
+        optimizer: Optimizer of the parameters that train.
+        warmup: Share of the steps in which the learning rate rises, in [0, 1).
+        decay: Course of the learning rate after warm-up.
     """
 
     def __init__(self, optimizer: OptimizerCallable, warmup: float, decay: Decay) -> None:
@@ -39,63 +39,70 @@ class Training(L.LightningModule):
         self.optimizer, self.warmup, self.decay = optimizer, warmup, decay
         self.step_means, self.held_out_means = Means(), Means()
 
-    # --- what trains ------------------------------------------------------------------------------------------------
+    # --- trained parameters -----------------------------------------------------------------------------------------
 
     def trained(self) -> dict[str, nn.Parameter]:
         """The parameters that train, by their names in ``state_dict``."""
         return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
 
     def configure_optimizers(self) -> dict[str, Any]:
-        """The optimizer over what trains, and warm-up with the chosen decay.
+        """The optimizer of the parameters that train, and warm-up with the chosen decay.
 
         Raises:
-            VideoAlignError: where something would train in another precision than float32 (or float64).
+            VideoAlignError: If a parameter would train in another precision than float32 (or float64).
         """
         if low := {n: p.dtype for n, p in self.trained().items() if p.dtype not in (torch.float32, torch.float64)}:
             name, kind = next(iter(low.items()))
             raise VideoAlignError(
                 f"{len(low)} tensors would train in {kind}, such as {name}; small steps vanish in that precision. With "
-                f"trainer.precision {self.trainer.precision!r}: use bf16-mixed, which computes in bfloat16 and trains in float32"
+                f"trainer.precision {self.trainer.precision!r}: use bf16-mixed, which computes in bfloat16 and trains "
+                "in float32"
             )
         optimizer = self.optimizer(list(self.trained().values()))
         schedule = warmup_schedule(optimizer, stepping_batches(self.trainer), self.warmup, self.decay)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leave out what is frozen."""
+        """Leave frozen tensors out."""
         if self.device_mesh is None:
             trained = self.trained()
             checkpoint["state_dict"] = {n: t for n, t in checkpoint["state_dict"].items() if n in trained}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another model."""
+        """Refuse a checkpoint of another model.
+
+        Raises:
+            VideoAlignError: If tensors are missing, unexpected or of other shapes.
+        """
         if "state_dict" not in checkpoint:  # sharded: loaded, and checked, already
             return
+        remedy = "Use the configuration that it was trained with."
         own, saved = self.state_dict(), checkpoint["state_dict"]
-        want, known, found = self.trained().keys(), own.keys(), saved.keys()
-        if misshapen := [name for name in found & known if own[name].shape != saved[name].shape]:
+        want, known, have = self.trained().keys(), own.keys(), saved.keys()
+        if misshapen := [name for name in have & known if own[name].shape != saved[name].shape]:
             name = sorted(misshapen)[0]
             raise VideoAlignError(
                 f"the checkpoint does not fit this model: {len(misshapen)} tensors have other shapes, such as {name}, "
-                f"{tuple(saved[name].shape)} in place of {tuple(own[name].shape)}. Use the configuration that it was trained with."
+                f"{tuple(saved[name].shape)} in place of {tuple(own[name].shape)}. {remedy}"
             )
-        if not want <= found <= known:
+        if not want <= have <= known:
+            missing, unexpected = sorted(want - have), sorted(have - known)
             raise VideoAlignError(
-                f"the checkpoint does not fit this model: {len(want - found)} tensors are missing (such as {sorted(want - found)[:3]}), "
-                f"{len(found - known)} are unexpected (such as {sorted(found - known)[:3]}). Use the configuration that it was trained with."
+                f"the checkpoint does not fit this model: {len(missing)} tensors are missing (such as {missing[:3]}), "
+                f"{len(unexpected)} are unexpected (such as {unexpected[:3]}). {remedy}"
             )
 
     # --- losses -----------------------------------------------------------------------------------------------------
 
     def finite(self, loss: Tensor, keys: Sequence[str]) -> Tensor:
-        """The loss, which every rank must have finite. Collective: every rank must call it.
+        """Return the loss if it is finite on every rank. Collective: every rank must call it.
 
         Args:
-            loss: a number.
-            keys: of the samples that it was computed of, for the message.
+            loss: Loss of a batch, a scalar.
+            keys: Keys of the batch's samples, for the message.
 
         Raises:
-            EverywhereError: on all ranks, where it is not finite on one of them.
+            EverywhereError: On all ranks, if the loss is not finite on one of them.
         """
         broken = (~torch.isfinite(loss.detach())).int()
         several = torch.distributed.is_available() and torch.distributed.is_initialized()
@@ -110,34 +117,34 @@ class Training(L.LightningModule):
             mine, texts = texts[0], [None] * torch.distributed.get_world_size()
             torch.distributed.all_gather_object(texts, mine)
         raise EverywhereError(
-            f"{next(t for t in texts if t)}; lower the learning rate or look at these samples. The last checkpoint is as it was."
+            f"{next(t for t in texts if t)}; lower the learning rate or look at these samples. "
+            "The last checkpoint is as it was."
         )
 
     # --- logged means -----------------------------------------------------------------------------------------------
 
     def derived(self, means: dict[str, float]) -> dict[str, float]:
-        """What is logged of the means of a step or of an epoch; themselves, unless an algorithm says otherwise."""
+        """The values to log for the means of a step or an epoch; an algorithm may add to them or replace them."""
         return means
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Log the means of a step: all its batches are in. Collective."""
+        """Log the means of a step, over all its micro-batches. Collective."""
         for name, value in self.derived(self.step_means.compute()).items():
-            self.log(
-                f"train/{name}", value, prog_bar=name.startswith("loss"), on_step=True, on_epoch=False, batch_size=1
-            )
+            bar = name.startswith("loss")
+            self.log(f"train/{name}", value, prog_bar=bar, on_step=True, on_epoch=False, batch_size=1)
         self.step_means.reset()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Let what is drawn from torch's own generator, such as dropout, belong to the step: resumed runs draw the same."""
+        """Seed torch's own generator, which draws dropout, by step and rank: a resumed run then draws the same."""
         run = os.environ.get("PL_GLOBAL_SEED", "0")
         torch.manual_seed(draw_seed(run, self.global_step, batch_idx, self.global_rank))
 
     def on_train_start(self) -> None:
-        """Begin with no means; a step may have been left half done."""
+        """Reset the means, to which an unfinished step may have added."""
         self.step_means.reset()
 
     def on_validation_epoch_start(self) -> None:
-        """Forget what the sanity check or an interrupted epoch left."""
+        """Reset the means, to which a sanity check or an interrupted epoch may have added."""
         self.held_out_means.reset()
 
     def on_validation_epoch_end(self) -> None:
@@ -156,11 +163,11 @@ class Training(L.LightningModule):
 
 
 def stepping_batches(trainer: L.Trainer) -> float:
-    """Optimizer steps of a run; infinite where nothing bounds them.
+    """Number of optimizer steps of a run; infinite where nothing bounds them.
 
-    ``trainer.estimated_stepping_batches`` builds the training loader where the number of epochs bounds the run. Built
-    while optimizers are made, that is before a checkpoint's loops are restored, it would never be given its place in
-    the epoch (Lightning's issue 20550), so it is put away again here; training builds it anew.
+    ``trainer.estimated_stepping_batches`` builds the training loader where the number of epochs bounds the run. At this
+    time, before a checkpoint's loops are restored, the loader would never get its place in the epoch (Lightning's issue
+    20550). So it is taken out of the Trainer again here, and training builds a new one.
     """
     before = trainer.fit_loop._combined_loader
     steps = trainer.estimated_stepping_batches

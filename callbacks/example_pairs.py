@@ -5,8 +5,9 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from ..datamodules.pairs import VideoPair
+from ..datamodules.contracts import HasExamples, ScoresPairs, require
 from ..datamodules.ratings import WORDS
+from ..datamodules.video_pair import VideoPair
 from ..models.preference import DIMENSIONS, probabilities
 from .tensorboard import add_animation, enlarge, writer_of
 
@@ -22,22 +23,32 @@ class ExamplePairs(L.Callback):
         self.count, self.fps, self.height = count, fps, height
         self.pairs: list[VideoPair] = []
 
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Refuse a module that scores no pairs, and a DataModule that has none to show."""
+        if stage == "fit":
+            require(pl_module, ScoresPairs, "callbacks.ExamplePairs")
+            require(trainer.datamodule, HasExamples, "callbacks.ExamplePairs")
+
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Score the pairs on every rank (sharded models need all of them) and draw them on the first."""
-        if trainer.sanity_checking or trainer.state.fn != "fit" or not pl_module.has_held_out():
+        if trainer.sanity_checking or trainer.state.fn != "fit":
+            return
+        scores = require(pl_module, ScoresPairs, "callbacks.ExamplePairs")
+        if not scores.has_held_out():
             return
         if not self.pairs:
-            self.pairs = trainer.datamodule.examples(self.count)
-        batch = pl_module.processor(
+            data = require(trainer.datamodule, HasExamples, "callbacks.ExamplePairs")
+            self.pairs = list(data.examples(self.count))
+        batch = scores.processor(
             [v for p in self.pairs for v in p.videos], [p.prompt for p in self.pairs for _ in "AB"]
         )
         with torch.no_grad(), trainer.precision_plugin.val_step_context():
             was_training = pl_module.training
             pl_module.eval()
-            rewards = pl_module(trainer.strategy.batch_to_device(batch)).cpu()  # (2N, 3), A and B in turn
+            rewards = scores(trainer.strategy.batch_to_device(batch)).cpu()  # (2N, 3), A and B in turn
             pl_module.train(was_training)
         if writer := writer_of(trainer):
-            outcome = probabilities(rewards[::2] - rewards[1::2], pl_module.theta)  # (N, 3, outcomes)
+            outcome = probabilities(rewards[::2] - rewards[1::2], scores.theta)  # (N, 3, outcomes)
             for number, (pair, predicted) in enumerate(zip(self.pairs, outcome), 1):
                 frames = draw_pair(pair, predicted, self.height)
                 add_animation(writer, f"examples/{number}", frames, self.fps, trainer.global_step)

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from .. import VideoAlignError
+from ..datamodules.contracts import TrainsTransformer, require
 from ..models.checksums import seal
 from ..models.files import check_free, new_folder
 from ..models.finite import NOT_WRITTEN, require_finite
@@ -36,36 +37,38 @@ class ExportGenerator(L.Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Hold the output until it is written; refuse one that is in the way."""
+        if stage != "fit" and not self.pipeline:
+            return
+        module = require(pl_module, TrainsTransformer, "callbacks.ExportGenerator")
         if self.out and stage == "fit":
             self._hold.take(self.out)
-            check_free(self.out, self._record(pl_module))
-        if self.pipeline and pl_module.lora:
+            check_free(self.out, self._record(module))
+        if self.pipeline and module.lora:
             raise VideoAlignError("ExportGenerator.pipeline writes a fully trained transformer: set model.lora: null")
-
-        if self.pipeline and self.out and Path(self.out).resolve() == Path(pl_module.name).resolve():
+        if self.pipeline and self.out and Path(self.out).resolve() == Path(module.name).resolve():
             raise VideoAlignError(
                 f"ExportGenerator.out is the generator that is trained, {self.out}; name another folder"
             )
 
-    def _record(self, module: L.LightningModule) -> str:
+    def _record(self, module: TrainsTransformer) -> str:
         """The file by which a folder is known to be an earlier export."""
         return LORA_FILE if module.lora else "model_index.json" if self.pipeline else "config.json"
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Gather what is sharded (collective), write on the first rank."""
-        policy = pl_module.policy
-        state = get_model_state_dict(policy, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+        module = require(pl_module, TrainsTransformer, "callbacks.ExportGenerator")
+        state = get_model_state_dict(module.policy, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
         run = folder_of(trainer)  # collective
         out = Path(self.out) if self.out else run and run / "export"
         if trainer.is_global_zero and out:
-            self._write(pl_module, state, out)
+            self._write(module, state, out)
         self._hold.drop()
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Let other runs write the folder."""
         self._hold.drop()
 
-    def _write(self, module: L.LightningModule, state: dict[str, Tensor], out: Path) -> None:
+    def _write(self, module: TrainsTransformer, state: dict[str, Tensor], out: Path) -> None:
         require_finite(f"weights for {out}", state, NOT_WRITTEN)
         with new_folder(out, replaces=self._record(module)) as folder:
             if module.lora is None:
@@ -75,7 +78,7 @@ class ExportGenerator(L.Callback):
             for path in folder.rglob("*.safetensors"):
                 seal(path)
 
-    def _write_whole(self, folder: Path, module: L.LightningModule, state: dict[str, Tensor]) -> None:
+    def _write_whole(self, folder: Path, module: TrainsTransformer, state: dict[str, Tensor]) -> None:
         whole = type(module.policy).from_config(module.policy.config)
         whole.load_state_dict(state, assign=True)
         if self.pipeline:
@@ -85,7 +88,7 @@ class ExportGenerator(L.Callback):
             whole.save_pretrained(folder)
 
     @staticmethod
-    def _write_adapters(folder: Path, module: L.LightningModule, state: dict[str, Tensor]) -> None:
+    def _write_adapters(folder: Path, module: TrainsTransformer, state: dict[str, Tensor]) -> None:
         """With alpha and rank, without which diffusers would apply the update at scale 1; in the same bytes every time."""
         settings = _collate_lora_metadata({"transformer": module.policy})
         for values in settings.values():

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import VideoAlignError
+from ..datamodules.contracts import AlignsGenerator, require
 from ..models.flow import draw, draw_seed, interpolate
 from ..models.generator_folder import load_generator
 
@@ -45,9 +46,11 @@ class PromptSampler:
 
     def __init__(self, module: L.LightningModule, sampling: Sampling, prompts: Sequence[str]) -> None:
         self.module, self.sampling, self.prompts = module, sampling, list(prompts)
-        self.shape = torch.Size(module.generator.latent_shape(sampling.num_frames, sampling.height, sampling.width))
+        self.aligned = require(module, AlignsGenerator, type(self).__name__)
+        shape = self.aligned.generator.latent_shape(sampling.num_frames, sampling.height, sampling.width)
+        self.shape = torch.Size(shape)
         dtype = "bfloat16" if module.device.type == "cuda" else "float32"  # UMT5-XXL is 23 GB in fp32
-        encoder = load_generator(module.name, dtype, ("text_encoder",)).to(module.device)
+        encoder = load_generator(self.aligned.name, dtype, ("text_encoder",)).to(module.device)
         self.embeds = encoder.encode_prompts([*prompts, sampling.negative])
         del encoder
         if module.device.type == "cuda":
@@ -65,7 +68,7 @@ class PromptSampler:
     @torch.no_grad()
     def both(self, items: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
         """Latents (N, C, F, H, W) of policy and reference. Collective under sharding."""
-        generator, s = self.module.generator, self.sampling
+        generator, s = self.aligned.generator, self.sampling
         if generator.vae is None:
             raise VideoAlignError("videos cannot be decoded: add vae to model.parts")
         condition = generator.condition([self.embeds[p] for p, _ in items])
@@ -73,14 +76,14 @@ class PromptSampler:
         noise = self.noise(items)
         with self._precision():
             policy = generator.sample(condition, noise, s.steps, s.cfg_scale, null)
-        with self._precision(), self.module.as_reference() as net:
+        with self._precision(), self.aligned.as_reference() as net:
             return policy, generator.sample(condition, noise, s.steps, s.cfg_scale, null, net)
 
     @torch.no_grad()
     def drift(self, latents: Tensor, items: Sequence[tuple[int, int]], draws: int = 4) -> Tensor:
         """(N,) mean squared difference of policy's and reference's velocities on noised latents, over times in the middle of
         ``draws`` equal parts of (0, 1). Collective under sharding."""
-        generator = self.module.generator
+        generator = self.aligned.generator
         condition, noise = generator.condition([self.embeds[p] for p, _ in items]), self.noise(items)
         total = torch.zeros(len(items), device=latents.device)
         for i in range(draws):
@@ -88,6 +91,6 @@ class PromptSampler:
             x = interpolate(latents, noise, t)
             with self._precision():
                 mine = generator.velocity(x, t, condition)
-            with self._precision(), self.module.as_reference() as net:
+            with self._precision(), self.aligned.as_reference() as net:
                 total += (mine - generator.velocity(x, t, condition, net)).square().flatten(1).mean(1)
         return total / draws

@@ -7,7 +7,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
-from ..models.metrics import Reliability
+from ..datamodules.contracts import HasCalibration, require
+from ..models.metrics import Calibration, Reliability
 from ..models.preference import DIMENSIONS
 from .tensorboard import writer_of
 
@@ -15,11 +16,21 @@ from .tensorboard import writer_of
 class ReliabilityDiagram(L.Callback):
     """Draws, per dimension, how often outcomes came true against how probable they were said to be."""
 
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Refuse a module that does not calibrate probabilities."""
+        if stage in ("fit", "validate"):
+            self._calibration(pl_module)
+
+    @staticmethod
+    def _calibration(module: L.LightningModule) -> Calibration:
+        return require(module, HasCalibration, "callbacks.ReliabilityDiagram").calibration
+
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Compute on every rank, draw on the first."""
-        if trainer.sanity_checking or not pl_module.calibration.update_called:
+        calibration = self._calibration(pl_module)
+        if trainer.sanity_checking or not calibration.update_called:
             return
-        reliability = pl_module.calibration.compute()
+        reliability = calibration.compute()
         if writer := writer_of(trainer):
             writer.add_figure("val/reliability", diagram(reliability), trainer.global_step)
 

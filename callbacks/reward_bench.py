@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from ..datamodules.benchmark import Benchmark
+from ..datamodules.contracts import HasBenchmarks, MeasuresStatistics, require
 from ..models.files import write_json
 from ..models.intervals import LEAST_PROMPTS, interval_text, prompt_number
 from ..models.metrics import PreferenceAccuracy
@@ -23,9 +24,8 @@ from .tensorboard import folder_of, writer_of
 class RewardBench(L.Callback):
     """Scores each video of each benchmark once, joins the rated pairs on both videos, and reports accuracies.
 
-    Needs a DataModule with ``benchmarks`` (name -> :class:`~videoalign.datamodules.benchmark.Benchmark`) whose
-    validation batches carry ``benchmark``, ``numbers`` and ``valid``, and a module whose validation step returns their
-    ``rewards``. Logs ``bench/NAME/accuracy/*``, ``bench/NAME/accuracy_with_ties/*`` and ``bench/NAME/tie_floor/*``, a
+    Needs a DataModule with benchmarks (:class:`~videoalign.datamodules.contracts.HasBenchmarks`), and a module whose
+    validation step returns ``rewards`` (:class:`~videoalign.datamodules.contracts.MeasuresStatistics`). Logs ``bench/NAME/accuracy/*``, ``bench/NAME/accuracy_with_ties/*`` and ``bench/NAME/tie_floor/*``, a
     table and a bar chart in TensorBoard, and ``reward_bench/NAME.json`` in the run's folder.
 
     Args:
@@ -37,6 +37,12 @@ class RewardBench(L.Callback):
         self.out, self.resamples = out, resamples
         self.results: dict[str, dict[str, dict]] = {}
         self._seen: dict[str, list[tuple[Tensor, Tensor]]] = {}
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Refuse a module that measures no statistics, and a DataModule without benchmarks."""
+        if stage != "predict":
+            require(pl_module, MeasuresStatistics, "callbacks.RewardBench")
+            require(trainer.datamodule, HasBenchmarks, "callbacks.RewardBench")
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Forget the last round."""
@@ -60,9 +66,10 @@ class RewardBench(L.Callback):
         """Join, measure and report."""
         if trainer.sanity_checking:
             return
-        for name, benchmark in getattr(trainer.datamodule, "benchmarks", {}).items():
+        module = require(pl_module, MeasuresStatistics, "callbacks.RewardBench")
+        for name, benchmark in require(trainer.datamodule, HasBenchmarks, "callbacks.RewardBench").benchmarks.items():
             rewards = self._gather(name, len(benchmark.keys), pl_module)
-            std = torch.tensor(pl_module.measured_statistics().std)
+            std = torch.tensor(module.measured_statistics().std)
             self.results[name] = result = self._measure(name, benchmark, rewards, std)
             for column, row in result.items():
                 pl_module.log_dict(

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from .. import VideoAlignError
+from ..datamodules.contracts import AlignsGenerator, require
 from ..models.files import write_bytes
 from .prompt_sampler import PromptSampler, Sampling
 from .tensorboard import add_animation, enlarge, folder_of, gif, writer_of
@@ -29,7 +30,8 @@ class SideBySide(L.Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Refuse videos that the generator cannot make before training."""
-        pl_module.generator.latent_shape(self.sampling.num_frames, self.sampling.height, self.sampling.width)
+        generator = require(pl_module, AlignsGenerator, "callbacks.SideBySide").generator
+        generator.latent_shape(self.sampling.num_frames, self.sampling.height, self.sampling.width)
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Sample and show. Collective under sharding: every rank samples the same."""
@@ -45,7 +47,8 @@ class SideBySide(L.Callback):
             if not trainer.is_global_zero:
                 continue
             sides = [f"{side}, prompt {prompt[:60]}" for side in ("policy", "reference")]
-            videos = pl_module.generator.decode(torch.cat([policy, reference]), sides).cpu()  # (2, T, 3, H, W)
+            generator = require(pl_module, AlignsGenerator, "callbacks.SideBySide").generator
+            videos = generator.decode(torch.cat([policy, reference]), sides).cpu()  # (2, T, 3, H, W)
             videos = torch.nn.functional.pad(videos, (0, 2), value=255)  # a white line between the two
             both = videos.permute(1, 3, 0, 4, 2).flatten(2, 3)[:, :, :-2].numpy()  # (T, H, 2 W + 2, 3)
             frames = [enlarge(np.ascontiguousarray(frame), 128) for frame in both]

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from .. import EverywhereError, VideoAlignError
+from ..datamodules.contracts import AlignsGenerator, require
 from ..datamodules.prompts import read_prompts
 from ..datamodules.video import resample
 from ..models.files import write_json
@@ -58,6 +59,11 @@ class WinRate(L.Callback):
         self.prompts, self.sampling, self.samples, self.out = read_prompts(prompts), sampling, samples, out
         self.results: dict[str, dict] = {}
 
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Refuse a module that aligns no generator before the test begins."""
+        if stage == "test":
+            require(pl_module, AlignsGenerator, "callbacks.WinRate")
+
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Sample, score, compare. Collective."""
         sampler = PromptSampler(pl_module, self.sampling, self.prompts)
@@ -84,7 +90,8 @@ class WinRate(L.Callback):
     ) -> Tensor:
         """(N, 4) normalised rewards and their sum."""
         names = [f"{side}, prompt {self.prompts[p][:60]}, noise {n}" for p, n in batch]
-        processor, videos = judge.processor, module.generator.decode(latents, names).cpu()
+        generator = require(module, AlignsGenerator, "callbacks.WinRate").generator
+        processor, videos = judge.processor, generator.decode(latents, names).cpu()
         frames = [resample(video, self.sampling.fps, processor.sampling, processor.factor) for video in videos]
         inputs = processor(frames, [self.prompts[p] for p, _ in batch])
         with torch.no_grad():

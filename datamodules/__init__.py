@@ -1,1 +1,1 @@
-"""Shards on disk -> batches: LightningDataModules, importers, writers and the miniature world."""
+"""From videos and ratings to shards on disk, and from there to batches: importers, writers, LightningDataModules."""

@@ -19,12 +19,15 @@ class Benchmark:
     """Rated pairs of a set's videos.
 
     Args:
-        path: folder of the set.
+        path: Folder of the set.
 
     Attributes:
-        shards: the videos. keys: of the videos that occur in pairs. numbers: place of each key in ``keys``.
-        ends: (N, 2) numbers of the videos A and B of each pair. labels: (N, 4) in the order of ``COLUMNS``.
-        rows: the table.
+        shards: The set of videos.
+        keys: Keys of the videos that occur in pairs.
+        numbers: Place of each key in ``keys``.
+        ends: Numbers (N, 2) of the videos A and B of each pair.
+        labels: Labels (N, 4) in the order of ``COLUMNS``; NaN where there is none.
+        rows: Rows of the table of pairs.
     """
 
     path: str | Path
@@ -46,7 +49,7 @@ class Benchmark:
 
     @cached_property
     def prompts(self) -> list[str]:
-        """The prompt of each pair; out of the videos' records where the table does not have it."""
+        """The prompt of each pair, from the table or else from the videos' records."""
         if all(row.get("prompt") for row in self.rows):
             return [row["prompt"] for row in self.rows]
         of_video = {content.key: prompt_of(content.record, content.name) for content in self.shards.contents()}
@@ -56,17 +59,17 @@ class Benchmark:
         """Reward A minus reward B of every pair.
 
         Args:
-            rewards: (videos, D) by place in :attr:`keys`; NaN where a video was not scored. name: for messages.
+            rewards: Rewards (videos, D) in the order of :attr:`keys`; NaN where a video was not scored.
+            name: What to call the benchmark in messages.
 
         Returns:
-            (N, D) margins, and (N,) whether both videos were scored.
+            Margins (N, D), and a mask (N,) of the pairs whose videos were both scored.
 
         Raises:
-            VideoAlignError: where a reward is infinite, or NaN in some dimensions only.
+            VideoAlignError: If a reward is infinite, or NaN in some dimensions only.
         """
         scored = ~rewards.isnan().all(1)
         if broken := [k for k, row, seen in zip(self.keys, rewards, scored) if seen and not row.isfinite().all()]:
-            raise VideoAlignError(
-                f"{name}: the rewards of {len(broken)} videos are not finite (such as {broken[:3]}); the model is broken"
-            )
+            some = f"{len(broken)} videos are not finite (such as {broken[:3]})"
+            raise VideoAlignError(f"{name}: the rewards of {some}; the model is broken")
         return rewards[self.ends[:, 0]] - rewards[self.ends[:, 1]], scored[self.ends].all(1)

@@ -1,8 +1,7 @@
-"""Containers of video: which stream is the film, how many frames a player shows of it, and how fast.
+"""Video containers: which stream a player shows, how many frames of it, and at which frame rate.
 
-Reads packets and decodes nothing. What a container states is compared with what its packets say: headers of live
-recordings are guesses, samples in a file are more than the frames that an edit list lets through, and a file that was
-cut states more than it holds.
+Reads packets and decodes nothing. The header of a container is compared with its packets: headers of live recordings
+are guesses, a file may hold more samples than its edit list shows, and a truncated file declares more than it holds.
 """
 
 import io
@@ -21,28 +20,28 @@ from .. import VideoAlignError
 from .gif import check_gif
 from .limits import FILE_BYTES, FRAME_PIXELS, VIDEO_PIXELS
 
-# Containers of video files. Others that libav knows are texts, lists of further files, devices or bare streams.
+# Containers of video files; libav also knows texts, lists of further files, devices and bare streams.
 _FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,asf,ogg,gif,mxf,ivf"
 _READ = "mp4, mov, mkv, webm, avi, ts, mpg, flv, wmv, ogg, mxf, ivf and gif"
-# What libav raises of damaged files: its own errors, and sizes that no memory holds.
+# Errors that libav raises on damaged files: its own, and those of sizes that no memory holds.
 _LIBAV = (av.error.FFmpegError, MemoryError, OverflowError)
 _STILLS = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image
 _SLACK = 2
-"""Frames that may lack at the end of a file: recorders are stopped, and copies end, in the middle of a frame."""
+"""Number of frames that may be missing at the end: recordings and copies often stop in the middle of a frame."""
 _JUMP = 10.0
-"""Seconds between two frames from which on the clock has jumped (FFmpeg's ``dts_delta_threshold``)."""
+"""Seconds between two frames above which the clock has jumped (FFmpeg's ``dts_delta_threshold``)."""
 _LEAST_PIXELS = 512 * 512
 _TS_DISCONT = 0x200
 """libav's AVFMT_TS_DISCONT: streams of broadcasts, which begin, jump and end anywhere and declare nothing."""
 
 
 class VideoError(VideoAlignError):
-    """A clip that cannot be used; the message names it and says why."""
+    """Raised for a clip that cannot be used; the message names the clip and the reason."""
 
 
 @dataclass(frozen=True)
 class Clip:
-    """What a player shows of a video file.
+    """Frame count, frame rate and size of a video as a player shows it.
 
     Attributes:
         frames: Number of frames that are shown; an edit list may hide some of the file's.
@@ -60,22 +59,22 @@ class Clip:
 def frame_rate(stated: float | None, frames: int, times: Iterable[int], hold: int, tick: Fraction) -> float | None:
     """Frames per second of a clip: the stated rate, or the measured one where the two disagree.
 
-    Containers that state no rate, such as those of browsers' recordings, make libav guess one from the resolution of
-    the clock (1000 frames a second in WebM) or from the first few frames. A stated rate is taken exactly as it is where
-    it explains the clip's length to one frame or 2 %, whichever is more: so much is unsaid, because no time stamp tells
-    how long the last frame is shown, and the released reward model was trained with stated rates. Otherwise the average
-    over the time stamps holds. Steps of the clock that go back, or that exceed ten seconds and ten times the median, are
-    jumps (joined recordings, a counter that wraps) and are left out; so is the time before the first frame.
+    For containers without a rate, such as those of browsers' recordings, libav guesses one from the resolution of the
+    clock (1000 frames a second in WebM) or from the first few frames. A stated rate is taken exactly if it agrees with
+    the clip's length to one frame or 2 %, whichever is more: no time stamp tells how long the last frame is shown, and
+    the released reward model was trained with stated rates. Otherwise the average over the time stamps is taken.
+    Backward steps of the clock, and steps above both ten seconds and ten times the median, are jumps (joined
+    recordings, a counter that wraps) and are left out; so is the time before the first frame.
 
     Args:
         stated: Frames per second that the container states or libav guesses; None or 0 where there is none.
         frames: Number of frames.
         times: Time stamps in the order of decoding, in ticks.
-        hold: How long the last frame is shown, in ticks; 0 where unknown.
+        hold: Duration of the last frame in ticks; 0 where unknown.
         tick: Seconds per tick.
 
     Returns:
-        Frames per second; None where nothing is stated and there are no two time stamps.
+        Frames per second; None without a stated rate and two time stamps.
 
     Example:
         >>> frame_rate(24.0, 5, [0, 42, 83, 125, 167], 0, Fraction(1, 1000))
@@ -101,17 +100,17 @@ def frame_rate(stated: float | None, frames: int, times: Iterable[int], hold: in
 
 @dataclass
 class Track:
-    """What the packets of a video stream say.
+    """Counts and time stamps of the packets of a video stream.
 
     Attributes:
         stream: The stream.
         samples: Number of packets.
         shown: Number of packets that lead to a frame on the screen.
-        decoding: Times of decoding of shown packets, in ticks, where they have any.
-        showing: Times of showing of shown packets, in ticks, where they have any.
-        latest: The last of these.
-        hold: How long the frame of that time is shown, in ticks.
-        broken: Number of the first packet that is not whole.
+        decoding: Decoding time stamps of shown packets, in ticks; packets may have none.
+        showing: Presentation time stamps of shown packets, in ticks; packets may have none.
+        latest: The latest presentation time stamp.
+        hold: Duration of the frame at that time, in ticks.
+        broken: Number of the first packet that is incomplete.
     """
 
     stream: av.VideoStream
@@ -124,11 +123,11 @@ class Track:
     broken: int | None = None
 
     def add(self, packet: av.Packet) -> None:
-        """Count a packet."""
+        """Add a packet to the counts."""
         self.samples += 1
         if packet.is_corrupt and self.broken is None:
             self.broken = self.samples
-        if packet.is_discard or not packet.size:  # before or after the edit list's part; a repetition without content
+        if packet.is_discard or not packet.size:  # outside of the edit list, or a repetition without content
             return
         self.shown += 1
         if packet.dts is not None:
@@ -139,14 +138,14 @@ class Track:
                 self.latest, self.hold = packet.pts, packet.duration or 0
 
     def rate(self) -> float | None:
-        """Frames per second."""
+        """Frames per second; see :func:`frame_rate`."""
         stated = self.stream.average_rate or self.stream.guessed_rate
-        # Times of decoding grow steadily where frames are stored in another order than they are shown in.
+        # decoding times grow steadily even where frames are stored in another order than they are shown in
         times = self.decoding if len(self.decoding) > 1 else sorted(self.showing)
         return frame_rate(float(stated) if stated else None, self.shown, times, self.hold, self.stream.time_base)
 
     def seconds(self) -> float:
-        """Length of the clip."""
+        """Length of the clip in seconds."""
         return self.shown / (self.rate() or 1.0)
 
     def size(self) -> tuple[int, int]:
@@ -165,8 +164,8 @@ class Film:
 
     Attributes:
         index: Number of the stream in its file.
-        clip: What is shown of it, before rotation.
-        strict: Whether the container is one whose damage can be told from its usual state.
+        clip: Its frame count, frame rate and size, before rotation.
+        strict: Whether damage can be told from the usual state of such a container.
     """
 
     index: int
@@ -179,10 +178,10 @@ def survey(source: bytes | str | Path, name: str = "video") -> Film:
 
     Args:
         source: Path or content of a video file.
-        name: What to call it in messages.
+        name: What to call the file in messages.
 
     Raises:
-        VideoError: Missing, empty, truncated, too large, or no video.
+        VideoError: If the file is missing, empty, truncated, too large, or no video.
     """
     with opened(source, name) as container:
         tracks = {s.index: Track(s) for s in container.streams.video if s.codec_context is not None}
@@ -216,7 +215,7 @@ def _bound(track: Track, name: str) -> None:
 
 
 def _best(container: av.container.InputContainer, tracks: list[Track], name: str) -> Track:
-    """The film among covers, thumbnails and previews: the longest stream, of streams of one length the largest."""
+    """The stream that is no cover, thumbnail or preview: the longest one; of equally long ones the largest."""
     if not container.streams.video:
         raise VideoError(f"{name} holds no video stream")
     if not tracks:
@@ -233,13 +232,13 @@ def _best(container: av.container.InputContainer, tracks: list[Track], name: str
 
 
 def _check_whole(container: av.container.InputContainer, track: Track, end: float, name: str) -> None:
-    """Compare what is there with what the container declares.
+    """Compare the packets with the declarations of the container.
 
     Raises:
-        VideoError: Where frames lack.
+        VideoError: If frames are missing.
     """
     kind, stream = container.format.name, track.stream
-    # In mp4 the index lists every frame of the edit list's part; AVI and IVF state a number, Matroska and others a time.
+    # The index of an mp4 lists every frame of the edit list; AVI and IVF declare a number of frames, others a duration.
     declared = len(stream.index_entries) if kind.startswith("mov") else stream.frames if kind in ("avi", "ivf") else 0
     if declared - track.samples > _SLACK:
         raise VideoError(
@@ -259,21 +258,23 @@ def _check_whole(container: av.container.InputContainer, track: Track, end: floa
 
 @contextmanager
 def opened(source: bytes | str | Path, name: str) -> Iterator[av.container.InputContainer]:
-    """A container; libav's errors become messages that name the file.
+    """Open a container; errors of libav become messages that name the file.
 
     Args:
         source: Path or content of a video file.
-        name: What to call it in messages.
+        name: What to call the file in messages.
+
+    Raises:
+        VideoError: If the file is missing, empty, too large, no video, or fails to be decoded within the block.
     """
     _check_content(source, name)
     # The prefix keeps libav from taking "a:b.mp4" for the address of a server.
     target = io.BytesIO(source) if isinstance(source, bytes) else f"file:{source}"
     pixels = {"max_pixels": str(FRAME_PIXELS.value)}  # libav refuses larger frames before it makes room for them
     try:
-        # Tags may be of any encoding, and are of no interest.
-        container = av.open(
-            target, options=pixels, container_options={"format_whitelist": _FORMATS}, metadata_errors="replace"
-        )
+        # Tags may have any encoding, and nobody reads them.
+        formats = {"format_whitelist": _FORMATS}
+        container = av.open(target, options=pixels, container_options=formats, metadata_errors="replace")
     except (*_LIBAV, ValueError) as error:
         raise VideoError(f"{name} is no readable video, or is cut short ({_short(error)}); read are {_READ}") from None
     try:
@@ -289,7 +290,7 @@ def opened(source: bytes | str | Path, name: str) -> Iterator[av.container.Input
 
 
 def _check_content(source: bytes | str | Path, name: str) -> None:
-    """Refuse what is no file, empty, too large, or of a format that is not read."""
+    """Refuse files that are missing, empty, too large, or of a format that is not read."""
     if isinstance(source, bytes):
         size, head = len(source), source[:4096]
     else:
@@ -314,7 +315,7 @@ def _check_content(source: bytes | str | Path, name: str) -> None:
 
 
 def _other_kind(head: bytes) -> str | None:
-    """What a file is that begins like no video, as far as such files are met in the place of videos."""
+    """Name the format of a file that is no video, for formats that are often taken for videos; None for others."""
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         return "an animated WebP picture" if b"ANIM" in head[:64] else "a WebP picture"
     if head.startswith(b"\x89PNG"):

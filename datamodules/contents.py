@@ -1,8 +1,8 @@
-"""Tables of contents: where every sample of a set stands, what its record says, and a checksum of each of its files.
+"""Tables of contents: the place of every sample of a set, its record, and a checksum of each of its files.
 
-Beside each shard ``000000.tar`` stands ``000000.parquet`` with a row per sample: its key, its record (the text of
-``KEY.json``), and for every member, such as ``a.mp4``, its first byte in the shard, its size and its CRC-32C. With it a
-set opens without walking through its shards, any sample is read by itself, and a flipped bit is noticed as it is read.
+Beside each shard ``000000.tar`` is a file ``000000.parquet`` with a row per sample: its key, its record (the text of
+``KEY.json``), and for every member, such as ``a.mp4``, its offset in the shard, its size and its CRC-32C. With it a set
+opens without walking through its shards, any sample can be read alone, and a flipped bit is noticed when it is read.
 """
 
 import json
@@ -39,12 +39,12 @@ def table_name(shard: str) -> str:
 
 @dataclass(frozen=True)
 class Span:
-    """Where a member stands in its shard.
+    """The bytes of a member in its shard.
 
     Attributes:
-        start: its first byte.
-        size: its length in bytes.
-        crc32c: checksum of its content; -1 in sets of an earlier release, which have none.
+        start: Offset of the first byte.
+        size: Number of bytes.
+        crc32c: Checksum of the content; -1 in sets of an earlier release, which have none.
     """
 
     start: int
@@ -54,12 +54,12 @@ class Span:
 
 @dataclass
 class RawSample:
-    """A sample as it stands on disk.
+    """An undecoded sample.
 
     Attributes:
-        key: its key.
-        shard: name of the shard that holds it.
-        members: content by extension.
+        key: Key of the sample.
+        shard: Name of the shard that holds it.
+        members: Content by extension.
     """
 
     key: str
@@ -68,16 +68,24 @@ class RawSample:
 
     @property
     def name(self) -> str:
-        """What to call it in messages."""
+        """What to call the sample in messages."""
         return f"{self.shard}, key {self.key!r}"
 
     def record(self) -> dict:
-        """The JSON member."""
+        """The parsed JSON member."""
         return parse_record(self.members["json"], self.name)
 
 
 def parse_record(text: str | bytes, name: str) -> dict:
-    """The record of a sample from its JSON text."""
+    """Parse the record of a sample.
+
+    Args:
+        text: JSON text.
+        name: What to call the sample in messages.
+
+    Raises:
+        ShardError: If the text is no JSON object.
+    """
     try:
         record = json.loads(text)
         if not isinstance(record, dict):
@@ -89,13 +97,13 @@ def parse_record(text: str | bytes, name: str) -> dict:
 
 @dataclass
 class Content:
-    """One sample of a table of contents; its media are read when asked for.
+    """One sample of a table of contents; its media stay on disk until :meth:`read`.
 
     Attributes:
-        key: its key.
-        path: of the shard that holds it.
-        text: its record, as JSON.
-        spans: where its members stand, by extension.
+        key: Key of the sample.
+        path: Path of the shard that holds it.
+        text: Its record, as JSON text.
+        spans: Bytes of its members in the shard, by extension.
     """
 
     key: str
@@ -105,27 +113,30 @@ class Content:
 
     @property
     def name(self) -> str:
-        """What to call it in messages."""
+        """What to call the sample in messages."""
         return f"{self.path.name}, key {self.key!r}"
 
     @cached_property
     def record(self) -> dict:
-        """The JSON member."""
+        """The parsed JSON member."""
         return parse_record(self.text, self.name)
 
     def read(self, *extensions: str) -> bytes | list[bytes]:
-        """Content of one member, or of several, whose bytes are those that were written.
+        """Content of one member, or a list for several, compared with their checksums.
+
+        Args:
+            *extensions: Extensions of the members.
 
         Raises:
-            ShardError: where a member cannot be read, or its checksum is another one.
+            ShardError: If a member cannot be read, or has another checksum.
         """
-        found = []
+        contents = []
         try:
             with open(self.path, "rb") as file:
                 for extension in extensions:
                     span = self.spans[extension]
                     file.seek(span.start)
-                    found.append(content := file.read(span.size))
+                    contents.append(content := file.read(span.size))
                     changed = span.crc32c >= 0 and google_crc32c.value(content) != span.crc32c
                     if changed or len(content) != span.size:
                         raise ShardError(
@@ -134,10 +145,10 @@ class Content:
                         )
         except OSError as error:
             raise ShardError(f"{self.name} cannot be read ({error})") from None
-        return found[0] if len(extensions) == 1 else found
+        return contents[0] if len(extensions) == 1 else contents
 
     def raw(self) -> RawSample:
-        """The whole sample."""
+        """The sample with all of its members."""
         extensions = tuple(self.spans)
         return RawSample(self.key, self.path.name, dict(zip(extensions, self.read(*extensions))))
 
@@ -146,9 +157,9 @@ class Contents(Sequence[Content]):
     """The samples of a set, in order: a table in a few arrays, so that a million of them take little memory.
 
     Args:
-        paths: of the shards.
-        counts: samples of each shard.
-        table: a row per sample, see the text of this module.
+        paths: Paths of the shards.
+        counts: Number of samples in each shard.
+        table: Table with a row per sample, as described at the top of this module.
     """
 
     def __init__(self, paths: Sequence[Path], counts: Sequence[int], table: pa.Table) -> None:
@@ -173,11 +184,11 @@ class Contents(Sequence[Content]):
         return Content(self._keys[number].as_py(), self.paths[self.shard[number]], self._texts[number].as_py(), spans)
 
     def keys(self) -> list[str]:
-        """Keys in order."""
+        """Keys of all samples, in order."""
         return self._keys.to_pylist()
 
     def take(self, numbers: Sequence[int]) -> "Contents":
-        """Some of the samples, by number, as a table of contents of their own."""
+        """A table of contents of the samples with these numbers."""
         part, chosen = object.__new__(Contents), np.asarray(numbers, dtype=np.int64)
         part.paths, part.extensions, part.shard = self.paths, self.extensions, self.shard[chosen]
         part._keys, part._texts = self._keys.take(pa.array(chosen)), self._texts.take(pa.array(chosen))
@@ -185,7 +196,7 @@ class Contents(Sequence[Content]):
         return part
 
     def repeated(self) -> str | None:
-        """A key that occurs twice, if there is one."""
+        """The key that occurs most often, if one occurs more than once."""
         values = self._keys.value_counts()
         counts = values.field("counts").to_numpy()
         return values.field("values")[int(counts.argmax())].as_py() if len(counts) and counts.max() > 1 else None
@@ -196,15 +207,16 @@ def _one(column: pa.ChunkedArray) -> pa.Array:
 
 
 def walk(path: Path, members: Iterable[str], checksums: bool = True) -> pa.Table:
-    """The table of contents of a shard, from the shard itself.
+    """Compute the table of contents of a shard from its tar file.
 
     Args:
-        path: of the tar file.
-        members: extensions that every sample has.
-        checksums: read every byte for the CRC-32C; otherwise -1 stands in its place.
+        path: Path of the tar file.
+        members: Extensions that every sample has.
+        checksums: Read every byte for the CRC-32C; otherwise it is -1.
 
     Raises:
-        ShardError: where it is no sound tar file, or its samples are not whole, plain, together, and each there once.
+        ShardError: If the tar file is damaged, if a member is no plain file, or if a sample lacks members, occurs twice
+            or lies apart from its other members.
     """
     rows: dict[str, dict] = {}
     last = None
@@ -227,8 +239,8 @@ def walk(path: Path, members: Iterable[str], checksums: bool = True) -> pa.Table
         raise ShardError(f"{path.name} cannot be read past sample {len(rows)} ({_short(error)})") from None
     members = sorted(members)
     for key, row in rows.items():
-        if (found := sorted(row.keys() - {"record"})) != members:
-            raise ShardError(f"{path.name}, key {key!r}: has members {found}, needs {members}")
+        if (have := sorted(row.keys() - {"record"})) != members:
+            raise ShardError(f"{path.name}, key {key!r}: has members {have}, needs {members}")
     columns: dict[str, pa.Array] = {"key": pa.array(list(rows), pa.string())}
     for e in members:
         for place, part in enumerate(("start", "size", "crc32c")):
@@ -245,7 +257,7 @@ def _text(content: bytes, name: str) -> str:
 
 
 def _plain_files(tar: tarfile.TarFile, path: Path, contents: bool) -> Iterator[tuple[tarfile.TarInfo, bytes]]:
-    """Members and what they hold: of all of them, or of the records alone."""
+    """Members with their contents; of the records alone unless ``contents`` is set, else empty."""
     for member in tar:
         if not member.isreg():
             raise ShardError(f"{path.name}: member {member.name!r} is no regular file")
@@ -261,20 +273,25 @@ def _short(error: Exception) -> str:
 
 
 def write_table(path: Path, table: pa.Table) -> None:
-    """Write a table of contents."""
-    with open(path, "wb") as file:  # of a name arrow would make an address
+    """Write a table of contents as Parquet."""
+    with open(path, "wb") as file:  # arrow would take a name for an address
         pq.write_table(table, file, compression="zstd")
 
 
 def read_table(path: Path, members: Iterable[str], samples: int) -> pa.Table:
     """Read a table of contents.
 
+    Args:
+        path: Path of the Parquet file.
+        members: Extensions that every sample has.
+        samples: Number of samples according to the index.
+
     Raises:
-        ShardError: where it is none, or of other members or another number of samples.
+        ShardError: If the file is no such table, or has other members or another number of samples.
     """
     wanted = {"key", "record", *(f"{e}.{part}" for e in members for part in ("start", "size", "crc32c"))}
     try:
-        # a file: of a name arrow would make an address (`s3:x`), and of a folder like `lr=1` a column
+        # an open file, because arrow would take a name for an address (`s3:x`), and a folder like `lr=1` for a column
         with open(path, "rb") as file:
             table = pq.ParquetFile(file).read(use_threads=False)
     except (OSError, pa.ArrowException) as error:
@@ -283,12 +300,12 @@ def read_table(path: Path, members: Iterable[str], samples: int) -> pa.Table:
         ) from None
     if set(table.column_names) != wanted or len(table) != samples:
         raise ShardError(
-            f"{path.name} is not the table of contents that the index says ({len(table)} samples, the index says {samples}); "
-            "`videoalign shards index` makes it anew"
+            f"{path.name} is not the table of contents that the index says ({len(table)} samples, the index says "
+            f"{samples}); `videoalign shards index` makes it anew"
         )
     return table
 
 
 def joined(tables: Sequence[pa.Table]) -> pa.Table:
-    """Tables of several shards as one."""
+    """The tables of several shards as one table, in order."""
     return pa.concat_tables(tables)

@@ -1,4 +1,4 @@
-"""Videos of a set, cut to one length and size: what is encoded to latents."""
+"""Videos of a set, cut to one length and size, to be encoded as latents."""
 
 import math
 from collections.abc import Sequence
@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from .. import VideoAlignError
+from .contracts import DescribesSamples, HasGenerator, require
 from .parts import Parts
 from .ratings import prompt_of
 from .shards import SIDES, Content, Index, ShardError, ShardSet, sha256
@@ -22,22 +23,26 @@ from .video import decode
 
 @dataclass(frozen=True, kw_only=True)
 class ClipSize:
-    """Which frames of a clip a generator is trained on, and at what size."""
+    """Frames of a clip that a generator is trained on, and their size."""
 
     num_frames: int
     """Frames per clip, as the generator's autoencoder takes them."""
     height: int
-    """Pixels; clips are scaled to cover the frame and cut in the middle."""
+    """Height in pixels; clips are scaled to cover the frame, and their middle is kept."""
     width: int
-    """Pixels."""
+    """Width in pixels."""
     fps: float | None = None
     """Frame rate to sample at, from the first frame on; null spreads the frames evenly over the whole clip."""
 
     def indices(self, total: int, fps: float | None) -> list[int]:
-        """Frame indices to keep of a clip with ``total`` frames.
+        """Indices of the frames to keep.
+
+        Args:
+            total: Number of frames of the clip.
+            fps: Frame rate of the clip; None where nothing tells it.
 
         Raises:
-            VideoAlignError: where it is too short.
+            VideoAlignError: If the clip is too short, or has no frame rate where one is needed.
         """
         if self.fps is None:
             places = torch.linspace(0, total - 1, self.num_frames, dtype=torch.double).round().long().tolist()
@@ -48,18 +53,17 @@ class ClipSize:
             raise VideoAlignError("it states no frame rate; spread the frames over the clip instead (fps: null)")
         places = [math.floor(i * fps / self.fps + 0.5) for i in range(self.num_frames)]
         if places[-1] >= total:
-            raise VideoAlignError(
-                f"it has {total} frames at {fps:g} fps, but {self.num_frames} frames at {self.fps:g} fps need {places[-1] + 1} of them"
-            )
+            needed = f"{self.num_frames} frames at {self.fps:g} fps need {places[-1] + 1} of them"
+            raise VideoAlignError(f"it has {total} frames at {fps:g} fps, but {needed}")
         return places
 
     def size(self, height: int, width: int, factor: int) -> tuple[int, int]:
-        """Smallest size of the clip's own shape that covers the frame."""
+        """Smallest height and width of the clip's aspect ratio that cover the frame."""
         scale = max(self.height / height, self.width / width)
         return max(self.height, round(height * scale)), max(self.width, round(width * scale))
 
     def cut(self, video: Tensor) -> Tensor:
-        """The middle of frames (T, 3, H, W)."""
+        """The middle of frames (T, 3, H, W), at this size."""
         top, left = (video.shape[-2] - self.height) // 2, (video.shape[-1] - self.width) // 2
         return video[..., top : top + self.height, left : left + self.width].contiguous()
 
@@ -84,7 +88,14 @@ def clips_of(contents: Sequence[Content]) -> np.ndarray:
 
 
 class _Batches:
-    """Map-style view of batches, each decoded in the worker that is asked for it."""
+    """Map-style dataset of batches; the worker that gets a batch decodes it.
+
+    Args:
+        contents: Samples of the set.
+        batches: Sample numbers of each batch.
+        kind: Kind of the set, ``pairs`` or ``videos``.
+        clip: Frames and size of each clip.
+    """
 
     def __init__(self, contents: Sequence[Content], batches: Sequence[list[int]], kind: str, clip: ClipSize) -> None:
         self.contents, self.batches, self.kind, self.clip = contents, batches, kind, clip
@@ -120,9 +131,13 @@ class EncodeList(L.LightningDataModule):
     """A *pairs* or *videos* set of mp4 files, to be written as *latents* under another name.
 
     Args:
-        data: folder of the set. out: folder to make; an interrupted run goes on there. clip: frames and size.
-        batch_size: samples per step. workers: processes per rank that decode. precision: of the latents on disk.
-        max_dropped: share of the samples that may be unusable (too short, damaged).
+        data: Folder of the set.
+        out: Folder to write; an interrupted run goes on there.
+        clip: Frames and size of each clip.
+        batch_size: Samples per rank and step.
+        workers: Processes per rank that decode.
+        precision: Dtype of the latents on disk: float16, bfloat16 or float32.
+        max_dropped: Share of the samples that may be unusable (too short, damaged).
     """
 
     def __init__(
@@ -144,27 +159,28 @@ class EncodeList(L.LightningDataModule):
         self.batch_size, self.workers, self.max_dropped = batch_size, workers, max_dropped
 
     def setup(self, stage: str) -> None:
-        """Open the set, and what is written of its latents already."""
-        generator = self.trainer.lightning_module.generator
+        """Open the set, and the latents that an interrupted run has written."""
+        module, who = self.trainer.lightning_module, type(self).__name__
+        generator = require(module, HasGenerator, who).generator
         generator.latent_shape(self.clip.num_frames, self.clip.height, self.clip.width)  # refuses before the long work
         shards = ShardSet(self.data)
         if shards.index.kind not in ("pairs", "videos") or shards.index.media != "mp4":
-            raise ShardError(
-                f"{self.data} holds {shards.index.kind} as {shards.index.media}; pairs or videos with mp4 files are encoded"
-            )
+            held = f"{shards.index.kind} as {shards.index.media}"
+            raise ShardError(f"{self.data} holds {held}; pairs or videos with mp4 files are encoded")
         self.kind = shards.index.kind
         self.contents = list(shards.contents())
-        made = {**generator.identity(), "of": self.kind, **asdict(self.clip), "precision": self.precision}
-        making = {"data": sha256(shards.path / "index.json"), "latents": made, **self.trainer.lightning_module.making()}
-        self.parts = Parts(self.out, Index("latents", media="safetensors", latents=made), making, len(self.contents))
+        latents = {**generator.identity(), "of": self.kind, **asdict(self.clip), "precision": self.precision}
+        described = require(module, DescribesSamples, who).making()
+        making = {"data": sha256(shards.path / "index.json"), "latents": latents, **described}
+        self.parts = Parts(self.out, Index("latents", media="safetensors", latents=latents), making, len(self.contents))
 
     @property
     def allowed_drops(self) -> int:
-        """Samples that may be unusable."""
+        """Largest number of samples that may be unusable."""
         return int(self.max_dropped * len(self.contents))
 
     def predict_dataloader(self) -> DataLoader:
-        """This rank's batches of what is not written yet."""
+        """This rank's batches of the samples that are not written yet."""
         written = self.parts.done()
         done = {number for number, content in enumerate(self.contents) if content.key in written}
         share = own_share(in_turn(len(self.contents), self.batch_size), self.trainer, done)

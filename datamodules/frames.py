@@ -19,22 +19,22 @@ from .video import decode
 
 
 def dump_frames(video: Tensor) -> bytes:
-    """uint8 (T, 3, H, W) as safetensors: raw, because decompressing would cost more than reading."""
+    """Frames, uint8 (T, 3, H, W), as safetensors: raw, because decompressing would cost more than reading."""
     return safetensors.torch.save({"frames": video.contiguous()})
 
 
 def load_frames(content: bytes, name: str) -> Tensor:
     """The inverse of :func:`dump_frames`.
 
-    The tensor lies in ``content`` itself: safetensors' own reader would copy megabytes of it, which takes longer than to
-    read them from disk. It must not be written to.
+    The tensor shares the memory of ``content`` and must not be written to: safetensors' own reader would copy megabytes
+    of it, which takes longer than to read them from disk.
 
     Args:
-        content: a safetensors file with the one tensor ``frames``.
-        name: of the clip, for messages.
+        content: Content of a safetensors file with the one tensor ``frames``.
+        name: What to call the clip in messages.
 
     Raises:
-        ShardError: where the content is not that.
+        ShardError: If the content is no such file.
     """
     try:
         start = 8 + int.from_bytes(content[:8], "little")
@@ -58,13 +58,15 @@ def load_frames(content: bytes, name: str) -> Tensor:
 
 
 class FrameReader:
-    """Frames of a sample's videos, decoded now or read where they were decoded before.
+    """Reads the frames of a sample's videos; decodes them unless the set holds decoded frames.
 
     Args:
-        shards: the set. sampling, factor: what the model takes.
+        shards: The set.
+        sampling: Frame sampling of the model.
+        factor: Frame sides become multiples of this (patch x merge).
 
     Raises:
-        ShardError: where the set's frames were made for another sampling.
+        ShardError: If the set holds frames that were decoded for another sampling.
     """
 
     def __init__(self, shards: ShardSet, sampling: FrameSampling, factor: int) -> None:
@@ -82,25 +84,30 @@ class FrameReader:
             )
 
     def __call__(self, raw: RawSample) -> list[Tensor]:
-        """uint8 (T, 3, H, W) per video: A and B of a pair, or the one video."""
-        videos = []
-        for side in SIDES[self.kind]:
-            member = f"{side}.{self.media}".lstrip(".")
-            name, content = f"{raw.name}, {member}", raw.members[member]
-            videos.append(
-                decode(content, self.sampling, self.factor, name) if self.media == "mp4" else load_frames(content, name)
-            )
-        return videos
+        """Frames, uint8 (T, 3, H, W), of each video: A and B of a pair, or the one video."""
+        return [self._frames(raw, f"{side}.{self.media}".lstrip(".")) for side in SIDES[self.kind]]
+
+    def _frames(self, raw: RawSample, member: str) -> Tensor:
+        name, content = f"{raw.name}, {member}", raw.members[member]
+        if self.media == "mp4":
+            return decode(content, self.sampling, self.factor, name)
+        return load_frames(content, name)
 
 
 def encode_frames(
     source: ShardSet, out: str | Path, sampling: FrameSampling, factor: int, pool: Executor | None = None
 ) -> Iterator[int]:
-    """Write ``source`` again with decoded frames in place of mp4 files; yields the count of samples done.
+    """Copy a set, with decoded frames in place of mp4 files.
 
     Args:
-        source: a set with mp4 files. out: folder to make. sampling, factor: of the model that will read it.
-        pool: processes to decode in.
+        source: Set with mp4 files.
+        out: Folder to write.
+        sampling: Frame sampling of the model that will read the frames.
+        factor: Frame sides become multiples of this (patch x merge).
+        pool: Processes that decode; None decodes in this one.
+
+    Yields:
+        Number of samples written so far.
     """
     if source.index.media != "mp4":
         raise ShardError(f"{source.path} holds decoded frames already")

@@ -1,4 +1,4 @@
-"""GIF files as blocks: decoders stop without a word where a GIF was cut or damaged, so that frames are lost silently."""
+"""Check of GIF files, block by block: decoders stop silently where a GIF is cut or damaged, so that frames get lost."""
 
 import struct
 
@@ -12,14 +12,14 @@ def check_gif(content: bytes) -> int:
     """Walk over all blocks of a GIF.
 
     Args:
-        content: The file.
+        content: Content of the file.
 
     Returns:
         Number of pictures.
 
     Raises:
-        VideoAlignError: Where the pictures are too large, or the file ends inside a block, or something else stands in the place of one; the message
-            is the rest of a sentence that begins with the file's name.
+        VideoAlignError: If the pictures are too large, if the file ends inside a block, or if a block begins with
+            unknown bytes. The message is the rest of a sentence that begins with the file's name.
     """
     width, height = struct.unpack("<HH", content[6:10].ljust(4, b"\0"))
     if why := FRAME_PIXELS.excess(width * height):
@@ -31,7 +31,7 @@ def check_gif(content: bytes) -> int:
             at = _after(content, at + 11 + _colours(content, at + 9))
         elif content[at] == _EXTENSION:
             at = _after(content, at + 2)
-        elif not content[at:].strip(b"\0;"):  # filled up at the end
+        elif not content[at:].strip(b"\0;"):  # padding at the end
             break
         else:
             raise VideoAlignError(f"is damaged: after {pictures} pictures, byte {at} begins no block of a GIF")
@@ -41,13 +41,13 @@ def check_gif(content: bytes) -> int:
 
 
 def _colours(content: bytes, at: int) -> int:
-    """Bytes of the table of colours that the flags at a place announce."""
+    """Size in bytes of the colour table that the flags at an offset announce."""
     flags = content[at] if at < len(content) else 0
     return 3 << (flags & 7) + 1 if flags & 0x80 else 0
 
 
 def _after(content: bytes, at: int) -> int:
-    """The place after a chain of sub-blocks, which an empty one ends; beyond the file where the chain is cut."""
+    """The offset after a chain of sub-blocks, which an empty one ends; beyond the file if the chain is cut."""
     while at < len(content) and content[at]:
         at += content[at] + 1
     return at + 1

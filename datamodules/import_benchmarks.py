@@ -47,9 +47,19 @@ def import_videogen_rewardbench(
 
     Args:
         source: Folder with ``videogen-rewardbench.csv``, and ``videos/`` or ``videos.zip``.
-        out: Folder to make.
-        videos: Folder or zip archive, if they are elsewhere.
-        skip_bad_rows: See :func:`.importing.write_set`, as of all that follow.
+        out: Folder to write.
+        videos: Folder or zip archive of the videos, if they are not in ``source``.
+        skip_bad_rows: Leave invalid rows out; otherwise any of them stops the import.
+        allow_missing: Leave out rows whose videos are missing.
+        pool: Processes that check the videos.
+        progress: Callback that is told the progress.
+        seed: Seed of the order of the samples.
+
+    Returns:
+        The rows and videos of the import.
+
+    Raises:
+        VideoAlignError: If the folder is no download of the benchmark, or rows are invalid and not left out.
     """
     table = source / CSV
     if not table.is_file():
@@ -76,36 +86,44 @@ def import_genai_bench(
     progress: Progress = lambda what, done, of: None,
     seed: int = 0,
 ) -> Report:
-    """Write GenAI-Bench's video part as a set; the original vote stands in ``pairs.csv`` as ``vote_type``.
+    """Write GenAI-Bench's video part as a set, with the original vote as column ``vote_type`` of ``pairs.csv``.
 
     Args:
         source: Parquet, JSON or JSON-lines file, a folder of them, or a folder of the ``datasets`` library, with the
             columns prompt, left_video, right_video and vote_type; videos as paths, as addresses in the web (of files
             that were downloaded under ``videos``), or as embedded bytes.
-        out: Folder to make.
+        out: Folder to write.
         videos: Folder or zip archive that paths are relative to; the source's folder if not given.
-        split: Which one, where there are several.
-        skip_bad_rows: See :func:`.importing.write_set`, as of all that follow.
+        split: Name of the split, where the source has several.
+        skip_bad_rows: Leave invalid rows out; otherwise any of them stops the import.
+        allow_missing: Leave out rows whose videos are missing.
+        pool: Processes that check the videos.
+        progress: Callback that is told the progress.
+        seed: Seed of the order of the samples.
+
+    Returns:
+        The rows and videos of the import.
+
+    Raises:
+        VideoAlignError: If the source is no such table, or rows are invalid and not left out.
     """
     files = _files(source, split)
     with scratch_folder(out.with_name(f"{out.name}.videos")) as spool:
         rows = list(_unpacked(files, spool))
         if embedded := any(spool.iterdir()):
             rows = [(line, _all_embedded(cells, spool)) for line, cells in rows]
-        media: Media = (
-            Folder(spool) if embedded else open_media(videos or (source if source.is_dir() else source.parent))
-        )
+        folder = source if source.is_dir() else source.parent
+        media: Media = Folder(spool) if embedded else open_media(videos or folder)
         report = read_rows(rows, media, _voted_row)
         return write_set(report, str(source), media, out, "videos", skip_bad_rows, allow_missing, pool, progress, seed)
 
 
 def _all_embedded(cells: dict[str, str] | str, spool: Path) -> dict[str, str] | str:
-    """The cells, or why not: a table either embeds its videos or names them."""
-    if isinstance(cells, dict) and (
-        paths := [cells[f"path_{s}"] for s in "AB" if not (spool / cells[f"path_{s}"]).is_file()]
-    ):
-        return f"names the path {paths[0]!r}, where other rows embed their videos"
-    return cells
+    """The cells, or why the row is invalid: a table either embeds its videos or names them."""
+    if isinstance(cells, str):
+        return cells
+    paths = [path for s in "AB" if not (spool / (path := cells[f"path_{s}"])).is_file()]
+    return f"names the path {paths[0]!r}, where other rows embed their videos" if paths else cells
 
 
 def _voted_row(line: int, cells: dict[str, str], paths: tuple[str, str]) -> Row:
@@ -117,18 +135,17 @@ def _voted_row(line: int, cells: dict[str, str], paths: tuple[str, str]) -> Row:
 
 
 def _files(source: Path, split: str | None) -> list[Path]:
-    """The table's files; of one split where the source has several."""
+    """The files of the table, or of one split where the source has several."""
     if source.is_file():
         if split:
             raise VideoAlignError(f"{source} is one file, so there is no split {split!r} to choose; leave --split out")
         return [source]
     if not source.is_dir():
         raise VideoAlignError(f"{source}: there is no such file or folder")
-    found = sorted(
-        p for p in source.rglob("*") if p.suffix in (".parquet", ".arrow", ".json", ".jsonl") and p.is_file()
-    )
+    endings = (".parquet", ".arrow", ".json", ".jsonl")
+    files = sorted(p for p in source.rglob("*") if p.suffix in endings and p.is_file())
     # dataset_info.json and the like describe a dataset, they are no table
-    tables = [p for p in found if p.suffix != ".json"] or found
+    tables = [p for p in files if p.suffix != ".json"] or files
     if not tables:
         raise VideoAlignError(f"{source} holds no parquet, arrow, JSON or JSON-lines file")
     splits: dict[str, list[Path]] = {}
@@ -148,17 +165,20 @@ def _files(source: Path, split: str | None) -> list[Path]:
 
 
 def _split(path: Path) -> str:
-    """The split that a table belongs to: data/test-00000-of-00001.parquet, test/0000.parquet, test/data-00000-of-00001.arrow."""
+    """The split that a table belongs to, from its path.
+
+    Such paths are data/test-00000-of-00001.parquet, test/0000.parquet and test/data-00000-of-00001.arrow.
+    """
     shard = _SHARD.fullmatch(path.stem)
     name = shard["name"] if shard else path.stem
-    parts = [part for part in path.parent.parts if part != "data"] + (
-        [] if name == "data" or name.isdigit() else [name]
-    )
+    parts = [part for part in path.parent.parts if part != "data"]
+    if name != "data" and not name.isdigit():
+        parts.append(name)
     return "/".join(parts) or "data"
 
 
 def _unpacked(files: list[Path], spool: Path) -> Iterator[tuple[int, dict[str, str] | str]]:
-    """Row numbers with cells by the columns of :func:`read_rows`; embedded videos go to files named by their content."""
+    """Row numbers with cells for :func:`read_rows`; embedded videos are written to files named by their content."""
     line = 0
     for file in files:
         for record in _records(file):
@@ -181,7 +201,7 @@ def _unpacked(files: list[Path], spool: Path) -> Iterator[tuple[int, dict[str, s
 
 
 def _text(name: str, value: str) -> None:
-    """Refuse half a character, which JSON can spell and no file can hold."""
+    """Refuse a lone surrogate, half a character, which JSON can spell and no file can hold."""
     try:
         value.encode()
     except UnicodeEncodeError:
@@ -189,7 +209,7 @@ def _text(name: str, value: str) -> None:
 
 
 def _path(value: Any, column: str, spool: Path) -> str:
-    """A path as it is; content as the name of a new file."""
+    """The path of a video; embedded content is written to a new file first."""
     if isinstance(value, dict):  # datasets' Video feature
         value = value.get("bytes") or value.get("path")
     if isinstance(value, bytes) and value:
@@ -217,10 +237,10 @@ def _records(file: Path) -> Iterator[Any]:
                         yield from batch.slice(start, _STEP).to_pylist()
         elif file.suffix in (".json", ".jsonl"):
             text = file.read_text(encoding="utf-8-sig")
-            table = (
-                json.loads(text) if text.lstrip()[:1] == "[" else [json.loads(t) for t in text.split("\n") if t.strip()]
-            )
-            yield from table
+            if text.lstrip()[:1] == "[":
+                yield from json.loads(text)
+            else:
+                yield from [json.loads(line) for line in text.split("\n") if line.strip()]
         else:
             raise VideoAlignError(f"{file}: {file.suffix or 'no'} ending; parquet, arrow, json and jsonl are read")
     except (OSError, ValueError, RecursionError, pa.ArrowException) as error:

@@ -28,10 +28,21 @@ def import_csv(
     """Write the rated pairs of a CSV as a set.
 
     Args:
-        ratings: The CSV.
+        ratings: Path of the CSV.
         videos: Folder or zip archive that its paths are relative to.
-        out: Folder to make.
-        kind: See :func:`.importing.write_set`, as of all that follow.
+        out: Folder to write.
+        kind: ``pairs`` to train on, or ``videos`` with ``pairs.csv`` for a benchmark.
+        skip_bad_rows: Leave invalid rows out; otherwise any of them stops the import.
+        allow_missing: Leave out rows whose videos are missing.
+        pool: Processes that check the videos.
+        progress: Callback that is told the progress.
+        seed: Seed of the order of the samples.
+
+    Returns:
+        The rows and videos of the import.
+
+    Raises:
+        VideoAlignError: If the CSV cannot be read, or rows are invalid and not left out.
     """
     media = open_media(videos)
     report = read_rows(read_table(ratings, REQUIRED), media, rated_row)

@@ -1,4 +1,4 @@
-"""Import of rated pairs: from rows of a table and the videos that they name to a set of shards."""
+"""Import of rated pairs: a table's rows and the videos that they name become a set of shards."""
 
 import math
 import random
@@ -22,24 +22,24 @@ from .video import Clip, examine
 
 X = TypeVar("X")
 Progress = Callable[[str, int, int], None]
-"""Called with what is done, how many, of how many."""
+"""Callback for progress: name of the stage, items done, items in all."""
 SHOWN = 20
-"""Missing videos, and lines of merged rows, that a report names."""
+"""Largest number of missing videos, and of merged lines, that a report names."""
 _EXCHANGED = {"A": "B", "B": "A", "leftvote": "rightvote", "rightvote": "leftvote"}
-"""What is said of a pair, if its videos are named the other way round; other words stay as they are."""
+"""Words of a rating for the pair with A and B exchanged; all other words stay."""
 
 
 @dataclass
 class Row:
-    """A sound row of a table.
+    """A valid row of a table.
 
     Attributes:
         line: Number of its line in the file.
-        paths: Paths of A and B, as the media know them.
-        prompt: What the videos were made from.
-        labels: Word per column.
+        paths: Paths of A and B, as :meth:`Media.find` returns them.
+        prompt: Text that the videos were generated from.
+        labels: Label word per column.
         scores: Score per side and dimension.
-        sources: Models that made A and B.
+        sources: Names of the models that made A and B.
         votes: Further columns for ``pairs.csv``, such as the original vote.
     """
 
@@ -52,7 +52,7 @@ class Row:
     votes: dict[str, str] = field(default_factory=dict)
 
     def rating(self) -> dict[str, Any]:
-        """What the row says of its videos; rows that name them the other way round and mean the same are equal."""
+        """The rating in a fixed order of the two videos, so that rows with A and B exchanged can be compared."""
         turned = self.paths[0] > self.paths[1]
         words = _EXCHANGED if turned else {}
         return {
@@ -65,14 +65,14 @@ class Row:
 
 @dataclass
 class Report:
-    """What an import found.
+    """Rows and videos of an import.
 
     Attributes:
-        rows: Sound rows.
-        merged: Lines that say again what an earlier one said.
-        rejected: Lines with reasons.
-        missing: Videos that are not there, with the lines naming them.
-        clips: What the videos' containers say.
+        rows: Valid rows.
+        merged: Lines that repeat an earlier rating.
+        rejected: Invalid lines with reasons.
+        missing: Missing videos, with the lines that name them.
+        clips: Frame count, frame rate and size of the videos, by path.
     """
 
     rows: list[Row] = field(default_factory=list)
@@ -88,9 +88,8 @@ class Report:
             lines.append(share_table([row.labels for row in self.rows]))
         if self.merged:
             named = ", ".join(map(str, self.merged[:SHOWN])) + (", ..." if len(self.merged) > SHOWN else "")
-            lines.append(
-                f"{len(self.merged)} rows say again what earlier ones say, and were merged with them (lines {named})"
-            )
+            repeated = "rows say again what earlier ones say, and were merged with them"
+            lines.append(f"{len(self.merged)} {repeated} (lines {named})")
         if self.missing:
             pairs = {line for named in self.missing.values() for line in named}
             lines.append(f"{len(self.missing)} videos are not there, which {len(pairs)} rows name")
@@ -104,15 +103,15 @@ class Report:
 
 
 def read_rows(table: Iterable[tuple[int, dict[str, str] | str]], media: Media, row: Callable[..., Row]) -> Report:
-    """Sort rows into sound and unsound ones. Looks whether videos are there, not into them.
+    """Sort rows into valid and invalid ones. Checks that the videos exist, and does not read them.
 
-    A row that rates a pair again is merged with the first one where it says the same, also with A and B exchanged;
-    where it says something else it is unsound, because nothing tells which of the two is right.
+    A row that rates a pair again is merged with the first one if both ratings agree, also with A and B exchanged. If
+    they differ it is invalid, because nothing tells which of the two is right.
 
     Args:
-        table: Line numbers with cells by column, or with why the line has none.
-        media: Where the videos are.
-        row: Makes a :class:`Row` of (line, cells, paths), or raises :class:`VideoAlignError`.
+        table: Line numbers with cells by column, or with the reason why the line has none.
+        media: Files of the videos.
+        row: Turns (line, cells, paths) into a :class:`Row`, or raises :class:`VideoAlignError`.
     """
     report = Report()
     seen: dict[tuple[frozenset[str], str], Row] = {}
@@ -159,9 +158,8 @@ def rated_row(line: int, cells: dict[str, str], paths: tuple[str, str]) -> Row:
             text = cells.get(f"MOS_{side}_{dimension}", "").strip()
             if text:
                 scores.setdefault(side, {})[dimension] = _score(text, f"MOS_{side}_{dimension}")
-    return Row(
-        line, paths, cells["prompt"].strip(), labels, scores, (cells.get("A_model", ""), cells.get("B_model", ""))
-    )
+    sources = cells.get("A_model", ""), cells.get("B_model", "")
+    return Row(line, paths, cells["prompt"].strip(), labels, scores, sources)
 
 
 def _score(text: str, column: str) -> float:
@@ -173,7 +171,11 @@ def _score(text: str, column: str) -> float:
 
 
 def check_clip(media: Media, name: str) -> Clip | str:
-    """What the container says, or why the clip is of no use; decodes it to the end."""
+    """Decode a video to its end.
+
+    Returns:
+        Its frame count, frame rate and size, or the reason why it cannot be used.
+    """
     try:
         return examine(media.source(name), GLANCE, Path(name).name)
     except VideoAlignError as error:
@@ -183,13 +185,16 @@ def check_clip(media: Media, name: str) -> Clip | str:
 def look(
     media: Media, paths: Iterable[str], pool: Executor | None, progress: Progress
 ) -> tuple[dict[str, Clip], dict[str, str]]:
-    """What the containers of videos say, each looked into once, and why the others are of no use.
+    """Check videos, each once.
 
     Args:
-        media: Where the videos are.
-        paths: Their paths.
-        pool: Processes that look into the videos.
-        progress: Is told what is done.
+        media: Files of the videos.
+        paths: Paths of the videos; they may repeat.
+        pool: Processes that check the videos; None checks them in this one.
+        progress: Callback that is told the progress.
+
+    Returns:
+        Frame count, frame rate and size of the usable videos, and the reason for each unusable one, by path.
     """
     clips, bad, names = {}, {}, sorted(set(paths))
     for done, (path, clip) in enumerate(zip(names, in_order(pool, partial(check_clip, media), names)), 1):
@@ -199,16 +204,9 @@ def look(
 
 
 def video_record(prompt: str, source: str, path: str, clip: Clip) -> dict[str, Any]:
-    """The JSON of a *videos* sample; height and width are those that a player shows."""
-    return {
-        "prompt": prompt,
-        "source": source,
-        "path": path,
-        "fps": clip.fps,
-        "num_frames": clip.frames,
-        "height": clip.height,
-        "width": clip.width,
-    }
+    """The JSON record of a sample of a *videos* set; height and width are those that a player shows."""
+    shape = {"fps": clip.fps, "num_frames": clip.frames, "height": clip.height, "width": clip.width}
+    return {"prompt": prompt, "source": source, "path": path, **shape}
 
 
 @claims_out
@@ -224,26 +222,29 @@ def write_set(
     progress: Progress = lambda what, done, of: None,
     seed: int = 0,
 ) -> Report:
-    """Look into the videos of the sound rows and write the set.
+    """Check the videos of the valid rows and write the set.
 
-    Samples are written in a random order: training shuffles within a window only, and of a table that is sorted by prompt
-    a batch would hold one prompt many times. Keys are line numbers all the same, and ``pairs.csv`` keeps its order.
+    Samples are written in a random order: training shuffles within a window only, so that batches of a table that is
+    sorted by prompt would hold one prompt many times. Keys are still line numbers, and ``pairs.csv`` keeps its order.
 
     Args:
         report: Result of :func:`read_rows`.
         name: Name of the table, for messages.
-        media: Where its videos are.
-        out: Folder to make.
-        kind: ``pairs`` (a sample holds both videos; for training) or ``videos`` (each video once, and ``pairs.csv``; for
-            benchmarks).
-        skip_bad_rows: Leave unsound rows out; otherwise any of them stops the import.
-        allow_missing: Leave out rows whose videos are not there.
-        pool: Processes that look into the videos.
-        progress: Is told what is done.
+        media: Files of its videos.
+        out: Folder to write.
+        kind: ``pairs`` (a sample holds both videos; for training) or ``videos`` (each video once, and ``pairs.csv``;
+            for benchmarks).
+        skip_bad_rows: Leave invalid rows out; otherwise any of them stops the import.
+        allow_missing: Leave out rows whose videos are missing.
+        pool: Processes that check the videos.
+        progress: Callback that is told the progress.
         seed: Seed of the order of the samples.
 
+    Returns:
+        The report, completed by the check of the videos.
+
     Raises:
-        VideoAlignError: with the whole report, where rows are unsound and not to be left out, or none is sound.
+        VideoAlignError: If rows are invalid and not left out, or none is valid; the message holds the whole report.
     """
     report.clips, bad = look(media, (path for row in report.rows for path in row.paths), pool, progress)
     report.rejected += [
@@ -265,7 +266,7 @@ def write_set(
 
 
 def shuffled(items: Iterable[X], seed: int) -> list[X]:
-    """Items in a random order that the seed alone decides."""
+    """Items in a random order that depends on the seed alone."""
     return random.Random(seed).sample(items := list(items), len(items))
 
 
@@ -292,18 +293,11 @@ def _write_videos(writer: ShardWriter, report: Report, media: Media, seed: int) 
     for number, ((path, prompt), key) in enumerate(shuffled(keys.items(), seed), 1):
         writer.write(key, {"": media.read(path)}, video_record(prompt, sources[path, prompt], path, report.clips[path]))
         yield number, len(keys)
-    writer.write_table(
-        PAIRS,
-        [
-            {
-                "key_A": keys[row.paths[0], row.prompt],
-                "key_B": keys[row.paths[1], row.prompt],
-                "prompt": row.prompt,
-                "A_model": row.sources[0],
-                "B_model": row.sources[1],
-                **{c: row.labels.get(c, "") for c in COLUMNS},
-                **row.votes,
-            }
-            for row in report.rows
-        ],
-    )
+    writer.write_table(PAIRS, [_table_row(row, keys) for row in report.rows])
+
+
+def _table_row(row: Row, keys: dict[tuple[str, str], str]) -> dict[str, str]:
+    """A row of ``pairs.csv``; ``keys`` are those of the videos by (path, prompt)."""
+    ends = {f"key_{side}": keys[path, row.prompt] for side, path in zip("AB", row.paths)}
+    models = {f"{side}_model": source for side, source in zip("AB", row.sources)}
+    return {**ends, "prompt": row.prompt, **models, **{c: row.labels.get(c, "") for c in COLUMNS}, **row.votes}

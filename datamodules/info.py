@@ -1,4 +1,4 @@
-"""What a set holds, as a table."""
+"""Summary of a set, as `videoalign shards info` prints it."""
 
 import math
 from collections import Counter
@@ -9,13 +9,17 @@ from .shards import ShardSet
 
 
 def info(folder: str) -> str:
-    """Kind, counts, sizes, label shares and sources of a set."""
+    """Kind, counts, sizes, label shares and sources of a set, as text.
+
+    Args:
+        folder: Folder of the set.
+    """
     shards = ShardSet(folder)
     index = shards.index
     size = sum(shard.bytes for shard in index.shards)
-    made = index.latents or index.frames or {}
+    settings = index.latents or index.frames or {}
     media = {"mp4": "mp4 files"}.get(index.media, "tensors" if index.kind == "latents" else "decoded frames")
-    media += f" ({', '.join(f'{k} {v}' for k, v in made.items())})" if made else ""
+    media += f" ({', '.join(f'{k} {v}' for k, v in settings.items())})" if settings else ""
     lines = [f"{shards.path}: {index.samples} {index.kind} as {media}, {len(index.shards)} shards, {size / 1e6:.1f} MB"]
     records, prompts, frames = [], set(), []
     for content in shards.contents():
@@ -27,11 +31,10 @@ def info(folder: str) -> str:
     for record in records:
         ends = "AB" if isinstance(record.get("sources"), dict) else [None]
         for end in ends:
-            source, count = (
-                (record.get("source"), record.get("num_frames"))
-                if end is None
-                else (record["sources"].get(end), record.get("num_frames", {}).get(end))
-            )
+            if end is None:
+                source, count = record.get("source"), record.get("num_frames")
+            else:
+                source, count = record["sources"].get(end), record.get("num_frames", {}).get(end)
             sources[source or "unknown"] += 1
             frames.append(count or math.nan)
     lines.append(f"{len(prompts)} prompts; {min(frames):.0f} to {max(frames):.0f} frames a video")

@@ -1,4 +1,4 @@
-"""Tensors of a latents set, as they stand on disk; :mod:`.latents` makes batches of them."""
+"""Tensors of a *latents* set on disk; :mod:`.latents` loads batches of them."""
 
 import safetensors.torch
 from safetensors import SafetensorError
@@ -8,14 +8,19 @@ from .shards import ShardError
 
 NULL = "null.safetensors"
 OF = {"pairs": ("a", "b"), "videos": ("video",)}
-"""Tensors of a sample besides ``prompt``, by what the latents are of."""
+"""Names of a sample's latents, by the kind of the videos; beside them is ``prompt``."""
 
 
 def load_latents(content: bytes, name: str) -> dict[str, Tensor]:
-    """Tensors of a sample.
+    """Tensors of a sample by name.
+
+    Args:
+        content: Content of its safetensors file.
+        name: What to call the sample in messages.
 
     Raises:
-        ShardError: where the content is not that: damaged, of several shapes, not finite.
+        ShardError: If the content is damaged, or holds other tensors, latents of two shapes or values that are not
+            finite.
     """
     try:
         tensors = safetensors.torch.load(content)

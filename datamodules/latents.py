@@ -1,14 +1,14 @@
-"""Latents on disk: videos and prompts that a generator's autoencoder and text encoder saw once, for training many times.
+"""Latents on disk: videos and prompts that a generator encoded once, as batches for many trainings.
 
-A sample's tensors: ``a`` and ``b``, or ``video``, (C, F, H, W) normalised latents; ``prompt`` (L, E), without padding. The
-set holds the embedding of the empty prompt too, which guidance needs, as ``null.safetensors``.
+A sample's tensors: ``a`` and ``b``, or ``video``, (C, F, H, W) normalised latents; ``prompt`` (L, E), without padding.
+The set also holds the embedding of the empty prompt, which classifier-free guidance needs, as ``null.safetensors``.
 
 Legend: N pairs or videos; S sides, 2 (preferred, other) or 1; D dimensions.
 """
 
 import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,23 +23,24 @@ from torch import Tensor
 from .. import VideoAlignError
 from ..models.flow import draw_seed
 from ..models.preference import DIMENSIONS
+from .contracts import HasGenerator, HasReferenceErrors, require
 from .latent_files import NULL, OF, load_latents
 from .ratings import labels_of, prompt_of
 from .reference_errors import ReferenceErrors
 from .shards import Contents, RawSample, ShardError, ShardSet, sha256
-from .stream import Dropped, Item, ShardLoader, ShardStream, Share, at_least, training_share
+from .stream import FilledCollate, ShardLoader, ShardStream, Share, at_least, training_share
 
 
 @dataclass(frozen=True)
 class Weights:
-    """How much each dimension counts in what is preferred: 1:1:1 in the paper, 0:0:1 for text alignment alone."""
+    """Weight of each dimension in the preference: 1:1:1 in the paper, 0:0:1 for text alignment alone."""
 
     VQ: float = 1.0
-    """Visual quality."""
+    """Weight of visual quality."""
     MQ: float = 1.0
-    """Motion quality."""
+    """Weight of motion quality."""
     TA: float = 1.0
-    """Text alignment."""
+    """Weight of text alignment."""
 
     def __post_init__(self) -> None:
         values = (self.VQ, self.MQ, self.TA)
@@ -54,12 +55,15 @@ class Weights:
 
 @dataclass(frozen=True)
 class Judged:
-    """What is known of a sample without reading its latents.
+    """The judgement of a sample, from its record alone.
 
     Attributes:
-        scores: (S,) weighted rewards, or the weighted label of the first side; preferred first. NaN where unknown.
-        rewards: (S, D) in the same order. labels: (D,) of the first side against the second; NaN where there is none.
-        swapped: B is preferred.
+        prompt: Text that the videos were generated from.
+        scores: Weighted rewards (S,), or half the weighted label with either sign; the preferred side first. NaN where
+            unknown.
+        rewards: Rewards (S, D) in the same order; NaN where there is none.
+        labels: Labels (D,) of the first side against the second; NaN where there is none.
+        swapped: Whether B is the preferred side.
     """
 
     prompt: str
@@ -75,7 +79,14 @@ class Judged:
 
 
 def judge(record: dict, of: str, weights: Weights, name: str) -> Judged:
-    """Which side of a sample is preferred, and by how much: by its rewards, or where there are none by its labels."""
+    """Decide which side of a sample is preferred, and by how much: by its rewards, or by its labels without rewards.
+
+    Args:
+        record: JSON record of the sample.
+        of: Kind of the videos, ``pairs`` or ``videos``.
+        weights: Weights of the dimensions.
+        name: What to call the sample in messages.
+    """
     rewards = torch.full((len(OF[of]), len(DIMENSIONS)), torch.nan)
     if (given := record.get("rewards")) is not None:
         rows = [given.get(side, {}) for side in "AB"] if of == "pairs" else [given]
@@ -96,11 +107,15 @@ def judge(record: dict, of: str, weights: Weights, name: str) -> Judged:
 
 @dataclass(frozen=True)
 class Sample:
-    """A sample as training takes it: sides in the order of preference.
+    """A decoded sample, its sides in the order of preference.
 
     Attributes:
-        latents: (S, C, F, H, W). prompt: (L, E). seed: of its noise and time in this epoch.
-        reference: (S,) cached errors of the reference, NaN where there are none.
+        key: Key of the sample.
+        latents: Normalised latents (S, C, F, H, W).
+        prompt: Embedding (L, E) of the prompt.
+        judged: Judgement of the sample.
+        seed: Seed of its noise and time in this epoch.
+        reference: Cached errors (S,) of the reference; NaN where there are none.
     """
 
     key: str
@@ -112,7 +127,15 @@ class Sample:
 
 
 class Decoder:
-    """Raw sample -> :class:`Sample`."""
+    """Decodes a raw sample of a *latents* set to a :class:`Sample`.
+
+    Args:
+        of: Kind of the videos, ``pairs`` or ``videos``.
+        judged: Judgements by key.
+        seed: Seed of noise and times.
+        training: Whether noise and times change with the epoch.
+        cached: Gives seed and reference errors (S,) of a key in an epoch; None without a cache.
+    """
 
     def __init__(
         self,
@@ -133,39 +156,29 @@ class Decoder:
             seed, reference = self.cached(raw.key, epoch)
         else:
             # held-out samples keep their noise and times
-            seed, reference = (
-                draw_seed(self.seed, epoch if self.training else 0, raw.key),
-                torch.full((len(latents),), torch.nan),
-            )
+            seed = draw_seed(self.seed, epoch if self.training else 0, raw.key)
+            reference = torch.full((len(latents),), torch.nan)
         if judged.swapped:
             latents, reference = latents.flip(0), reference.flip(0)
         return Sample(raw.key, latents, tensors["prompt"], judged, seed, reference)
 
 
-class Collate:
-    """Items -> batch; items that do not count keep their place with a sound one's tensors and a false mask."""
+class LatentCollate(FilledCollate):
+    """Collates decoded samples of a *latents* set, all of one shape."""
 
-    benchmark = None
+    def tensors(self, samples: list[Sample]) -> dict[str, Any]:
+        """Latents, embeddings of prompts, judgements, seeds and cached reference errors.
 
-    def __init__(self, spare: Sample | None = None) -> None:
-        self.spare = spare
-
-    def __call__(self, items: Sequence[Item]) -> dict[str, Any]:
-        sound = [item.value for item in items if not isinstance(item.value, Dropped)]
-        batch: dict[str, Any] = {
-            "dropped": [item.value for item in items if isinstance(item.value, Dropped)],
-            "valid": torch.tensor([item.valid for item in items]),
-        }
-        self.spare = sound[0] if sound else self.spare
-        if self.spare is None:
-            return batch
-        samples = [self.spare if isinstance(item.value, Dropped) else item.value for item in items]
+        Raises:
+            VideoAlignError: If the samples have latents of several shapes.
+        """
         shapes = {tuple(sample.latents.shape) for sample in samples}
         if len(shapes) > 1:
             raise VideoAlignError(
-                f"latents of several shapes in one batch: {sorted(shapes)}. Encode the set at one size and length, or use data.batch_size 1."
+                f"latents of several shapes in one batch: {sorted(shapes)}. Encode the set at one size and length, "
+                "or use data.batch_size 1."
             )
-        return batch | {
+        return {
             "keys": [sample.key for sample in samples],
             "latents": torch.stack([sample.latents for sample in samples], 1).float(),  # (S, N, C, F, H, W)
             "prompts": [sample.prompt for sample in samples],  # N of (L, E)
@@ -181,22 +194,23 @@ class Collate:
 class LatentPairs(L.LightningDataModule):
     """Streams latents of pairs, the preferred side first, or of single videos.
 
-    Every sample brings the seed of its noise and time, which depends on (seed, epoch, key) alone: training is the same
+    Every sample carries the seed of its noise and time, which depends on (seed, epoch, key) alone: training is the same
     on any number of ranks, and after a resumption.
 
     Args:
-        train: Folder of a *latents* set.
+        train: Folder of a *latents* set to train on.
         val: Folder of a *latents* set of held-out samples.
         batch_size: Samples per rank and micro-batch.
         val_batch_size: Held-out samples per rank and batch; ``batch_size`` if not given.
         workers: Processes per rank that read.
-        weights: Weights of the dimensions in what is preferred.
-        min_margin: pairs whose weighted rewards (or labels) differ by no more are left out, at 0 those that do not differ at
-            all; null keeps every pair, for what learns from the labels of each dimension.
-        reference: folder of cached reference errors of the training set (`experiments/reference/*.yaml` writes it); then
-            noise and times are those that they were computed at.
-        shuffle_buffer: samples among which the next one is drawn; 0 keeps their order on disk. It costs no memory.
-        max_dropped: Share of an epoch's samples that may be unusable.
+        weights: Weights of the dimensions in the preference.
+        min_margin: Pairs whose weighted rewards (or labels) differ by no more are left out; 0 leaves out those that do
+            not differ at all. null keeps every pair, for modules that learn from the labels of each dimension.
+        reference: Folder of cached reference errors of the training set (`experiments/reference/*.yaml` writes it);
+            training then uses the noise and times that they were computed at.
+        shuffle_buffer: Number of samples among which the next one is drawn; 0 keeps their order on disk. It costs no
+            memory.
+        max_dropped: Share of an epoch's samples that may be unusable before training stops.
         seed: Seed of order, noise and times.
     """
 
@@ -226,8 +240,9 @@ class LatentPairs(L.LightningDataModule):
         self.null: Tensor | None = None
 
     def setup(self, stage: str) -> None:
-        """Open the sets, see that they are this generator's, and choose what is kept."""
-        identity = self.trainer.lightning_module.generator.identity()
+        """Open the sets, refuse those of another generator, and choose the pairs to use."""
+        module, who = self.trainer.lightning_module, type(self).__name__
+        identity = require(module, HasGenerator, who).generator.identity()
         self.sets: dict[str, _Opened] = {}
         needed = {"train": stage == "fit", "val": self.paths["val"] is not None or stage != "fit"}
         for which, path in self.paths.items():
@@ -243,33 +258,34 @@ class LatentPairs(L.LightningDataModule):
         self.cached = None
         if self.reference_path and stage == "fit":
             data = sha256(first.path / "index.json")
-            self.cached = ReferenceErrors(self.reference_path, data, self.trainer.lightning_module.reference_made())
+            settings = require(module, HasReferenceErrors, f"{who} with data.reference").reference_made()
+            self.cached = ReferenceErrors(self.reference_path, data, settings)
 
     def _open(self, path: str, identity: dict[str, str]) -> "_Opened":
         shards = ShardSet(path, "latents")
-        made = shards.index.latents or {}
-        if different := {k: (made.get(k), v) for k, v in identity.items() if made.get(k) != v}:
+        stored = shards.index.latents or {}
+        if different := {k: (stored.get(k), v) for k, v in identity.items() if stored.get(k) != v}:
+            differences = ", ".join(f"{k}: {str(a)[:16]}, here {b[:16]}" for k, (a, b) in different.items())
             raise VideoAlignError(
-                f"{path} holds latents of another generator ({', '.join(f'{k}: {str(a)[:16]}, here {b[:16]}' for k, (a, b) in different.items())}); "
+                f"{path} holds latents of another generator ({differences}); "
                 "encode the videos with this one's autoencoder"
             )
-        of = made.get("of")
+        of = stored.get("of")
         if of not in OF:
             raise VideoAlignError(f"{path}: index.json does not say whether its latents are of pairs or of videos")
         judged: dict[str, Judged] = {}
         left_out = {"tied or closer": 0, "without a label that is asked for": 0}
         kept: list[int] = []
         for number, content in enumerate(contents := shards.contents()):
-            found = judge(content.record, of, self.weights, content.name)
-            if of == "videos" or self.min_margin is None or found.margin > self.min_margin:
-                judged[content.key] = found
+            one = judge(content.record, of, self.weights, content.name)
+            if of == "videos" or self.min_margin is None or one.margin > self.min_margin:
+                judged[content.key] = one
                 kept.append(number)
             else:
-                left_out["without a label that is asked for" if math.isnan(found.margin) else "tied or closer"] += 1
+                left_out["without a label that is asked for" if math.isnan(one.margin) else "tied or closer"] += 1
         if any(left_out.values()):
-            rank_zero_info(
-                f"{path}: {len(judged)} pairs are used, {', '.join(f'{n} {why}' for why, n in left_out.items() if n)} left out"
-            )
+            counts = ", ".join(f"{n} {why}" for why, n in left_out.items() if n)
+            rank_zero_info(f"{path}: {len(judged)} pairs are used, {counts} left out")
         if not judged:
             raise VideoAlignError(
                 f"{path}: no pair has a margin above {self.min_margin} under weights {self.weights}, so nothing is left"
@@ -294,17 +310,18 @@ class LatentPairs(L.LightningDataModule):
             "persistent_workers": training and workers > 0,
             "pin_memory": trainer.strategy.root_device.type == "cuda",
         }
-        return ShardLoader(stream, Collate(_first_sound(opened.contents, decode)), workers, self.max_dropped, options)
+        collate = LatentCollate(_first_decoded(opened.contents, decode))
+        return ShardLoader(stream, collate, workers, self.max_dropped, options)
 
     def prompt_scores(self) -> dict[str, Tensor]:
-        """Weighted rewards of all training samples of each prompt: what Flow-RWR normalises with."""
+        """Weighted rewards of all training samples of each prompt, with which Flow-RWR normalises."""
         scores: dict[str, list[Tensor]] = {}
         for judged in self.sets["train"].judged.values():
             scores.setdefault(judged.prompt, []).append(judged.scores)
         return {prompt: torch.cat(values) for prompt, values in scores.items()}
 
     def has_rewards(self) -> bool:
-        """Whether every training sample has rewards (labels alone give scores to pairs, but no rewards)."""
+        """Whether every training sample has rewards; pairs with labels alone have scores, but no rewards."""
         return not any(self.weights(judged.rewards).isnan().any() for judged in self.sets["train"].judged.values())
 
     def train_dataloader(self) -> ShardLoader:
@@ -316,18 +333,18 @@ class LatentPairs(L.LightningDataModule):
         return [self._loader("val", training=False)] if "val" in self.sets else []
 
     def test_dataloader(self) -> list[ShardLoader]:
-        """As validation."""
+        """The loaders of validation, on which a test measures."""
         return self.val_dataloader()
 
 
 @dataclass(frozen=True)
 class _Opened:
-    """A set that was opened.
+    """An open set.
 
     Attributes:
         shards: The set.
-        contents: Its samples that are used.
-        judged: What is known of each of them, by key.
+        contents: Samples to use.
+        judged: Their judgements by key.
     """
 
     shards: ShardSet
@@ -335,8 +352,8 @@ class _Opened:
     judged: dict[str, Judged]
 
 
-def _first_sound(contents: Contents, decode: Decoder, among: int = 16) -> Sample | None:
-    """A sample to fill places up with, should a worker's first ones be unusable."""
+def _first_decoded(contents: Contents, decode: Decoder, among: int = 16) -> Sample | None:
+    """A sample that fills places up if the first batch of a worker is unusable."""
     for _, content in zip(range(among), contents):
         with contextlib.suppress(VideoAlignError):
             return decode(content.raw(), 0)

@@ -1,7 +1,7 @@
 """Bounds on video files: a small file must not be able to fill the memory or to keep a process busy for hours.
 
-They are far above what a rated clip needs. Whoever has larger ones raises a bound by its environment variable, which
-holds for every command and for the processes that it starts.
+The bounds are far above the needs of rated clips. An environment variable raises each of them, for every command and
+the processes that it starts.
 """
 
 import os
@@ -12,12 +12,12 @@ from .. import VideoAlignError
 
 @dataclass(frozen=True)
 class Limit:
-    """A bound that an environment variable can move.
+    """A bound that an environment variable can change.
 
     Attributes:
         variable: Name of the environment variable.
-        default: Largest value that is accepted where the variable is not set.
-        meaning: What is counted, for messages.
+        default: Largest accepted amount where the variable is not set.
+        meaning: Unit of the amount, for messages.
     """
 
     variable: str
@@ -26,10 +26,10 @@ class Limit:
 
     @property
     def value(self) -> int:
-        """The bound in force.
+        """Largest accepted amount, of the environment variable or else the default.
 
         Raises:
-            VideoAlignError: Where the environment variable is not a positive whole number.
+            VideoAlignError: If the environment variable is not a positive whole number.
         """
         text = os.environ.get(self.variable, str(self.default))
         if not (text.isascii() and text.isdigit() and int(text)):
@@ -39,7 +39,7 @@ class Limit:
         return int(text)
 
     def excess(self, amount: int) -> str | None:
-        """Why an amount is too much, as the rest of a sentence that begins with the file's name; None if it is not."""
+        """Why an amount is above the bound, as the rest of a sentence that begins with the file's name; else None."""
         if amount <= self.value:
             return None
         return (
@@ -49,8 +49,8 @@ class Limit:
 
 
 FRAME_PIXELS = Limit("VIDEOALIGN_MAX_FRAME_PIXELS", 8192 * 4320, "pixels in a frame (height x width)")
-"""A decoder holds up to about 20 frames, 1.5 bytes a pixel: 1 GB at this size."""
+"""A decoder holds up to about 20 frames of 1.5 bytes a pixel: 1 GB at this size."""
 VIDEO_PIXELS = Limit("VIDEOALIGN_MAX_VIDEO_PIXELS", 2**38, "pixels in all its frames")
-"""18 minutes of 3840 x 2160 at 30 frames a second. A frame counts as 512 x 512 at least, so that frames are bounded too."""
+"""18 minutes of 3840 x 2160 at 30 frames a second. A smaller frame counts as 512 x 512, which bounds their number."""
 FILE_BYTES = Limit("VIDEOALIGN_MAX_VIDEO_BYTES", 2**30, "bytes")
-"""Imports hold a file in memory while they write it to a shard."""
+"""Bound on a file's size: imports hold a file in memory while they write it to a shard."""

@@ -1,4 +1,4 @@
-"""Video files that a table of ratings names: in a folder, or in a zip archive, which need not be unpacked."""
+"""Video files that a table of ratings names: in a folder, or in a zip archive, which stays packed."""
 
 import lzma
 import os
@@ -15,11 +15,11 @@ from .limits import FILE_BYTES
 
 
 class MissingVideo(VideoAlignError):
-    """A path that names no file."""
+    """Raised for a path that names no file."""
 
 
 class Media:
-    """Files by their path relative to a root; what leads out of it is refused.
+    """Files by their path relative to a root; paths that lead out of it are refused.
 
     Args:
         root: Folder or zip archive.
@@ -30,12 +30,16 @@ class Media:
         self.root, self.within = root, within
 
     def find(self, path: str) -> str:
-        """The name under which :meth:`source` has the file.
+        """The name of a file for :meth:`source` and :meth:`read`.
 
-        A file named by its address in the web is sought by the longest end of the address that is there.
+        A file that a table names by its address in the web is found by the longest end of the address that exists.
+
+        Args:
+            path: Path or address, as the table spells it.
 
         Raises:
-            MissingVideo: where there is no such file. VideoAlignError: where the path leads out of the root.
+            MissingVideo: If there is no such file.
+            VideoAlignError: If the path leads out of the root.
         """
         if re.match(r"https?://", path):
             parts = [part for part in unquote(urlsplit(path).path).split("/") if part not in ("", ".", "..")]
@@ -57,11 +61,11 @@ class Media:
         raise NotImplementedError
 
     def source(self, name: str) -> Path | bytes:
-        """What the video decoder takes."""
+        """Path or content of a file, for the video decoder."""
         raise NotImplementedError
 
     def read(self, name: str) -> bytes:
-        """The file's content."""
+        """Content of a file."""
         raise NotImplementedError
 
 
@@ -77,24 +81,30 @@ class Folder(Media):
             return False
         if not file.resolve().is_relative_to(self.root.resolve()):
             raise VideoAlignError(
-                f"path {name!r} is a link out of the videos' folder (as in a hub's cache); copy the files into one folder"
+                f"path {name!r} is a link out of the videos' folder (as in a hub's cache); "
+                "copy the files into one folder"
             )
         return True
 
     def source(self, name: str) -> Path:
-        """The path: a decoder reads no more of it than it needs."""
+        """Path of a file, because a decoder reads no more of it than it needs."""
         return self.root / name
 
     def read(self, name: str) -> bytes:
-        """The file's content."""
+        """Content of a file."""
         return (self.root / name).read_bytes()
 
 
 @lru_cache(maxsize=4)
 def _opened(path: Path, changed: int, process: int) -> tuple[zipfile.ZipFile, frozenset[str]]:
-    """An archive and its files' names: read once per process, however many tasks a pool is given.
+    """An archive and the names of its files, read once per process, however many tasks a pool is given.
 
-    A process must open it by itself: a forked one would share the place in the file with its parent.
+    A forked process opens the archive anew, because it would share the position in the file with its parent.
+
+    Args:
+        path: Path of the archive.
+        changed: Time of its last change; a changed file is read anew.
+        process: Id of the process.
     """
     try:
         archive = zipfile.ZipFile(path)
@@ -104,7 +114,7 @@ def _opened(path: Path, changed: int, process: int) -> tuple[zipfile.ZipFile, fr
 
 
 class Archive(Media):
-    """Members of a zip archive."""
+    """Files of a zip archive; names that lead out of it, and links, are refused."""
 
     def __init__(self, root: Path, within: tuple[str, ...] = ()) -> None:
         super().__init__(root, within)
@@ -124,14 +134,14 @@ class Archive(Media):
         return name in self._open()[1]
 
     def read(self, name: str) -> bytes:
-        """The member's content; what is larger than the limit is not unpacked."""
+        """Content of a file; files above the limit are not unpacked."""
         archive = self._open()[0]
         size = archive.getinfo(name).file_size
         if why := FILE_BYTES.excess(size):
             raise VideoAlignError(f"{self.root}, {name}: {why}")
         try:
             with archive.open(name) as file:
-                # Never more than is stated: read() without a size unpacks all there is before it looks at the statement.
+                # read() without a size would unpack everything before it compares the size with the declared one
                 return file.read(size) + file.read(1)
         except (OSError, RuntimeError, EOFError, zipfile.BadZipFile, zlib.error, lzma.LZMAError) as error:
             raise VideoAlignError(f"{self.root}, {name}: cannot be read ({error})") from None
@@ -140,10 +150,14 @@ class Archive(Media):
 
 
 def open_media(path: Path, within: tuple[str, ...] = ()) -> Media:
-    """A folder, or a zip archive by its ending.
+    """Open a folder, or a file that ends in ``.zip``.
+
+    Args:
+        path: Folder or zip archive.
+        within: Names of folders that either the paths or the root may leave out; see :class:`Media`.
 
     Raises:
-        VideoAlignError: where it is neither, or an archive that names files outside itself.
+        VideoAlignError: If the path is neither, or an archive that names files outside itself.
     """
     if path.is_dir():
         return Folder(path, within)

@@ -1,7 +1,6 @@
-"""Rated pairs and benchmark videos as batches: the DataModules of reward model training and evaluation."""
+"""Rated pairs and benchmark videos as batches: the DataModule that trains and evaluates reward models."""
 
 import random
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,37 +14,21 @@ from ..models.flow import draw_seed
 from ..models.processor import RewardProcessor
 from .benchmark import Benchmark
 from .contents import Contents, RawSample
+from .contracts import HasProcessor, require
 from .frames import FrameReader
 from .ratings import labels_of, prompt_of, scores_of, sources_of
 from .shards import ShardSet
-from .stream import Dropped, Item, ShardLoader, ShardStream, Share, at_least, training_share
-
-
-@dataclass(frozen=True)
-class VideoPair:
-    """A decoded pair.
-
-    Attributes:
-        videos: A and B, uint8 (T, 3, H, W). labels: (4,) VQ, MQ, TA, Overall. scores: (2, 3) of A and B.
-        sources: the models that made A and B.
-    """
-
-    key: str
-    prompt: str
-    videos: tuple[Tensor, Tensor]
-    labels: Tensor
-    scores: Tensor
-    sources: tuple[str, str]
-
-    def swapped(self) -> "VideoPair":
-        """The same pair with A and B exchanged, labels and scores with them."""
-        return VideoPair(
-            self.key, self.prompt, self.videos[::-1], -self.labels, self.scores.flip(0), self.sources[::-1]
-        )
+from .stream import FilledCollate, ShardLoader, ShardStream, Share, at_least, training_share
+from .video_pair import VideoPair
 
 
 class PairDecoder:
-    """Raw sample -> :class:`VideoPair`; exchanges A and B by a coin of (seed, epoch, key) where asked."""
+    """Decodes a raw sample of a *pairs* set to a :class:`VideoPair`.
+
+    Args:
+        reader: Reads or decodes the frames.
+        seed: Seed of the coin that exchanges A and B, thrown for each (seed, epoch, key); None never exchanges them.
+    """
 
     def __init__(self, reader: FrameReader, seed: int | None) -> None:
         self.reader, self.seed = reader, seed
@@ -64,42 +47,44 @@ class PairDecoder:
         return pair.swapped() if swap else pair
 
 
-class Collate:
-    """Items -> batch. Items that do not count keep their place with a sound one's tensors and a false mask.
+class VideoCollate(FilledCollate):
+    """Collates decoded pairs, or videos of a benchmark, to inputs of a reward model.
 
     Args:
-        processor: tokenises and cuts patches. benchmark: name of the benchmark that the videos belong to.
+        processor: Tokenises prompts and cuts frames into patches.
+        benchmark: Name of the benchmark that the videos belong to; None for pairs.
     """
 
     def __init__(self, processor: RewardProcessor, benchmark: str | None = None) -> None:
+        super().__init__()
         self.processor, self.benchmark = processor, benchmark
-        self.spare: Any = None  # the last sound one of this worker
 
-    def __call__(self, items: Sequence[Item]) -> dict[str, Any]:
-        dropped = [item.value for item in items if isinstance(item.value, Dropped)]
-        sound = [item.value for item in items if not isinstance(item.value, Dropped)]
-        batch: dict[str, Any] = {"dropped": dropped, "valid": torch.tensor([item.valid for item in items])}
-        self.spare = sound[0] if sound else self.spare
-        if self.spare is None:  # nothing to fill up with yet: a worker whose very first batch is unusable
-            return batch
-        values = [self.spare if isinstance(item.value, Dropped) else item.value for item in items]
-        batch["keys"] = [value.key for value in values]
+    def tensors(self, samples: list[Any]) -> dict[str, Any]:
+        """Keys, the network's inputs, and labels and scores of pairs or numbers of a benchmark's videos."""
+        batch: dict[str, Any] = {"keys": [sample.key for sample in samples]}
+        prompts = [sample.prompt for sample in samples]
         if self.benchmark is None:
-            videos = [pair.videos[0] for pair in values] + [pair.videos[1] for pair in values]  # A..., then B...
-            batch["labels"] = torch.stack([pair.labels for pair in values])  # (N, 4)
-            batch["scores"] = torch.stack([pair.scores for pair in values], 1)  # (2, N, 3)
-            prompts = [pair.prompt for pair in values] * 2
+            videos = [pair.videos[0] for pair in samples] + [pair.videos[1] for pair in samples]  # A..., then B...
+            batch["labels"] = torch.stack([pair.labels for pair in samples])  # (N, 4)
+            batch["scores"] = torch.stack([pair.scores for pair in samples], 1)  # (2, N, 3)
+            prompts = prompts * 2
         else:
             batch["benchmark"] = self.benchmark
-            batch["numbers"] = torch.tensor([video.number for video in values])
-            videos, prompts = [video.frames for video in values], [video.prompt for video in values]
-        batch["inputs"] = self.processor(videos, prompts)
-        return batch
+            batch["numbers"] = torch.tensor([video.number for video in samples])
+            videos = [video.frames for video in samples]
+        return {**batch, "inputs": self.processor(videos, prompts)}
 
 
 @dataclass(frozen=True)
 class Video:
-    """A decoded benchmark video. ``number`` is its place in :attr:`Benchmark.keys`, -1 where it is in no rated pair."""
+    """A decoded video of a benchmark.
+
+    Attributes:
+        key: Key of the sample.
+        number: Place in :attr:`Benchmark.keys`; -1 where no rated pair names the video.
+        prompt: Text that it was generated from.
+        frames: Frames, uint8 (T, 3, H, W).
+    """
 
     key: str
     number: int
@@ -108,18 +93,23 @@ class Video:
 
 
 class VideoDecoder:
-    """Raw sample -> :class:`Video`."""
+    """Decodes a raw sample of a *videos* set to a :class:`Video`.
+
+    Args:
+        reader: Reads or decodes the frames.
+        numbers: Place of each video in :attr:`Benchmark.keys`, by key.
+    """
 
     def __init__(self, reader: FrameReader, numbers: dict[str, int]) -> None:
         self.reader, self.numbers = reader, numbers
 
     def __call__(self, raw: RawSample, epoch: int) -> Video:
-        number = self.numbers.get(raw.key, -1)  # videos without a rated pair are looked at, but joined with nothing
+        number = self.numbers.get(raw.key, -1)  # a video without a rated pair is scored, but joined with nothing
         return Video(raw.key, number, prompt_of(raw.record(), raw.name), self.reader(raw)[0])
 
 
 def read_keys(path: str | Path) -> set[str]:
-    """Keys of a file, one a line."""
+    """Keys of a text file with one key a line."""
     try:
         keys = {line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines()} - {""}
     except (OSError, UnicodeDecodeError) as error:
@@ -132,24 +122,25 @@ def read_keys(path: str | Path) -> set[str]:
 class VideoPairs(L.LightningDataModule):
     """Streams rated pairs for training, held-out pairs and benchmark videos for validation.
 
-    Frames, tokens and template are the model's: they come from ``processor`` of the LightningModule that is trained.
-    Every pair and video counts exactly once on any number of ranks and workers: ranks are filled up with masked
-    padding, never with duplicates that count.
+    Frames, tokens and template are the model's: they come from the ``processor`` of the LightningModule that is
+    trained. Every pair and video counts exactly once on any number of ranks and workers: ranks are filled up with
+    masked padding, never with duplicates that count.
 
     Args:
-        train: Folder of a *pairs* set.
-        val: Folder of held-out pairs.
+        train: Folder of a *pairs* set to train on.
+        val: Folder of a *pairs* set of held-out pairs.
         benchmarks: Folders of *videos* sets with ``pairs.csv``, by name; each is scored at validation.
         batch_size: Pairs per rank and micro-batch.
         val_batch_size: Held-out pairs, or benchmark videos, per rank and batch; ``batch_size`` if not given.
         workers: Processes per rank that decode.
         swap: Exchange A and B at random in training.
-        shuffle_buffer: pairs among which the next one is drawn; 0 keeps their order on disk. It costs no memory.
-        max_dropped: share of an epoch's samples that may be unusable before training stops.
-        seed: of order and swaps.
-        train_share: share of the training pairs that is used, for learning curves. Which ones, their keys say: a smaller
+        shuffle_buffer: Number of pairs among which the next one is drawn; 0 keeps their order on disk. It costs no
+            memory.
+        max_dropped: Share of an epoch's samples that may be unusable before training stops.
+        seed: Seed of the order and of the exchanges of A and B.
+        train_share: Share of the training pairs to use, for learning curves. Their keys decide which ones: a smaller
             share is part of a larger one, whatever the seed.
-        train_keys: file with a key a line: of the training pairs only these are used.
+        train_keys: Text file with one key a line; only these training pairs are used.
     """
 
     def __init__(
@@ -184,8 +175,8 @@ class VideoPairs(L.LightningDataModule):
         self.processor: RewardProcessor | None = None
 
     def setup(self, stage: str) -> None:
-        """Open the sets and take the model's processor."""
-        self.processor = self.trainer.lightning_module.processor
+        """Open the benchmarks and take the model's processor."""
+        self.processor = require(self.trainer.lightning_module, HasProcessor, type(self).__name__).processor
         self.benchmarks = {name: Benchmark(path) for name, path in self.benchmark_paths.items()}
         if stage != "fit" and not self.benchmarks and self.paths["val"] is None:
             raise VideoAlignError("data.val and data.benchmarks are both empty, so there is nothing to evaluate on")
@@ -198,7 +189,7 @@ class VideoPairs(L.LightningDataModule):
         return ShardSet(self.paths[which], "pairs")
 
     def _chosen(self, shards: ShardSet) -> Contents:
-        """The training pairs that are used: all, those of a list, or exactly a share, by a draw for each key."""
+        """The training pairs to use: all, those of a list, or exactly a share, by a draw for each key."""
         contents = shards.contents()
         if self.train_share == 1 and not self.train_keys:
             return contents
@@ -229,7 +220,8 @@ class VideoPairs(L.LightningDataModule):
             "pin_memory": trainer.strategy.root_device.type == "cuda",
         }
         workers = min(self.workers, share.batches)
-        return ShardLoader(stream, Collate(self.processor, benchmark), workers, self.max_dropped, options)
+        collate = VideoCollate(self.processor, benchmark)
+        return ShardLoader(stream, collate, workers, self.max_dropped, options, benchmark)
 
     def _pair_loader(self, which: str, training: bool) -> ShardLoader:
         shards = self._pairs(which)
@@ -251,11 +243,15 @@ class VideoPairs(L.LightningDataModule):
         return loaders
 
     def test_dataloader(self) -> list[ShardLoader]:
-        """What validation sees."""
+        """The loaders of validation, on which a test measures."""
         return self.val_dataloader()
 
     def examples(self, count: int) -> list[VideoPair]:
-        """The first held-out pairs, decoded: always the same ones, for pictures."""
+        """The first held-out pairs, decoded, for pictures; the same ones at every call.
+
+        Args:
+            count: Number of pairs.
+        """
         shards = self._pairs("val")
         decode = PairDecoder(FrameReader(shards, self.processor.sampling, self.processor.factor), None)
         return [decode(raw, 0) for raw, _ in zip(shards, range(count))]

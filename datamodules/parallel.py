@@ -1,4 +1,4 @@
-"""Work in other processes, in order, without reading far ahead."""
+"""Parallel work in other processes: results come in order, and inputs are read only a little ahead."""
 
 import contextlib
 from collections import deque
@@ -13,7 +13,7 @@ X, Y = TypeVar("X"), TypeVar("Y")
 
 @contextlib.contextmanager
 def pool(workers: int) -> Iterator[Executor]:
-    """Processes for :func:`in_order`. They end behind the items they are at, and with this process however it ends.
+    """Processes for :func:`in_order`. They finish their current items, and end with this process however it ends.
 
     Args:
         workers: Number of processes.
@@ -31,10 +31,10 @@ def in_order(pool: Executor | None, function: Callable[[X], Y], items: Iterable[
     ``Executor.map`` would read all items at once, which for shards means the whole set.
 
     Args:
-        pool: Processes; None works in this one.
-        function: What is done with each item.
-        items: Read as their turn comes near.
-        ahead: Most items that are read before their turn.
+        pool: Processes; None calls the function in this one.
+        function: Function of one item.
+        items: Items, which are read as their turn comes near.
+        ahead: Largest number of items that are read before their turn.
     """
     if pool is None:
         yield from map(function, items)

@@ -1,8 +1,8 @@
-"""Sets that several processes write, each its own shards, and that an interrupted run goes on with.
+"""Sets that several processes write, each its own shards; an interrupted run continues with the shards that it closed.
 
-While it grows, a set stands as ``.NAME.parts`` beside where it will be: closed tar files, each with a JSON of its keys,
-and ``making.json``, which says what it is made of. When all is written, the first process writes the index and gives the
-folder its name.
+While it grows, a set is a folder ``.NAME.parts`` beside its final place: closed tar files, each with a JSON file of its
+keys, and ``making.json`` with the settings that the samples depend on. When all samples are written, the first process
+writes the index and gives the folder its name.
 """
 
 import contextlib
@@ -30,10 +30,10 @@ class Parts:
     every writer holds its own part, because a process may outlive the first one of its run.
 
     Args:
-        out: Folder to make.
+        out: Folder to write.
         index: Kind and media of the set.
-        making: What the samples depend on; parts that were made otherwise are refused.
-        expected: Samples that it will have, but for those that could not be used.
+        making: Settings that the samples depend on; parts that were written with others are refused.
+        expected: Number of samples of the set, unusable ones included.
     """
 
     def __init__(self, out: str | Path, index: Index, making: dict[str, Any], expected: int) -> None:
@@ -43,10 +43,10 @@ class Parts:
         self._name = Hold()
 
     def begin(self) -> None:
-        """Make the folder, or check that the one that is there was made of the same. First process only.
+        """Create the folder, or check that an existing one was begun with the same settings. First process only.
 
         Raises:
-            VideoAlignError: Where another run works on the set, or something stands under its name.
+            VideoAlignError: If another run works on the set, began it with other settings, or its name is taken.
         """
         self._name.take(self.out)
         check_free(self.out)
@@ -60,7 +60,8 @@ class Parts:
         found = read_json(self.folder / MAKING, "a set under construction")
         if different := sorted(k for k in {*found, *self.making} if found.get(k) != self.making.get(k)):
             raise VideoAlignError(
-                f"{self.folder} holds parts of another run ({', '.join(different)} differ). Finish that one, or remove the folder."
+                f"{self.folder} holds parts of another run ({', '.join(different)} differ). "
+                "Finish that one, or remove the folder."
             )
 
     def release(self) -> None:
@@ -71,29 +72,40 @@ class Parts:
         return sorted(self.folder.glob("r*-*.json"))
 
     def done(self) -> set[str]:
-        """Keys that are written."""
+        """Keys of the samples in closed shards."""
         return {key for path in self._closed() for key in read_json(path, "a part")["keys"]}
 
     def writer(self, rank: int, per_shard: int = 64) -> "PartWriter":
-        """A writer for one process."""
+        """The writer of one process.
+
+        Args:
+            rank: Rank of the process.
+            per_shard: Number of samples after which a shard is closed.
+        """
         return PartWriter(self, rank, per_shard)
 
     def finish(self, files: dict[str, bytes] | None = None, dropped: int = 0) -> None:
-        """Make the set of its parts. First process only, after all have closed.
+        """Join the parts to a set. First process only, after all writers have closed.
 
         Args:
-            files: further files of the set, by name. dropped: samples that could not be used.
+            files: Content of further files of the set, by name.
+            dropped: Number of samples that could not be used.
+
+        Raises:
+            ShardError: If samples are missing.
+            VideoAlignError: If the name of the set was taken in the meantime.
         """
         closed = self._closed()
         if not closed:
             raise ShardError("no sample was written, so there is no set to make")
         if (count := len(self.done())) + dropped != self.expected:
             raise ShardError(
-                f"{count} samples were written and {dropped} left out, but {self.expected} were asked for; {self.folder} keeps the parts"
+                f"{count} samples were written and {dropped} left out, but {self.expected} were asked for; "
+                f"{self.folder} keeps the parts"
             )
         whole = {path.with_suffix(".tar") for path in closed}
         for left in [path for path in self.folder.glob("*.tar") if path not in whole]:
-            left.unlink()  # closed without its keys: made again by now
+            left.unlink()  # it was closed without its keys, so its samples were written again
             left.with_suffix(".parquet").unlink(missing_ok=True)
         for path in closed:
             self.index.shards.append(Shard(**read_json(path, "a part")["shard"]))
@@ -107,17 +119,23 @@ class Parts:
                 take_name(self.folder, self.place, self._empty)
             except FileExistsError:
                 raise VideoAlignError(
-                    f"output {self.out}: something has appeared there while it was being made, and is left as it is. Move it "
-                    f"away and call the command again; {self.folder} keeps all parts"
+                    f"output {self.out}: something has appeared there while it was being made, and is left as it is. "
+                    f"Move it away and call the command again; {self.folder} keeps all parts"
                 ) from None
             sync(self.place.parent)
-        # from here on it is whole; what follows only tidies up
+        # the set is complete now; the rest only tidies up
         for path in [*(self.out / path.name for path in closed), *self.out.glob(".*"), self.out / MAKING]:
             path.unlink()
 
 
 class PartWriter:
-    """One process's shards of a set; each is closed after ``per_shard`` samples, and counts from then on."""
+    """Writes the shards of one process; an interruption costs no sample of a closed shard.
+
+    Args:
+        parts: The set under construction.
+        rank: Rank of the process.
+        per_shard: Number of samples after which a shard is closed.
+    """
 
     def __init__(self, parts: Parts, rank: int, per_shard: int) -> None:
         self.parts, self.rank, self.per_shard = parts, rank, per_shard
@@ -135,15 +153,14 @@ class PartWriter:
         """Add a sample.
 
         Args:
-            key: Of the sample.
+            key: Key of the sample.
             members: Content by extension.
-            record: What becomes ``KEY.json``.
+            record: Content of ``KEY.json``.
         """
         members = {**members, "json": json.dumps(record, ensure_ascii=False).encode()}
-        if members.keys() != self.parts.index.members():
-            raise ShardError(
-                f"key {key!r} has members {sorted(members)}, but needs {sorted(self.parts.index.members())}"
-            )
+        needed = self.parts.index.members()
+        if members.keys() != needed:
+            raise ShardError(f"key {key!r} has members {sorted(members)}, but needs {sorted(needed)}")
         if self.tar is None:
             self._file = open(self._open_path, "wb")
             self.tar = wds.TarWriter(self._file, encoder=False, mtime=0)
@@ -174,14 +191,14 @@ class PartWriter:
         self.number, self.keys, self.tar = self.number + 1, [], None
 
     def _give_up(self) -> None:
-        """Forget the shard that is open; its samples will be made again."""
+        """Remove the open shard; the next run writes its samples again."""
         tar, self.tar, self.keys = self.tar, None, []
         with contextlib.suppress(OSError), self._file:
             tar.close()
         self._open_path.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Close the current shard; nothing more is written."""
+        """Close the current shard and release the part."""
         try:
             self._end_shard()
         finally:

@@ -1,4 +1,4 @@
-"""Prompts to generate videos from: a CSV with a column ``prompt``, or a text file with one a line."""
+"""Prompts to generate videos from: a CSV with a column ``prompt``, or a text file with one prompt a line."""
 
 from pathlib import Path
 from typing import Any
@@ -8,6 +8,7 @@ from torch.utils.data import DataLoader
 
 from .. import VideoAlignError
 from ..models.flow import draw_seed
+from .contracts import DescribesSamples, require
 from .parts import Parts
 from .shards import Index
 from .stream import at_least, dealt, in_turn, own_share
@@ -15,12 +16,12 @@ from .tables import read_text, sound_rows
 
 
 def read_prompts(path: str | Path) -> list[str]:
-    """Prompts of a file, in order; each once."""
+    """Prompts of a CSV or text file, in order and without repetitions."""
     name = f"prompts {path}"
     if Path(path).suffix.lower() == ".csv":
         lines = [row["prompt"] for _, row in sound_rows(path, ("prompt",), name, fill=True)]
     else:
-        # Not splitlines: a prompt may hold one of Unicode's further separators of lines.
+        # splitlines would also split at Unicode's further line separators, which a prompt may hold
         lines = read_text(path, name).replace("\r\n", "\n").replace("\r", "\n").split("\n")
     prompts = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
     if not prompts:
@@ -29,40 +30,34 @@ def read_prompts(path: str | Path) -> list[str]:
 
 
 class Prompts(L.LightningDataModule):
-    """Prompts, each a number of times with seeds of its own, to be written as a *videos* set.
+    """Prompts to sample videos from, which are written as a *videos* set; each sample has a seed of its own.
 
     Args:
-        prompts: CSV with a column ``prompt``, or text file with one a line.
-        out: Folder to make; an interrupted run goes on there.
-        samples: Videos per prompt.
-        batch_size: Videos per step.
+        prompts: CSV with a column ``prompt``, or text file with one prompt a line.
+        out: Folder to write; an interrupted run goes on there.
+        samples: Number of videos per prompt.
+        batch_size: Videos per rank and step.
         seed: Seed of all noise.
     """
 
     def __init__(self, prompts: str, out: str, samples: int = 1, batch_size: int = 1, seed: int = 0) -> None:
         super().__init__()
         at_least(1, samples=samples, batch_size=batch_size)
-        self.prompts, self.out, self.samples, self.batch_size, self.seed = (
-            read_prompts(prompts),
-            Path(out),
-            samples,
-            batch_size,
-            seed,
-        )
+        self.prompts, self.out = read_prompts(prompts), Path(out)
+        self.samples, self.batch_size, self.seed = samples, batch_size, seed
         self.allowed_drops = 0
 
     def setup(self, stage: str) -> None:
-        """Look at what is made already."""
-        made = {
-            "prompts": self.prompts,
-            "samples": self.samples,
-            "seed": self.seed,
-            **self.trainer.lightning_module.making(),
-        }
-        self.parts = Parts(self.out, Index("videos"), made, len(self.prompts) * self.samples)
+        """Open the set, and the videos that an interrupted run has written."""
+        described = require(self.trainer.lightning_module, DescribesSamples, type(self).__name__).making()
+        making = {"prompts": self.prompts, "samples": self.samples, "seed": self.seed, **described}
+        self.parts = Parts(self.out, Index("videos"), making, len(self.prompts) * self.samples)
 
     def predict_dataloader(self) -> DataLoader:
-        """This rank's batches of what is not made yet; a video's noise depends on (seed, prompt, number) alone."""
+        """This rank's batches of the videos that are not written yet.
+
+        The noise of a video depends on (seed, prompt, number) alone.
+        """
         items = [
             {"key": f"{i:05d}-{n:03d}", "prompt": prompt, "seed": draw_seed(self.seed, prompt, n)}
             for i, prompt in enumerate(self.prompts)

@@ -1,4 +1,4 @@
-"""Labels and scores of rated pairs: words on disk, numbers in tensors."""
+"""Labels and scores of rated pairs, which are words on disk and numbers in tensors."""
 
 import math
 
@@ -9,17 +9,21 @@ from ..models.preference import DIMENSIONS, OVERALL
 from .shards import ShardError
 
 LABELS = {"A": 1.0, "same": 0.0, "B": -1.0, "invalid": math.nan, "": math.nan}
-"""Value of each label; NaN takes no part in losses and metrics."""
+"""Value of each label word; losses and metrics leave NaN out."""
 WORDS = {1: "A", 0: "same", -1: "B"}
 COLUMNS = (*DIMENSIONS, OVERALL)
-"""What pairs are rated in: the three dimensions and, in benchmarks, overall."""
+"""Columns of labels: the three dimensions and, in benchmarks, overall."""
 
 
 def labels_of(record: dict, name: str) -> Tensor:
-    """(4,) labels in the order of :data:`COLUMNS`: +1, -1, 0, or NaN where there is none.
+    """Labels (4,) in the order of :data:`COLUMNS`: +1, -1, 0, or NaN where there is none.
 
     Args:
-        record: a pair's JSON record. name: of the sample, for messages.
+        record: JSON record of a pair.
+        name: What to call the sample in messages.
+
+    Raises:
+        ShardError: If the labels have an unknown column or word.
     """
     labels = record.get("labels")
     if not isinstance(labels, dict) or not labels.keys() <= set(COLUMNS):
@@ -30,7 +34,15 @@ def labels_of(record: dict, name: str) -> Tensor:
 
 
 def scores_of(record: dict, name: str) -> Tensor:
-    """(2, 3) scores of A and B per dimension, 1 to 5, NaN where there is none."""
+    """Scores (2, 3) of A and B per dimension, from 1 to 5; NaN where there is none.
+
+    Args:
+        record: JSON record of a pair.
+        name: What to call the sample in messages.
+
+    Raises:
+        ShardError: If a score is no number from 1 to 5.
+    """
     scores = record.get("scores") or {}
     if not isinstance(scores, dict) or not all(isinstance(row, dict) for row in scores.values()):
         raise ShardError(f"{name}: scores must be an object of A and B, each with some of {DIMENSIONS}, got {scores!r}")
@@ -39,7 +51,7 @@ def scores_of(record: dict, name: str) -> Tensor:
 
 
 def sources_of(record: dict, name: str) -> tuple[str, str]:
-    """The models that made A and B, empty where unknown."""
+    """Names of the models that made A and B; empty where unknown."""
     sources = record.get("sources") or {}
     if not isinstance(sources, dict):
         raise ShardError(f"{name}: sources must be an object of A and B, got {sources!r}")
@@ -47,14 +59,19 @@ def sources_of(record: dict, name: str) -> tuple[str, str]:
 
 
 def check_score(value: object, name: str) -> float:
-    """A score as a number in [1, 5]; anything else is an error that names the sample."""
+    """Return a score as a float, or refuse a value that is no number from 1 to 5.
+
+    Args:
+        value: Score as JSON or a table has it.
+        name: What to call the sample in messages.
+    """
     if isinstance(value, bool) or not isinstance(value, int | float) or not 1 <= value <= 5:
         raise ShardError(f"{name}: score {value!r} is not a number from 1 to 5")
     return float(value)
 
 
 def prompt_of(record: dict, name: str) -> str:
-    """The prompt, which must be a text that is not empty."""
+    """The prompt of a record, or an error where it is missing or empty."""
     prompt = record.get("prompt")
     if not isinstance(prompt, str) or not prompt.strip():
         raise ShardError(f"{name}: there is no prompt")
@@ -62,7 +79,7 @@ def prompt_of(record: dict, name: str) -> str:
 
 
 def shares(rows: list[dict[str, str]]) -> dict[str, dict[str, int]]:
-    """How often each label word occurs per column."""
+    """Number of rows with each label word, per column that has labels."""
     counts: dict[str, dict[str, int]] = {}
     for column in COLUMNS:
         words = [row.get(column, "") for row in rows]
@@ -74,7 +91,7 @@ def shares(rows: list[dict[str, str]]) -> dict[str, dict[str, int]]:
 
 
 def share_table(rows: list[dict[str, str]]) -> str:
-    """The label shares as text, a line per column."""
+    """Shares of the label words as text, a line per column."""
     lines = [f"{'':8} {'A':>8} {'B':>8} {'same':>8} {'invalid':>8} {'missing':>8}"]
     for column, count in shares(rows).items():
         cells = [count.get(word, 0) for word in ("A", "B", "same", "invalid", "")]

@@ -1,7 +1,7 @@
-"""Cached errors of the reference: computed once at fixed draws of noise and time, so that training needs no second forward.
+"""Cached errors of the reference, computed once at fixed draws of noise and time; training then needs one forward less.
 
-A folder: ``reference.json`` (keys, draws, law of the times, what it was computed with) and ``reference.safetensors``
-(errors (K, M, S) of M samples in the order on disk, seeds (K, M)). Epoch e of a training uses draw e modulo K.
+The cache is a folder of ``reference.json`` (keys, number of draws, settings) and ``reference.safetensors`` (errors
+(K, M, S) of M samples in the order on disk, seeds (K, M)). Epoch e of a training uses draw e modulo K.
 """
 
 from pathlib import Path
@@ -18,6 +18,7 @@ from .. import VideoAlignError
 from ..models.files import check_free, check_readable, new_folder, read_json, write_json
 from ..models.flow import draw_seed
 from ..models.locks import Hold
+from .contracts import HasGenerator, require
 from .latent_files import OF, load_latents
 from .shards import ShardSet, sha256
 from .stream import at_least, dealt, in_turn, own_share
@@ -26,10 +27,15 @@ RECORD, TENSORS = "reference.json", "reference.safetensors"
 
 
 class ReferenceErrors:
-    """The cache, opened for a training; ``(key, epoch)`` gives the seed and the (S,) errors in the order on disk.
+    """The cache of one training set; a call with key and epoch gives the seed and the errors.
 
     Args:
-        path: the folder. data: sha256 of the latents' index. made: what the training would compute the errors with.
+        path: Folder of the cache.
+        data: sha256 of the index of the latents.
+        made: Settings with which the training itself would compute the errors.
+
+    Raises:
+        VideoAlignError: If the folder holds no cache, or one of other latents or settings.
     """
 
     def __init__(self, path: str | Path, data: str, made: dict[str, Any]) -> None:
@@ -43,22 +49,27 @@ class ReferenceErrors:
             raise VideoAlignError(f"{path} holds no reference errors ({error})") from None
         if different := sorted(k for k in want if have.get(k) != want[k]):
             raise VideoAlignError(
-                f"{path}: reference errors were computed with other {', '.join(different)} than this training has; compute them anew"
+                f"{path}: reference errors were computed with other {', '.join(different)} than this training has; "
+                "compute them anew"
             )
         self.place = {key: i for i, key in enumerate(keys)}
 
     def __call__(self, key: str, epoch: int) -> tuple[int, Tensor]:
-        """Seed of noise and time, and errors (S,)."""
+        """Seed of noise and time, and errors (S,) of the sides in the order on disk."""
         k, i = epoch % len(self.errors), self.place[key]
         return int(self.seeds[k, i]), self.errors[k, i]
 
 
 class ReferenceDraws(L.LightningDataModule):
-    """Every sample of a latents set at every draw.
+    """Every sample of a *latents* set at every draw of noise and time.
 
     Args:
-        data: folder of the set. out: folder to make. draws: K; a training of more epochs begins again with the first.
-        batch_size: samples per step. workers: processes per rank. seed: of noise and times.
+        data: Folder of the set.
+        out: Folder to write.
+        draws: Number of draws per sample; a training of more epochs begins again with the first.
+        batch_size: Samples per rank and step.
+        workers: Processes per rank that read.
+        seed: Seed of noise and times.
     """
 
     def __init__(
@@ -68,54 +79,61 @@ class ReferenceDraws(L.LightningDataModule):
         at_least(1, draws=draws, batch_size=batch_size)
         at_least(0, workers=workers)
         self._hold = Hold()
-        self.data, self.out, self.draws, self.batch_size, self.workers, self.seed = (
-            data,
-            Path(out),
-            draws,
-            batch_size,
-            workers,
-            seed,
-        )
+        self.data, self.out, self.draws = data, Path(out), draws
+        self.batch_size, self.workers, self.seed = batch_size, workers, seed
 
     def setup(self, stage: str) -> None:
-        """Open the set, see that it is this generator's, and that nothing is in the way of the result."""
+        """Open the set, and refuse latents of another generator or an output that is in the way."""
+        generator = require(self.trainer.lightning_module, HasGenerator, type(self).__name__).generator
         self._hold.take(self.out)
         check_free(self.out, RECORD)
         shards = ShardSet(self.data, "latents")
-        identity, made = self.trainer.lightning_module.generator.identity(), shards.index.latents or {}
-        if any(made.get(k) != v for k, v in identity.items()):
+        identity, stored = generator.identity(), shards.index.latents or {}
+        if any(stored.get(k) != v for k, v in identity.items()):
             raise VideoAlignError(f"{self.data} holds latents of another generator")
-        self.sides, self.contents = OF[made["of"]], list(shards.contents())
+        self.sides, self.contents = OF[stored["of"]], list(shards.contents())
         self.made = {"data": sha256(shards.path / "index.json")}
         self.items = [(number, k) for k in range(self.draws) for number in range(len(self.contents))]
 
     def seed_of(self, number: int, k: int) -> int:
-        """Of a sample's draw."""
+        """Seed of noise and time.
+
+        Args:
+            number: Number of the sample in the set.
+            k: Number of the draw.
+        """
         return draw_seed(self.seed, k, self.contents[number].key)
 
     def predict_dataloader(self) -> DataLoader:
-        """This rank's batches."""
+        """This rank's batches of (sample, draw)."""
         share = own_share(in_turn(len(self.items), self.batch_size), self.trainer)
         share = [[self.items[number] for number in batch] for batch in share]
         return dealt(_Draws(self, share), self.workers)
 
     def save(self, errors: dict[tuple[int, int], list[float]], made: dict[str, Any]) -> None:
-        """Write the folder; ``errors`` by (sample, draw)."""
-        table = torch.tensor(
-            [[errors[n, k] for n in range(len(self.contents))] for k in range(self.draws)]
-        )  # (K, M, S)
-        seeds = torch.tensor([[self.seed_of(n, k) for n in range(len(self.contents))] for k in range(self.draws)])
+        """Write the cache.
+
+        Args:
+            errors: Errors (S,) by (sample, draw).
+            made: Settings that they depend on besides the latents.
+        """
+        numbers, draws = range(len(self.contents)), range(self.draws)
+        table = torch.tensor([[errors[n, k] for n in numbers] for k in draws])  # (K, M, S)
+        seeds = torch.tensor([[self.seed_of(n, k) for n in numbers] for k in draws])
+        record = {"keys": [c.key for c in self.contents], "draws": self.draws, "made": {**self.made, **made}}
         with new_folder(self.out, replaces=RECORD) as out:
             safetensors.torch.save_file({"errors": table, "seeds": seeds}, out / TENSORS)
-            write_json(
-                out / RECORD,
-                {"keys": [c.key for c in self.contents], "draws": self.draws, "made": {**self.made, **made}},
-            )
+            write_json(out / RECORD, record)
         self._hold.drop()
 
 
 class _Draws:
-    """Map-style view of batches of (sample, draw)."""
+    """Map-style dataset of batches of (sample, draw).
+
+    Args:
+        data: DataModule that the samples belong to.
+        batches: Numbers of sample and draw of each batch.
+    """
 
     def __init__(self, data: ReferenceDraws, batches: list[list[tuple[int, int]]]) -> None:
         self.contents, self.sides, self.batches = data.contents, data.sides, batches
@@ -129,11 +147,10 @@ class _Draws:
             return {"items": []}
         contents = [self.contents[number] for number, _ in self.batches[index]]
         samples = [load_latents(content.read("safetensors"), content.name) for content in contents]
+        latents = [torch.stack([sample[side] for side in self.sides]) for sample in samples]
         return {
             "items": self.batches[index],
-            "latents": torch.stack(
-                [torch.stack([s[side] for side in self.sides]) for s in samples], 1
-            ).float(),  # (S, N, ...)
+            "latents": torch.stack(latents, 1).float(),  # (S, N, C, F, H, W)
             "prompts": [sample["prompt"] for sample in samples],
             "seeds": torch.tensor(self.seeds[index]),
         }

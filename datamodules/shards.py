@@ -2,15 +2,15 @@
 
 A set is a folder:
 
-    index.json      format, version, kind, dimensions, what the media are; per shard its name, samples, bytes and sha256
+    index.json      format, version, kind, dimensions, type of the media; per shard its name, samples, bytes and sha256
     000000.tar      members KEY.a.mp4 KEY.b.mp4 KEY.json (kind *pairs*) or KEY.mp4 KEY.json (kind *videos*)
-    000000.parquet  its table of contents: where every sample stands, its record and checksums (:mod:`.contents`)
+    000000.parquet  its table of contents: the place of every sample, its record and checksums (:mod:`.contents`)
     pairs.csv       only in *videos* sets with ratings: the rated pairs, by key
 
-Frames that were decoded once (``videoalign shards encode-frames``) stand as ``.safetensors`` in place of ``.mp4``. In sets
-of kind *latents* KEY.safetensors holds the latents of A and B, or of one video, and the embedding of the prompt.
-Keys hold no dots. A set is written to a temporary folder and renamed when whole. Sets of format version 1, which have no
-tables of contents, are read too; ``videoalign shards index`` adds them.
+Sets of decoded frames (``videoalign shards encode-frames``) have ``.safetensors`` in place of ``.mp4``. In sets of kind
+*latents* KEY.safetensors holds the latents of A and B, or of one video, and the embedding of the prompt. Keys hold no
+dots. A set is written to a temporary folder and renamed when complete. Sets of format version 1, which have no tables
+of contents, are read too; ``videoalign shards index`` adds them.
 """
 
 import contextlib
@@ -51,24 +51,33 @@ FORMAT, VERSION = "videoalign-shards", 2
 READ_VERSIONS = (1, VERSION)
 Kind = Literal["pairs", "videos", "latents"]
 SIDES: dict[str, tuple[str, ...]] = {"pairs": ("a", "b"), "videos": ("",), "latents": ("",)}
-"""The media of a sample of each kind, by the part of the member's name before its type."""
+"""Names of a sample's media by kind: the part of the member's name between key and type."""
 _FILE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One tar file as the index records it."""
+    """The entry of a tar file in the index."""
 
     name: str
+    """File name."""
     samples: int
+    """Number of samples."""
     bytes: int
+    """Size of the file in bytes."""
     sha256: str
+    """Hex digest of the file."""
     contents: str | None = None
-    """sha256 of its table of contents; None in sets of version 1."""
+    """Hex sha256 of its table of contents; None in sets of version 1."""
 
     @classmethod
     def closed(cls, path: Path, members: set[str]) -> "Shard":
-        """The entry of a shard that is whole; writes its table of contents beside it."""
+        """Write the table of contents of a complete shard, and return the shard's entry.
+
+        Args:
+            path: Path of the tar file.
+            members: Extensions that every sample has.
+        """
         table, contents = walk(path, members), path.parent / table_name(path.name)
         write_table(contents, table)
         return cls(path.name, len(table), path.stat().st_size, sha256(path), sha256(contents))
@@ -76,30 +85,33 @@ class Shard:
 
 @dataclass
 class Index:
-    """What ``index.json`` says."""
+    """Content of ``index.json``."""
 
     kind: Kind
+    """Kind of the samples: ``pairs``, ``videos`` or ``latents``."""
     dimensions: list[str] = field(default_factory=lambda: list(DIMENSIONS))
+    """Dimensions that samples are rated in."""
     media: str = "mp4"
-    """Type of the video members: ``mp4``, or ``safetensors`` for decoded frames."""
+    """Type of the media: ``mp4``, or ``safetensors`` for decoded frames and latents."""
     frames: dict | None = None
     """Sampling and patch factor of decoded frames."""
     latents: dict | None = None
-    """What latents were made with: the generator's identity, frames and size, and whether of pairs or videos."""
+    """Settings of latents: the generator's identity, frames and size, and the kind of the videos."""
     shards: list[Shard] = field(default_factory=list)
+    """Entries of the tar files."""
     tables: dict[str, str] = field(default_factory=dict)
-    """sha256 of further files of the set, by name."""
+    """Hex sha256 of further files of the set, by name."""
 
     @property
     def samples(self) -> int:
-        """Samples in all shards."""
+        """Number of samples in all shards."""
         return sum(shard.samples for shard in self.shards)
 
     def check(self) -> None:
-        """Refuse an index that is well-formed JSON, but means nothing.
+        """Refuse an index that is well-formed JSON with meaningless values.
 
         Raises:
-            ValueError: with the reason.
+            ValueError: If a value is wrong; the message says which one.
         """
         names = [shard.name for shard in self.shards] + list(self.tables)
         if not isinstance(self.shards, list) or not self.shards:
@@ -117,7 +129,7 @@ class Index:
             raise ValueError(f"{small[0]} cannot hold so many samples in its bytes, or holds none")
 
     def save(self, folder: Path) -> None:
-        """Write ``index.json``."""
+        """Write ``index.json`` to a folder."""
         write_json(folder / "index.json", {"format": FORMAT, "version": VERSION, **asdict(self)})
 
     def members(self) -> set[str]:
@@ -126,21 +138,21 @@ class Index:
 
 
 def sha256(path: Path) -> str:
-    """Hex digest of a file's content."""
+    """Hex digest of a file."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class ShardWriter:
-    """Writes a set; it appears under its name when the block ends well, otherwise nothing stays.
+    """Writes a set in a ``with`` block; it appears under its name if the block ends without an error.
 
     Args:
-        out: Folder to make.
+        out: Folder to write.
         kind: Kind of the samples.
-        media: Type of the video members, see :class:`Index`.
-        frames: Sampling of decoded frames, see :class:`Index`.
-        per_shard: Most samples in a tar file.
-        shard_bytes: A tar file is closed once it reaches this size.
+        media: Type of the media, see :class:`Index`.
+        frames: Sampling and patch factor of decoded frames, see :class:`Index`.
+        per_shard: Largest number of samples in a tar file.
+        shard_bytes: Size in bytes at which a tar file is closed.
     """
 
     def __init__(
@@ -167,11 +179,12 @@ class ShardWriter:
         """Begin the next tar file."""
         self._bytes = 0
         self._file = open(self.path / f"{len(self.index.shards):06d}.tar", "xb")
-        # mtime fixed: the same samples make the same bytes. A file, because WebDataset takes a name for an address
+        # a fixed mtime, so that the same samples give the same bytes; an open file, because WebDataset takes a name for
+        # an address
         self._tar = wds.TarWriter(self._file, encoder=False, mtime=0)
 
     def _close(self) -> None:
-        """End the current tar file, if there is one."""
+        """Close the current tar file, if there is one."""
         if self._tar is None:
             return
         tar, self._tar = self._tar, None
@@ -184,9 +197,12 @@ class ShardWriter:
         """Add a sample.
 
         Args:
-            key: Unique, of letters, digits, ``-`` and ``_``.
+            key: Unique key of letters, digits, ``-`` and ``_``.
             videos: Content by side (``a`` and ``b``, or ``""``).
-            record: What becomes ``KEY.json``.
+            record: Content of ``KEY.json``.
+
+        Raises:
+            ShardError: If the key is invalid or occurs twice, or a member is missing.
         """
         if not is_key(key):
             raise ShardError(f"key {key!r}: only letters, digits, - and _ may occur in a key")
@@ -194,10 +210,10 @@ class ShardWriter:
             raise ShardError(f"key {key!r} was written already; every key occurs once")
         members = {f"{side}.{self.index.media}".lstrip("."): content for side, content in videos.items()}
         members["json"] = json.dumps(record, ensure_ascii=False).encode()
-        if members.keys() != self.index.members():
-            raise ShardError(
-                f"key {key!r} has members {sorted(members)}, but {self.index.kind} need {sorted(self.index.members())}"
-            )
+        needed = self.index.members()
+        if members.keys() != needed:
+            have = f"key {key!r} has members {sorted(members)}"
+            raise ShardError(f"{have}, but {self.index.kind} need {sorted(needed)}")
         if self._tar is None:
             self._open()
         self._bytes += self._tar.write({"__key__": key, **members})
@@ -206,7 +222,12 @@ class ShardWriter:
             self._close()
 
     def write_table(self, name: str, rows: list[dict]) -> None:
-        """Add a CSV file to the set, its columns those of the first row."""
+        """Add a CSV file to the set.
+
+        Args:
+            name: Name of the file.
+            rows: Cells by column; the first row has all columns.
+        """
         if not rows:
             raise ShardError(f"{name} would have no rows")
         with open(self.path / name, "w", newline="", encoding="utf-8") as file:
@@ -222,7 +243,7 @@ class ShardWriter:
                 if not self._keys:
                     raise ShardError("no sample was written, so there is no set to make")
                 self.index.save(self.path)
-            elif self._tar is not None:  # what it holds goes with the folder
+            elif self._tar is not None:  # its content is removed with the folder
                 with contextlib.suppress(OSError), self._file:
                     self._tar.close()
         except BaseException as failure:
@@ -232,11 +253,15 @@ class ShardWriter:
 
 
 class ShardSet:
-    """A set on disk, opened and checked against its index as far as sizes tell.
+    """A set on disk; file sizes are compared with the index when it is opened.
 
     Args:
-        path: the folder. kind: what it must hold, if given.
-        check_sizes: refuse a set whose files have other sizes than the index says.
+        path: Folder of the set.
+        kind: Kind that the set must have; any kind if not given.
+        check_sizes: Refuse a set whose files have other sizes than the index says.
+
+    Raises:
+        ShardError: If the folder is no such set, or is damaged.
     """
 
     def __init__(self, path: str | Path, kind: Kind | None = None, check_sizes: bool = True) -> None:
@@ -247,10 +272,9 @@ class ShardSet:
         try:
             kind_of_file, version = record.pop("format", None), record.pop("version", None)
             if kind_of_file != FORMAT or version not in READ_VERSIONS:
-                raise ShardError(
-                    f"{self.path}: index.json is of format {kind_of_file!r} version {version!r}, this release reads "
-                    f"{FORMAT!r} versions {READ_VERSIONS}"
-                )
+                have = f"format {kind_of_file!r} version {version!r}"
+                reads = f"{FORMAT!r} versions {READ_VERSIONS}"
+                raise ShardError(f"{self.path}: index.json is of {have}, this release reads {reads}")
             self.index = Index(**{**record, "shards": [Shard(**shard) for shard in record["shards"]]})
             self.index.check()
         except (TypeError, KeyError, AttributeError, ValueError) as error:
@@ -261,7 +285,7 @@ class ShardSet:
             raise ShardError(f"{self.path}: {problems[0]}. `videoalign shards verify {self.path}` lists all damage")
 
     def size_problems(self) -> list[str]:
-        """Shards that are missing, misplaced or of another size than the index says."""
+        """Messages on shards that are missing, misplaced or of another size than the index says."""
         names = Counter(shard.name for shard in self.index.shards)
         problems = [f"{name} is listed {count} times" for name, count in sorted(names.items()) if count > 1]
         problems += [
@@ -275,25 +299,26 @@ class ShardSet:
                 problems.append(f"{shard.name}: a shard must be a plain file in the set's folder")
             elif not path.is_file():
                 problems.append(f"{shard.name} is missing")
-            elif path.stat().st_size != shard.bytes:
-                problems.append(
-                    f"{shard.name} has {path.stat().st_size} bytes, the index says {shard.bytes}: it was cut short or changed"
-                )
+            elif (size := path.stat().st_size) != shard.bytes:
+                sizes = f"{size} bytes, the index says {shard.bytes}"
+                problems.append(f"{shard.name} has {sizes}: it was cut short or changed")
         return problems
 
     def __len__(self) -> int:
         return self.index.samples
 
     def __iter__(self) -> Iterator[RawSample]:
-        """Undecoded samples in order, each checked against its checksums."""
+        """Undecoded samples in order, each compared with its checksums."""
         for content in self.contents():
             yield content.raw()
 
     def contents(self) -> Contents:
-        """Where every sample stands, and its record. Reads no media, except of sets of version 1, whose shards it walks.
+        """The table of contents: place and record of every sample.
+
+        Reads no media, except in sets of version 1, where it walks through the shards.
 
         Raises:
-            ShardError: where a table of contents or a shard is not what the index says.
+            ShardError: If a table of contents or a shard differs from the index.
         """
         return self._contents
 
@@ -324,7 +349,8 @@ class ShardSet:
         path = self.path / table_name(shard.name)
         if not path.is_file():
             raise ShardError(
-                f"{path.name}, the table of contents of {shard.name}, is missing; `videoalign shards index` makes it anew"
+                f"{path.name}, the table of contents of {shard.name}, is missing; "
+                "`videoalign shards index` makes it anew"
             )
         if sha256(path) != shard.contents:
             raise ShardError(
@@ -333,20 +359,27 @@ class ShardSet:
         return read_table(path, self.index.members(), shard.samples)
 
     def table(self, name: str) -> list[dict[str, str]]:
-        """Rows of one of the set's CSV files."""
+        """Rows of a CSV file of the set.
+
+        Args:
+            name: Name of the file.
+        """
         if not (self.path / name).exists():
             raise ShardError(f"{self.path} has no {name}: it holds videos, but no rated pairs of them")
         return [row for _, row in sound_rows(self.path / name)]
 
 
 def add_contents(folder: str | Path) -> int:
-    """Write the tables of contents of a set again, or for the first time, from its shards; ``videoalign shards index``.
+    """Write the tables of contents of a set from its shards, as `videoalign shards index` does.
+
+    Args:
+        folder: Folder of the set.
 
     Returns:
         Number of samples.
 
     Raises:
-        ShardError: where a shard is not what the index says; nothing is changed then.
+        ShardError: If a shard differs from the index; nothing is changed then.
     """
     shards = ShardSet(folder)
     fresh = []

@@ -1,9 +1,9 @@
 """The order in which samples of a set are read: fixed by seed and step, whatever the number of ranks and workers.
 
-An epoch is one order of all samples. A *global batch* is the next ``world x batch`` of them, of which each rank takes its
-part: with the product of ranks, batch size and accumulated batches unchanged, every optimizer step sees the same
-samples on any number of ranks. For training what does not fill a whole step is left out, other samples in each epoch;
-for evaluation ranks are filled up with samples marked as padding, so that every sample counts exactly once.
+An epoch is one order of all samples. A *global batch* is the next ``world x batch`` of them, of which each rank takes
+its part: with the product of ranks, batch size and accumulated batches unchanged, every optimizer step sees the same
+samples on any number of ranks. Training leaves out the samples that do not fill a whole step, other ones in each epoch.
+Evaluation fills ranks up with samples that are marked as padding, so that every sample counts exactly once.
 """
 
 import random
@@ -11,6 +11,7 @@ from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import torch
 from torch.utils.data import DataLoader, DistributedSampler
 
 from .. import VideoAlignError
@@ -18,7 +19,13 @@ from .contents import Contents, RawSample
 
 
 class Dropped(NamedTuple):  # not a frozen dataclass: Lightning cannot move one to a device
-    """A sample that could not be used, and why. Padding does not count: it is another place's sample."""
+    """A sample that could not be used.
+
+    Attributes:
+        key: Key of the sample.
+        reason: Why it could not be used, in words.
+        padding: Whether it only filled up a rank; then it does not count, because another rank counts it.
+    """
 
     key: str
     reason: str
@@ -27,10 +34,10 @@ class Dropped(NamedTuple):  # not a frozen dataclass: Lightning cannot move one 
 
 @dataclass(frozen=True)
 class Item:
-    """What a worker hands to the collate function.
+    """One sample as a worker hands it to the collate function.
 
     Attributes:
-        value: what ``decode`` returned, or :class:`Dropped`.
+        value: The result of ``decode``, or :class:`Dropped`.
         valid: False for padding and for dropped samples.
     """
 
@@ -38,16 +45,47 @@ class Item:
     valid: bool
 
 
+def separated(items: Sequence[Item]) -> tuple[list[Any], list[Dropped]]:
+    """The decoded samples of a batch, padding included, and the dropped ones."""
+    decoded = [item.value for item in items if not isinstance(item.value, Dropped)]
+    return decoded, [item.value for item in items if isinstance(item.value, Dropped)]
+
+
+class FilledCollate:
+    """Collates items so that every batch keeps its size: a decoded sample takes the place of each dropped one.
+
+    Batches hold the reasons under ``dropped`` and a mask under ``valid``; subclasses add the rest in :meth:`tensors`.
+
+    Args:
+        spare: Decoded sample that takes the places of dropped ones until the worker has decoded another.
+    """
+
+    def __init__(self, spare: Any = None) -> None:
+        self.spare = spare
+
+    def __call__(self, items: Sequence[Item]) -> dict[str, Any]:
+        decoded, dropped = separated(items)
+        batch = {"dropped": dropped, "valid": torch.tensor([item.valid for item in items])}
+        self.spare = decoded[0] if decoded else self.spare
+        if self.spare is None:  # the very first batch of a worker is unusable
+            return batch
+        return batch | self.tensors([self.spare if isinstance(i.value, Dropped) else i.value for i in items])
+
+    def tensors(self, samples: list[Any]) -> dict[str, Any]:
+        """The entries of a batch that are computed from its decoded samples."""
+        raise NotImplementedError
+
+
 @dataclass(frozen=True)
 class Share:
     """How one epoch is dealt out to ranks.
 
     Args:
-        samples: in the set.
-        batch: samples per rank and micro-batch.
-        world: number of ranks.
-        training: leave out what does not fill a step (True), or fill up with padding (False).
-        accumulate: micro-batches per optimizer step.
+        samples: Number of samples in the set.
+        batch: Samples per rank and micro-batch.
+        world: Number of ranks.
+        training: Leave out samples that do not fill a step (True), or fill up with padding (False).
+        accumulate: Micro-batches per optimizer step.
     """
 
     samples: int
@@ -70,17 +108,17 @@ class Share:
 
 
 def epoch_order(contents: Contents, seed: int, epoch: int, shuffle_buffer: int) -> list[int]:
-    """Sample numbers in the order of an epoch of training.
+    """Sample numbers in the order of a training epoch.
 
-    Shards come in random order, and each next sample is drawn among ``shuffle_buffer`` of them: samples that are read together
-    stand close to each other on disk. The order is then turned round by a random amount, so that what is left out at its
-    end are other samples in each epoch.
+    Shards come in random order, and each next sample is drawn among ``shuffle_buffer`` of them, so that samples that
+    are read together lie close to each other on disk. The order is then rotated by a random amount, so that its end,
+    which training leaves out, holds other samples in each epoch.
 
     Args:
-        contents: the set.
-        seed: of the order.
-        epoch: counted from 0.
-        shuffle_buffer: samples among which the next one is drawn; 0 keeps the order on disk.
+        contents: Samples of the set.
+        seed: Seed of the order.
+        epoch: Number of the epoch, from 0.
+        shuffle_buffer: Number of samples among which the next one is drawn; 0 keeps the order on disk.
     """
     if not shuffle_buffer:
         return list(range(len(contents)))
@@ -96,7 +134,7 @@ def epoch_order(contents: Contents, seed: int, epoch: int, shuffle_buffer: int) 
 
 
 def shuffled(samples: Iterator, size: int, rng: random.Random) -> Iterator:
-    """Draw at random among the next ``size`` samples; every sample comes out once."""
+    """Draw each next sample at random among ``size`` of them; every sample comes out once."""
     buffer = []
     for sample in samples:
         if len(buffer) < size:
@@ -110,12 +148,12 @@ def shuffled(samples: Iterator, size: int, rng: random.Random) -> Iterator:
 
 
 def training_share(trainer: Any, samples: int, batch: int) -> Share:
-    """How a run of training deals out ``samples``, ``batch`` of them per rank and micro-batch."""
+    """How a training run deals out ``samples``, ``batch`` of them per rank and micro-batch."""
     return Share(samples, batch, trainer.world_size, True, trainer.accumulate_grad_batches)
 
 
 def at_least(least: int, **options: int | None) -> None:
-    """Refuse options of a DataModule that are too small; None is a default to come."""
+    """Refuse options of a DataModule that are too small; None stands for a default."""
     for name, value in options.items():
         if value is not None and value < least:
             raise VideoAlignError(f"data.{name} must be at least {least}, got {value}")
@@ -127,21 +165,27 @@ def in_turn(count: int, size: int) -> list[list[int]]:
 
 
 def own_share(batches: Sequence[list[int]], trainer: Any, done: Container[int] = ()) -> list[list[int]]:
-    """This rank's of the batches of a predict run, without what is done already.
+    """This rank's batches of a predict run, without the samples that are done already.
 
-    Dealt out first and thinned out then, so that no rank depends on what another one knows to be done. One empty batch
-    rather than none: Lightning leaves a run without batches out, and its callbacks with it.
+    Batches are dealt out before finished samples leave them, so that no rank depends on the progress of another one.
+    A rank without work gets one empty batch, because Lightning skips a run without batches, and its callbacks with it.
+
+    Args:
+        batches: Sample numbers of all batches of the run.
+        trainer: The Trainer, which knows rank and world size.
+        done: Numbers of samples that are done.
     """
     share = batches[trainer.global_rank :: trainer.world_size]
     return [left for batch in share if (left := [number for number in batch if number not in done])] or [[]]
 
 
 def dealt(data: Any, workers: int, **options: Any) -> DataLoader:
-    """A loader over whole batches that are this rank's alone already.
+    """A loader over whole batches that were dealt out to this rank before.
 
     Args:
-        data: map-style; its items are batches.
-        workers: processes, fewer where there is little to do.
+        data: Map-style dataset whose items are batches.
+        workers: Number of processes; fewer start where there are few batches.
+        **options: Further options of torch's DataLoader.
     """
     # Lightning would deal them out once more; it leaves a loader alone that has such a sampler
     sampler = DistributedSampler(data, num_replicas=1, rank=0, shuffle=False)
@@ -151,7 +195,13 @@ def dealt(data: Any, workers: int, **options: Any) -> DataLoader:
 
 
 class Slot(NamedTuple):
-    """One place of a batch: a sample's number, the epoch that it is decoded for, and whether it counts."""
+    """One place of a batch.
+
+    Attributes:
+        number: Number of the sample in the set.
+        epoch: Epoch that it is decoded for.
+        valid: False for padding.
+    """
 
     number: int
     epoch: int
@@ -160,17 +210,17 @@ class Slot(NamedTuple):
 
 @dataclass
 class ShardStream:
-    """Samples of a set for one rank, map-style: ``stream[slot]`` reads and decodes one; runs in the workers.
+    """Samples of a set for one rank, map-style: ``stream[slot]`` reads and decodes one; workers call it.
 
     Args:
-        contents: the set, or some of its samples.
-        decode: turns a raw sample and the epoch into what ``collate`` takes; a
+        contents: Samples of the set, or some of them.
+        decode: Turns a raw sample and the epoch into what ``collate`` takes; a
             :class:`~videoalign.VideoAlignError` that it raises drops the sample.
-        share: how an epoch is dealt out.
-        rank: of this process.
-        seed: of the order.
-        shuffle_buffer: samples among which the next one is drawn in training; 0 keeps the order on disk.
-        name: of the set, for messages.
+        share: How an epoch is dealt out.
+        rank: Rank of this process.
+        seed: Seed of the order.
+        shuffle_buffer: Number of samples among which the next one is drawn in training; 0 keeps the order on disk.
+        name: What to call the set in messages.
     """
 
     contents: Contents
@@ -202,7 +252,13 @@ class ShardStream:
 
 @dataclass
 class _Plan:
-    """The batches that a loader hands out next: what torch calls a batch sampler."""
+    """The next batches of a loader: torch's batch sampler.
+
+    Attributes:
+        stream: Samples that the batches are of.
+        epoch: Number of the epoch.
+        skip: Number of the first batch, within the epoch.
+    """
 
     stream: ShardStream
     epoch: int = 0
@@ -217,18 +273,19 @@ class _Plan:
 
 @dataclass
 class ShardLoader:
-    """Batches of a :class:`ShardStream`: knows its length, its epoch and its place, and counts what was dropped.
+    """Batches of a :class:`ShardStream`: knows its length, its epoch and its place, and counts dropped samples.
 
     Its state is the same on every rank, because every rank takes the same number of batches; so one rank's
     checkpoint resumes all of them, at the exact sample. It *has* a DataLoader and is none, because Lightning would deal
     out the batches of one among the ranks once more.
 
     Args:
-        stream: what to load.
-        collate: makes a batch of items.
-        workers: processes that decode; 0 decodes in this one.
-        max_dropped: largest share of an epoch's samples that may be dropped before loading stops with an error.
-        options: of torch's DataLoader.
+        stream: Samples to load.
+        collate: Turns a sequence of :class:`Item` into a batch.
+        workers: Number of processes that decode; 0 decodes in this one.
+        max_dropped: Largest share of an epoch's samples that may be dropped before loading stops with an error.
+        options: Further options of torch's DataLoader.
+        benchmark: Name of the benchmark whose videos these are; None for pairs.
     """
 
     stream: ShardStream
@@ -236,6 +293,7 @@ class ShardLoader:
     workers: int = 0
     max_dropped: float = 0.0
     options: dict[str, Any] = field(default_factory=dict)
+    benchmark: str | None = None
 
     def __post_init__(self) -> None:
         share = self.stream.share
@@ -291,20 +349,22 @@ class ShardLoader:
         ]
 
     def state_dict(self) -> dict[str, Any]:
-        """Place in the stream."""
+        """The place in the stream, as plain values."""
         return {"epoch": self.epoch, "batches": self.batches, "dropped": self.dropped, "geometry": self._geometry()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go to a saved place.
 
         Raises:
-            VideoAlignError: in the middle of an epoch, where the data, the samples of a step or the seed have changed.
+            VideoAlignError: If the place lies within an epoch, and the data, the samples of a step or the seed have
+                changed.
         """
         if state["batches"] and state["geometry"] != self._geometry():
             names = ("samples", "batch size x ranks", "accumulated batches", "seed", "shuffle buffer")
             changed = [f"{n} {a} -> {b}" for n, a, b in zip(names, state["geometry"], self._geometry()) if a != b]
+            why = ", ".join(changed) or "it is of another release"
             raise VideoAlignError(
-                f"this checkpoint stands in the middle of an epoch, which can be continued only as it began ({', '.join(changed) or 'it is of another release'}). "
+                f"this checkpoint stands in the middle of an epoch, which can be continued only as it began ({why}). "
                 "Resume with the earlier values, or from a checkpoint at the end of an epoch."
             )
         self.epoch, self.batches, self.dropped = state["epoch"], state["batches"], state["dropped"]

@@ -1,4 +1,4 @@
-"""Tables that users give as CSV: one reader for all of them, which takes nothing that can be understood in two ways."""
+"""The reader of users' CSV tables; it refuses tables that can be understood in two ways."""
 
 import codecs
 import csv
@@ -11,24 +11,24 @@ from .. import VideoAlignError
 
 _SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}
 Line = tuple[int, dict[str, str] | str]
-"""Number of a row's last line in its file, and cells by column, or why the row has none."""
+"""Number of a row's last line in its file, and its cells by column or the reason why it has none."""
 
 
 def read_table(path: str | Path, required: Sequence[str] = (), name: str = "", fill: bool = False) -> list[Line]:
     """Rows of a CSV in UTF-8 (with a byte order mark or without), separated by commas.
 
     Args:
-        path: The file.
-        required: Columns that must be there.
+        path: Path of the file.
+        required: Columns that the table must have.
         name: What to call the file in messages, such as ``--csv list.csv``; its path if not given.
-        fill: Whether cells that lack at the end of a row are empty ones.
+        fill: Whether missing cells at the end of a row count as empty.
 
     Returns:
-        Every row, in order; one with too many or too few fields is told instead of read.
+        Every row, in order; a row with too many or too few fields has a reason in place of cells.
 
     Raises:
-        VideoAlignError: Where the file as a whole is not such a table: no file, another encoding or separator, quotes
-            that do not match, a column that lacks, has no name or occurs twice, or no row.
+        VideoAlignError: If the file as a whole is no such table: no file, another encoding or separator, unmatched
+            quotes, a column that is missing, has no name or occurs twice, or no row.
     """
     name = name or str(path)
     (_, header), *rows = _fields(read_text(path, name, "CSV"), name) or [(0, [])]
@@ -52,10 +52,19 @@ def read_table(path: str | Path, required: Sequence[str] = (), name: str = "", f
 def sound_rows(
     path: str | Path, required: Sequence[str] = (), name: str = "", fill: bool = False
 ) -> list[tuple[int, dict[str, str]]]:
-    """Rows of :func:`read_table`, where none may be unsound. Args: see there.
+    """Rows of a table all of whose rows must be valid.
+
+    Args:
+        path: Path of the file.
+        required: Columns that the table must have.
+        name: What to call the file in messages; its path if not given.
+        fill: Whether missing cells at the end of a row count as empty.
+
+    Returns:
+        Number of each row's last line in its file, and cells by column.
 
     Raises:
-        VideoAlignError: As :func:`read_table`, and with the first rows that have too many or too few fields.
+        VideoAlignError: As in :func:`read_table`, and if a row has too many or too few fields.
     """
     table = read_table(path, required, name, fill)
     if unsound := [f"line {line} {cells}" for line, cells in table if isinstance(cells, str)]:
@@ -68,12 +77,12 @@ def read_text(path: str | Path, name: str = "", kind: str = "text") -> str:
     """Content of a text file in UTF-8, without its byte order mark.
 
     Args:
-        path: The file.
+        path: Path of the file.
         name: What to call the file in messages; its path if not given.
-        kind: What it should be, for messages.
+        kind: Format that the file should have, for messages.
 
     Raises:
-        VideoAlignError: Where it cannot be read, or is no such text.
+        VideoAlignError: If the file cannot be read, or is no such text.
     """
     name = f"{name or path} cannot be read as {kind}"
     try:
@@ -101,7 +110,7 @@ def _listed(columns: Sequence[str]) -> str:
 
 
 def _fields(text: str, name: str) -> list[tuple[int, list[str]]]:
-    """Lines that are not empty, as fields, each with its number."""
+    """Numbers and fields of the lines that are not empty."""
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
         return [(reader.line_num, values) for values in reader if values]
@@ -115,19 +124,19 @@ def _check_header(
 ) -> list[int]:
     """Places of the columns that have a name.
 
-    An unnamed one is left out where nothing can be lost by it: a table's index, as pandas writes it in front, and
-    columns that are empty, as spreadsheets append them.
+    An unnamed column is left out if it holds no data: a table's index, as pandas writes it in front, and empty columns,
+    as spreadsheets append them.
     """
     if twice := [column for column, count in Counter(header).items() if count > 1 and column]:
+        columns = ", ".join(twice)
         raise VideoAlignError(
-            f"{name}: the column {', '.join(twice)} occurs twice, so it is open which one is meant; rename or remove one"
+            f"{name}: the column {columns} occurs twice, so it is open which one is meant; rename or remove one"
         )
     if missing := [column for column in required if column not in header]:
         words = [word for sign, word in _SEPARATORS.items() if any(sign in column for column in header)]
         hint = f"; it seems to be separated by {words[0]}: save it with commas" if words else ""
-        raise VideoAlignError(
-            f"{name} lacks the columns {', '.join(missing)}; it has {', '.join(header)}; it needs {_listed(required)}{hint}"
-        )
+        have = f"{name} lacks the columns {', '.join(missing)}; it has {', '.join(header)}"
+        raise VideoAlignError(f"{have}; it needs {_listed(required)}{hint}")
     for place in [place for place, column in enumerate(header) if not column]:
         cells = [values[place] for _, values in rows if len(values) == len(header)]
         if any(cell.strip() for cell in cells) and not (place == 0 and all(cell.strip().isdigit() for cell in cells)):

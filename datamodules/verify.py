@@ -1,4 +1,4 @@
-"""Reading a set again, all of it: is every sample there, once, sound and usable?"""
+"""Verification of a set: reads all of it, and reports samples that are missing, repeated, damaged or unusable."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -15,19 +15,23 @@ from .ratings import COLUMNS, LABELS, labels_of, prompt_of, scores_of, sources_o
 from .shards import SIDES, Shard, ShardSet, sha256
 from .video import decode
 
-# A light look at each clip: few frames, no enlargement.
 GLANCE = FrameSampling(fps=None, num_frames=4, min_pixels=0, max_pixels=64 * 64)
+"""Frame sampling of a check: few frames, and no enlargement."""
 
 
 def open_damaged(folder: str) -> ShardSet:
-    """Open a set for :func:`verify`, which reports what opening would refuse."""
+    """Open a set for :func:`verify`, which reports the damage that :class:`ShardSet` would refuse."""
     return ShardSet(folder, check_sizes=False)
 
 
 def verify(shards: ShardSet) -> Iterator[str]:
-    """All damage of a set, a line each; nothing where it is sound.
+    """Find all damage of a set: reads every byte, member and record, and decodes every clip.
 
-    Reads every byte (sha256), every member and every record, and decodes every clip.
+    Args:
+        shards: The set, opened with :func:`open_damaged`.
+
+    Yields:
+        A message for each damage.
     """
     yield from shards.size_problems()
     index = shards.index
@@ -64,7 +68,7 @@ def verify(shards: ShardSet) -> Iterator[str]:
 
 
 def _contents(shards: ShardSet, shard: Shard, table: pa.Table) -> Iterator[str]:
-    """What the table of contents beside a shard says otherwise than the shard itself."""
+    """Differences between the table of contents beside a shard and the shard itself."""
     if shard.contents is None:
         return
     path = shards.path / table_name(shard.name)
@@ -81,7 +85,8 @@ def _contents(shards: ShardSet, shard: Shard, table: pa.Table) -> Iterator[str]:
     if not written.select(table.column_names).equals(table):
         there, here = (dict(zip(t["key"].to_pylist(), t.to_pylist())) for t in (written, table))
         different = sorted(key for key in there.keys() | here.keys() if there.get(key) != here.get(key))
-        yield f"{shard.name}: {len(different)} samples are not as they were written, the first of them key {different[:1]}"
+        changed = f"{len(different)} samples are not as they were written"
+        yield f"{shard.name}: {changed}, the first of them key {different[:1]}"
 
 
 def _sample(sample: RawSample, shards: ShardSet) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Decoding: an encoded clip -> the sampled, resized frames of it; each frame is resized as it comes, and others dropped."""
+"""Decoding of clips to sampled and resized frames; each frame is resized when it is decoded, and the others dropped."""
 
 import io
 from collections.abc import Iterator
@@ -20,14 +20,14 @@ __all__ = ["Clip", "VideoError", "coding", "decode", "encode", "examine", "probe
 
 
 def probe(source: bytes | str | Path, name: str = "video") -> Clip:
-    """Frame count, frame rate and size, without decoding pictures (the first one apart, for its rotation).
+    """Frame count, frame rate and size; decodes no picture but the first one, for its rotation.
 
     Args:
         source: Path or content of a video file.
-        name: What to call it in messages.
+        name: What to call the clip in messages.
 
     Raises:
-        VideoError: Missing, empty, truncated, too large, or no video.
+        VideoError: If the file is missing, empty, truncated, too large, or no video.
     """
     film = survey(source, name)
     with opened(source, name) as container:
@@ -36,7 +36,15 @@ def probe(source: bytes | str | Path, name: str = "video") -> Clip:
 
 
 def coding(source: bytes | str | Path, name: str = "video") -> tuple[str, str]:
-    """Codec and pixel format, as FFmpeg calls them. Args and errors: see :func:`probe`."""
+    """Codec and pixel format under FFmpeg's names.
+
+    Args:
+        source: Path or content of a video file.
+        name: What to call the clip in messages.
+
+    Raises:
+        VideoError: As in :func:`probe`.
+    """
     film = survey(source, name)
     with opened(source, name) as container:
         context = container.streams[film.index].codec_context
@@ -44,31 +52,40 @@ def coding(source: bytes | str | Path, name: str = "video") -> tuple[str, str]:
 
 
 def decode(source: bytes | str | Path, sampling: FrameSampling, factor: int, name: str = "video") -> Tensor:
-    """Sampled and resized frames.
+    """Decode a clip to sampled and resized frames.
 
     Frames are chosen by index, so that a clip of variable frame rate is sampled as the released reward model saw it.
     Rotation metadata is applied; audio and further streams are ignored. Pixels that are not square are stretched as
-    players and browsers do, because that is the picture that people rate: the sampling sees the size on the screen.
-    The official code (decord) takes them for square; so the two differ on such clips, and on such clips only.
+    players and browsers do, because people rate the picture on the screen. The official code (decord) takes them for
+    square, so that the two differ on such clips alone.
 
     Args:
         source: Path or content of a video file.
-        sampling: Which frames, at what size.
+        sampling: Frame sampling of the model.
         factor: Frame sides become multiples of this (patch x merge).
         name: What to call the clip in messages.
 
     Returns:
-        uint8 (T, 3, H, W).
+        Frames, uint8 (T, 3, H, W).
 
     Raises:
-        VideoError: Missing, empty, truncated, damaged, too large, no video, one frame only, or no frame rate where one
-            is needed.
+        VideoError: If the file is missing, empty, truncated, damaged, too large or no video, or if it has one frame
+            only, or no frame rate where one is needed.
     """
     return _decoded(source, sampling, factor, name)[0]
 
 
 def examine(source: bytes | str | Path, sampling: FrameSampling, name: str = "video") -> Clip:
-    """What :func:`probe` tells, after all frames were decoded. Args and errors: see :func:`decode`."""
+    """Frame count, frame rate and size of a clip, after decoding all of its frames.
+
+    Args:
+        source: Path or content of a video file.
+        sampling: Frame sampling, whose requirements the clip must meet.
+        name: What to call the clip in messages.
+
+    Raises:
+        VideoError: As in :func:`decode`.
+    """
     return _decoded(source, sampling, 2, name)[1]
 
 
@@ -85,16 +102,22 @@ def _decoded(source: bytes | str | Path, sampling: FrameSampling, factor: int, n
             return video, _turned(film.clip, reader.turns)
         if not reader.count:
             raise VideoError(f"{name} is truncated: no frame could be decoded")
-        # Not each packet gives a frame: some are hidden, fields come in pairs, or what they refer to was cut off.
+        # Not every packet gives a frame: some are hidden, fields come in pairs, or their reference frame was cut off.
         film = replace(film, clip=reader.clip())
 
 
 class _Reader:
-    """Decodes a film from its beginning to its end.
+    """Decodes a clip from its beginning to its end.
+
+    Args:
+        film: Video stream of the file.
+        name: What to call the clip in messages.
 
     Attributes:
-        count: Number of frames so far.
+        count: Number of frames decoded so far.
         turns: Rotation in quarters of a circle, counter-clockwise.
+        times: Presentation time stamps of the frames, in ticks.
+        hold: Duration of the latest frame, in ticks.
     """
 
     def __init__(self, film: Film, name: str) -> None:
@@ -105,9 +128,9 @@ class _Reader:
     def frames(
         self, source: bytes | str | Path, wanted: set[int], sampling: FrameSampling, factor: int
     ) -> Iterator[Tensor]:
-        """The wanted frames, uint8 (3, H, W), in order."""
-        # One converter a clip, and one thread: a new one for each frame starts as many threads as there are cores,
-        # which takes a hundred times longer than to convert a small frame; several processes read clips anyway.
+        """The wanted frames, resized, uint8 (3, H, W), in order."""
+        # One converter per clip, and one thread: a converter per frame starts as many threads as there are cores, which
+        # takes a hundred times longer than the conversion of a small frame; several processes read clips anyway.
         converter, size = VideoReformatter(), None
         with opened(source, self.name) as container:
             stream = container.streams[self.film.index]
@@ -122,7 +145,7 @@ class _Reader:
                 self.count += 1
 
     def _look(self, frame: av.VideoFrame) -> None:
-        if frame.is_corrupt and self.count and self.film.strict:  # a clip may begin with what was cut off
+        if frame.is_corrupt and self.count and self.film.strict:  # a cut clip may begin with a broken frame
             raise VideoError(f"{self.name} is damaged: frame {self.count + 1} cannot be decoded whole; fetch it again")
         self.turns = round(frame.rotation / 90)
         if frame.pts is not None:
@@ -135,7 +158,7 @@ class _Reader:
         return _resized(video, (shown.height, shown.width), sampling, factor, self.name)[0]
 
     def clip(self) -> Clip:
-        """What the decoded frames say."""
+        """Frame count, frame rate and size according to the decoded frames."""
         old = self.film.clip
         fps = frame_rate(old.fps, self.count, self.times, self.hold, self.tick)
         return replace(old, frames=self.count, fps=fps)
@@ -146,12 +169,12 @@ def _turned(clip: Clip, quarters: int) -> Clip:
 
 
 def resample(video: Tensor, fps: float, sampling: FrameSampling, factor: int, name: str = "video") -> Tensor:
-    """What :func:`decode` would give of a video that was never encoded.
+    """Sample and resize the frames of a video that was never encoded, as :func:`decode` does with a file.
 
     Args:
         video: All frames, uint8 (T, 3, H, W).
-        fps: Their rate, frames per second.
-        sampling: Which frames, at what size.
+        fps: Frame rate.
+        sampling: Frame sampling of the model.
         factor: Frame sides become multiples of this (patch x merge).
         name: What to call the clip in messages.
     """
@@ -160,7 +183,7 @@ def resample(video: Tensor, fps: float, sampling: FrameSampling, factor: int, na
 
 
 def _resized(video: Tensor, shown: tuple[int, int], sampling: FrameSampling, factor: int, name: str) -> Tensor:
-    """Frames (T, 3, H, W), as shown at another size perhaps, at the size that the sampling wants."""
+    """Frames (T, 3, H, W) at the size that the sampling chooses for a clip of the ``shown`` height and width."""
     try:
         size = sampling.size(*shown, factor)
     except VideoAlignError as error:
@@ -178,10 +201,12 @@ def _indices(sampling: FrameSampling, total: int, fps: float | None, name: str) 
 
 
 def encode(frames: np.ndarray, fps: int, crf: int = 12) -> bytes:
-    """An mp4 (H.264) of RGB frames; the same frames give the same bytes.
+    """Content of an mp4 file (H.264) of RGB frames; the same frames give the same bytes.
 
     Args:
-        frames: uint8 (T, H, W, 3), even H and W. fps: frames per second. crf: quality, 0 lossless to 51.
+        frames: Frames, uint8 (T, H, W, 3), with even H and W.
+        fps: Frame rate.
+        crf: Quality, from 0 (lossless) to 51.
     """
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4", options={"fflags": "+bitexact"}) as container:

@@ -1,4 +1,4 @@
-"""Single videos with prompts, from files or from a set's shards: what `videoalign score` and `bench` read."""
+"""Single videos with prompts, from files or from the shards of a set, as `videoalign score` and `bench` read them."""
 
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 from .. import VideoAlignError
 from ..models.processor import RewardProcessor
 from .contents import Content
+from .contracts import HasProcessor, require
 from .frames import FrameReader, load_frames
 from .ratings import prompt_of
 from .shards import SIDES, ShardSet
@@ -25,11 +26,11 @@ class Listed:
 
     Attributes:
         name: What to call it in messages, or its key in the set.
-        prompt: The text that it was made from.
+        prompt: Text that it was generated from.
         path: Path of a video file, or of a shard.
         member: The sample of a shard and the extension of the video in it; None where ``path`` is the video.
-        decoded: Whether it holds decoded frames.
-        length: About how many tokens it will have, in any unit; videos of similar length share a batch.
+        decoded: Whether its file holds decoded frames.
+        length: Estimate of its number of tokens, in any unit; videos of similar length share a batch.
     """
 
     name: str
@@ -40,7 +41,7 @@ class Listed:
     length: float = 0.0
 
     def frames(self, processor: RewardProcessor) -> Tensor:
-        """uint8 (T, 3, H, W)."""
+        """Sampled and resized frames, uint8 (T, 3, H, W)."""
         source = self.member[0].read(self.member[1]) if self.member else Path(self.path)
         if self.decoded:
             return load_frames(source, self.name)
@@ -48,24 +49,30 @@ class Listed:
 
 
 def videos_of(shards: ShardSet, processor: RewardProcessor) -> dict[str, Listed]:
-    """Every video of a set: by key in *videos* sets, by ``KEY.a`` and ``KEY.b`` in *pairs* sets. Reads records, no video.
+    """Every video of a set: by key in *videos* sets, by ``KEY.a`` and ``KEY.b`` in *pairs* sets.
+
+    Reads the records and no video.
+
+    Args:
+        shards: The set.
+        processor: Frame sampling and patch size of the model that will score the videos.
 
     Raises:
-        ShardError: where a shard is damaged, or holds frames that were decoded for another model.
+        ShardError: If a shard is damaged, or holds frames that were decoded for another model.
     """
     FrameReader(shards, processor.sampling, processor.factor)
-    media, found = shards.index.media, {}
+    media, videos = shards.index.media, {}
     for content in shards.contents():
         prompt = prompt_of(content.record, content.name)
         for side in SIDES[shards.index.kind]:
             name, extension = f"{content.key}.{side}".rstrip("."), f"{side}.{media}".lstrip(".")
             length = _length(content.record, processor) or content.spans[extension].size
-            found[name] = Listed(name, prompt, str(content.path), (content, extension), media != "mp4", length)
-    return found
+            videos[name] = Listed(name, prompt, str(content.path), (content, extension), media != "mp4", length)
+    return videos
 
 
 def _length(record: dict, processor: RewardProcessor) -> float | None:
-    """Pixels that the model will see, where the record tells."""
+    """Number of pixels that the model will see; None where the record does not tell it."""
     try:
         frames = len(processor.sampling.indices(int(record["num_frames"]), float(record["fps"])))
         height, width = processor.sampling.size(int(record["height"]), int(record["width"]), processor.factor)
@@ -75,13 +82,27 @@ def _length(record: dict, processor: RewardProcessor) -> float | None:
 
 
 def by_length(videos: Sequence[Listed], size: int) -> list[list[int]]:
-    """Batches of videos of similar length, the longest first: little padding, and memory runs out at once or never."""
+    """Batches of videos of similar length, the longest first: little padding, and memory runs out at once or never.
+
+    Args:
+        videos: Videos to sort.
+        size: Videos per batch.
+
+    Returns:
+        Numbers of the videos of each batch.
+    """
     order = sorted(range(len(videos)), key=lambda i: (-videos[i].length, videos[i].name))
     return [[order[i] for i in batch] for batch in in_turn(len(videos), size)]
 
 
 class _Batches:
-    """Map-style view of batches, each decoded and tokenised in the worker that is asked for it."""
+    """Map-style dataset of batches; the worker that gets a batch decodes and tokenises it.
+
+    Args:
+        videos: All videos.
+        batches: Numbers of the videos of each batch.
+        processor: Processor of the model that scores them.
+    """
 
     def __init__(self, videos: Sequence[Listed], batches: Sequence[list[int]], processor: RewardProcessor) -> None:
         self.videos, self.batches, self.processor = videos, batches, processor
@@ -108,11 +129,13 @@ class _Batches:
 
 
 class VideoList(L.LightningDataModule):
-    """Videos to predict rewards for.
+    """Videos whose rewards are predicted.
 
     Args:
-        videos: what to score. batches: numbers of the videos of each step; ranks take them in turn.
-        workers: processes per rank that decode while the model computes. done: numbers of videos to leave out.
+        videos: Videos to score.
+        batches: Numbers of the videos of each step; ranks take the batches in turn.
+        workers: Processes per rank that decode while the model computes.
+        done: Numbers of videos to leave out.
     """
 
     def __init__(
@@ -121,13 +144,15 @@ class VideoList(L.LightningDataModule):
         super().__init__()
         self.videos, self.batches, self.workers, self.done = list(videos), list(batches), workers, done
 
+    def setup(self, stage: str) -> None:
+        """Refuse a module that has no processor."""
+        self._processor()
+
+    def _processor(self) -> RewardProcessor:
+        return require(self.trainer.lightning_module, HasProcessor, type(self).__name__).processor
+
     def predict_dataloader(self) -> DataLoader:
-        """Batches with ``numbers`` of the videos in the list, and those that could not be read under ``dropped``."""
-        trainer = self.trainer
-        processor = trainer.lightning_module.processor
-        share = own_share(self.batches, trainer, self.done)
-        return dealt(
-            _Batches(self.videos, share, processor),
-            self.workers,
-            pin_memory=trainer.strategy.root_device.type == "cuda",
-        )
+        """Batches with ``numbers`` of the videos in the list, and (number, reason) of unusable ones in ``dropped``."""
+        share = own_share(self.batches, self.trainer, self.done)
+        cuda = self.trainer.strategy.root_device.type == "cuda"
+        return dealt(_Batches(self.videos, share, self._processor()), self.workers, pin_memory=cuda)

@@ -1,4 +1,4 @@
-"""Sets of videos that nobody rated yet: from a table of files, or of sets of one generator each."""
+"""Sets of unrated videos: from a table of files, or from sets of one generator each."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -28,19 +28,19 @@ def import_videos(
     """Write the videos that a CSV names as a *videos* set.
 
     Args:
-        table: CSV with ``path, prompt, source``, the source being the model that made the video.
+        table: CSV with ``path, prompt, source``, the source being the name of the model that made the video.
         videos: Folder or zip archive that its paths are relative to.
-        out: Folder to make.
-        skip_bad_rows: Leave unsound rows out; otherwise any of them stops the import.
-        pool: Processes that look into the videos.
-        progress: Is told what is done.
+        out: Folder to write.
+        skip_bad_rows: Leave invalid rows out; otherwise any of them stops the import.
+        pool: Processes that check the videos.
+        progress: Callback that is told the progress.
         seed: Seed of the order of the samples, see :func:`.importing.write_set`.
 
     Returns:
-        What was written, in words.
+        Summary of the set, as text.
 
     Raises:
-        VideoAlignError: with every unsound row and its reason.
+        VideoAlignError: If rows are invalid and not left out; the message lists each with its reason.
     """
     media, rejected, sound = open_media(videos), [], []
     seen: dict[tuple[str, str], int] = {}
@@ -59,9 +59,8 @@ def import_videos(
     clips, bad = look(media, (path for _, path, _, _ in sound), pool, progress)
     rejected += [(line, bad[path]) for line, path, _, _ in sound if path in bad]
     sound = [row for row in sound if row[1] in clips]
-    report = "\n".join(
-        [f"{len(rejected)} rows rejected", *(f"  line {line}: {reason}" for line, reason in sorted(rejected))]
-    )
+    reasons = [f"  line {line}: {reason}" for line, reason in sorted(rejected)]
+    report = "\n".join([f"{len(rejected)} rows rejected", *reasons])
     if not sound or (rejected and not skip_bad_rows):
         remedy = "Mend them, or leave them out with --skip-bad-rows." if sound else "No row is sound."
         raise VideoAlignError(f"{table} was not imported.\n{report}\n{remedy}")
@@ -69,26 +68,27 @@ def import_videos(
         for number, (line, path, prompt, source) in enumerate(shuffled(sound, seed), 1):
             writer.write(f"{line:06d}", {"": media.read(path)}, video_record(prompt, source, path, clips[path]))
             progress("samples written", number, len(sound))
-    return f"{_counts(Counter(source for *_, source in sound), len({prompt for _, _, prompt, _ in sound}))}\n{report}"
+    sources, prompts = Counter(source for *_, source in sound), {prompt for _, _, prompt, _ in sound}
+    return f"{_counts(sources, len(prompts))}\n{report}"
 
 
 @claims_out
 def join(
     sets: Sequence[Path], out: Path, sources: Sequence[str] = (), progress: Progress = lambda what, done, of: None
 ) -> str:
-    """Write the videos of several *videos* sets as one, such as what `videoalign generate` made with several generators.
+    """Write the videos of several *videos* sets as one, such as those of several runs of `videoalign generate`.
 
     Args:
         sets: Folders of the sets.
-        out: Folder to make.
-        sources: Names of the models, one for each set, in the place of what the records say.
-        progress: Is told what is done.
+        out: Folder to write.
+        sources: Names of the models, one for each set, in place of those in the records.
+        progress: Callback that is told the progress.
 
     Returns:
-        What was written, in words.
+        Summary of the set, as text.
 
     Raises:
-        VideoAlignError: where a set holds no mp4 files, or its videos name no source.
+        VideoAlignError: If a set holds no mp4 files, or its videos name no source.
     """
     shards = [ShardSet(path, "videos") for path in sets]
     if sources and len(sources) != len(shards):
@@ -112,6 +112,5 @@ def join(
 
 
 def _counts(sources: Counter, prompts: int) -> str:
-    return f"{sources.total()} videos of {prompts} prompts: " + ", ".join(
-        f"{count} by {name}" for name, count in sources.items()
-    )
+    by_source = ", ".join(f"{count} by {name}" for name, count in sources.items())
+    return f"{sources.total()} videos of {prompts} prompts: {by_source}"

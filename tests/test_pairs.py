@@ -13,7 +13,7 @@ from torch import Tensor
 from videoalign import VideoAlignError
 from videoalign.datamodules.benchmark import PAIRS
 from videoalign.datamodules.frames import FrameReader, encode_frames
-from videoalign.datamodules.pairs import Collate, PairDecoder, Video, VideoPair, VideoPairs
+from videoalign.datamodules.pairs import PairDecoder, Video, VideoCollate, VideoPair, VideoPairs
 from videoalign.datamodules.shards import RawSample, ShardError, ShardSet, ShardWriter
 from videoalign.datamodules.stream import Dropped, Item
 from videoalign.datamodules.verify import verify
@@ -174,7 +174,7 @@ def test_collate_keeps_places(processor: RewardProcessor) -> None:
         Item(pair(3), False),
         Item(Dropped("too", "because"), False),
     ]
-    batch = Collate(processor)(items)
+    batch = VideoCollate(processor)(items)
     assert batch["valid"].tolist() == [False, True, True, False, False]
     assert [drop.key for drop in batch["dropped"]] == ["gone", "too"]
     assert batch["keys"] == ["k1", "k1", "k2", "k3", "k1"]
@@ -194,14 +194,14 @@ def test_collate_keeps_places(processor: RewardProcessor) -> None:
 
 def test_collate_of_unequal_sizes(processor: RewardProcessor) -> None:
     small, large = pair(1), pair(2, frames=8)
-    batch = Collate(processor)([Item(small, True), Item(large, True)])
+    batch = VideoCollate(processor)([Item(small, True), Item(large, True)])
     assert batch["inputs"]["video_grid_thw"].tolist() == [[2, 2, 2], [4, 2, 2]] * 2
     tokens = batch["inputs"]["attention_mask"].sum(1).tolist()
     assert tokens == tokens[:2] * 2
 
 
 def test_collate_with_nothing_sound(processor: RewardProcessor) -> None:
-    batch = Collate(processor)([Item(Dropped("gone", "why not"), False)] * 2)
+    batch = VideoCollate(processor)([Item(Dropped("gone", "why not"), False)] * 2)
     assert batch["valid"].tolist() == [False, False]
     assert len(batch["dropped"]) == 2
     assert "inputs" not in batch
@@ -209,7 +209,7 @@ def test_collate_with_nothing_sound(processor: RewardProcessor) -> None:
 
 def test_collate_of_a_benchmark(processor: RewardProcessor) -> None:
     videos = [Video(f"v{n}", n, f"prompt {n}", pair(n).videos[0]) for n in (4, 2)]
-    batch = Collate(processor, "recent")(
+    batch = VideoCollate(processor, "recent")(
         [Item(videos[0], True), Item(videos[1], False), Item(Dropped("x", "y"), False)]
     )
     assert batch["benchmark"] == "recent" and batch["numbers"].tolist() == [4, 2, 4]

@@ -8,15 +8,16 @@ from typing import Any
 import lightning as L
 import torch
 
+from ...datamodules.contracts import HasProcessor, require
 from ...datamodules.frames import FrameReader
 from ...datamodules.ratings import prompt_of
 from ...datamodules.shards import RawSample, ShardSet
-from ...datamodules.stream import Dropped, Item, ShardLoader, ShardStream, at_least, training_share
+from ...datamodules.stream import Item, ShardLoader, ShardStream, at_least, separated, training_share
 from ...models.processor import RewardProcessor
 
 
 def _decode(reader: FrameReader, seed: int, raw: RawSample, epoch: int) -> tuple[torch.Tensor, str, bool]:
-    """Frames and a text: the true one, or by a coin of (seed, epoch, key) one of the record's wrong ones."""
+    """Frames, a text, and whether it is true; a coin of (seed, epoch, key) chooses the prompt or a wrong text."""
     record, rng = raw.record(), random.Random(f"{seed} {epoch} {raw.key}")
     wrong = record.get("negatives") or []
     if wrong and rng.random() < 0.5:
@@ -25,9 +26,8 @@ def _decode(reader: FrameReader, seed: int, raw: RawSample, epoch: int) -> tuple
 
 
 def _collate(processor: RewardProcessor, items: Sequence[Item]) -> dict[str, Any]:
-    sound = [item.value for item in items if not isinstance(item.value, Dropped)]
-    dropped = [item.value for item in items if isinstance(item.value, Dropped)]
-    return {"inputs": processor.captions(*zip(*sound)) if sound else {}, "dropped": dropped}
+    decoded, dropped = separated(items)
+    return {"inputs": processor.captions(*zip(*decoded)) if decoded else {}, "dropped": dropped}
 
 
 class Captions(L.LightningDataModule):
@@ -37,8 +37,8 @@ class Captions(L.LightningDataModule):
         data: Folder of the set.
         batch_size: Clips per rank and micro-batch.
         workers: Processes per rank that decode.
-        shuffle_buffer: Clips among which the next one is drawn; 0 keeps their order on disk.
-        seed: Seed of the order and of the texts.
+        shuffle_buffer: Number of clips among which the next one is drawn; 0 keeps their order on disk.
+        seed: Seed of the order and of the choice of texts.
     """
 
     def __init__(
@@ -50,9 +50,16 @@ class Captions(L.LightningDataModule):
         self.data, self.batch_size, self.workers = data, batch_size, workers
         self.shuffle_buffer, self.seed = shuffle_buffer, seed
 
+    def setup(self, stage: str) -> None:
+        """Refuse a module that has no processor."""
+        self._processor()
+
+    def _processor(self) -> RewardProcessor:
+        return require(self.trainer.lightning_module, HasProcessor, type(self).__name__).processor
+
     def train_dataloader(self) -> ShardLoader:
-        """Batches of clips and words."""
-        processor, shards = self.trainer.lightning_module.processor, ShardSet(self.data, "videos")
+        """Batches of clips with texts, shuffled anew each epoch."""
+        processor, shards = self._processor(), ShardSet(self.data, "videos")
         decode = partial(_decode, FrameReader(shards, processor.sampling, processor.factor), self.seed)
         share = training_share(self.trainer, len(shards), self.batch_size)
         stream = ShardStream(

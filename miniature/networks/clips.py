@@ -9,7 +9,7 @@ import torch
 
 from ...datamodules.encode_list import ClipSize
 from ...datamodules.shards import RawSample, ShardSet
-from ...datamodules.stream import Dropped, Item, ShardLoader, ShardStream, at_least, training_share
+from ...datamodules.stream import Item, ShardLoader, ShardStream, at_least, separated, training_share
 from ...datamodules.video import decode
 
 
@@ -18,9 +18,8 @@ def _decode(clip: ClipSize, raw: RawSample, epoch: int) -> torch.Tensor:
 
 
 def _collate(items: Sequence[Item]) -> dict[str, Any]:
-    sound = [item.value for item in items if not isinstance(item.value, Dropped)]
-    dropped = [item.value for item in items if isinstance(item.value, Dropped)]
-    return {"dropped": dropped, **({"videos": torch.stack(sound)} if sound else {})}  # (N, T, 3, H, W) uint8
+    decoded, dropped = separated(items)
+    return {"dropped": dropped, **({"videos": torch.stack(decoded)} if decoded else {})}  # (N, T, 3, H, W) uint8
 
 
 class Clips(L.LightningDataModule):
@@ -31,7 +30,7 @@ class Clips(L.LightningDataModule):
         clip: Frames and size of each clip.
         batch_size: Clips per rank and micro-batch.
         workers: Processes per rank that decode.
-        shuffle_buffer: Clips among which the next one is drawn; 0 keeps their order on disk.
+        shuffle_buffer: Number of clips among which the next one is drawn; 0 keeps their order on disk.
         seed: Seed of the order.
     """
 
@@ -51,7 +50,7 @@ class Clips(L.LightningDataModule):
         self.workers, self.shuffle_buffer, self.seed = workers, shuffle_buffer, seed
 
     def train_dataloader(self) -> ShardLoader:
-        """Batches, shuffled anew each epoch."""
+        """Batches of clips, shuffled anew each epoch."""
         shards = ShardSet(self.data, "videos")
         share = training_share(self.trainer, len(shards), self.batch_size)
         decode = partial(_decode, self.clip)

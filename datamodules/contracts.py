@@ -1,0 +1,394 @@
+"""Contracts between modules, DataModules and callbacks: what each asks of another through the Trainer, as Protocols.
+
+Lightning hands these objects to each other untyped, as ``trainer.datamodule``, ``trainer.lightning_module`` and
+``pl_module``. A class of a user's own fulfils a contract by having its attributes; it inherits from nothing here.
+:func:`require` checks a contract in ``setup``, before the first batch, and gives the partner its type.
+
+Lightning sets up the DataModule first, then the callbacks, then the module. So whatever a DataModule or a callback asks
+of the module must exist after the module's ``__init__``, while the DataModule may create what it offers in its
+``setup``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+from .. import VideoAlignError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from ..models.generator import Generator
+    from ..models.lora import LoRA
+    from ..models.metrics import Calibration
+    from ..models.processor import RewardProcessor
+    from ..models.reward_statistics import Statistics
+    from .benchmark import Benchmark
+    from .parts import Parts
+    from .video_pair import VideoPair
+
+T = TypeVar("T")
+OFFERED_BY: dict[type, str] = {}
+"""Who offers each contract, as it stands in the message of :func:`require`."""
+
+
+def offered_by(words: str) -> Callable[[type[T]], type[T]]:
+    """Declare who offers a contract.
+
+    Args:
+        words: The partner that fulfils it and the classes to choose, as the object of "needs".
+    """
+
+    def declare(contract: type[T]) -> type[T]:
+        OFFERED_BY[contract] = words
+        return contract
+
+    return declare
+
+
+def missing(partner: object, contract: type) -> list[str]:
+    """Names of a contract that an object lacks; a method's name ends in ``()``.
+
+    ``isinstance`` with a runtime-checkable Protocol does not serve: since Python 3.12 it looks past ``__getattr__``,
+    through which a torch module gives its submodules.
+    """
+    lacking = []
+    for base in reversed(contract.__mro__):
+        if Protocol not in base.__bases__:
+            continue
+        for name, member in vars(base).items():
+            method = callable(member)
+            if name.startswith("_") or not (method or isinstance(member, property)):
+                continue
+            if not hasattr(partner, name) or (method and not callable(getattr(partner, name))):
+                lacking.append(f"{name}()" if method else name)
+    return lacking
+
+
+def offers(partner: object, contract: type) -> bool:
+    """Whether an object has every attribute and method of a contract."""
+    return partner is not None and not missing(partner, contract)
+
+
+def require(partner: object, contract: type[T], who: str) -> T:
+    """Return an object under the type of a contract, or refuse it.
+
+    Args:
+        partner: The module, DataModule or network that is asked; None where the Trainer has none.
+        contract: The Protocol that it must fulfil.
+        who: The class or the option of the configuration that asks, for the message.
+
+    Raises:
+        VideoAlignError: If the object lacks a part of the contract; names the part, the object's class and the classes
+            to use instead.
+    """
+    if partner is None:
+        raise VideoAlignError(f"{who} needs {OFFERED_BY[contract]}, but the Trainer was given none")
+    if lacking := missing(partner, contract):
+        kind = type(partner).__name__
+        raise VideoAlignError(f"{who} needs {OFFERED_BY[contract]}; {kind} has no {', '.join(lacking)}")
+    return partner
+
+
+# --- what a module offers ---------------------------------------------------------------------------------------------
+
+
+@offered_by("a module whose network reads videos and prompts (RewardModel or a subclass)")
+class HasProcessor(Protocol):
+    """A module whose network reads videos and prompts: RewardModel, Captioning.
+
+    VideoPairs, VideoList and Captions ask it, because frames, tokens and template must be those of the network.
+    """
+
+    @property
+    def processor(self) -> RewardProcessor:
+        """Turns decoded frames and prompts into the network's inputs."""
+
+
+@offered_by("a module that scores pairs (RewardModel or a subclass)")
+class ScoresPairs(HasProcessor, Protocol):
+    """A module that scores held-out pairs: RewardModel.
+
+    The callback ExamplePairs asks it, and calls the module itself for raw rewards (B, 3) of the processor's inputs.
+    """
+
+    @property
+    def theta(self) -> float:
+        """Tie parameter; 1 where a tie has no probability."""
+
+    def has_held_out(self) -> bool:
+        """Whether the run validates on held-out pairs; the same on every rank."""
+
+    def __call__(self, inputs: dict[str, Tensor]) -> Tensor:
+        """Raw rewards (B, 3)."""
+
+
+@offered_by("a module that measures the statistics of its rewards (RewardModel or a subclass)")
+class MeasuresStatistics(Protocol):
+    """A module that measures mean and standard deviation of its rewards: RewardModel.
+
+    The callback RewardBench asks it, because the overall reward sums normalised rewards. The validation step must
+    return the ``rewards`` of a benchmark's videos.
+    """
+
+    def measured_statistics(self) -> Statistics:
+        """Statistics of the latest validation, or the stored ones. Collective: every rank must call it."""
+
+
+@offered_by("a module that calibrates probabilities on held-out pairs (RewardModel, NoisyRewardModel or a subclass)")
+class HasCalibration(Protocol):
+    """A module that collects predicted probabilities at validation: RewardModel, NoisyRewardModel.
+
+    The callback ReliabilityDiagram asks it.
+    """
+
+    @property
+    def calibration(self) -> Calibration:
+        """Metric of predicted against observed outcomes."""
+
+
+@offered_by("a network that is saved as a folder (VideoReward or NoisyReward)")
+class RewardNetwork(Protocol):
+    """A reward network that is saved as a folder: VideoReward, NoisyReward."""
+
+    @property
+    def record(self) -> str:
+        """Name of the file that marks a folder as a saved network."""
+
+    def save_pretrained(self, folder: str | Path, state: dict[str, Tensor] | None = None) -> None:
+        """Write the folder.
+
+        Args:
+            folder: Folder to write.
+            state: Full tensors by name, where the network's own are sharded.
+        """
+
+
+@offered_by("a network with a backbone of its own (VideoReward, which RewardModel trains)")
+class HasBackbone(RewardNetwork, Protocol):
+    """A network whose ``save_pretrained`` takes ``backbone=True`` and copies its backbone: VideoReward.
+
+    The callback ExportReward asks it where its option ``backbone`` is set.
+    """
+
+    @property
+    def backbone(self) -> nn.Module:
+        """The video-language model under the head."""
+
+
+@offered_by("a module that trains a reward network (RewardModel, NoisyRewardModel or a subclass)")
+class HasRewardNetwork(Protocol):
+    """A module that trains a reward network: RewardModel, NoisyRewardModel.
+
+    The callback ExportReward asks it.
+    """
+
+    @property
+    def network(self) -> RewardNetwork:
+        """The network that is written when training ends."""
+
+
+@offered_by("a module that holds a generator (FlowSFT, NoisyRewardModel, EncodeLatents or a subclass)")
+class HasGenerator(Protocol):
+    """A module that holds a generator: FlowSFT and its subclasses, NoisyRewardModel, EncodeLatents, Generate.
+
+    LatentPairs and ReferenceDraws ask it, because latents fit only the autoencoder that encoded them. EncodeList asks
+    it for the sizes of video that the autoencoder takes.
+    """
+
+    @property
+    def generator(self) -> Generator:
+        """The pipeline in this package's terms."""
+
+
+@offered_by("a module that aligns a generator (FlowSFT or a subclass)")
+class AlignsGenerator(HasGenerator, Protocol):
+    """A module that trains a policy against a reference: FlowSFT and its subclasses.
+
+    The callbacks SideBySide and WinRate ask it, to sample both from the same noise.
+    """
+
+    @property
+    def name(self) -> str:
+        """Folder or hub id of the pipeline; its text encoder is loaded from there."""
+
+    def as_reference(self) -> AbstractContextManager[nn.Module]:
+        """The reference's transformer for the time of a ``with`` block, without gradients."""
+
+
+@offered_by("a module that trains a generator's transformer (FlowSFT or a subclass)")
+class TrainsTransformer(HasGenerator, Protocol):
+    """A module that trains a generator's transformer: FlowSFT and its subclasses.
+
+    The callback ExportGenerator asks it.
+    """
+
+    @property
+    def name(self) -> str:
+        """Folder or hub id of the pipeline that training started from."""
+
+    @property
+    def lora(self) -> LoRA | None:
+        """Settings of the LoRA adapters; None where all weights train."""
+
+    @property
+    def policy(self) -> nn.Module:
+        """The transformer that is trained."""
+
+
+@offered_by("a module with a reference (FlowSFT or a subclass)")
+class HasReferenceErrors(HasGenerator, Protocol):
+    """A module that can train with cached reference errors: FlowSFT and its subclasses.
+
+    LatentPairs asks it where its option ``reference`` is set, because errors of other settings would be wrong.
+    """
+
+    def reference_made(self) -> dict[str, Any]:
+        """Settings that the reference's errors depend on besides the latents, as plain values."""
+
+
+@offered_by("a module whose predict_step returns samples of a set (EncodeLatents, Generate or a subclass)")
+class DescribesSamples(Protocol):
+    """A module that states what the samples of its predict_step depend on: EncodeLatents, Generate.
+
+    EncodeList and Prompts ask it, because an interrupted run goes on only with the settings that it began with.
+    """
+
+    def making(self) -> dict[str, Any]:
+        """Settings that the samples depend on, as plain values."""
+
+
+@offered_by("a module whose predict_step returns samples of a set (EncodeLatents, Generate or a subclass)")
+class HasExtraFiles(Protocol):
+    """A module whose set holds files besides its samples: EncodeLatents, Generate.
+
+    The callback WriteParts asks it when the set is complete. ``predict_step`` must return (key, members, record) of
+    each sample.
+    """
+
+    def extra_files(self) -> dict[str, bytes]:
+        """Content of further files by name; empty where the set needs none."""
+
+
+# --- what a DataModule offers -----------------------------------------------------------------------------------------
+
+
+@offered_by("a DataModule of held-out pairs (VideoPairs or a subclass)")
+class HasExamples(Protocol):
+    """A DataModule that decodes held-out pairs for pictures: VideoPairs.
+
+    The callback ExamplePairs asks it.
+    """
+
+    def examples(self, count: int) -> Sequence[VideoPair]:
+        """The first held-out pairs, the same ones at every call.
+
+        Args:
+            count: Number of pairs.
+        """
+
+
+@offered_by("a DataModule with benchmarks (VideoPairs or a subclass)")
+class HasBenchmarks(Protocol):
+    """A DataModule that validates on benchmarks: VideoPairs.
+
+    The callback RewardBench asks it. Batches of a benchmark's videos must carry its name under ``benchmark``, the
+    videos' places in :attr:`Benchmark.keys <videoalign.datamodules.benchmark.Benchmark>` under ``numbers``, and a mask
+    under ``valid``.
+    """
+
+    @property
+    def benchmarks(self) -> Mapping[str, Benchmark]:
+        """Benchmarks by name; empty where the configuration names none."""
+
+
+@offered_by("a DataModule of latents (LatentPairs or a subclass)")
+class HasNullPrompt(Protocol):
+    """A DataModule that knows the empty prompt's embedding: LatentPairs.
+
+    FlowSFT asks it where its option ``null_share`` is set.
+    """
+
+    @property
+    def null(self) -> Tensor:
+        """Embedding (L, E) of the empty prompt."""
+
+
+@offered_by("a DataModule of latents (LatentPairs or a subclass)")
+class HasPromptScores(Protocol):
+    """A DataModule that knows the rewards of its whole training set: LatentPairs.
+
+    FlowRWR asks it, to normalise rewards within each prompt.
+    """
+
+    def prompt_scores(self) -> Mapping[str, Tensor]:
+        """Weighted rewards (M,) of all training samples of each prompt."""
+
+    def has_rewards(self) -> bool:
+        """Whether every training sample has rewards; pairs with labels alone have scores, but no rewards."""
+
+
+@offered_by("a DataModule of videos to encode (EncodeList or a subclass)")
+class EncodesVideos(Protocol):
+    """A DataModule of videos that become latents: EncodeList.
+
+    EncodeLatents asks it.
+    """
+
+    @property
+    def kind(self) -> str:
+        """Kind of the set of videos: ``pairs`` or ``videos``."""
+
+    @property
+    def precision(self) -> str:
+        """Name of the dtype of latents on disk."""
+
+
+@offered_by("a DataModule of reference draws (ReferenceDraws or a subclass)")
+class SavesReference(Protocol):
+    """A DataModule that writes a cache of reference errors: ReferenceDraws.
+
+    CacheReference asks it.
+    """
+
+    def save(self, errors: Mapping[tuple[int, int], Sequence[float]], made: dict[str, Any]) -> None:
+        """Write the cache.
+
+        Args:
+            errors: Errors (S,) by (sample, draw).
+            made: Settings that they depend on besides the latents.
+        """
+
+
+@offered_by("a DataModule that writes a set (EncodeList, Prompts or a subclass)")
+class HasParts(Protocol):
+    """A DataModule whose samples become a set: EncodeList, Prompts.
+
+    The callback WriteParts asks it.
+    """
+
+    @property
+    def parts(self) -> Parts:
+        """The set under construction."""
+
+    @property
+    def allowed_drops(self) -> int:
+        """Largest number of samples that may be unusable."""
+
+
+# --- what a loader offers ---------------------------------------------------------------------------------------------
+
+
+@offered_by("a loader that names its benchmark (ShardLoader)")
+class NamesBenchmark(Protocol):
+    """A validation loader that tells a benchmark's videos from held-out pairs: ShardLoader.
+
+    RewardModel asks it; any other loader counts as one of held-out pairs.
+    """
+
+    @property
+    def benchmark(self) -> str | None:
+        """Name of the benchmark; None for held-out pairs."""
