@@ -12,13 +12,13 @@ from torch import Tensor
 from .. import VideoAlignError
 from ..datamodules.video import encode
 from ..models.adapters import load_adapters
+from ..models.dimensions import DIMENSIONS
 from ..models.finite import by_name, require_finite
 from ..models.flow import draw, interpolate
 from ..models.generator import Condition
 from ..models.generator_folder import load_generator
 from ..models.guidance import Guidance, guided
 from ..models.noisy_reward import NoisyReward
-from ..models.preference import DIMENSIONS
 
 VIEWED_AT = 0.1
 """Time at which the noisy reward scores finished latents: the first of the times that it is validated at."""

@@ -11,12 +11,12 @@ from torch import Tensor
 from .. import VideoAlignError
 from ..callbacks.tensorboard import writer_of
 from ..models import preference
+from ..models.dimensions import DIMENSIONS
 from ..models.flow import TimeLaw, draw, interpolate
 from ..models.generator_folder import load_generator
 from ..models.lora import LoRA
 from ..models.metrics import Calibration, RewardMoments
 from ..models.noisy_reward import NoisyReward, NoisyRewardShape
-from ..models.preference import DIMENSIONS
 from ..models.video_reward import Statistics
 from .training import Decay, Training
 

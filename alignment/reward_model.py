@@ -10,9 +10,9 @@ from torch.distributed.tensor import DTensor
 from .. import VideoAlignError
 from ..datamodules.contracts import NamesBenchmark, offers
 from ..models import preference
+from ..models.dimensions import DIMENSIONS
 from ..models.metrics import Calibration, PreferenceAccuracy, RewardMoments
 from ..models.parallelize import shard
-from ..models.preference import DIMENSIONS
 from ..models.processor import RewardProcessor
 from ..models.video_reward import Statistics, VideoReward
 from .training import Decay, Training

@@ -10,8 +10,8 @@ from .. import VideoAlignError
 from ..datamodules.benchmark import PAIRS
 from ..datamodules.ratings import COLUMNS, share_table
 from ..datamodules.shards import Content, ShardSet, ShardWriter, sha256
+from ..models.dimensions import DIMENSIONS
 from ..models.files import new_folder, write_json
-from ..models.preference import DIMENSIONS
 from .overview import overview
 from .protocol import Decision, Vote
 from .store import PairRow, Store

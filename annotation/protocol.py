@@ -12,7 +12,7 @@ from typing import Any
 
 from .. import VideoAlignError
 from ..datamodules.ratings import COLUMNS
-from ..models.preference import DIMENSIONS
+from ..models.dimensions import DIMENSIONS
 
 CHOICES = ("A", "same", "B")
 OTHER = {"A": "B", "B": "A", "same": "same"}

@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException as AnyHTTPException
 
 from ..datamodules.shards import Content, ShardSet, sha256
-from ..models.preference import DIMENSIONS
+from ..models.dimensions import DIMENSIONS
 from .guideline import GUIDELINE, Part
 from .overview import overview
 from .store import Annotator, RefusedVote, StorageError, Store, VideoAlignError

@@ -20,9 +20,9 @@ from ..datamodules.shards import ShardSet
 from ..miniature.study.paper_claims import Interval
 from ..miniature.study.pipeline import Loop, LoopSize, begin
 from ..miniature.study.units import Unit, leading_to, work
+from ..models.dimensions import DIMENSIONS
 from ..models.files import new_file, read_json, write_json, write_text
 from ..models.flow import draw_seed
-from ..models.preference import DIMENSIONS
 from .select import uncertainty
 
 LABELS = (150, 300, 600, 1200)

@@ -24,7 +24,7 @@ from sqlalchemy.exc import DatabaseError, OperationalError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
 from .. import VideoAlignError
-from ..models.preference import DIMENSIONS
+from ..models.dimensions import DIMENSIONS
 from .pairing import Pair
 from .protocol import CHOICES, OTHER, Decision, RatingProtocol, Vote, decide, flipped
 

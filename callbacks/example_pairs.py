@@ -8,7 +8,8 @@ from torch import Tensor
 from ..datamodules.contracts import HasExamples, ScoresPairs, require
 from ..datamodules.ratings import WORDS
 from ..datamodules.video_pair import VideoPair
-from ..models.preference import DIMENSIONS, probabilities
+from ..models.dimensions import DIMENSIONS
+from ..models.preference import probabilities
 from .tensorboard import add_animation, enlarge, writer_of
 
 

@@ -8,8 +8,8 @@ import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
 from ..datamodules.contracts import HasCalibration, require
+from ..models.dimensions import DIMENSIONS
 from ..models.metrics import Calibration, Reliability
-from ..models.preference import DIMENSIONS
 from .tensorboard import writer_of
 
 

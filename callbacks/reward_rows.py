@@ -10,8 +10,8 @@ import lightning as L
 import torch
 
 from .. import EverywhereError, VideoAlignError
+from ..models.dimensions import DIMENSIONS
 from ..models.files import read_json, write_json
-from ..models.preference import DIMENSIONS
 
 RECORD = "scoring.json"
 

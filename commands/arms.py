@@ -23,11 +23,11 @@ from .. import VideoAlignError
 from ..callbacks.prompt_sampler import Sampling
 from ..datamodules.prompts import read_prompts
 from ..datamodules.shards import ShardSet
+from ..models.dimensions import DIMENSIONS
 from ..models.files import read_json, write_json
 from ..models.finite import by_name, require_finite
 from ..models.guidance import Guidance
 from ..models.locks import beside, held, real
-from ..models.preference import DIMENSIONS
 from .comparison import OWN_VIEW, Judged, found_of, save
 from .generating import generate
 from .judge import Judge

@@ -17,11 +17,12 @@ from .. import VideoAlignError
 from ..callbacks.reward_bench import bar_chart, table, too_few_prompts
 from ..datamodules.benchmark import Benchmark
 from ..models.benchmark_protocols import PROTOCOLS, BenchmarkProtocol, accuracy_four_way, official_accuracy_with_ties
+from ..models.dimensions import DIMENSIONS, OVERALL
 from ..models.files import new_file, write_json
 from ..models.intervals import prompt_number
 from ..models.locks import held
 from ..models.metrics import PreferenceAccuracy
-from ..models.preference import DIMENSIONS, OVERALL, accuracy_without_ties
+from ..models.preference import accuracy_without_ties
 from ..models.video_reward import VideoReward
 from .reward_judge import RewardJudge
 

@@ -19,9 +19,9 @@ from torch.utils.tensorboard import SummaryWriter
 from ..callbacks.tensorboard import add_animation, enlarge, gif
 from ..datamodules.encode_list import clips_of
 from ..datamodules.shards import ShardSet
+from ..models.dimensions import DIMENSIONS, OVERALL
 from ..models.files import new_file, write_bytes, write_json, write_text
 from ..models.intervals import mean_interval
-from ..models.preference import DIMENSIONS, OVERALL
 from ..models.win_rates import best_of, win_rates
 
 COLUMNS = (*DIMENSIONS, OVERALL)

@@ -16,9 +16,9 @@ from .. import VideoAlignError
 from ..datamodules.latents import Weights
 from ..datamodules.ratings import WORDS
 from ..datamodules.shards import SIDES, Content, ShardSet, ShardWriter
+from ..models.dimensions import DIMENSIONS, OVERALL
 from ..models.files import claims_out
 from ..models.finite import require_finite
-from ..models.preference import DIMENSIONS, OVERALL
 from .reward_judge import RewardJudge
 
 MODES = ("best-worst", "margin", "relabel")

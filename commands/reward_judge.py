@@ -19,10 +19,10 @@ from ..callbacks.reward_rows import RewardRows, read_rewards
 from ..datamodules.shards import ShardSet, sha256
 from ..datamodules.stream import in_turn
 from ..datamodules.video_list import Listed, VideoList, by_length, videos_of
+from ..models.dimensions import DIMENSIONS
 from ..models.fingerprint import fingerprint
 from ..models.locks import held
 from ..models.official import load_reward
-from ..models.preference import DIMENSIONS
 from ..models.template import Template
 from ..models.video_reward import VideoReward
 from .predicting import predicting

@@ -12,8 +12,8 @@ from torch import Tensor
 from .. import VideoAlignError
 from ..alignment.reward_model import RewardModel
 from ..datamodules.tables import sound_rows
+from ..models.dimensions import DIMENSIONS, OVERALL
 from ..models.finite import require_finite
-from ..models.preference import DIMENSIONS, OVERALL
 from .reward_judge import RewardJudge
 
 

@@ -3,13 +3,14 @@
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from .. import VideoAlignError
 from .ratings import COLUMNS, LABELS, prompt_of
 from .shards import ShardSet
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PAIRS = "pairs.csv"
 
@@ -44,8 +45,20 @@ class Benchmark:
                 )
         self.keys = list(dict.fromkeys(row[end] for row in self.rows for end in ("key_A", "key_B")))
         self.numbers = {key: number for number, key in enumerate(self.keys)}
-        self.ends = torch.tensor([[self.numbers[row["key_A"]], self.numbers[row["key_B"]]] for row in self.rows])
-        self.labels: Tensor = torch.tensor([[LABELS[row.get(c, "")] for c in COLUMNS] for row in self.rows])
+
+    @cached_property
+    def ends(self) -> "Tensor":
+        """Numbers (N, 2) of the videos A and B of each pair."""
+        import torch  # here, because what only describes a set does without
+
+        return torch.tensor([[self.numbers[row["key_A"]], self.numbers[row["key_B"]]] for row in self.rows])
+
+    @cached_property
+    def labels(self) -> "Tensor":
+        """Labels (N, 4) in the order of ``COLUMNS``."""
+        import torch
+
+        return torch.tensor([[LABELS[row.get(c, "")] for c in COLUMNS] for row in self.rows])
 
     @cached_property
     def prompts(self) -> list[str]:
@@ -55,7 +68,7 @@ class Benchmark:
         of_video = {content.key: prompt_of(content.record, content.name) for content in self.shards.contents()}
         return [of_video.get(row["key_A"], row["key_A"]) for row in self.rows]
 
-    def margins(self, rewards: Tensor, name: str = "benchmark") -> tuple[Tensor, Tensor]:
+    def margins(self, rewards: "Tensor", name: str = "benchmark") -> "tuple[Tensor, Tensor]":
         """Reward A minus reward B of every pair.
 
         Args:

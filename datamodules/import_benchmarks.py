@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 
 from .. import VideoAlignError
 from ..models.benchmark_protocols import VOTES
+from ..models.dimensions import OVERALL
 from ..models.files import claims_out, scratch_folder
-from ..models.preference import OVERALL
 from .import_csv import REQUIRED
 from .importing import Progress, Report, Row, rated_row, read_rows, write_set
 from .limits import FILE_BYTES

@@ -3,8 +3,8 @@
 from concurrent.futures import Executor
 from pathlib import Path
 
+from ..models.dimensions import DIMENSIONS
 from ..models.files import claims_out
-from ..models.preference import DIMENSIONS
 from .importing import Progress, Report, rated_row, read_rows, write_set
 from .media import open_media
 from .shards import Kind

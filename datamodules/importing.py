@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from .. import VideoAlignError
+from ..models.dimensions import DIMENSIONS
 from ..models.files import claims_out
-from ..models.preference import DIMENSIONS
 from .benchmark import PAIRS
 from .media import Media, MissingVideo
 from .parallel import in_order

@@ -4,7 +4,7 @@ import math
 from collections import Counter
 
 from .benchmark import PAIRS, Benchmark
-from .ratings import COLUMNS, labels_of, prompt_of, share_table
+from .ratings import COLUMNS, labels_in, prompt_of, share_table
 from .shards import ShardSet
 
 
@@ -26,7 +26,7 @@ def info(folder: str) -> str:
         records.append(content.record)
         prompts.add(prompt_of(content.record, content.name))
         if index.kind == "pairs":
-            labels_of(content.record, content.name)
+            labels_in(content.record, content.name)
     sources: Counter[str] = Counter()
     for record in records:
         ends = "AB" if isinstance(record.get("sources"), dict) else [None]

@@ -21,8 +21,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from .. import VideoAlignError
+from ..models.dimensions import DIMENSIONS
 from ..models.flow import draw_seed
-from ..models.preference import DIMENSIONS
 from .contracts import HasGenerator, HasReferenceErrors, require
 from .latent_files import NULL, OF, load_latents
 from .ratings import labels_of, prompt_of

@@ -1,12 +1,13 @@
 """Labels and scores of rated pairs, which are words on disk and numbers in tensors."""
 
 import math
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
-from ..models.preference import DIMENSIONS, OVERALL
+from ..models.dimensions import DIMENSIONS, OVERALL
 from .shards import ShardError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 LABELS = {"A": 1.0, "same": 0.0, "B": -1.0, "invalid": math.nan, "": math.nan}
 """Value of each label word; losses and metrics leave NaN out."""
@@ -15,8 +16,8 @@ COLUMNS = (*DIMENSIONS, OVERALL)
 """Columns of labels: the three dimensions and, in benchmarks, overall."""
 
 
-def labels_of(record: dict, name: str) -> Tensor:
-    """Labels (4,) in the order of :data:`COLUMNS`: +1, -1, 0, or NaN where there is none.
+def labels_in(record: dict, name: str) -> list[float]:
+    """Labels in the order of :data:`COLUMNS`: +1, -1, 0, or NaN where there is none.
 
     Args:
         record: JSON record of a pair.
@@ -30,10 +31,17 @@ def labels_of(record: dict, name: str) -> Tensor:
         raise ShardError(f"{name}: labels must be an object with some of {COLUMNS}, got {labels!r}")
     if unknown := {d: w for d, w in labels.items() if not isinstance(w, str) or w not in LABELS}:
         raise ShardError(f"{name}: unknown labels {unknown}; they are A, B, same, invalid or empty")
-    return torch.tensor([LABELS[labels.get(column, "")] for column in COLUMNS])
+    return [LABELS[labels.get(column, "")] for column in COLUMNS]
 
 
-def scores_of(record: dict, name: str) -> Tensor:
+def labels_of(record: dict, name: str) -> "Tensor":
+    """Labels of :func:`labels_in` as a tensor (4,)."""
+    import torch  # here, because what only describes a set does without
+
+    return torch.tensor(labels_in(record, name))
+
+
+def scores_of(record: dict, name: str) -> "Tensor":
     """Scores (2, 3) of A and B per dimension, from 1 to 5; NaN where there is none.
 
     Args:
@@ -46,6 +54,8 @@ def scores_of(record: dict, name: str) -> Tensor:
     scores = record.get("scores") or {}
     if not isinstance(scores, dict) or not all(isinstance(row, dict) for row in scores.values()):
         raise ShardError(f"{name}: scores must be an object of A and B, each with some of {DIMENSIONS}, got {scores!r}")
+    import torch
+
     values = [[scores.get(side, {}).get(d) for d in DIMENSIONS] for side in ("A", "B")]
     return torch.tensor([[math.nan if v is None else check_score(v, name) for v in row] for row in values])
 

@@ -24,13 +24,12 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 import pyarrow as pa
-import webdataset as wds
 
+from ..models.dimensions import DIMENSIONS
 from ..models.files import new_folder, read_json, write_json
-from ..models.preference import DIMENSIONS
 from .contents import (
     Content,
     Contents,
@@ -44,6 +43,9 @@ from .contents import (
     write_table,
 )
 from .tables import sound_rows
+
+if TYPE_CHECKING:
+    from webdataset import TarWriter
 
 __all__ = ["Content", "Contents", "Index", "RawSample", "Shard", "ShardError", "ShardSet", "ShardWriter", "sha256"]
 
@@ -168,7 +170,7 @@ class ShardWriter:
         self._folder = new_folder(out)
         self._per_shard, self._shard_bytes = per_shard, shard_bytes
         self._keys: set[str] = set()
-        self._tar: wds.TarWriter | None = None
+        self._tar: TarWriter | None = None
         self._closed = 0  # samples in tar files that are closed
 
     def __enter__(self) -> Self:
@@ -181,7 +183,9 @@ class ShardWriter:
         self._file = open(self.path / f"{len(self.index.shards):06d}.tar", "xb")
         # a fixed mtime, so that the same samples give the same bytes; an open file, because WebDataset takes a name for
         # an address
-        self._tar = wds.TarWriter(self._file, encoder=False, mtime=0)
+        from webdataset import TarWriter  # it imports torch, which readers of records do without
+
+        self._tar = TarWriter(self._file, encoder=False, mtime=0)
 
     def _close(self) -> None:
         """Close the current tar file, if there is one."""

@@ -7,15 +7,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .dimensions import DIMENSIONS
     from .frame_sampling import FrameSampling
     from .lora import LoRA
     from .official import load_reward
-    from .preference import DIMENSIONS, accuracy_with_ties, accuracy_without_ties
+    from .preference import accuracy_with_ties, accuracy_without_ties
     from .template import Template
     from .video_reward import VideoReward
 
 _HOMES = {
-    "DIMENSIONS": "preference",
+    "DIMENSIONS": "dimensions",
     "FrameSampling": "frame_sampling",
     "LoRA": "lora",
     "Template": "template",

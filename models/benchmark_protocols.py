@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from torch import Tensor
 
+from .dimensions import OVERALL
 from .frame_sampling import FrameSampling
-from .preference import OVERALL, _as_arrays, _correct
+from .preference import _as_arrays, _correct
 
 Published = dict[str, dict[str, tuple[float, float]]]
 """Accuracy without and with ties, in per cent, by column and method."""

@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 
 from .. import VideoAlignError
+from .dimensions import DIMENSIONS
 from .flow import expand
-from .preference import DIMENSIONS
 
 Reward = Callable[[Tensor, Tensor], Tensor]
 """Latents (B, C, F, H, W) and times (B,) -> rewards (B, D)."""

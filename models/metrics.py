@@ -10,8 +10,8 @@ from torchmetrics.utilities import dim_zero_cat
 
 from .. import VideoAlignError
 from . import preference
+from .dimensions import DIMENSIONS, OVERALL
 from .intervals import LEAST_PROMPTS
-from .preference import DIMENSIONS, OVERALL
 
 
 class PreferenceAccuracy(Metric):

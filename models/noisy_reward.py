@@ -19,12 +19,12 @@ from torch import Tensor, nn
 
 from .. import VideoAlignError
 from .checksums import check, checksums, digest
+from .dimensions import DIMENSIONS
 from .files import check_readable, new_folder, read_json, write_json
 from .fingerprint import fingerprint
 from .finite import NOT_WRITTEN, require_finite
 from .generator import Condition, Generator
 from .lora import LoRA, add_lora, merge_lora
-from .preference import DIMENSIONS
 from .reward_statistics import Statistics
 
 RECORD, FORMAT, VERSION = "noisy_reward.json", "videoalign-noisy-reward", 1

@@ -24,11 +24,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from .. import VideoAlignError
+from .dimensions import DIMENSIONS
 from .files import check_readable, read_json
 from .finite import require_weights
 from .frame_sampling import FrameSampling
 from .lora import LoRA
-from .preference import DIMENSIONS
 from .reward_folder import RECORD
 from .template import OFFICIAL_CONSTANT, Template
 from .video_reward import Statistics, VideoReward

@@ -27,9 +27,6 @@ from torch import Tensor
 from .. import VideoAlignError
 from .intervals import interval
 
-DIMENSIONS = ("VQ", "MQ", "TA")
-"""Visual quality, motion quality, text alignment: the columns of every reward tensor, in this order."""
-OVERALL = "Overall"
 LIKERT_CENTRE = 3.0
 """Middle of the 1-5 score scale; regression trains on scores minus this."""
 

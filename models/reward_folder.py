@@ -22,8 +22,8 @@ from torch import Tensor
 
 from .. import VideoAlignError
 from .checksums import check, checksums, digest
+from .dimensions import DIMENSIONS
 from .files import check_readable, new_folder, read_json, write_json
-from .preference import DIMENSIONS
 from .reward_statistics import Statistics
 
 FORMAT, VERSION = "videoalign-reward", 1

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .. import VideoAlignError
-from .preference import DIMENSIONS
+from .dimensions import DIMENSIONS
 
 
 @dataclass

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .. import VideoAlignError
-from .preference import DIMENSIONS
+from .dimensions import DIMENSIONS
 
 SHIPPED = Path(__file__).parent / "templates"
 _MARK = re.compile(r"<(video|prompt|reward:[A-Z,]+)>")

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from .. import VideoAlignError
 from .backbone import load_backbone
+from .dimensions import DIMENSIONS
 from .finite import NOT_WRITTEN, require_finite, require_weights
 from .frame_sampling import FrameSampling
 from .lora import LoRA, add_lora
 from .precision import cast_inputs, train_in_float32
-from .preference import DIMENSIONS
 from .processor import RewardProcessor
 from .reward_folder import RECORD, RewardFolder
 from .reward_statistics import Statistics

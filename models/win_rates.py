@@ -9,9 +9,9 @@ import math
 import torch
 from torch import Tensor
 
+from .dimensions import DIMENSIONS, OVERALL
 from .finite import require_finite
 from .intervals import mean_interval
-from .preference import DIMENSIONS, OVERALL
 
 
 def win_rates(policy: Tensor, reference: Tensor, resamples: int = 1000, seed: int = 0) -> dict[str, dict]:

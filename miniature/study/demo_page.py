@@ -13,8 +13,8 @@ from ...callbacks.tensorboard import enlarge, gif
 from ...commands.comparison import COLUMNS
 from ...datamodules.encode_list import clips_of
 from ...datamodules.shards import Content, ShardSet
+from ...models.dimensions import DIMENSIONS, OVERALL
 from ...models.files import read_json, write_text
-from ...models.preference import DIMENSIONS, OVERALL
 from ..world.sprites import FPS
 
 ARMS = {

@@ -27,9 +27,9 @@ from ...commands.arms import Arm, Sweep
 from ...commands.reward_judge import RewardJudge
 from ...datamodules.latents import Weights
 from ...datamodules.shards import ShardSet, ShardWriter
+from ...models.dimensions import DIMENSIONS, OVERALL
 from ...models.files import read_json, write_json
 from ...models.guidance import Guidance
-from ...models.preference import DIMENSIONS, OVERALL
 from .paper_claims import BETAS, GUIDES, POOLS, SHARES, STRENGTHS, TRIALS
 from .paper_page import earlier, write_page
 from .pipeline import ALIGNED, BENCHMARKS, Loop, LoopSize, begin

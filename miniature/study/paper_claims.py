@@ -12,7 +12,7 @@ from typing import Any
 
 from scipy import stats
 
-from ...models.preference import DIMENSIONS, OVERALL
+from ...models.dimensions import DIMENSIONS, OVERALL
 
 Found = dict[str, Any]
 RM, ORACLE = "reward model", "oracle"

@@ -17,8 +17,8 @@ from scipy import stats
 
 from ... import VideoAlignError
 from ...commands.comparison import COLUMNS
+from ...models.dimensions import DIMENSIONS, OVERALL
 from ...models.files import new_file, read_json, write_json, write_text
-from ...models.preference import DIMENSIONS, OVERALL
 from .paper_claims import (
     BETAS,
     CLAIMED,

@@ -24,9 +24,9 @@ from ... import VideoAlignError
 from ...callbacks.prompt_sampler import Sampling
 from ...datamodules.encode_list import clips_of
 from ...datamodules.shards import ShardSet
+from ...models.dimensions import DIMENSIONS
 from ...models.files import read_json, write_json
 from ...models.generator import Generator
-from ...models.preference import DIMENSIONS
 from . import sprites
 from .sprites import COLOURS, CONTENTS, DIRECTIONS, SHAPES, SIZE, TA_WEIGHTS, TRAVEL, Content, Flaws
 

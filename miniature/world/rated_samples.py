@@ -16,7 +16,7 @@ from ...datamodules.benchmark import PAIRS
 from ...datamodules.encode_list import clips_of
 from ...datamodules.ratings import COLUMNS
 from ...datamodules.shards import Content, ShardSet, ShardWriter
-from ...models.preference import DIMENSIONS
+from ...models.dimensions import DIMENSIONS
 from .annotators import annotate
 from .oracle import Oracle
 from .rendered_sets import labelled

@@ -26,9 +26,9 @@ from ...datamodules.parallel import in_order
 from ...datamodules.ratings import COLUMNS
 from ...datamodules.shards import ShardWriter
 from ...datamodules.video import encode
+from ...models.dimensions import DIMENSIONS
 from ...models.files import new_folder
 from ...models.metrics import PreferenceAccuracy
-from ...models.preference import DIMENSIONS
 from . import sprites
 from .annotators import annotate
 from .sprites import CONTENTS, FPS, FRAMES, SOURCES, Content, Flaws, Source
