@@ -210,9 +210,17 @@ class RewardModel(Training):
         return loaders[0] is not None and loaders[0].collate.benchmark is None
 
     def on_train_end(self) -> None:
-        """Statistics for normalisation must be the last weights': validate once more if they are not."""
+        """Measure the statistics of the last weights, unless a checkpoint was written with them already."""
+        self.measure_last_weights()
+
+    def measure_last_weights(self) -> bool:
+        """Run the held-out pairs through the last weights once more if the statistics are of an earlier step. Collective.
+
+        Returns:
+            Whether anything was measured; the same on every rank.
+        """
         if self._measured_at == self.global_step or not self.trainer.val_dataloaders or not self.has_held_out():
-            return
+            return False
         self.eval()
         self.moments.reset()
         with torch.no_grad():
@@ -223,6 +231,7 @@ class RewardModel(Training):
                 with self.trainer.precision_plugin.val_step_context():
                     self.moments.update(self._rewards(batch).flatten(0, 1), batch["valid"].repeat(2))
         self.measured_statistics()
+        return True
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what trains and the statistics."""
