@@ -1,8 +1,8 @@
 """Stopping a command: one mechanism for Ctrl-C, SIGTERM and SIGHUP in every command.
 
-The first signal raises :class:`Stopped` at the line that is executed, so that ``with`` and ``finally`` leave nothing half
-written behind. Work that may end only between two of its steps calls :func:`defer` and looks at :func:`asked` there.
-A second signal ends the process at once, whatever it is doing.
+The first signal raises :class:`Stopped` at the line that is executed, so that ``with`` and ``finally`` leave nothing
+half written behind. Work that may end only between two of its steps calls :func:`defer` and looks at :func:`asked`
+there. A second signal ends the process at once, whatever it is doing.
 """
 
 import contextlib
@@ -124,7 +124,8 @@ def _heard(signum: int, frame: object) -> None:
 
 @contextlib.contextmanager
 def listening(signals: tuple[int, ...] = SIGNALS) -> Iterator[None]:
-    """Let signals end a block by :class:`Stopped`. Signals that are ignored already (nohup, background jobs) stay ignored.
+    """Let signals end a block by :class:`Stopped`. Signals that are ignored already (nohup, background jobs) stay
+    ignored.
 
     Args:
         signals: Numbers of the signals to listen to.
@@ -176,8 +177,9 @@ def _in_child() -> None:
 def follow_parent() -> None:
     """Let this worker process ignore signals, which its parent handles, and end when the parent ends for any reason.
 
-    A signal to a whole process group (Ctrl-C, a job's SIGTERM) would otherwise kill a worker that its parent still needs
-    for the current step, or print the worker's traceback. Only a SIGTERM that the parent itself sends ends the worker.
+    A signal to a whole process group (Ctrl-C, a job's SIGTERM) would otherwise kill a worker that its parent still
+    needs for the current step, or print the worker's traceback. Only a SIGTERM that the parent itself sends ends the
+    worker.
     """
     if _State.following == os.getpid():
         return

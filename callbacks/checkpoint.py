@@ -14,7 +14,8 @@ class MeasuredAtEnd(Protocol):
         """Measure them on the weights of the last step. Collective: every rank must call it.
 
         Returns:
-            Whether anything was measured: False where the numbers are those of this step already. The same on every rank.
+            Whether anything was measured: False where the numbers are those of this step already. The same on every
+            rank.
         """
 
 

@@ -78,8 +78,8 @@ def writing(path: str | Path) -> Iterator[None]:
         # torch closes its archive after a failed write, and fails there for a second time
         cause = next((e for e in (error, error.__context__, error.__cause__) if isinstance(e, OSError)), error)
         raise VideoAlignError(
-            f"checkpoint {path} cannot be written ({_reason(cause)}). Earlier checkpoints are whole: make room, and go on "
-            "from the newest with --ckpt_path"
+            f"checkpoint {path} cannot be written ({_reason(cause)}). Earlier checkpoints are whole: make room, and go "
+            "on from the newest with --ckpt_path"
         ) from None
 
 

@@ -1,8 +1,9 @@
 """Checksums of exported weights: a weight with a flipped byte is still a number, so only a checksum shows the damage.
 
-A reward model's folder keeps the checksums of its weights in its record. An export in diffusers' format has no record of
-this package, and its files are copied one by one: each file has its own checksum in its metadata, which other programs
-ignore. Files and folders of earlier releases and of other programs have no checksums, and are read as they are.
+A reward model's folder keeps the checksums of its weights in its record. An export in diffusers' format has no record
+of this package, and its files are copied one by one: each file has its own checksum in its metadata, which other
+programs ignore. Files and folders of earlier releases and of other programs have no checksums, and are read as they
+are.
 """
 
 import hashlib
@@ -51,8 +52,8 @@ def check(folder: Path, recorded: dict[str, str], record: str) -> None:
 def seal(path: Path) -> None:
     """Put a safetensors file's own checksum into its metadata, and sort the metadata.
 
-    The library writes metadata in random order (safetensors/safetensors#584), so without sorting two exports of the same
-    weights would differ in their bytes.
+    The library writes metadata in random order (safetensors/safetensors#584), so without sorting two exports of the
+    same weights would differ in their bytes.
 
     Args:
         path: File that was just written; it is replaced when the new one is whole.

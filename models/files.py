@@ -31,8 +31,8 @@ from .yaml_text import check_yaml
 def new_folder(path: str | Path, replaces: str | None = None) -> Iterator[Path]:
     """Give a temporary folder to fill; it takes its name when the block succeeds, and is removed when it fails.
 
-    The name is locked during the block. Whatever appears under it meanwhile stays unchanged: the finished folder is then
-    moved beside it, to ``NAME.finished``.
+    The name is locked during the block. Whatever appears under it meanwhile stays unchanged: the finished folder is
+    then moved beside it, to ``NAME.finished``.
 
     Args:
         path: Folder to write. It must not exist yet, except as an empty folder.

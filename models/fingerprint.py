@@ -12,8 +12,8 @@ _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 def fingerprint(model: nn.Module | Mapping[str, Tensor]) -> str:
     """Digest every parameter: its name, shape, first 256 values, and the exact sum of the bit patterns of all values.
 
-    A sum of whole numbers does not depend on their order, so the digest is the same on every device. Layers that adapters
-    wrap enter under their own names.
+    A sum of whole numbers does not depend on their order, so the digest is the same on every device. Layers that
+    adapters wrap enter under their own names.
 
     Args:
         model: Module, or its parameters by name.

@@ -20,7 +20,7 @@ from .. import VideoAlignError
 
 
 class BetaSchedule:
-    """Strength of the KL penalty that ties the policy to its reference, over time. YAML may name a subclass of your own.
+    """Strength of the KL penalty, which ties the policy to its reference, over time. YAML may name other subclasses.
 
     Args:
         beta: Scale of the schedule, above 0, for errors that are means over elements. The paper uses 500 (Table 10).
@@ -78,8 +78,8 @@ def dpo_losses(rewards: Tensor) -> Tensor:
 def ipo_losses(rewards: Tensor, margin: float = 1.0) -> Tensor:
     """Identity-preference losses (N,): squared distance of the margin from a finite one (Azar et al., 2023, Eq. 17).
 
-    Unlike DPO's loss, this one does not push decided pairs apart for ever. Azar et al. write (h - 1 / (2 tau))^2 for the
-    margin h at beta 1, so that ``margin`` here is beta / (2 tau).
+    Unlike DPO's loss, this one does not push decided pairs apart for ever. Azar et al. write (h - 1 / (2 tau))^2 for
+    the margin h at beta 1, so that ``margin`` here is beta / (2 tau).
 
     Args:
         rewards: Implicit rewards (2, N), the preferred side first.

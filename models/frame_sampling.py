@@ -31,9 +31,9 @@ class FrameSampling:
     """Largest area of a frame, in pixels (height x width). Larger frames are reduced to it. The paper uses 448 x 448,
     and 256 x 256 for GenAI-Bench."""
     min_pixels: int = 128 * 28 * 28
-    """Smallest area of a frame, in pixels; 0 enlarges no frame. Smaller frames within ``max_pixels`` are enlarged to it,
-    even beyond a smaller ``max_pixels``, as the released model's preprocessing does: with a ``max_pixels`` of 256 x 256
-    frames of 256 x 256 become 336 x 336, and 252 x 252 with a ``min_pixels`` of 0."""
+    """Smallest area of a frame, in pixels; 0 enlarges no frame. Smaller frames within ``max_pixels`` are enlarged to
+    it, even beyond a smaller ``max_pixels``, as the released model's preprocessing does: with a ``max_pixels`` of 256 x
+    256 frames of 256 x 256 become 336 x 336, and 252 x 252 with a ``min_pixels`` of 0."""
 
     def __post_init__(self) -> None:
         if (self.fps is None) == (self.num_frames is None):
@@ -85,7 +85,8 @@ class FrameSampling:
         Args:
             height: Height of the frame as displayed, in pixels.
             width: Width of the frame as displayed, in pixels.
-            factor: Number of pixels that both sides become a multiple of: patch size times merge size of the vision tower.
+            factor: Number of pixels that both sides become a multiple of: patch size times merge size of the vision
+                tower.
 
         Raises:
             VideoAlignError: Where one side is more than 200 times the other.

@@ -1,7 +1,7 @@
 """Text-to-video generators: diffusers pipelines with the latents, times and velocities of this package.
 
-A family (:mod:`.wan`, :mod:`.ltx`) defines how latents are normalised and how its transformer is called; this module has
-the rest. Latents are (B, C, F, H, W), normalised; times are in [0, 1], 1 is noise; velocities are noise minus data.
+A family (:mod:`.wan`, :mod:`.ltx`) defines how latents are normalised and how its transformer is called; this module
+has the rest. Latents are (B, C, F, H, W), normalised; times are in [0, 1], 1 is noise; velocities are noise minus data.
 diffusers' flow transformers predict that velocity and take 1000 t.
 """
 
@@ -44,7 +44,7 @@ class Generator(nn.Module):
     blocks: ClassVar[str]
     """Name of the transformer's attribute that holds its blocks."""
     max_tokens: int
-    """Length of the longest prompt, in tokens: the family's value in training, or the tokenizer's where it is smaller."""
+    """Length of the longest prompt, in tokens: the family's value in training, or the tokenizer's if it is smaller."""
     side: ClassVar[int]
     """Number of pixels that height and width of videos are multiples of."""
 
@@ -290,7 +290,7 @@ class Generator(nn.Module):
             self.pipeline.transformer = self.transformer
 
     def identity(self) -> dict[str, str]:
-        """The family and a digest of the autoencoder. Latents can be used only with a generator of the same identity."""
+        """The family and a digest of the autoencoder. Latents work only with generators of the same identity."""
         vae = fingerprint(self.require("vae"))
         moments = torch.cat([part.flatten() for part in self.moments()]).float().cpu().numpy().tobytes()
         return {"family": type(self).__name__, "vae": hashlib.sha256(vae.encode() + moments).hexdigest()}
@@ -299,8 +299,8 @@ class Generator(nn.Module):
     def without_adapters(self) -> Iterator[None]:
         """Turn the transformer into the reference during a block, by leaving its LoRA adapters out.
 
-        Only a flag of the layers changes, and no parameter's ``requires_grad``, so that sharded modules and checkpointed
-        activations of an earlier pass stay valid. The block must end before the policy's backward pass.
+        Only a flag of the layers changes, and no parameter's ``requires_grad``, so that sharded modules and
+        checkpointed activations of an earlier pass stay valid. The block must end before the policy's backward pass.
         """
         layers = [m for m in self.transformer.modules() if isinstance(m, BaseTunerLayer)]
         before = [layer._disable_adapters for layer in layers]

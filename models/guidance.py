@@ -9,9 +9,10 @@ related by :math:`v = a_t x + b_t \nabla \log p_t` with :math:`a_t = -1/(1-t)` a
 The second term is added once a step, after classifier-free guidance, and never at t = 1, where the factor has no bound.
 With t from 1 to 0 the step is x <- x - dt v, so that the minus here moves x towards higher reward.
 
-The result is exact only for the exact noisy reward :math:`\ln E[\exp(w\,r(x_0)) | x_t]`; Bradley-Terry rewards on noised
-pairs approximate it. A reward that reads clean latents gives another approximation, :math:`r(\hat x_0)` at the predicted
-end :math:`\hat x_0 = x_t - t v(x_t)` (FreeDoM, Yu et al., 2023), whose gradient goes through the generator too.
+The result is exact only for the exact noisy reward :math:`\ln E[\exp(w\,r(x_0)) | x_t]`; Bradley-Terry rewards on
+noised pairs approximate it. A reward that reads clean latents gives another approximation, :math:`r(\hat x_0)` at the
+predicted end :math:`\hat x_0 = x_t - t v(x_t)` (FreeDoM, Yu et al., 2023), whose gradient goes through the generator
+too.
 """
 
 import contextlib
@@ -36,8 +37,8 @@ class Guidance:
     """When and how strongly a reward steers sampling in Flow-NRG."""
 
     weights: Mapping[str, float] = field(default_factory=lambda: {"VQ": 1 / 3, "MQ": 1 / 3, "TA": 1 / 3})
-    """Weights of the dimensions VQ, MQ and TA in the scalar reward. A dimension without a weight has weight 0; the weights
-    need not sum to 1."""
+    """Weights of the dimensions VQ, MQ and TA in the scalar reward. A dimension without a weight has weight 0; the
+    weights need not sum to 1."""
     strength: float = 100.0
     """Guidance strength w, at least 0, for rewards that are z-scored with held-out statistics; 100 in the paper. With 0
     samples are those without guidance, bit for bit."""

@@ -49,7 +49,7 @@ def temporary(path: Path, kind: str = "partial") -> Path:
 
 
 def abandoned(path: Path) -> re.Match[str] | None:
-    """Parse the name of a temporary file whose process has ended; None for other names and for other machines' files."""
+    """Parse the name of a temporary file whose process has ended; None for other names and other machines' files."""
     found = _TEMPORARY.fullmatch(path.name)
     if found and found["host"] == HOST and not _running(int(found["pid"]), int(found["start"])):
         return found

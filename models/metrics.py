@@ -58,8 +58,8 @@ class PreferenceAccuracy(Metric):
             margins: Rewards A minus rewards B, (N, D).
             labels: Labels (N, D + 1), the last column overall: +1 / -1 / 0, NaN where there is none.
             valid: Mask (N,), False for padding; all pairs are valid if not given.
-            prompts: Numbers (N,) of the pairs' prompts, int64, from :func:`.intervals.prompt_number`; -1 where the prompt
-                is unknown, which makes the pair independent of all others.
+            prompts: Numbers (N,) of the pairs' prompts, int64, from :func:`.intervals.prompt_number`; -1 where the
+                prompt is unknown, which makes the pair independent of all others.
 
         Raises:
             VideoAlignError: Where the shapes do not fit each other.
@@ -116,9 +116,9 @@ def accuracies(labels: Tensor, margins: Tensor, prompts: Tensor | None = None, r
         resamples: Number of bootstrap resamples for the intervals; 0 leaves them out.
 
     Returns:
-        ``without_ties``, ``with_ties``, ``held_out``, ``floor``, ``threshold``, ``margin`` (mean absolute), ``interval``,
-        ``interval_with_ties``, ``pairs``, ``decided``; where prompts are known also ``prompts`` and ``decided_prompts``
-        (number of prompts with a pair, and with a decided pair). An interval of fewer than
+        ``without_ties``, ``with_ties``, ``held_out``, ``floor``, ``threshold``, ``margin`` (mean absolute),
+        ``interval``, ``interval_with_ties``, ``pairs``, ``decided``; where prompts are known also ``prompts`` and
+        ``decided_prompts`` (number of prompts with a pair, and with a decided pair). An interval of fewer than
         :data:`.intervals.LEAST_PROMPTS` known prompts is NaN.
     """
     ties = labels == 0
@@ -165,7 +165,8 @@ class Calibration(Metric):
     """Reliability of predicted outcome probabilities: the frequency of outcomes in bins of their forecast probability.
 
     Every pair gives three forecasts per dimension: of A winning, a tie, and B winning. The expected calibration error
-    is the mean distance of the bins' frequency from their mean forecast, weighted by their counts (Naeini et al., 2015).
+    is the mean distance of the bins' frequency from their mean forecast, weighted by their counts (Naeini et al.,
+    2015).
 
     Args:
         bins: Number of equal bins over [0, 1].

@@ -1,8 +1,8 @@
 r"""Reward on noisy latents, :math:`r(x_t, y, t)`, which steers sampling in Flow-NRG (VideoAlign, section 4.4).
 
-The paper reuses "a few early layers" of the generator and discloses no more. This package copies the first ``blocks`` of
-the generator's own transformer and calls them as the generator does, so that time and prompt enter as in its training.
-The tokens after some of the blocks are pooled, and a small head conditioned on time gives VQ, MQ and TA.
+The paper reuses "a few early layers" of the generator and discloses no more. This package copies the first ``blocks``
+of the generator's own transformer and calls them as the generator does, so that time and prompt enter as in its
+training. The tokens after some of the blocks are pooled, and a small head conditioned on time gives VQ, MQ and TA.
 
 Legend: B samples, L tokens, E width of the transformer, D dimensions, K learned queries.
 """
@@ -147,14 +147,13 @@ class NoisyReward(nn.Module):
             return self.head(pooled * (1 + scale) + shift)
 
     def normalise(self, rewards: Tensor) -> Tensor:
-        """Z-scores of raw rewards (..., D) by the statistics of held-out latents, noised to the times of the validation."""
-        mean, std = torch.tensor(
-            [self.statistics.mean, self.statistics.std], device=rewards.device, dtype=rewards.dtype
-        )
+        """Z-scores of raw rewards (..., D), by the statistics of held-out latents at the times of the validation."""
+        both = [self.statistics.mean, self.statistics.std]
+        mean, std = torch.tensor(both, device=rewards.device, dtype=rewards.dtype)
         return (rewards - mean) / std
 
     def adapt(self, lora: LoRA) -> None:
-        """Train adapters on the copied blocks instead of their weights; a saved folder has them folded into the weights.
+        """Train adapters on the copied blocks instead of their weights. A saved folder holds merged weights.
 
         Args:
             lora: Settings of the adapters.
@@ -226,7 +225,7 @@ class NoisyReward(nn.Module):
         return reward.eval().requires_grad_(False)
 
     def _load_weights(self, path: Path) -> None:
-        """Copy the tensors of a file. File and network must have the same names, shapes and dtypes, and finite values."""
+        """Copy the tensors of a file, which must have the network's names, shapes and dtypes, and finite values."""
         check_readable(path)
         try:
             found = load_file(path)
@@ -254,8 +253,8 @@ def _check_sums(folder: Path, sums: Any, numbers: str) -> None:
         return
     if not isinstance(sums, dict) or not isinstance(sums.get("files"), dict) or sums.get("numbers") != numbers:
         raise VideoAlignError(
-            f"{folder / RECORD}: shape and statistics are not those that were exported (their checksum differs); copy or "
-            "export the folder again"
+            f"{folder / RECORD}: shape and statistics are not those that were exported (their checksum differs); copy "
+            "or export the folder again"
         )
     check(folder, sums["files"], RECORD)
 

@@ -5,9 +5,9 @@
     checkpoint-N/adapter_model.safetensors   the adapters
     checkpoint-N/non_lora_state_dict.pth     every other tensor that trained, and the whole embedding
 
-Tensors have the names of transformers 4.45 with peft's prefix. The weights were trained with positions that count tokens
-(the official forward passes no position ids), and with one row per reward token after the tokenizer's own ids. Only
-tensors are unpickled, and every tensor is accounted for.
+Tensors have the names of transformers 4.45 with peft's prefix. The weights were trained with positions that count
+tokens (the official forward passes no position ids), and with one row per reward token after the tokenizer's own ids.
+Only tensors are unpickled, and every tensor is accounted for.
 """
 
 import hashlib
@@ -43,7 +43,7 @@ LAYERS = (
     *(f"self_attn.{name}_proj" for name in "qkvo"),
     *(f"mlp.{name}_proj" for name in ("gate", "up", "down")),
 )
-"""Linear layers of the language model. The official script adapts them, except those that it excludes by parts of names."""
+"""Linear layers of the language model, which the official script adapts unless it excludes them by parts of names."""
 
 
 def load_reward(
@@ -104,9 +104,9 @@ def load_official(
     config = _Config(folder / CONFIG)
     if template is None:
         raise VideoAlignError(
-            f"{folder} was trained with the official text {TEMPLATE_TYPE!r}, which this package does not ship and which "
-            "its rewards depend on. Name a file with that text (--template FILE), or a clone of the official repository "
-            f"(--official-repo DIR), whose prompt_template.py holds it as {OFFICIAL_CONSTANT}."
+            f"{folder} was trained with the official text {TEMPLATE_TYPE!r}, which this package does not ship and "
+            "which its rewards depend on. Name a file with that text (--template FILE), or a clone of the official "
+            f"repository (--official-repo DIR), whose prompt_template.py holds it as {OFFICIAL_CONSTANT}."
         )
     if not template.separate:
         raise VideoAlignError(
@@ -267,8 +267,8 @@ def _load_pth(path: Path) -> dict[str, Tensor]:
     except pickle.UnpicklingError as error:
         if named := re.search(r"GLOBAL (\S+)", str(error)):
             raise VideoAlignError(
-                f"{path} holds {named[1]}, which is no tensor; loading it would run code of whoever made the file, so it "
-                "was not read. Use a file from a source that you trust."
+                f"{path} holds {named[1]}, which is no tensor; loading it would run code of whoever made the file, so "
+                "it was not read. Use a file from a source that you trust."
             ) from None
         raise VideoAlignError(f"{path} is damaged, or no file of torch. Download it again.") from None
     except (OSError, RuntimeError, ValueError, KeyError, EOFError, AttributeError) as error:
@@ -314,8 +314,8 @@ def _overlay(network: VideoReward, found: dict[str, Tensor], checkpoint: Path) -
     if tuple(embedding.shape) != (rows, tokens.base.embedding_dim):
         raise VideoAlignError(
             f"{checkpoint}: the embedding is {tuple(embedding.shape)}, but backbone {network.backbone_name} with the "
-            f"three reward tokens makes it {(rows, tokens.base.embedding_dim)}. Name the backbone that it was trained on "
-            "with --backbone."
+            f"three reward tokens makes it {(rows, tokens.base.embedding_dim)}. Name the backbone that it was trained "
+            "on with --backbone."
         )
     names = dict(network.named_parameters())
     base = names[f"{EMBEDDINGS}.base.weight"].detach().clone()  # (V, E); rows after the tokenizer's are never read

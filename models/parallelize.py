@@ -10,8 +10,8 @@ def shard(network: nn.Module, blocks: list[nn.Module], mesh: DeviceMesh) -> None
 
     Args:
         network: Network to shard.
-        blocks: Submodules that are gathered one at a time, in forward order. The trained parameters of a block must have
-            one dtype (they are fp32, see :mod:`.precision`); its frozen ones may have another.
+        blocks: Submodules that are gathered one at a time, in forward order. The trained parameters of a block must
+            have one dtype (they are fp32, see :mod:`.precision`); its frozen ones may have another.
         mesh: Devices that the weights are distributed over.
     """
     for block in blocks:

@@ -255,7 +255,7 @@ def accuracy_at_threshold(labels: Sequence | Tensor, margins: Sequence | Tensor,
 
 
 def held_out_accuracy_with_ties(labels: Sequence | Tensor, margins: Sequence | Tensor, seed: int = 0) -> float:
-    """Three-class accuracy with the tie threshold calibrated on one half of the pairs and applied to the other, both ways.
+    """Three-class accuracy with tie thresholds from the other half of the pairs, averaged over both halves.
 
     Unlike in :func:`accuracy_with_ties`, no pair influences the threshold that is applied to it. The halves depend on
     the pairs and the seed, not on the order of the pairs.
@@ -296,8 +296,8 @@ def bootstrap_interval(
         margins: Rewards A minus rewards B, (N,).
         ties: True for :func:`accuracy_with_ties` (with a new threshold in every resample), False for
             :func:`accuracy_without_ties`.
-        prompts: Whole numbers (N,), equal for pairs of one prompt. Without them each pair counts as a prompt of its own,
-            which gives far too narrow an interval where videos occur in several pairs.
+        prompts: Whole numbers (N,), equal for pairs of one prompt. Without them each pair counts as a prompt of its
+            own, which gives far too narrow an interval where videos occur in several pairs.
         confidence: Share of the resamples inside the interval, in (0, 1).
         resamples: Number of bootstrap resamples.
         seed: Seed of the resamples.
@@ -347,6 +347,6 @@ def _gained_by_ties(
 
 
 def _canonical(labels: np.ndarray, margins: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Sort the pairs by margin and label, so that seeded choices do not depend on the order in which ranks gave them."""
+    """Sort the pairs by margin and label, so that seeded choices do not depend on the order of ranks."""
     order = np.lexsort((labels, margins))
     return labels[order], margins[order]

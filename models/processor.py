@@ -67,8 +67,8 @@ class RewardProcessor:
         except (OSError, ValueError, AttributeError, KeyError) as error:
             why = str(error).splitlines()[0][:200]
             raise VideoAlignError(
-                f"{backbone}: no processor of a Qwen2-VL-like video-language model could be loaded from it ({why}). Name "
-                "a model folder with tokenizer and preprocessor files, or a hub id."
+                f"{backbone}: no processor of a Qwen2-VL-like video-language model could be loaded from it ({why}). "
+                "Name a model folder with tokenizer and preprocessor files, or a hub id."
             ) from None
         self.tokenizer = self.huggingface.tokenizer
         sizes = (video.patch_size, video.temporal_patch_size, video.merge_size)
@@ -81,8 +81,8 @@ class RewardProcessor:
         self.stamped = isinstance(self.huggingface, Qwen3VLProcessor)
         if self.stamped and sampling.fps is None:
             raise VideoAlignError(
-                f"{backbone} reads the time of each frame, which sampling by number (sampling.num_frames) does not fix; "
-                "sample by rate (sampling.fps)"
+                f"{backbone} reads the time of each frame, which sampling by number (sampling.num_frames) does not "
+                "fix; sample by rate (sampling.fps)"
             )
         self._ids()
 
@@ -178,7 +178,7 @@ class RewardProcessor:
         patches, grids = zip(*(self.patchify(video) for video in videos))
         rows, spans = [], []
         for text, grid, match in zip(texts, grids, matches):
-            # the reward template without its reward tokens: the words are learned at the places where they are used later
+            # the reward template without its reward tokens: words are learned at the places of their later use
             before, words, after = self._cut(text, grid)
             answer = self._encode(" yes" if match else " no")[:1]
             rows.append(before + words + answer + after)

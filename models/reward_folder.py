@@ -124,7 +124,7 @@ class RewardFolder:
 
 
 def _numbers(record: dict[str, Any]) -> dict[str, str]:
-    """Checksums of the record's numbers that rewards depend on. Other entries, such as the backbone's path, may be edited."""
+    """Checksums of the record's numbers that rewards depend on. Other entries, such as the backbone, may be edited."""
     settings = record["settings"]
     lora = settings.get("lora") if isinstance(settings, dict) else None
     return {"sampling": digest(record["sampling"]), "lora": digest(lora), "statistics": digest(record["statistics"])}
@@ -146,8 +146,8 @@ def _check_sums(folder: Path, record: dict[str, Any]) -> None:
         raise VideoAlignError(f"{folder / RECORD}: sha256 does not hold checksums. Export the model again.") from None
     if changed:
         raise VideoAlignError(
-            f"{folder / RECORD}: {', '.join(changed)} are not those that were exported (their checksum differs), so the "
-            "rewards would be others. Copy or export the folder again."
+            f"{folder / RECORD}: {', '.join(changed)} are not those that were exported (their checksum differs), so "
+            "the rewards would be others. Copy or export the folder again."
         )
     check(folder, files, RECORD)
 

@@ -59,8 +59,8 @@ class Statistics:
             else f"deviations {self.std} on the validation set are unusable"
         )
         logging.getLogger(__name__).warning(
-            "note: %s has no statistics of its rewards, because %s, so rewards stay raw and dimensions cannot be weighed "
-            "against each other; train or validate with held-out pairs (data.val) to have them",
+            "note: %s has no statistics of its rewards, because %s, so rewards stay raw and dimensions cannot be "
+            "weighed against each other; train or validate with held-out pairs (data.val) to have them",
             folder,
             why,
         )

@@ -22,7 +22,7 @@ SHIPPED = Path(__file__).parent / "templates"
 _MARK = re.compile(r"<(video|prompt|reward:[A-Z,]+)>")
 _OFFICIAL_PROMPT = "{text_prompt}"
 LONGEST = 30_000
-"""Largest number of characters of a template. The official one has 6,000, and the time of a step grows with the square."""
+"""Largest number of characters of a template: the time of a step grows with the square. The official one has 6,000."""
 OFFICIAL_CONSTANT = "DETAILED_PROMPT_WITH_SPECIAL_TOKEN"
 """Name of the official repository's constant that holds the text of the released model."""
 
@@ -43,7 +43,8 @@ class Template:
         name: Name of the template or path of its file, for messages.
 
     Raises:
-        VideoAlignError: Where the text is too long, a mark is missing or occurs twice, or the order of marks does not work.
+        VideoAlignError: Where the text is too long, a mark is missing or occurs twice, or the order of marks does not
+            work.
     """
 
     text: str

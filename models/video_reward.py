@@ -50,7 +50,8 @@ class VideoReward(nn.Module):
         sampling: Number and size of the frames that the model sees.
         positions: ``mrope`` gives video tokens their time, row and column, as in the backbone's pre-training; ``1d``
             counts tokens, as the released VideoReward was trained.
-        head_rows: Rows of the reward head: 3, one per dimension, or 1, shared by the three tokens (the released weights).
+        head_rows: Rows of the reward head: 3, one per dimension, or 1, shared by the three tokens (the released
+            weights).
         language: Training of the language model: ``lora`` through adapters, ``full``, or ``frozen``.
         vision: Training of the vision tower: ``full``, ``lora`` through adapters, or ``frozen``.
         train_merger: Whether the merger between vision tower and language model trains (Qwen3-VL has one per depth).
@@ -132,11 +133,12 @@ class VideoReward(nn.Module):
             )
 
     def _choose_training(self, language: str, vision: str, train_merger: bool, lora: LoRA) -> None:
-        """Choose the parameters that train, and their precision. The backbone is frozen before; adapters are added here.
+        """Choose the parameters of the frozen backbone that train, and their precision; add adapters.
 
-        Trained parameters are fp32, and frozen ones keep the chosen dtype. A part that trains in full is fp32 as a whole,
-        its frozen layers included, so that no two layers inside it have different dtypes. Between the parts the backbone
-        casts by itself, and before mergers that train beside a frozen tower :func:`.precision.cast_inputs` does.
+        Trained parameters are fp32, and frozen ones keep the chosen dtype. A part that trains in full is fp32 as a
+        whole, its frozen layers included, so that no two layers inside it have different dtypes. Between the parts the
+        backbone casts by itself, and before mergers that train beside a frozen tower :func:`.precision.cast_inputs`
+        does.
         """
         parts = {"language_model": language, "visual": vision}
         for name, how in parts.items():
@@ -224,8 +226,8 @@ class VideoReward(nn.Module):
         """
         if not self.has_statistics:
             raise VideoAlignError(
-                f"{where} has no statistics of its rewards, so its dimensions cannot be weighed against each other; train "
-                "or validate it with held-out pairs (data.val), or use a folder with inference_config"
+                f"{where} has no statistics of its rewards, so its dimensions cannot be weighed against each other; "
+                "train or validate it with held-out pairs (data.val), or use a folder with inference_config"
             )
 
     # --- folders ----------------------------------------------------------------------------------------------
@@ -237,7 +239,7 @@ class VideoReward(nn.Module):
     def save_pretrained(
         self, folder: str | Path, state: dict[str, Tensor] | None = None, backbone: bool = False
     ) -> None:
-        """Write a folder for :meth:`from_pretrained`. It replaces an earlier reward model of that name when it is whole.
+        """Write a folder for :meth:`from_pretrained`. It replaces an earlier reward model of that name.
 
         Args:
             folder: Folder to write.
@@ -294,13 +296,14 @@ class VideoReward(nn.Module):
         Args:
             folder: Folder to load.
             backbone: Folder or hub id of the backbone, if it is not where the folder says.
-            attention: Attention implementation: ``sdpa``, ``eager`` or ``flash_attention_2``; the folder's if not given.
+            attention: Attention implementation: ``sdpa``, ``eager`` or ``flash_attention_2``; the folder's if not
+                given.
             dtype: Dtype of the frozen weights; the folder's if not given.
             gradient_checkpointing: Whether activations are computed again in the backward pass, to save memory.
 
         Raises:
-            VideoAlignError: Where a file is missing or not the one that was exported, or a tensor is missing, unexpected,
-                misshapen or not finite.
+            VideoAlignError: Where a file is missing or not the one that was exported, or a tensor is missing,
+                unexpected, misshapen or not finite.
         """
         folder = Path(folder)
         content = RewardFolder.load(folder)
@@ -326,8 +329,8 @@ class VideoReward(nn.Module):
     def load_tensors(self, found: dict[str, Tensor], source: Path, names: set[str] | None = None) -> None:
         """Copy tensors into parameters. Each tensor must have a parameter, and each parameter a tensor.
 
-        Frozen parameters are the backbone's. If the tensors differ from them, the network's backbone exists nowhere else,
-        and :meth:`save_pretrained` copies it.
+        Frozen parameters are the backbone's. If the tensors differ from them, the network's backbone exists nowhere
+        else, and :meth:`save_pretrained` copies it.
 
         Args:
             found: Tensors by name.

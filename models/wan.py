@@ -12,7 +12,7 @@ from .generator import Condition, Generator
 
 
 class Wan(Generator):
-    """Adapter for diffusers' :class:`~diffusers.WanPipeline`. Embeddings are zero after a prompt's end, without a mask."""
+    """Adapter for diffusers' :class:`~diffusers.WanPipeline`. Embeddings after a prompt's end are zero; no mask."""
 
     class_name = "WanPipeline"
     blocks = "blocks"

@@ -1,12 +1,12 @@
 """Loading a model whole: every tensor of its files is in the model, and every tensor of the model is in its files.
 
 diffusers and transformers load the tensors that fit, and only warn about the others (huggingface/transformers#4557):
-tensors under foreign names leave the model random or on the meta device, scales of fp8 files are dropped, and fp8 numbers
-without their scales are cast as if they were weights. :func:`load_whole` is the one place that prevents this.
+tensors under foreign names leave the model random or on the meta device, scales of fp8 files are dropped, and fp8
+numbers without their scales are cast as if they were weights. :func:`load_whole` is the one place that prevents this.
 
-Files and model may differ in two ways, both by the libraries' own rules: tensors that are tied to others (``lm_head`` to
-the token embedding, a T5 encoder's ``embed_tokens`` to ``shared``) are in the files once, and tensors that a model class
-declares as unused (a T5 decoder beside the encoder) are left out.
+Files and model may differ in two ways, both by the libraries' own rules: tensors that are tied to others (``lm_head``
+to the token embedding, a T5 encoder's ``embed_tokens`` to ``shared``) are in the files once, and tensors that a model
+class declares as unused (a T5 decoder beside the encoder) are left out.
 """
 
 import contextlib
@@ -153,8 +153,8 @@ def _account(found: dict[str, Any], where: str) -> None:
     said += [str(error).splitlines()[0] for error in found.get("error_msgs", ())]
     if said:
         raise VideoAlignError(
-            f"{where}: {', '.join(said)}. These weights are of another model, or another tool wrote them under names of "
-            "its own."
+            f"{where}: {', '.join(said)}. These weights are of another model, or another tool wrote them under names "
+            "of its own."
         )
 
 

@@ -1,4 +1,4 @@
-"""Checks of YAML before it is built: text that would hang, fill the memory or lose a value is refused, with its line."""
+"""Checks of YAML before it is built: text that would hang, fill the memory or lose a value is refused by its line."""
 
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -19,7 +19,8 @@ from videoalign.alignment.generate import Generate
 from videoalign.cli import main
 from videoalign.miniature.networks.pipelines import make_generator
 from videoalign.models import LoRA, VideoReward
-from videoalign.models.adapters import METADATA, load_adapters
+from videoalign.models.adapter_files import METADATA
+from videoalign.models.adapters import load_adapters
 from videoalign.models.backbone import load_backbone
 from videoalign.models.checksums import check_seal, seal
 from videoalign.models.generator_folder import load_generator
