@@ -214,7 +214,7 @@ class RewardModel(Training):
         self.measure_last_weights()
 
     def measure_last_weights(self) -> bool:
-        """Run the held-out pairs through the last weights once more if the statistics are of an earlier step. Collective.
+        """Measure the statistics on the held-out pairs again, if they are those of an earlier step. Collective.
 
         Returns:
             Whether anything was measured; the same on every rank.

@@ -37,7 +37,7 @@ class BetaSchedule:
 
 
 class ConstantBeta(BetaSchedule):
-    """The same beta at all times, as the paper trains (section 4.2; beta 500)."""
+    """A beta that is the same at all times, as in the paper's training (section 4.2; beta 500)."""
 
     def __call__(self, t: Tensor) -> Tensor:
         return torch.full_like(t, self.beta)

@@ -141,8 +141,8 @@ def accuracies(labels: Tensor, margins: Tensor, prompts: Tensor | None = None, r
     for name, with_ties, count in (("interval", False, "decided_prompts"), ("interval_with_ties", True, "prompts")):
         if resamples:
             few, of_pair = row.get(count, LEAST_PROMPTS) < LEAST_PROMPTS, prompts if known else None
-            found = preference.bootstrap_interval
-            row[name] = (math.nan,) * 2 if few else found(labels, margins, with_ties, of_pair, resamples=resamples)
+            bootstrap = preference.bootstrap_interval
+            row[name] = (math.nan,) * 2 if few else bootstrap(labels, margins, with_ties, of_pair, resamples=resamples)
     return row
 
 

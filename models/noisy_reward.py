@@ -101,7 +101,7 @@ class NoisyReward(nn.Module):
         blocks = getattr(generator.transformer, generator.blocks)
         if self.shape.blocks > len(blocks):
             raise VideoAlignError(f"shape.blocks is {self.shape.blocks}, but the generator has {len(blocks)} blocks")
-        object.__setattr__(self, "generator", generator)  # how the family calls a transformer; no parameter of ours
+        object.__setattr__(self, "generator", generator)  # no submodule: it only calls the copied transformer
         # rounded, so that the same generator has the same fingerprint in any precision
         weights = {name: p.detach().to(torch.bfloat16) for name, p in base_parameters(generator.transformer).items()}
         self.identity = {**generator.identity(), "transformer": fingerprint(weights)}

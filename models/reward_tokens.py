@@ -26,7 +26,7 @@ class TokenRows(nn.Module):
         # Start from rows of the matrix's own scale: a mean of all rows plus noise of their spread.
         with torch.no_grad():
             spread, centre = base.weight.float().std(0), base.weight.float().mean(0)
-            rows = centre + spread * torch.randn(len(ids), base.embedding_dim)  # by the run's seed
+            rows = centre + spread * torch.randn(len(ids), base.embedding_dim)  # drawn with the run's seed
         self.rows = nn.Parameter(rows)  # (K, E), fp32
 
     @property
@@ -56,7 +56,7 @@ class RewardHead(nn.Module):
 
     def __init__(self, hidden: int, rows: int = len(DIMENSIONS)) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(rows, hidden) * hidden**-0.5)  # by the run's seed
+        self.weight = nn.Parameter(torch.randn(rows, hidden) * hidden**-0.5)  # drawn with the run's seed
 
     def forward(self, states: Tensor) -> Tensor:
         """Rewards (B, D), fp32, of states (B, K, E) at K = D separate tokens or K = 1 shared one."""

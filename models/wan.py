@@ -12,7 +12,10 @@ from .generator import Condition, Generator
 
 
 class Wan(Generator):
-    """Adapter for diffusers' :class:`~diffusers.WanPipeline`. Embeddings after a prompt's end are zero; no mask."""
+    """Adapter for diffusers' :class:`~diffusers.WanPipeline`.
+
+    Embeddings after a prompt's end are zero, and the transformer takes no mask.
+    """
 
     class_name = "WanPipeline"
     blocks = "blocks"

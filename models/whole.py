@@ -160,7 +160,9 @@ def _account(found: dict[str, Any], where: str) -> None:
 
 def _first_line(error: Exception) -> str:
     text = next(iter(str(error).splitlines()), "") or type(error).__name__
-    shapes = re.search(r"because (\S+) expected shape .*?(\[.*?\])\), but got .*?(\[.*?\])\)", text)  # diffusers' words
+    shapes = re.search(
+        r"because (\S+) expected shape .*?(\[.*?\])\), but got .*?(\[.*?\])\)", text
+    )  # as diffusers words it
     if shapes:
         return f"{shapes[1]!r} has the shape {shapes[3]} in its files, but {shapes[2]} in the model"
     return text[:300]
