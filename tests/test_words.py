@@ -6,7 +6,7 @@ Help texts and the reference are cut from docstrings, so what is missing here is
 import ast
 import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -145,15 +145,11 @@ def misshapen(thing: Thing) -> Iterator[str]:
             code = re.sub(r"``.*?``|`[^`]*`", "`", text)
             if others := [word for word in re.findall(r"[.;)`]\s+(\w+):\s", code) if word in known]:
                 yield f"{title}: the entry of {name} also names {', '.join(others)}; begin a line for each"
-            if not re.match(r"[A-Z0-9(`\[]", text) or not text.endswith("."):
-                yield f"{title}: the text of {name} does not begin with a capital letter and end with a full stop"
             if why := fragment(text):
                 yield f"{title}: the text of {name} {why}: {text!r}"
     for name, text in thing.entries("Raises"):
         if not re.fullmatch(r"[\w.]+", name):
             yield f"Raises: {name[:60]!r} is not the name of one error, with a colon and a text behind it"
-        elif not re.match(r"[A-Z`]", text) or not text.endswith("."):
-            yield f"Raises: the text of {name} does not begin with a capital letter and end with a full stop"
     if thing.public and thing.entries("Args") and thing.parameters is not None:
         listed = [entry.name.lstrip("*") for entry in thing.entries("Args")]
         if forgotten := [name for name in thing.parameters if name not in listed and name[0] != "_"]:
@@ -164,26 +160,41 @@ def misshapen(thing: Thing) -> Iterator[str]:
             yield "Args: a parameter is listed twice"
 
 
+def unpunctuated(thing: Thing) -> Iterator[str]:
+    """Entries that do not begin with a capital letter (or a digit, bracket or code) and end with a full stop."""
+    for title in ("Args", "Attributes", "Raises"):
+        for name, text in thing.entries(title):
+            if text and not (re.match(r"[A-Z0-9(\[`]", text) and text.endswith(".")):
+                yield f"{title}: the text of {name} does not begin with a capital letter and end with a full stop"
+
+
 def fragment(text: str) -> str:
     """Why a text says too little to be understood by itself; empty where it says enough."""
     whole = text.strip().removesuffix(".")
     return next((why for pattern, why in FRAGMENTS if ". " not in whole and pattern.fullmatch(whole)), "")
 
 
-def problems(path: Path) -> list[str]:
+def speechless(thing: Thing) -> Iterator[str]:
+    """A docstring that says too little."""
+    if thing.public and (why := fragment(thing.summary())):
+        yield f"the docstring {why}: {thing.summary()!r}"
+
+
+def problems(path: Path, *checks: Callable[[Thing], Iterator[str]]) -> list[str]:
     """What is wrong with the words of a file, with lines and names."""
-    found = []
-    for thing in things(ast.parse((ROOT / path).read_text(encoding="utf-8"))):
-        said = [*misshapen(thing)]
-        if thing.public and (why := fragment(thing.summary())):
-            said.insert(0, f"the docstring {why}: {thing.summary()!r}")
-        found += [f"{path}:{thing.line} {thing.name}: {one}" for one in said]
-    return found
+    every = things(ast.parse((ROOT / path).read_text(encoding="utf-8")))
+    return [f"{path}:{one.line} {one.name}: {said}" for one in every for check in checks for said in check(one)]
 
 
 @pytest.mark.parametrize("path", FILES, ids=str)
 def test_docstrings_say_what_they_must(path):
-    found = problems(path)
+    found = problems(path, speechless, misshapen)
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_entries_begin_and_end_as_sentences_do(path):
+    found = problems(path, unpunctuated)
     assert not found, "\n".join(found)
 
 
@@ -222,7 +233,8 @@ def test_what_is_looked_for_is_found(old, new, words, tmp_path, monkeypatch):
     monkeypatch.setitem(globals(), "ROOT", tmp_path)
     for text, wrong in ((GOOD, False), (GOOD.replace(old, new), True)):
         (tmp_path / "f.py").write_text(text)
-        assert (words in " ".join(problems(Path("f.py")))) == wrong == bool(problems(Path("f.py")))
+        found = problems(Path("f.py"), speechless, misshapen, unpunctuated)
+        assert (words in " ".join(found)) == wrong == bool(found)
 
 
 CLASSES = '''
@@ -273,4 +285,4 @@ def test_classes_and_their_fields_are_looked_at_too(tmp_path, monkeypatch):
         "Sampler: Args: device not listed",
         "Sampler.draw: Args: seed listed, but there is no such parameter",
     )
-    assert [one.partition(" ")[2] for one in problems(Path("f.py"))] == list(expected)
+    assert [one.partition(" ")[2] for one in problems(Path("f.py"), speechless, misshapen)] == list(expected)
