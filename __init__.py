@@ -4,13 +4,12 @@ __version__ = "0.1.0"
 
 
 class VideoAlignError(Exception):
-    """A mistake that the user can mend: the message says what is wrong, where, why, and the remedy.
+    """A mistake that the user can correct: the message says what is wrong, where, why, and the remedy.
 
-    Not a ValueError: configuration parsers catch those and bury the message.
-
-    The command line prints the message without a traceback and exits with status 2.
+    It is no ValueError, because configuration parsers catch those and hide the message. The command line prints the
+    message without a traceback and exits with status 2.
     """
 
 
 class EverywhereError(VideoAlignError):
-    """The same mistake, raised on every process of a run: the first one speaks for all."""
+    """A mistake of the user that every process of a run raises, so that the first process reports it for all."""

@@ -1,11 +1,12 @@
-"""What the command line says of an error: whose it is to mend, in one message.
+"""The command line's message for an error: one text that says whether the user, the environment or a bug is the cause.
 
-Three classes. The *user's*: a :class:`~videoalign.VideoAlignError`, or whatever a library raises while a configuration
-is read, its objects are made, or a checkpoint is taken up. The *environment's*: disks, memory, devices, networks. What
-is left is a *bug*, and alone shows a traceback. Errors are classed by kind, not listed: any OSError in the chain of
-causes is the environment's, and an error of a library whose text holds an errno's words is one too.
+There are three classes. An error is the *user's* if it is a :class:`~videoalign.VideoAlignError`, or if a library
+raises it while a configuration is read, its objects are built, or a checkpoint is loaded. It is the *environment's* if
+a disk, memory, a device or a network failed. Every other error is a *bug*, and only bugs show a traceback. Errors are
+classified by kind, not listed: any OSError in the chain of causes is the environment's, and so is an error of a library
+whose text contains the words of an errno.
 
-No library is imported here: one that is not there already has raised nothing, and imports take seconds.
+No library is imported here: a library that is not loaded yet has raised nothing, and imports take seconds.
 """
 
 import errno
@@ -20,13 +21,13 @@ from . import VideoAlignError
 USER, ENVIRONMENT, BUG = "user", "environment", "bug"
 
 READING = ("parse_args", "parse_object", "_parse_common", "instantiate_classes", "instantiate_trainer", "_set_seed")
-"""Functions in which an error is the configuration's, whoever raised it."""
+"""Functions inside which any error is due to the configuration."""
 OPTIMIZING = ("configure_optimizers", "_init_optimizers_and_lr_schedulers")
 TRAINER = ("_verify_loop_configurations", "_verify_dataloader_idx_requirement", "setup_data")
 RESUMING = ("resume_start", "restore_training_state", "restore_model", "restore_datamodule", "restore_callbacks",
             "restore_loops", "restore_optimizers_and_schedulers", "_restore_modules_and_callbacks")  # fmt: skip
 GENERIC = {errno.EINVAL, errno.EDOM, errno.ERANGE, errno.ENOENT, errno.EEXIST, errno.EPERM}
-"""Whose words also occur in messages that have nothing to do with the operating system."""
+"""Numbers whose words also occur in messages that have nothing to do with the operating system."""
 _WORDS = re.compile(
     "|".join(re.escape(os.strerror(number)) for number in sorted({*errno.errorcode} - GENERIC)) + r"|os error \d+", re.I
 )
@@ -38,7 +39,8 @@ _WORKER = re.compile(r"DataLoader worker \(pid\(?s?\)? ?[\d, ]+\)")
 _NETWORK = re.compile(r"timed? ?out|connection|connect(ing)? to|resolve|unreachable|offline", re.I)
 _PEER = re.compile(
     r"Connection (closed|reset) by (peer|remote peer)|Broken pipe|Connection (refused|reset)|remote process exited|"
-    r"NCCL (error|operation)|ncclRemoteError|Socket Timeout|Read timeout|Timed out waiting|store.*(timeout|failed)|recvValue|gloo",
+    r"NCCL (error|operation)|ncclRemoteError|Socket Timeout|Read timeout|Timed out waiting|store.*(timeout|failed)|"
+    r"recvValue|gloo",
     re.I,
 )
 _WRAPPED = re.compile(r"Caught (?P<name>\w+) in .*? process \d+\.\nOriginal Traceback", re.S)
@@ -58,7 +60,13 @@ _HINTS = {
 
 @dataclass(frozen=True)
 class Found:
-    """Whose an error is, and what to say of it."""
+    """The class of an error and the message for it.
+
+    Attributes:
+        kind: One of :data:`USER`, :data:`ENVIRONMENT` and :data:`BUG`.
+        message: Text that the command line prints.
+        status: Exit status of the command.
+    """
 
     kind: str
     message: str
@@ -66,7 +74,7 @@ class Found:
 
 
 def chain(error: BaseException) -> Iterator[BaseException]:
-    """An error and what led to it, the latest first."""
+    """An error and the errors that led to it, the latest first."""
     seen: set[int] = set()
     current: BaseException | None = error
     while current is not None and id(current) not in seen:
@@ -76,12 +84,12 @@ def chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def named(error: BaseException, *names: str) -> bool:
-    """Whether an error is of a class of one of these names, or of one that derives from it."""
+    """Whether the class of an error, or a class that it derives from, has one of these names."""
     return any(base.__name__ in names for base in type(error).__mro__)
 
 
 def sentence(error: BaseException) -> str:
-    """The first line of an error's text; of one that a worker process handed on, the worker's own words."""
+    """The first line of an error's text; for an error that a worker process passed on, the worker's own words."""
     text = str(error).strip()
     if wrapped := _WRAPPED.match(text):
         text = re.split(rf"\n(?:[\w.]+\.)?{wrapped['name']}: ", text)[-1]
@@ -97,7 +105,7 @@ def _first(text: str) -> str:
 
 
 def describe(error: BaseException) -> Found:
-    """Class an error and put it in words."""
+    """Classify an error and write the message for it."""
     every = list(chain(error))
     for one in every:
         if isinstance(one, VideoAlignError):
@@ -110,7 +118,7 @@ def describe(error: BaseException) -> Found:
 
 
 def lost_peer(error: BaseException) -> bool:
-    """Whether an error only says that another process of a distributed run has gone."""
+    """Whether an error only says that another process of a distributed run has ended."""
     return any(
         named(one, "DistError", "DistBackendError", "DistNetworkError", "DistStoreError")
         or (type(one) is RuntimeError and _PEER.search(str(one)))
@@ -131,13 +139,14 @@ def _environment(every: list[BaseException]) -> str | None:
         ):
             where = "the GPU" if "CUDA" in text or "HIP" in text else "this machine"
             return (
-                f"the memory of {where} does not suffice ({sentence(one)}); lower batch_size (and accumulate more batches), the "
-                "number of workers, the frames or the pixels of a video, or train adapters and checkpoint activations"
+                f"the memory of {where} does not suffice ({sentence(one)}); lower batch_size (and accumulate more "
+                "batches), the number of workers, the frames or the pixels of a video, or train adapters and "
+                "checkpoint activations"
             )
         if named(one, "BrokenProcessPool") or _WORKER.search(text):
             return (
-                f"a worker process was ended from outside ({sentence(one)}): mostly memory ran out. Use fewer workers or smaller "
-                "batches; in a container also raise its shared memory (--shm-size)"
+                f"a worker process was ended from outside ({sentence(one)}): mostly memory ran out. Use fewer workers "
+                "or smaller batches; in a container also raise its shared memory (--shm-size)"
             )
         if isinstance(one, OSError):
             return _of_system(one)
@@ -149,19 +158,21 @@ def _environment(every: list[BaseException]) -> str | None:
             return f"the GPU failed: {sentence(one)}"
         foreign = isinstance(one, RuntimeError) or named(one, "SafetensorError", "FFmpegError", "ArrowException")
         if foreign and _WRITING.search(text):
-            return f"a file could not be written whole ({sentence(one)}): the disk is full or failing; make room, and call it again"
+            why = f"a file could not be written whole ({sentence(one)}): the disk is full or failing"
+            return f"{why}; make room, and call it again"
         if foreign and _WORDS.search(text) and not _PEER.search(text):
             return _with_hint(sentence(one), next((n for n in _HINTS if os.strerror(n).lower() in text.lower()), None))
     if lost_peer(every[0]):
         return (
-            f"the connection to another process of this run was lost ({sentence(every[0])}): it was ended from outside (memory?), or "
-            "its machine or the network failed; training goes on from the newest checkpoint with --ckpt_path"
+            f"the connection to another process of this run was lost ({sentence(every[0])}): it was ended from outside "
+            "(memory?), or its machine or the network failed; training goes on from the newest checkpoint with "
+            "--ckpt_path"
         )
     return None
 
 
 def _of_system(error: OSError) -> str:
-    """An OSError's words, with what to do."""
+    """The words of an OSError and a remedy."""
     text = sentence(error)
     if isinstance(error, ConnectionError | TimeoutError) or _NETWORK.search(type(error).__name__):
         text += "; look whether the network and the server can be reached, or name a local folder"
@@ -193,7 +204,7 @@ def _users(error: BaseException, every: list[BaseException]) -> str | None:
         places = (
             f.f_locals.get("checkpoint_path") or getattr(f.f_locals.get("self"), "_ckpt_path", "") for f in frames
         )
-        return _unfit(next(filter(None, map(str, places)), ""), every)
+        return unusable_checkpoint(next(filter(None, map(str, places)), ""), _unfit(every))
     if any(name in OPTIMIZING for name in names):
         return f"model.init_args.optimizer (or a schedule) has a value that does not work: {sentence(error)}"
     if "_set_seed" in names:
@@ -214,20 +225,36 @@ def _users(error: BaseException, every: list[BaseException]) -> str | None:
     return None
 
 
-def _unfit(path: str, every: list[BaseException]) -> str:
-    """A checkpoint that cannot be resumed from. What torch advises (weights_only=False would run foreign code) stays out."""
+# --- checkpoints ------------------------------------------------------------------------------------------------------
+
+
+def unusable_checkpoint(path: object, why: str) -> str:
+    """The message for a checkpoint that cannot be used, wherever that is noticed.
+
+    Args:
+        path: File or folder of the checkpoint, as the user named it.
+        why: Clause that begins with the subject "it", such as :func:`damaged` gives.
+    """
+    return f"checkpoint {path} cannot be used: {why}. Name another checkpoint of the run, or train anew without one"
+
+
+def damaged(reason: str) -> str:
+    """The clause for a checkpoint that cannot be read.
+
+    Args:
+        reason: What the reader found, without a full stop.
+    """
+    return f"it is damaged, or no checkpoint of `videoalign fit` ({reason})"
+
+
+def _unfit(every: list[BaseException]) -> str:
+    """Why a checkpoint does not fit the run. Torch's advice stays out: weights_only=False would run foreign code."""
     text = " ".join(str(one) for one in every)
-    if (
-        "Unsupported global" in text
-        or "Unsupported class" in text
-        or "Unsupported operand" in text
-        or "WeightsUnpickler" in text
-    ):
-        why = "it holds other things than weights and numbers, or is damaged; checkpoints of this package hold nothing else"
-    elif "state_dict" in text or "size mismatch" in text or "parameter group" in text or "param_groups" in text:
-        why = "it is of another model or other settings: what it holds does not fit this configuration"
-    elif isinstance(every[0], KeyError) or "missing" in text:
-        why = "it holds no training state, so it is no checkpoint of `videoalign fit`"
-    else:
-        why = f"it is damaged or no checkpoint ({_first(str(every[0])).partition('. ')[0] or type(every[0]).__name__})"
-    return f"--ckpt_path {path} cannot be used: {why}. Name another one of the run's checkpoints, or leave it out to start anew"
+    foreign = ("Unsupported global", "Unsupported class", "Unsupported operand", "WeightsUnpickler")
+    if any(words in text for words in foreign):
+        return damaged("it holds more than tensors and plain values, and nothing of it was run")
+    if any(words in text for words in ("state_dict", "size mismatch", "parameter group", "param_groups")):
+        return "it is of another model or other settings: what it holds does not fit this configuration"
+    if isinstance(every[0], KeyError) or "missing" in text:
+        return "it holds no training state, so it is no checkpoint of `videoalign fit`"
+    return damaged(_first(str(every[0])).partition(". ")[0] or type(every[0]).__name__)

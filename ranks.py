@@ -1,4 +1,4 @@
-"""Which of several processes of a run speaks when it ends early: the one where it happened, and last.
+"""One message for a distributed run that ends early: the rank on which it happened prints it, as the last line.
 
 Without this every rank prints a traceback, and the last one is that of a rank that only lost its connection.
 """
@@ -13,35 +13,35 @@ from datetime import timedelta
 from typing import Any
 
 ENDED, STATUS, HEARD = "videoalign/ended", "videoalign/status", "videoalign/heard"
-"""Keys in the store of a run."""
+"""Keys in the store that all ranks of a run share."""
 WAIT = 5.0
-"""Seconds that ranks wait for each other at the end."""
+"""Seconds for which ranks wait for each other at the end."""
 children: list[subprocess.Popen] = []
 """Ranks that this process has started."""
 
 
 def is_rank() -> bool:
-    """Whether this process was started as one of several of a run."""
+    """Whether this process was started as one of several ranks of a run."""
     return "LOCAL_RANK" in os.environ
 
 
 def speaks(status: int, only_lost: bool) -> tuple[int, str | None]:
-    """Settle among all ranks who speaks, and let go of the others.
+    """Agree among all ranks which one prints the message, and close the connections, so that the others end too.
 
     Args:
         status: Exit status of this rank.
         only_lost: Whether this rank only lost its connection to another one.
 
     Returns:
-        The run's exit status, and how the speaker is called (empty where there is one process only); None for a rank
-        that is to end without a word.
+        The run's exit status, and the name of this rank if it prints the message: empty where there is only one
+        process, None for a rank that ends without a message.
     """
     dist = sys.modules.get("torch.distributed")
     if dist is None or not dist.is_available() or not dist.is_initialized() or dist.get_world_size() < 2:
         return status, ""
     rank, others, store = dist.get_rank(), dist.get_world_size() - 1, dist.distributed_c10d._get_default_store()
     first, told = _claim(store, status)
-    if not first and told is None:  # the rank with the store has ended, and has spoken if there was something to say
+    if not first and told is None:  # the rank that owns the store has ended, after its message if it had one
         status, name = (status, None) if only_lost else (status, f"rank {rank}")
     else:
         status, name = (status, f"rank {rank}") if first else (told or status, None)
@@ -58,7 +58,7 @@ def speaks(status: int, only_lost: bool) -> tuple[int, str | None]:
 
 
 def _claim(store: Any, status: int) -> tuple[bool, int | None]:
-    """Whether this rank is the first to end, and the status of the one that was; None where the store has gone."""
+    """Whether this rank is the first to end, and the first one's status; None where the store no longer answers."""
     try:
         store.set_timeout(timedelta(seconds=WAIT))
         if store.add(ENDED, 1) == 1:
@@ -84,5 +84,5 @@ def _wait(done: Callable[[], bool]) -> None:
 
 
 def _wait_for_children() -> None:
-    """The first rank of a machine, which started the others, ends behind them: a shell waits for it alone."""
+    """Let the first rank of a machine, which started the others, end after them: a shell waits for this one only."""
     _wait(lambda: all(process.poll() is not None for process in children))

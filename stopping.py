@@ -1,8 +1,8 @@
-"""How a command stops: one mechanism for Ctrl-C, SIGTERM and SIGHUP in every command.
+"""Stopping a command: one mechanism for Ctrl-C, SIGTERM and SIGHUP in every command.
 
-The first signal raises :class:`Stopped` where the program stands, so that ``with`` and ``finally`` leave nothing half
-written behind. Work that may only end between two of its steps calls :func:`defer` and looks at :func:`asked` there.
-A second signal ends the process at once, whatever it is doing.
+The first signal raises :class:`Stopped` at the line that is executed, so that ``with`` and ``finally`` leave nothing
+half written behind. Work that may end only between two of its steps calls :func:`defer` and looks at :func:`asked`
+there. A second signal ends the process at once, whatever it is doing.
 """
 
 import contextlib
@@ -15,17 +15,17 @@ from collections.abc import Callable, Iterator
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 SAME = 0.25
-"""Seconds within which two signals are one: `timeout` and closing terminals send theirs twice."""
+"""Seconds within which two signals count as one: `timeout` and closing terminals send theirs twice."""
 ORPHANED = 0.5
-"""Seconds between two looks whether the parent process is still there."""
+"""Seconds between two checks whether the parent process still runs."""
 
 
 class Stopped(BaseException):
-    """A signal asked the command to end. Not an Exception, so that nothing that handles errors swallows it.
+    """A signal asked the command to end. It is no Exception, so that no handler of errors swallows it.
 
-    Attributes:
+    Args:
         signum: Number of the signal.
-        kept: What was kept and how to go on, where the one who raises it knows.
+        kept: Sentence that says what was saved and how to go on; empty where nothing was.
     """
 
     def __init__(self, signum: int, kept: str = "") -> None:
@@ -34,12 +34,20 @@ class Stopped(BaseException):
 
     @property
     def status(self) -> int:
-        """The exit status that shells and schedulers expect."""
+        """The exit status that shells and schedulers expect: 128 plus the signal's number."""
         return 128 + self.signum
 
 
 class _State:
-    """What has been heard in this process."""
+    """The signals that this process has received, and what it does about them.
+
+    Attributes:
+        owner: Process that listens; a forked child inherits the value, but does not listen itself.
+        first: Number of the first signal that arrived.
+        waiting: Functions to call when a signal arrives; while there are any, signals interrupt nothing.
+        hooked: Whether :func:`_in_child` is registered for forks.
+        following: Process that already follows its parent.
+    """
 
     owner: int | None = None
     first: int | None = None
@@ -54,37 +62,45 @@ def asked() -> int | None:
 
 
 def check() -> None:
-    """End here if a signal asked for it.
+    """End the command here if a signal has asked for it.
 
     Raises:
-        Stopped: Also where the signal itself raised one before, and a destructor or a callback of C code swallowed it.
+        Stopped: Where a signal has arrived, even if it has raised this error before: a destructor or a callback of C
+            code may have swallowed that one.
     """
     if _State.first is not None:
         raise Stopped(_State.first)
 
 
 def defer(tell: Callable[[], None]) -> None:
-    """From here to :func:`resume` a signal interrupts nothing; the work that goes on looks at :func:`asked`.
+    """Let signals interrupt nothing from here to :func:`resume`; the work that goes on looks at :func:`asked`.
 
     Args:
-        tell: Called when a signal arrives.
+        tell: Function without arguments that is called when a signal arrives.
     """
     if tell not in _State.waiting:
         _State.waiting.append(tell)
 
 
 def resume(tell: Callable[[], None]) -> None:
-    """The end of :func:`defer`; nothing where it had not begun."""
+    """Let signals interrupt the program again after :func:`defer`; without a call of that it does nothing.
+
+    Args:
+        tell: Function that :func:`defer` was given.
+    """
     if tell in _State.waiting:
         _State.waiting.remove(tell)
 
 
 @contextlib.contextmanager
 def deferred(tell: Callable[[], None]) -> Iterator[None]:
-    """A block that a signal does not interrupt; the command ends behind it.
+    """Run a block that signals do not interrupt; the command ends after it.
 
     Args:
-        tell: Called when a signal arrives, so that the block may end early.
+        tell: Function without arguments that is called when a signal arrives, so that the block may end early.
+
+    Raises:
+        Stopped: Where a signal has arrived.
     """
     defer(tell)
     try:
@@ -108,13 +124,14 @@ def _heard(signum: int, frame: object) -> None:
 
 @contextlib.contextmanager
 def listening(signals: tuple[int, ...] = SIGNALS) -> Iterator[None]:
-    """Make signals end the block by :class:`Stopped`; what is ignored before (nohup, a shell's background) stays so.
+    """Let signals end a block by :class:`Stopped`. Signals that are ignored already (nohup, background jobs) stay
+    ignored.
 
     Args:
-        signals: Their numbers.
+        signals: Numbers of the signals to listen to.
     """
     if threading.current_thread() is not threading.main_thread() or _State.owner == os.getpid():
-        yield  # another thread cannot listen, and who listens already need not twice
+        yield  # only the main thread can listen, and one listener is enough
         return
     _State.owner, _State.first, _State.waiting = os.getpid(), None, []
     if not _State.hooked:
@@ -138,7 +155,7 @@ def listening(signals: tuple[int, ...] = SIGNALS) -> Iterator[None]:
 
 
 def _second(ear: int, signals: set[int]) -> None:
-    """End the process at the second signal. A thread, because the main one may hang where no handler is called."""
+    """End the process at the second signal. This runs in a thread: the main one may hang where no handler is called."""
     first = None
     while number := os.read(ear, 1):
         if number[0] not in signals:
@@ -151,17 +168,18 @@ def _second(ear: int, signals: set[int]) -> None:
 
 
 def _in_child() -> None:
-    """Behind a fork of a process that listens: workers of data loaders and pools."""
+    """Set up the child of a process that listens, right after the fork: a worker of a data loader or a pool."""
     if _State.owner == os.getppid():
         _State.owner, _State.first, _State.waiting = None, None, []
         follow_parent()
 
 
 def follow_parent() -> None:
-    """Let this worker process leave all signals to its parent, and end when that does, however it ended.
+    """Let this worker process ignore signals, which its parent handles, and end when the parent ends for any reason.
 
-    A signal for a whole group (Ctrl-C, a job's SIGTERM) would otherwise kill a worker that its parent still needs for
-    the step it is at, or print the worker's traceback. Only a SIGTERM that the parent itself sends ends it.
+    A signal to a whole process group (Ctrl-C, a job's SIGTERM) would otherwise kill a worker that its parent still
+    needs for the current step, or print the worker's traceback. Only a SIGTERM that the parent itself sends ends the
+    worker.
     """
     if _State.following == os.getpid():
         return
@@ -180,7 +198,7 @@ def follow_parent() -> None:
             if heeds:
                 heard = signal.sigtimedwait({signal.SIGTERM}, ORPHANED)
                 if heard and heard.si_pid == parent:
-                    os._exit(0)  # as data loaders expect it
+                    os._exit(0)  # the status that data loaders expect
             else:
                 time.sleep(ORPHANED)
         os._exit(128 + signal.SIGTERM)
@@ -189,11 +207,11 @@ def follow_parent() -> None:
 
 
 def outlive_parent(grace: float, step: float) -> None:
-    """Let this process stop as by SIGTERM some time after its parent has ended, however that ended.
+    """Let this process stop by SIGTERM some time after its parent has ended for any reason.
 
     Args:
-        grace: Seconds that it may take to end by itself, as the other ranks of a run do behind the first one.
-        step: Seconds from the SIGTERM on, after which it ends at once.
+        grace: Seconds in which it may end by itself, as the other ranks of a run do after the first one.
+        step: Seconds between the SIGTERM and the end of the process, whatever it is doing.
     """
     parent = os.getppid()
 

@@ -201,9 +201,17 @@ class RewardModel(Training):
         return first is not None and not (offers(first, NamesBenchmark) and first.benchmark is not None)
 
     def on_train_end(self) -> None:
-        """Measure the statistics once more if the latest validation came before the last step."""
+        """Measure the statistics of the last weights, unless a checkpoint was written with them already."""
+        self.measure_last_weights()
+
+    def measure_last_weights(self) -> bool:
+        """Measure the statistics on the held-out pairs again, if they are those of an earlier step. Collective.
+
+        Returns:
+            Whether anything was measured; the same on every rank.
+        """
         if self._measured_at == self.global_step or not self.trainer.val_dataloaders or not self.has_held_out():
-            return
+            return False
         self.eval()
         self.moments.reset()
         with torch.no_grad():
@@ -214,6 +222,7 @@ class RewardModel(Training):
                 with self.trainer.precision_plugin.val_step_context():
                     self.moments.update(self._rewards(batch).flatten(0, 1), batch["valid"].repeat(2))
         self.measured_statistics()
+        return True
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the parameters that train, and the statistics of the rewards with the step of their measurement."""

@@ -1,17 +1,30 @@
 """Checkpoints whose ``last.ckpt`` is the last step."""
 
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 
+@runtime_checkable
+class MeasuredAtEnd(Protocol):
+    """A LightningModule whose checkpoints hold numbers that are measured on its weights."""
+
+    def measure_last_weights(self) -> bool:
+        """Measure them on the weights of the last step. Collective: every rank must call it.
+
+        Returns:
+            Whether anything was measured: False where the numbers are those of this step already. The same on every
+            rank.
+        """
+
+
 class Checkpoint(ModelCheckpoint):
     """Lightning's ModelCheckpoint, with ``last.ckpt`` written once more when training ends between two savings.
 
-    So what is measured with ``--ckpt_path .../last.ckpt`` are the weights that are exported, and a longer training goes on
-    from there as if it had never stopped. All arguments are those of
-    :class:`~lightning.pytorch.callbacks.ModelCheckpoint`, but ``save_last`` is on.
+    So ``--ckpt_path .../last.ckpt`` gives the weights that are exported, with the statistics that were measured on them
+    (see :class:`MeasuredAtEnd`), and a longer training goes on from there as if it had never stopped. All arguments are
+    those of :class:`~lightning.pytorch.callbacks.ModelCheckpoint`, but ``save_last`` is on.
     """
 
     def __init__(self, *args: Any, save_last: Literal["link"] | bool | None = True, **kwargs: Any) -> None:
@@ -42,9 +55,17 @@ class Checkpoint(ModelCheckpoint):
         super().on_validation_end(trainer, pl_module)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write ``last.ckpt``, unless it is of this step and no validation came after it."""
-        saved = self._last_step == trainer.global_step and not self._measured
-        if not self.save_last or saved or not self._loops or trainer.fast_dev_run:
+        """Write ``last.ckpt``, unless it is of this step and nothing was measured after it. Collective.
+
+        The module's own ``on_train_end`` would measure too late: Lightning calls those of the callbacks first.
+        """
+        if not self.save_last or not self._loops or trainer.fast_dev_run:
+            return
+        if isinstance(pl_module, MeasuredAtEnd) and pl_module.measure_last_weights():
+            for callback in trainer.checkpoint_callbacks:  # one measures for all of them
+                if isinstance(callback, Checkpoint):
+                    callback._measured = True
+        if self._last_step == trainer.global_step and not self._measured:
             return
         kept, self.save_last, self._ending = self.save_last, True, True  # a link would lead to an earlier step
         try:

@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or not there, and that are read without running anything they hold.
+"""Checkpoint files that are whole or absent, and that are read without running any code that they contain.
 
 Lightning writes through fsspec: to a temporary file under TMPDIR and, where that is another file system, by a copy onto
 the old checkpoint, which a full disk or a killed process leaves in pieces.
@@ -23,12 +23,13 @@ from torch.distributed.checkpoint import metadata
 from torch.distributed.checkpoint.api import CheckpointException
 
 from .. import VideoAlignError
+from ..errors import damaged, unusable_checkpoint
 from ..models.files import check_readable, new_file, settle, sweep
 from ..models.locks import real, temporary
 from ..models.renames import swap_in
 
 _META, _INDEX = "meta.pt", ".metadata"
-"""Files of a sharded checkpoint: what Lightning adds, and what torch writes."""
+"""Files of a sharded checkpoint: the one that Lightning adds, and the one that torch writes."""
 _PLAIN = {
     ("torch", "Size"), ("torch", "device"), ("torch.serialization", "_get_layout"), ("pathlib", "PosixPath"),
     ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
@@ -37,14 +38,17 @@ _UNREADABLE = (
     OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError, EOFError, IndexError, OverflowError,
     pickle.UnpicklingError, zipfile.BadZipFile, CheckpointException,
 )  # fmt: skip
-"""What reading a damaged or foreign file raises."""
+"""Errors that reading a damaged or foreign file raises."""
 
 
 class WholeFiles(TorchCheckpointIO):
-    """Writes a checkpoint as :func:`~videoalign.models.files.new_file`; addresses in the web stay Lightning's matter."""
+    """Writes checkpoints whole, through :func:`~videoalign.models.files.new_file`.
+
+    Remote addresses are left to Lightning.
+    """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Write a checkpoint; the earlier one of that name stays until the new one is on the disk."""
+        """Write a checkpoint; an earlier one of that name stays until the new one is on the disk."""
         if not _is_local_file_protocol(path):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
@@ -55,7 +59,7 @@ class WholeFiles(TorchCheckpointIO):
     def load_checkpoint(
         self, path: str | Path, map_location: Any = lambda storage, loc: storage, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Read a checkpoint; see :func:`read_checkpoint`."""
+        """Read a checkpoint through :func:`read_checkpoint`."""
         _refuse_objects(weights_only)
         if not _is_local_file_protocol(path):
             with reading(path):
@@ -74,14 +78,14 @@ def writing(path: str | Path) -> Iterator[None]:
         # torch closes its archive after a failed write, and fails there for a second time
         cause = next((e for e in (error, error.__context__, error.__cause__) if isinstance(e, OSError)), error)
         raise VideoAlignError(
-            f"checkpoint {path} cannot be written ({_reason(cause)}). Earlier checkpoints are whole: make room, and go on "
-            "from the newest with --ckpt_path"
+            f"checkpoint {path} cannot be written ({_reason(cause)}). Earlier checkpoints are whole: make room, and go "
+            "on from the newest with --ckpt_path"
         ) from None
 
 
 @contextlib.contextmanager
 def reading(path: str | Path) -> Iterator[None]:
-    """Turn the failure of reading a checkpoint into a message, without torch's advice to run what the file holds."""
+    """Turn the failure of reading a checkpoint into a message, without torch's advice to run its content."""
     try:
         yield
     except FileNotFoundError:
@@ -89,13 +93,11 @@ def reading(path: str | Path) -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise
     except _UNREADABLE as error:
-        raise VideoAlignError(
-            f"checkpoint {path} is damaged, or not of a `videoalign fit` of this model ({_reason(error)}). Go on from an earlier one"
-        ) from None
+        raise VideoAlignError(unusable_checkpoint(path, damaged(_reason(error)))) from None
 
 
 def _reason(error: BaseException) -> str:
-    if isinstance(error, CheckpointException):  # several processes' errors; the first one speaks
+    if isinstance(error, CheckpointException):  # it holds the errors of several processes; the first one is reported
         error = next(iter(error.failures.values()))[0]
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
@@ -106,10 +108,13 @@ def _reason(error: BaseException) -> str:
 
 
 def check_checkpoint(path: str | Path) -> None:
-    """Refuse a file or folder on this machine that cannot be a whole checkpoint; every byte is checked.
+    """Refuse a local file or folder that is not a whole checkpoint; the checksums of all bytes are compared.
+
+    Args:
+        path: Checkpoint file, or folder of a sharded checkpoint.
 
     Raises:
-        VideoAlignError: With what is wrong.
+        VideoAlignError: Where it is missing, damaged, of another kind, or not readable by this user.
     """
     path = Path(path)
     with reading(path):
@@ -151,7 +156,7 @@ class _Index(pickle.Unpickler):
     """Reads the index of a sharded checkpoint, which torch would unpickle whatever it held."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """Only the index's own classes."""
+        """Give the index's own classes, and refuse every other name."""
         if (module, name) in _PLAIN:
             return super().find_class(module, name)
         if module == "torch" and isinstance(kind := getattr(torch, name, None), torch.dtype):
@@ -168,15 +173,15 @@ def _refuse_objects(weights_only: bool | None) -> None:
 
 
 def read_checkpoint(path: str | Path, map_location: Any = "cpu", mmap: bool = False) -> dict[str, Any]:
-    """What a checkpoint file holds: tensors and plain values, as nothing else is loaded.
+    """The content of a checkpoint file. Only tensors and plain values are loaded.
 
     Args:
-        path: The file.
-        map_location: Where tensors go, see :func:`torch.load`.
-        mmap: Leave tensors on the disk until they are used.
+        path: Checkpoint file.
+        map_location: Device of the tensors, as :func:`torch.load` takes it.
+        mmap: Whether tensors stay on the disk until they are used.
 
     Raises:
-        VideoAlignError: Where it is not there, damaged, of another kind, or not to be read by this user.
+        VideoAlignError: Where it is missing, damaged, of another kind, or not readable by this user.
     """
     check_checkpoint(path)
     with reading(path):
@@ -189,9 +194,12 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu", mmap: bool = Fa
 
 
 def whole_checkpoints(trainer: L.Trainer) -> L.Trainer:
-    """Make a trainer write and read its checkpoints in the way of this module; returns it.
+    """Make a trainer write and read its checkpoints through this module, and return it.
 
-    Strategies that shard a model write folders past Lightning's CheckpointIO, and read past it too.
+    Strategies that shard a model bypass Lightning's CheckpointIO: they write and read folders by themselves.
+
+    Args:
+        trainer: Trainer to change, before it fits or tests.
     """
     strategy = trainer.strategy
     plugin = strategy.checkpoint_io
@@ -213,7 +221,7 @@ def _writes_folders(strategy: Strategy) -> bool:
 
 def _checked(load: Callable) -> Callable:
     def load_checkpoint(checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
-        """Lightning's, of a checkpoint that has been checked."""
+        """Check a checkpoint, then let Lightning load it."""
         _refuse_objects(weights_only)
         if Path(checkpoint_path).is_dir():
             check_checkpoint(checkpoint_path)
@@ -227,7 +235,7 @@ def _checked(load: Callable) -> Callable:
 
 def _whole_folder(strategy: Strategy, save: Callable) -> Callable:
     def save_checkpoint(checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
-        """Lightning's, to a temporary folder that takes the name when all processes have written. Collective."""
+        """Let Lightning write a temporary folder, which takes the name when all processes have written. Collective."""
         path = Path(strategy.broadcast(filepath))
         partial = Path(strategy.broadcast(str(temporary(real(path.parent) / path.name))))
         try:

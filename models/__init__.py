@@ -1,6 +1,6 @@
-"""Networks and mathematics: torch, transformers and diffusers. Knows nothing of Lightning.
+"""Networks and mathematics, built on torch, transformers and diffusers, and independent of Lightning.
 
-The names below are imported when they are first asked for: transformers and peft take seconds, and most commands need neither.
+The names below are imported at their first use: transformers and peft take seconds, and most commands need neither.
 """
 
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""Loading video-language models that a reward model stands on."""
+"""Loading the video-language model that a reward model is built on."""
 
 import json
 from pathlib import Path
@@ -13,19 +13,19 @@ from .vision_attention import batch_vision_attention
 from .whole import load_whole
 
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
-"""Model types whose inputs this package prepares."""
+"""Model types, as ``config.json`` names them, whose inputs this package prepares."""
 
 
 def load_backbone(backbone: str | Path, attention: str = "sdpa", dtype: str = "float32") -> nn.Module:
-    """A video-language model with its language-modelling head; ``.model`` is what gives hidden states.
+    """Load a video-language model with its language-modelling head; its ``model`` attribute gives hidden states.
 
     Args:
-        backbone: Folder or hub id.
+        backbone: Folder or hub id of the model.
         attention: ``sdpa`` (which attends to all frames of a batch at once), ``eager`` or ``flash_attention_2``.
-        dtype: Dtype of the weights.
+        dtype: Dtype of the weights: ``float32``, ``bfloat16`` or ``float16``.
 
     Raises:
-        VideoAlignError: where there is no such model, it is of another family, or its files are not whole
+        VideoAlignError: Where there is no such model, it is of another family, or its files are not whole
             (see :func:`.whole.load_whole`).
     """
     check_readable(backbone)

@@ -1,8 +1,9 @@
-"""Checksums of exported weights: a flipped byte in a weight is a number like any other, and only a checksum tells.
+"""Checksums of exported weights: a weight with a flipped byte is still a number, so only a checksum shows the damage.
 
-A reward's folder keeps the checksums of its weights in its record. An export in diffusers' format has no record of ours
-and its files travel alone: each carries its own in its metadata, where other programs do not look. Files and folders of
-earlier releases and of other programs have none, and are read as they are.
+A reward model's folder keeps the checksums of its weights in its record. An export in diffusers' format has no record
+of this package, and its files are copied one by one: each file has its own checksum in its metadata, which other
+programs ignore. Files and folders of earlier releases and of other programs have no checksums, and are read as they
+are.
 """
 
 import hashlib
@@ -20,12 +21,12 @@ _KEY = "videoalign_sha256"
 
 
 def digest(value: Any) -> str:
-    """The SHA-256 of plain values, whatever the order of their keys."""
+    """SHA-256 of plain JSON values, as hexadecimal digits; the order of keys does not matter."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
 def checksums(folder: Path) -> dict[str, str]:
-    """Checksums of all safetensors files in a folder and below it, by their paths inside the folder."""
+    """SHA-256 of all safetensors files in a folder and below it, by their paths inside the folder."""
     return {path.relative_to(folder).as_posix(): _sha256(path) for path in sorted(folder.rglob("*.safetensors"))}
 
 
@@ -35,10 +36,10 @@ def check(folder: Path, recorded: dict[str, str], record: str) -> None:
     Args:
         folder: Folder that the paths are relative to.
         recorded: Checksums by path, as the record holds them.
-        record: Name of the file that holds them, for messages.
+        record: Name of the file that holds the checksums, for messages.
 
     Raises:
-        VideoAlignError: where a file is missing, or differs from what was written.
+        VideoAlignError: Where a file is missing, or differs from what was written.
     """
     for name, want in recorded.items():
         path = folder / name
@@ -49,10 +50,10 @@ def check(folder: Path, recorded: dict[str, str], record: str) -> None:
 
 
 def seal(path: Path) -> None:
-    """Put a safetensors file's own checksum into its metadata, and sort these.
+    """Put a safetensors file's own checksum into its metadata, and sort the metadata.
 
-    Sorted, because the library writes metadata in random order (safetensors/safetensors#584), and two exports of the same
-    weights would differ in their bytes.
+    The library writes metadata in random order (safetensors/safetensors#584), so without sorting two exports of the
+    same weights would differ in their bytes.
 
     Args:
         path: File that was just written; it is replaced when the new one is whole.
@@ -64,7 +65,7 @@ def seal(path: Path) -> None:
         text = json.dumps(
             {**header, "__metadata__": dict(sorted(metadata.items()))}, separators=(",", ":"), ensure_ascii=False
         )
-        # the data begin at a multiple of 64 bytes, as a computation with vectors of numbers likes them
+        # the data begin at a multiple of 64 bytes, which vector instructions read fastest
         padded = text.encode() + b" " * (-(len(text.encode()) + 8) % 64)
         out.write(struct.pack("<Q", len(padded)) + padded)
         file.seek(start)
@@ -76,10 +77,10 @@ def check_seal(path: Path) -> None:
     """Compare a safetensors file with the checksum in its metadata, where it has one.
 
     Args:
-        path: File; one that cannot be read is left to whoever loads it.
+        path: File to check. A file that cannot be read passes: the function that loads it refuses it.
 
     Raises:
-        VideoAlignError: where at least one byte is not what was written.
+        VideoAlignError: Where at least one byte differs from what was written.
     """
     try:
         with open(path, "rb") as file:
@@ -93,7 +94,7 @@ def check_seal(path: Path) -> None:
 
 
 def _header(file: BinaryIO) -> dict[str, Any]:
-    """The header of a safetensors file; leaves the file at its data."""
+    """Read the header of a safetensors file; afterwards the file's position is at its data."""
     (size,) = struct.unpack("<Q", file.read(8))
     if size > os.fstat(file.fileno()).st_size:
         raise ValueError("the header is longer than the file")
@@ -101,7 +102,7 @@ def _header(file: BinaryIO) -> dict[str, Any]:
 
 
 def _of_content(header: dict[str, Any], file: BinaryIO) -> str:
-    """The checksum of a header without its checksum, and of the data that follow."""
+    """Compute the checksum of a header, without the checksum that it holds, and of the data that follow."""
     metadata = {name: value for name, value in header.get("__metadata__", {}).items() if name != _KEY}
     sha = hashlib.sha256(digest({**header, "__metadata__": metadata}).encode())
     while block := file.read(1 << 24):
@@ -116,6 +117,6 @@ def _sha256(path: Path) -> str:
 
 def _changed(path: Path, where: str) -> VideoAlignError:
     return VideoAlignError(
-        f"{path} is not the file that was exported: its SHA-256 differs from the one in {where}, so at least one byte was changed. "
-        "Copy or export it again."
+        f"{path} is not the file that was exported: its SHA-256 differs from the one in {where}, so at least one byte "
+        "was changed. Copy or export it again."
     )

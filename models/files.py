@@ -1,7 +1,7 @@
-"""Folders and files that appear whole or not at all, and never in the place of something else.
+"""Folders and files that appear whole or not at all, and that never replace anything else.
 
-All outputs are written in one way: under a lock, to a temporary neighbour, synced to disk, and renamed. What a killed
-process leaves is removed by the next one that writes into the folder.
+All outputs are written in one way: under a lock, to a temporary neighbour, synced to disk, and renamed. Temporary files
+of a killed process are removed by the next process that writes into the folder.
 """
 
 import contextlib
@@ -29,17 +29,21 @@ from .yaml_text import check_yaml
 
 @contextlib.contextmanager
 def new_folder(path: str | Path, replaces: str | None = None) -> Iterator[Path]:
-    """A folder to fill; it takes its name when the block ends well, and vanishes when it does not.
+    """Give a temporary folder to fill; it takes its name when the block succeeds, and is removed when it fails.
 
-    The name is locked for the time of the block. What appears under it meanwhile stays as it is: the finished folder
-    then stands beside it as ``NAME.finished``.
+    The name is locked during the block. Whatever appears under it meanwhile stays unchanged: the finished folder is
+    then moved beside it, to ``NAME.finished``.
 
     Args:
-        path: Must not exist yet, except as an empty folder.
-        replaces: A folder that holds a file of this name is an earlier one of the same kind, and is replaced at the end.
+        path: Folder to write. It must not exist yet, except as an empty folder.
+        replaces: Name of a file, such as ``reward.json``. A folder that holds it is an earlier output of the same kind,
+            and is replaced at the end.
+
+    Yields:
+        The temporary folder.
 
     Raises:
-        VideoAlignError: Where something is there, or another process writes it.
+        VideoAlignError: Where something else exists at ``path``, or another process writes it.
     """
     with held(path):
         check_free(path, replaces)
@@ -64,9 +68,9 @@ def put_folder(partial: Path, place: Path, replaces: str | None, known: set[str]
 
     Args:
         partial: The finished folder.
-        place: The name for it.
-        replaces: See :func:`new_folder`.
-        known: What stood in the folder of that name when the work began; None if there was no such folder.
+        place: Its final path.
+        replaces: Name of a file that marks an earlier output of the same kind, which may be replaced.
+        known: Names of all entries of the folder at ``place`` when the work began; None if there was no such folder.
 
     Raises:
         VideoAlignError: Where something has appeared; the finished folder is moved to ``NAME.finished``.
@@ -79,8 +83,8 @@ def put_folder(partial: Path, place: Path, replaces: str | None, known: set[str]
     except FileExistsError:
         finished = _set_aside(partial, place)
         raise VideoAlignError(
-            f"output {place}: something has appeared there while it was being made, and is left as it is. "
-            f"What was made is whole and stands in {finished}; move it where you want it"
+            f"output {place}: something has appeared there while it was being written, and is left as it is. "
+            f"The output is whole and stands in {finished}; move it where you want it"
         ) from None
     sync(place.parent)
 
@@ -95,11 +99,14 @@ def _set_aside(partial: Path, place: Path) -> Path:
 
 
 def check_free(path: str | Path, replaces: str | None = None) -> None:
-    """Refuse an output that :func:`new_folder` would refuse; for a look before long work.
+    """Refuse an output that :func:`new_folder` would refuse, before long work begins.
 
     Args:
-        path: Folder to be made.
-        replaces: See :func:`new_folder`.
+        path: Folder that is to be written.
+        replaces: Name of a file that marks an earlier output of the same kind, which may be replaced.
+
+    Raises:
+        VideoAlignError: Where something else exists at ``path``, or another process writes it.
     """
     with held(path):
         place = real(path)
@@ -112,7 +119,7 @@ def check_free(path: str | Path, replaces: str | None = None) -> None:
 
 
 def claims_out(function: Callable) -> Callable:
-    """Decorate a function that makes the folder ``out``: it is checked, and held for the time of the call."""
+    """Decorate a function that writes the folder ``out``: the folder is checked first, and locked during the call."""
     signature = inspect.signature(function)
 
     @functools.wraps(function)
@@ -127,7 +134,7 @@ def claims_out(function: Callable) -> Callable:
 
 @contextlib.contextmanager
 def scratch_folder(path: str | Path) -> Iterator[Path]:
-    """A temporary folder on the file system of an output, beside it, for the time of the block."""
+    """Give a temporary folder beside an output, on its file system, that is removed after the block."""
     with explained(path):
         place = real(path)
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -142,11 +149,17 @@ def scratch_folder(path: str | Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def new_file(path: str | Path, follow: bool = True) -> Iterator[Path]:
-    """A file to write; it takes its name, also an earlier one's, when the block ends well, and vanishes when it does not.
+    """Give a temporary file to write; it replaces ``path`` when the block succeeds, and is removed when it fails.
 
     Args:
-        path: Its folder is made where it is missing.
-        follow: Replace what a symbolic link of that name points to. Otherwise the link itself is replaced.
+        path: File to write. Its folder is created if it is missing.
+        follow: Whether the target of a symbolic link at ``path`` is replaced. Otherwise the link itself is replaced.
+
+    Yields:
+        The temporary file.
+
+    Raises:
+        VideoAlignError: Where the file cannot be written.
     """
     with explained(path):
         place = real(path) if follow else real(Path(path).parent) / Path(path).name
@@ -156,7 +169,7 @@ def new_file(path: str | Path, follow: bool = True) -> Iterator[Path]:
         sweep(place.parent)
         partial = temporary(place)
         file = os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
-        mode = os.fstat(file).st_mode & 0o777  # what the umask grants
+        mode = os.fstat(file).st_mode & 0o777  # as the umask grants it
         os.close(file)
     try:
         yield partial
@@ -170,9 +183,9 @@ def new_file(path: str | Path, follow: bool = True) -> Iterator[Path]:
 
 
 def settle(folder: Path) -> None:
-    """Bring all that a folder holds to the disk, with the access that the umask grants.
+    """Sync everything in a folder to the disk, and give it the access that the umask grants.
 
-    Some libraries (safetensors, tempfile) make files that only their owner may read.
+    Some libraries (safetensors, tempfile) create files that only their owner may read.
     """
     mode = folder.stat().st_mode & 0o777
     for top, folders, files in os.walk(folder):
@@ -194,7 +207,7 @@ def _grant(path: str | Path, mode: int) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Remove what processes of this machine that have ended left unfinished in a folder, and say so."""
+    """Remove the unfinished files of ended processes of this machine from a folder, and print what was removed."""
     with os.scandir(folder) as entries:
         left = [(Path(entry.path), found) for entry in entries if (found := abandoned(Path(entry.path)))]
     for path, found in left:
@@ -213,28 +226,31 @@ def _tidy(path: Path, earlier: Path, found: re.Match[str]) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """:func:`write_text` of JSON. JSON has no NaN: what is undefined becomes null."""
+    """Write a value as JSON through :func:`new_file`. JSON has no NaN: an undefined number becomes null."""
     value = json.loads(json.dumps(value), parse_constant=lambda name: None)
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text in UTF-8 as a :func:`new_file`."""
+    """Write a text in UTF-8 through :func:`new_file`."""
     write_bytes(path, text.encode())
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a :func:`new_file` of this content."""
+    """Write bytes through :func:`new_file`."""
     with new_file(path) as partial:
         partial.write_bytes(content)
 
 
 def read_json(path: Path, what: str) -> Any:
-    """Read JSON that must be there.
+    """Read a JSON file that must exist.
 
     Args:
-        path: The file.
-        what: What its folder is, for the message.
+        path: JSON file.
+        what: Kind of its folder, for messages, such as "a reward model's folder".
+
+    Raises:
+        VideoAlignError: Where the file is missing or cannot be read.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -247,7 +263,7 @@ def read_json(path: Path, what: str) -> Any:
 
 
 def read_results(path: Path, what: str) -> Any:
-    """:func:`read_json` of numbers by name, in which null is NaN again: :func:`write_json` writes what is undefined as null."""
+    """Read numbers by name through :func:`read_json`, with NaN for every null that :func:`write_json` wrote for it."""
 
     def undefined(value: Any) -> Any:
         if isinstance(value, dict):
@@ -260,11 +276,14 @@ def read_results(path: Path, what: str) -> Any:
 
 
 def read_yaml(path: str | Path, option: str) -> Any:
-    """What a YAML file of the user's holds.
+    """Read a YAML file of the user's.
 
     Args:
-        path: The file.
-        option: The option that names the file, for the message.
+        path: YAML file.
+        option: Option that names the file, for messages.
+
+    Raises:
+        VideoAlignError: Where the file is missing, no YAML, or refused by :func:`.yaml_text.check_yaml`.
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
@@ -275,10 +294,13 @@ def read_yaml(path: str | Path, option: str) -> Any:
 
 
 def check_readable(path: str | Path) -> None:
-    """Say of a file, or of what a folder holds, that this user may not read it, before a library takes it for damaged.
+    """Refuse a file, or a folder with a file, that this user may not read, before a library calls it damaged.
+
+    Args:
+        path: File or folder. One that does not exist passes: the function that loads it refuses it.
 
     Raises:
-        VideoAlignError: With whose file it is. What is not there at all is somebody else's matter.
+        VideoAlignError: Where a file is not readable; names its owner and mode.
     """
     try:
         for file in _files(path) if os.path.isdir(path) else [path]:

@@ -1,4 +1,4 @@
-"""Telling models apart by their weights."""
+"""A digest of weights that identifies a model."""
 
 import hashlib
 from collections.abc import Mapping
@@ -10,10 +10,16 @@ _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def fingerprint(model: nn.Module | Mapping[str, Tensor]) -> str:
-    """A digest of every parameter: name, shape, first values, and the exact sum of all values' bit patterns.
+    """Digest every parameter: its name, shape, first 256 values, and the exact sum of the bit patterns of all values.
 
-    Whole numbers add up the same in any order, so it is the same on any device. Layers that adapters wrap count under
-    their own names.
+    A sum of whole numbers does not depend on their order, so the digest is the same on every device. Layers that
+    adapters wrap enter under their own names.
+
+    Args:
+        model: Module, or its parameters by name.
+
+    Returns:
+        SHA-256 as hexadecimal digits.
     """
     digest = hashlib.sha256()
     for name, parameter in model.items() if isinstance(model, Mapping) else model.named_parameters():

@@ -1,4 +1,4 @@
-"""Nothing that is not finite is written: one NaN in a video, a reward or a weight looks like any other number later on."""
+"""Checks that nothing with NaN or infinity is written: later a NaN in a weight looks like any other number."""
 
 from collections.abc import Mapping, Sequence
 
@@ -8,13 +8,13 @@ from torch import Tensor
 from .. import VideoAlignError
 
 WEIGHTS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-"""Dtypes that a weight may have in a file."""
+"""Dtypes that weights in files may have."""
 NOT_WRITTEN = "nothing is written; export an earlier checkpoint"
 """The remedy for weights that are to be exported."""
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Whether no value of a tensor is NaN or infinite. It makes no copy: the smallest and the largest value tell."""
+    """Whether no value of a tensor is NaN or infinite. The smallest and the largest value show it, without a copy."""
     if not tensor.is_floating_point() or not tensor.numel():
         return True
     low, high = tensor.detach().aminmax()
@@ -22,15 +22,15 @@ def is_finite(tensor: Tensor) -> bool:
 
 
 def require_finite(what: str, rows: Mapping[str, Tensor], remedy: str) -> None:
-    """Refuse tensors of which one is not finite.
+    """Refuse tensors if one of them is not finite.
 
     Args:
-        what: What the tensors are, for the message: "latents of sampled videos".
+        what: Plural noun for the tensors, for the message, such as "latents of sampled videos".
         rows: Tensors by name: a key, a prompt or a tensor's own name.
-        remedy: What the user can do about it, as the message's last words.
+        remedy: What the user can do about it, as the last words of the message.
 
     Raises:
-        VideoAlignError: where a tensor holds NaN or infinity; names the first ones.
+        VideoAlignError: Where a tensor holds NaN or infinity; names the first ones.
     """
     if bad := [name for name, tensor in rows.items() if not is_finite(tensor)]:
         raise VideoAlignError(
@@ -39,15 +39,15 @@ def require_finite(what: str, rows: Mapping[str, Tensor], remedy: str) -> None:
 
 
 def require_weights(where: str, tensors: Mapping[str, Tensor], remedy: str) -> None:
-    """Refuse tensors that are no unquantised, finite weights: torch would cast fp8 or int8 numbers without their scales.
+    """Refuse tensors that are quantised or not finite: torch would cast fp8 or int8 numbers without their scales.
 
     Args:
         where: File or folder that holds the tensors, for the message.
         tensors: Tensors by name.
-        remedy: What the user can do about it, as the message's last words.
+        remedy: What the user can do about it, as the last words of the message.
 
     Raises:
-        VideoAlignError: at the first tensors of another dtype, or that hold NaN or infinity.
+        VideoAlignError: Where a tensor has a dtype outside :data:`WEIGHTS`, or holds NaN or infinity.
     """
     if foreign := [name for name, tensor in tensors.items() if tensor.dtype not in WEIGHTS]:
         raise VideoAlignError(
@@ -58,5 +58,5 @@ def require_weights(where: str, tensors: Mapping[str, Tensor], remedy: str) -> N
 
 
 def by_name(names: Sequence[str], batch: Tensor) -> dict[str, Tensor]:
-    """Rows of a batch by the names of its samples, for :func:`require_finite`."""
+    """Give the rows of a batch by the names of its samples, for :func:`require_finite`."""
     return dict(zip(names, batch, strict=True))

@@ -2,7 +2,7 @@ r"""Objectives of generator alignment, as functions of velocity errors.
 
 Legend: S sides of a pair (preferred, other); N pairs. An *error* is the mean squared error of a velocity
 (:func:`.flow.squared_error`) of the policy or of the reference, at the same x_t, t and noise. The implicit reward of a
-video is how much better the policy fits it than the reference does:
+video measures how much better the policy fits it than the reference does:
 
 .. math:: r = -\tfrac{\beta}{2}\,(e - e^\text{ref})
 
@@ -20,10 +20,10 @@ from .. import VideoAlignError
 
 
 class BetaSchedule:
-    """Strength of the tie to the reference over time; a subclass of your own may be named in YAML.
+    """Strength of the KL penalty, which ties the policy to its reference, over time. YAML may name other subclasses.
 
     Args:
-        beta: its scale, for errors that are means over elements.
+        beta: Scale of the schedule, above 0, for errors that are means over elements. The paper uses 500 (Table 10).
     """
 
     def __init__(self, beta: float = 500.0) -> None:
@@ -32,55 +32,77 @@ class BetaSchedule:
         self.beta = beta
 
     def __call__(self, t: Tensor) -> Tensor:
-        """(N,) from times (N,)."""
+        """Beta (N,) at times (N,)."""
         raise NotImplementedError
 
 
 class ConstantBeta(BetaSchedule):
-    """The same at all times: what the paper trains with (section 4.2; beta 500)."""
+    """A beta that is the same at all times, as in the paper's training (section 4.2; beta 500)."""
 
     def __call__(self, t: Tensor) -> Tensor:
-        """beta."""
         return torch.full_like(t, self.beta)
 
 
 class QuadraticBeta(BetaSchedule):
-    r""":math:`\beta (1 - t)^2`: what the derivation gives (Eq. 7). The paper found that it lets noisy times drift."""
+    r"""The schedule :math:`\beta (1 - t)^2` of the derivation (Eq. 7).
+
+    It removes the penalty at noisy times, where the paper saw the policy drift and hack the reward (section 4.2).
+    """
 
     def __call__(self, t: Tensor) -> Tensor:
-        """beta (1 - t)^2."""
         return self.beta * (1 - t) ** 2
 
 
 def implicit_rewards(errors: Tensor, reference: Tensor, beta: Tensor) -> Tensor:
-    """(S, N) implicit rewards of errors (S, N), in fp32. ``beta``: (N,)."""
+    """Implicit rewards (S, N), in fp32.
+
+    Args:
+        errors: Errors (S, N) of the policy.
+        reference: Errors (S, N) of the reference.
+        beta: Strength (N,) of the penalty at the times of the errors.
+    """
     return -0.5 * beta.float() * (errors.float() - reference.float())
 
 
 def dpo_losses(rewards: Tensor) -> Tensor:
-    """(N,) -ln sigmoid of the margin of implicit rewards (2, N): ln 2 where policy and reference are equal."""
+    r"""Flow-DPO losses (N,): :math:`-\ln\sigma` of the margin of implicit rewards (VideoAlign, Eq. 8).
+
+    The loss is ln 2 where policy and reference are equal.
+
+    Args:
+        rewards: Implicit rewards (2, N), the preferred side first.
+    """
     return -F.logsigmoid(rewards[0] - rewards[1])
 
 
 def ipo_losses(rewards: Tensor, margin: float = 1.0) -> Tensor:
-    """(N,) squared distance of the margin of implicit rewards (2, N) from a finite one.
+    """Identity-preference losses (N,): squared distance of the margin from a finite one (Azar et al., 2023, Eq. 17).
 
-    The identity-preference loss (Azar et al., 2023, Eq. 17): unlike DPO's, it does not push decided pairs apart for ever.
-    Azar et al. write (h - 1 / (2 tau))^2 for the margin h at beta 1: here margin is beta / (2 tau).
+    Unlike DPO's loss, this one does not push decided pairs apart for ever. Azar et al. write (h - 1 / (2 tau))^2 for
+    the margin h at beta 1, so that ``margin`` here is beta / (2 tau).
+
+    Args:
+        rewards: Implicit rewards (2, N), the preferred side first.
+        margin: Margin of implicit rewards at which the loss is 0.
     """
     return (rewards[0] - rewards[1] - margin) ** 2
 
 
 @dataclass(frozen=True, kw_only=True)
 class RewardWeights:
-    """Weights of Flow-RWR: exp(r / temperature), made safe (VideoAlign, section 4.2 gives exp(r) and no more)."""
+    """Weights of Flow-RWR: exp(reward / temperature), optionally normalised and clipped.
+
+    The paper gives exp(reward) and no more (VideoAlign, section 4.2).
+    """
 
     temperature: float = 1.0
-    """In units of the (normalised) reward: the paper's exp(r) at 1."""
+    """Divisor of the reward, above 0, in the reward's own units (standard deviations with ``normalise``). 1 gives the
+    paper's exp(reward); smaller values prefer the best samples more strongly."""
     normalise: bool = True
-    """z-score rewards among all samples of the same prompt first (prompts with fewer than four: among all samples)."""
+    """Whether rewards are first z-scored among all samples of the same prompt. Prompts with fewer than four samples are
+    z-scored among all samples."""
     clip: float | None = 10.0
-    """Largest weight before they are scaled to mean 1; null for none."""
+    """Largest weight, above 0, before weights are scaled to a mean of 1; null sets no limit."""
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.temperature) and self.temperature > 0):
@@ -89,6 +111,10 @@ class RewardWeights:
             raise VideoAlignError(f"rewards.clip must be positive or null, got {self.clip}")
 
     def raw(self, scores: Tensor) -> Tensor:
-        """Weights of z-scored or raw rewards, before scaling."""
+        """Weights of rewards before they are scaled to a mean of 1.
+
+        Args:
+            scores: Rewards of any shape, z-scored or raw.
+        """
         weights = torch.exp((scores / self.temperature).clamp(max=80.0))
         return weights if self.clip is None else weights.clamp(max=self.clip)

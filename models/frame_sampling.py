@@ -1,4 +1,4 @@
-"""Which frames of a video the reward model sees, and at what size (VideoAlign, section 5.1).
+"""Selection and size of the frames that the reward model sees (VideoAlign, section 5.1).
 
 The rules are those of the released model's preprocessing: about ``fps`` frames a second, an even number of them,
 evenly spaced over the whole clip by frame index, each resized to multiples of the patch within a pixel budget.
@@ -12,28 +12,28 @@ import torch
 from .. import VideoAlignError
 
 FRAME_FACTOR = 2
-"""Frames come in pairs: the temporal patch of the Qwen-VL vision towers."""
+"""Number of frames that the Qwen-VL vision towers take together, as one temporal patch."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FrameSampling:
-    """Frames per video and pixels per frame. Set either ``fps`` or ``num_frames``."""
+    """Number of frames per video and of pixels per frame. Exactly one of ``fps`` and ``num_frames`` is set."""
 
     fps: float | None = 2.0
-    """Sampled frames per second of video. Null samples by count."""
+    """Frames to sample per second of video, above 0; 2 in the paper. Null samples by ``num_frames``."""
     num_frames: int | None = None
-    """Fixed number of frames per video; used when fps is null. Even."""
+    """Fixed number of frames per video, even, at least 2. It needs ``fps: null``."""
     min_frames: int = 4
-    """Fewest frames when sampling by fps (short clips are sampled more densely). Even."""
+    """Smallest number of frames when sampling by ``fps``, even: shorter clips are sampled more densely."""
     max_frames: int = 768
-    """Most frames when sampling by fps (long clips are sampled more sparsely). Even."""
+    """Largest number of frames when sampling by ``fps``, even: longer clips are sampled more sparsely."""
     max_pixels: int = 448 * 448
-    """Pixel budget of a frame, height x width. 448 x 448 in the paper, 256 x 256 for GenAI-Bench. Frames above it are
-    reduced to it."""
+    """Largest area of a frame, in pixels (height x width). Larger frames are reduced to it. The paper uses 448 x 448,
+    and 256 x 256 for GenAI-Bench."""
     min_pixels: int = 128 * 28 * 28
-    """Frames within the budget, but below this area, are enlarged to it, even beyond a budget that is smaller still, as
-    the released model's preprocessing does: with a budget of 256 x 256, frames of 256 x 256 become 336 x 336, frames of
-    320 x 512 become 196 x 308. With 0 no frame is enlarged or exceeds the budget: 252 x 252."""
+    """Smallest area of a frame, in pixels; 0 enlarges no frame. Smaller frames within ``max_pixels`` are enlarged to
+    it, even beyond a smaller ``max_pixels``, as the released model's preprocessing does: with a ``max_pixels`` of 256 x
+    256 frames of 256 x 256 become 336 x 336, and 252 x 252 with a ``min_pixels`` of 0."""
 
     def __post_init__(self) -> None:
         if (self.fps is None) == (self.num_frames is None):
@@ -53,18 +53,18 @@ class FrameSampling:
             raise VideoAlignError("sampling.max_pixels must be positive and sampling.min_pixels not negative")
 
     def to_dict(self) -> dict:
-        """As plain JSON values, for a model's or a shard set's records."""
+        """Settings as plain JSON values, for the records of models and shard sets."""
         return asdict(self)
 
     def indices(self, total: int, fps: float | None) -> list[int]:
-        """Frame indices to keep, ascending, even in number.
+        """Indices of the frames to keep, ascending, even in number.
 
         Args:
             total: Number of frames in the clip.
-            fps: Its average frame rate, frames per second; needed when sampling by fps.
+            fps: Average frame rate of the clip, in frames per second; needed when sampling by ``fps``.
 
         Raises:
-            VideoAlignError: for clips of one frame, or without a frame rate when sampling by fps.
+            VideoAlignError: Where the clip has one frame, or no frame rate when sampling by ``fps``.
         """
         if total < FRAME_FACTOR:
             raise VideoAlignError(f"it has {total} frame(s), but at least {FRAME_FACTOR} are needed to judge motion")
@@ -76,16 +76,20 @@ class FrameSampling:
             most = min(self.max_frames, total) // FRAME_FACTOR * FRAME_FACTOR
             wanted = min(max(total / fps * self.fps, self.min_frames), most)
             count = round(wanted / FRAME_FACTOR) * FRAME_FACTOR
-        # float32 linspace, as the released model's preprocessing: halves fall the same way
+        # linspace in float32, as in the released model's preprocessing, so that halves are rounded the same way
         return torch.linspace(0, total - 1, count).round().long().tolist()
 
     def size(self, height: int, width: int, factor: int) -> tuple[int, int]:
-        """Height and width after resizing: the aspect ratio kept as nearly as multiples of ``factor`` allow.
+        """Height and width of a frame after resizing, in pixels, as near to its aspect ratio as ``factor`` allows.
 
         Args:
-            height: Height of the frame as shown, in pixels.
-            width: Width of the frame as shown, in pixels.
-            factor: Patch size x merge size of the vision tower.
+            height: Height of the frame as displayed, in pixels.
+            width: Width of the frame as displayed, in pixels.
+            factor: Number of pixels that both sides become a multiple of: patch size times merge size of the vision
+                tower.
+
+        Raises:
+            VideoAlignError: Where one side is more than 200 times the other.
         """
         if max(height, width) > 200 * min(height, width):
             raise VideoAlignError(f"its frames are {width}x{height}: an aspect ratio above 200 cannot be resized")

@@ -1,7 +1,7 @@
-"""Text-to-video generators: diffusers pipelines in this package's terms.
+"""Text-to-video generators: diffusers pipelines with the latents, times and velocities of this package.
 
-A family (:mod:`.wan`, :mod:`.ltx`) says how latents are normalised and how its transformer is called; the rest stands
-here once. Latents are (B, C, F, H, W), normalised; times are in [0, 1], 1 is noise; velocities are noise minus data.
+A family (:mod:`.wan`, :mod:`.ltx`) defines how latents are normalised and how its transformer is called; this module
+has the rest. Latents are (B, C, F, H, W), normalised; times are in [0, 1], 1 is noise; velocities are noise minus data.
 diffusers' flow transformers predict that velocity and take 1000 t.
 """
 
@@ -20,28 +20,33 @@ from .fingerprint import fingerprint
 from .finite import by_name, require_finite
 
 Condition = dict[str, Tensor]
-"""``embeds`` (B, L, E) of prompts, zeros behind their ends, and ``mask`` (B, L), 1 where there is a token."""
+"""Prompts as the transformer takes them: ``embeds`` (B, L, E), zero after each prompt's end, and ``mask`` (B, L), 1 at
+tokens and 0 after them."""
 PARTS = ("transformer", "vae", "text_encoder")
+"""Parts of a pipeline that can be loaded or left out."""
 
 
 class Generator(nn.Module):
-    """A pipeline.
+    """A text-to-video generator around a diffusers pipeline; subclasses adapt one family of pipelines each.
 
     Args:
-        pipeline: of diffusers; parts that are not needed may be None. fps: frame rate of its videos, where it matters.
+        pipeline: Pipeline of diffusers. Parts that are not needed may be None.
+        fps: Frame rate of its videos, in frames per second. Only families whose positions depend on it (LTX) use it.
 
     Attributes:
-        transformer, vae, text_encoder: the pipeline's own, or None.
+        transformer: The pipeline's transformer, or None.
+        vae: The pipeline's autoencoder, or None.
+        text_encoder: The pipeline's text encoder, or None.
     """
 
     class_name: ClassVar[str]
-    """Of the pipeline in diffusers."""
+    """Name of the pipeline's class in diffusers."""
     blocks: ClassVar[str]
-    """Attribute of the transformer that holds its blocks."""
+    """Name of the transformer's attribute that holds its blocks."""
     max_tokens: int
-    """Longest prompt, in tokens, as the family was trained; where the tokenizer states less, that."""
+    """Length of the longest prompt, in tokens: the family's value in training, or the tokenizer's if it is smaller."""
     side: ClassVar[int]
-    """Height and width of videos are multiples of this many pixels."""
+    """Number of pixels that height and width of videos are multiples of."""
 
     def __init__(self, pipeline: DiffusionPipeline, fps: float = 25.0) -> None:
         super().__init__()
@@ -60,49 +65,66 @@ class Generator(nn.Module):
         raise NotImplementedError
 
     def velocity(self, x: Tensor, t: Tensor, condition: Condition, transformer: nn.Module | None = None) -> Tensor:
-        """Velocity (B, C, F, H, W) in fp32 at x (B, C, F, H, W) and times (B,); of another transformer if given."""
+        """Velocity (B, C, F, H, W) of the transformer, in fp32.
+
+        Args:
+            x: Noisy latents (B, C, F, H, W).
+            t: Times (B,) in [0, 1].
+            condition: Prompts of the batch.
+            transformer: Transformer to call instead of the pipeline's own.
+        """
         raise NotImplementedError
 
     def _denoise(self, condition: Condition, null: Condition | None, noise: Tensor, **options: object) -> Tensor:
-        """Latents (B, C, F, H, W) that the pipeline makes of noise."""
+        """Latents (B, C, F, H, W) that the pipeline samples from noise of that shape."""
         raise NotImplementedError
 
     @staticmethod
     def cleaned(prompt: str) -> str:
-        """A prompt as the pipeline tokenises it."""
+        """A prompt after the cleaning that the pipeline does before tokenising."""
         return prompt
 
     @staticmethod
     def packed(latents: Tensor) -> Tensor:
-        """Latents (B, C, F, H, W) as the pipeline's scheduler sees them."""
+        """Latents (B, C, F, H, W) in the shape that the pipeline's scheduler works on."""
         return latents
 
     @staticmethod
     def unpacked(latents: Tensor, call: dict) -> Tensor:
-        """The inverse of :meth:`packed`; ``call`` are the arguments of the transformer's last call by name."""
+        """The inverse of :meth:`packed`.
+
+        Args:
+            latents: Latents in the scheduler's shape.
+            call: Keyword arguments of the transformer's last call, which state the size.
+        """
         return latents
 
     @staticmethod
     def encoded(found: tuple) -> Condition:
-        """The condition in what the pipeline's ``encode_prompt`` returns."""
+        """The condition that corresponds to the output of the pipeline's ``encode_prompt``."""
         return {"embeds": found[0], "mask": torch.ones(found[0].shape[:2], dtype=torch.long, device=found[0].device)}
 
     def _decode(self, latents: Tensor) -> Tensor:
-        """The autoencoder's frames (B, 3, T, H, W) in [-1, 1] of its own latents."""
+        """Frames (B, 3, T, H, W) in [-1, 1] that the autoencoder decodes from latents in its own scale."""
         return self.vae.decode(latents, return_dict=False)[0]
 
     # --- shapes -----------------------------------------------------------------------------------------------
 
     @property
     def ratios(self) -> tuple[int, int]:
-        """Frames and pixels (a side) per latent."""
+        """Compression of the autoencoder: frames per latent in time, and pixels per latent along each side."""
         raise NotImplementedError
 
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
-        """(C, F, H, W) of a video's latents.
+        """Shape (C, F, H, W) of a video's latents.
+
+        Args:
+            frames: Number of frames.
+            height: Height of the video, in pixels.
+            width: Width of the video, in pixels.
 
         Raises:
-            VideoAlignError: where the autoencoder or transformer cannot take such a video.
+            VideoAlignError: Where the autoencoder or the transformer cannot take such a video.
         """
         time, space = self.ratios
         if frames < 1 or (frames - 1) % time:
@@ -119,7 +141,14 @@ class Generator(nn.Module):
     # --- autoencoder and text encoder -------------------------------------------------------------------------
 
     def require(self, part: str) -> nn.Module:
-        """One of :data:`PARTS`, or an error where it was not loaded."""
+        """Give a part of the pipeline that must have been loaded.
+
+        Args:
+            part: One of :data:`PARTS`.
+
+        Raises:
+            VideoAlignError: Where the generator was loaded without it.
+        """
         module = getattr(self, part)
         if module is None:
             raise VideoAlignError(
@@ -129,7 +158,17 @@ class Generator(nn.Module):
 
     @torch.no_grad()
     def encode_video(self, video: Tensor) -> Tensor:
-        """Normalised latents (B, C, F, H, W), fp32, of uint8 frames (B, T, 3, H, W): the mode of the posterior."""
+        """Encode videos to the mode of the autoencoder's posterior.
+
+        Args:
+            video: Frames (B, T, 3, H, W), uint8.
+
+        Returns:
+            Normalised latents (B, C, F, H, W), fp32.
+
+        Raises:
+            VideoAlignError: Where the autoencoder cannot take videos of this size.
+        """
         vae = self.require("vae")
         self.latent_shape(video.shape[1], *video.shape[-2:])
         pixels = video.transpose(1, 2).to(vae.device, vae.dtype) / 127.5 - 1  # (B, 3, T, H, W)
@@ -138,14 +177,14 @@ class Generator(nn.Module):
 
     @torch.no_grad()
     def decode(self, latents: Tensor, names: Sequence[str] | None = None) -> Tensor:
-        """uint8 frames (B, T, 3, H, W) of normalised latents.
+        """Decode latents to frames (B, T, 3, H, W), uint8.
 
         Args:
             latents: Normalised latents (B, C, F, H, W).
-            names: What the videos are called in messages; their numbers if not given.
+            names: Names of the videos, for messages; their numbers if not given.
 
         Raises:
-            VideoAlignError: where latents or decoded frames are not finite: as uint8 they would be black.
+            VideoAlignError: Where latents or decoded frames are not finite: as uint8 they would be black.
         """
         vae = self.require("vae")
         names = names or [f"video {number}" for number in range(len(latents))]
@@ -160,14 +199,14 @@ class Generator(nn.Module):
 
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str], truncate: bool = False) -> list[Tensor]:
-        """Embeddings (L, E) of each prompt, without padding, in the text encoder's precision.
+        """Embeddings (L, E) of each prompt, without padding, in the text encoder's dtype.
 
         Args:
-            prompts: Texts.
-            truncate: Cut prompts that are too long; otherwise they are refused.
+            prompts: Texts of the prompts.
+            truncate: Whether prompts that are too long are cut; otherwise they are refused.
 
         Raises:
-            VideoAlignError: where a prompt is too long, or an embedding is not finite.
+            VideoAlignError: Where a prompt is too long, or an embedding is not finite.
         """
         encoder, tokenizer = self.require("text_encoder"), self.pipeline.tokenizer
         lengths = [len(ids) for ids in tokenizer([self.cleaned(p) for p in prompts]).input_ids]
@@ -188,12 +227,19 @@ class Generator(nn.Module):
         return embedded
 
     def condition(self, embeds: Sequence[Tensor]) -> Condition:
-        """Prompts' embeddings (L, E) as one batch, padded as the family does: zeros up to the longest it takes."""
+        """Put embeddings of prompts into one batch, padded with zeros to :attr:`max_tokens` as the family pads them.
+
+        Args:
+            embeds: Embeddings (L, E), one tensor per prompt.
+
+        Raises:
+            VideoAlignError: Where an embedding is longer or of another width than this generator takes.
+        """
         width = self.text_width
         if wrong := [tuple(e.shape) for e in embeds if e.ndim != 2 or e.shape[1] != width or len(e) > self.max_tokens]:
             raise VideoAlignError(
-                f"prompt embeddings of shape {wrong[0]}, but this generator takes at most {self.max_tokens} x {width}: they were made "
-                "with another text encoder"
+                f"prompt embeddings of shape {wrong[0]}, but this generator takes at most {self.max_tokens} x {width}: "
+                "they were made with another text encoder"
             )
         padded = torch.zeros(len(embeds), self.max_tokens, width, dtype=embeds[0].dtype, device=embeds[0].device)
         mask = torch.zeros(len(embeds), self.max_tokens, dtype=torch.long, device=embeds[0].device)
@@ -203,7 +249,7 @@ class Generator(nn.Module):
 
     @property
     def text_width(self) -> int:
-        """E, the width of prompt embeddings."""
+        """Width E of the prompt embeddings."""
         raise NotImplementedError
 
     # --- sampling ---------------------------------------------------------------------------------------------
@@ -218,11 +264,18 @@ class Generator(nn.Module):
         null: Condition | None = None,
         transformer: nn.Module | None = None,
     ) -> Tensor:
-        """Normalised latents (B, C, F, H, W) from noise of that shape, through the pipeline and its own scheduler.
+        """Sample normalised latents (B, C, F, H, W) through the pipeline and its own scheduler.
 
         Args:
-            steps: of the scheduler. cfg_scale: classifier-free guidance scale; 1 turns it off. null: condition of no prompt, for guidance.
-            transformer: to sample from, if not the pipeline's.
+            condition: Prompts of the batch.
+            noise: Noise (B, C, F, H, W) to start from.
+            steps: Number of scheduler steps.
+            cfg_scale: Classifier-free guidance scale; 1 turns it off.
+            null: Condition of the empty prompt, with a batch size of 1; needed where ``cfg_scale`` is above 1.
+            transformer: Transformer to sample from instead of the pipeline's own.
+
+        Raises:
+            VideoAlignError: Where ``cfg_scale`` is above 1 without ``null``.
         """
         if cfg_scale > 1 and null is None:
             raise VideoAlignError(f"cfg_scale {cfg_scale} needs the embedding of the empty prompt")
@@ -237,17 +290,17 @@ class Generator(nn.Module):
             self.pipeline.transformer = self.transformer
 
     def identity(self) -> dict[str, str]:
-        """What latents are only good for: the family, and its autoencoder."""
+        """The family and a digest of the autoencoder. Latents work only with generators of the same identity."""
         vae = fingerprint(self.require("vae"))
         moments = torch.cat([part.flatten() for part in self.moments()]).float().cpu().numpy().tobytes()
         return {"family": type(self).__name__, "vae": hashlib.sha256(vae.encode() + moments).hexdigest()}
 
     @contextlib.contextmanager
     def without_adapters(self) -> Iterator[None]:
-        """The reference: the transformer as it was before its LoRA adapters.
+        """Turn the transformer into the reference during a block, by leaving its LoRA adapters out.
 
-        Only a flag of the layers changes, and no parameter's requires_grad: sharded modules and checkpointed
-        activations of an earlier pass stay as they are. Leave it before the policy's backward pass.
+        Only a flag of the layers changes, and no parameter's ``requires_grad``, so that sharded modules and
+        checkpointed activations of an earlier pass stay valid. The block must end before the policy's backward pass.
         """
         layers = [m for m in self.transformer.modules() if isinstance(m, BaseTunerLayer)]
         before = [layer._disable_adapters for layer in layers]

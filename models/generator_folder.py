@@ -1,4 +1,4 @@
-"""Generators from pipeline folders: which families there are, and every tensor of what is loaded accounted for."""
+"""Loading generators from pipeline folders: the registry of families, and checks that every tensor is accounted for."""
 
 from collections.abc import Sequence
 from importlib import import_module
@@ -16,30 +16,32 @@ from .wan import Wan
 from .whole import load_whole
 
 GENERATORS: dict[str, type[Generator]] = {family.class_name: family for family in (Wan, LTX)}
-"""Families by the class name of their diffusers pipeline."""
+"""Registry of families by the class name of their diffusers pipeline. Add an entry to support another family."""
 
 
 def load_generator(
     path: str | Path, dtype: str = "float32", parts: Sequence[str] = PARTS, fps: float = 25.0
 ) -> Generator:
-    """A generator from a pipeline folder or hub id, with every tensor of the loaded parts accounted for.
+    """Load a generator from a pipeline folder or hub id, with every tensor of the loaded parts accounted for.
 
     Args:
         path: Folder of a pipeline, or hub id.
-        dtype: Dtype of transformer and text encoder; the autoencoder is always fp32, as its users run it.
-        parts: Which of ``transformer``, ``vae`` and ``text_encoder`` are loaded.
-        fps: Frame rate of the videos; see :class:`Generator`.
+        dtype: Dtype of transformer and text encoder, such as ``bfloat16``. The autoencoder is always fp32, as its
+            authors run it.
+        parts: Names of the parts to load, from ``transformer``, ``vae`` and ``text_encoder``.
+        fps: Frame rate of the videos, in frames per second. Only LTX uses it.
 
     Raises:
-        VideoAlignError: where there is no such pipeline, or none of a known family, or its files do not fit its models
+        VideoAlignError: Where there is no such pipeline, it is of no known family, its files do not fit its models
             (see :func:`.whole.load_whole`), or they are not the files that were exported.
     """
     check_readable(path)
     try:
         index = DiffusionPipeline.load_config(path)
     except (OSError, ValueError) as error:
+        why = str(error).splitlines()[0][:160]
         raise VideoAlignError(
-            f"generator {str(path)!r} is neither a pipeline folder nor a hub id that could be reached ({str(error).splitlines()[0][:160]})"
+            f"generator {str(path)!r} is neither a pipeline folder nor a hub id that could be reached ({why})"
         ) from None
     name = index.get("_class_name")
     if name not in GENERATORS:
@@ -50,14 +52,14 @@ def load_generator(
     modules = {part: _load_part(path, part, index, dtype) if part in parts else None for part in PARTS}
     try:
         pipeline = GENERATORS[name].pipeline_class().from_pretrained(path, dtype=torch.float32, **modules)
-    except Exception as error:  # whatever diffusers says of the tokenizer's and scheduler's files
+    except Exception as error:  # diffusers raises errors of many kinds for the tokenizer's and scheduler's files
         text = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise VideoAlignError(f"generator {path}: {text[:300]}") from error
     return GENERATORS[name](pipeline, fps)
 
 
 def _load_part(path: str | Path, part: str, index: dict, dtype: str) -> nn.Module | None:
-    """A part of a pipeline, or None where its index has none."""
+    """Load a part of a pipeline; None where its index has none."""
     entry = index.get(part) or [None, None]
     if not isinstance(entry, list | tuple) or len(entry) != 2:
         raise VideoAlignError(
@@ -70,7 +72,7 @@ def _load_part(path: str | Path, part: str, index: dict, dtype: str) -> nn.Modul
         raise VideoAlignError(
             f"generator {path}: its {part} is a {library}.{kind}, which is no model of diffusers or transformers"
         )
-    # transformers raises at another shape without a word which; asked to go on, it reports it
+    # transformers raises at a wrong shape without naming the tensor; with this option it goes on and reports it
     more = {"ignore_mismatched_sizes": True} if library == "transformers" else {}
     return load_whole(
         getattr(import_module(library), kind),

@@ -6,11 +6,13 @@ related by :math:`v = a_t x + b_t \nabla \log p_t` with :math:`a_t = -1/(1-t)` a
 
 .. math:: \tilde v = v - w\, \frac{t}{1-t}\, \nabla_{x_t} r(x_t, y, t)
 
-added once a step, after classifier-free guidance, and never at t = 1, where the factor has no bound. With t from 1 to
-0 the step is x <- x - dt v, so that the minus here moves x towards higher reward. Exact only for the exact noisy reward
-:math:`\ln E[\exp(w\,r(x_0)) | x_t]`; Bradley-Terry rewards on noised pairs are a stand-in. Another one, for a reward that
-reads clean latents, is :math:`r(\hat x_0)` of the predicted end :math:`\hat x_0 = x_t - t v(x_t)` (FreeDoM, Yu et al., 2023),
-whose gradient goes through the generator too.
+The second term is added once a step, after classifier-free guidance, and never at t = 1, where the factor has no bound.
+With t from 1 to 0 the step is x <- x - dt v, so that the minus here moves x towards higher reward.
+
+The result is exact only for the exact noisy reward :math:`\ln E[\exp(w\,r(x_0)) | x_t]`; Bradley-Terry rewards on
+noised pairs approximate it. A reward that reads clean latents gives another approximation, :math:`r(\hat x_0)` at the
+predicted end :math:`\hat x_0 = x_t - t v(x_t)` (FreeDoM, Yu et al., 2023), whose gradient goes through the generator
+too.
 """
 
 import contextlib
@@ -27,43 +29,43 @@ from .dimensions import DIMENSIONS
 from .flow import expand
 
 Reward = Callable[[Tensor, Tensor], Tensor]
-"""Latents (B, C, F, H, W) and times (B,) -> rewards (B, D)."""
+"""Function from latents (B, C, F, H, W) and times (B,) to rewards (B, D)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Guidance:
-    """When and how strongly a reward steers."""
+    """When and how strongly a reward steers sampling in Flow-NRG."""
 
     weights: Mapping[str, float] = field(default_factory=lambda: {"VQ": 1 / 3, "MQ": 1 / 3, "TA": 1 / 3})
-    """Of the dimensions in the scalar reward; those not named are 0. They need not sum to 1."""
+    """Weights of the dimensions VQ, MQ and TA in the scalar reward. A dimension without a weight has weight 0; the
+    weights need not sum to 1."""
     strength: float = 100.0
-    """w, in units of the held-out rewards' deviation; 100 in the paper. 0 leaves samples as they are, bit for bit."""
+    """Guidance strength w, at least 0, for rewards that are z-scored with held-out statistics; 100 in the paper. With 0
+    samples are those without guidance, bit for bit."""
     largest_factor: float = 20.0
-    """Upper bound of t / (1 - t), which is 49 at t = 0.98 and has no bound at 1."""
+    """Upper bound of the factor t / (1 - t), above 0. Without a bound it is 49 at t = 0.98 and infinite at t = 1."""
     begin: float = 1.0
-    """Largest t at which it acts. The first step, from pure noise, is always left out."""
+    """Largest time t in [0, 1] at which guidance acts. The first step, from pure noise, is never guided."""
     end: float = 0.0
-    """Smallest t at which it acts."""
+    """Smallest time t in [0, 1] at which guidance acts."""
     largest_share: float | None = None
-    """Largest norm of the guidance as a share of the velocity's, per sample; null for none."""
+    """Largest norm of the guidance term as a share of the velocity's norm, per sample; null sets no limit."""
     through: Literal["noisy", "predicted"] = "noisy"
-    """What the reward reads: the noisy latents at their time (Flow-NRG), or the predicted clean ones at time 0 (FreeDoM)."""
+    """Latents that the reward reads: ``noisy`` ones at their own time (Flow-NRG), or the ``predicted`` clean ones at
+    time 0 (FreeDoM)."""
     every: int = 1
-    """Acts in every n-th step, with the same strength each time."""
+    """Number of steps from one guided step to the next, at least 1. The strength of a guided step stays the same."""
 
     def __post_init__(self) -> None:
         if unknown := sorted(set(self.weights) - set(DIMENSIONS)):
             raise VideoAlignError(f"guidance weights {unknown} are unknown; they are {', '.join(DIMENSIONS)}")
         if not all(math.isfinite(value) for value in (self.strength, *self.weights.values())):
             raise VideoAlignError(f"guidance: strength and weights must be finite, got {self}")
-        if (
-            not self.strength >= 0
-            or not self.largest_factor > 0
-            or self.every < 1
-            or not 0 <= self.end <= self.begin <= 1
-        ):
+        sizes = self.strength >= 0 and self.largest_factor > 0 and self.every >= 1
+        if not (sizes and 0 <= self.end <= self.begin <= 1):
             raise VideoAlignError(
-                f"guidance: strength >= 0, largest_factor > 0, every >= 1 and 0 <= end <= begin <= 1 are needed, got {self}"
+                "guidance: strength >= 0, largest_factor > 0, every >= 1 and 0 <= end <= begin <= 1 are needed, got "
+                f"{self}"
             )
         if self.through not in ("noisy", "predicted"):
             raise VideoAlignError(f"guidance.through {self.through!r} is unknown; choose noisy or predicted")
@@ -71,20 +73,31 @@ class Guidance:
             raise VideoAlignError(f"guidance.largest_share must be positive or null, got {self.largest_share}")
 
     def acts(self, t: float, step: int) -> bool:
-        """Whether it changes the velocity of step number ``step`` (from 0) at time t."""
+        """Whether guidance changes the velocity of a step.
+
+        Args:
+            t: Time of the step, in [0, 1].
+            step: Number of the step, counted from 0.
+        """
         active = self.strength > 0 and any(self.weights.values())
         # the first step starts from pure noise, also where a scheduler rounds its time to 0.999
         return active and self.end <= t <= self.begin and t < 1 and step > 0 and step % self.every == 0
 
     def factor(self, t: Tensor) -> Tensor:
-        """t / (1 - t), bounded."""
+        """The factor t / (1 - t) at times (N,), at most :attr:`largest_factor`."""
         return (t / (1 - t).clamp(min=1e-12)).clamp(max=self.largest_factor)
 
     def __call__(self, reward: Reward, x: Tensor, t: Tensor, velocity: Tensor) -> Tensor:
-        """The guided velocity; gradients are computed here whatever mode the caller is in.
+        """Compute the guided velocity (Eq. 11). Gradients are computed here, whatever mode the caller is in.
 
         Args:
-            reward: of noisy latents. x: (B, C, F, H, W). t: (B,). velocity: of x's shape, after classifier-free guidance.
+            reward: Function that gives rewards (B, D) of latents.
+            x: Noisy latents (B, C, F, H, W).
+            t: Times (B,) in [0, 1].
+            velocity: Velocity (B, C, F, H, W) after classifier-free guidance.
+
+        Returns:
+            The guided velocity, in the shape and dtype of ``velocity``.
         """
         weights = torch.tensor([self.weights.get(d, 0.0) for d in DIMENSIONS], dtype=x.dtype, device=x.device)
         # inference tensors cannot take part in a backward pass: clones of them can
@@ -100,14 +113,23 @@ class Guidance:
 
 @contextlib.contextmanager
 def guided(pipeline: Any, reward: Any, guidance: Guidance | None = None, **options: Any) -> Iterator[Any]:
-    """Within the block, an unmodified diffusers pipeline samples under guidance: its scheduler's ``step`` is given the
-    guided velocity, once per step, after classifier-free guidance.
+    """Let an unmodified diffusers pipeline sample under guidance during a block.
+
+    The pipeline's scheduler gets the guided velocity, once per step, after classifier-free guidance.
 
     ``with guided(pipe, reward, weights={"TA": 0.8, "MQ": 0.1, "VQ": 0.1}, strength=100): pipe(prompt)``
 
     Args:
-        pipeline: a Wan or LTX pipeline. reward: a :class:`~videoalign.models.noisy_reward.NoisyReward` of it.
-        guidance: when and how strongly; or its arguments as ``options``.
+        pipeline: Wan or LTX pipeline of diffusers.
+        reward: A :class:`~videoalign.models.noisy_reward.NoisyReward` for that pipeline.
+        guidance: Settings of the guidance.
+        options: Arguments of :class:`Guidance`, instead of ``guidance``.
+
+    Yields:
+        The pipeline.
+
+    Raises:
+        VideoAlignError: Where both ``guidance`` and ``options`` are given.
     """
     if guidance is not None and options:
         raise VideoAlignError("guided() takes a Guidance or its arguments, not both")

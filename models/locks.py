@@ -1,4 +1,4 @@
-"""Who is writing an output: locks that end with their process, and names that say whose a temporary file is."""
+"""Locks for outputs, which end with their process, and names of temporary files that identify the process."""
 
 import contextlib
 import hashlib
@@ -16,17 +16,22 @@ import filelock
 from .. import VideoAlignError
 
 HOST = re.sub(r"[^A-Za-z0-9_.]", "_", socket.gethostname())[:64]
-"""Name of this machine, as temporary names hold it."""
+"""Name of this machine in the names of temporary files."""
 _TEMPORARY = re.compile(r"\.(?P<stem>.+)\.(?P<kind>partial|old)-(?P<host>[^-]+)-(?P<pid>\d+)-(?P<start>\d+)-\d+", re.S)
 _LONGEST = 150
-"""Bytes of a name from which on it is cut in the names beside it: file systems take 255."""
+"""Largest number of bytes of a name that is used whole in names beside it: file systems allow 255."""
 _numbers = itertools.count()
 _mine: set[tuple[int, Path]] = set()
-"""Process and lock of the blocks that are open; a forked process has none of its parent's locks."""
+"""Process and lock file of every open block; a forked process holds none of its parent's locks."""
 
 
 def beside(path: Path, kind: str) -> Path:
-    """The hidden neighbour of an output that serves it as ``kind``, such as its lock."""
+    """Path of a hidden neighbour of an output.
+
+    Args:
+        path: Path of the output.
+        kind: Purpose of the neighbour, the last part of its name, such as ``lock``.
+    """
     name, raw = path.name, os.fsencode(path.name)
     if len(raw) > _LONGEST:
         name = f"{name[:20]}-{hashlib.sha256(raw).hexdigest()[:16]}"
@@ -34,12 +39,17 @@ def beside(path: Path, kind: str) -> Path:
 
 
 def temporary(path: Path, kind: str = "partial") -> Path:
-    """A name beside an output that no other process uses, and that tells which one does."""
+    """Path beside an output that no other process uses, and whose name identifies this process.
+
+    Args:
+        path: Path of the output.
+        kind: ``partial`` for an unfinished output, ``old`` for an earlier one that is being replaced.
+    """
     return beside(path, f"{kind}-{HOST}-{os.getpid()}-{_started(os.getpid()) or 0}-{next(_numbers)}")
 
 
 def abandoned(path: Path) -> re.Match[str] | None:
-    """The parts of a temporary name whose process has ended; None for anything else, and for other machines' files."""
+    """Parse the name of a temporary file whose process has ended; None for other names and other machines' files."""
     found = _TEMPORARY.fullmatch(path.name)
     if found and found["host"] == HOST and not _running(int(found["pid"]), int(found["start"])):
         return found
@@ -47,7 +57,7 @@ def abandoned(path: Path) -> re.Match[str] | None:
 
 
 def _started(pid: int) -> int | None:
-    """When a process began, in the kernel's ticks; None where it has ended, or where the system does not tell."""
+    """Start time of a process in the kernel's ticks; None where it has ended, or where the system does not say."""
     try:
         state, *fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
     except OSError:
@@ -56,7 +66,7 @@ def _started(pid: int) -> int | None:
 
 
 def _running(pid: int, start: int) -> bool:
-    if Path("/proc/self/stat").exists():  # a number that came to another process since does not count
+    if Path("/proc/self/stat").exists():  # the number may belong to another, later process by now
         return _started(pid) == start
     try:
         os.kill(pid, 0)
@@ -68,7 +78,7 @@ def _running(pid: int, start: int) -> bool:
 
 
 def first_process() -> bool:
-    """Whether this is the process of a run that writes for all of them."""
+    """Whether this is the first process of a run, which writes for all of them."""
     if "RANK" in os.environ:  # torchrun
         return os.environ["RANK"] == "0"
     names = ("LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
@@ -77,17 +87,16 @@ def first_process() -> bool:
 
 @contextlib.contextmanager
 def held(path: str | Path, every: bool = False) -> Iterator[None]:
-    """Keep an output for this process for the time of the block. The system ends the lock of a process that dies.
+    """Lock an output during a block. The system releases the lock of a process that dies.
 
-    Blocks of one process may be nested. Processes of a run other than the first take part in its lock without one of
-    their own.
+    Blocks of one process may be nested. In a distributed run the first process holds the lock for all.
 
     Args:
-        path: File or folder that will be written; its folder is made where it is missing.
-        every: The output is this process's alone, whichever of its run it is.
+        path: File or folder that will be written; its parent folder is created if it is missing.
+        every: Whether each process of a run writes an output of its own, and so takes a lock of its own.
 
     Raises:
-        VideoAlignError: At once, where another process holds the output.
+        VideoAlignError: Where another process holds the output; there is no waiting.
     """
     if not every and not first_process():
         yield
@@ -106,7 +115,7 @@ def held(path: str | Path, every: bool = False) -> Iterator[None]:
 
 
 class Hold:
-    """Keeps an output from one call to another, as the hooks of a run need it; :func:`held` is for a block."""
+    """A lock on an output from one call to another, as the hooks of a run need it; :func:`held` is for a block."""
 
     _open: ClassVar[weakref.WeakSet] = weakref.WeakSet()
 
@@ -115,17 +124,25 @@ class Hold:
         self._open.add(self)
 
     def take(self, path: str | Path, every: bool = False) -> None:
-        """Enter a block of :func:`held`, leaving an earlier one; the same arguments."""
+        """Lock an output, and release the one that was locked before.
+
+        Args:
+            path: File or folder that will be written.
+            every: Whether each process of a run takes a lock of its own.
+
+        Raises:
+            VideoAlignError: Where another process holds the output.
+        """
         self.drop()
         self._blocks.enter_context(held(path, every))
 
     def drop(self) -> None:
-        """Leave the block, if one was entered."""
+        """Release the lock, if one is held."""
         self._blocks.close()
 
     @classmethod
     def drop_all(cls) -> None:
-        """Leave all blocks of this process: a command that fails does not come to the hooks that would."""
+        """Release all locks of this process: a command that fails does not reach the hooks that would release them."""
         for hold in [*cls._open]:
             hold.drop()
 
@@ -138,24 +155,25 @@ def _acquired(path: str | Path, place: Path) -> Iterator[None]:
         lock = taken(place)
     if lock is None:
         raise VideoAlignError(
-            f"output {path} is being written by another process ({_holder(place)}). Wait until it has ended, or name another output"
+            f"output {path} is being written by another process ({_holder(place)}). Wait until it has ended, or name "
+            "another output"
         )
     try:
         yield
     finally:
         release(lock)
-        with contextlib.suppress(OSError):  # where nothing came of it
+        with contextlib.suppress(OSError):  # folders that hold something now stay
             for folder in made:
                 folder.rmdir()
 
 
 def taken(place: Path) -> filelock.BaseFileLock | None:
-    """The lock of that file, with this process's name in it; None where somebody else has it."""
+    """Take the lock of a lock file and write this process's number into it; None where another process holds it."""
     lock = filelock.FileLock(place, thread_local=False)
     try:
-        lock.acquire(timeout=0.2, poll_interval=0.02)  # a moment: somebody may be tidying up
+        lock.acquire(timeout=0.2, poll_interval=0.02)  # a moment: another process may hold it to tidy up
     except filelock.Timeout:
-        if not place.exists():  # filelock waits for a file that cannot be made; let the system say why
+        if not place.exists():  # filelock waits for a file that cannot be created; let the system say why
             probe = temporary(place)
             probe.touch()
             probe.unlink()
@@ -166,7 +184,7 @@ def taken(place: Path) -> filelock.BaseFileLock | None:
 
 
 def release(lock: filelock.BaseFileLock) -> None:
-    """Give a lock back and remove its file, which nobody else can have taken meanwhile."""
+    """Release a lock and remove its file first, while no other process can hold it."""
     with contextlib.suppress(OSError):
         os.unlink(lock.lock_file)
     lock.release()
@@ -174,7 +192,14 @@ def release(lock: filelock.BaseFileLock) -> None:
 
 @contextlib.contextmanager
 def idle(place: Path) -> Iterator[bool]:
-    """Whether no other process holds the lock of that file; nobody takes it for the time of the block."""
+    """Try to keep other processes from an output during a block.
+
+    Args:
+        place: Lock file of the output.
+
+    Yields:
+        Whether no other process holds the lock; if so, none can take it during the block.
+    """
     if (os.getpid(), place) in _mine:
         yield True
         return
@@ -194,10 +219,13 @@ def _holder(place: Path) -> str:
 
 
 def real(path: str | Path) -> Path:
-    """Where an output really stands: links are followed, so that all its names share one lock and one file system.
+    """Resolve the path of an output: links are followed, so that all its names share one lock and one file system.
+
+    Args:
+        path: Path of the output, as the user named it.
 
     Raises:
-        VideoAlignError: For a name that cannot be a file's, or a link that leads to itself.
+        VideoAlignError: Where it is no possible file name, the root folder, or a link that leads to itself.
     """
     text = os.fspath(path)
     try:
@@ -218,7 +246,14 @@ def real(path: str | Path) -> Path:
 
 @contextlib.contextmanager
 def explained(path: str | Path) -> Iterator[None]:
-    """Turn what the operating system says of an output into a message for the user."""
+    """Turn an error of the operating system in a block into a message for the user.
+
+    Args:
+        path: Output that the block writes, as the user named it.
+
+    Raises:
+        VideoAlignError: Where the block raises an OSError.
+    """
     try:
         yield
     except OSError as error:

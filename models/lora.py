@@ -1,4 +1,4 @@
-"""Low-rank adapters through peft, on chosen parts of a model (Hu et al., 2021; VideoAlign, Table 11)."""
+"""LoRA adapters through peft, on chosen parts of a model (Hu et al., 2021; VideoAlign, Tables 10 and 11)."""
 
 import math
 from collections.abc import Sequence
@@ -12,16 +12,17 @@ from .. import VideoAlignError
 
 @dataclass(kw_only=True)
 class LoRA:
-    """Settings of the adapters."""
+    """Settings of LoRA adapters."""
 
     rank: int = 64
-    """Rank of the update. The paper's value."""
+    """Rank of the low-rank update of each layer, at least 1; 64 in the paper."""
     alpha: float = 128
-    """The update is scaled by alpha / rank. The paper's value."""
+    """Numerator of the update's scale alpha / rank, above 0; 128 in the paper."""
     dropout: float = 0.0
-    """Dropout on the adapters' input. 0.0 in the paper, 0.05 in the official script."""
+    """Dropout probability on the adapters' input, in [0, 1); 0 in the paper, 0.05 in the official script."""
     targets: list[str] = field(default_factory=lambda: ["all-linear"])
-    """Names of the linear layers (``q_proj``, ...); ``all-linear`` takes every one of the part."""
+    """Names of the linear layers that get adapters, or the ends of their names, such as ``q_proj``; ``all-linear``
+    means every linear layer of the adapted part."""
 
     def __post_init__(self) -> None:
         if self.rank < 1:
@@ -35,13 +36,16 @@ class LoRA:
 
 
 def linear_names(model: nn.Module, targets: Sequence[str], inside: str = "", without: Sequence[str] = ()) -> list[str]:
-    """Full names of the linear layers that ``targets`` mean: ends of names, or ``all-linear``.
+    """Full names of the linear layers that targets select.
 
     Args:
-        inside: only those of this submodule. without: submodules that are left out.
+        model: Model that holds the layers.
+        targets: Ends of layer names, or ``all-linear``.
+        inside: Submodule that is searched; empty for the whole model.
+        without: Submodules that are left out.
 
     Raises:
-        VideoAlignError: where a target means none; lists what there is.
+        VideoAlignError: Where a target selects no layer; lists the names that exist.
     """
     modules = model.get_submodule(inside).named_modules()
     names = [f"{inside}.{n}".lstrip(".") for n, m in modules if isinstance(m, nn.Linear)]
@@ -56,17 +60,20 @@ def linear_names(model: nn.Module, targets: Sequence[str], inside: str = "", wit
 
 
 def add_lora(model: nn.Module, lora: LoRA, parts: list[str], without: Sequence[str] = ()) -> None:
-    """Insert adapters into the linear layers of ``parts`` (names of submodules), in place.
+    """Insert adapters into linear layers of a model, in place.
 
     Args:
-        without: submodules inside the parts that get none.
+        model: Model to change.
+        lora: Settings of the adapters.
+        parts: Names of the submodules whose layers get adapters.
+        without: Names of submodules inside the parts that get none.
 
     Raises:
-        VideoAlignError: where a target matches no linear layer of a part; lists what there is.
+        VideoAlignError: Where a target selects no linear layer of a part; lists the names that exist.
     """
     names = [name for part in parts for name in linear_names(model, lora.targets, part, without)]
     config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=names)
-    # peft freezes everything that is no adapter; what was to train besides keeps training
+    # peft freezes everything that is no adapter; other parameters that trained before must go on training
     training = [p for p in model.parameters() if p.requires_grad]
     inject_adapter_in_model(config, model)
     model.peft_lora_config = config
@@ -75,7 +82,15 @@ def add_lora(model: nn.Module, lora: LoRA, parts: list[str], without: Sequence[s
 
 
 def merge_lora(state: dict[str, Tensor], lora: LoRA) -> dict[str, Tensor]:
-    """A state dict with its adapters folded into the weights that they stand beside, W + alpha / rank * B A, in fp32."""
+    """Fold adapters into the weights of their layers, W + alpha / rank * B A, computed in fp32.
+
+    Args:
+        state: State dict with adapters.
+        lora: Settings of the adapters.
+
+    Returns:
+        The state dict of the model without adapters, in the dtypes of its weights.
+    """
     merged = {}
     for name, tensor in state.items():
         if ".lora_" in name:

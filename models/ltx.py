@@ -1,4 +1,4 @@
-"""LTX-Video (text to video): 128-channel latents, 8 frames and 32 x 32 pixels each, packed as tokens."""
+"""LTX-Video (text to video): 128-channel latents of 8 frames and 32 x 32 pixels each, packed as tokens."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from .generator import Condition, Generator
 
 
 class LTX(Generator):
-    """diffusers' :class:`~diffusers.LTXPipeline`. A mask hides what stands behind a prompt's end."""
+    """Adapter for diffusers' :class:`~diffusers.LTXPipeline`. A mask hides the padding after a prompt's end."""
 
     class_name = "LTXPipeline"
     blocks = "transformer_blocks"
@@ -19,12 +19,12 @@ class LTX(Generator):
 
     @staticmethod
     def pipeline_class() -> type:
-        """Of diffusers."""
+        """The pipeline's class in diffusers."""
         return LTXPipeline
 
     @staticmethod
     def check(index: dict, path: str | Path) -> None:
-        """Nothing is refused by its index."""
+        """Check the pipeline's index; every LTX pipeline is accepted."""
 
     def __init__(self, pipeline: LTXPipeline, fps: float = 25.0) -> None:
         super().__init__(pipeline, fps)
@@ -33,43 +33,38 @@ class LTX(Generator):
 
     @property
     def ratios(self) -> tuple[int, int]:
-        """Frames and pixels per latent."""
         return self.pipeline.vae_temporal_compression_ratio, self.pipeline.vae_spatial_compression_ratio
 
     @property
     def text_width(self) -> int:
-        """E."""
         return self.transformer.config.caption_channels
 
     def moments(self) -> tuple[Tensor, Tensor]:
-        """Buffers of the autoencoder, and its scale."""
-        shape = (1, -1, 1, 1, 1)
-        return self.vae.latents_mean.float().view(shape), self.vae.latents_std.float().view(
-            shape
-        ) / self.vae.config.scaling_factor
+        """Mean and standard deviation from the autoencoder's buffers, (1, C, 1, 1, 1) each."""
+        mean, std = (part.float().view(1, -1, 1, 1, 1) for part in (self.vae.latents_mean, self.vae.latents_std))
+        return mean, std / self.vae.config.scaling_factor
 
     @staticmethod
     def packed(latents: Tensor) -> Tensor:
-        """(B, C, F, H, W) -> (B, F*H*W, C)."""
+        """Pack latents (B, C, F, H, W) as tokens (B, F*H*W, C)."""
         return latents.flatten(2).transpose(1, 2)
 
     @staticmethod
     def unpacked(latents: Tensor, call: dict) -> Tensor:
-        """(B, F*H*W, C) -> (B, C, F, H, W)."""
+        """Unpack tokens (B, F*H*W, C) to latents (B, C, F, H, W)."""
         return latents.transpose(1, 2).unflatten(2, (call["num_frames"], call["height"], call["width"]))
 
     @staticmethod
     def encoded(found: tuple) -> Condition:
-        """Embeddings and their mask."""
+        """Embeddings and mask from the output of the pipeline's ``encode_prompt``."""
         return {"embeds": found[0], "mask": found[1].long()}
 
     def _decode(self, latents: Tensor) -> Tensor:
-        if self.vae.config.timestep_conditioning:  # without noise, as of a clean latent
+        if self.vae.config.timestep_conditioning:  # time 0: the latents are clean
             return self.vae.decode(latents, latents.new_zeros(len(latents)), return_dict=False)[0]
         return super()._decode(latents)
 
     def velocity(self, x: Tensor, t: Tensor, condition: Condition, transformer: nn.Module | None = None) -> Tensor:
-        """See :class:`Generator`."""
         net = transformer or self.transformer
         (time, space), kind = self.ratios, net.dtype
         _, _, frames, height, width = x.shape
@@ -89,9 +84,9 @@ class LTX(Generator):
     def _denoise(self, condition: Condition, null: Condition | None, noise: Tensor, **options: object) -> Tensor:
         time, space = self.ratios
         _, _, frames, height, width = noise.shape
-        empty = (
-            {"negative_prompt_embeds": null["embeds"], "negative_prompt_attention_mask": null["mask"]} if null else {}
-        )
+        empty = {}
+        if null:
+            empty = {"negative_prompt_embeds": null["embeds"], "negative_prompt_attention_mask": null["mask"]}
         packed = self.pipeline(
             prompt_embeds=condition["embeds"],
             prompt_attention_mask=condition["mask"],

@@ -1,4 +1,4 @@
-"""torchmetrics of preferences. States hold what ranks saw; results do not depend on the number of ranks."""
+"""Preference metrics for torchmetrics. States are gathered over ranks, so results do not depend on their number."""
 
 import math
 from typing import NamedTuple
@@ -21,19 +21,11 @@ class PreferenceAccuracy(Metric):
     fall below), with ties at a threshold from the other half of the pairs, and bootstrap intervals over prompts; see
     :mod:`videoalign.models.preference`.
 
-    As input to ``update``: ``margins`` (N, D) float, A minus B; ``labels`` (N, D + 1), +1 / -1 / 0, NaN where there is
-    none, the last column overall; ``valid`` (N,) bool, False for padding; ``prompts`` (N,) int64, what
-    :func:`.intervals.prompt_number` gives for each pair's prompt. A pair without a prompt counts as independent of all others.
-
-    As output of ``compute``: a dictionary per column that has labels, with ``without_ties``, ``with_ties``,
-    ``held_out``, ``floor``, ``threshold``, ``margin`` (mean absolute), ``interval``, ``interval_with_ties``, ``pairs``,
-    ``decided``, and where prompts are known ``prompts`` and ``decided_prompts`` (how many have a pair, and a decided pair). An
-    interval of fewer than :data:`.intervals.LEAST_PROMPTS` known prompts is NaN.
-
     Args:
-        scale: (D,) the standard deviation that each dimension's margin is divided by before they are summed to the
-            overall margin; ones if not given. It may be set until ``compute``.
-        resamples: Number of bootstrap samples of the intervals; 0 leaves them out.
+        scale: Standard deviation (D,) that each dimension's margin is divided by before they are summed to the overall
+            margin; ones if not given. It may be set until ``compute``.
+        resamples: Number of bootstrap resamples for the intervals; 0 leaves them out.
+        kwargs: Further arguments of :class:`torchmetrics.Metric`.
 
     Example:
         >>> metric = PreferenceAccuracy(resamples=0)
@@ -60,7 +52,18 @@ class PreferenceAccuracy(Metric):
     def update(
         self, margins: Tensor, labels: Tensor, valid: Tensor | None = None, prompts: Tensor | None = None
     ) -> None:
-        """Add a batch; see the class."""
+        """Add a batch of pairs.
+
+        Args:
+            margins: Rewards A minus rewards B, (N, D).
+            labels: Labels (N, D + 1), the last column overall: +1 / -1 / 0, NaN where there is none.
+            valid: Mask (N,), False for padding; all pairs are valid if not given.
+            prompts: Numbers (N,) of the pairs' prompts, int64, from :func:`.intervals.prompt_number`; -1 where the
+                prompt is unknown, which makes the pair independent of all others.
+
+        Raises:
+            VideoAlignError: Where the shapes do not fit each other.
+        """
         d = len(DIMENSIONS)
         if margins.ndim != 2 or margins.shape[1] != d or labels.shape != (len(margins), d + 1):
             raise VideoAlignError(
@@ -75,7 +78,7 @@ class PreferenceAccuracy(Metric):
         self.prompts.append((unknown if prompts is None else prompts.to(unknown))[keep])
 
     def columns(self) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
-        """Labels, margins and prompts of each column, those with a label only, on the CPU."""
+        """Labels, margins and prompts of the labelled pairs by column, on the CPU."""
         if isinstance(self.margins, list) and not self.margins:
             return {}
         margins, labels, prompts = (dim_zero_cat(state).cpu() for state in (self.margins, self.labels, self.prompts))
@@ -90,11 +93,11 @@ class PreferenceAccuracy(Metric):
         }
 
     def compute(self) -> dict[str, dict]:
-        """All accuracies; see the class."""
+        """Give the row of :func:`accuracies` for every column that has labels."""
         return {name: accuracies(*column, resamples=self.resamples) for name, column in self.columns().items()}
 
     def _sync_dist(self, *args: object, **kwargs: object) -> None:
-        """Give a rank that saw nothing empty states of the right width, which gathering needs."""
+        """Give a rank without pairs empty states of the right width, which gathering needs."""
         for name, width in (("margins", len(DIMENSIONS)), ("labels", len(DIMENSIONS) + 1)):
             if not getattr(self, name):
                 setattr(self, name, [torch.empty(0, width, device=self.device)])
@@ -104,13 +107,19 @@ class PreferenceAccuracy(Metric):
 
 
 def accuracies(labels: Tensor, margins: Tensor, prompts: Tensor | None = None, resamples: int = 1000) -> dict:
-    """One column of :class:`PreferenceAccuracy`.
+    """Accuracies of one column of labels.
 
     Args:
-        labels: (N,) +1, -1 or 0.
-        margins: (N,) reward A minus reward B.
-        prompts: (N,) whole numbers, equal for pairs of one prompt; -1, or None for all, where the prompt is not known.
-        resamples: Number of bootstrap samples of the intervals; 0 leaves them out.
+        labels: Labels (N,): +1, -1 or 0.
+        margins: Rewards A minus rewards B, (N,).
+        prompts: Whole numbers (N,), equal for pairs of one prompt; -1 where the prompt is unknown, None where all are.
+        resamples: Number of bootstrap resamples for the intervals; 0 leaves them out.
+
+    Returns:
+        ``without_ties``, ``with_ties``, ``held_out``, ``floor``, ``threshold``, ``margin`` (mean absolute),
+        ``interval``, ``interval_with_ties``, ``pairs``, ``decided``; where prompts are known also ``prompts`` and
+        ``decided_prompts`` (number of prompts with a pair, and with a decided pair). An interval of fewer than
+        :data:`.intervals.LEAST_PROMPTS` known prompts is NaN.
     """
     ties = labels == 0
     known = prompts is not None and bool((prompts >= 0).any())
@@ -132,40 +141,37 @@ def accuracies(labels: Tensor, margins: Tensor, prompts: Tensor | None = None, r
     for name, with_ties, count in (("interval", False, "decided_prompts"), ("interval_with_ties", True, "prompts")):
         if resamples:
             few, of_pair = row.get(count, LEAST_PROMPTS) < LEAST_PROMPTS, prompts if known else None
-            row[name] = (
-                (math.nan, math.nan)
-                if few
-                else preference.bootstrap_interval(labels, margins, with_ties, of_pair, resamples=resamples)
-            )
+            bootstrap = preference.bootstrap_interval
+            row[name] = (math.nan,) * 2 if few else bootstrap(labels, margins, with_ties, of_pair, resamples=resamples)
     return row
 
 
 class Reliability(NamedTuple):
-    """Forecasts and outcomes in bins of the forecast probability; see :class:`Calibration`."""
+    """Forecasts and outcomes in bins of the forecast probability, as :class:`Calibration` computes them."""
 
     count: Tensor
-    """(D, bins) forecasts."""
+    """Number of forecasts (D, bins)."""
     forecast: Tensor
-    """(D, bins) mean forecast, NaN where a bin is empty."""
+    """Mean forecast (D, bins), NaN where a bin is empty."""
     frequency: Tensor
-    """(D, bins) share that came true, NaN where a bin is empty."""
+    """Share of forecasts that came true (D, bins), NaN where a bin is empty."""
     error: Tensor
-    """(D,) expected calibration error, NaN without a label."""
+    """Expected calibration error (D,), NaN without a label."""
     tie: Tensor
-    """(D,) mean probability of a tie over all labelled pairs."""
+    """Mean probability of a tie over all labelled pairs (D,)."""
 
 
 class Calibration(Metric):
-    """Reliability of predicted outcome probabilities: in each bin, how often what was predicted came true.
+    """Reliability of predicted outcome probabilities: the frequency of outcomes in bins of their forecast probability.
 
-    Every pair gives three forecasts per dimension, of A winning, a tie and B winning. The expected calibration error
-    is the mean distance of the bins' frequency from their mean forecast, weighted by their counts (Naeini et al., 2015).
-
-    As input to ``update``: ``probabilities`` (N, D, 3) of A, tie, B; ``labels`` (N, D), NaN where there is none;
-    ``valid`` (N,) bool. As output of ``compute``: a :class:`Reliability`.
+    Every pair gives three forecasts per dimension: of A winning, a tie, and B winning. The expected calibration error
+    is the mean distance of the bins' frequency from their mean forecast, weighted by their counts (Naeini et al.,
+    2015).
 
     Args:
-        bins: number of equal bins over [0, 1]. outcomes: the forecasts that count; without the tie's for plain BT.
+        bins: Number of equal bins over [0, 1].
+        outcomes: Numbers of the forecasts that count: 0 for A, 1 for a tie, 2 for B. Plain Bradley-Terry has no tie.
+        kwargs: Further arguments of :class:`torchmetrics.Metric`.
     """
 
     is_differentiable = False
@@ -184,7 +190,13 @@ class Calibration(Metric):
         self.add_state("ties", default=torch.zeros(2, len(DIMENSIONS), dtype=torch.double), dist_reduce_fx="sum")
 
     def update(self, probabilities: Tensor, labels: Tensor, valid: Tensor) -> None:
-        """Add a batch; see the class."""
+        """Add a batch of pairs.
+
+        Args:
+            probabilities: Probabilities (N, D, 3) of A winning, a tie and B winning.
+            labels: Labels (N, D): +1 / -1 / 0, NaN where there is none.
+            valid: Mask (N,), False for padding.
+        """
         came_true = labels[..., None] == torch.tensor([1.0, 0.0, -1.0], device=labels.device)  # (N, D, 3)
         counts = valid[:, None] & ~labels.isnan()  # (N, D)
         self.ties += torch.stack([counts.double(), probabilities[..., 1].double() * counts]).sum(1)
@@ -197,7 +209,7 @@ class Calibration(Metric):
         self.sums += torch.stack([(one_hot * value[..., None]).sum((0, 2)) for value in (torch.ones_like(p), p, hit)])
 
     def compute(self) -> Reliability:
-        """Means per bin and the calibration error."""
+        """Give the means per bin and the calibration errors."""
         count, forecasts, hits = self.sums
         forecast, frequency = forecasts / count, hits / count
         error = ((forecast - frequency).abs().nan_to_num() * count).sum(1) / count.sum(1)
@@ -205,10 +217,10 @@ class Calibration(Metric):
 
 
 class RewardMoments(Metric):
-    """Mean and standard deviation of raw rewards per dimension, over every video that counts.
+    """Mean and standard deviation of raw rewards per dimension, over all valid videos.
 
-    As input to ``update``: ``rewards`` (N, D), ``valid`` (N,) bool. As output of ``compute``: (2, D) mean and standard
-    deviation (with N in the denominator, as for z-scores of a given set).
+    Args:
+        kwargs: Further arguments of :class:`torchmetrics.Metric`.
     """
 
     is_differentiable = False
@@ -221,12 +233,20 @@ class RewardMoments(Metric):
         self.add_state("sums", default=torch.zeros(3, len(DIMENSIONS), dtype=torch.double), dist_reduce_fx="sum")
 
     def update(self, rewards: Tensor, valid: Tensor) -> None:
-        """Add a batch; see the class."""
+        """Add a batch of videos.
+
+        Args:
+            rewards: Raw rewards (N, D).
+            valid: Mask (N,), False for padding.
+        """
         kept = rewards.detach().double()[valid]
         self.sums += torch.stack([torch.full_like(kept[:1].sum(0), len(kept)), kept.sum(0), (kept**2).sum(0)])
 
     def compute(self) -> Tensor:
-        """(2, D); the deviation of a single value is given as 1, so that normalising stays possible."""
+        """Give mean and standard deviation (2, D), with N in the denominator as for z-scores of a given set.
+
+        A deviation of zero, such as that of a single video, is given as 1, so that normalising stays possible.
+        """
         count, total, squares = self.sums
         mean = total / count
         std = (squares / count - mean**2).clamp(min=0).sqrt()

@@ -1,8 +1,8 @@
-r"""Reward on noisy latents, :math:`r(x_t, y, t)`: what steers sampling in Flow-NRG (VideoAlign, section 4.4).
+r"""Reward on noisy latents, :math:`r(x_t, y, t)`, which steers sampling in Flow-NRG (VideoAlign, section 4.4).
 
-The paper reuses "a few early layers" of the generator and discloses no more. Here: the first ``blocks`` of the
-generator's own transformer, called as the generator calls it (so time and prompt enter as they did in its training);
-the tokens behind some of them are pooled, and a small head that knows the time gives VQ, MQ and TA.
+The paper reuses "a few early layers" of the generator and discloses no more. This package copies the first ``blocks``
+of the generator's own transformer and calls them as the generator does, so that time and prompt enter as in its
+training. The tokens after some of the blocks are pooled, and a small head conditioned on time gives VQ, MQ and TA.
 
 Legend: B samples, L tokens, E width of the transformer, D dimensions, K learned queries.
 """
@@ -32,18 +32,19 @@ RECORD, FORMAT, VERSION = "noisy_reward.json", "videoalign-noisy-reward", 1
 
 @dataclass(frozen=True, kw_only=True)
 class NoisyRewardShape:
-    """Its architecture, which the paper leaves open."""
+    """Architecture of the reward on noisy latents, which the paper leaves open."""
 
     blocks: int = 8
-    """First blocks of the transformer that are copied."""
+    """Number of the transformer's first blocks that are copied, at least 1."""
     taps: tuple[int, ...] = ()
-    """Blocks behind which tokens are read, counted from 1; the last copied one if empty."""
+    """Numbers of the blocks after which tokens are read, counted from 1, up to ``blocks``; empty reads after the last
+    one."""
     pooling: Literal["mean", "attention"] = "mean"
-    """Mean over all tokens, or learned queries that attend to them."""
+    """Pooling of tokens: their ``mean``, or ``attention`` of learned queries to them."""
     queries: int = 4
-    """Of attention pooling."""
+    """Number of learned queries under ``pooling: attention``, at least 1."""
     hidden: int = 256
-    """Width of the head."""
+    """Width of the pooled state and of the head, at least 1."""
 
     def __post_init__(self) -> None:
         if self.blocks < 1 or self.queries < 1 or self.hidden < 1:
@@ -55,7 +56,12 @@ class NoisyRewardShape:
 
 
 class Pool(nn.Module):
-    """Tokens (B, L, E) -> (B, hidden)."""
+    """Pooling of a block's tokens to one state per sample.
+
+    Args:
+        width: Width E of the tokens.
+        shape: Architecture, which says how tokens are pooled.
+    """
 
     def __init__(self, width: int, shape: NoisyRewardShape) -> None:
         super().__init__()
@@ -67,7 +73,7 @@ class Pool(nn.Module):
         self.out = nn.Linear(width * (shape.queries if shape.pooling == "attention" else 1), shape.hidden)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """See the class."""
+        """Pool tokens (B, L, E) to states (B, hidden)."""
         x = self.norm(tokens.float())
         if self.queries is None:
             return self.out(x.mean(1))
@@ -76,13 +82,18 @@ class Pool(nn.Module):
 
 
 class NoisyReward(nn.Module):
-    """Rewards (B, D) of noisy latents.
+    """Reward model on noisy latents: it gives VQ, MQ and TA of latents at any time t (VideoAlign, section 4.4).
 
     Args:
-        generator: whose first blocks are copied; it is left as it is. shape: see :class:`NoisyRewardShape`.
+        generator: Generator whose first blocks are copied; it is not changed.
+        shape: Architecture; the default one if not given.
+
+    Raises:
+        VideoAlignError: Where the generator has fewer blocks than ``shape.blocks``.
     """
 
     record = RECORD
+    """Name of the file that marks a folder as a reward on noisy latents."""
 
     def __init__(self, generator: Generator, shape: NoisyRewardShape | None = None) -> None:
         super().__init__()
@@ -90,14 +101,14 @@ class NoisyReward(nn.Module):
         blocks = getattr(generator.transformer, generator.blocks)
         if self.shape.blocks > len(blocks):
             raise VideoAlignError(f"shape.blocks is {self.shape.blocks}, but the generator has {len(blocks)} blocks")
-        object.__setattr__(self, "generator", generator)  # how the family calls a transformer; no parameter of ours
-        # rounded, so that a generator is itself in any precision
+        object.__setattr__(self, "generator", generator)  # no submodule: it only calls the copied transformer
+        # rounded, so that the same generator has the same fingerprint in any precision
         weights = {name: p.detach().to(torch.bfloat16) for name, p in base_parameters(generator.transformer).items()}
         self.identity = {**generator.identity(), "transformer": fingerprint(weights)}
         self.statistics = Statistics()
         taps = self.shape.taps or (self.shape.blocks,)
         self.trunk = truncated(generator, max(taps)).requires_grad_(True)
-        for behind in (self.trunk.norm_out, self.trunk.proj_out):  # they make the velocity, which nobody reads
+        for behind in (self.trunk.norm_out, self.trunk.proj_out):  # they give the velocity, which is not used
             behind.requires_grad_(False)
         self.trunk.scale_shift_table.requires_grad_(False)
         width = generator.transformer.config.num_attention_heads * generator.transformer.config.attention_head_dim
@@ -108,7 +119,7 @@ class NoisyReward(nn.Module):
             nn.LayerNorm(hidden), nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, len(DIMENSIONS), bias=False)
         )
         self.lora: LoRA | None = None
-        self._read: list[Tensor] | None = None  # tokens, while a forward pass goes on
+        self._read: list[Tensor] | None = None  # tokens that are read during a forward pass
         for tap in taps:
             getattr(self.trunk, generator.blocks)[tap - 1].register_forward_hook(self._keep)
 
@@ -117,7 +128,13 @@ class NoisyReward(nn.Module):
             self._read.append(out)
 
     def forward(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        """Raw rewards (B, D), fp32, of latents x (B, C, F, H, W) at times t (B,)."""
+        """Raw rewards (B, D), fp32.
+
+        Args:
+            x: Noisy latents (B, C, F, H, W).
+            t: Times (B,) in [0, 1].
+            condition: Prompts of the batch.
+        """
         self._read = []
         try:
             self.generator.velocity(x, t, condition, self.trunk)  # the velocity of so few blocks is of no use
@@ -130,14 +147,17 @@ class NoisyReward(nn.Module):
             return self.head(pooled * (1 + scale) + shift)
 
     def normalise(self, rewards: Tensor) -> Tensor:
-        """Raw rewards (..., D) as z-scores of held-out latents, noised to the times that they are validated at."""
-        mean, std = torch.tensor(
-            [self.statistics.mean, self.statistics.std], device=rewards.device, dtype=rewards.dtype
-        )
+        """Z-scores of raw rewards (..., D), by the statistics of held-out latents at the times of the validation."""
+        both = [self.statistics.mean, self.statistics.std]
+        mean, std = torch.tensor(both, device=rewards.device, dtype=rewards.dtype)
         return (rewards - mean) / std
 
     def adapt(self, lora: LoRA) -> None:
-        """Train adapters on the copied blocks instead of their weights; a saved folder holds them folded in."""
+        """Train adapters on the copied blocks instead of their weights. A saved folder holds merged weights.
+
+        Args:
+            lora: Settings of the adapters.
+        """
         self.trunk.requires_grad_(False)
         add_lora(self.trunk, lora, [self.generator.blocks])
         self.lora = lora
@@ -145,14 +165,14 @@ class NoisyReward(nn.Module):
     # --- folders ----------------------------------------------------------------------------------------------
 
     def save_pretrained(self, folder: str | Path, state: dict[str, Tensor] | None = None) -> None:
-        """Write weights, shape, statistics and checksums; an earlier noisy reward of that name is replaced when whole.
+        """Write weights, shape, statistics and checksums. An earlier reward on noisy latents of that name is replaced.
 
         Args:
             folder: Folder to write.
             state: Full tensors by name, where the network's own are sharded.
 
         Raises:
-            VideoAlignError: where a weight is not finite; nothing is written then.
+            VideoAlignError: Where a weight is not finite; nothing is written then.
         """
         state = self.state_dict() if state is None else state
         state = merge_lora(state, self.lora) if self.lora else state
@@ -160,24 +180,26 @@ class NoisyReward(nn.Module):
         numbers = {"shape": asdict(self.shape), "statistics": asdict(self.statistics.exported(folder))}
         with new_folder(folder, replaces=RECORD) as out:
             save_file({name: t.detach().cpu().contiguous() for name, t in state.items()}, out / "model.safetensors")
-            write_json(
-                out / RECORD,
-                {
-                    "format": FORMAT,
-                    "version": VERSION,
-                    "dimensions": DIMENSIONS,
-                    "generator": self.identity,
-                    **numbers,
-                    "sha256": {"files": checksums(out), "numbers": digest(numbers)},
-                },
-            )
+            record = {
+                "format": FORMAT,
+                "version": VERSION,
+                "dimensions": DIMENSIONS,
+                "generator": self.identity,
+                **numbers,
+            }
+            write_json(out / RECORD, {**record, "sha256": {"files": checksums(out), "numbers": digest(numbers)}})
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, generator: Generator) -> "NoisyReward":
-        """Load a folder for the generator that it was made from, in eval mode.
+        """Load a folder of :meth:`save_pretrained`, in eval mode and frozen.
+
+        Args:
+            folder: Folder to load.
+            generator: Generator that the reward was trained for.
 
         Raises:
-            VideoAlignError: where it is of another generator or other dimensions, is not whole, or is not what was exported.
+            VideoAlignError: Where the folder is of another generator or other dimensions, is not whole, or is not the
+                one that was exported.
         """
         folder = Path(folder)
         record = read_json(folder / RECORD, "a noisy reward's folder")
@@ -195,56 +217,60 @@ class NoisyReward(nn.Module):
         reward = cls(generator, shape)
         if different := sorted(k for k in reward.identity if identity.get(k) != reward.identity[k]):
             raise VideoAlignError(
-                f"{folder} belongs to another generator ({', '.join(different)} of its own): it reads that one's noisy latents, no others"
+                f"{folder} belongs to another generator ({', '.join(different)} of its own): it reads that one's noisy "
+                "latents, no others"
             )
         reward._load_weights(folder / "model.safetensors")
         reward.statistics = statistics.check(str(folder))
         return reward.eval().requires_grad_(False)
 
     def _load_weights(self, path: Path) -> None:
-        """Copy a file's tensors; each of both must meet the other, in fp32 and finite."""
+        """Copy the tensors of a file, which must have the network's names, shapes and dtypes, and finite values."""
         check_readable(path)
         try:
             found = load_file(path)
         except (OSError, SafetensorError) as error:
-            raise VideoAlignError(
-                f"{path} is missing or damaged ({str(error).splitlines()[0]}). Export it again."
-            ) from None
-        own = self.state_dict()
-        problems = [f"missing {name}" for name in own.keys() - found.keys()]
-        problems += [f"unexpected {name}" for name in found.keys() - own.keys()]
-        problems += [
-            f"{name} is {found[name].dtype} {tuple(found[name].shape)}, not {own[name].dtype} {tuple(own[name].shape)}"
-            for name in own.keys() & found.keys()
-            if (found[name].shape, found[name].dtype) != (own[name].shape, own[name].dtype)
-        ]
+            why = str(error).splitlines()[0]
+            raise VideoAlignError(f"{path} is missing or damaged ({why}). Export it again.") from None
+        kinds = (self.state_dict(), found)
+        want, held = ({n: f"{t.dtype} {tuple(t.shape)}" for n, t in kind.items()} for kind in kinds)
+        problems = [f"missing {name}" for name in want.keys() - held.keys()]
+        problems += [f"unexpected {name}" for name in held.keys() - want.keys()]
+        both = want.keys() & held.keys()
+        problems += [f"{name} is {held[name]}, not {want[name]}" for name in both if held[name] != want[name]]
         if problems:
             raise VideoAlignError(
-                f"{path}: {len(problems)} tensors do not fit the shape in {RECORD}: {'; '.join(sorted(problems)[:5])}. Export it again."
+                f"{path}: {len(problems)} tensors do not fit the shape in {RECORD}: {'; '.join(sorted(problems)[:5])}. "
+                "Export it again."
             )
         require_finite(f"the weights in {path}", found, "export an earlier checkpoint")
         self.load_state_dict(found)
 
 
 def _check_sums(folder: Path, sums: Any, numbers: str) -> None:
-    """Compare weights and numbers with the record's checksums; folders of earlier releases have none."""
+    """Compare weights and numbers with the checksums in the record; folders of earlier releases have none."""
     if sums is None:
         return
     if not isinstance(sums, dict) or not isinstance(sums.get("files"), dict) or sums.get("numbers") != numbers:
         raise VideoAlignError(
-            f"{folder / RECORD}: shape and statistics are not those that were exported (their checksum differs); copy or export the "
-            "folder again"
+            f"{folder / RECORD}: shape and statistics are not those that were exported (their checksum differs); copy "
+            "or export the folder again"
         )
     check(folder, sums["files"], RECORD)
 
 
 def base_parameters(transformer: nn.Module) -> dict[str, Tensor]:
-    """Its parameters without adapters."""
+    """Parameters of a transformer by name, without those of adapters."""
     return {name: p for name, p in transformer.named_parameters() if ".lora_" not in name}
 
 
 def truncated(generator: Generator, blocks: int) -> nn.Module:
-    """A copy of the generator's transformer with its first blocks only, and no adapters."""
+    """Copy a generator's transformer with only its first blocks and without adapters, in fp32.
+
+    Args:
+        generator: Generator whose transformer is copied.
+        blocks: Number of blocks to keep.
+    """
     whole = generator.transformer
     config = dict(whole.config) | {"num_layers": blocks}
     trunk = type(whole).from_config(config)
@@ -255,7 +281,15 @@ def truncated(generator: Generator, blocks: int) -> nn.Module:
 
 
 def time_features(t: Tensor, count: int = 64) -> Tensor:
-    """Sines and cosines (B, count) of times (B,)."""
+    """Sines and cosines of times, at frequencies from 1 to 1000.
+
+    Args:
+        t: Times (B,) in [0, 1].
+        count: Number of features, even.
+
+    Returns:
+        Features (B, count).
+    """
     frequencies = torch.exp(torch.linspace(0, math.log(1000), count // 2, device=t.device))
     angles = t.float()[:, None] * frequencies
     return torch.cat([angles.sin(), angles.cos()], -1)

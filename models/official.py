@@ -1,13 +1,13 @@
-"""The official layouts of VideoReward: what its authors released, and what their training script writes.
+"""The official file layouts of VideoReward: the released one, and the one that the official training script writes.
 
-    model_config.json                        how the model was built, and the constants of its normalisation
+    model_config.json                        settings of the model, and the constants of its normalisation
     checkpoint-N/model.pth                   every tensor (the released form), or these two:
     checkpoint-N/adapter_model.safetensors   the adapters
     checkpoint-N/non_lora_state_dict.pth     every other tensor that trained, and the whole embedding
 
-Their names are those of transformers 4.45 behind peft's prefix. The weights were trained with positions that count
-tokens (the official forward passes no position ids), and with one row per reward token behind the tokenizer's own
-ids. Nothing is unpickled but tensors, and every tensor is accounted for.
+Tensors have the names of transformers 4.45 with peft's prefix. The weights were trained with positions that count
+tokens (the official forward passes no position ids), and with one row per reward token after the tokenizer's own ids.
+Only tensors are unpickled, and every tensor is accounted for.
 """
 
 import hashlib
@@ -34,20 +34,16 @@ from .template import OFFICIAL_CONSTANT, Template
 from .video_reward import Statistics, VideoReward
 
 CONFIG = "model_config.json"
+"""Name of the file that marks a folder as an official reward model."""
 TEMPLATE_TYPE = "detailed_special"
-"""The official name of the template with three reward tokens, the only one that gives three rewards in one row."""
+"""Official name of the template with three reward tokens, the only one that gives three rewards."""
 TEMPLATE_SHA256 = "9a66657a4a2337fc861a651d1606a8439de13c62befc88cd01ed527ca7c44def"
-"""Of the official text, in this package's notation."""
+"""SHA-256 of the official template in this package's notation."""
 LAYERS = (
-    "self_attn.q_proj",
-    "self_attn.k_proj",
-    "self_attn.v_proj",
-    "self_attn.o_proj",
-    "mlp.gate_proj",
-    "mlp.up_proj",
-    "mlp.down_proj",
+    *(f"self_attn.{name}_proj" for name in "qkvo"),
+    *(f"mlp.{name}_proj" for name in ("gate", "up", "down")),
 )
-"""Linear layers of the language model, which the official script adapts but for those that it excludes by parts of names."""
+"""Linear layers of the language model, which the official script adapts unless it excludes them by parts of names."""
 
 
 def load_reward(
@@ -57,17 +53,17 @@ def load_reward(
     step: int | None = None,
     **changes: Any,
 ) -> VideoReward:
-    """A reward model in eval mode, from a folder of this package or from an official one.
+    """Load a reward model in eval mode, from a folder of this package or from an official one.
 
     Args:
         folder: Folder with ``reward.json`` (see :mod:`.reward_folder`) or ``model_config.json``.
-        backbone: Where the backbone is, if not where the folder says.
-        template: Text around the video; official folders do not hold it.
-        step: Step of the official checkpoint; the latest if not given.
+        backbone: Folder or hub id of the backbone, if it is not where the folder says.
+        template: Text around the video; needed for official folders, which do not hold it.
+        step: Step of the official checkpoint; the latest one if not given.
         changes: Arguments of :class:`VideoReward` to change, such as ``dtype``.
 
     Raises:
-        VideoAlignError: where the folder is of neither layout, or is not whole, or does not fit the backbone.
+        VideoAlignError: Where the folder is of neither layout, is not whole, or does not fit the backbone.
     """
     folder = Path(folder)
     if (folder / RECORD).is_file():
@@ -92,14 +88,25 @@ def load_official(
     step: int | None = None,
     **changes: Any,
 ) -> VideoReward:
-    """An official folder as a :class:`VideoReward` in eval mode; see :func:`load_reward`."""
+    """Load an official folder as a :class:`VideoReward` in eval mode.
+
+    Args:
+        folder: Folder with ``model_config.json``.
+        backbone: Folder or hub id of the backbone, if it is not where the folder says.
+        template: Text around the video, which the folder does not hold.
+        step: Step of the checkpoint; the latest one if not given.
+        changes: Arguments of :class:`VideoReward` to change, such as ``dtype``.
+
+    Raises:
+        VideoAlignError: Where there is no template, the folder is not whole, or it does not fit the backbone.
+    """
     folder = Path(folder)
     config = _Config(folder / CONFIG)
     if template is None:
         raise VideoAlignError(
-            f"{folder} was trained with the official text {TEMPLATE_TYPE!r}, which this package does not ship and which its "
-            f"rewards depend on. Name a file with that text (--template FILE), or a clone of the official repository "
-            f"(--official-repo DIR), whose prompt_template.py holds it as {OFFICIAL_CONSTANT}."
+            f"{folder} was trained with the official text {TEMPLATE_TYPE!r}, which this package does not ship and "
+            "which its rewards depend on. Name a file with that text (--template FILE), or a clone of the official "
+            f"repository (--official-repo DIR), whose prompt_template.py holds it as {OFFICIAL_CONSTANT}."
         )
     if not template.separate:
         raise VideoAlignError(
@@ -121,7 +128,7 @@ def load_official(
 
 
 class _Config:
-    """``model_config.json`` in this package's terms."""
+    """The settings of ``model_config.json`` in the terms of this package."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -149,7 +156,7 @@ class _Config:
 
     @property
     def backbone(self) -> str:
-        """Hub id or folder."""
+        """Hub id or folder of the backbone."""
         name = self.model.get("model_name_or_path")
         if not isinstance(name, str) or not name:
             raise VideoAlignError(
@@ -158,7 +165,7 @@ class _Config:
         return name
 
     def sampling(self) -> FrameSampling:
-        """Frames per video and pixels per frame; a number of frames goes before a rate, as in the official code."""
+        """Settings of the frames; a number of frames has priority over a rate, as in the official code."""
         try:
             count = int(self.data["num_frames"]) if self.data.get("num_frames") else None
             rate = None if count else float(self.data["fps"])
@@ -171,7 +178,7 @@ class _Config:
             raise VideoAlignError(f"{self.path}, data_config: {error}") from None
 
     def settings(self) -> dict[str, Any]:
-        """Arguments of :class:`VideoReward`."""
+        """Arguments of :class:`VideoReward` that the file states."""
         lora, model = self.lora, self.model
         try:
             adapters = LoRA(
@@ -201,7 +208,7 @@ class _Config:
             ) from None
 
     def statistics(self) -> Statistics:
-        """The constants of normalisation; zeros and ones, with a warning, where the official script left them out."""
+        """Constants of the normalisation; zeros and ones, with a warning, where the official script left them out."""
         if not self.constants:
             logging.getLogger(__name__).warning(
                 "%s has no inference_config, so there is nothing to normalise rewards with: they stay raw", self.path
@@ -217,7 +224,7 @@ class _Config:
 
 
 def _checkpoint(folder: Path, step: int | None) -> Path:
-    """The folder ``checkpoint-N``: of the given step, otherwise the latest."""
+    """Find the folder ``checkpoint-N`` of a step, or of the latest one."""
     steps = {int(m[1]): p for p in folder.iterdir() if p.is_dir() and (m := re.fullmatch(r"checkpoint-(\d+)", p.name))}
     if not steps:
         raise VideoAlignError(f"{folder} has no checkpoint-N folder beside {CONFIG}")
@@ -227,10 +234,9 @@ def _checkpoint(folder: Path, step: int | None) -> Path:
 
 
 def _tensors(checkpoint: Path) -> dict[str, Tensor]:
-    """The tensors of either form, by this package's names."""
-    whole, adapters, others = (
-        checkpoint / n for n in ("model.pth", "adapter_model.safetensors", "non_lora_state_dict.pth")
-    )
+    """Read the tensors of either form, by the names of this package."""
+    files = ("model.pth", "adapter_model.safetensors", "non_lora_state_dict.pth")
+    whole, adapters, others = (checkpoint / name for name in files)
     if whole.is_file():
         return _renamed(_load_pth(whole), whole)
     if missing := [path.name for path in (adapters, others) if not path.is_file()]:
@@ -261,8 +267,8 @@ def _load_pth(path: Path) -> dict[str, Tensor]:
     except pickle.UnpicklingError as error:
         if named := re.search(r"GLOBAL (\S+)", str(error)):
             raise VideoAlignError(
-                f"{path} holds {named[1]}, which is no tensor; loading it would run code of whoever made the file, so it was "
-                "not read. Use a file from a source that you trust."
+                f"{path} holds {named[1]}, which is no tensor; loading it would run code of whoever made the file, so "
+                "it was not read. Use a file from a source that you trust."
             ) from None
         raise VideoAlignError(f"{path} is damaged, or no file of torch. Download it again.") from None
     except (OSError, RuntimeError, ValueError, KeyError, EOFError, AttributeError) as error:
@@ -275,10 +281,11 @@ def _load_pth(path: Path) -> dict[str, Tensor]:
 
 
 EMBEDDINGS = "backbone.language_model.embed_tokens"
+"""Name of the token embedding in :class:`VideoReward`."""
 
 
 def _renamed(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """Names of transformers 4.45, or of later ones, behind peft's prefix -> this package's names."""
+    """Convert names of transformers 4.45 or later, with peft's prefix, to the names of this package."""
     result = {}
     for name, tensor in tensors.items():
         short = name.removeprefix("base_model.model.")
@@ -297,7 +304,7 @@ def _renamed(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
 
 
 def _overlay(network: VideoReward, found: dict[str, Tensor], checkpoint: Path) -> None:
-    """Put the checkpoint's tensors into the network; what trains must all be there."""
+    """Copy the checkpoint's tensors into the network; every tensor that trains must be there."""
     embedding = found.pop(f"{EMBEDDINGS}.weight", None)
     if embedding is None:
         raise VideoAlignError(f"{checkpoint}: the token embedding is missing, which has the rows of the reward tokens")
@@ -306,20 +313,19 @@ def _overlay(network: VideoReward, found: dict[str, Tensor], checkpoint: Path) -
     rows = max(len(network.processor.tokenizer), *(i + 1 for i in ids))
     if tuple(embedding.shape) != (rows, tokens.base.embedding_dim):
         raise VideoAlignError(
-            f"{checkpoint}: the embedding is {tuple(embedding.shape)}, but backbone {network.backbone_name} with the three "
-            f"reward tokens makes it {(rows, tokens.base.embedding_dim)}. Name the backbone that it was trained on with --backbone."
+            f"{checkpoint}: the embedding is {tuple(embedding.shape)}, but backbone {network.backbone_name} with the "
+            f"three reward tokens makes it {(rows, tokens.base.embedding_dim)}. Name the backbone that it was trained "
+            "on with --backbone."
         )
     names = dict(network.named_parameters())
-    base = names[f"{EMBEDDINGS}.base.weight"].detach().clone()  # (V, E); rows behind the tokenizer's are never read
+    base = names[f"{EMBEDDINGS}.base.weight"].detach().clone()  # (V, E); rows after the tokenizer's are never read
     words = [i for i in range(min(len(base), rows)) if i not in ids]
     base[words] = embedding[words].to(base.dtype)
     head = found.get("head.weight")
     if head is not None and len(head) != len(network.head.weight):
-        raise VideoAlignError(
-            f"{checkpoint}: the reward head has {len(head)} rows, but {CONFIG} says {len(network.head.weight)} (model_config.output_dim)"
-        )
+        stated = f"{CONFIG} says {len(network.head.weight)} (model_config.output_dim)"
+        raise VideoAlignError(f"{checkpoint}: the reward head has {len(head)} rows, but {stated}")
     found |= {f"{EMBEDDINGS}.base.weight": base, f"{EMBEDDINGS}.rows": embedding[ids].float()}
     whole = (checkpoint / "model.pth").is_file()
-    network.load_tensors(
-        found, checkpoint, set(names) if whole else {*network.trained_names(), f"{EMBEDDINGS}.base.weight"}
-    )
+    expected = set(names) if whole else {*network.trained_names(), f"{EMBEDDINGS}.base.weight"}
+    network.load_tensors(found, checkpoint, expected)

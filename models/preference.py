@@ -1,7 +1,7 @@
 r"""Preference mathematics: losses, probabilities and accuracies of rated pairs.
 
 Legend: N pairs, D dimensions. A *margin* is reward A minus reward B. A *label* is +1 (A wins), -1 (B wins) or
-0 (tie); NaN marks a label that is missing or invalid and is left out of every mean.
+0 (tie); NaN marks a label that is missing or invalid, which no mean includes.
 
 Bradley-Terry with ties (Rao & Kupper, 1967; VideoAlign, section 3.2) with tie parameter :math:`\theta \ge 1` and
 margin d:
@@ -32,32 +32,39 @@ LIKERT_CENTRE = 3.0
 
 
 class LabelLosses(NamedTuple):
-    """Losses, each of one label or score.
+    """Losses of labels or scores, one each.
 
     Attributes:
-        values: (N, D).
-        counted: (N, D), False where there is no label, or none that counts.
+        values: Losses (N, D); arbitrary finite numbers where ``counted`` is False.
+        counted: Mask (N, D), False where the label is missing or its kind takes no part.
     """
 
     values: Tensor
     counted: Tensor
 
     def mean(self) -> Tensor:
-        """Mean over what counts; 0 where nothing does."""
+        """Mean of the counted losses; 0 where there are none."""
         return torch.where(self.counted, self.values, 0.0).sum() / self.counted.sum().clamp(min=1)
 
     def slot_mean(self) -> Tensor:
-        """Sum over what counts, divided by the number of places for labels, whether or not one stands there.
+        """Sum of the counted losses divided by N x D, the number of places for labels. Training minimises this.
 
-        What is minimised: a label weighs the same wherever it stands, so that the gradient of a step does not depend on
-        how its samples are cut into micro-batches and ranks. A mean over the labels of a micro-batch would weigh a label
-        that stands alone in its pair three times as much as one beside two others.
+        Every label has the same weight, so that the gradient of a step does not depend on how its samples are cut into
+        micro-batches and ranks. A mean over the labels of a micro-batch would give the only label of a pair three times
+        the weight of one beside two others.
         """
         return torch.where(self.counted, self.values, 0.0).sum() / self.values.numel()
 
 
 def check_theta(theta: float) -> float:
-    """Refuse a tie parameter for which a tie has no probability."""
+    """Refuse a tie parameter for which ties have no probability, and return it otherwise.
+
+    Args:
+        theta: Tie parameter of :func:`btt_losses`.
+
+    Raises:
+        VideoAlignError: Where it is not above 1 and finite.
+    """
     if not (math.isfinite(theta) and theta > 1):
         raise VideoAlignError(
             f"theta is {theta}, but Bradley-Terry with ties needs theta > 1 (at 1 a tie has probability 0). "
@@ -70,10 +77,11 @@ def probabilities(margins: Tensor, theta: float = 1.0) -> Tensor:
     """Probabilities of the three outcomes.
 
     Args:
-        margins: any shape (...). theta: tie parameter, at least 1; 1 is plain Bradley-Terry without ties.
+        margins: Rewards A minus rewards B, of any shape (...).
+        theta: Tie parameter, at least 1; 1 is plain Bradley-Terry without ties.
 
     Returns:
-        (..., 3): A wins, tie, B wins. Sums to 1.
+        Probabilities (..., 3) of A winning, a tie and B winning, which sum to 1.
     """
     a = torch.sigmoid(margins - math.log(theta))
     b = torch.sigmoid(-margins - math.log(theta))
@@ -84,9 +92,9 @@ def bt_losses(margins: Tensor, labels: Tensor, ties: bool = False) -> LabelLosse
     r"""Bradley-Terry: :math:`-\ln\sigma(d)` for the side that won (VideoAlign, section 3.2).
 
     Args:
-        margins: (N, D) reward A minus reward B.
-        labels: (N, D), +1 / -1 / 0, NaN where there is none.
-        ties: a tie counts as half a win for each side; otherwise ties are left out.
+        margins: Rewards A minus rewards B, (N, D).
+        labels: Labels (N, D): +1 / -1 / 0, NaN where there is none.
+        ties: Whether a tie counts as half a win for each side; otherwise ties are left out.
     """
     # NaN would survive the mask in the backward pass (0 x NaN), so missing labels are numbers from here on
     win_a = (labels.nan_to_num() + 1) / 2  # 1, 0.5 or 0
@@ -95,13 +103,16 @@ def bt_losses(margins: Tensor, labels: Tensor, ties: bool = False) -> LabelLosse
 
 
 def btt_losses(margins: Tensor, labels: Tensor, theta: float = 5.0, ties: bool = True) -> LabelLosses:
-    """Bradley-Terry with ties: the negative log-likelihood of the three outcomes (see the module's text).
+    """Bradley-Terry with ties (BTT): the negative log-likelihood of the three outcomes (VideoAlign, section 3.2).
 
     Args:
-        margins: (N, D) reward A minus reward B.
-        labels: (N, D), +1 / -1 / 0, NaN where there is none.
-        theta: tie parameter, above 1.
-        ties: whether ties count; False leaves them out.
+        margins: Rewards A minus rewards B, (N, D).
+        labels: Labels (N, D): +1 / -1 / 0, NaN where there is none.
+        theta: Tie parameter, above 1; 5 in the paper. A larger one makes ties more probable.
+        ties: Whether ties take part; otherwise they are left out.
+
+    Raises:
+        VideoAlignError: Where ``theta`` is not above 1.
     """
     shift = math.log(check_theta(theta))
     log_a = F.logsigmoid(margins - shift)
@@ -112,17 +123,17 @@ def btt_losses(margins: Tensor, labels: Tensor, theta: float = 5.0, ties: bool =
 
 
 def reg_losses(rewards: Tensor, scores: Tensor) -> LabelLosses:
-    """Regression on absolute scores: squared error against score - 3.
+    """Regression on absolute scores: the squared error against score - 3 (VideoAlign, section 3.2).
 
     Args:
-        rewards: (N, D).
-        scores: (N, D) on the 1-5 Likert scale, NaN where there is none.
+        rewards: Raw rewards (N, D).
+        scores: Scores (N, D) on the 1-5 Likert scale, NaN where there is none.
     """
     return LabelLosses((rewards - (scores.nan_to_num() - LIKERT_CENTRE)) ** 2, ~scores.isnan())
 
 
 def _counted(labels: Tensor, ties: bool) -> Tensor:
-    """Which labels count: those that are there, ties only where asked."""
+    """Mask of the labels that take part: all that exist, ties only if they are wanted."""
     return ~labels.isnan() & (ties | (labels != 0))
 
 
@@ -130,7 +141,7 @@ def _counted(labels: Tensor, ties: bool) -> Tensor:
 
 
 def _as_arrays(labels: Sequence | Tensor | np.ndarray, margins: Sequence | Tensor | np.ndarray) -> tuple:
-    """Labels and margins as equally long 1-D NumPy arrays; refuses shapes, labels and margins that mean nothing."""
+    """Labels and margins as equally long 1-D NumPy arrays; refuses other shapes, unknown labels and NaN."""
     arrays = []
     for values in (labels, margins):
         if isinstance(values, Tensor):
@@ -141,16 +152,15 @@ def _as_arrays(labels: Sequence | Tensor | np.ndarray, margins: Sequence | Tenso
     if labels.ndim != 1 or labels.shape != margins.shape:
         raise VideoAlignError(f"labels {labels.shape} and margins {margins.shape} must be 1-D and equally long")
     if np.isnan(margins.sum(dtype=np.float64)) and np.isnan(margins).any():  # inf - inf also sums to NaN
-        raise VideoAlignError(
-            f"{int(np.isnan(margins).sum())} of {margins.size} margins are NaN: the rewards are broken"
-        )
+        count = int(np.isnan(margins).sum())
+        raise VideoAlignError(f"{count} of {margins.size} margins are NaN: the rewards are broken")
     if not ((labels == 1) | (labels == -1) | (labels == 0)).all():
         raise VideoAlignError("labels must be +1 (A wins), -1 (B wins) or 0 (tie); leave out missing ones first")
     return labels, margins
 
 
 def _correct(labels: np.ndarray, margins: np.ndarray) -> np.ndarray:
-    """Where a decided pair is ordered rightly."""
+    """Mask of the decided pairs whose margin has the label's sign."""
     return ((labels > 0) & (margins > 0)) | ((labels < 0) & (margins < 0))
 
 
@@ -160,7 +170,8 @@ def accuracy_without_ties(labels: Sequence | Tensor, margins: Sequence | Tensor)
     Pairs labelled as ties are left out; a margin of exactly zero on a decided pair is wrong.
 
     Args:
-        labels: 1-D, +1 / -1 / 0. margins: 1-D, reward A minus reward B.
+        labels: Labels (N,): +1 / -1 / 0.
+        margins: Rewards A minus rewards B, (N,).
 
     Returns:
         Accuracy in [0, 1]; NaN without a decided pair.
@@ -177,15 +188,16 @@ def accuracy_without_ties(labels: Sequence | Tensor, margins: Sequence | Tensor)
 def accuracy_with_ties(labels: Sequence | Tensor, margins: Sequence | Tensor) -> float:
     """Best three-class accuracy over all tie thresholds (tie calibration; Deutsch et al., 2023).
 
-    A pair is called a tie where abs(margin) <= epsilon, otherwise a win by the margin's sign. The optimum over
+    A tie is predicted where abs(margin) <= epsilon, otherwise a win by the margin's sign. The optimum over
     every epsilon is exact: "no predicted ties" is a candidate, equal margins fall on the same side. The threshold
-    sees the labels, so the number never falls under the share of ties: quote that floor beside it.
+    depends on the labels, so the accuracy is never below the share of ties: state that floor beside it.
 
     O(n log n). Raising epsilon from "none" to e gains the ties with abs(margin) <= e and loses the correctly
     ordered pairs with abs(margin) <= e; wrongly ordered pairs are wrong either way.
 
     Args:
-        labels: 1-D, +1 / -1 / 0. margins: 1-D, reward A minus reward B.
+        labels: Labels (N,): +1 / -1 / 0.
+        margins: Rewards A minus rewards B, (N,).
 
     Returns:
         Accuracy in [0, 1]; NaN without a pair.
@@ -198,9 +210,9 @@ def accuracy_with_ties(labels: Sequence | Tensor, margins: Sequence | Tensor) ->
     if not labels.size:
         return math.nan
     size, right = np.abs(margins.astype(np.float64)), _correct(labels, margins)
-    # One sort of the pairs that matter, by abs(margin), ties behind correct ones of the same size: positive doubles are
-    # ordered as their bits are, and the sign's bit is free for the flag. The running count of what is gained is then
-    # highest at the end of a run of equal margins, or was as high before the run.
+    # One sort of ties and correct pairs by abs(margin), ties after correct pairs of the same size: positive doubles are
+    # ordered as their bits are, and the sign's bit is free for the flag. The running count of the gain is then highest
+    # at the end of a run of equal margins, or was as high before the run.
     tied, correct = size[labels == 0].view(np.uint64) << 1 | 1, size[right].view(np.uint64) << 1
     order = np.sort(np.concatenate([tied, correct])) & 1  # 1 for a tie, 0 for a correct pair
     gained = 2 * np.cumsum(order, dtype=np.int64) - np.arange(1, order.size + 1)
@@ -208,7 +220,12 @@ def accuracy_with_ties(labels: Sequence | Tensor, margins: Sequence | Tensor) ->
 
 
 def tie_threshold(labels: Sequence | Tensor, margins: Sequence | Tensor) -> float:
-    """The smallest epsilon that reaches :func:`accuracy_with_ties`; -1 when it is best to predict no tie."""
+    """The smallest tie threshold epsilon that reaches :func:`accuracy_with_ties`; -1 if it is best to predict no tie.
+
+    Args:
+        labels: Labels (N,): +1 / -1 / 0.
+        margins: Rewards A minus rewards B, (N,).
+    """
     labels, margins = _as_arrays(labels, margins)
     tied = np.sort(np.abs(margins[labels == 0]))
     correct = np.sort(np.abs(margins[_correct(labels, margins)]))
@@ -217,7 +234,16 @@ def tie_threshold(labels: Sequence | Tensor, margins: Sequence | Tensor) -> floa
 
 
 def accuracy_at_threshold(labels: Sequence | Tensor, margins: Sequence | Tensor, epsilon: float) -> float:
-    """Three-class accuracy with a given threshold: a tie where abs(margin) <= epsilon (none below 0)."""
+    """Three-class accuracy with a given tie threshold.
+
+    Args:
+        labels: Labels (N,): +1 / -1 / 0.
+        margins: Rewards A minus rewards B, (N,).
+        epsilon: Tie threshold: a tie is predicted where abs(margin) <= epsilon, and nowhere if it is negative.
+
+    Returns:
+        Accuracy in [0, 1]; NaN without a pair.
+    """
     labels, margins = _as_arrays(labels, margins)
     tie = np.abs(margins) <= epsilon
     hits = np.where(tie, labels == 0, _correct(labels, margins))
@@ -225,10 +251,18 @@ def accuracy_at_threshold(labels: Sequence | Tensor, margins: Sequence | Tensor,
 
 
 def held_out_accuracy_with_ties(labels: Sequence | Tensor, margins: Sequence | Tensor, seed: int = 0) -> float:
-    """Three-class accuracy with the threshold calibrated on one half and applied to the other, both ways.
+    """Three-class accuracy with tie thresholds from the other half of the pairs, averaged over both halves.
 
-    Unlike :func:`accuracy_with_ties` no pair helps to choose the threshold that judges it. The halves depend on the
-    pairs and the seed, not on the order in which the pairs come. NaN below two pairs.
+    Unlike in :func:`accuracy_with_ties`, no pair influences the threshold that is applied to it. The halves depend on
+    the pairs and the seed, not on the order of the pairs.
+
+    Args:
+        labels: Labels (N,): +1 / -1 / 0.
+        margins: Rewards A minus rewards B, (N,).
+        seed: Seed of the halves.
+
+    Returns:
+        Accuracy in [0, 1]; NaN below two pairs.
     """
     labels, margins = _canonical(*_as_arrays(labels, margins))
     if labels.size < 2:
@@ -254,18 +288,21 @@ def bootstrap_interval(
     """Bootstrap interval of an accuracy, resampling prompts with all of their pairs; see :mod:`.intervals`.
 
     Args:
-        labels: As in the accuracies.
-        margins: As in the accuracies.
-        ties: True for :func:`accuracy_with_ties` (the threshold is sought anew in every resample), False for
+        labels: Labels (N,): +1 / -1 / 0.
+        margins: Rewards A minus rewards B, (N,).
+        ties: True for :func:`accuracy_with_ties` (with a new threshold in every resample), False for
             :func:`accuracy_without_ties`.
-        prompts: N whole numbers, equal for pairs of one prompt. Without them each pair counts as a prompt of its own, which gives far
-            too narrow an interval where videos occur in several pairs.
-        confidence: In (0, 1).
-        resamples: Number of bootstrap samples.
-        seed: Seed of the resampling.
+        prompts: Whole numbers (N,), equal for pairs of one prompt. Without them each pair counts as a prompt of its
+            own, which gives far too narrow an interval where videos occur in several pairs.
+        confidence: Share of the resamples inside the interval, in (0, 1).
+        resamples: Number of bootstrap resamples.
+        seed: Seed of the resamples.
 
     Returns:
-        Lower and upper end; NaN below two prompts with a pair that counts.
+        Lower and upper end; NaN below two prompts with a pair that takes part.
+
+    Raises:
+        VideoAlignError: Where the shapes do not fit each other.
     """
     labels, margins = _as_arrays(labels, margins)
     if prompts is None:
@@ -285,10 +322,11 @@ def bootstrap_interval(
 def _gained_by_ties(
     labels: np.ndarray, margins: np.ndarray, correct: np.ndarray, prompts: np.ndarray, count: int
 ) -> Callable[[np.ndarray], np.ndarray]:
-    """How many pairs more are right at the best threshold than without one, in each resample.
+    """Function that gives the number of pairs gained by the best threshold, compared with none, in each resample.
 
-    Raising the threshold gains ties and loses correct pairs, in the order of abs(margin); of equal ones the correct come first, so
-    that the running sum is highest where a run of ties ends. One sparse product gives the sums of all runs.
+    Raising the threshold gains ties and loses correct pairs, in the order of abs(margin). Of equal margins the correct
+    pairs come first, so that the running sum is highest where a run of ties ends. One sparse product gives the sums of
+    all runs.
     """
     gain = (labels == 0).astype(np.int32) - correct
     order = np.lexsort((gain, np.abs(margins)))
@@ -305,6 +343,6 @@ def _gained_by_ties(
 
 
 def _canonical(labels: np.ndarray, margins: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The pairs in an order of their own, so that seeded choices do not depend on how ranks delivered them."""
+    """Sort the pairs by margin and label, so that seeded choices do not depend on the order of ranks."""
     order = np.lexsort((labels, margins))
     return labels[order], margins[order]

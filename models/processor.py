@@ -1,7 +1,7 @@
-"""From decoded frames and prompts to the tensors that :class:`~videoalign.models.video_reward.VideoReward` reads.
+"""Conversion of frames and prompts to the inputs of :class:`~videoalign.models.video_reward.VideoReward`.
 
 Legend: B videos, T frames, H and W pixels, L tokens, P patches over all videos, K reward tokens per video (3 or 1).
-Runs in the data loader's workers; knows tokens and patches, but no network.
+This runs in the data loader's workers, without any network.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,15 @@ from .template import Template
 
 @dataclass(frozen=True)
 class VisionGeometry:
-    """Patch sizes of the vision tower, in pixels and frames, and the normalisation of its input."""
+    """Patch sizes of the vision tower and the normalisation of its input.
+
+    Attributes:
+        patch: Height and width of a patch, in pixels.
+        temporal_patch: Number of frames in a patch.
+        merge: Number of patches, along each side, that become one token.
+        mean: Mean of each colour, for pixels in [0, 1].
+        std: Standard deviation of each colour, for pixels in [0, 1].
+    """
 
     patch: int
     temporal_patch: int
@@ -30,10 +38,8 @@ class VisionGeometry:
     std: tuple[float, ...]
 
     def pixels(self, patches: Tensor) -> Tensor:
-        """What the tower takes: uint8 (P, 3*t*p*p) patches as normalised fp32, same shape."""
-        mean, std = torch.tensor([self.mean, self.std], device=patches.device)[
-            ..., None
-        ]  # (3, 1) each, of [0, 1] pixels
+        """Normalise patches (P, 3*t*p*p) from uint8 to fp32, as the tower takes them."""
+        mean, std = torch.tensor([self.mean, self.std], device=patches.device)[..., None]  # (3, 1) each
         return ((patches.unflatten(-1, (len(self.mean), -1)) / 255 - mean) / std).flatten(1)
 
 
@@ -41,9 +47,13 @@ class RewardProcessor:
     """Tokenises prompts into the template and cuts frames into patches.
 
     Args:
-        backbone: folder or hub id with a Qwen2-VL-like processor.
-        template: the text around the video. sampling: which frames are kept, and at what size.
-        max_prompt_tokens: longer prompts are refused rather than cut.
+        backbone: Folder or hub id with a Qwen2-VL-like processor.
+        template: Text around the video.
+        sampling: Settings of the frames, which Qwen3-VL's time stamps depend on.
+        max_prompt_tokens: Largest number of tokens of a prompt; longer prompts are refused, not cut.
+
+    Raises:
+        VideoAlignError: Where there is no such processor, or it does not fit the settings of the frames.
     """
 
     def __init__(
@@ -55,44 +65,36 @@ class RewardProcessor:
             self.huggingface = AutoProcessor.from_pretrained(backbone)
             video = self.huggingface.video_processor
         except (OSError, ValueError, AttributeError, KeyError) as error:
+            why = str(error).splitlines()[0][:200]
             raise VideoAlignError(
-                f"{backbone}: no processor of a Qwen2-VL-like video-language model could be loaded from it "
-                f"({str(error).splitlines()[0][:200]}). Name a model folder with tokenizer and preprocessor files, or a hub id."
+                f"{backbone}: no processor of a Qwen2-VL-like video-language model could be loaded from it ({why}). "
+                "Name a model folder with tokenizer and preprocessor files, or a hub id."
             ) from None
         self.tokenizer = self.huggingface.tokenizer
-        self.geometry = VisionGeometry(
-            video.patch_size,
-            video.temporal_patch_size,
-            video.merge_size,
-            tuple(video.image_mean),
-            tuple(video.image_std),
-        )
+        sizes = (video.patch_size, video.temporal_patch_size, video.merge_size)
+        self.geometry = VisionGeometry(*sizes, tuple(video.image_mean), tuple(video.image_std))
         if FRAME_FACTOR % self.geometry.temporal_patch:
             raise VideoAlignError(
                 f"{backbone}: a temporal patch of {self.geometry.temporal_patch} frames is not supported"
             )
-        # Qwen3-VL reads a time stamp before the tokens of each temporal patch; the others one block of tokens
+        # Qwen3-VL has a time stamp before the tokens of each temporal patch; the others have one block of tokens
         self.stamped = isinstance(self.huggingface, Qwen3VLProcessor)
         if self.stamped and sampling.fps is None:
             raise VideoAlignError(
-                f"{backbone} reads the time of each frame, which sampling by number (sampling.num_frames) does not fix; "
-                "sample by rate (sampling.fps)"
+                f"{backbone} reads the time of each frame, which sampling by number (sampling.num_frames) does not "
+                "fix; sample by rate (sampling.fps)"
             )
         self._ids()
 
     def _ids(self) -> None:
-        """Give the reward tokens ids behind the tokenizer's own, and tokenise the fixed text once."""
+        """Give the reward tokens ids after the tokenizer's own, and tokenise the fixed text once."""
         taken = [t for t in self.template.tokens if t in self.tokenizer.get_vocab()]
         first = len(self.tokenizer)
-        # Ids of our own rather than tokens of the tokenizer's: no prompt text can then produce one. A tokenizer that
-        # knows them already (the released model's) keeps its ids, and prompts are tokenised with special tokens split.
-        self.reward_ids = [
-            self.tokenizer.convert_tokens_to_ids(t) if t in taken else first + i
-            for i, t in enumerate(self.template.tokens)
-        ]
-        self.video_token, *self._ends = self.tokenizer.convert_tokens_to_ids(
-            ["<|video_pad|>", "<|vision_start|>", "<|vision_end|>"]
-        )
+        # These ids are no tokens of the tokenizer, so that no prompt text can produce one. A tokenizer that has the
+        # tokens already (the released model's) keeps its ids, and prompts are tokenised with special tokens split.
+        known = self.tokenizer.convert_tokens_to_ids
+        self.reward_ids = [known(t) if t in taken else first + i for i, t in enumerate(self.template.tokens)]
+        self.video_token, *self._ends = known(["<|video_pad|>", "<|vision_start|>", "<|vision_end|>"])
         named = dict(zip((m for m in self.template.parts if m.startswith("<reward:")), self.reward_ids))
         self._pieces: list[list[int] | str] = []
         for part in self._chat():
@@ -102,7 +104,7 @@ class RewardProcessor:
                 self._pieces.append([named[part]] if part in named else self._encode(part))
 
     def _chat(self) -> list[str]:
-        """The template as one user turn of the Qwen chat format, cut at the video and at the reward tokens only.
+        """The template as one user turn of Qwen's chat format, cut at the video and at the reward tokens only.
 
         Text around ``<prompt>`` stays in one piece: a word's token depends on the space before it.
         """
@@ -118,19 +120,23 @@ class RewardProcessor:
         return [*parts, "<|im_end|>\n<|im_start|>assistant\n"]
 
     def _encode(self, text: str, plain: bool = False) -> list[int]:
-        """Token ids; ``plain`` spells out text that looks like a special token instead of recognising it."""
+        """Token ids of a text; ``plain`` spells out names of special tokens instead of recognising them."""
         return self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=plain)
 
     @property
     def factor(self) -> int:
-        """Frame sides are multiples of this many pixels."""
+        """Number of pixels that the sides of frames are multiples of."""
         return self.geometry.patch * self.geometry.merge
 
     def prompt_ids(self, prompt: str, around: str = "<prompt>") -> list[int]:
-        """Tokens of a prompt within its text. A special token's name in the prompt is plain text: it injects nothing.
+        """Token ids of a prompt within the text around it. Names of special tokens in the prompt are plain text.
+
+        Args:
+            prompt: Text of the prompt.
+            around: Text that holds ``<prompt>`` once.
 
         Raises:
-            VideoAlignError: where the prompt is longer than ``max_prompt_tokens``.
+            VideoAlignError: Where the prompt is longer than ``max_prompt_tokens``.
         """
         count = len(self._encode(prompt, plain=True))
         if count > self.max_prompt_tokens:
@@ -138,15 +144,15 @@ class RewardProcessor:
         return self._encode(around.replace("<prompt>", prompt), plain=True)
 
     def __call__(self, videos: Sequence[Tensor], prompts: Sequence[str]) -> dict[str, Tensor]:
-        """Batch of model inputs.
+        """Make a batch of the network's inputs.
 
         Args:
-            videos: B uint8 tensors (T, 3, H, W), sampled and resized: T even, H and W multiples of :attr:`factor`.
-            prompts: B texts.
+            videos: B videos (T, 3, H, W), uint8, sampled and resized: T even, H and W multiples of :attr:`factor`.
+            prompts: B prompts.
 
         Returns:
-            input_ids (B, L) padded on the right, attention_mask (B, L), reward_positions (B, K),
-            pixel_patches uint8 (P, 3 * temporal patch * patch * patch), video_grid_thw (B, 3) in patches.
+            ``input_ids`` (B, L) padded on the right, ``attention_mask`` (B, L), ``reward_positions`` (B, K),
+            ``pixel_patches`` (P, 3 * temporal patch * patch * patch), uint8, and ``video_grid_thw`` (B, 3) in patches.
         """
         patches, grids = zip(*(self.patchify(video) for video in videos))
         rows = [self._row(prompt, grid) for prompt, grid in zip(prompts, grids)]
@@ -158,16 +164,21 @@ class RewardProcessor:
         }
 
     def captions(self, videos: Sequence[Tensor], texts: Sequence[str], matches: Sequence[bool]) -> dict[str, Tensor]:
-        """Batch for language modelling: each video, a text, and whether the text describes it.
+        """Make a batch for language modelling, of videos with texts that describe them or do not.
+
+        Args:
+            videos: B videos (T, 3, H, W), uint8, sampled and resized.
+            texts: B texts.
+            matches: Whether each text describes its video, B values.
 
         Returns:
-            As :meth:`__call__`, in place of ``reward_positions`` with two masks (B, L): ``caption_mask``, True at the
-            words of texts that match, and ``answer_mask``, True at the "yes" or "no" behind every text.
+            The entries of :meth:`__call__`, with two masks (B, L) in place of ``reward_positions``: ``caption_mask``,
+            True at the words of texts that match, and ``answer_mask``, True at the "yes" or "no" after every text.
         """
         patches, grids = zip(*(self.patchify(video) for video in videos))
         rows, spans = [], []
         for text, grid, match in zip(texts, grids, matches):
-            # the reward template without its reward tokens: what is learned here stands where it is used later
+            # the reward template without its reward tokens: words are learned at the places of their later use
             before, words, after = self._cut(text, grid)
             answer = self._encode(" yes" if match else " no")[:1]
             rows.append(before + words + answer + after)
@@ -179,7 +190,7 @@ class RewardProcessor:
         return {**batch, "pixel_patches": torch.cat(patches), "video_grid_thw": torch.tensor(grids)}
 
     def _cut(self, text: str, grid: tuple[int, int, int]) -> tuple[list[int], list[int], list[int]]:
-        """The row without reward tokens, cut before and after the piece with the prompt."""
+        """Token ids of a row without reward tokens, cut before and after the piece with the prompt."""
         parts: tuple[list[int], ...] = ([], [], [])
         place = 0
         for piece in self._pieces:
@@ -193,7 +204,7 @@ class RewardProcessor:
         return parts
 
     def _padded(self, rows: list[list[int]]) -> dict[str, Tensor]:
-        """input_ids and attention_mask (B, L), padded on the right."""
+        """Pad rows of token ids on the right, to ``input_ids`` and ``attention_mask`` (B, L)."""
         length, pad = max(map(len, rows)), self.tokenizer.pad_token_id or 0
         lengths = torch.tensor([len(row) for row in rows])
         return {
@@ -202,7 +213,7 @@ class RewardProcessor:
         }
 
     def _video(self, grid: tuple[int, int, int]) -> list[int]:
-        """A video's tokens: one block, or one per temporal patch behind the time in its middle."""
+        """Token ids of a video: one block, or one block per temporal patch after the time of its middle."""
         start, end = self._ends
         frames, per_frame = grid[0], grid[1] * grid[2] // self.geometry.merge**2
         if not self.stamped:
@@ -223,13 +234,17 @@ class RewardProcessor:
         return row
 
     def patchify(self, video: Tensor) -> tuple[Tensor, tuple[int, int, int]]:
-        """Patches in the vision tower's order: merge windows row by row, patches inside a window row by row.
+        """Cut a video into patches, in the vision tower's order: windows row by row, patches in a window row by row.
 
         Args:
-            video: uint8 (T, 3, H, W).
+            video: Frames (T, 3, H, W), uint8.
 
         Returns:
-            uint8 (T/t * H/p * W/p, 3*t*p*p) and the grid (T/t, H/p, W/p), for t the temporal patch, p the patch.
+            Patches (T/t * H/p * W/p, 3*t*p*p), uint8, and their grid (T/t, H/p, W/p), with t frames and p x p pixels in
+            a patch.
+
+        Raises:
+            VideoAlignError: Where the video does not divide into patches.
         """
         g = self.geometry
         frames, channels, height, width = video.shape
@@ -245,7 +260,14 @@ class RewardProcessor:
 
 
 def processor_of(folder: Path) -> RewardProcessor:
-    """The processor of an exported reward model, without its network."""
+    """Load the processor of an exported reward model, without its network.
+
+    Args:
+        folder: Folder of the reward model.
+
+    Raises:
+        VideoAlignError: Where it is no such folder, or is damaged.
+    """
     content = RewardFolder.load(folder)
     template = Template(content.template, str(folder / "template.txt"))
     return RewardProcessor(folder / "processor", template, FrameSampling(**content.sampling))

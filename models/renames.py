@@ -1,4 +1,4 @@
-"""Renaming that never destroys what it was not told to replace."""
+"""Renaming of files and folders that never destroys anything it was not told to replace."""
 
 import ctypes
 import errno
@@ -16,15 +16,15 @@ _NOREPLACE, _EXCHANGE = 1, 2
 
 
 def take_name(partial: Path, place: Path, empty: bool) -> None:
-    """Rename a finished folder.
+    """Rename a finished folder to a free name.
 
     Args:
         partial: The finished folder.
-        place: The name for it.
-        empty: An empty folder stood there when the work began, and may go.
+        place: Its final path.
+        empty: Whether an empty folder existed at ``place`` when the work began, which may be replaced.
 
     Raises:
-        FileExistsError: Where anything else stands there.
+        FileExistsError: Where anything else exists at ``place``.
     """
     try:
         # the system replaces an empty folder and nothing else
@@ -36,7 +36,17 @@ def take_name(partial: Path, place: Path, empty: bool) -> None:
 
 
 def replace(partial: Path, place: Path, replaces: str | None, known: set[str]) -> None:
-    """Put a folder in the place of an earlier one, which comes back if it is not what it was."""
+    """Replace an earlier folder by a finished one; the earlier one is restored if it has changed meanwhile.
+
+    Args:
+        partial: The finished folder.
+        place: Path of the earlier folder.
+        replaces: Name of a file that the earlier folder must hold.
+        known: Names of all entries of the earlier folder when the work began.
+
+    Raises:
+        FileExistsError: Where the folder at ``place`` is of another kind, or holds new entries.
+    """
 
     def as_it_was(folder: Path) -> bool:
         return bool(replaces) and (folder / replaces).is_file() and entries(folder) <= known
@@ -46,7 +56,7 @@ def replace(partial: Path, place: Path, replaces: str | None, known: set[str]) -
         return
     if not as_it_was(place):
         raise _exists(place)
-    if _renameat2(partial, place, _EXCHANGE):  # no moment in which neither stands there
+    if _renameat2(partial, place, _EXCHANGE):  # at no moment is the name free
         if not as_it_was(partial):
             _renameat2(partial, place, _EXCHANGE)
             raise _exists(place)
@@ -64,7 +74,12 @@ def replace(partial: Path, place: Path, replaces: str | None, known: set[str]) -
 
 
 def swap_in(partial: Path, place: Path) -> None:
-    """Put a folder in the place of whatever has the name, which goes."""
+    """Give a folder a name, and remove the file or folder that had it.
+
+    Args:
+        partial: The finished folder.
+        place: Its final path.
+    """
     if not os.path.lexists(place):
         os.rename(partial, place)
     elif _renameat2(partial, place, _EXCHANGE):
@@ -78,6 +93,7 @@ def swap_in(partial: Path, place: Path) -> None:
 
 
 def remove(path: Path) -> None:
+    """Remove a file, a link, or a folder with all that it holds."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -89,32 +105,35 @@ def _exists(path: Path) -> FileExistsError:
 
 
 def entries(folder: Path) -> set[str]:
-    """Names of everything in a folder, at any depth."""
-    return {
-        os.path.relpath(os.path.join(top, name), folder) for top, *kinds in os.walk(folder) for k in kinds for name in k
-    }
+    """Relative paths of everything in a folder, at any depth."""
+    paths = (os.path.join(top, name) for top, *kinds in os.walk(folder) for names in kinds for name in names)
+    return {os.path.relpath(path, folder) for path in paths}
 
 
 def move(source: Path, target: Path) -> None:
-    """Rename a file or folder within a file system.
+    """Rename a file or folder within a file system, to a free name.
+
+    Args:
+        source: Path of the file or folder.
+        target: Its new path.
 
     Raises:
-        FileExistsError: Where anything has the new name, also a broken link or an empty folder.
+        FileExistsError: Where anything exists at ``target``, even a broken link or an empty folder.
     """
     if _renameat2(source, target, _NOREPLACE):
         return
     if os.path.lexists(target):
         raise _exists(target)
     if source.is_dir():
-        os.rename(source, target)  # fails on a file, and on a folder that is not empty
+        os.rename(source, target)  # fails if the target is a file or a folder that is not empty
         return
-    os.link(source, target)  # fails on anything; rename would replace a file that has appeared since
+    os.link(source, target)  # fails if the target exists; rename would replace a file that has just appeared
     source.unlink()
 
 
 @functools.cache
 def _call() -> Any:
-    """The C library's renameat2, None where it has none."""
+    """The C library's function renameat2; None where the library has none."""
     function = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None) if sys.platform == "linux" else None
     if function:
         function.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
@@ -122,8 +141,8 @@ def _call() -> Any:
 
 
 def _renameat2(source: Path, target: Path, flag: int) -> bool:
-    """Rename in one step that the system guards; False where system or file system cannot."""
-    here = -100  # AT_FDCWD: relative paths are those of the current folder
+    """Rename in one atomic step; False where the system or the file system does not support it."""
+    here = -100  # AT_FDCWD: paths are relative to the current folder
     if not (function := _call()) or function(here, os.fsencode(source), here, os.fsencode(target), flag) == 0:
         return bool(function)
     number = ctypes.get_errno()
@@ -138,7 +157,7 @@ def sync(path: str | Path) -> None:
     try:
         os.fsync(file)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # file systems that cannot, for folders
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some file systems cannot sync folders
             raise
     finally:
         os.close(file)

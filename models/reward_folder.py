@@ -1,11 +1,11 @@
-"""The files of a trained VideoReward: safetensors and JSON.
+"""The folder of a trained VideoReward, in safetensors and JSON.
 
     reward.json          settings, sampling, statistics, backbone; `format` and `version`; checksums (`sha256`)
     template.txt         the text around the video
     trained.safetensors  head, new embedding rows, and every other tensor that trained in full
-    adapter/             LoRA weights in peft's format, where there are any
+    adapter/             LoRA weights in peft's format, if there are any
     processor/           tokenizer and preprocessing
-    backbone/            the model they stand on, where it was asked to travel along
+    backbone/            a copy of the backbone, if it was asked for
 
 Nothing in it is unpickled. The network itself is :class:`videoalign.models.VideoReward`.
 """
@@ -28,22 +28,23 @@ from .reward_statistics import Statistics
 
 FORMAT, VERSION = "videoalign-reward", 1
 RECORD = "reward.json"
+"""Name of the file that marks a folder as a reward model."""
 _KEYS = ("settings", "sampling", "statistics", "backbone")
 _PEFT = "base_model.model."
 
 
 @dataclass
 class RewardFolder:
-    """What such a folder holds.
+    """The content of a reward model's folder.
 
     Attributes:
-        settings: Settings of VideoReward, as plain values.
-        sampling: Settings of its frames.
-        statistics: Mean and std of its rewards; zeros and ones where they were never measured.
+        settings: Settings of :class:`~videoalign.models.VideoReward`, as plain values.
+        sampling: Settings of :class:`~videoalign.models.FrameSampling`, as plain values.
+        statistics: Mean and standard deviation of the rewards; zeros and ones where they were never measured.
         template: Text around the video.
-        backbone: Folder or hub id of the backbone; None where it travels along.
-        owns_backbone: Whether the backbone inside is not just a copy: there is no other like it.
-        trained: Tensors by the network's own names, adapters included.
+        backbone: Folder or hub id of the backbone; None where the folder contains it.
+        owns_backbone: Whether the backbone in the folder differs from every other one, and so cannot be replaced.
+        trained: Tensors that were trained, by the names of the network, adapters included.
     """
 
     settings: dict[str, Any]
@@ -55,27 +56,27 @@ class RewardFolder:
     trained: dict[str, Tensor]
 
     def save(self, folder: Path, processor: Any, adapter: LoraConfig | None, backbone: Any = None) -> None:
-        """Write the folder; it replaces an earlier reward model of that name when whole.
+        """Write the folder. It replaces an earlier reward model of that name when it is whole.
 
-        Two runs write the same bytes: whatever is a set in memory is sorted.
+        The same content gives the same bytes: sets are sorted.
 
         Args:
             folder: Folder to write.
-            processor: transformers' own processor.
-            adapter: peft's configuration of the adapters.
-            backbone: Model to copy along.
+            processor: Processor of transformers.
+            adapter: Configuration of the adapters, as peft has it; None without adapters.
+            backbone: Backbone to copy into the folder; None leaves it out.
+
+        Raises:
+            VideoAlignError: Where something other than a reward model exists there.
         """
         with new_folder(folder, replaces=RECORD) as out:
             save_file({n: t for n, t in self.trained.items() if ".lora_" not in n}, out / "trained.safetensors")
             if adapter:
                 (out / "adapter").mkdir()
-                weights = {
-                    _PEFT + name.removeprefix("backbone.").replace(".default.", "."): tensor
-                    for name, tensor in self.trained.items()
-                    if ".lora_" in name
-                }
+                loras = {n.removeprefix("backbone."): t for n, t in self.trained.items() if ".lora_" in n}
+                weights = {_PEFT + name.replace(".default.", "."): tensor for name, tensor in loras.items()}
                 save_file(weights, out / "adapter" / "adapter_model.safetensors", metadata={"format": "pt"})
-                ordered = copy.copy(adapter)  # peft would write its set of layers in the order of this process's hashes
+                ordered = copy.copy(adapter)  # peft would write its set of layers in an order that differs between runs
                 ordered.target_modules = sorted(adapter.target_modules)
                 ordered.save_pretrained(out / "adapter")
             processor.save_pretrained(out / "processor")
@@ -88,11 +89,14 @@ class RewardFolder:
 
     @classmethod
     def load(cls, folder: Path) -> "RewardFolder":
-        """Read a folder.
+        """Read the folder of a reward model.
+
+        Args:
+            folder: Folder to read.
 
         Raises:
-            VideoAlignError: where it is of another format, a file is missing or damaged, or weights or numbers are not those
-                that were exported.
+            VideoAlignError: Where it is of another format, a file is missing or damaged, or weights or numbers are not
+                those that were exported.
         """
         record = read_json(folder / RECORD, "a reward model's folder")
         if not isinstance(record, dict) or not record.keys() >= set(_KEYS):
@@ -107,44 +111,34 @@ class RewardFolder:
                 raise VideoAlignError(f"{folder} is not whole: {name} is missing. Export the model again.")
         _check_sums(folder, record)
         trained = _load(folder / "trained.safetensors")
-        if (folder / "adapter").exists() or "lora" in (
-            record["settings"].get("language"),
-            record["settings"].get("vision"),
-        ):
+        parts = [record["settings"].get(part) for part in ("language", "vision")]
+        if (folder / "adapter").exists() or "lora" in parts:
             for name, tensor in _load(folder / "adapter" / "adapter_model.safetensors").items():
                 stem, _, last = name.removeprefix(_PEFT).rpartition(".")
                 trained[f"backbone.{stem}.default.{last}"] = tensor
         template = (folder / "template.txt").read_text(encoding="utf-8").removesuffix("\n")
         inside = folder / "backbone"
         backbone = str(inside) if inside.exists() else record["backbone"]
-        return cls(
-            record["settings"],
-            record["sampling"],
-            record["statistics"],
-            template,
-            backbone,
-            bool(record.get("owns_backbone")),
-            trained,
-        )
+        values = (record[name] for name in ("settings", "sampling", "statistics"))
+        return cls(*values, template, backbone, bool(record.get("owns_backbone")), trained)
 
 
 def _numbers(record: dict[str, Any]) -> dict[str, str]:
-    """Checksums of the record's numbers that rewards depend on; words, such as where the backbone is, may be changed by hand."""
+    """Checksums of the record's numbers that rewards depend on. Other entries, such as the backbone, may be edited."""
     settings = record["settings"]
     lora = settings.get("lora") if isinstance(settings, dict) else None
     return {"sampling": digest(record["sampling"]), "lora": digest(lora), "statistics": digest(record["statistics"])}
 
 
 def _check_sums(folder: Path, record: dict[str, Any]) -> None:
-    """Compare weights and numbers with the record's checksums; folders of earlier releases have none."""
+    """Compare weights and numbers with the checksums in the record; folders of earlier releases have none."""
     sums = record.get("sha256")
     if sums is None:
         return
     found = _numbers(record)
     if record["statistics"] == asdict(Statistics()):
-        found.pop(
-            "statistics"
-        )  # to take them away is no silent change: whatever reads the folder says that there are none
+        # whoever removed the statistics did not change rewards silently: every reader says that there are none
+        found.pop("statistics")
     try:
         changed = [name for name, value in found.items() if sums[name] != value]
         files = dict(sums["files"])
@@ -152,8 +146,8 @@ def _check_sums(folder: Path, record: dict[str, Any]) -> None:
         raise VideoAlignError(f"{folder / RECORD}: sha256 does not hold checksums. Export the model again.") from None
     if changed:
         raise VideoAlignError(
-            f"{folder / RECORD}: {', '.join(changed)} are not those that were exported (their checksum differs), so the rewards would be "
-            "others. Copy or export the folder again."
+            f"{folder / RECORD}: {', '.join(changed)} are not those that were exported (their checksum differs), so "
+            "the rewards would be others. Copy or export the folder again."
         )
     check(folder, files, RECORD)
 

@@ -1,11 +1,11 @@
-"""The text around a video: where the video, the rubrics, the prompt and the reward tokens stand.
+"""The text around a video: the order of the video, the rubrics, the prompt and the reward tokens.
 
 A template is a text with the marks ``<video>`` (once), ``<prompt>`` (once) and either ``<reward:VQ>``,
 ``<reward:MQ>`` and ``<reward:TA>`` (separate tokens) or ``<reward:VQ,MQ,TA>`` (one shared token, the paper's
-ablation). Under causal attention a reward token sees only what stands before it: with VQ and MQ before the prompt,
+ablation). Under causal attention a reward token sees only the tokens before it: with VQ and MQ before the prompt,
 these two cannot depend on it (VideoAlign, section 3.2).
 
-The official repository's notation is read as well: its text stands behind the video, with ``{text_prompt}`` for the
+The notation of the official repository is read as well: its text comes after the video, with ``{text_prompt}`` for the
 prompt and ``<|VQ_reward|>``, ``<|MQ_reward|>``, ``<|TA_reward|>`` for the tokens.
 """
 
@@ -18,18 +18,17 @@ from .. import VideoAlignError
 from .dimensions import DIMENSIONS
 
 SHIPPED = Path(__file__).parent / "templates"
+"""Folder of the templates that come with this package."""
 _MARK = re.compile(r"<(video|prompt|reward:[A-Z,]+)>")
 _OFFICIAL_PROMPT = "{text_prompt}"
-
-
 LONGEST = 30_000
-"""Characters of a template; the official one has 6 thousand, and the time of a step grows with the square."""
+"""Largest number of characters of a template: the time of a step grows with the square. The official one has 6,000."""
 OFFICIAL_CONSTANT = "DETAILED_PROMPT_WITH_SPECIAL_TOKEN"
-"""The official repository's name of the text that the released model was trained with."""
+"""Name of the official repository's constant that holds the text of the released model."""
 
 
 def _ours(official: str) -> str:
-    """The official notation in this package's marks. Its newlines stay: every token counts for parity."""
+    """Convert the official notation to this package's marks. Newlines stay, so that rewards equal the official ones."""
     for dimension in DIMENSIONS:
         official = official.replace(f"<|{dimension}_reward|>", f"<reward:{dimension}>")
     return "<video>" + official.replace(_OFFICIAL_PROMPT, "<prompt>")
@@ -37,11 +36,15 @@ def _ours(official: str) -> str:
 
 @dataclass(frozen=True)
 class Template:
-    """A parsed template.
+    """A checked template.
 
-    Attributes:
-        text: the text as written, kept with the exported model.
-        parts: alternating text and marks, in order.
+    Args:
+        text: Text with marks, which exported models keep.
+        name: Name of the template or path of its file, for messages.
+
+    Raises:
+        VideoAlignError: Where the text is too long, a mark is missing or occurs twice, or the order of marks does not
+            work.
     """
 
     text: str
@@ -49,7 +52,14 @@ class Template:
 
     @classmethod
     def load(cls, name_or_file: str | Path) -> "Template":
-        """A shipped template by name (``rubrics``, ``shared``; ``plain``, ``plain_shared``) or any text file by path, in either notation."""
+        """Load a shipped template or a text file in either notation.
+
+        Args:
+            name_or_file: ``rubrics``, ``shared``, ``plain`` or ``plain_shared``, or the path of a UTF-8 text file.
+
+        Raises:
+            VideoAlignError: Where there is no such template or file, or its text is refused.
+        """
         path = SHIPPED / f"{name_or_file}.txt"
         if not path.exists():
             path = Path(name_or_file)
@@ -66,16 +76,23 @@ class Template:
 
     @classmethod
     def from_repository(cls, folder: str | Path) -> "Template":
-        """The official wording, out of ``prompt_template.py`` in a clone of the official repository.
+        """Load the official text from ``prompt_template.py`` in a clone of the official repository.
 
-        The file is parsed for the constant, never run.
+        The file is parsed for the constant, never executed.
+
+        Args:
+            folder: Folder of the clone.
+
+        Raises:
+            VideoAlignError: Where the file or the constant is missing.
         """
         path = Path(folder) / "prompt_template.py"
         try:
             tree = ast.parse(path.read_text(encoding="utf-8-sig"))
         except (OSError, UnicodeDecodeError, SyntaxError, ValueError, RecursionError) as error:
             raise VideoAlignError(
-                f"--official-repo {folder}: {path.name} cannot be read in it ({error}). Name a clone of the VideoAlign repository."
+                f"--official-repo {folder}: {path.name} cannot be read in it ({error}). Name a clone of the VideoAlign "
+                "repository."
             ) from None
         for node in tree.body:
             names = [target.id for target in getattr(node, "targets", []) if isinstance(target, ast.Name)]
@@ -87,15 +104,14 @@ class Template:
     def __post_init__(self) -> None:
         if len(self.text) > LONGEST:
             raise VideoAlignError(
-                f"template {self.name!r} has {len(self.text)} characters, more than {LONGEST}: every pair would be computed with all of "
-                "them. Name a text of rubrics"
+                f"template {self.name!r} has {len(self.text)} characters, more than {LONGEST}: every pair would be "
+                "computed with all of them. Name a text of rubrics"
             )
         marks = _MARK.findall(self.text)
         tokens = [m for m in marks if m.startswith("reward:")]
         rewards = [dimension for token in tokens for dimension in token.removeprefix("reward:").split(",")]
-        problems = [
-            f"<{m}> occurs {marks.count(m)} times, not once" for m in ("video", "prompt") if marks.count(m) != 1
-        ]
+        counts = {mark: marks.count(mark) for mark in ("video", "prompt")}
+        problems = [f"<{mark}> occurs {count} times, not once" for mark, count in counts.items() if count != 1]
         if rewards != list(DIMENSIONS):
             problems.append(f"the reward marks are {rewards}, not {list(DIMENSIONS)} in this order, each once")
         elif len(tokens) not in (1, len(DIMENSIONS)):
@@ -109,20 +125,20 @@ class Template:
 
     @property
     def parts(self) -> list[str]:
-        """Text and marks in order; a mark keeps its angle brackets."""
+        """Texts and marks in order; marks keep their angle brackets."""
         return [piece for piece in re.split(r"(<(?:video|prompt|reward:[A-Z,]+)>)", self.text) if piece]
 
     @property
     def marks(self) -> list[str]:
-        """The marks alone, in order."""
+        """Marks in order, with their angle brackets."""
         return [f"<{mark}>" for mark in _MARK.findall(self.text)]
 
     @property
     def separate(self) -> bool:
-        """Three reward tokens rather than one."""
+        """Whether the template has three reward tokens rather than one."""
         return "<reward:VQ>" in self.text
 
     @property
     def tokens(self) -> list[str]:
-        """The reward tokens' names in the vocabulary, in order of appearance."""
+        """Names of the reward tokens in the vocabulary, in order of appearance."""
         return [f"<|{d}_reward|>" for d in DIMENSIONS] if self.separate else ["<|reward|>"]

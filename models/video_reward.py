@@ -1,4 +1,4 @@
-"""VideoReward: a video-language model that grades a video in three dimensions (VideoAlign, section 3.2).
+"""VideoReward: a video-language model that rates a video in three dimensions (VideoAlign, section 3.2).
 
 Legend: B videos, L tokens, K reward tokens per video (3 separate or 1 shared), E the hidden size, D = 3 dimensions.
 """
@@ -7,14 +7,13 @@ import inspect
 import re
 from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from .. import VideoAlignError
 from .backbone import load_backbone
-from .dimensions import DIMENSIONS
 from .finite import NOT_WRITTEN, require_finite, require_weights
 from .frame_sampling import FrameSampling
 from .lora import LoRA, add_lora
@@ -22,98 +21,54 @@ from .precision import cast_inputs, train_in_float32
 from .processor import RewardProcessor
 from .reward_folder import RECORD, RewardFolder
 from .reward_statistics import Statistics
+from .reward_tokens import RewardHead, TokenRows
 from .template import Template
 
 _CHOICES = {
-    "positions": ("mrope", "1d"), "head_rows": (3, 1), "language": ("lora", "full", "frozen"), "vision": ("full", "lora", "frozen"),
-    "attention": ("sdpa", "eager", "flash_attention_2"), "dtype": ("float32", "bfloat16"),
-}  # fmt: skip
-"""What a setting may be, for records: a YAML experiment is checked when it is parsed."""
+    "positions": ("mrope", "1d"),
+    "head_rows": (3, 1),
+    "language": ("lora", "full", "frozen"),
+    "vision": ("full", "lora", "frozen"),
+    "attention": ("sdpa", "eager", "flash_attention_2"),
+    "dtype": ("float32", "bfloat16"),
+}
+"""Values that settings may have, to check records: YAML experiments are checked when they are parsed."""
 _MERGERS = ("merger", "deepstack_merger_list")
-"""From the vision tower's patches to the language model's tokens; Qwen3-VL has several."""
-
-
-class TokenRows(nn.Module):
-    """A frozen embedding matrix with a few new rows that train on their own.
-
-    Only the rows are parameters of the optimizer: no gradient, copy or moment of the whole matrix is ever made.
-
-    Args:
-        base: The backbone's embedding.
-        ids: Vocabulary ids of the new rows; they need not exist in ``base``.
-    """
-
-    def __init__(self, base: nn.Embedding, ids: list[int]) -> None:
-        super().__init__()
-        self.base = base
-        self.register_buffer("ids", torch.tensor(ids), persistent=False)
-        # Start from rows of the matrix's own scale: a mean of all rows plus noise of their spread.
-        with torch.no_grad():
-            spread, centre = base.weight.float().std(0), base.weight.float().mean(0)
-            rows = centre + spread * torch.randn(len(ids), base.embedding_dim)  # by the run's seed
-        self.rows = nn.Parameter(rows)  # (K, E), fp32
-
-    @property
-    def weight(self) -> Tensor:
-        """The backbone's matrix, for code that asks for its dtype or device."""
-        return self.base.weight
-
-    def forward(self, input_ids: Tensor) -> Tensor:
-        """(B, L) ids -> (B, L, E)."""
-        own = input_ids[..., None] == self.ids  # (B, L, K)
-        is_own = own.any(-1)
-        embedded = self.base(input_ids.masked_fill(is_own, 0))
-        # one matrix product instead of an indexed write: the same graph whether or not a batch holds each token
-        rows = (own.to(self.rows.dtype) @ self.rows).to(embedded.dtype)
-        return torch.where(is_own[..., None], rows, embedded)
-
-
-class RewardHead(nn.Module):
-    """Bias-free linear map from reward tokens to rewards, in fp32 whatever the backbone's precision.
-
-    bf16 rewards near 3 come in steps of 1/64 and make ties that nobody predicted.
-
-    Args:
-        hidden: E, the width of the states.
-        rows: 3 (one row per dimension) or 1 (one row for all tokens, as in the released weights).
-    """
-
-    def __init__(self, hidden: int, rows: int = len(DIMENSIONS)) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(rows, hidden) * hidden**-0.5)  # by the run's seed
-
-    def forward(self, states: Tensor) -> Tensor:
-        """Rewards (B, D) fp32 from the states (B, K, E) of K = D separate tokens or K = 1 shared one."""
-        with torch.autocast(states.device.type, enabled=False):
-            return (states.float() * self.weight.float()).sum(-1)  # broadcasts over K = 1 and over one row
+"""Modules between the vision tower's patches and the language model's tokens; Qwen3-VL has several."""
 
 
 class VideoReward(nn.Module):
-    """Rewards of videos for prompts: VQ, MQ, TA, read at three special tokens.
+    """Reward model that gives VQ, MQ and TA of videos for prompts, read at three special tokens.
 
-    The backbone is held, not subclassed. A pair is one batch of 2B videos: A and B go through it in one forward.
+    The backbone is an attribute, not a base class. A batch of pairs is one batch of 2B videos: A and B go through the
+    network in one forward pass.
 
     Args:
-        backbone: folder or hub id of a Qwen2-VL, Qwen2.5-VL or Qwen3-VL model.
-        template: shipped template (``rubrics``, ``plain``, ``shared``) or a text file. ``shared`` reads all three
-            rewards at one token, the paper's ablation.
-        sampling: which frames are seen, and at what size.
-        positions: ``mrope`` gives video tokens their time, row and column (the backbone's pre-training); ``1d`` counts
-            tokens, as the released VideoReward was trained.
-        head_rows: 3, a row per dimension, or 1, one row shared by the three tokens (the released weights).
-        language: how the language model trains: through LoRA adapters, in full, or not at all.
-        vision: how the vision tower trains.
-        train_merger: whether the merger between the two trains (Qwen3-VL has one per depth).
-        lora: rank, alpha, dropout and targets of the adapters.
-        attention: ``sdpa``, ``eager`` or ``flash_attention_2``.
-        dtype: Dtype of the backbone's frozen weights. What trains is fp32: the head, the new embedding rows, adapters,
-            and the whole of a part that trains in full.
-        gradient_checkpointing: recompute activations in the backward pass, to save memory.
-        max_prompt_tokens: longer prompts are refused.
-        processor: folder of the tokenizer and preprocessing, if not the backbone's.
+        backbone: Folder or hub id of a Qwen2-VL, Qwen2.5-VL or Qwen3-VL model.
+        template: Name of a shipped template (``rubrics``, ``plain``, ``shared``, ``plain_shared``) or a text file. The
+            shared ones read all three rewards at one token, the paper's ablation.
+        sampling: Number and size of the frames that the model sees.
+        positions: ``mrope`` gives video tokens their time, row and column, as in the backbone's pre-training; ``1d``
+            counts tokens, as the released VideoReward was trained.
+        head_rows: Rows of the reward head: 3, one per dimension, or 1, shared by the three tokens (the released
+            weights).
+        language: Training of the language model: ``lora`` through adapters, ``full``, or ``frozen``.
+        vision: Training of the vision tower: ``full``, ``lora`` through adapters, or ``frozen``.
+        train_merger: Whether the merger between vision tower and language model trains (Qwen3-VL has one per depth).
+        lora: Rank, alpha, dropout and targets of the adapters.
+        attention: Attention implementation: ``sdpa``, ``eager`` or ``flash_attention_2``.
+        dtype: Dtype of the backbone's frozen weights. Everything that trains is fp32: the head, the new embedding rows,
+            adapters, and the whole of a part that trains in full.
+        gradient_checkpointing: Whether activations are computed again in the backward pass, to save memory.
+        max_prompt_tokens: Largest number of tokens of a prompt; longer prompts are refused.
+        processor: Folder of the tokenizer and preprocessing, if not the backbone's.
+
+    Raises:
+        VideoAlignError: Where settings do not fit each other, or the backbone is missing, damaged or of another family.
     """
 
     record = RECORD
+    """Name of the file that marks a folder as a reward model."""
 
     def __init__(
         self,
@@ -134,46 +89,30 @@ class VideoReward(nn.Module):
     ) -> None:
         super().__init__()
         template = template if isinstance(template, Template) else Template.load(template)
-        given = {
-            "positions": positions,
-            "head_rows": head_rows,
-            "language": language,
-            "vision": vision,
-            "attention": attention,
-            "dtype": dtype,
-        }
-        if wrong := [
-            f"{name}: {value!r} is none of {_CHOICES[name]}"
-            for name, value in given.items()
-            if value not in _CHOICES[name]
-        ]:
-            raise VideoAlignError(f"the reward model's settings are not known: {'; '.join(wrong)}")
-        if head_rows == 1 and not template.separate:
-            raise VideoAlignError("head_rows: 1 needs separate reward tokens: one row at one token gives one reward")
+        lora, sampling = lora or LoRA(), sampling or FrameSampling()
         self.settings = {
             "positions": positions,
             "head_rows": head_rows,
             "language": language,
             "vision": vision,
             "train_merger": train_merger,
-            "lora": asdict(lora or LoRA()),
+            "lora": asdict(lora),
             "attention": attention,
             "dtype": dtype,
             "max_prompt_tokens": max_prompt_tokens,
         }
+        _check_settings(self.settings, template)
         # absolute where it is a folder: the exported model must find it from anywhere
         self.backbone_name = str(Path(backbone).resolve()) if Path(backbone).is_dir() else str(backbone)
         self.positions, self.statistics = positions, Statistics()
         self.owns_backbone = False  # whether frozen tensors differ from those of the backbone's folder
-        self.processor = RewardProcessor(
-            processor or backbone, template, sampling or FrameSampling(), max_prompt_tokens
-        )
+        self.processor = RewardProcessor(processor or backbone, template, sampling, max_prompt_tokens)
         self.backbone = load_backbone(backbone, attention, dtype).model
         self.config = self.backbone.config
         self._check_geometry()
         tokens = self.backbone.get_input_embeddings()
         self.backbone.requires_grad_(False)
-        self._choose_training(language, vision, train_merger, lora or LoRA())
+        self._choose_training(language, vision, train_merger, lora)
         self.backbone.set_input_embeddings(TokenRows(tokens, self.processor.reward_ids))
         self.head = RewardHead(tokens.embedding_dim, head_rows)
         if gradient_checkpointing:
@@ -194,11 +133,12 @@ class VideoReward(nn.Module):
             )
 
     def _choose_training(self, language: str, vision: str, train_merger: bool, lora: LoRA) -> None:
-        """Which parameters train, and in what precision. The backbone comes in frozen; adapters are added where asked.
+        """Choose the parameters of the frozen backbone that train, and their precision; add adapters.
 
-        What trains is fp32 and what is frozen keeps the chosen dtype. A part that trains in full is fp32 as a whole,
-        frozen layers in it included, so that no two layers inside it take different dtypes. At the borders between parts
-        the backbone casts by itself, and at mergers that train beside a frozen tower :func:`.precision.cast_inputs` does.
+        Trained parameters are fp32, and frozen ones keep the chosen dtype. A part that trains in full is fp32 as a
+        whole, its frozen layers included, so that no two layers inside it have different dtypes. Between the parts the
+        backbone casts by itself, and before mergers that train beside a frozen tower :func:`.precision.cast_inputs`
+        does.
         """
         parts = {"language_model": language, "visual": vision}
         for name, how in parts.items():
@@ -209,7 +149,7 @@ class VideoReward(nn.Module):
             self.backbone.get_submodule(name).requires_grad_(train_merger)
         self.backbone.get_input_embeddings().requires_grad_(False)  # of the vocabulary, only the new rows train
         if adapted := [name for name, how in parts.items() if how == "lora"]:
-            add_lora(self.backbone, lora, adapted, without=mergers)  # they train in full or not at all
+            add_lora(self.backbone, lora, adapted, without=mergers)  # mergers train in full or not at all
         for name, how in parts.items():
             if how == "full":
                 self.backbone.get_submodule(name).float()
@@ -222,7 +162,7 @@ class VideoReward(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the network is."""
+        """Device of the network."""
         return self.head.weight.device
 
     def forward(
@@ -233,16 +173,19 @@ class VideoReward(nn.Module):
         pixel_patches: Tensor,
         video_grid_thw: Tensor,
     ) -> Tensor:
-        """Raw rewards.
+        """Compute raw rewards.
 
         Args:
-            input_ids, attention_mask: (B, L), padded on the right. reward_positions: (B, K).
-            pixel_patches: uint8 (P, 3 * t * p * p). video_grid_thw: (B, 3) patches in time, height and width.
+            input_ids: Token ids (B, L), padded on the right.
+            attention_mask: Mask (B, L), 0 at padding.
+            reward_positions: Positions (B, K) of the reward tokens in L.
+            pixel_patches: Patches (P, 3 * t * p * p) of all videos, uint8.
+            video_grid_thw: Number of patches (B, 3) in time, height and width.
 
         Returns:
-            (B, D) fp32, columns VQ, MQ, TA.
+            Rewards (B, D), fp32, with the columns VQ, MQ and TA.
         """
-        # No mask is passed: padding stands on the right, where causal attention keeps it from every real token.
+        # No mask is passed: padding is on the right, where causal attention keeps it from every real token.
         states = self.backbone(
             input_ids=input_ids,
             position_ids=self._position_ids(input_ids, attention_mask, video_grid_thw),
@@ -254,7 +197,7 @@ class VideoReward(nn.Module):
         return self.head(states.gather(1, index))  # (B, K, E) -> (B, D)
 
     def _position_ids(self, input_ids: Tensor, attention_mask: Tensor, grid: Tensor) -> Tensor:
-        """(3, B, L) time, row and column of every token; all three the token's number under ``1d``."""
+        """Time, row and column (3, B, L) of every token; all three are the token's number under ``1d``."""
         if self.positions == "1d":
             return torch.arange(input_ids.shape[1], device=input_ids.device).expand(3, *input_ids.shape)
         kinds = (input_ids == self.config.video_token_id) * 2
@@ -263,21 +206,28 @@ class VideoReward(nn.Module):
         )[0]
 
     def normalise(self, rewards: Tensor) -> Tensor:
-        """Raw rewards (..., D) as z-scores of the stored statistics; their sum is the overall reward (App. H.2)."""
+        """Z-scores of raw rewards (..., D) by the stored statistics; their sum is the overall reward (App. H.2)."""
         mean = torch.tensor(self.statistics.mean, device=rewards.device, dtype=rewards.dtype)
         return (rewards - mean) / torch.tensor(self.statistics.std, device=rewards.device, dtype=rewards.dtype)
 
     @property
     def has_statistics(self) -> bool:
-        """Whether mean and deviation of the rewards were ever measured; without them rewards stay raw."""
+        """Whether mean and deviation of the rewards were measured; without them normalised rewards are the raw ones."""
         return self.statistics != Statistics()
 
     def need_statistics(self, where: str) -> None:
-        """Refuse a model whose rewards were never measured on held-out pairs, where dimensions are weighed together."""
+        """Refuse a model without statistics, before its dimensions are weighed against each other.
+
+        Args:
+            where: Folder of the model, for the message.
+
+        Raises:
+            VideoAlignError: Where the rewards were never measured on held-out pairs.
+        """
         if not self.has_statistics:
             raise VideoAlignError(
-                f"{where} has no statistics of its rewards, so its dimensions cannot be weighed against each other; train or validate "
-                "it with held-out pairs (data.val), or use a folder with inference_config"
+                f"{where} has no statistics of its rewards, so its dimensions cannot be weighed against each other; "
+                "train or validate it with held-out pairs (data.val), or use a folder with inference_config"
             )
 
     # --- folders ----------------------------------------------------------------------------------------------
@@ -289,34 +239,34 @@ class VideoReward(nn.Module):
     def save_pretrained(
         self, folder: str | Path, state: dict[str, Tensor] | None = None, backbone: bool = False
     ) -> None:
-        """Write a folder for :meth:`from_pretrained`; it replaces an earlier reward model of that name when whole.
+        """Write a folder for :meth:`from_pretrained`. It replaces an earlier reward model of that name.
 
         Args:
             folder: Folder to write.
             state: Full tensors by name, where the network's own are sharded.
-            backbone: Copy the backbone along, so that the folder stands on its own. A backbone that is nowhere else always
-                travels along.
+            backbone: Whether the backbone is copied into the folder, so that the folder is complete by itself. A
+                backbone that exists nowhere else is always copied.
 
         Raises:
-            VideoAlignError: where a weight is not finite; nothing is written then.
+            VideoAlignError: Where a weight is not finite; nothing is written then.
         """
         state = self.state_dict() if state is None else state
         backbone = backbone or self.owns_backbone
         content = RewardFolder(
-            self.settings,
-            self.processor.sampling.to_dict(),
-            asdict(self.statistics.exported(folder)),
-            self.processor.template.text,
-            None if backbone else self.backbone_name,
-            self.owns_backbone,
-            {name: state[name].detach().cpu().contiguous() for name in self.trained_names()},
+            settings=self.settings,
+            sampling=self.processor.sampling.to_dict(),
+            statistics=asdict(self.statistics.exported(folder)),
+            template=self.processor.template.text,
+            backbone=None if backbone else self.backbone_name,
+            owns_backbone=self.owns_backbone,
+            trained={name: state[name].detach().cpu().contiguous() for name in self.trained_names()},
         )
         require_finite(f"weights for {folder}", content.trained, NOT_WRITTEN)
         copy = self._own_backbone(state) if backbone else None
         content.save(Path(folder), self.processor.huggingface, getattr(self.backbone, "peft_lora_config", None), copy)
 
     def _own_backbone(self, state: dict[str, Tensor]) -> nn.Module:
-        """The backbone as a model of its own, with the frozen tensors that this network has."""
+        """Make a model of the backbone by itself, with the frozen tensors of this network."""
         model = load_backbone(self.backbone_name, dtype=self.settings["dtype"])
         trained = set(self.trained_names())
         frozen = {
@@ -324,7 +274,7 @@ class VideoReward(nn.Module):
             for name, tensor in state.items()
             if name.startswith("backbone.") and name not in trained
         }
-        # what trains stands in the folder's own files
+        # trained tensors are in the folder's other files
         if unknown := model.model.load_state_dict(frozen, strict=False).unexpected_keys:
             raise RuntimeError(f"the backbone of {self.backbone_name} has no {unknown[:3]}")
         require_finite("weights of the backbone", model.state_dict(), NOT_WRITTEN)
@@ -345,14 +295,15 @@ class VideoReward(nn.Module):
 
         Args:
             folder: Folder to load.
-            backbone: Where the backbone is now, if not where it was.
-            attention: Another attention than the folder's.
-            dtype: Another dtype of the frozen weights than the folder's.
-            gradient_checkpointing: See the class.
+            backbone: Folder or hub id of the backbone, if it is not where the folder says.
+            attention: Attention implementation: ``sdpa``, ``eager`` or ``flash_attention_2``; the folder's if not
+                given.
+            dtype: Dtype of the frozen weights; the folder's if not given.
+            gradient_checkpointing: Whether activations are computed again in the backward pass, to save memory.
 
         Raises:
-            VideoAlignError: where a file is missing or not the one that was exported, or a tensor is missing, unexpected,
-                misshapen or not finite.
+            VideoAlignError: Where a file is missing or not the one that was exported, or a tensor is missing,
+                unexpected, misshapen or not finite.
         """
         folder = Path(folder)
         content = RewardFolder.load(folder)
@@ -368,27 +319,26 @@ class VideoReward(nn.Module):
         except (TypeError, KeyError) as error:
             raise VideoAlignError(f"{folder / RECORD} has settings that this release does not know ({error})") from None
         template = Template(content.template, str(folder / "template.txt"))
-        network = cls(
-            backbone or content.backbone,
-            template,
-            sampling,
-            processor=folder / "processor",
-            gradient_checkpointing=gradient_checkpointing,
-            **settings,
-        )
+        settings |= {"processor": folder / "processor", "gradient_checkpointing": gradient_checkpointing}
+        network = cls(backbone or content.backbone, template, sampling, **settings)
         network.load_tensors(content.trained, folder)
         network.statistics = statistics.check(str(folder / RECORD))
         network.owns_backbone = content.owns_backbone
         return network.eval()
 
     def load_tensors(self, found: dict[str, Tensor], source: Path, names: set[str] | None = None) -> None:
-        """Copy tensors into parameters; every one of both must meet.
+        """Copy tensors into parameters. Each tensor must have a parameter, and each parameter a tensor.
+
+        Frozen parameters are the backbone's. If the tensors differ from them, the network's backbone exists nowhere
+        else, and :meth:`save_pretrained` copies it.
 
         Args:
             found: Tensors by name.
-            source: What holds them, for messages.
-            names: Names of the parameters to load; those that train if not given. Frozen ones are the backbone's own: where
-                they turn out to differ from it, the network stands on a backbone that is nowhere else.
+            source: File or folder that holds them, for messages.
+            names: Names of the parameters to load; those that train if not given.
+
+        Raises:
+            VideoAlignError: Where a tensor is missing, unexpected, misshapen or not finite.
         """
         parameters = dict(self.named_parameters())
         want = {name: parameters[name] for name in (self.trained_names() if names is None else names)}
@@ -402,14 +352,27 @@ class VideoReward(nn.Module):
         if problems:
             raise VideoAlignError(
                 f"{source}: {len(problems)} tensors do not fit backbone {self.backbone_name}: "
-                f"{'; '.join(sorted(problems)[:10])}. Was it trained on another backbone? Name the right one with --backbone."
+                f"{'; '.join(sorted(problems)[:10])}. Was it trained on another backbone? Name the right one with "
+                "--backbone."
             )
         require_weights(str(source), found, "export an earlier checkpoint, or download it again")
         chosen = getattr(torch, self.settings["dtype"])
         with torch.no_grad():
             for name, parameter in want.items():
-                # a frozen tensor inside a part that is fp32 as a whole has the chosen dtype's values all the same
+                # a frozen tensor inside a part that is fp32 as a whole still has values of the chosen dtype
                 value = found[name] if parameter.requires_grad else found[name].to(chosen)
                 value = value.to(parameter.dtype)
                 self.owns_backbone |= not parameter.requires_grad and not torch.equal(parameter, value)
                 parameter.copy_(value)
+
+
+def _check_settings(settings: dict[str, Any], template: Template) -> None:
+    """Refuse settings that are unknown, or that do not fit the template."""
+    given = {name: settings[name] for name in _CHOICES}
+    wrong = [
+        f"{name}: {value!r} is none of {_CHOICES[name]}" for name, value in given.items() if value not in _CHOICES[name]
+    ]
+    if wrong:
+        raise VideoAlignError(f"the reward model's settings are not known: {'; '.join(wrong)}")
+    if settings["head_rows"] == 1 and not template.separate:
+        raise VideoAlignError("head_rows: 1 needs separate reward tokens: one row at one token gives one reward")

@@ -1,8 +1,8 @@
 """Attention over many frames at once in the Qwen-VL vision towers.
 
 The towers attend within each frame (or window), and transformers runs one SDPA call per frame and layer: hundreds of
-small kernels for a batch. An attention function that is given all frames' boundaries can do them in one call, because
-most frames of a batch have the same number of patches.
+small kernels for a batch. With the boundaries of all frames one call is enough, because most frames of a batch have the
+same number of patches.
 """
 
 import torch
@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-# transformers hands over the boundaries (cu_seqlens) only to functions whose name says that they are of flash kind.
 NAME = "videoalign_sdpa_flash"
+"""Name of the attention function. transformers gives boundaries only to functions with "flash" in their names."""
 
 
 def batched_sdpa(
@@ -29,11 +29,18 @@ def batched_sdpa(
     """SDPA within segments of a packed sequence, one call per distinct segment length.
 
     Args:
-        query, key, value: (1, heads, S, head size), S tokens of all segments in a row.
-        cu_seq_lens_q: (segments + 1,) boundaries in S.
+        module: Attention layer of the tower; not used.
+        query: Queries (1, heads, S, head size) of the S tokens of all segments, one segment after another.
+        key: Keys, in the same shape.
+        value: Values, in the same shape.
+        attention_mask: Not used: segments take the place of a mask.
+        scaling: Scale of the scores; 1 / sqrt(head size) if not given.
+        dropout: Dropout probability on the attention weights.
+        cu_seq_lens_q: Boundaries (segments + 1,) of the segments in S.
+        kwargs: Further arguments of transformers' attention functions; not used.
 
     Returns:
-        (1, S, heads, head size) and None.
+        Outputs (1, S, heads, head size), and None in the place of attention weights.
     """
     lengths = cu_seq_lens_q.diff()
     tokens = torch.stack([query[0], key[0], value[0]]).transpose(1, 2)  # (3, S, heads, size)
@@ -57,5 +64,9 @@ AttentionInterface.register(NAME, batched_sdpa)
 
 
 def batch_vision_attention(tower: nn.Module) -> None:
-    """Let a Qwen-VL vision tower attend to all frames in one call; outputs stay the same."""
+    """Let a Qwen-VL vision tower attend to all frames in one call, with the same outputs.
+
+    Args:
+        tower: Vision tower to change.
+    """
     tower.config._attn_implementation = NAME

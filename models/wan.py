@@ -1,4 +1,4 @@
-"""Wan 2.1 (text to video): 16-channel latents, 4 frames and 8 x 8 pixels each."""
+"""Wan 2.1 (text to video): 16-channel latents of 4 frames and 8 x 8 pixels each."""
 
 from pathlib import Path
 
@@ -12,7 +12,10 @@ from .generator import Condition, Generator
 
 
 class Wan(Generator):
-    """diffusers' :class:`~diffusers.WanPipeline`. Text embeddings are zero behind the prompt's end; there is no mask."""
+    """Adapter for diffusers' :class:`~diffusers.WanPipeline`.
+
+    Embeddings after a prompt's end are zero, and the transformer takes no mask.
+    """
 
     class_name = "WanPipeline"
     blocks = "blocks"
@@ -21,12 +24,20 @@ class Wan(Generator):
 
     @staticmethod
     def pipeline_class() -> type:
-        """Of diffusers."""
+        """The pipeline's class in diffusers."""
         return WanPipeline
 
     @staticmethod
     def check(index: dict, path: str | Path) -> None:
-        """Refuse pipelines of the family that work otherwise."""
+        """Refuse Wan 2.2, whose pipelines work in another way.
+
+        Args:
+            index: Content of the pipeline's ``model_index.json``.
+            path: Folder or hub id, for messages.
+
+        Raises:
+            VideoAlignError: Where the pipeline has two transformers, or a time for each token.
+        """
         if (index.get("transformer_2") or [None])[0] or index.get("expand_timesteps"):
             raise VideoAlignError(
                 f"generator {path}: Wan 2.2 (two transformers, or a time for each token) is not supported; Wan 2.1 is"
@@ -34,26 +45,23 @@ class Wan(Generator):
 
     @staticmethod
     def cleaned(prompt: str) -> str:
-        """Without HTML and runs of white space."""
+        """A prompt without HTML entities and repeated white space."""
         return prompt_clean(prompt)
 
     @property
     def ratios(self) -> tuple[int, int]:
-        """Frames and pixels per latent."""
         return self.pipeline.vae_scale_factor_temporal, self.pipeline.vae_scale_factor_spatial
 
     @property
     def text_width(self) -> int:
-        """E."""
         return self.transformer.config.text_dim
 
     def moments(self) -> tuple[Tensor, Tensor]:
-        """Of the autoencoder's configuration."""
+        """Mean and standard deviation from the autoencoder's configuration, (1, C, 1, 1, 1) each."""
         both = torch.tensor([self.vae.config.latents_mean, self.vae.config.latents_std], device=self.vae.device)
         return tuple(both.view(2, 1, -1, 1, 1, 1))
 
     def velocity(self, x: Tensor, t: Tensor, condition: Condition, transformer: nn.Module | None = None) -> Tensor:
-        """See :class:`Generator`."""
         net = transformer or self.transformer
         kind = net.dtype
         return net(x.to(kind), 1000 * t, condition["embeds"].to(kind), return_dict=False)[0].float()

@@ -1,12 +1,12 @@
 """Loading a model whole: every tensor of its files is in the model, and every tensor of the model is in its files.
 
-diffusers and transformers load what fits and log the rest as a warning (huggingface/transformers#4557; diffusers does the same): tensors
-under foreign names leave the model random or on the meta device, scales of fp8 files are dropped, and fp8 numbers without
-their scales are cast as if they were weights. :func:`load_whole` is the one place where that is mended.
+diffusers and transformers load the tensors that fit, and only warn about the others (huggingface/transformers#4557):
+tensors under foreign names leave the model random or on the meta device, scales of fp8 files are dropped, and fp8
+numbers without their scales are cast as if they were weights. :func:`load_whole` is the one place that prevents this.
 
-Two things may differ, and both are the libraries' own rules: tensors that are tied to others (``lm_head`` to the token
-embedding, a T5 encoder's ``embed_tokens`` to ``shared``) stand in the files once, and tensors that a model class declares
-as another use's (a T5 decoder beside the encoder) are left out.
+Files and model may differ in two ways, both by the libraries' own rules: tensors that are tied to others (``lm_head``
+to the token embedding, a T5 encoder's ``embed_tokens`` to ``shared``) are in the files once, and tensors that a model
+class declares as unused (a T5 decoder beside the encoder) are left out.
 """
 
 import contextlib
@@ -26,24 +26,24 @@ from .checksums import check_seal
 from .finite import require_finite
 
 STEMS = ("diffusion_pytorch_model", "model")
-"""How diffusers and transformers call their weights files."""
+"""Beginnings of the names of weights files in diffusers and transformers."""
 DTYPES = ("F64", "F32", "F16", "BF16")
-"""What a weight may be in a file. Numbers of fp8, fp4 or int8 are nothing without scales, and torch would cast them."""
+"""Dtypes of weights in files. Numbers in fp8, fp4 or int8 mean nothing without scales, but torch would cast them."""
 
 
 def load_whole(kind: type, source: str | Path, where: str, part: str = "", **options: Any) -> nn.Module:
-    """A model of diffusers or transformers in eval mode, with every tensor accounted for and finite.
+    """Load a model of diffusers or transformers in eval mode, with every tensor accounted for and finite.
 
     Args:
         kind: Class of the model, with ``from_pretrained``.
         source: Folder, or hub id.
-        where: What is loaded, for messages.
-        part: Folder inside ``source`` that holds the model.
+        where: Name of the model, for messages, such as "backbone runs/tiny".
+        part: Folder inside ``source`` that holds the model; empty for ``source`` itself.
         options: Further arguments of ``from_pretrained``.
 
     Raises:
-        VideoAlignError: where files are missing or damaged, or a tensor is missing, unexpected, misshapen, of a dtype that
-            only another library can read, or not finite.
+        VideoAlignError: Where files are missing or damaged, or a tensor is missing, unexpected, misshapen, quantised,
+            or not finite.
     """
     folder = Path(source, part)
     if folder.is_dir():
@@ -53,43 +53,42 @@ def load_whole(kind: type, source: str | Path, where: str, part: str = "", **opt
             model, found = kind.from_pretrained(
                 source, subfolder=part, output_loading_info=True, use_safetensors=True, **options
             )
-    except Exception as error:  # whatever a library says of files that it cannot load
+    except Exception as error:  # libraries raise errors of many kinds for files that they cannot load
         raise VideoAlignError(f"{where}: {_first_line(error)}") from error
-    if not folder.is_dir():  # of a hub id the files are here only now
+    if not folder.is_dir():  # the files of a hub id are on this machine only now
         check_files(Path(cached_file(str(source), "config.json", subfolder=part)).parent, where)
     _account(found, where)
     if meta := [name for name, tensor in model.state_dict().items() if tensor.is_meta]:
         raise VideoAlignError(f"{where}: {len(meta)} of the model's tensors are not in its files, such as {meta[0]!r}")
-    require_finite(
-        f"the weights of {where}",
-        model.state_dict(),
-        "take the files from their source again, or an earlier checkpoint",
-    )
+    remedy = "take the files from their source again, or an earlier checkpoint"
+    require_finite(f"the weights of {where}", model.state_dict(), remedy)
     return model
 
 
 def check_files(folder: Path, where: str) -> None:
-    """Refuse a folder whose weights files are missing, contradict their index, or hold what only another library reads.
+    """Refuse a folder whose weights files are missing, contradict their index, or are quantised.
 
     Args:
         folder: Folder with ``config.json`` and weights.
-        where: What it is, for messages.
+        where: Name of the model, for messages.
 
     Raises:
-        VideoAlignError: at the first thing that is wrong.
+        VideoAlignError: Where something is wrong; names the first such thing.
     """
     if (folder / "adapter_config.json").exists():
         raise VideoAlignError(
-            f"{where}: {folder} holds adapters (adapter_config.json), which would be loaded along unseen; merge them first"
+            f"{where}: {folder} holds adapters (adapter_config.json), which would be loaded along unseen; merge them "
+            "first"
         )
     for stem in STEMS:
         index = folder / f"{stem}.safetensors.index.json"
         single = folder / f"{stem}.safetensors"
         shards = {path.name for path in folder.glob(f"{stem}-?????-of-?????.safetensors")}
         if single.exists() and (index.exists() or shards):
+            other = "shards" if shards else "an index"
             raise VideoAlignError(
-                f"{where}: {folder} holds both {single.name} and {'shards' if shards else 'an index'}, so which weights are meant is "
-                "open; remove those of the earlier save"
+                f"{where}: {folder} holds both {single.name} and {other}, so which weights are meant is open; remove "
+                "those of the earlier save"
             )
         if index.exists():
             _check_shards(folder, index, shards, where)
@@ -120,56 +119,58 @@ def _check_shards(folder: Path, index: Path, there: set[str], where: str) -> Non
 
 
 def _names(path: Path, where: str) -> list[str]:
-    """Names of a file's tensors; refuses dtypes that this package does not read, and files that were changed."""
+    """Names of the tensors in a file; refuses dtypes that this package does not read, and files that were changed."""
     check_seal(path)
     try:
         with safe_open(path, "pt") as file:
             names = list(file.keys())
             kinds = {name: file.get_slice(name).get_dtype() for name in names}
     except (OSError, SafetensorError) as error:
-        raise VideoAlignError(
-            f"{where}: {path} is damaged or no safetensors file ({error}). Download it again."
-        ) from None
+        why = f"is damaged or no safetensors file ({error})"
+        raise VideoAlignError(f"{where}: {path} {why}. Download it again.") from None
     if foreign := [name for name in names if kinds[name] not in DTYPES]:
         raise VideoAlignError(
-            f"{where}: {len(foreign)} of the {len(names)} tensors in {path.name} are quantised or no weights, such as {foreign[0]!r} "
-            f"({kinds[foreign[0]]}); this package reads float32, bfloat16 and float16"
+            f"{where}: {len(foreign)} of the {len(names)} tensors in {path.name} are quantised or no weights, such as "
+            f"{foreign[0]!r} ({kinds[foreign[0]]}); this package reads float32, bfloat16 and float16"
         )
     return names
 
 
 def _account(found: dict[str, Any], where: str) -> None:
-    """Refuse what the library's loading info tells."""
+    """Refuse a model if the library's loading info reports missing, unexpected or misshapen tensors."""
     said = []
-    for key, words in (
-        ("unexpected_keys", "in its files are not the model's"),
-        ("missing_keys", "of the model are not in its files"),
-    ):
+    reports = {
+        "unexpected_keys": "in its files are not the model's",
+        "missing_keys": "of the model are not in its files",
+    }
+    for key, words in reports.items():
         if names := sorted(found[key]):
             said.append(f"{len(names)} tensors {words} (such as {names[0]!r})")
     if shapes := sorted(found["mismatched_keys"]):
         name, held, want = shapes[0]
-        said.append(
-            f"{len(shapes)} tensors have another shape (such as {name!r}, {tuple(held)} in place of {tuple(want)})"
-        )
+        example = f"{name!r}, {tuple(held)} in place of {tuple(want)}"
+        said.append(f"{len(shapes)} tensors have another shape (such as {example})")
     said += [str(error).splitlines()[0] for error in found.get("error_msgs", ())]
     if said:
         raise VideoAlignError(
-            f"{where}: {', '.join(said)}. These weights are of another model, or another tool wrote them under names of its own."
+            f"{where}: {', '.join(said)}. These weights are of another model, or another tool wrote them under names "
+            "of its own."
         )
 
 
 def _first_line(error: Exception) -> str:
     text = next(iter(str(error).splitlines()), "") or type(error).__name__
-    shapes = re.search(r"because (\S+) expected shape .*?(\[.*?\])\), but got .*?(\[.*?\])\)", text)  # diffusers' words
-    return (
-        f"{shapes[1]!r} has the shape {shapes[3]} in its files, but {shapes[2]} in the model" if shapes else text[:300]
-    )
+    shapes = re.search(
+        r"because (\S+) expected shape .*?(\[.*?\])\), but got .*?(\[.*?\])\)", text
+    )  # as diffusers words it
+    if shapes:
+        return f"{shapes[1]!r} has the shape {shapes[3]} in its files, but {shapes[2]} in the model"
+    return text[:300]
 
 
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
-    """Without the libraries' own reports: what they say of tensors is a refusal here."""
+    """Silence the libraries' own reports during a block: this module refuses what they only report."""
     loggers = [logging.getLogger(name) for name in ("diffusers", "transformers")]
     before = [logger.level for logger in loggers]
     for logger in loggers:

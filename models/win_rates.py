@@ -1,7 +1,7 @@
-"""How much better a tuned generator's videos are than the reference's, by a reward model.
+"""Win rates of a tuned generator over its reference, judged by a reward model.
 
-Legend: P prompts, N noises per prompt, D columns (the dimensions and overall). ``policy[p, i]`` and ``reference[p, i]`` are
-rewards of videos from the same prompt and noise.
+Legend: P prompts, N noises per prompt, D columns (the dimensions and overall). ``policy[p, i]`` and ``reference[p, i]``
+are rewards of videos from the same prompt and noise.
 """
 
 import math
@@ -17,10 +17,10 @@ from .intervals import mean_interval
 def win_rates(policy: Tensor, reference: Tensor, resamples: int = 1000, seed: int = 0) -> dict[str, dict]:
     """Win rates by column.
 
-    ``win_rate`` compares videos of the same noise, as the paper does (section 5.2): it counts the smallest shift as a
-    win. ``superiority`` compares different noises of the same prompt, P(policy > reference): it needs a shift as large
-    as the spread. Equal rewards count half. ``policy`` and ``reference`` are mean rewards. Intervals are 95 %
-    bootstraps over prompts (:mod:`.intervals`).
+    ``win_rate`` compares videos of the same noise, as the paper does (section 5.2): even the smallest difference is a
+    win. ``superiority`` compares different noises of the same prompt, P(policy > reference): it is high only where the
+    difference is as large as the spread. Equal rewards count half. ``policy`` and ``reference`` are mean rewards.
+    Intervals are 95 % bootstraps over prompts (:mod:`.intervals`).
 
     Args:
         policy: Rewards (P, N, D) of the tuned generator's videos, columns VQ, MQ, TA, Overall.
@@ -28,12 +28,12 @@ def win_rates(policy: Tensor, reference: Tensor, resamples: int = 1000, seed: in
         resamples: Number of bootstrap resamples.
         seed: Seed of the resamples.
 
-    Raises:
-        VideoAlignError: where a reward is not finite: it would count as a loss.
-
     Returns:
-        By column: win_rate, win_rate_interval, superiority (NaN where N is 1), superiority_interval, policy, reference, prompts.
-        The interval of a single prompt is NaN.
+        By column: ``win_rate``, ``win_rate_interval``, ``superiority`` (NaN where N is 1), ``superiority_interval``,
+        ``policy``, ``reference`` and ``prompts``. The interval of a single prompt is NaN.
+
+    Raises:
+        VideoAlignError: Where a reward is not finite: it would count as a loss.
     """
     require_finite("rewards to compare", {"policy": policy, "reference": reference}, "look at the videos and the judge")
     count = policy.shape[1]
@@ -60,25 +60,28 @@ def _won(a: Tensor, b: Tensor) -> Tensor:
 
 
 def best_of(scores: Tensor, values: Tensor, draws: float) -> Tensor:
-    """Expected values of the best of some samples: those with the highest score among ``draws`` taken without order.
+    """Expected values of the best of n samples, which is the one with the highest score in a random subset.
 
-    Exact, over all subsets: the sample of rank r among N (from 1, ascending) is the best of n with probability
-    C(r - 1, n - 1) / C(N, n). Between whole numbers the two neighbours are mixed, as a budget would be.
+    The expectation is exact, over all subsets: the sample of rank r among N (from 1, ascending) is the best of n with
+    probability C(r - 1, n - 1) / C(N, n). For a fractional n the values of its two neighbours are interpolated.
 
     Args:
         scores: Scores (P, N) that samples are chosen by.
-        values: Values (P, N, D) that are asked of the chosen ones.
-        draws: Number of samples drawn, in [1, N].
+        values: Values (P, N, D) of the samples.
+        draws: Size n of the subset, in [1, N].
 
     Returns:
-        (P, D).
+        Expected values (P, D).
+
+    Raises:
+        ValueError: Where ``draws`` is outside [1, N].
+        VideoAlignError: Where a score or value is not finite.
     """
     count = scores.shape[1]
     if not 1 <= draws <= count:
         raise ValueError(f"the best of {draws} cannot be found among {count} samples")
-    require_finite(
-        "what the best is chosen by", {"scores": scores, "values": values}, "look at the videos and the judge"
-    )
+    rows = {"scores": scores, "values": values}
+    require_finite("scores and values of samples", rows, "look at the videos and the judge")
     whole = math.floor(draws)
     share = draws - whole
     ranked = values.double().gather(1, scores.argsort(1)[..., None].expand_as(values))

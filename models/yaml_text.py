@@ -1,4 +1,4 @@
-"""A look at YAML before it is built: what would hang, fill the memory or lose a value is refused by name and line."""
+"""Checks of YAML before it is built: text that would hang, fill the memory or lose a value is refused by its line."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,19 +8,27 @@ import yaml
 from .. import VideoAlignError
 
 NODES = 5_000
-"""Most values that a file may hold once its aliases are written out; the largest experiment here has some hundred."""
+"""Largest number of values in a file, with its aliases expanded. The largest experiment here has a few hundred."""
 INTERPOLATIONS, LENGTH = 8, 1_000
-"""Most ${...} in one value, and the characters of a value with any: OmegaConf's grammar takes hours over nested ones."""
+"""Largest number of ${...} in a value, and of characters in a value with any: OmegaConf takes hours for nested ones."""
 DEPTH = 60
-"""Deepest nesting."""
+"""Largest depth of nested lists and mappings."""
 SIZE = 2**20
-"""Most bytes of a file."""
+"""Largest number of bytes of a file."""
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 @dataclass
 class _Node:
-    """A list or mapping whose end is not reached."""
+    """A list or mapping that is being read.
+
+    Attributes:
+        anchor: Name of its anchor, if it has one.
+        mapping: Whether it is a mapping.
+        size: Number of values in it so far, with aliases expanded.
+        items: Number of its own keys and values so far.
+        keys: Tags and texts of its keys so far.
+    """
 
     anchor: str | None
     mapping: bool
@@ -33,11 +41,11 @@ def check_yaml(text: str, name: str) -> None:
     """Refuse YAML that is larger than it looks, refers to itself, or gives a key twice. Text that is no YAML passes.
 
     Args:
-        text: What is to be parsed.
-        name: The file or option that it comes from, for the message.
+        text: Text to check.
+        name: File or option that it comes from, for the message.
 
     Raises:
-        VideoAlignError: Names the line.
+        VideoAlignError: Where the text is refused; names the line.
     """
     sizes: dict[str, int] = {}
     stack: list[_Node] = [_Node(None, False)]
@@ -70,10 +78,8 @@ def check_yaml(text: str, name: str) -> None:
                     sizes[event.anchor] = 1
                 node, count = stack[-1], event.value.count("${")
                 if count > INTERPOLATIONS or (count and len(event.value) > LENGTH):
-                    refuse(
-                        event,
-                        f"a value has {count} interpolations ${{...}} in {len(event.value)} characters, which is too much",
-                    )
+                    size = f"{count} interpolations ${{...}} in {len(event.value)} characters"
+                    refuse(event, f"a value has {size}, which is too much")
                 if node.mapping and node.items % 2 == 0 and event.value != "<<":
                     key = (event.tag or resolver.resolve(yaml.ScalarNode, event.value, event.implicit), event.value)
                     if key in node.keys:
@@ -83,7 +89,7 @@ def check_yaml(text: str, name: str) -> None:
             if stack[-1].size > NODES:
                 refuse(event, f"written out it holds more than {NODES} values")
     except yaml.YAMLError:
-        return  # whoever builds it says what is wrong
+        return  # the parser that builds it reports the error
 
 
 def _add(node: _Node, size: int) -> None:
@@ -92,13 +98,13 @@ def _add(node: _Node, size: int) -> None:
 
 
 def read_config(path: str | Path) -> str:
-    """The text of a configuration file, looked at by :func:`check_yaml`; one that holds no settings is refused.
+    """Read the text of a configuration file that passes :func:`check_yaml` and holds settings.
 
     Args:
-        path: The file.
+        path: Configuration file.
 
     Raises:
-        VideoAlignError: Where it cannot be read as YAML with settings by name.
+        VideoAlignError: Where the file cannot be read as YAML with settings by name.
     """
     try:
         with open(path, "rb") as file:
@@ -110,9 +116,8 @@ def read_config(path: str | Path) -> str:
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise VideoAlignError(
-            f"--config {path} is not UTF-8 text (byte {error.start}); save it in that encoding"
-        ) from None
+        why = f"is not UTF-8 text (byte {error.start})"
+        raise VideoAlignError(f"--config {path} {why}; save it in that encoding") from None
     check_yaml(text, f"--config {path}")
     try:
         found = yaml.load(text, Loader=_LOADER)
@@ -125,11 +130,14 @@ def read_config(path: str | Path) -> str:
 
 
 def too_large(value: object, key: str = "") -> str | None:
-    """The place of a whole number that no 64 bits hold, in nested settings.
+    """Find a whole number that does not fit into 64 bits in nested settings.
 
     Args:
-        value: Settings.
-        key: Their own place.
+        value: Settings to search: a dictionary, list or single value.
+        key: Dotted key of the settings themselves.
+
+    Returns:
+        The dotted key of the first such number; None without one.
     """
     if isinstance(value, int) and not -(2**63) <= value < 2**63:
         return key

@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 from helpers import call, flags
 from loading_kit import LAYERS, NAN, flip, load, spoil, weights_of
 from videoalign import VideoAlignError
-from videoalign.models.adapters import METADATA, load_adapters
+from videoalign.models.adapter_files import METADATA
+from videoalign.models.adapters import load_adapters
 from videoalign.models.checksums import seal
 from videoalign.models.generator_folder import load_generator
 

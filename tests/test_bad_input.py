@@ -536,7 +536,7 @@ def resumed(content: object, size: int | None = None) -> Prepare:
     return fit(lambda place: f"--ckpt_path={checkpoint(place, content, size)}")
 
 
-DAMAGED = r"checkpoint .*x\.ckpt is damaged, or not of"
+DAMAGED = r"checkpoint .*x\.ckpt cannot be used: it is damaged"
 NETWORK, MODEL, DATA = "--model.init_args.network.init_args", "--model.init_args", "--data.init_args"
 FIT = {
     "unknown key of the model": Case(fit(f"{MODEL}.colour=red"), "colour"),
@@ -643,7 +643,9 @@ FIT = {
     "checkpoint text": Case(fit(lambda p: f"--ckpt_path={p.file('x.ckpt', 'hello')}"), DAMAGED),
     "checkpoint empty": Case(fit(lambda p: f"--ckpt_path={p.file('x.ckpt', '')}"), DAMAGED),
     "checkpoint cut": Case(resumed({"state_dict": {}}, 300), DAMAGED),
-    "checkpoint of weights alone": Case(resumed({"state_dict": {}}), r"x\.ckpt is damaged, or not of|does not fit"),
+    "checkpoint of weights alone": Case(
+        resumed({"state_dict": {}}), r"x\.ckpt cannot be used: it is damaged|does not fit"
+    ),
     "checkpoint a list": Case(resumed([1, 2]), DAMAGED),
     "checkpoint with code": Case(resumed({"state_dict": Code()}), DAMAGED),
     "checkpoint a folder": Case(fit(lambda p: f"--ckpt_path={p.copy('videos')}"), "videos"),

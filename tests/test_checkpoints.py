@@ -1,6 +1,7 @@
 """Checkpoints: whole or not there, the last one of the last step, exact when resumed, read without running anything."""
 
 import io
+import json
 import os
 import pickle
 import signal
@@ -12,14 +13,19 @@ import zipfile
 from pathlib import Path
 
 import lightning as L
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint
 from lightning.pytorch.plugins.io import AsyncCheckpointIO, TorchCheckpointIO
 
+sys.path.insert(0, str(Path(__file__).parent))
+from forked import forked
 from videoalign import VideoAlignError
 from videoalign.callbacks import EMA, Checkpoint
 from videoalign.callbacks.checkpoint_io import WholeFiles, check_checkpoint, read_checkpoint, whole_checkpoints
+from videoalign.datamodules.shards import ShardWriter
+from videoalign.datamodules.video import encode
 
 QUIET = {
     "accelerator": "cpu",
@@ -227,7 +233,76 @@ def test_the_average_is_resumed_from_last(tmp_path):
     torch.testing.assert_close(again.average["weight"], whole.average["weight"], rtol=0, atol=0)
 
 
-# --- written whole --------------------------------------------------------------------------------
+# --- measured before it is written --------------------------------------------------------------------------------
+
+MEASURED = """
+import json, sys, torch, lightning as L
+from forked import on_ranks
+from functools import partial
+from pathlib import Path
+from videoalign.alignment import RewardModel
+from videoalign.callbacks import EMA, Checkpoint
+from videoalign.datamodules.pairs import VideoPairs
+from videoalign.models import FrameSampling, VideoReward
+torch.set_num_threads(1)
+backbone, made, out = sys.argv[1:]
+
+class Validated(L.Callback):
+    def on_validation_end(self, trainer, module):
+        self.mean = list(module.network.statistics.mean)
+
+def run(world, every, averaged):
+    L.seed_everything(0)
+    folder = Path(out, f"{world}-{every}-{averaged}")
+    network = VideoReward(backbone, "plain", FrameSampling(fps=4.0, min_pixels=0), language="full")
+    model = RewardModel(network, loss="btt", optimizer=partial(torch.optim.SGD, lr=0.1), warmup=0.0)
+    seen, saves = Validated(), [Checkpoint(folder / name, every_n_train_steps=n) for name, n in (("a", every), ("b", 50))]
+    trainer = L.Trainer(accelerator="cpu", devices=world, strategy="ddp" if world > 1 else "auto", max_steps=3, val_check_interval=2,
+        check_val_every_n_epoch=None, logger=False, enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
+        use_distributed_sampler=False, callbacks=[seen, *saves, *([EMA(0.9)] if averaged else [])])
+    trainer.fit(model, VideoPairs(made + "/train", made + "/val", batch_size=4 // world, val_batch_size=2, workers=0, swap=False, shuffle_buffer=0))
+    if trainer.is_global_zero:
+        for name in "ab":
+            last = torch.load(folder / name / "last.ckpt", weights_only=True)
+            print(json.dumps({"world": world, "every": every, "averaged": averaged, "steps": [last["global_step"], last["reward_statistics_step"]],
+                "validated": seen.mean, "saved": last["reward_statistics"], "kept": [network.statistics.mean, network.statistics.std]}))
+
+for world in (1, 2):
+    for every in (1, 100):
+        for averaged in (False, True):
+            on_ranks(world, partial(run, world, every, averaged))
+"""
+
+
+@pytest.fixture(scope="module")
+def rated(tmp_path_factory):
+    """Twelve pairs to train on and five held-out ones."""
+    folder, rng = tmp_path_factory.mktemp("rated"), np.random.default_rng(0)
+    for name, count in (("train", 12), ("val", 5)):
+        with ShardWriter(folder / name, "pairs") as writer:
+            for number in range(count):
+                clips = {side: encode(rng.integers(0, 255, (4, 32, 32, 3), np.uint8), 4) for side in "ab"}
+                labels = {dimension: str(rng.choice(["A", "B", "same"])) for dimension in ("VQ", "MQ", "TA")}
+                writer.write(f"{number}", clips, {"prompt": f"a red circle {number}", "labels": labels})
+    return folder
+
+
+@pytest.mark.slow
+def test_last_holds_the_statistics_of_its_own_weights(backbone, rated, tmp_path):
+    """Training ends at step 3, the last validation was at step 2; on one process and on two, with and without an average."""
+    done = forked(MEASURED, backbone, rated, tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    runs = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert len(runs) == 16
+    for run in runs:
+        assert run["steps"] == [3, 3], run
+        assert run["saved"] == run["kept"] and run["saved"][0] != run["validated"], run
+    for one, two in zip(runs[:8], runs[8:]):
+        assert (one["world"], two["world"], one["averaged"]) == (1, 2, two["averaged"])
+        np.testing.assert_allclose(two["saved"], one["saved"], rtol=1e-3, atol=1e-5)
+
+
+# --- written whole ------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -387,7 +462,7 @@ def test_a_damaged_checkpoint_is_one_sentence(damage, checkpoint, tmp_path, monk
         lambda: fit(tmp_path, max_steps=5, ckpt=str(checkpoint)),
         lambda: whole_checkpoints(L.Trainer(**QUIET)).test(Line(), ckpt_path=str(checkpoint)),
     ):
-        with pytest.raises(VideoAlignError, match=r"last\.ckpt is damaged, or not of") as caught:
+        with pytest.raises(VideoAlignError, match=r"last\.ckpt cannot be used: it is damaged, or no") as caught:
             read()
         assert "weights_only" not in str(caught.value)
         assert "\n" not in str(caught.value)
@@ -510,6 +585,6 @@ def sharded(folder: Path, index: object) -> Path:
 )
 def test_the_index_of_a_folder_runs_nothing(index, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(VideoAlignError, match="is damaged, or not of"):
+    with pytest.raises(VideoAlignError, match="it is damaged, or no checkpoint"):
         check_checkpoint(sharded(tmp_path / "last.ckpt", index))
     assert not (tmp_path / "ran").exists()
