@@ -3,16 +3,13 @@
 import math
 from typing import Any, Literal
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from .. import VideoAlignError
+from ..callbacks.plots import SMALL, add_chart, panels, reference
 from ..callbacks.tensorboard import writer_of
 from ..models import preference
 from ..models.flow import TimeLaw, draw, interpolate
@@ -150,7 +147,7 @@ class NoisyRewardModel(Training):
         self.network.statistics = Statistics(*self.moments.compute().tolist())
         if writer := writer_of(self.trainer):
             rows = [[found.get(f"accuracy_at_t/{time}/{name}", math.nan) for name in DIMENSIONS] for time in BINS]
-            writer.add_figure("val/accuracy_at_t", curve(torch.tensor(rows)), self.global_step)
+            add_chart(writer, "val/accuracy_at_t", curve(torch.tensor(rows)), self.global_step)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what trains and the statistics."""
@@ -164,12 +161,15 @@ class NoisyRewardModel(Training):
 
 
 def curve(table: Tensor) -> Figure:
-    """Accuracy (bins, D) over time."""
-    figure, axis = plt.subplots(figsize=(5, 3.2), layout="constrained")
+    """Chart of the accuracy over time, a line per dimension.
+
+    Args:
+        table: (times, D) accuracies at :data:`BINS`.
+    """
+    figure, (axis,) = panels(size=(5, 3.2))
     for i, name in enumerate(DIMENSIONS):
         axis.plot(BINS, table[:, i], marker="o", label=name)
-    axis.axhline(0.5, color="#b03030", linestyle="dashed", label="chance")
+    reference(axis, 0.5, "chance")
     axis.set(xlim=(0, 1), ylim=(0, 1), xlabel="t (0 data, 1 noise)", ylabel="accuracy without ties")
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(fontsize=8)
+    axis.legend(fontsize=SMALL)
     return figure

@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or not there, and that are read without running anything they hold.
+"""Checkpoints that are whole or absent, and whose reading runs nothing that they hold.
 
 Lightning writes through fsspec: to a temporary file under TMPDIR and, where that is another file system, by a copy onto
 the old checkpoint, which a full disk or a killed process leaves in pieces.
@@ -28,23 +28,24 @@ from ..models.locks import real, temporary
 from ..models.renames import swap_in
 
 _META, _INDEX = "meta.pt", ".metadata"
-"""Files of a sharded checkpoint: what Lightning adds, and what torch writes."""
+"""Files of a sharded checkpoint: Lightning's own state, and torch's index of the tensors."""
 _PLAIN = {
     ("torch", "Size"), ("torch", "device"), ("torch.serialization", "_get_layout"), ("pathlib", "PosixPath"),
     ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
 }  # fmt: skip
+"""Classes outside of torch's metadata module that the index of a sharded checkpoint may hold."""
 _UNREADABLE = (
     OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError, EOFError, IndexError, OverflowError,
     pickle.UnpicklingError, zipfile.BadZipFile, CheckpointException,
 )  # fmt: skip
-"""What reading a damaged or foreign file raises."""
+"""Errors that torch raises when it reads a damaged or foreign file."""
 
 
 class WholeFiles(TorchCheckpointIO):
-    """Writes a checkpoint as :func:`~videoalign.models.files.new_file`; addresses in the web stay Lightning's matter."""
+    """Writes local checkpoints by :func:`~videoalign.models.files.new_file`, and leaves web addresses to Lightning."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Write a checkpoint; the earlier one of that name stays until the new one is on the disk."""
+        """Write a checkpoint; an earlier one of that name stays until the new one is on the disk."""
         if not _is_local_file_protocol(path):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
@@ -74,8 +75,8 @@ def writing(path: str | Path) -> Iterator[None]:
         # torch closes its archive after a failed write, and fails there for a second time
         cause = next((e for e in (error, error.__context__, error.__cause__) if isinstance(e, OSError)), error)
         raise VideoAlignError(
-            f"checkpoint {path} cannot be written ({_reason(cause)}). Earlier checkpoints are whole: make room, and go on "
-            "from the newest with --ckpt_path"
+            f"checkpoint {path} cannot be written ({_reason(cause)}). Earlier checkpoints are whole: make room, and go "
+            "on from the newest with --ckpt_path"
         ) from None
 
 
@@ -90,12 +91,13 @@ def reading(path: str | Path) -> Iterator[None]:
         raise
     except _UNREADABLE as error:
         raise VideoAlignError(
-            f"checkpoint {path} is damaged, or not of a `videoalign fit` of this model ({_reason(error)}). Go on from an earlier one"
+            f"checkpoint {path} is damaged, or not of a `videoalign fit` of this model ({_reason(error)}). Go on from "
+            "an earlier one"
         ) from None
 
 
 def _reason(error: BaseException) -> str:
-    if isinstance(error, CheckpointException):  # several processes' errors; the first one speaks
+    if isinstance(error, CheckpointException):  # errors of several processes, of which the first is reported
         error = next(iter(error.failures.values()))[0]
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
@@ -106,10 +108,13 @@ def _reason(error: BaseException) -> str:
 
 
 def check_checkpoint(path: str | Path) -> None:
-    """Refuse a file or folder on this machine that cannot be a whole checkpoint; every byte is checked.
+    """Refuse a file or folder on this machine that is no whole checkpoint; every byte is checked.
+
+    Args:
+        path: A checkpoint file, or the folder of a sharded checkpoint.
 
     Raises:
-        VideoAlignError: With what is wrong.
+        VideoAlignError: The checkpoint is missing, cut short or damaged; the message names the reason.
     """
     path = Path(path)
     with reading(path):
@@ -148,10 +153,10 @@ def _check_folder(path: Path) -> None:
 
 
 class _Index(pickle.Unpickler):
-    """Reads the index of a sharded checkpoint, which torch would unpickle whatever it held."""
+    """Reads the index of a sharded checkpoint; torch itself would unpickle anything that the file holds."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """Only the index's own classes."""
+        """Find the classes that an index consists of, and refuse all others."""
         if (module, name) in _PLAIN:
             return super().find_class(module, name)
         if module == "torch" and isinstance(kind := getattr(torch, name, None), torch.dtype):
@@ -168,15 +173,18 @@ def _refuse_objects(weights_only: bool | None) -> None:
 
 
 def read_checkpoint(path: str | Path, map_location: Any = "cpu", mmap: bool = False) -> dict[str, Any]:
-    """What a checkpoint file holds: tensors and plain values, as nothing else is loaded.
+    """Load a checkpoint file: tensors and plain values only.
 
     Args:
         path: The file.
-        map_location: Where tensors go, see :func:`torch.load`.
-        mmap: Leave tensors on the disk until they are used.
+        map_location: Device of the tensors, see :func:`torch.load`.
+        mmap: Whether tensors stay on the disk until they are used.
+
+    Returns:
+        The checkpoint, as Lightning saved it.
 
     Raises:
-        VideoAlignError: Where it is not there, damaged, of another kind, or not to be read by this user.
+        VideoAlignError: The file is missing, damaged or of another kind, or this user may not read it.
     """
     check_checkpoint(path)
     with reading(path):
@@ -189,9 +197,10 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu", mmap: bool = Fa
 
 
 def whole_checkpoints(trainer: L.Trainer) -> L.Trainer:
-    """Make a trainer write and read its checkpoints in the way of this module; returns it.
+    """Let a trainer write and read its checkpoints as this module does; returns the trainer.
 
-    Strategies that shard a model write folders past Lightning's CheckpointIO, and read past it too.
+    Strategies that shard a model write and read folders without asking Lightning's CheckpointIO, so that their own
+    methods are wrapped.
     """
     strategy = trainer.strategy
     plugin = strategy.checkpoint_io
@@ -213,7 +222,7 @@ def _writes_folders(strategy: Strategy) -> bool:
 
 def _checked(load: Callable) -> Callable:
     def load_checkpoint(checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
-        """Lightning's, of a checkpoint that has been checked."""
+        """Load as Lightning does, after a check."""
         _refuse_objects(weights_only)
         if Path(checkpoint_path).is_dir():
             check_checkpoint(checkpoint_path)
@@ -227,7 +236,7 @@ def _checked(load: Callable) -> Callable:
 
 def _whole_folder(strategy: Strategy, save: Callable) -> Callable:
     def save_checkpoint(checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
-        """Lightning's, to a temporary folder that takes the name when all processes have written. Collective."""
+        """Save as Lightning does, to a temporary folder, and rename it when all processes have written. Collective."""
         path = Path(strategy.broadcast(filepath))
         partial = Path(strategy.broadcast(str(temporary(real(path.parent) / path.name))))
         try:

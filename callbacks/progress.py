@@ -1,4 +1,4 @@
-"""Progress where there is no terminal to draw a bar on: a line now and then."""
+"""Progress as lines of text, for logs and other outputs that are no terminal."""
 
 import sys
 import time
@@ -11,21 +11,21 @@ class LogProgress(L.Callback):
     """Prints step, rate, time left and the loss to standard error.
 
     Args:
-        seconds: between two lines.
+        seconds: Time between two lines.
     """
 
     def __init__(self, seconds: float = 20.0) -> None:
         self.seconds = seconds
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Remember where the run begins."""
+        """Remember the time and the step at which the run begins."""
         self.started = self.shown = time.monotonic()
         self.first = trainer.global_step
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """A line, if it is time for one."""
+        """Print a line if the last one is old enough."""
         now, done = time.monotonic(), trainer.global_step - self.first
         if not trainer.is_global_zero or not done or now - self.shown < self.seconds:
             return
@@ -33,25 +33,22 @@ class LogProgress(L.Callback):
         rate, total = done / (now - self.started), trainer.estimated_stepping_batches
         left = (total - trainer.global_step) / rate
         losses = {k: f"{v:.3f}" for k, v in trainer.progress_bar_metrics.items() if isinstance(v, float)}
-        print(
-            f"step {trainer.global_step}/{total:.0f}, {rate:.1f}/s, {left:.0f} s left {losses}",
-            file=sys.stderr,
-            flush=True,
-        )
+        line = f"step {trainer.global_step}/{total:.0f}, {rate:.1f}/s, {left:.0f} s left {losses}"
+        print(line, file=sys.stderr, flush=True)
 
 
 class PredictProgress(L.Callback):
     """Prints batches, rate and time left of a predict run to standard error, where that is no terminal.
 
     Args:
-        seconds: between two lines.
+        seconds: Time between two lines.
     """
 
     def __init__(self, seconds: float = 20.0) -> None:
         self.seconds = seconds
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Remember when the run begins."""
+        """Remember the time at which the run begins."""
         self.started = self.shown = time.monotonic()
 
     def on_predict_batch_end(
@@ -63,7 +60,7 @@ class PredictProgress(L.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """A line, if it is time for one."""
+        """Print a line if the last one is old enough."""
         now, done, total = time.monotonic(), batch_idx + 1, sum(trainer.num_predict_batches)
         if not trainer.is_global_zero or sys.stderr.isatty() or now - self.shown < self.seconds:
             return

@@ -33,10 +33,11 @@ from videoalign.datamodules.stream import in_turn
 from videoalign.datamodules.video import decode, encode
 from videoalign.datamodules.video_list import Listed, VideoList, by_length, videos_of
 from videoalign.models import VideoReward
-from videoalign.models.benchmark_protocols import PROTOCOLS, VIDEOREWARD, accuracy_four_way, official_accuracy_with_ties
+from videoalign.models.benchmark_protocols import PROTOCOLS, accuracy_four_way, official_accuracy_with_ties
 from videoalign.models.frame_sampling import FrameSampling
 from videoalign.models.preference import accuracy_with_ties
 from videoalign.models.processor import RewardProcessor, processor_of
+from videoalign.models.published import VIDEOREWARD
 from videoalign.models.video_reward import Statistics
 
 DIMENSIONS, COLUMNS = ("VQ", "MQ", "TA"), ("VQ", "MQ", "TA", "Overall")
