@@ -78,7 +78,7 @@ def bars(
     colours: Sequence[str],
     horizontal: bool = False,
 ) -> None:
-    """Groups of bars, one group per name, with intervals; NaN is left out.
+    """Groups of bars, one group per name, with intervals. Bars of NaN are left out, and series of nothing else.
 
     Args:
         axis: The panel to draw in.
@@ -87,18 +87,23 @@ def bars(
         colours: Colours of the series.
         horizontal: Whether bars lie, with the first group at the top.
     """
-    step = min(0.62, 0.8 / len(series))
-    for number, (values, colour) in enumerate(zip(series.values(), colours)):
-        places = np.arange(len(names)) + step * (number - (len(series) - 1) / 2)
+    drawn = {
+        label: (values, colour)
+        for (label, values), colour in zip(series.items(), colours)
+        if not all(math.isnan(value.mean) for value in values)
+    }
+    step = min(0.62, 0.8 / max(len(drawn), 1))
+    for number, (label, (values, colour)) in enumerate(drawn.items()):
+        places = np.arange(len(names)) + step * (number - (len(drawn) - 1) / 2)
         known = [not math.isnan(value.mean) for value in values]
         shown = [value for value in values if not math.isnan(value.mean)]
         error = {
             "xerr" if horizontal else "yerr": _reach(shown),
             "capsize": 2,
-            "error_kw": {"linewidth": 0.8, "ecolor": "#707070"},
+            "error_kw": {"linewidth": 0.8},
         }
         draw = axis.barh if horizontal else axis.bar
-        draw(places[known], [v.mean for v in shown], 0.95 * step, color=colour, label=[*series][number], **error)
+        draw(places[known], [v.mean for v in shown], 0.95 * step, color=colour, label=label, **error)
         for place, value in zip(places[known], shown):
             if _as_points(value):
                 line = [place] * len(value.runs), value.runs
@@ -140,6 +145,12 @@ def reference(axis: Axes, value: float, label: str | None = None, upright: bool 
     """
     draw = axis.axvline if upright else axis.axhline
     draw(value, color=RED, linestyle="dashed", linewidth=0.9, label=label)
+
+
+def legend_below(figure: Figure) -> None:
+    """The legend of the last panel, below all of them, where it hides no bar."""
+    handles, labels = figure.axes[-1].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=SMALL)
 
 
 def _as_points(value: Interval) -> bool:

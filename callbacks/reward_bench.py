@@ -15,7 +15,7 @@ from ..datamodules.benchmark import Benchmark
 from ..models.files import write_json
 from ..models.intervals import LEAST_PROMPTS, Interval, interval_text, prompt_number
 from ..models.metrics import PreferenceAccuracy
-from .plots import BLUE, GREEN, RED, SMALL, add_chart, bars, markdown_table, panels, text_table
+from .plots import BLUE, GREEN, RED, add_chart, bars, legend_below, markdown_table, panels, text_table
 from .tensorboard import folder_of, writer_of
 
 
@@ -188,7 +188,7 @@ def bar_chart(name: str, result: dict[str, dict], ceiling: dict[str, dict] | Non
                 axis.text(x, 0.03, f"{row.mean:.2f}", ha="center", color="white")
         axis.set(title=f"{name}, {title}", ylim=(0, 1))
     axes[0].set_ylabel("accuracy")
-    axes[1].legend(loc="upper right", fontsize=SMALL)
+    legend_below(figure)
     return figure
 
 

@@ -225,7 +225,7 @@ def bars(found: dict[str, Any]) -> Figure:
     plots.bars(axis, list(arms), series, list(plots.BARS.values()))
     plots.reference(axis, 0.5)
     axis.set(ylim=(0, 1), ylabel=f"wins over the base ({judge})")
-    axis.legend(fontsize=plots.SMALL, ncols=4)
+    plots.legend_below(figure)
     return figure
 
 

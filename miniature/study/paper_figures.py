@@ -6,7 +6,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ...callbacks.plots import BARS, BLUE, ORANGE, SMALL, bars, curve, panels, reference
+from ...callbacks.plots import BARS, BLUE, ORANGE, SMALL, bars, curve, legend_below, panels, reference
 from ...commands.comparison import COLUMNS
 from .paper_claims import BETAS, GUIDES, ORACLE, OTHER, RM, SHARES, STRENGTHS, Value, of_share, wins
 from .paper_findings import over_seeds
@@ -28,7 +28,7 @@ def cell_figure(cell: str, found: Seeds) -> Figure | None:
         "d": lambda: _arms(found, "aligned", NAMES),
         "f": lambda: _betas(found),
         "g": lambda: _guidance(found),
-        "i": lambda: _arms(found, "conditions", pools()),
+        "i": lambda: _arms(found, "conditions", {arm: arm for arm in pools()}),
     }
     return draw[cell]() if cell in draw else None
 
@@ -61,7 +61,7 @@ def _arms(found: Seeds, cell: str, arms: Mapping[str, str]) -> Figure:
         bars(axis, list(arms.values()), series, list(BARS.values()), horizontal=True)
         reference(axis, 0.5, upright=True)
         axis.set(xlim=(0, 1), title=f"{cell}: by the {judge}", xlabel="wins over the base, other noise")
-    axes[1].legend(fontsize=SMALL)
+    legend_below(figure)
     return figure
 
 
