@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from .. import VideoAlignError
-from ..callbacks.plots import SMALL, add_chart, panels, reference
+from ..callbacks.plots import SMALL, add_chart, panels, reference_line
 from ..callbacks.tensorboard import writer_of
 from ..models import preference
 from ..models.flow import TimeLaw, draw, interpolate
@@ -169,7 +169,7 @@ def curve(table: Tensor) -> Figure:
     figure, (axis,) = panels(size=(5, 3.2))
     for i, name in enumerate(DIMENSIONS):
         axis.plot(BINS, table[:, i], marker="o", label=name)
-    reference(axis, 0.5, "chance")
+    reference_line(axis, 0.5, "chance")
     axis.set(xlim=(0, 1), ylim=(0, 1), xlabel="t (0 data, 1 noise)", ylabel="accuracy without ties")
     axis.legend(fontsize=SMALL)
     return figure

@@ -134,7 +134,7 @@ def curve(axis: Axes, places: Sequence[float], values: Sequence[Interval], label
             axis.plot([place] * len(value.runs), value.runs, ".", color=colour, markersize=4, alpha=0.6)
 
 
-def reference(axis: Axes, value: float, label: str | None = None, upright: bool = False) -> None:
+def reference_line(axis: Axes, value: float, label: str | None = None, upright: bool = False) -> None:
     """A dashed red line at a value that results are held against.
 
     Args:

@@ -42,6 +42,7 @@ class _Signals(_SignalConnector):
     requeue = requeued = False
 
     def register_signal_handlers(self) -> None:
+        """Register a handler of SLURM's signal to requeue only."""
         environment = self.trainer._accelerator_connector.cluster_environment
         if not isinstance(environment, SLURMEnvironment) or not environment.auto_requeue:
             return

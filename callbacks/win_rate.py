@@ -16,7 +16,7 @@ from ..models.intervals import Interval, interval_text
 from ..models.official import load_reward
 from ..models.template import Template
 from ..models.win_rates import win_rates
-from .plots import BLUE, ORANGE, add_chart, bars, legend_below, markdown_table, panels, reference
+from .plots import BLUE, ORANGE, add_chart, bars, legend_below, markdown_table, panels, reference_line
 from .prompt_sampler import PromptSampler, Sampling
 from .tensorboard import folder_of, writer_of
 
@@ -168,7 +168,7 @@ def chart(results: dict[str, dict]) -> Figure:
         for label, kind in kinds.items()
     }
     bars(axis, list(results), series, [BLUE, ORANGE])
-    reference(axis, 0.5, "no difference")
+    reference_line(axis, 0.5, "no difference")
     axis.set(ylim=(0, 1), ylabel="policy wins")
     legend_below(figure)
     return figure

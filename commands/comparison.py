@@ -223,7 +223,7 @@ def bars(found: dict[str, Any]) -> Figure:
     }
     figure, (axis,) = plots.panels(size=(max(6, 0.9 * len(arms)), 3.6))
     plots.bars(axis, list(arms), series, list(plots.BARS.values()))
-    plots.reference(axis, 0.5)
+    plots.reference_line(axis, 0.5)
     axis.set(ylim=(0, 1), ylabel=f"wins over the base ({judge})")
     plots.legend_below(figure)
     return figure

@@ -27,7 +27,7 @@ from videoalign.callbacks.plots import (
     markdown_table,
     panels,
     pixels,
-    reference,
+    reference_line,
     save_png,
     text_table,
 )
@@ -147,14 +147,14 @@ def test_lines_differ_from_each_other_and_from_the_reference():
     _, (axis,) = panels()
     for number in range(len(LINES)):
         curve(axis, [0, 1], [Interval.over([0.1 * number] * 3)] * 2, str(number))
-    reference(axis, 0.5, "chance")
+    reference_line(axis, 0.5, "chance")
     colours = [line.get_color() for line in axis.lines if line.get_linestyle() in ("-", "--")]
     assert len(colours) == len({*colours}) == len(LINES) + 1
 
 
 def test_a_chart_is_the_same_in_a_file_and_in_tensorboard(tmp_path):
     figure, (axis,) = panels(size=(4, 3))
-    reference(axis, 0.5)
+    reference_line(axis, 0.5)
     save_png(figure, tmp_path / "a.png")
     with Image.open(tmp_path / "a.png") as picture:
         assert picture.size == (4 * DPI, 3 * DPI)

@@ -6,7 +6,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ...callbacks.plots import BARS, BLUE, ORANGE, SMALL, bars, curve, legend_below, panels, reference
+from ...callbacks.plots import BARS, BLUE, ORANGE, SMALL, bars, curve, legend_below, panels, reference_line
 from ...commands.comparison import COLUMNS
 from .paper_claims import BETAS, GUIDES, ORACLE, OTHER, RM, SHARES, STRENGTHS, Value, of_share, wins
 from .paper_findings import over_seeds
@@ -59,7 +59,7 @@ def _arms(found: Seeds, cell: str, arms: Mapping[str, str]) -> Figure:
             column: [over_seeds(found, wins(cell, arm, judge, column, OTHER)) for arm in arms] for column in COLUMNS
         }
         bars(axis, list(arms.values()), series, list(BARS.values()), horizontal=True)
-        reference(axis, 0.5, upright=True)
+        reference_line(axis, 0.5, upright=True)
         axis.set(xlim=(0, 1), title=f"{cell}: by the {judge}", xlabel="wins over the base, other noise")
     legend_below(figure)
     return figure
@@ -74,7 +74,7 @@ def _betas(found: Seeds) -> Figure:
                 return wins("beta", f"{name}-{beta:g}", judge, "TA", OTHER)
 
             _known(axis, found, BETAS, of, f"{words}, {judge}", color=colour, linestyle=line)
-    reference(axis, 0.5)
+    reference_line(axis, 0.5)
     axis.set(title="Text alignment alone", xscale="log")
     axis.set(xlabel="beta", ylabel="wins over the base in TA, other noise")
     axis.legend(fontsize=SMALL)
@@ -85,7 +85,7 @@ def _guidance(found: Seeds) -> Figure:
     figure, (axis,) = panels(size=SIZE)
     for name in GUIDES:
         _known(axis, found, STRENGTHS[1:], lambda s, name=name: wins("nrg", f"{name}@{s:g}", ORACLE), name)
-    reference(axis, 0.5)
+    reference_line(axis, 0.5)
     axis.set(title="Flow-NRG: wins by the oracle over strength", xscale="log")
     axis.set(xlabel="strength", ylabel="wins over the base, overall, other noise")
     axis.legend(fontsize=SMALL, ncols=2)
