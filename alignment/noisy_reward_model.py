@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from .. import VideoAlignError
+from ..callbacks.plots import SMALL, add_chart, panels, reference_line
 from ..callbacks.tensorboard import writer_of
 from ..models import preference
 from ..models.dimensions import DIMENSIONS
@@ -158,7 +159,7 @@ class NoisyRewardModel(Training):
         self.network.statistics = Statistics(*self.moments.compute().tolist())
         if writer := writer_of(self.trainer):
             rows = [[means.get(f"accuracy_at_t/{time}/{name}", math.nan) for name in DIMENSIONS] for time in BINS]
-            writer.add_figure("val/accuracy_at_t", curve(torch.tensor(rows)), self.global_step)
+            add_chart(writer, "val/accuracy_at_t", curve(torch.tensor(rows)), self.global_step)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the parameters that train, and the statistics of the rewards."""
@@ -172,17 +173,15 @@ class NoisyRewardModel(Training):
 
 
 def curve(table: Tensor) -> Figure:
-    """A chart of accuracy over time.
+    """Chart of the accuracy over time, a line per dimension.
 
     Args:
-        table: Accuracies (times, D) at the times of :data:`BINS`.
+        table: (times, D) accuracies at :data:`BINS`.
     """
-    figure = Figure(figsize=(5, 3.2), layout="constrained")
-    axis = figure.subplots()
+    figure, (axis,) = panels(size=(5, 3.2))
     for i, name in enumerate(DIMENSIONS):
         axis.plot(BINS, table[:, i], marker="o", label=name)
-    axis.axhline(0.5, color="#b03030", linestyle="dashed", label="chance")
+    reference_line(axis, 0.5, "chance")
     axis.set(xlim=(0, 1), ylim=(0, 1), xlabel="t (0 data, 1 noise)", ylabel="accuracy without ties")
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(fontsize=8)
+    axis.legend(fontsize=SMALL)
     return figure

@@ -9,20 +9,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import torch
+from matplotlib.figure import Figure
 
+from ..callbacks.plots import curve, panels, save_png, text_table
 from ..commands.reward_judge import RewardJudge
 from ..datamodules.shards import ShardSet
-from ..miniature.study.paper_claims import Interval
 from ..miniature.study.pipeline import Loop, LoopSize, begin
 from ..miniature.study.units import Unit, leading_to, work
 from ..models.dimensions import DIMENSIONS
-from ..models.files import new_file, read_json, write_json, write_text
+from ..models.files import read_json, write_json, write_text
 from ..models.flow import draw_seed
+from ..models.intervals import Interval
 from .select import uncertainty
 
 LABELS = (150, 300, 600, 1200)
@@ -163,35 +161,45 @@ def simulate(
     work(folder, partial(units, folder, size, seeds, labels, pool), cores)
     of_seed = [Simulation(folder, size, seed, f"seed{seed}", labels=labels, pool=pool).found() for seed in range(seeds)]
     curves = {
-        order: {count: Interval(tuple(one[order][count] for one in of_seed)) for count in labels} for order in ORDERS
+        order: {count: Interval.over([one[order][count] for one in of_seed]) for count in labels} for order in ORDERS
     }
-    others = [order for order in ORDERS if order != "random"]
-    print(f"{'labels':>8}" + "".join(f"  {name:>16}" for name in (*ORDERS, *(f"{order} gain" for order in others))))
-    for count in labels:
-        gains = [Interval(tuple(one[order][count] - one["random"][count] for one in of_seed)) for order in others]
-        cells = [*(curves[order][count] for order in ORDERS), *(gains if count > labels[0] else ())]
-        print(f"{count:>8}" + "".join(f"  {cell!s:>16}" for cell in cells))
+    print(_table(curves, of_seed))
     result = {
-        "accuracy": {order: {count: list(i.values) for count, i in curve.items()} for order, curve in curves.items()},
+        "accuracy": {order: {count: list(i.runs) for count, i in curve.items()} for order, curve in curves.items()},
         "seeds": seeds,
     }
     write_json(folder / "simulation.json", result)
-    figure, axis = plt.subplots(figsize=(6, 3.6), layout="constrained")
-    for order, curve in curves.items():
-        halves = [i.half if seeds > 1 else 0 for i in curve.values()]
-        axis.errorbar(list(curve), [i.mean for i in curve.values()], yerr=halves, marker="o", capsize=3, label=order)
+    save_png(chart(curves, seeds), folder / "simulation.png")
+    print(f"saved in {folder}: simulation.json and .png")
+    return result
+
+
+def _table(curves: dict[str, dict[int, Interval]], of_seed: list[dict[str, dict[int, float]]]) -> str:
+    """Accuracies by number of labels, and how much better other orders are than a random one on the same seeds."""
+    others = [order for order in ORDERS if order != "random"]
+    labels, rows = list(curves["random"]), []
+    for count in labels:
+        gains = [Interval.over([one[order][count] - one["random"][count] for one in of_seed]) for order in others]
+        shown = [*(curves[order][count] for order in ORDERS), *(gains if count > labels[0] else ())]
+        rows.append([str(count), *map(str, shown), *[""] * (len(ORDERS) + len(others) - len(shown))])
+    return text_table(["labels", *ORDERS, *(f"{order} gain" for order in others)], rows)
+
+
+def chart(curves: dict[str, dict[int, Interval]], seeds: int) -> Figure:
+    """Accuracy over the number of rated pairs, a line per order.
+
+    Args:
+        curves: Mean accuracies over seeds, by order and number of rated pairs.
+        seeds: Number of seeds.
+    """
+    figure, (axis,) = panels()
+    labels = list(next(iter(curves.values())))
+    for order, row in curves.items():
+        curve(axis, list(row), list(row.values()), order)
     axis.set_xscale("log")
     axis.set_xticks(labels, [str(count) for count in labels])
     axis.minorticks_off()
-    axis.set(
-        xlabel="rated pairs",
-        ylabel="mean accuracy without ties",
-        title=f"Which pair next? ({seeds} seeds, 95 % intervals)",
-    )
-    axis.spines[["top", "right"]].set_visible(False)
+    axis.set(title=f"Which pair next? ({seeds} seeds, 95 % intervals)")
+    axis.set(xlabel="rated pairs", ylabel="mean accuracy without ties")
     axis.legend()
-    with new_file(folder / "simulation.png") as file:
-        figure.savefig(file, dpi=110, format="png")
-    plt.close(figure)
-    print(f"saved in {folder}: simulation.json and .png")
-    return result
+    return figure

@@ -1,4 +1,4 @@
-"""Checkpoints whose ``last.ckpt`` is the last step."""
+"""Checkpoints whose ``last.ckpt`` holds the last step."""
 
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -20,7 +20,7 @@ class MeasuredAtEnd(Protocol):
 
 
 class Checkpoint(ModelCheckpoint):
-    """Lightning's ModelCheckpoint, with ``last.ckpt`` written once more when training ends between two savings.
+    """Lightning's ModelCheckpoint, which writes ``last.ckpt`` once more when training ends between two savings.
 
     So ``--ckpt_path .../last.ckpt`` gives the weights that are exported, with the statistics that were measured on them
     (see :class:`MeasuredAtEnd`), and a longer training goes on from there as if it had never stopped. All arguments are
@@ -30,19 +30,19 @@ class Checkpoint(ModelCheckpoint):
     def __init__(self, *args: Any, save_last: Literal["link"] | bool | None = True, **kwargs: Any) -> None:
         super().__init__(*args, save_last=save_last, **kwargs)
         self._loops: dict[str, Any] = {}
-        """State of the loops as of the last optimizer step."""
+        """State of the training loops after the last optimizer step."""
         self._step, self._last_step = 0, -1
         self._measured = self._ending = False
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Nothing is to be saved before the first step, also where a checkpoint is resumed."""
+        """Forget an earlier training: before its first step there is nothing to save, also in a resumed one."""
         super().on_train_start(trainer, pl_module)
         self._step, self._last_step, self._loops, self._measured = trainer.global_step, -1, {}, False
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *rest: Any) -> None:
-        """Save as Lightning does. Remember where this step left the loops.
+        """Save as Lightning does, and remember the state of the loops after this step.
 
-        At the end of training Lightning counts an epoch that was left early as finished, and batches whose gradients no
+        When training ends, Lightning counts an epoch that was left early as finished, and batches whose gradients no
         step has used as done.
         """
         super().on_train_batch_end(trainer, pl_module, *rest)
@@ -50,7 +50,7 @@ class Checkpoint(ModelCheckpoint):
             self._step, self._loops = trainer.global_step, trainer.fit_loop.state_dict()
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Save as Lightning does. A validation may change the state, such as a reward model's statistics."""
+        """Save as Lightning does, and remember that a validation may have changed a reward model's statistics."""
         self._measured = not trainer.sanity_checking
         super().on_validation_end(trainer, pl_module)
 
@@ -74,7 +74,7 @@ class Checkpoint(ModelCheckpoint):
             self.save_last, self._ending = kept, False
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """At the end of training, put the loops back to where the last step left them."""
+        """When training ends, save the loops in the state after the last step."""
         if self._ending:
             checkpoint["loops"]["fit_loop"] = self._loops
             checkpoint["epoch"] = self._loops["epoch_progress"]["current"]["completed"]

@@ -34,6 +34,7 @@ _PLAIN = {
     ("torch", "Size"), ("torch", "device"), ("torch.serialization", "_get_layout"), ("pathlib", "PosixPath"),
     ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
 }  # fmt: skip
+"""Classes outside of torch's metadata module that the index of a sharded checkpoint may hold."""
 _UNREADABLE = (
     OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError, EOFError, IndexError, OverflowError,
     pickle.UnpicklingError, zipfile.BadZipFile, CheckpointException,
@@ -153,7 +154,7 @@ def _check_folder(path: Path) -> None:
 
 
 class _Index(pickle.Unpickler):
-    """Reads the index of a sharded checkpoint, which torch would unpickle whatever it held."""
+    """Reads the index of a sharded checkpoint; torch itself would unpickle anything that the file holds."""
 
     def find_class(self, module: str, name: str) -> Any:
         """Give the index's own classes, and refuse every other name."""

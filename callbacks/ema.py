@@ -1,4 +1,4 @@
-"""An exponential moving average of what trains."""
+"""An exponential moving average of the trained weights."""
 
 from typing import Any
 
@@ -10,10 +10,10 @@ from .. import VideoAlignError
 
 
 class EMA(L.Callback):
-    """Averages the trained parameters only (of LoRA: the adapters), in fp32; validation, test and export see the average.
+    """Averages the trained parameters, such as LoRA adapters, in fp32; validation, test and export use the average.
 
     Args:
-        decay: of the average per optimizer step; early steps average faster, (1 + n) / (10 + n).
+        decay: Share of the average that an optimizer step keeps, in (0, 1). Step n keeps at most (1 + n) / (10 + n).
     """
 
     def __init__(self, decay: float = 0.999) -> None:
@@ -28,7 +28,7 @@ class EMA(L.Callback):
         return {name: p for name, p in module.named_parameters() if p.requires_grad}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Begin with the weights, or go on with a checkpoint's average."""
+        """Start from the weights, or from the average that a checkpoint holds."""
         begin = {name: p.detach().float().clone() for name, p in self._trained(pl_module).items()}
         self.average = {
             name: self.average[name].to(value) if name in self.average else value for name, value in begin.items()
@@ -36,7 +36,7 @@ class EMA(L.Callback):
 
     @torch.no_grad()
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *rest: Any) -> None:
-        """One step of the average per optimizer step."""
+        """Move the average once per optimizer step, however many micro-batches it has."""
         if trainer.global_step <= self.steps:
             return
         self.steps = trainer.global_step
@@ -60,34 +60,34 @@ class EMA(L.Callback):
             self.kept = None
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Look at the average."""
+        """Put the average in the place of the weights."""
         self._swap_in(pl_module)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Train on with the weights."""
+        """Put the weights back to train on."""
         self._swap_out(pl_module)
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Come before callbacks that export."""
+        """Move to the front of the callbacks, before those that export."""
         trainer.callbacks.sort(key=lambda callback: not isinstance(callback, EMA))
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """What is measured and exported from here on is the average."""
+        """Leave the average in the model, to be tested and exported."""
         self._swap_in(pl_module)
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """A checkpoint holds the weights, whichever the model has at the moment; the average is in this callback's state."""
+        """Save the weights also where the model has the average, which is saved in this callback's state."""
         for name, value in (self.kept or {}).items():
             checkpoint["state_dict"][name] = value
 
     def state_dict(self) -> dict[str, Any]:
-        """For checkpoints."""
+        """The average, and the number of steps in it."""
         return {"average": self.average, "steps": self.steps}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """From a checkpoint."""
+        """Restore the average, and the number of steps in it."""
         self.average, self.steps = state_dict["average"], state_dict["steps"]
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Test the average that a checkpoint holds."""
+        """Put the average of a checkpoint in the place of its weights."""
         self._swap_in(pl_module)

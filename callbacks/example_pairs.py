@@ -1,4 +1,4 @@
-"""Rated pairs as people see them: both videos moving side by side, the labels, and what the model thinks."""
+"""Rated pairs as people see them: both videos side by side, with their labels and the model's probabilities."""
 
 import lightning as L
 import torch
@@ -14,10 +14,12 @@ from .tensorboard import add_animation, enlarge, writer_of
 
 
 class ExamplePairs(L.Callback):
-    """Shows the first held-out pairs as animations in TensorBoard at each validation, always the same ones.
+    """Shows the same held-out pairs as animations in TensorBoard at each validation.
 
     Args:
-        count: number of pairs. fps: speed of the animation. height: least height of a video, pixels.
+        count: Number of pairs.
+        fps: Frame rate of the animations.
+        height: Least height of a video in the animations, in pixels.
     """
 
     def __init__(self, count: int = 4, fps: float = 4.0, height: int = 160) -> None:
@@ -31,7 +33,7 @@ class ExamplePairs(L.Callback):
             require(trainer.datamodule, HasExamples, "callbacks.ExamplePairs")
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Score the pairs on every rank (sharded models need all of them) and draw them on the first."""
+        """Score the pairs on every rank, because sharded models need all ranks, and draw them on the first."""
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
         scores = require(pl_module, ScoresPairs, "callbacks.ExamplePairs")
@@ -56,10 +58,15 @@ class ExamplePairs(L.Callback):
 
 
 def draw_pair(pair: VideoPair, predicted: Tensor, height: int = 160) -> list[Image.Image]:
-    """Frames of an animation.
+    """Draw both videos of a pair beside each other, with labels and predictions below them.
 
     Args:
-        pair: decoded. predicted: (3, 3) probabilities of A, tie and B per dimension. height: of a video, pixels.
+        pair: The pair, with its videos decoded.
+        predicted: (3, 3) probabilities of A, tie and B per dimension.
+        height: Least height of a video, in pixels.
+
+    Returns:
+        Frames of the animation.
     """
     videos = [[enlarge(frame.permute(1, 2, 0).numpy(), height) for frame in video] for video in pair.videos]
     lines = [f"A {pair.sources[0]}   |   B {pair.sources[1]}", *_wrapped(pair.prompt)]

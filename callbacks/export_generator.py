@@ -1,4 +1,4 @@
-"""The tuned generator in diffusers' own format, when training ends."""
+"""Export of the tuned generator in diffusers' own format, when training ends."""
 
 from pathlib import Path
 
@@ -17,18 +17,20 @@ from ..models.locks import Hold
 from .tensorboard import folder_of
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
+"""Name that diffusers gives to a file of LoRA adapters."""
 
 
 class ExportGenerator(L.Callback):
-    """Writes adapters that ``pipe.load_lora_weights(folder)`` reads in plain diffusers, or a fully trained transformer's
-    folder for ``WanPipeline.from_pretrained(..., transformer=...)`` (name the class: ``DiffusionPipeline`` ignores it).
+    """Writes the trained weights as a folder that plain diffusers loads.
 
-    Weights that are not finite are refused. Its files carry checksums, which are compared when they are loaded.
+    LoRA adapters are written for ``pipe.load_lora_weights(folder)``. A fully trained transformer is written for
+    ``WanPipeline.from_pretrained(..., transformer=...)`` (name the class: ``DiffusionPipeline`` ignores the argument).
+    Weights that are not finite are refused. Files carry checksums, which are compared when they are loaded.
 
     Args:
-        out: Folder to write; an earlier export there is replaced, anything else refused before training begins.
-            ``export`` in the run's folder if not given (nothing is written without a logger).
-        pipeline: Write the whole pipeline folder, with the fully trained transformer in it.
+        out: Folder to write. An earlier export there is replaced, and anything else is refused before training begins.
+            If not given, it is ``export`` in the run's folder, and without a logger nothing is written.
+        pipeline: Whether the whole pipeline is written, with the fully trained transformer in it.
     """
 
     def __init__(self, out: str | None = None, pipeline: bool = False) -> None:
@@ -36,7 +38,7 @@ class ExportGenerator(L.Callback):
         self._hold = Hold()
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Hold the output until it is written; refuse one that is in the way."""
+        """Lock the output folder for this run, and refuse one that holds anything but an earlier export."""
         if stage != "fit" and not self.pipeline:
             return
         module = require(pl_module, TrainsTransformer, "callbacks.ExportGenerator")
@@ -65,7 +67,7 @@ class ExportGenerator(L.Callback):
         self._hold.drop()
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Let other runs write the folder."""
+        """Unlock the output folder."""
         self._hold.drop()
 
     def _write(self, module: TrainsTransformer, state: dict[str, Tensor], out: Path) -> None:
@@ -89,7 +91,10 @@ class ExportGenerator(L.Callback):
 
     @staticmethod
     def _write_adapters(folder: Path, module: TrainsTransformer, state: dict[str, Tensor]) -> None:
-        """With alpha and rank, without which diffusers would apply the update at scale 1; in the same bytes every time."""
+        """Write adapters with alpha and rank, without which diffusers would apply them at scale 1.
+
+        Sets are sorted, so that equal adapters give equal bytes.
+        """
         settings = _collate_lora_metadata({"transformer": module.policy})
         for values in settings.values():
             values |= {name: sorted(value) for name, value in values.items() if isinstance(value, set)}

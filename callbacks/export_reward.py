@@ -1,4 +1,4 @@
-"""The trained reward model as a folder, when training ends."""
+"""Export of the trained reward model as a folder, when training ends."""
 
 from pathlib import Path
 
@@ -12,12 +12,12 @@ from .tensorboard import folder_of
 
 
 class ExportReward(L.Callback):
-    """Writes the network's folder when fitting ends; `videoalign export` does so for a checkpoint.
+    """Writes the reward model's folder when training ends; `videoalign export` writes one from a checkpoint.
 
     Args:
-        out: folder to write; an earlier reward model there is replaced, anything else refused before training begins.
-            ``export`` in the run's folder if not given (nothing is written without a logger).
-        backbone: copy the backbone along, so that the folder stands on its own. For miniature backbones.
+        out: Folder to write. An earlier reward model there is replaced, and anything else is refused before training
+            begins. If not given, it is ``export`` in the run's folder, and without a logger nothing is written.
+        backbone: Whether the backbone is copied into the folder, which then depends on no other; for small backbones.
     """
 
     def __init__(self, out: str | None = None, backbone: bool = False) -> None:
@@ -25,7 +25,7 @@ class ExportReward(L.Callback):
         self._hold = Hold()
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Hold the output until it is written; refuse one that is in the way."""
+        """Lock the output folder for this run, and refuse one that holds anything but a reward model."""
         if stage != "fit":
             return
         network = self._network(pl_module)
@@ -40,7 +40,7 @@ class ExportReward(L.Callback):
         return require(network, RewardNetwork, "callbacks.ExportReward")
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Gather what is sharded (collective), write on the first rank."""
+        """Gather the weights from all ranks and write them on the first. Collective: every rank must call it."""
         network = self._network(pl_module)
         state = get_model_state_dict(network, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
         run = folder_of(trainer)  # collective
@@ -49,5 +49,5 @@ class ExportReward(L.Callback):
         self._hold.drop()
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Let other runs write the folder."""
+        """Unlock the output folder."""
         self._hold.drop()

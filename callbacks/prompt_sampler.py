@@ -1,4 +1,4 @@
-"""Samples of policy and reference from the same prompts and noise: what the callbacks that look at videos share."""
+"""Samples of policy and reference from the same prompts and noise, for the callbacks that compare their videos."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,33 +15,35 @@ from ..models.generator_folder import load_generator
 
 @dataclass(kw_only=True)
 class Sampling:
-    """How videos are sampled."""
+    """Size of sampled videos, and how they are sampled."""
 
     num_frames: int
-    """Of a video, as the autoencoder makes them."""
+    """Frames of a video; the generator's autoencoder says which numbers it can decode."""
     height: int
-    """Pixels."""
+    """Height of a video, in pixels."""
     width: int
-    """Pixels."""
+    """Width of a video, in pixels."""
     fps: int = 16
     """Frame rate that the videos are meant for."""
     steps: int = 50
-    """Of the pipeline's scheduler."""
+    """Number of sampler steps."""
     cfg_scale: float = 1.0
     """Classifier-free guidance scale; 1 turns it off."""
     negative: str = ""
     """Negative prompt of classifier-free guidance."""
     batch_size: int = 1
-    """Videos at once."""
+    """Number of videos that are sampled at once."""
     seed: int = 0
-    """Of the noise."""
+    """Seed of the noise."""
 
 
 class PromptSampler:
-    """Latents of policy and reference for prompts.
+    """Samples latents of policy and reference for a list of prompts.
 
     Args:
-        module: an alignment module. sampling: how. prompts: texts; the text encoder is loaded to embed them, and let go.
+        module: The alignment module that holds both.
+        sampling: Size of the videos, and how they are sampled.
+        prompts: Prompts of the videos. The text encoder is loaded to embed them, and freed afterwards.
     """
 
     def __init__(self, module: L.LightningModule, sampling: Sampling, prompts: Sequence[str]) -> None:
@@ -57,17 +59,31 @@ class PromptSampler:
             torch.cuda.empty_cache()
 
     def noise(self, items: Sequence[tuple[int, int]]) -> Tensor:
-        """(N, C, F, H, W) of (prompt, number) items; each depends on (seed, prompt, number) alone."""
+        """Draw the noise of (prompt, number) items, which depends on the seed, the prompt's text and the number alone.
+
+        Args:
+            items: N pairs of a prompt's place in the list and the number of its noise.
+
+        Returns:
+            Noise (N, C, F, H, W).
+        """
         seeds = torch.tensor([draw_seed(self.sampling.seed, self.prompts[p], n) for p, n in items])
         return draw(seeds, self.shape, self.module.device)[1]
 
     def _precision(self):
-        """That of the training: callbacks are outside of it."""
+        """The trainer's precision, which Lightning does not apply in callbacks."""
         return self.module.trainer.precision_plugin.forward_context()
 
     @torch.no_grad()
     def both(self, items: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
-        """Latents (N, C, F, H, W) of policy and reference. Collective under sharding."""
+        """Sample videos of policy and reference from the same noise. Collective under sharding.
+
+        Args:
+            items: N pairs of a prompt's place in the list and the number of its noise.
+
+        Returns:
+            Latents (N, C, F, H, W) of the policy, and of the reference.
+        """
         generator, s = self.aligned.generator, self.sampling
         if generator.vae is None:
             raise VideoAlignError("videos cannot be decoded: add vae to model.parts")
@@ -81,8 +97,16 @@ class PromptSampler:
 
     @torch.no_grad()
     def drift(self, latents: Tensor, items: Sequence[tuple[int, int]], draws: int = 4) -> Tensor:
-        """(N,) mean squared difference of policy's and reference's velocities on noised latents, over times in the middle of
-        ``draws`` equal parts of (0, 1). Collective under sharding."""
+        """Measure how far the policy's velocities are from the reference's. Collective under sharding.
+
+        Args:
+            latents: (N, C, F, H, W) latents that are noised for it.
+            items: N pairs of a prompt's place in the list and the number of its noise.
+            draws: Number of flow times, which are the middles of as many equal parts of (0, 1).
+
+        Returns:
+            (N,) mean squared difference of the two velocities.
+        """
         generator = self.aligned.generator
         condition, noise = generator.condition([self.embeds[p] for p, _ in items]), self.noise(items)
         total = torch.zeros(len(items), device=latents.device)

@@ -1,23 +1,22 @@
-"""Benchmarks of a reward model at validation time: VideoGen-RewardBench's and GenAI-Bench's protocol."""
+"""Benchmarks of a reward model at validation time, and accuracies as a table and as a chart."""
 
+import math
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from ..datamodules.benchmark import Benchmark
 from ..datamodules.contracts import HasBenchmarks, MeasuresStatistics, require
 from ..models.files import write_json
-from ..models.intervals import LEAST_PROMPTS, interval_text, prompt_number
+from ..models.intervals import LEAST_PROMPTS, Interval, interval_text, prompt_number
 from ..models.metrics import PreferenceAccuracy
+from .plots import BLUE, GREEN, RED, add_chart, bars, legend_below, markdown_table, panels, text_table
 from .tensorboard import folder_of, writer_of
 
 
@@ -29,7 +28,7 @@ class RewardBench(L.Callback):
     table and a bar chart in TensorBoard, and ``reward_bench/NAME.json`` in the run's folder.
 
     Args:
-        out: Folder for the JSON files, if not the run's.
+        out: Folder for the JSON files; ``reward_bench`` in the run's folder if not given.
         resamples: Number of bootstrap samples of the confidence intervals, which resample prompts; 0 leaves them out.
     """
 
@@ -45,7 +44,7 @@ class RewardBench(L.Callback):
             require(trainer.datamodule, HasBenchmarks, "callbacks.RewardBench")
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Forget the last round."""
+        """Forget the rewards of the last validation."""
         self._seen = {}
 
     def on_validation_batch_end(
@@ -57,13 +56,13 @@ class RewardBench(L.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Keep the rewards of a benchmark's videos."""
+        """Keep the rewards of a batch of a benchmark's videos."""
         if "benchmark" in batch and outputs:
             numbers = torch.where(batch["valid"], batch["numbers"], -1)  # -1: padding
             self._seen.setdefault(batch["benchmark"], []).append((numbers, outputs["rewards"].detach()))
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Join, measure and report."""
+        """Measure and report every benchmark. Collective: every rank must call it."""
         if trainer.sanity_checking:
             return
         module = require(pl_module, MeasuresStatistics, "callbacks.RewardBench")
@@ -72,13 +71,9 @@ class RewardBench(L.Callback):
             std = torch.tensor(module.measured_statistics().std)
             self.results[name] = result = self._measure(name, benchmark, rewards, std)
             for column, row in result.items():
-                pl_module.log_dict(
-                    {
-                        f"bench/{name}/accuracy/{column}": row["without_ties"],
-                        f"bench/{name}/accuracy_with_ties/{column}": row["with_ties"],
-                        f"bench/{name}/tie_floor/{column}": row["floor"],
-                    }
-                )
+                pl_module.log(f"bench/{name}/accuracy/{column}", row["without_ties"])
+                pl_module.log(f"bench/{name}/accuracy_with_ties/{column}", row["with_ties"])
+                pl_module.log(f"bench/{name}/tie_floor/{column}", row["floor"])
             self._report(trainer, name, result)
 
     on_test_epoch_start = on_validation_epoch_start
@@ -90,18 +85,17 @@ class RewardBench(L.Callback):
         seen = self._seen.get(name, [])
         numbers = torch.cat([n for n, _ in seen]) if seen else torch.empty(0, dtype=torch.long, device=module.device)
         rewards = torch.cat([r for _, r in seen]) if seen else torch.empty(0, 3, device=module.device)
-        table = torch.full((videos + 1, 3), torch.nan)  # the last row takes the padding
-        rewards = rewards.nan_to_num(nan=torch.inf)  # NaN is for what was not scored
+        every = torch.full((videos + 1, 3), torch.nan)  # the last row takes the padding
+        rewards = rewards.nan_to_num(nan=torch.inf)  # NaN marks videos that were not scored
         # every rank has the same number of places, so the gathered tensors are as long everywhere
-        table[module.all_gather(numbers).flatten().cpu()] = module.all_gather(rewards.float()).flatten(0, -2).cpu()
-        return table[:videos]
+        every[module.all_gather(numbers).flatten().cpu()] = module.all_gather(rewards.float()).flatten(0, -2).cpu()
+        return every[:videos]
 
     def _measure(self, name: str, benchmark: Benchmark, rewards: Tensor, std: Tensor) -> dict[str, dict]:
         margins, whole = benchmark.margins(rewards, name)
         if not whole.all():
-            rank_zero_warn(
-                f"{name}: {int((~whole).sum())} of {len(whole)} pairs name a video that was not scored, and are left out"
-            )
+            missing = f"{int((~whole).sum())} of {len(whole)} pairs"
+            rank_zero_warn(f"{name}: {missing} name a video that was not scored, and are left out")
         metric = PreferenceAccuracy(std, self.resamples, sync_on_compute=False)
         metric.update(margins, benchmark.labels, whole, torch.tensor([prompt_number(p) for p in benchmark.prompts]))
         return metric.compute()
@@ -114,104 +108,98 @@ class RewardBench(L.Callback):
             write_json(folder / f"{name}.json", {"benchmark": name, "step": trainer.global_step, "accuracies": result})
         if (writer := writer_of(trainer)) and result:
             writer.add_text(f"bench/{name}", table(result, markdown=True), trainer.global_step)
-            writer.add_figure(f"bench/{name}", bar_chart(name, result), trainer.global_step)
+            add_chart(writer, f"bench/{name}", bar_chart(name, result), trainer.global_step)
+
+
+KINDS = {"without_ties": ("without ties", "interval"), "with_ties": ("with ties", "interval_with_ties")}
+"""The two accuracies of a column: their titles, and the names of their intervals."""
+HEAD = (
+    "", "without ties", "95 % interval", "chance",
+    "with ties", "95 % interval", "held-out", "tie floor", "chance", "pairs",
+)  # fmt: skip
+"""Heads of the columns of a table of accuracies."""
 
 
 def table(result: dict[str, dict], ceiling: dict[str, dict] | None = None, markdown: bool = False) -> str:
-    """Accuracies as text, a line per dimension.
+    """Accuracies as text, a line per column.
 
     Args:
-        result: Accuracies of one benchmark.
-        ceiling: The same of a perfect judge, where it is known.
-        markdown: Whether bars stand between the cells.
+        result: Accuracies of one benchmark, by column.
+        ceiling: Accuracies of a perfect judge, by column, where they are known.
+        markdown: Whether the table is in Markdown; otherwise it is for terminals.
     """
-    head = [
-        "",
-        "without ties",
-        "95 % interval",
-        "chance",
-        "with ties",
-        "95 % interval",
-        "held-out",
-        "tie floor",
-        "chance",
-        "pairs",
-    ]
-    head += ["ceiling without", "ceiling with"] if ceiling else []
-    rows = []
-    for column, row in result.items():
-        floor = row["floor"]
-        spans = [interval_text(row[k]) if k in row else "" for k in ("interval", "interval_with_ties")]
-        cells = [
-            column,
-            f"{row['without_ties']:.3f}",
-            spans[0],
-            "0.500",
-            f"{row['with_ties']:.3f}",
-            spans[1],
-            f"{row['held_out']:.3f}",
-            f"{floor:.3f}",
-            f"{max(floor, (1 - floor) / 2):.3f}",
-            str(row["pairs"]),
-        ]
-        if ceiling:
-            cells += [f"{ceiling[column]['without_ties']:.3f}", f"{ceiling[column]['with_ties']:.3f}"]
-        rows.append(cells)
-    if markdown:
-        lines = [head, ["---"] * len(head), *rows]
-        text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    else:
-        widths = [max(len(line[i]) for line in [head, *rows]) for i in range(len(head))]
-        text = "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths)) for line in [head, *rows])
-    few = too_few_prompts(result)
-    return f"{text}\n{'' if not markdown else chr(10)}{few}" if few else text
+    head = [*HEAD, *(["ceiling without", "ceiling with"] if ceiling else [])]
+    rows = [[column, *_cells(row), *_ceiling(ceiling, column)] for column, row in result.items()]
+    text = (markdown_table if markdown else text_table)(head, rows)
+    gap = "\n\n" if markdown else "\n"
+    return gap.join(filter(None, [text, too_few_prompts(result)]))
+
+
+def _cells(row: dict[str, float]) -> list[str]:
+    without, with_ties = (interval_text(row[key]) if key in row else "" for _, key in KINDS.values())
+    accuracies = {key: f"{row[key]:.3f}" for key in ("without_ties", "with_ties", "held_out", "floor")}
+    return [
+        accuracies["without_ties"], without, f"{_chance(row, 'without_ties'):.3f}",
+        accuracies["with_ties"], with_ties, accuracies["held_out"], accuracies["floor"],
+        f"{_chance(row, 'with_ties'):.3f}", str(row["pairs"]),
+    ]  # fmt: skip
+
+
+def _ceiling(ceiling: dict[str, dict] | None, column: str) -> list[str]:
+    return [f"{ceiling[column][kind]:.3f}" for kind in KINDS] if ceiling else []
+
+
+def _chance(row: dict[str, float], kind: str) -> float:
+    """Accuracy of guessing; with ties the better one of always calling a tie and of never calling one."""
+    return 0.5 if kind == "without_ties" else max(row["floor"], (1 - row["floor"]) / 2)
 
 
 def too_few_prompts(result: dict[str, dict]) -> str:
     """A sentence where a benchmark has too few prompts for intervals; empty where it has enough.
 
     Args:
-        result: Accuracies of one benchmark.
+        result: Accuracies of one benchmark, by column.
     """
     counts = {
-        (c, what): row[k]
-        for c, row in result.items()
-        for k, what in (("decided_prompts", "without ties"), ("prompts", "with ties"))
-        if row.get(k, LEAST_PROMPTS) < LEAST_PROMPTS
+        (column, what): row[key]
+        for column, row in result.items()
+        for key, what in (("decided_prompts", "without ties"), ("prompts", "with ties"))
+        if row.get(key, LEAST_PROMPTS) < LEAST_PROMPTS
     }
     if not counts:
         return ""
     each = ", ".join(f"{column} {what} of {count}" for (column, what), count in counts.items())
     return (
-        f"No 95 % interval where there are fewer than {LEAST_PROMPTS} prompts ({each}): a prompt's pairs are not independent, so that many "
-        "pairs of few prompts tell little."
+        f"No 95 % interval where there are fewer than {LEAST_PROMPTS} prompts ({each}): a prompt's pairs are not "
+        "independent, so that many pairs of few prompts tell little."
     )
 
 
 def bar_chart(name: str, result: dict[str, dict], ceiling: dict[str, dict] | None = None) -> Figure:
-    """Accuracies with intervals, and what chance and always calling a tie would give."""
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), sharey=True, layout="constrained")
-    titles = {"without_ties": "without ties", "with_ties": "with ties"}
-    for axis, (kind, interval) in zip(axes, (("without_ties", "interval"), ("with_ties", "interval_with_ties"))):
-        for x, row in enumerate(result.values()):
-            low, high = row.get(interval, (row[kind], row[kind]))
-            axis.bar(x, row[kind], 0.6, color="#4878a8", yerr=[[row[kind] - low], [high - row[kind]]], capsize=3)
-            floor = 0.5 if kind == "without_ties" else max(row["floor"], (1 - row["floor"]) / 2)
-            axis.hlines(
-                floor, x - 0.4, x + 0.4, colors="#b03030", linestyles="dashed", label="chance" if x == 0 else None
-            )
-            if ceiling:
-                axis.hlines(
-                    ceiling[list(result)[x]][kind],
-                    x - 0.4,
-                    x + 0.4,
-                    colors="#308030",
-                    label="annotators' ceiling" if x == 0 else None,
-                )
-            axis.text(x, 0.03, f"{row[kind]:.2f}", ha="center", color="white")
-        axis.set_xticks(range(len(result)), list(result))
-        axis.set(title=f"{name}, {titles[kind]}", ylim=(0, 1))
-        axis.spines[["top", "right"]].set_visible(False)
+    """Accuracies with intervals, and beside them chance and what a perfect judge would reach.
+
+    Args:
+        name: Name of the benchmark.
+        result: Its accuracies, by column.
+        ceiling: Accuracies of a perfect judge, by column, where they are known.
+    """
+    figure, axes = panels(2, (9, 3.4))
+    for axis, (kind, (title, interval)) in zip(axes, KINDS.items()):
+        rows = [Interval(row[kind], *row.get(interval, (math.nan, math.nan))) for row in result.values()]
+        bars(axis, list(result), {"": rows}, [BLUE])
+        _marks(axis, [_chance(row, kind) for row in result.values()], "chance", color=RED, linestyles="dashed")
+        if ceiling:
+            _marks(axis, [ceiling[column][kind] for column in result], "annotators' ceiling", color=GREEN)
+        for x, row in enumerate(rows):
+            if not math.isnan(row.mean):
+                axis.text(x, 0.03, f"{row.mean:.2f}", ha="center", color="white")
+        axis.set(title=f"{name}, {title}", ylim=(0, 1))
     axes[0].set_ylabel("accuracy")
-    axes[1].legend(loc="upper right", fontsize=8)
+    legend_below(figure)
     return figure
+
+
+def _marks(axis: Axes, values: list[float], label: str, **style: Any) -> None:
+    """A short line across each bar."""
+    for x, value in enumerate(values):
+        axis.hlines(value, x - 0.4, x + 0.4, label=label if x == 0 else None, **style)

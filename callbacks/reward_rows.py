@@ -1,4 +1,4 @@
-"""Rewards of a set's videos on disk, a line each, as they are computed: interrupted scoring goes on where it stopped."""
+"""Rewards of a set's videos on disk, a line per video, so that interrupted scoring goes on where it stopped."""
 
 import json
 import math
@@ -14,10 +14,11 @@ from ..models.dimensions import DIMENSIONS
 from ..models.files import read_json, write_json
 
 RECORD = "scoring.json"
+"""File that says what the rewards of a folder depend on."""
 
 
 def read_rewards(folder: Path) -> dict[str, list[float]]:
-    """Raw rewards VQ, MQ, TA by key, of all ranks. A line that was cut short does not count."""
+    """Read the raw rewards VQ, MQ and TA of all ranks, by key. A last line that was cut short is left out."""
     rewards = {}
     for path in sorted(folder.glob("rewards.*.jsonl")):
         for line in path.read_bytes().splitlines(keepends=True):
@@ -36,7 +37,8 @@ def open_scores(folder: Path, record: dict[str, Any]) -> None:
     """Begin or continue a folder of rewards.
 
     Args:
-        record: what the rewards depend on; a folder with another record is refused.
+        folder: The folder; it is made where it is missing.
+        record: What the rewards depend on, as JSON. A folder with another record is refused.
     """
     record = json.loads(json.dumps(record))
     if not folder.exists() or not any(folder.iterdir()):
@@ -45,7 +47,8 @@ def open_scores(folder: Path, record: dict[str, Any]) -> None:
     found = read_json(folder / RECORD, "a folder of rewards")
     if different := sorted(k for k in {*found, *record} if found.get(k) != record.get(k)):
         raise VideoAlignError(
-            f"{folder} holds rewards of another run ({', '.join(different)} differ). Name another --out, or remove that folder."
+            f"{folder} holds rewards of another run ({', '.join(different)} differ). Name another --out, or remove "
+            "that folder."
         )
 
 
@@ -53,8 +56,9 @@ class RewardRows(L.Callback):
     """Appends the rewards of every predicted batch to ``rewards.RANK.jsonl``.
 
     Args:
-        keys: of the videos by their number. folder: of the lines. record: what the rewards depend on; a folder that
-            holds rewards of something else is refused.
+        keys: Keys of the videos, by the number that batches give them.
+        folder: Folder of the files.
+        record: What the rewards depend on, as JSON. A folder with another record is refused.
     """
 
     def __init__(self, keys: list[str], folder: Path, record: dict[str, Any]) -> None:
@@ -62,7 +66,7 @@ class RewardRows(L.Callback):
         self.problems: list[str] = []
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Open this rank's file behind its last whole line."""
+        """Open this rank's file, and cut off a line that is not whole."""
         if trainer.is_global_zero:
             open_scores(self.folder, self.record)
         trainer.strategy.barrier()
@@ -79,7 +83,7 @@ class RewardRows(L.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Write a batch at once; what cannot be scored is reported at the end, when the rest is on disk."""
+        """Write the rewards of a batch. What cannot be scored is reported at the end, when the rest is on disk."""
         for number, reason in batch["dropped"]:
             self.problems.append(f"video {self.keys[number]!r} cannot be scored: {reason}")
         if outputs is None:
@@ -97,7 +101,7 @@ class RewardRows(L.Callback):
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Wait until every rank has written, and fail on all of them if one could not score a video. Collective.
 
-        Every video must be scored, or the numbers would be of another benchmark.
+        Every video must be scored, or the accuracies would be those of another benchmark.
         """
         self.file.close()
         problems: list = [self.problems]
@@ -111,6 +115,6 @@ class RewardRows(L.Callback):
             )
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Nothing is lost: what was written stays."""
+        """Close the file; its rewards stay."""
         if file := getattr(self, "file", None):
             file.close()

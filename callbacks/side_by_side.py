@@ -1,4 +1,4 @@
-"""Videos of policy and reference beside each other, the same prompts and noise at every validation."""
+"""Videos of policy and reference beside each other, from the same prompts and noise at every validation."""
 
 from pathlib import Path
 
@@ -14,12 +14,14 @@ from .tensorboard import add_animation, enlarge, folder_of, gif, writer_of
 
 
 class SideBySide(L.Callback):
-    """Animations under ``samples/`` in TensorBoard, and as GIF files in the run's folder: left the policy, right the reference.
+    """Shows animations with the policy's video on the left and the reference's on the right.
+
+    They are under ``samples/`` in TensorBoard, and GIF files in the run's folder.
 
     Args:
-        prompts: A few texts.
-        sampling: How videos are sampled.
-        every: Validations between two looks.
+        prompts: Prompts of the videos; a few are enough.
+        sampling: Size of the videos, and how they are sampled.
+        every: Number of validations from one sampling to the next.
     """
 
     def __init__(self, prompts: list[str], sampling: Sampling, every: int = 1) -> None:
@@ -29,12 +31,12 @@ class SideBySide(L.Callback):
         self.sampler: PromptSampler | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Refuse videos that the generator cannot make before training."""
+        """Refuse a size of videos that the generator cannot sample, before training begins."""
         generator = require(pl_module, AlignsGenerator, "callbacks.SideBySide").generator
         generator.latent_shape(self.sampling.num_frames, self.sampling.height, self.sampling.width)
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Sample and show. Collective under sharding: every rank samples the same."""
+        """Sample and show the videos. Collective under sharding: every rank samples the same ones."""
         if trainer.sanity_checking:
             return
         self.count += 1

@@ -1,4 +1,4 @@
-"""Trainers that end at the next step or batch when a signal asks for it, on all ranks at the same one."""
+"""Trainers that end at the next step or batch when a signal asks for it, all ranks at the same one."""
 
 import contextlib
 import os
@@ -19,15 +19,16 @@ from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnect
 from .. import ranks, stopping
 
 PATIENCE = 20.0
-"""Seconds that the first rank may take to end by itself when another one has ended with an error."""
+"""Seconds in which the first rank may end by itself when another one has ended with an error."""
 
 
 def stoppable(trainer: L.Trainer) -> L.Trainer:
-    """Let a trainer end as :mod:`videoalign.stopping` has it. For every Trainer that this package makes.
+    """Let a trainer end as :mod:`videoalign.stopping` describes; returns the trainer.
 
-    Lightning's own handlers are left out here, in one place: its SIGTERM ends `fit` with status 0 and broadcasts inside
-    the handler, where ranks stand at different collectives; its Ctrl-C is an exception that a destructor can swallow;
-    and its observer of the other ranks kills the first one before it has said why (issue C22 and C31).
+    Every Trainer of this package is wrapped so. Lightning's own handlers are replaced, because its SIGTERM ends `fit`
+    with status 0 and broadcasts inside the handler, where ranks may be at different collectives; its Ctrl-C is an
+    exception that a destructor can swallow; and its observer of the other ranks kills the first one before that has
+    reported its error.
     """
     trainer._signal_connector = _Signals(trainer)
     trainer.callbacks.append(StopAtSignal())  # behind all others, also those that write checkpoints
@@ -36,11 +37,12 @@ def stoppable(trainer: L.Trainer) -> L.Trainer:
 
 
 class _Signals(_SignalConnector):
-    """In the place of Lightning's handlers: none but SLURM's signal to requeue, heeded between two steps."""
+    """Replaces Lightning's signal handlers: only SLURM's signal to requeue is handled, between two steps."""
 
     requeue = requeued = False
 
     def register_signal_handlers(self) -> None:
+        """Register a handler of SLURM's signal to requeue only."""
         environment = self.trainer._accelerator_connector.cluster_environment
         if not isinstance(environment, SLURMEnvironment) or not environment.auto_requeue:
             return
@@ -53,13 +55,13 @@ class _Signals(_SignalConnector):
         self.requeue = True
 
     def save_and_requeue(self) -> None:
-        """What Lightning does inside its handler. Collective."""
+        """Save a checkpoint and requeue the job, as Lightning does inside its handler. Collective."""
         self.requeue, self.requeued = False, True
         self._slurm_sigusr_handler_fn(self.trainer._accelerator_connector.cluster_environment.requeue_signal, None)
 
 
 class _Observer(subprocess_script._ChildProcessObserver):
-    """Ends the run with the status of the rank that failed, not by killing the first one unheard."""
+    """Ends the run with the status of the rank that failed, after the first rank had time to report its error."""
 
     def __init__(self, main_pid: int, child_processes: list[subprocess.Popen], sleep_period: int = 1) -> None:
         super().__init__(main_pid, child_processes, sleep_period)
@@ -68,7 +70,7 @@ class _Observer(subprocess_script._ChildProcessObserver):
     def _run(self) -> bool:
         codes = [process.poll() for process in self._child_processes]
         if failed := next(filter(None, codes), 0):
-            time.sleep(PATIENCE)  # mostly the first rank gets an error by then, and ends with it
+            time.sleep(PATIENCE)  # in most cases the first rank gets an error in this time, and ends with it
             self._end(failed if failed > 0 else 128 - failed, self._child_processes)
         return all(code == 0 for code in codes)
 
@@ -82,7 +84,7 @@ class _Observer(subprocess_script._ChildProcessObserver):
 class StopAtSignal(L.Callback):
     """Ends training, evaluation and prediction between two steps or batches when a signal has asked for it.
 
-    Training writes a checkpoint first, from which it goes on exactly; one that is stopped within a validation repeats
+    Training writes a checkpoint first and resumes from it exactly; if it was stopped within a validation, it repeats
     that validation. Ranks agree, so that all of them end at the same step, whichever of them got the signal.
     """
 
@@ -93,22 +95,22 @@ class StopAtSignal(L.Callback):
         self.ending = 0
         self.validation: dict[str, Any] = {}
 
-    # --- when to look -------------------------------------------------------------------------------------------------
+    # --- hooks --------------------------------------------------------------------------------------------------------
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """A group to agree in, on the CPU, so that no rank waits for its GPU. Collective."""
+        """Make a process group for agreement on the CPU, so that no rank waits for its GPU. Collective."""
         if trainer.world_size > 1 and self.group is None and dist.is_initialized():
             self.group = dist.new_group(backend="gloo")
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """From here on signals wait for the end of a step."""
+        """From here on, let signals wait for the end of a step."""
         stopping.defer(_silently)
         self.step = trainer.global_step
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Stop where the optimizer has stepped: accumulated gradients are in no checkpoint."""
+        """Stop only after an optimizer step: a checkpoint holds no accumulated gradients."""
         if trainer.global_step == self.step:
             return
         self.step = trainer.global_step
@@ -117,12 +119,11 @@ class StopAtSignal(L.Callback):
             trainer._signal_connector.save_and_requeue()
         loop = trainer.fit_loop.epoch_loop
         if self.ending and not loop._should_check_val_fx(trainer.fit_loop._data_fetcher):
-            self._stop_training(
-                trainer
-            )  # else at the validation's first batch, so that it is done when training goes on
+            self._stop_training(trainer)
+        # Where a validation is due, training stops at its first batch, so that the resumed training validates.
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """From here on signals wait for the end of a batch. Collective."""
+        """From here on, let signals wait for the end of a batch. Collective."""
         self._begin(trainer.num_sanity_val_batches if trainer.sanity_checking else trainer.num_val_batches)
         if trainer.training or trainer.validating:
             self.validation = trainer.fit_loop.epoch_loop.val_loop.batch_progress.state_dict()
@@ -136,7 +137,7 @@ class StopAtSignal(L.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Stop within a validation."""
+        """Stop within a validation, if a signal has asked for it."""
         ending, requeue = (self.ending, False) if self.ending else self._look(trainer, batch_idx, dataloader_idx)
         fitting = trainer.state.fn == "fit" and not trainer.sanity_checking
         if not fitting:
@@ -150,7 +151,7 @@ class StopAtSignal(L.Callback):
                     self._stop_training(trainer)
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """From here on signals wait for the end of a batch. Collective."""
+        """From here on, let signals wait for the end of a batch. Collective."""
         self._begin(trainer.num_test_batches)
 
     def on_test_batch_end(
@@ -162,11 +163,11 @@ class StopAtSignal(L.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Stop within a test."""
+        """Stop within a test, if a signal has asked for it."""
         self._stop(self._look(trainer, batch_idx, dataloader_idx)[0])
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """From here on signals wait for the end of a batch. Collective."""
+        """From here on, let signals wait for the end of a batch. Collective."""
         self._begin(trainer.num_predict_batches)
 
     def on_predict_batch_end(
@@ -178,21 +179,21 @@ class StopAtSignal(L.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Stop behind a batch that others have written."""
+        """Stop after a batch, which other callbacks have written by then."""
         self._stop(self._look(trainer, batch_idx, dataloader_idx)[0])
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """No step is left whose end a signal could wait for."""
+        """Let signals act at once again: no step is left to wait for."""
         stopping.resume(_silently)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """No step is left whose end a signal could wait for."""
+        """Let signals act at once again: no step is left to wait for."""
         stopping.resume(_silently)
 
-    # --- what to do ---------------------------------------------------------------------------------------------------
+    # --- agreement and end --------------------------------------------------------------------------------------------
 
     def _begin(self, counts: list[int | float]) -> None:
-        """Ranks of a prediction may have different numbers of batches: they agree on those that all of them have."""
+        """Find how many batches all ranks have, because those of a prediction may have different numbers of them."""
         stopping.defer(_silently)
         self.common = [float(count) for count in counts]
         if self.group and self.common:
@@ -206,7 +207,7 @@ class StopAtSignal(L.Callback):
         return self._agreed(trainer)
 
     def _agreed(self, trainer: L.Trainer) -> tuple[int, bool]:
-        """The signal to end by (0: none), and whether to requeue; the same on all ranks."""
+        """Number of the signal to end by, 0 for none, and whether to requeue; the same on all ranks."""
         heard = [stopping.asked() or 0, int(trainer._signal_connector.requeue)]
         if self.group:
             both = torch.tensor(heard)
@@ -221,7 +222,7 @@ class StopAtSignal(L.Callback):
 
     @contextlib.contextmanager
     def _before_validation(self, trainer: L.Trainer) -> Iterator[None]:
-        """Progress as if the validation had just begun: Lightning then repeats all of it when training goes on."""
+        """Reset progress to the start of the validation, so that the resumed training repeats all of it."""
         progress = trainer.fit_loop.epoch_loop.val_loop.batch_progress
         now = progress.state_dict()
         progress.load_state_dict(self.validation)
@@ -233,7 +234,7 @@ class StopAtSignal(L.Callback):
             progress.load_state_dict(now)
 
     def _stop_training(self, trainer: L.Trainer) -> None:
-        """Write a checkpoint and end. Collective."""
+        """Write a checkpoint, and end with a message that names it. Collective."""
         step, kept = trainer.global_step, "it writes no checkpoints (trainer.enable_checkpointing), so nothing is kept"
         if trainer.checkpoint_callbacks:
             path = self._path(trainer)
@@ -255,4 +256,4 @@ class StopAtSignal(L.Callback):
 
 
 def _silently() -> None:
-    """The flag says all that a trainer needs."""
+    """Do nothing when a signal comes: the trainer asks for it between two steps."""

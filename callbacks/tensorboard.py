@@ -1,4 +1,4 @@
-"""Pictures and texts in TensorBoard."""
+"""The folder of a run, and animations in its TensorBoard."""
 
 import contextlib
 import io
@@ -19,22 +19,22 @@ from ..models.locks import first_process
 
 
 def writer_of(trainer: L.Trainer) -> SummaryWriter | None:
-    """The run's TensorBoard writer; None without that logger, and on every rank but the first."""
+    """The run's TensorBoard writer, or None without that logger and on every rank but the first."""
     if not trainer.is_global_zero:
         return None
     return next((logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)), None)
 
 
 def folder_of(trainer: L.Trainer) -> Path | None:
-    """The run's folder, where the logger writes; None without a logger. Collective: every rank must ask."""
+    """The folder where the run's logger writes, or None without a logger. Collective: every rank must call it."""
     folder = trainer.log_dir
     return Path(folder) if trainer.loggers else None
 
 
 def own_folders(trainer: L.Trainer) -> L.Trainer:
-    """Let runs that begin together have folders of their own; returns the trainer.
+    """Give runs that begin at the same time folders of their own; returns the trainer.
 
-    Lightning numbers a run by the folders that it sees, and makes its own later.
+    Lightning numbers a run by the folders that it sees, and makes the run's own folder only later.
     """
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger) and isinstance(logger._fs, LocalFileSystem) and first_process():
@@ -43,7 +43,7 @@ def own_folders(trainer: L.Trainer) -> L.Trainer:
 
 
 def _claimed(logger: TensorBoardLogger, next_version: Callable[[], int]) -> int:
-    """The number of a folder that nobody but this call has made."""
+    """Make the run's folder under the first free number, and return that number."""
     root = Path(logger.root_dir)
     root.mkdir(parents=True, exist_ok=True)
     for version in itertools.count(next_version()):
@@ -53,21 +53,34 @@ def _claimed(logger: TensorBoardLogger, next_version: Callable[[], int]) -> int:
 
 
 def gif(frames: list[Image.Image], fps: float) -> bytes:
-    """An animated GIF that repeats for ever."""
+    """Encode frames as an animated GIF that repeats for ever."""
     buffer = io.BytesIO()
     frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:], duration=max(20, round(1000 / fps)), loop=0)
     return buffer.getvalue()
 
 
 def add_animation(writer: SummaryWriter, tag: str, frames: list[Image.Image], fps: float, step: int) -> None:
-    """Show an animation among the images. (``add_video`` writes nothing with today's moviepy.)"""
+    """Show an animation among TensorBoard's images. (``add_video`` writes nothing with recent moviepy.)
+
+    Args:
+        writer: The run's writer.
+        tag: Name of the animation.
+        frames: Pictures of the animation, all of one size.
+        fps: Frame rate.
+        step: Optimizer step that the animation belongs to.
+    """
     width, height = frames[0].size
     image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=gif(frames, fps))
     writer._get_file_writer().add_summary(Summary(value=[Summary.Value(tag=tag, image=image)]), step)
 
 
 def enlarge(picture: np.ndarray, least: int) -> Image.Image:
-    """An (H, W, 3) uint8 array as an image at least ``least`` pixels high, in whole multiples."""
+    """Enlarge a picture by a whole factor.
+
+    Args:
+        picture: (H, W, 3) uint8.
+        least: Height in pixels that the result has at least.
+    """
     factor = max(1, -(-least // picture.shape[0]))
     return Image.fromarray(picture).resize(
         (picture.shape[1] * factor, picture.shape[0] * factor), Image.Resampling.NEAREST

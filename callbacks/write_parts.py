@@ -1,4 +1,4 @@
-"""Samples that a predict run makes, as a set of shards: each rank writes its own, an interrupted run goes on."""
+"""A set of shards from a predict run: each rank writes parts of its own, and an interrupted run goes on."""
 
 from typing import Any
 
@@ -11,12 +11,12 @@ from ..datamodules.parts import Parts, PartWriter
 
 
 class WriteParts(L.Callback):
-    """Writes what ``predict_step`` returns, (key, members, record) each, to the DataModule's ``parts``.
+    """Writes the samples that ``predict_step`` returns as (key, members, record) to the DataModule's ``parts``.
 
-    The module's ``extra_files()`` join the set at its end. Put it among a predict run's callbacks.
+    When the set is finished, the module's ``extra_files()`` are added. It is a callback for predict runs.
 
     Args:
-        per_shard: Samples after which a shard is closed: what an interruption costs at most.
+        per_shard: Number of samples in a shard. An interruption costs at most the samples of an open shard.
     """
 
     def __init__(self, per_shard: int = 64) -> None:
@@ -26,7 +26,7 @@ class WriteParts(L.Callback):
         self.writer: PartWriter | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Begin or continue the set, before anyone looks at what is in it already."""
+        """Begin or continue the set, before the DataModule looks for samples that are in it already."""
         if stage != "predict":
             return
         self.dropped, self.writer = [], None
@@ -46,13 +46,13 @@ class WriteParts(L.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Write a batch; count what could not be used."""
+        """Write the samples of a batch, and remember those that could not be used."""
         self.dropped += batch["dropped"]
         for key, members, record in outputs or ():
             self.writer.write(key, members, record)
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Make the set, or say on all ranks why not; what was made stays. Collective."""
+        """Finish the set, or fail on all ranks and keep the parts. Collective: every rank must call it."""
         self.writer.close()
         dropped, parts = self.dropped, self.parts
         if trainer.world_size > 1:
@@ -61,8 +61,8 @@ class WriteParts(L.Callback):
             dropped = [reason for part in gathered for reason in part]
         if len(dropped) > require(trainer.datamodule, HasParts, "callbacks.WriteParts").allowed_drops:
             raise EverywhereError(
-                f"{len(dropped)} samples could not be used, more than data.max_dropped allows. The first one: {dropped[0]}. The others are "
-                f"in {parts.folder}; run the command again when it is mended."
+                f"{len(dropped)} samples could not be used, more than data.max_dropped allows. The first one: "
+                f"{dropped[0]}. The others are in {parts.folder}; run the command again when it is mended."
             )
         if trainer.is_global_zero:
             files = require(pl_module, HasExtraFiles, "callbacks.WriteParts").extra_files()
@@ -71,7 +71,7 @@ class WriteParts(L.Callback):
         trainer.strategy.barrier()
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Keep what was made."""
+        """Close the parts; they stay for the next run."""
         if self.writer:
             self.writer.close()
         if self.parts:

@@ -14,11 +14,12 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from .. import VideoAlignError
+from ..callbacks.plots import add_chart, save_png, text_table
 from ..callbacks.reward_bench import bar_chart, table, too_few_prompts
 from ..datamodules.benchmark import Benchmark
 from ..models.benchmark_protocols import PROTOCOLS, BenchmarkProtocol, accuracy_four_way, official_accuracy_with_ties
 from ..models.dimensions import DIMENSIONS, OVERALL
-from ..models.files import new_file, write_json
+from ..models.files import write_json
 from ..models.intervals import prompt_number
 from ..models.locks import held
 from ..models.metrics import PreferenceAccuracy
@@ -160,10 +161,9 @@ def bench(
         text = report(result)
         print(f"\n{text}")
         picture = bar_chart(name, result["accuracies"])
-        with new_file(Path(out) / f"{name}.png") as file:
-            picture.savefig(file, dpi=110, format="png")
+        save_png(picture, Path(out) / f"{name}.png")
         with SummaryWriter(Path(out) / name) as writer:
-            writer.add_figure(f"bench/{name}", picture)
+            add_chart(writer, f"bench/{name}", picture)
             writer.add_text(f"bench/{name}", "\n".join(f"    {line}" for line in text.splitlines()))
         print(f"saved in {Path(out) / name}.json and .png; TensorBoard: --logdir {out}")
 
@@ -212,15 +212,13 @@ def _beside(protocol: BenchmarkProtocol, accuracies: dict[str, dict]) -> str:
     }
     for method in next(iter(protocol.published.values())):
         rows[method] = {c: protocol.published[c][method] for c in columns}
-    width = max(map(len, rows))
-    lines = [f"{'accuracy, %':{width}}" + "".join(f"{c + ' w/o':>14}{'with ties':>11}" for c in columns)]
-    for name, cells in rows.items():
-        numbers = (
-            (str(v) if isinstance(v, int) else f"{v:.2f}" if not math.isnan(v) else "-" for v in cells[c])
-            for c in columns
-        )
-        lines.append(f"{name:{width}}" + "".join(f"{a:>14}{b:>11}" for a, b in numbers))
-    return "\n".join(lines)
+    head = ["accuracy, %", *(name for c in columns for name in (f"{c} w/o", "with ties"))]
+    return text_table(head, [[name, *(_number(v) for c in columns for v in cells[c])] for name, cells in rows.items()])
+
+
+def _number(value: float) -> str:
+    """A count, or a share in per cent; ``-`` for NaN."""
+    return str(value) if isinstance(value, int) else "-" if math.isnan(value) else f"{value:.2f}"
 
 
 def _why(protocol: BenchmarkProtocol, accuracies: dict[str, dict]) -> list[str]:
@@ -248,9 +246,8 @@ def _why(protocol: BenchmarkProtocol, accuracies: dict[str, dict]) -> list[str]:
 def _sources(sources: dict[str, dict[str, dict]]) -> str:
     """A line per source: its accuracy and number of decided pairs by column."""
     columns = [c for c in (*DIMENSIONS, OVERALL) if any(c in row for row in sources.values())]
-    width = max(map(len, sources))
-    lines = [f"{'':{width}}" + "".join(f"{c:>9}{'pairs':>7}" for c in columns)]
+    rows = []
     for source, row in sources.items():
         cells = ((f"{row[c]['without_ties']:.3f}", str(row[c]["decided"])) if c in row else ("-", "0") for c in columns)
-        lines.append(f"{source:{width}}" + "".join(f"{a:>9}{b:>7}" for a, b in cells))
-    return "\n".join(lines)
+        rows.append([source, *(cell for pair in cells for cell in pair)])
+    return text_table(["", *(name for c in columns for name in (c, "pairs"))], rows)

@@ -16,12 +16,13 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from ..callbacks import plots
 from ..callbacks.tensorboard import add_animation, enlarge, gif
 from ..datamodules.encode_list import clips_of
 from ..datamodules.shards import ShardSet
 from ..models.dimensions import DIMENSIONS, OVERALL
-from ..models.files import new_file, write_bytes, write_json, write_text
-from ..models.intervals import mean_interval
+from ..models.files import write_bytes, write_json, write_text
+from ..models.intervals import Interval, mean_interval
 from ..models.win_rates import best_of, win_rates
 
 COLUMNS = (*DIMENSIONS, OVERALL)
@@ -162,15 +163,13 @@ def table(found: dict[str, Any]) -> str:
         if number != "1":
             means = [f"{row[c]:.3f}" if j == found["judge"] else "" for j in judges for c in COLUMNS]
             rows.append([f"best of {number}", *means, *[""] * (2 * len(judges) + 1), number, ""])
-    lines = [f"| {' | '.join(cells)} |" for cells in (head, *rows)]
-    lines.insert(1, "|---" * len(head) + "|")
     explained = (
         f"{found['prompts']} prompts, {found['samples']} noises each. Cost: seconds of sampling against the base's "
         f"(scoring for best-of-N is not counted). Minus best-of-cost: what the {found['judge']} gives beyond choosing "
         f"among that many base samples by the {found['chosen_by']}, with a 95 % interval over prompts."
     )
     advice = [_advice(name, curve, found["judge"]) for name, curve in found["sweeps"].items()]
-    return "\n".join([*lines, "", explained, "", *advice])
+    return "\n".join([plots.markdown_table(head, rows), "", explained, "", *advice])
 
 
 def _cells(name: str, row: dict[str, Any], judges: Sequence[str]) -> list[str]:
@@ -196,54 +195,47 @@ def _advice(name: str, curve: dict[str, Any], judge: str) -> str:
 
 
 def trade_off(name: str, curve: dict[str, Any]) -> Figure:
-    """Gains over strength by each judge, and the strength from which the own view alone rises."""
-    figure = Figure(figsize=(6, 3.6), layout="constrained")
-    axis = figure.subplots()
+    """Gains over strength by each judge, and the strength from which the own view alone rises.
+
+    Args:
+        name: Name of the sweep.
+        curve: The sweep's numbers, see :func:`found_of`.
+    """
+    figure, (axis,) = plots.panels()
     colours = {**dict(zip(judges_of(curve["gains"]), cycle(COLOURS))), OWN_VIEW: "#c08840"}
     places = range(len(curve["strengths"]))
     for judge, gains in curve["gains"].items():
         axis.plot(places, gains, marker="o", color=colours[judge], label=judge)
     if curve["stay_under"] is not None:
         at = curve["strengths"].index(curve["stay_under"])
-        axis.axvspan(at - 0.5, len(curve["strengths"]) - 0.5, color="#b03030", alpha=0.12, label="reward hacking")
-    axis.axhline(0, color="#808080", linewidth=0.8)
+        axis.axvspan(at - 0.5, len(places) - 0.5, color=plots.RED, alpha=0.12, label="reward hacking")
+    axis.axhline(0, color=plots.GREY, linewidth=0.8)
     axis.set_yscale("symlog", linthresh=1)
     axis.set_xticks(places, [f"{s:g}" for s in curve["strengths"]])
     weights = ", ".join(f"{d} {w:.2g}" for d, w in curve["weights"].items() if w)
     axis.set(title=f"{name} ({weights})", xlabel="strength", ylabel="gain, deviations of the base")
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(fontsize=8)
+    axis.legend(fontsize=plots.SMALL)
     return figure
 
 
 def bars(found: dict[str, Any]) -> Figure:
-    """Superiority over the base by column, an arm each, with intervals."""
+    """Superiority over the base, a group of bars per arm and a bar per column, with intervals.
+
+    Args:
+        found: What :func:`found_of` returns.
+    """
     judge = found["judge"]
     arms = {name: row["against_base"][judge] for name, row in found["arms"].items() if "against_base" in row}
-    figure = Figure(figsize=(max(6, 0.9 * len(arms)), 3.6), layout="constrained")
-    axis = figure.subplots()
     kind = "superiority" if found["samples"] > 1 else "win_rate"
-    for i, (column, colour) in enumerate(zip(COLUMNS, ("#88a8c8", "#a8c888", "#d8b878", "#404040"))):
-        rows = [arm[column] for arm in arms.values()]
-        spread = [
-            [max(0, r[kind] - r[f"{kind}_interval"][0]) for r in rows],
-            [max(0, r[f"{kind}_interval"][1] - r[kind]) for r in rows],
-        ]
-        axis.bar(
-            np.arange(len(arms)) + 0.2 * (i - 1.5),
-            [r[kind] for r in rows],
-            0.19,
-            color=colour,
-            yerr=spread,
-            label=column,
-            error_kw={"linewidth": 0.8},
-        )
-    axis.axhline(0.5, color="#b03030", linestyle="dashed", linewidth=0.8)
-    many = len(arms) > 4
-    axis.set_xticks(range(len(arms)), list(arms), rotation=20 if many else 0, ha="right" if many else "center")
+    series = {
+        column: [Interval(arm[column][kind], *arm[column][f"{kind}_interval"]) for arm in arms.values()]
+        for column in COLUMNS
+    }
+    figure, (axis,) = plots.panels(size=(max(6, 0.9 * len(arms)), 3.6))
+    plots.bars(axis, list(arms), series, list(plots.BARS.values()))
+    plots.reference_line(axis, 0.5)
     axis.set(ylim=(0, 1), ylabel=f"wins over the base ({judge})")
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(fontsize=8, ncols=4)
+    plots.legend_below(figure)
     return figure
 
 
@@ -293,9 +285,8 @@ def save(folder: Path, found: dict[str, Any], arms: Iterable[str], prompts: Sequ
         writer.add_text("compare", text)
         add_animation(writer, f"compare/{', '.join(shown)}"[:200], frames, fps, 0)
         for name, picture in pictures.items():
-            with new_file(folder / f"{name}.png") as file:
-                picture.savefig(file, dpi=110, format="png")
-            writer.add_figure(f"compare/{name}", picture)
+            plots.save_png(picture, folder / f"{name}.png")
+            plots.add_chart(writer, f"compare/{name}", picture)
     write_json(folder / "comparison.json", found)  # last: where it is, all of it is
     print(
         f"\n{text}\nsaved in {folder}: comparison.json and .md, charts, films.gif ({', '.join(shown)}); "

@@ -25,7 +25,7 @@ from scipy import sparse
 from torch import Tensor
 
 from .. import VideoAlignError
-from .intervals import interval
+from .intervals import bootstrap
 
 LIKERT_CENTRE = 3.0
 """Middle of the 1-5 score scale; regression trains on scores minus this."""
@@ -316,7 +316,7 @@ def bootstrap_interval(
     correct = _correct(labels, margins)
     right, pairs = (np.bincount(of_pair, weights, len(clusters)) for weights in (correct, None))
     tied = _gained_by_ties(labels, margins, correct, of_pair, len(clusters)) if ties else lambda times: 0
-    return interval(lambda n: (n @ right + tied(n)) / (n @ pairs), len(clusters), confidence, resamples, seed)
+    return bootstrap(lambda n: (n @ right + tied(n)) / (n @ pairs), len(clusters), confidence, resamples, seed)
 
 
 def _gained_by_ties(

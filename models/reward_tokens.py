@@ -6,7 +6,7 @@ Legend: B videos, L tokens, K reward tokens per video (3 separate or 1 shared), 
 import torch
 from torch import Tensor, nn
 
-from .preference import DIMENSIONS
+from .dimensions import DIMENSIONS
 
 
 class TokenRows(nn.Module):

@@ -14,7 +14,7 @@ from videoalign.callbacks.reward_bench import bar_chart, table, too_few_prompts
 from videoalign.commands.comparison import _difference
 from videoalign.datamodules.benchmark import Benchmark
 from videoalign.datamodules.shards import ShardWriter
-from videoalign.models.intervals import LEAST_PROMPTS, interval, mean_interval, prompt_number
+from videoalign.models.intervals import LEAST_PROMPTS, bootstrap, mean_interval, prompt_number
 from videoalign.models.metrics import PreferenceAccuracy
 from videoalign.models.preference import accuracy_with_ties, accuracy_without_ties, bootstrap_interval
 from videoalign.models.win_rates import win_rates
@@ -113,7 +113,7 @@ def test_intervals_of_a_large_benchmark_take_no_second():
 
 def test_all_intervals_are_one_function():
     values = torch.rand(30, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    expected = interval(lambda times: times @ values.numpy() / 30, 30)
+    expected = bootstrap(lambda times: times @ values.numpy() / 30, 30)
     assert mean_interval(values) == tuple(_difference(values)["interval"]) == expected
     policy = values.view(30, 1, 1).expand(30, 1, 4)
     won = win_rates(policy, torch.full_like(policy, 0.5))

@@ -8,10 +8,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ...callbacks.plots import save_png
 from ...callbacks.reward_bench import bar_chart, table
 from ...commands.arms import Arm
 from ...datamodules.benchmark import Benchmark
-from ...models.files import new_file, read_results
+from ...models.files import read_results
 from ..world.rendered_sets import ceiling
 from .demo_page import write_page
 from .pipeline import ALIGNED, BENCHMARKS, Loop, LoopSize, begin, shown_sweeps
@@ -19,20 +20,28 @@ from .units import Unit, durations, work
 
 
 def units(out: Path, size: LoopSize, seed: int) -> Sequence[Unit]:
-    """All of the demo's."""
+    """All stages of the demo.
+
+    Args:
+        out: Folder of all results.
+        size: Sizes of the sets, models and trainings.
+        seed: Seed of everything.
+    """
     loop = Loop(out, size, seed)
     arms = {name: Arm(lora=name) for name in ALIGNED}
     return [*loop.base(), *loop.alignments(), *loop.comparison("compared", "side by side", arms, shown_sweeps())]
 
 
 def demo(out: str | Path, seed: int, size: LoopSize | None = None) -> dict[str, Any]:
-    """Run everything; print the tables and where the report is.
+    """Run all stages; print the tables and the path of the report.
 
     Args:
-        out: folder of all results; finished stages in it are not repeated. seed: of everything. size: how much.
+        out: Folder of all results; stages that are finished in it are not repeated.
+        seed: Seed of everything.
+        size: Sizes of the sets, models and trainings; those of the published demo if not given.
 
     Returns:
-        Accuracies by reward model, benchmark and column, and what was compared.
+        Accuracies by reward model, benchmark and column, and the numbers of the comparison.
     """
     out, size, started = Path(out).resolve(), size or LoopSize(), time.time()
     begin(out, {"seed": seed, **asdict(size)})
@@ -50,18 +59,18 @@ def _report(out: Path, started: float, stages: Sequence[tuple[str, float]]) -> d
     ceilings = {name: ceiling(Benchmark(out / "world" / name)) for name in BENCHMARKS}
     ceilings["generated"] = ceiling(Benchmark(out / "generated"))
     for name, best in ceilings.items():
-        print(
-            f"\nbenchmark: {name} (accuracy; ceiling: a judge that knows the true qualities)\n{table(found['reward'][name], best)}"
-        )
-        with new_file(out / f"{name}.png") as file:
-            bar_chart(name, found["reward"][name], best).savefig(file, dpi=110, format="png")
+        accuracies = found["reward"][name]
+        print(f"\nbenchmark: {name} (accuracy; ceiling: a judge that knows the true qualities)")
+        print(table(accuracies, best))
+        save_png(bar_chart(name, accuracies, best), out / f"{name}.png")
     print(f"\n{(out / 'compared/comparison.md').read_text()}")
     compared = read_results(out / "compared/comparison.json", "a finished demo")
     page = write_page(out, found, ceilings, compared, stages)
+    reward, generator = out / "reward", out / "generator"
     print(
         f"report         {page}   (open it in a browser)"
-        f'\nreward model   {out / "reward"}   (videoalign score --model {out / "reward"} --video V.mp4 --prompt "...")'
-        f"\ngenerator      {out / 'generator'}, adapters {out / 'dpo'}"
+        f'\nreward model   {reward}   (videoalign score --model {reward} --video V.mp4 --prompt "...")'
+        f"\ngenerator      {generator}, adapters {out / 'dpo'}"
         f"\ncurves         tensorboard --logdir {out}   then open http://localhost:6006"
         f"\n{time.time() - started:.0f} seconds"
     )

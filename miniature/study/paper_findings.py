@@ -1,0 +1,142 @@
+"""Results of seeds: read from their folders, joined with those of other machines, and summed up as verdicts."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ... import VideoAlignError
+from ...models.files import read_json
+from ...models.intervals import Interval
+from .paper_claims import CLAIMS, POOLS, Found, Value
+from .pipeline import LoopSize
+
+FIGURES = "docs/results"
+"""Folder of the figures and of ``results.json``, beside RESULTS.md."""
+WORDS = {True: ("reproduced", "not reproduced"), False: ("confirmed", "refuted")}
+"""Verdicts on claims of the paper, and on questions of our own."""
+
+
+def findings(out: Path, seed: int) -> Found:
+    """Everything that one seed's folder holds by now, without intervals within the seed.
+
+    Args:
+        out: Folder of `videoalign paper`.
+        seed: The seed, whose folder is in it.
+    """
+    place = out / f"seed{seed}"
+    found: Found = {"reward models": {}, "judges": {}}
+    for path in sorted((place / "bench").glob("*/accuracies.json")):
+        found["reward models"][path.parent.name] = _bare(read_json(path, "a cell"))
+    for name in ("reward_rendered", "reward"):
+        if (path := place / f"bench_{name}/accuracies.json").exists():
+            found["judges"][name] = _bare(read_json(path, "a cell"))
+    if "reward_rendered" in found["judges"]:
+        found["reward models"]["separate"] = found["judges"]["reward_rendered"]
+    for key, path in {
+        "prompts": place / "cells/prompts.json",
+        "oracle": place / "oracle_check.json",
+        "tuned": out / "tuning/tuned.json",
+    }.items():
+        if path.exists():
+            found[key] = read_json(path, "a cell")
+    for name in ("preferred", "preferred_ta", *(f"pairs/{pool}" for pool in POOLS)):
+        if (path := place / name / "index.json").exists():
+            shards = read_json(path, "a set")["shards"]
+            found.setdefault("pairs", {})[name.removeprefix("pairs/")] = sum(shard["samples"] for shard in shards)
+    for cell in ("aligned", "ta", "beta", "nrg", "conditions"):
+        if (path := place / f"cells/{cell}/comparison.json").exists():
+            found[cell] = _bare(read_json(path, "a comparison"))
+    return found
+
+
+def _bare(found: Any) -> Any:
+    """Nested numbers without the intervals within a seed, to the sixth digit: no difference between seeds is finer."""
+    if isinstance(found, dict):
+        return {key: _bare(value) for key, value in found.items() if "interval" not in key}
+    return round(found, 6) if isinstance(found, float) else found
+
+
+def earlier(out: Path, size: LoopSize) -> dict[str, Any]:
+    """Read a folder's ``results.json``, of this machine or another one; empty where there is no such file.
+
+    Args:
+        out: Folder of `videoalign paper`.
+        size: Sizes of the seeds that are made here.
+
+    Raises:
+        VideoAlignError: Its seeds have other sizes or settings, and cannot be averaged with those of this folder.
+    """
+    path, tuned = out / FIGURES / "results.json", out / "tuning/tuned.json"
+    if not path.exists():
+        return {}
+    results = read_json(path, "results")
+    if not isinstance(results, dict):
+        raise VideoAlignError(f"{path} holds no results; remove it")
+    own = {"size": json.loads(json.dumps(asdict(size)))}
+    if tuned.exists():
+        own["tuned"] = read_json(tuned, "settings")
+    for name, here in own.items():
+        if here is not None and results.get(name) != here:
+            raise VideoAlignError(
+                f"{path} holds seeds of another {name} ({results.get(name)}, here {here}); name another --out, or "
+                "remove it"
+            )
+    return results
+
+
+def joined(known: Found, found: Found) -> Found:
+    """Join what is known of a seed with its folder, which may hold less; where both have a number, the folder's counts.
+
+    Args:
+        known: Findings of the seed in ``results.json``.
+        found: Findings of the seed in its folder.
+    """
+    both = {
+        key: {**known[key], **found[key]}
+        for key in ("reward models", "judges", "pairs")
+        if key in known and key in found
+    }
+    return {**known, **found, **both}
+
+
+def over_seeds(found: Mapping[int, Found], of: Value) -> Interval | None:
+    """A number's interval over the seeds that have it; None where no seed has it.
+
+    Args:
+        found: Findings by seed.
+        of: Reads the number out of a seed's findings.
+    """
+    values = []
+    for one in found.values():
+        try:
+            values.append(of(one))
+        except KeyError:
+            continue
+    values = [value for value in values if value is not None and math.isfinite(value)]
+    return Interval.over(values) if values else None
+
+
+def verdicts(found: Mapping[int, Found]) -> list[dict[str, Any]]:
+    """Every claim on which any seed has a number, with its interval and its verdict, as JSON.
+
+    Args:
+        found: Findings by seed.
+    """
+    rows = []
+    for claim in CLAIMS:
+        if interval := over_seeds(found, claim.of):
+            rows.append(
+                {
+                    "cell": claim.cell,
+                    "claim": claim.text,
+                    "paper": claim.paper,
+                    "values": list(interval.runs),
+                    "mean": interval.mean,
+                    "half": interval.half,
+                    "verdict": interval.verdict(WORDS[bool(claim.paper)]),
+                }
+            )
+    return rows
