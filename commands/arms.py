@@ -225,27 +225,20 @@ def sample_arm(
     # Rewards of videos that are gone; an arm's name holds no dot, so these are of no other arm.
     for rewards in (*videos.parent.glob(f"{escape(name)}.rewards"), *videos.parent.glob(f"{escape(name)}.*.rewards")):
         shutil.rmtree(rewards, ignore_errors=True)
-    s = sampling
-    # Without a guide of its own a reward only rates: strength 0 leaves samples as they are.
-    guide = {"noisy_reward": arm.noisy_reward, "guide": arm.guide or Guidance(strength=0.0)} if arm.noisy_reward else {}
-    generate(
-        {
-            "generator": arm.generator or generator,
-            "lora": arm.lora,
-            "num_frames": s.num_frames,
-            "height": s.height,
-            "width": s.width,
-            "fps": s.fps,
-            "steps": s.steps,
-            "cfg_scale": s.cfg_scale,
-            "negative": s.negative,
-            "source": name,
-            **guide,
-        },
-        {"prompts": prompts, "out": str(videos), "samples": samples, "batch_size": s.batch_size, "seed": s.seed},
-        device,
-        1,
-    )
+    model = _generate_arguments(name, arm, generator, sampling)
+    noises = {"samples": samples, "batch_size": sampling.batch_size, "seed": sampling.seed}
+    generate(model, {"prompts": prompts, "out": str(videos), **noises}, device, 1)
+
+
+def _generate_arguments(name: str, arm: Arm, generator: str, sampling: Sampling) -> dict[str, Any]:
+    """An arm as arguments of :class:`~videoalign.alignment.Generate`."""
+    size = ("num_frames", "height", "width", "fps", "steps", "cfg_scale", "negative")
+    arguments = {key: getattr(sampling, key) for key in size}
+    arguments |= {"generator": arm.generator or generator, "lora": arm.lora, "source": name}
+    if arm.noisy_reward:
+        # Without a guide of its own a reward only rates: strength 0 leaves samples as they are.
+        arguments |= {"noisy_reward": arm.noisy_reward, "guide": arm.guide or Guidance(strength=0.0)}
+    return arguments
 
 
 def _judged(judges: Mapping[str, Judge], videos: Path, shape: tuple[int, int]) -> Judged:

@@ -15,6 +15,7 @@ import jsonargparse
 import lightning as L
 import transformers
 import yaml
+from jsonargparse import SUPPRESS
 from jsonargparse._optionals import get_omegaconf_loader
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
@@ -181,10 +182,10 @@ def call(function: Callable[..., Any], args: list[str], replaced: Mapping[str, s
     )
     parser.add_function_arguments(function)
     for key, text in (replaced or {}).items():
-        parser.add_argument(f"--{key}", type=partial(_refuse, key, text), help=jsonargparse.SUPPRESS)
+        refuse = partial(_refuse, key, text)
+        parser.add_argument(f"--{key}", type=refuse, default=SUPPRESS, help=SUPPRESS)
     settings = parser.instantiate_classes(parser.parse_args(args))
-    for key in ("config", *(replaced or {})):
-        settings.pop(key)
+    settings.pop("config")
     function(**settings.as_dict())
 
 
