@@ -147,8 +147,8 @@ def misshapen(thing: Thing) -> Iterator[str]:
                 yield f"{title}: the entry of {name} also names {', '.join(others)}; begin a line for each"
             if why := fragment(text):
                 yield f"{title}: the text of {name} {why}: {text!r}"
-    for name, _ in thing.entries("Raises"):
-        if not re.fullmatch(r"[\w.]+", name):
+    for name, text in thing.entries("Raises"):
+        if not re.fullmatch(r"[\w.]+", name) or not text:
             yield f"Raises: {name[:60]!r} is not the name of one error, with a colon and a text behind it"
     if thing.public and thing.entries("Args") and thing.parameters is not None:
         listed = [entry.name.lstrip("*") for entry in thing.entries("Args")]
