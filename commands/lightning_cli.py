@@ -177,15 +177,19 @@ def call(function: Callable[..., Any], args: list[str]) -> None:
     function(**settings.as_dict())
 
 
-def run(args: list[str]) -> LightningCLI:
-    """Run one subcommand; ``args`` as on the command line.
+def run(args: list[str], kind: type[ExperimentCLI] = ExperimentCLI) -> LightningCLI:
+    """Run one subcommand.
+
+    Args:
+        args: Arguments as on the command line.
+        kind: Class of the CLI; another one may stop behind the parsing.
 
     Returns:
         The CLI object, with ``trainer``, ``model`` and ``datamodule``.
     """
     quiet()
     args = _configured(args)
-    return ExperimentCLI(
+    return kind(
         L.LightningModule,
         L.LightningDataModule,
         args=args,

@@ -37,7 +37,7 @@ from videoalign.datamodules.shards import ShardSet, ShardWriter, sha256
 from videoalign.datamodules.video import decode
 from videoalign.miniature.networks.pipelines import make_generator
 from videoalign.miniature.world.oracle import Oracle
-from videoalign.miniature.world.sprites import CONTENTS
+from videoalign.miniature.world.sprites import SCENES
 from videoalign.models import VideoReward
 from videoalign.models.generator import Generator
 from videoalign.models.generator_folder import load_generator
@@ -47,7 +47,7 @@ from videoalign.models.video_reward import Statistics
 from videoalign.models.win_rates import best_of
 
 DIMENSIONS = ("VQ", "MQ", "TA")
-PROMPTS = [content.prompt for content in CONTENTS[:2]]
+PROMPTS = [content.prompt for content in SCENES[:2]]
 SAMPLES = 2
 
 
