@@ -62,8 +62,11 @@ def check(name: str, experiments: Sequence[str], settings: Settings) -> None:
     kind = (*experiments,), frozenset(settings)
     if kind in _sound:
         return
+    where = f"{name} (experiments/sprites, {' + '.join(experiments)})"
     try:
-        run(arguments(experiments, settings), _Parsing)
+        config = run(arguments(experiments, settings), _Parsing).config["fit"]
     except VideoAlignError as error:
-        raise VideoAlignError(f"{name} (experiments/sprites, {' + '.join(experiments)}): {error}") from error
+        raise VideoAlignError(f"{where}: {error}") from error
+    if unknown := [key for key in settings if key not in config]:  # the parser passes over them if their value is {}
+        raise VideoAlignError(f"{where}: there is no setting {unknown[0]}; correct its name")
     _sound.add(kind)
