@@ -37,9 +37,9 @@ def demo(out: str | Path, seed: int, size: LoopSize | None = None) -> dict[str, 
     begin(out, {"seed": seed, **asdict(size)})
     cores = os.cpu_count() or 1
     processes = min(cores, 4)  # no more stages than that are independent for long
-    made = units(out, size, seed)
-    work(out, made, processes, max(1, cores // processes))
-    return _report(out, started, durations(out, made))
+    stages = units(out, size, seed)
+    work(out, stages, processes, max(1, cores // processes))
+    return _report(out, started, durations(out, stages))
 
 
 def _report(out: Path, started: float, stages: Sequence[tuple[str, float]]) -> dict[str, Any]:

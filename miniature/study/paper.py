@@ -78,7 +78,7 @@ ORIGINS = {
 class Paper(Tuned):
     """The units of one seed's cells.
 
-    Args: See :class:`.steps.Steps`.
+    It takes the arguments of :class:`.steps.Steps`.
     """
 
     def cells(self) -> list[Unit]:

@@ -13,12 +13,11 @@ from typing import Any
 from ...callbacks.prompt_sampler import Sampling
 from ...commands.arms import VIDEOS, Arm, Sweep, compare, plan, sample_arm
 from ...models.guidance import Guidance
-from ..world.sprites import FPS, FRAMES, SIZE
 from .configured import Settings
 from .loop_size import LoopSize as LoopSize
 from .loop_size import begin as begin
 from .seed_units import SeedUnits
-from .steps import STEPS
+from .steps import CLIPS
 from .units import Unit
 
 BENCHMARKS = ("recent", "older")
@@ -35,7 +34,7 @@ ALIGNED: dict[str, tuple[tuple[str, ...], str, str]] = {
 class Loop(SeedUnits):
     """The units of one seed.
 
-    Args: See :class:`.steps.Steps`.
+    It takes the arguments of :class:`.steps.Steps`.
     """
 
     # --- comparisons ------------------------------------------------------------------------------------------
@@ -60,16 +59,7 @@ class Loop(SeedUnits):
             samples: Noises per prompt; the size's ``judged`` if not given.
         """
         samples = samples or self.size.judged
-        sampling = Sampling(
-            num_frames=FRAMES,
-            height=SIZE,
-            width=SIZE,
-            fps=FPS,
-            steps=STEPS,
-            cfg_scale=2.0,
-            batch_size=32,
-            seed=self.seed,
-        )
+        sampling = Sampling(**CLIPS, cfg_scale=2.0, batch_size=32, seed=self.seed)
         place = self.folder / name
         generator, prompts = str(self.folder / "generator"), str(self.folder / "world/unseen.txt")
         arms = {key: self._placed(arm) for key, arm in arms.items()}

@@ -16,7 +16,7 @@ EQUAL = Weights()
 class SeedUnits(Steps):
     """Makes units of one seed.
 
-    Args: See :class:`.steps.Steps`.
+    It takes the arguments of :class:`.steps.Steps`.
     """
 
     def unit(self, result: str, text: str, cost: float, needs: Iterable[str], run: Any, *args: Any) -> Unit:

@@ -30,8 +30,8 @@ from .loop_size import LoopSize
 
 FRAME_SAMPLING, FACTOR = FrameSampling(fps=8.0, min_pixels=0), 16
 """Frame sampling of experiments/sprites: the clips' own frame rate and size, in patches of 8 pixels merged by two."""
-STEPS = 12
-"""Number of sampler steps."""
+CLIPS = {"num_frames": FRAMES, "height": SIZE, "width": SIZE, "fps": FPS, "steps": 12}
+"""Options of sampling that every generator of the world shares."""
 
 
 class Steps:
@@ -115,15 +115,7 @@ class Steps:
             draw: Number of this draw: every draw has noise of its own.
             cfg_scale: Classifier-free guidance scale; 1 turns it off, because guided samples would teach the guidance.
         """
-        generator = {
-            "generator": str(self.folder / "generator"),
-            "num_frames": FRAMES,
-            "height": SIZE,
-            "width": SIZE,
-            "fps": FPS,
-            "steps": STEPS,
-            "cfg_scale": cfg_scale,
-        }
+        generator = {"generator": str(self.folder / "generator"), **CLIPS, "cfg_scale": cfg_scale}
         data = {
             "prompts": str(self.folder / "world" / prompts),
             "out": str(self.folder / result),

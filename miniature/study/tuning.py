@@ -30,7 +30,7 @@ Values = Mapping[str, float]
 class Tuned(Loop):
     """Trainings whose learning rate and beta were chosen, and what chooses them.
 
-    Args: See :class:`.steps.Steps`.
+    It takes the arguments of :class:`.steps.Steps`.
     """
 
     def tuned(
