@@ -5,7 +5,6 @@ know, or by what it and another one disagreed in (:mod:`.select`).
 import os
 from collections.abc import Iterable
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -93,13 +92,15 @@ class Simulation(Loop):
         trained = self.reward_model(
             f"{name}{which}",
             f"training a{which.replace('-', ' ')} reward model on {count} pairs: {order}",
-            trainer__max_steps=steps,
-            trainer__val_check_interval=steps,
-            seed_everything=seed,
-            data__init_args__seed=seed,
-            data__init_args__benchmarks={},
-            data__init_args__train_keys=self.folder / f"{name}.txt",
-            data__init_args__batch_size=max(1, min(24, count)),
+            {
+                "trainer.max_steps": steps,
+                "trainer.val_check_interval": steps,
+                "seed_everything": seed,
+                "data.init_args.seed": seed,
+                "data.init_args.benchmarks": {},
+                "data.init_args.train_keys": self.folder / f"{name}.txt",
+                "data.init_args.batch_size": max(1, min(24, count)),
+            },
         )
         return replace(trained, needs=(*trained.needs, f"{self.place}{name}.txt"))
 
@@ -158,7 +159,7 @@ def simulate(
     folder, size = Path(out).resolve(), size or LoopSize()
     begin(folder, asdict(size))
     cores = os.cpu_count() or 1
-    work(folder, partial(units, folder, size, seeds, labels, pool), cores)
+    work(folder, units(folder, size, seeds, labels, pool), cores)
     of_seed = [Simulation(folder, size, seed, f"seed{seed}", labels=labels, pool=pool).found() for seed in range(seeds)]
     curves = {
         order: {count: Interval.over([one[order][count] for one in of_seed]) for count in labels} for order in ORDERS

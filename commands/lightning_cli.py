@@ -194,15 +194,19 @@ def _refuse(key: str, text: str, value: str) -> NoReturn:
     raise VideoAlignError(f"{key}: {text}")
 
 
-def run(args: list[str]) -> LightningCLI:
-    """Run one subcommand; ``args`` as on the command line.
+def run(args: list[str], kind: type[ExperimentCLI] = ExperimentCLI) -> LightningCLI:
+    """Run one subcommand.
+
+    Args:
+        args: Arguments as on the command line.
+        kind: Class of the CLI; another one may stop behind the parsing.
 
     Returns:
         The CLI object, with ``trainer``, ``model`` and ``datamodule``.
     """
     quiet()
     args = _configured(args)
-    return ExperimentCLI(
+    return kind(
         L.LightningModule,
         L.LightningDataModule,
         args=args,

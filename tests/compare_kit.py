@@ -14,7 +14,7 @@ from videoalign.datamodules.shards import ShardSet
 from videoalign.datamodules.video import decode
 from videoalign.miniature.networks.pipelines import make_generator
 from videoalign.miniature.world.oracle import Oracle
-from videoalign.miniature.world.sprites import CONTENTS
+from videoalign.miniature.world.sprites import SCENES
 from videoalign.models import VideoReward
 from videoalign.models.generator import Generator
 from videoalign.models.generator_folder import load_generator
@@ -22,7 +22,7 @@ from videoalign.models.noisy_reward import NoisyReward, NoisyRewardShape
 from videoalign.models.video_reward import Statistics
 
 DIMENSIONS = ("VQ", "MQ", "TA")
-PROMPTS = [content.prompt for content in CONTENTS[:2]]
+PROMPTS = [content.prompt for content in SCENES[:2]]
 SAMPLES = 2
 
 

@@ -37,7 +37,7 @@ from videoalign.datamodules.benchmark import Benchmark
 from videoalign.datamodules.shards import ShardSet, ShardWriter
 from videoalign.datamodules.verify import verify
 from videoalign.datamodules.video import encode
-from videoalign.miniature.world.sprites import CONTENTS, FPS, FRAMES, SOURCES, render, shown
+from videoalign.miniature.world.sprites import FPS, FRAMES, SCENES, SOURCES, render, shown
 from videoalign.models import VideoReward
 from videoalign.models.video_reward import Statistics
 
@@ -49,7 +49,7 @@ def videos(tmp_path_factory):
     """Two sources, one video each, of ten prompts."""
     folder, rng = tmp_path_factory.mktemp("set") / "videos", np.random.default_rng(0)
     with ShardWriter(folder, "videos", per_shard=8) as writer:
-        for number, content in enumerate(CONTENTS[:10]):
+        for number, content in enumerate(SCENES[:10]):
             for source in (SOURCES[0], SOURCES[-1]):
                 flaws = source.sample(rng)
                 video = encode(render(shown(content, flaws.wrong, rng), flaws, rng), FPS)

@@ -16,11 +16,11 @@ from videoalign.datamodules.encode_list import clips_of
 from videoalign.datamodules.shards import ShardSet, ShardWriter
 from videoalign.datamodules.video import encode
 from videoalign.miniature.world.oracle import Oracle, OracleJudge
-from videoalign.miniature.world.sprites import CONTENTS
+from videoalign.miniature.world.sprites import SCENES
 from videoalign.models import VideoReward
 from videoalign.models.video_reward import Statistics
 
-PROMPTS = [content.prompt for content in CONTENTS[:2]]
+PROMPTS = [content.prompt for content in SCENES[:2]]
 SAMPLES, FRAMES, SIZE = 2, 9, 32
 KEYS = [f"{p:05d}-{n:03d}" for p in range(len(PROMPTS)) for n in range(SAMPLES)]
 SAMPLING = {"num_frames": FRAMES, "height": SIZE, "width": SIZE, "fps": 8}

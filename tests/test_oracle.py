@@ -14,14 +14,14 @@ from helpers import CLIP, clips_world, randn
 from videoalign import VideoAlignError
 from videoalign.datamodules.shards import ShardSet
 from videoalign.datamodules.video import decode
-from videoalign.miniature.world import oracle, sprites
+from videoalign.miniature.world import sprites
 from videoalign.miniature.world.oracle import FLAWS, Oracle, measure
 from videoalign.miniature.world.rendered_sets import GENERATED, generator_prompts, split_prompts
 from videoalign.miniature.world.sprites import (
     COLOURS,
-    CONTENTS,
     DIRECTIONS,
     FRAMES,
+    SCENES,
     SHAPES,
     SIZE,
     SOURCES,
@@ -34,7 +34,7 @@ from videoalign.miniature.world.sprites import (
 # --- oracle: what it sees -------------------------------------------------------------------------
 
 
-def rendered(flaws, contents=CONTENTS, seed=0, wrong=(False, False, False)):
+def rendered(flaws, contents=SCENES, seed=0, wrong=(False, False, False)):
     """Clips (N, T, H, W, 3) that should show the contents and do so more or less, and the prompts."""
     rng = np.random.default_rng(seed)
     flaws = flaws if isinstance(flaws, list) else [flaws] * len(contents)
@@ -50,7 +50,7 @@ def hidden_bar(content):
     return content.colour == "white" and content.shape == "bar" and content.direction in ("to the right", "to the left")
 
 
-PLAIN = [content for content in CONTENTS if not hidden_bar(content)]
+PLAIN = [content for content in SCENES if not hidden_bar(content)]
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,7 @@ def test_white_sprites_are_judged_as_others_are(judge):
 
 
 def test_white_bars_that_move_along_themselves_are_judged_as_others_are(judge):
-    bars = [content for content in CONTENTS if hidden_bar(content)]
+    bars = [content for content in SCENES if hidden_bar(content)]
     assert judge(*rendered(Flaws(), bars)).amin() > 0.85
 
 
@@ -100,7 +100,7 @@ def test_a_flaw_lowers_its_dimension_as_much_as_it_is_strong(name, dimension, ju
 def mixed(count, seed=0):
     """Renders with every flaw mixed, and their true qualities."""
     rng = np.random.default_rng(seed)
-    contents = [CONTENTS[i] for i in rng.integers(len(CONTENTS), size=count)]
+    contents = [SCENES[i] for i in rng.integers(len(SCENES), size=count)]
     flaws = []
     for _ in range(count):
         fade, stain, freeze, jump = rng.uniform(0, 1, 4) * (rng.random(4) < 0.5)
@@ -111,7 +111,7 @@ def mixed(count, seed=0):
 def of_sources(count, seed=0):
     """Clips of the world's simulated generators."""
     rng = np.random.default_rng(seed)
-    contents = [CONTENTS[i] for i in rng.integers(len(CONTENTS), size=count)]
+    contents = [SCENES[i] for i in rng.integers(len(SCENES), size=count)]
     return contents, [SOURCES[i % len(SOURCES)].sample(rng) for i in range(count)]
 
 
@@ -145,7 +145,7 @@ def test_all_attributes_wrong_is_no_alignment(judge):
     assert judge(*rendered(Flaws(), PLAIN, wrong=(True, True, True)))[:, 2].max() < 0.15
 
 
-def places(monkeypatch, flaws, contents=CONTENTS):
+def places(monkeypatch, flaws, contents=SCENES):
     """Renders, and the (N, T, 2) pixels of the sprites' middles as they were drawn."""
     drawn, distance = [], sprites.distance
 
@@ -180,20 +180,20 @@ def test_unevenness_is_that_of_the_best_walk_with_a_stop():
     time = torch.linspace(-1, 1, FRAMES)
     for stop in time[1:]:
         walk = (3.0 + 4.0 * time.clamp(max=float(stop)))[None]
-        torch.testing.assert_close(oracle._unevenness(walk), torch.zeros(1), rtol=0, atol=1e-5)
+        torch.testing.assert_close(measurement._unevenness(walk), torch.zeros(1), rtol=0, atol=1e-5)
     path = randn(1, FRAMES, seed=3)
     errors = []
     for stop in time[1:]:
         basis = np.stack([np.ones(FRAMES), np.minimum(time.numpy(), float(stop))], 1)
         rest = np.linalg.lstsq(basis, path[0].double().numpy(), rcond=None)[1]
         errors.append(float(rest[0]) / FRAMES)
-    assert oracle._unevenness(path).item() == pytest.approx(min(errors) ** 0.5, rel=1e-4)
+    assert measurement._unevenness(path).item() == pytest.approx(min(errors) ** 0.5, rel=1e-4)
 
 
 @pytest.mark.parametrize("leap", [0.0, 1.5, 4.0, 8.0])
 def test_leaps_are_measured_from_either_side(leap):
     signs = torch.tensor([[0, 1, 0, -1, 1, 0, 0, -1, 0], [0, 0, 0, 0, 1, 0, 0, 0, 0], [1, -1, 1, -1, 1, 0, 1, 1, -1]])
-    torch.testing.assert_close(oracle._leap(2.0 + leap * signs.float()), torch.full((3,), leap))
+    torch.testing.assert_close(measurement._leap(2.0 + leap * signs.float()), torch.full((3,), leap))
 
 
 # --- oracle: what is no clip of the world ---------------------------------------------------------
@@ -205,14 +205,14 @@ def ground(level=40, count=8):
 
 @pytest.mark.parametrize("level", [0, 40, 255])
 def test_an_empty_ground_is_no_clip_and_aligned_by_chance_alone(level, judge):
-    quality = judge(ground(level), [content.prompt for content in CONTENTS[::12]])
+    quality = judge(ground(level), [content.prompt for content in SCENES[::12]])
     chance = float(TA_WEIGHTS @ [1 / len(COLOURS), 1 / len(SHAPES), 1 / len(DIRECTIONS)])
     torch.testing.assert_close(quality, torch.tensor([[0.0, 0.0, chance]]).expand(8, 3), rtol=0, atol=1e-4)
 
 
 def test_noise_is_no_clip(judge):
     noise = np.random.default_rng(0).integers(0, 256, (24, FRAMES, SIZE, SIZE, 3), dtype=np.uint8)
-    quality = judge(noise, [content.prompt for content in CONTENTS[::4]])
+    quality = judge(noise, [content.prompt for content in SCENES[::4]])
     assert quality.isfinite().all()
     assert quality[:, 0].max() < 0.05
     assert quality[:, 1].mean() < 0.1 and quality[:, 1].max() < 0.5  # places found by chance seldom make a walk
@@ -221,7 +221,7 @@ def test_noise_is_no_clip(judge):
 
 @pytest.mark.parametrize("colour", [(225, 45, 45), (255, 0, 255)])
 def test_a_picture_of_one_colour_is_no_clip(colour, judge):
-    quality = judge(np.broadcast_to(np.uint8(colour), (2, FRAMES, SIZE, SIZE, 3)), [CONTENTS[0].prompt] * 2)
+    quality = judge(np.broadcast_to(np.uint8(colour), (2, FRAMES, SIZE, SIZE, 3)), [SCENES[0].prompt] * 2)
     assert quality.isfinite().all()
     assert quality[:, :2].max() < 0.05
 
@@ -242,13 +242,13 @@ def test_fewer_frames_are_judged_too(frames, judge):
 
 def test_a_prompt_of_another_world_is_refused(judge):
     with pytest.raises(VideoAlignError, match="'a red circle moves sideways' is none of the miniature world"):
-        judge(ground(count=2), [CONTENTS[0].prompt, "a red circle moves sideways"])
+        judge(ground(count=2), [SCENES[0].prompt, "a red circle moves sideways"])
 
 
 @pytest.mark.parametrize("shape", [(9, 16, 16, 3), (9, 32, 32, 1), (2, 32, 32, 3), (9, 3, 32, 32), (32, 32, 3)])
 def test_clips_of_another_size_are_refused(shape, judge):
     with pytest.raises(VideoAlignError, match=r"oracle judges \(T, 32, 32, 3\), T at least 3"):
-        judge(np.zeros((1, *shape), np.uint8), [CONTENTS[0].prompt])
+        judge(np.zeros((1, *shape), np.uint8), [SCENES[0].prompt])
 
 
 def test_a_batch_is_judged_as_its_clips_are(judge):

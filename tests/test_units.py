@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from functools import partial
 from pathlib import Path
 
 import filelock
@@ -22,11 +21,11 @@ def runs(path):
 
 
 def test_needs_come_first_and_a_second_call_does_nothing(tmp_path, capfd):
-    work(tmp_path, partial(chain, tmp_path), 2)
+    work(tmp_path, chain(tmp_path), 2)
     printed = capfd.readouterr().out
     assert printed.index("making a") < printed.index("making b") < printed.index("making c")
     assert "3 of 3" in printed
-    work(tmp_path, partial(chain, tmp_path), 2)
+    work(tmp_path, chain(tmp_path), 2)
     assert [runs(tmp_path / name) for name in "abc"] == [1, 1, 1]
     assert "done before" in capfd.readouterr().out
 
@@ -34,7 +33,7 @@ def test_needs_come_first_and_a_second_call_does_nothing(tmp_path, capfd):
 @pytest.mark.slow
 def test_two_calls_at_once_share_the_work_and_do_nothing_twice(tmp_path):
     calls = [
-        multiprocessing.get_context("spawn").Process(target=work, args=(tmp_path, partial(many, tmp_path, 30, 0.1), 2))
+        multiprocessing.get_context("spawn").Process(target=work, args=(tmp_path, many(tmp_path, 30, 0.1), 2))
         for _ in range(2)
     ]
     for call in calls:
@@ -47,22 +46,22 @@ def test_two_calls_at_once_share_the_work_and_do_nothing_twice(tmp_path):
 
 def test_a_failure_leaves_the_rest_done_and_is_tried_again(tmp_path, capfd):
     with pytest.raises(VideoAlignError, match=r"bad: the disk is on fire .*bad\.log"):
-        work(tmp_path, partial(broken, tmp_path), 2)
+        work(tmp_path, broken(tmp_path), 2)
     assert (tmp_path / "other").exists()
     assert not (tmp_path / "after").exists()
     (tmp_path / "switch").touch()
-    work(tmp_path, partial(broken, tmp_path), 1)
+    work(tmp_path, broken(tmp_path), 1)
     assert (tmp_path / "after").exists()
     assert runs(tmp_path / "other") == 1
 
 
 def test_a_unit_without_result_is_a_failure(tmp_path):
     with pytest.raises(VideoAlignError, match="left no"):
-        work(tmp_path, partial(empty, tmp_path), 1)
+        work(tmp_path, empty(tmp_path), 1)
 
 
 def test_what_a_unit_prints_is_in_its_log(tmp_path, capfd):
-    work(tmp_path, partial(loud, tmp_path), 1)
+    work(tmp_path, loud(tmp_path), 1)
     assert {*(tmp_path / "logs/said.log").read_text().splitlines()} == {"to the log", "from below python"}
     printed = capfd.readouterr()
     assert "to the log" not in printed.out
@@ -129,20 +128,19 @@ def test_what_another_call_gave_up_is_no_success(tmp_path, monkeypatch):
     monkeypatch.setattr(Board, "mark", lambda *_: None)  # as if it came after the beginning
     (tmp_path / WORK / "bad.failed").write_text("elsewhere")
     with pytest.raises(VideoAlignError, match="2 stages are not done, first bad"):
-        work(tmp_path, partial(broken, tmp_path), 1)
+        work(tmp_path, broken(tmp_path), 1)
     assert (tmp_path / "other").exists()
 
 
 SCRIPT = f"""
 import sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
-from functools import partial
 from pathlib import Path
 from unit_makers import many
 from videoalign.miniature.study.units import work
 if __name__ == "__main__":
     out = Path(sys.argv[1])
-    work(out, partial(many, out, int(sys.argv[2]), float(sys.argv[3])), int(sys.argv[4]))
+    work(out, many(out, int(sys.argv[2]), float(sys.argv[3])), int(sys.argv[4]))
 """
 
 

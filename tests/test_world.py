@@ -20,7 +20,7 @@ from videoalign.datamodules.video import decode, encode, probe
 from videoalign.miniature.world import sprites
 from videoalign.miniature.world.annotators import THETA, annotate, vote
 from videoalign.miniature.world.rendered_sets import WorldSize, ceiling, split_prompts, write_world
-from videoalign.miniature.world.sprites import CONTENTS, FPS, FRAMES, SIZE, SOURCES, Content, Flaws, render, shown
+from videoalign.miniature.world.sprites import FPS, FRAMES, SCENES, SIZE, SOURCES, Flaws, Scene, render, shown
 from videoalign.models.frame_sampling import FrameSampling
 from videoalign.models.processor import RewardProcessor
 from videoalign.models.template import Template
@@ -97,7 +97,7 @@ def test_split_of_all_prompts(seed: int) -> None:
         "train": 64,
     }
     together = [content for contents in splits.values() for content in contents]
-    assert Counter(together) == Counter(CONTENTS)  # each in one split
+    assert Counter(together) == Counter(SCENES)  # each in one split
     for part in ("colour", "shape", "direction"):  # nothing in the benchmarks is new in itself
         known = {getattr(content, part) for content in splits["train"]}
         assert {getattr(c, part) for name in ("recent", "older") for c in splits[name]} <= known
@@ -188,9 +188,9 @@ def test_both_sides_win(benchmarks: Path) -> None:
 
 def test_captions_are_true(world: Path) -> None:
     for record in records(world / "captions"):
-        assert record["prompt"] in {content.prompt for content in CONTENTS}
+        assert record["prompt"] in {content.prompt for content in SCENES}
         for wrong in record.get("negatives", []):
-            assert wrong != record["prompt"] and wrong in {content.prompt for content in CONTENTS}
+            assert wrong != record["prompt"] and wrong in {content.prompt for content in SCENES}
 
 
 @pytest.mark.parametrize("name", ["recent", "older"])
@@ -244,8 +244,8 @@ def test_nothing_stays_of_an_interrupted_world(tmp_path: Path) -> None:
 
 
 def test_contents() -> None:
-    assert len(CONTENTS) == len(set(CONTENTS)) == 96 == len({content.prompt for content in CONTENTS})
-    assert Content("red", "circle", "to the right").prompt == "a red circle moves to the right"
+    assert len(SCENES) == len(set(SCENES)) == 96 == len({content.prompt for content in SCENES})
+    assert Scene("red", "circle", "to the right").prompt == "a red circle moves to the right"
 
 
 def test_no_flaws_no_loss_of_quality() -> None:
@@ -268,12 +268,12 @@ def test_wrong_attributes_cost_text_alignment() -> None:
 
 
 def test_wrong_attributes_are_others() -> None:
-    content, rng = CONTENTS[0], np.random.default_rng(0)
+    content, rng = SCENES[0], np.random.default_rng(0)
     for wrong in ((True, False, False), (False, True, False), (False, False, True), (True, True, True), (False,) * 3):
         for _ in range(10):
             other = shown(content, wrong, rng)
             assert tuple(getattr(other, p) != getattr(content, p) for p in ("colour", "shape", "direction")) == wrong
-            assert other in CONTENTS
+            assert other in SCENES
 
 
 def centre(video: np.ndarray) -> np.ndarray:
@@ -289,7 +289,7 @@ def centre(video: np.ndarray) -> np.ndarray:
 )
 @pytest.mark.parametrize("shape", sprites.SHAPES)
 def test_sprites_move_as_they_should(direction: str, step: tuple[int, int], shape: str) -> None:
-    video = render(Content("red", shape, direction), Flaws(), np.random.default_rng(0))
+    video = render(Scene("red", shape, direction), Flaws(), np.random.default_rng(0))
     assert video.shape == (FRAMES, SIZE, SIZE, 3) and video.dtype == np.uint8
     steps = np.diff(centre(video), axis=0)
     assert np.allclose(steps.sum(0) / np.abs(steps.sum(0)).max(), step, atol=0.05)
@@ -298,7 +298,7 @@ def test_sprites_move_as_they_should(direction: str, step: tuple[int, int], shap
 
 def test_flaws_are_visible() -> None:
     def clip(**flaws: float) -> np.ndarray:
-        return render(Content("red", "circle", "to the right"), Flaws(**flaws), np.random.default_rng(0)).astype(float)
+        return render(Scene("red", "circle", "to the right"), Flaws(**flaws), np.random.default_rng(0)).astype(float)
 
     fine = clip()
     assert np.array_equal(fine, clip())
@@ -356,7 +356,7 @@ def test_decoded_clips_look_like_the_rendered_ones() -> None:
     """Compression keeps what the flaws are about."""
     rng = np.random.default_rng(0)
     for flaws in (Flaws(), Flaws(fade=0.8), Flaws(stain=0.5), Flaws(jump=0.7)):
-        rendered = render(CONTENTS[0], flaws, rng)
+        rendered = render(SCENES[0], flaws, rng)
         sampling = FrameSampling(fps=8.0, min_pixels=0)
         video = decode(encode(rendered, FPS), sampling, 16).permute(0, 2, 3, 1).numpy()
         assert video.shape == (8, SIZE, SIZE, 3)

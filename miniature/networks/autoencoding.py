@@ -20,11 +20,11 @@ RECORD = "model_index.json"
 class Autoencoding(Training):
     r"""Trains the autoencoder of a pipeline to reproduce clips, :math:`E\,w\,\|D(E(x) + \sigma \epsilon) - x\|^2`.
 
-    The noise :math:`\epsilon` on the latents makes the decoder forgive the errors of a small diffusion transformer. Writes
-    the whole pipeline, with mean and deviation of the latents that it was trained on, when training ends.
+    The noise :math:`\epsilon` on the latents makes the decoder forgive the errors of a small diffusion transformer.
+    When training ends, it writes the whole pipeline, with mean and deviation of the latents that it was trained on.
 
     Args:
-        generator: folder of the pipeline to start from; its autoencoder has ``latents_mean`` and ``latents_std`` (Wan).
+        generator: Folder of the pipeline to start from; its autoencoder has ``latents_mean`` and ``latents_std`` (Wan).
         out: Folder to write.
         noise: Standard deviation of the noise on the latents, which are held near deviation 1.
         foreground: Weight of pixels that differ from their frame's median, those of a moving thing on a plain ground.
@@ -61,7 +61,7 @@ class Autoencoding(Training):
         check_free(self.out, RECORD)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        """One batch of clips."""
+        """Loss of one batch of clips."""
         pixels = batch["videos"].transpose(1, 2).float() / 127.5 - 1  # (N, 3, T, H, W)
         latents = self.vae.encode(pixels).latent_dist.mode()  # (N, C, F, h, w)
         found = self.vae.decode(latents + self.noise * torch.randn_like(latents), return_dict=False)[0]
@@ -70,14 +70,14 @@ class Autoencoding(Training):
         error = (found - pixels).square()
         self.step_means.add("loss", (weights * error).mean())
         self.step_means.add("psnr", 10 * torch.log10(4 / error.detach().flatten(1).mean(1)))
-        with torch.no_grad():  # of the last steps: what the latents are normalised with
+        with torch.no_grad():  # latents are normalised with means over the last 50 steps
             rows = latents.transpose(0, 1).flatten(1)  # (C, numbers)
             self._sums = [*self._sums[-49:], torch.stack([rows.mean(1), rows.square().mean(1)])]
         return (weights * error).mean() + 1e-3 * latents.square().mean()
 
     def on_fit_end(self) -> None:
         """Write the pipeline."""
-        if self._sums:  # not where a finished run is taken up again
+        if self._sums:  # empty where a finished run is taken up again
             mean, square = torch.stack(self._sums).mean(0)
             std = (square - mean**2).sqrt()
             self.vae.register_to_config(latents_mean=mean.tolist(), latents_std=std.tolist())

@@ -23,7 +23,7 @@ class Captioning(Training):
 
     The loss is the cross-entropy of the words of true texts plus that of a "yes" or "no" behind true and wrong ones.
 
-    Writes the model as a folder in transformers' format, usable as the backbone of a reward model, when training ends.
+    When training ends, it writes the model as a folder in transformers' format, a reward model's backbone.
 
     Args:
         backbone: Folder to start from.
@@ -56,7 +56,7 @@ class Captioning(Training):
         check_free(self.out, "config.json")
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        """One batch of captioned clips."""
+        """Loss of one batch of captioned clips."""
         inputs = batch["inputs"]
         logits = self.network(
             input_ids=inputs["input_ids"],
@@ -73,7 +73,7 @@ class Captioning(Training):
         return losses["caption"] + losses["answer"]
 
     def on_fit_end(self) -> None:
-        """Write the folder."""
+        """Write the model with its tokenizer and preprocessing."""
         if self.trainer.is_global_zero:
             require_finite(f"weights for {self.out}", self.network.state_dict(), NOT_WRITTEN)
             with new_folder(self.out, replaces="config.json") as out:

@@ -9,13 +9,18 @@ from torch.optim import AdamW, Muon, Optimizer
 
 
 class MuonAdamW(Optimizer):
-    """Muon (Jordan et al., 2024) for matrices and convolutions, AdamW for everything else. For unsharded parameters.
+    """Muon (Jordan et al., 2024) for matrices and convolutions, AdamW for everything else.
 
-    A convolution's kernel (out, in, ...) is updated as the matrix (out, in x ...), through a view of the same memory.
+    It serves unsharded parameters only. A convolution's kernel (out, in, ...) is updated as the matrix (out, in x ...),
+    through a view of the same memory.
 
     Args:
-        params: parameters. lr: of matrices, whose updates are orthogonal. rest_lr: of the others. momentum, betas,
-            weight_decay: as the two name them; the others do not decay.
+        params: Parameters to train.
+        lr: Learning rate of matrices, whose updates are orthogonal.
+        rest_lr: Learning rate of all other parameters.
+        momentum: Momentum of Muon.
+        betas: Coefficients of AdamW's running averages.
+        weight_decay: Weight decay of matrices; the other parameters do not decay.
     """
 
     def __init__(
@@ -33,20 +38,24 @@ class MuonAdamW(Optimizer):
         rest = [p for p in every if id(p) not in known]
         if not matrices or not rest:
             raise ValueError("MuonAdamW wants matrices and other parameters; use AdamW")
-        # a parameter, and what Muon is given in its place: itself, or a view as a matrix
+        # pairs of a parameter and what Muon is given in its place: itself, or a view as a matrix
         self._views = [(p, p if p.ndim == 2 else nn.Parameter(p.data.view(len(p), -1))) for p in matrices]
         self._muon = Muon(
             [v for _, v in self._views], lr=lr, momentum=momentum, weight_decay=weight_decay, adjust_lr_fn="original"
         )
         self._adam = AdamW(rest, lr=rest_lr, betas=tuple(betas), weight_decay=0.0)
-        # what others see (schedulers, clipping, checkpoints) are the parameters themselves
+        # schedulers, clipping and checkpoints see the parameters themselves
         super().__init__(
             [{**self._muon.param_groups[0], "params": matrices}, {**self._adam.param_groups[0], "params": rest}], {}
         )
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
-        """One step of each."""
+        """Take one step of both optimizers.
+
+        Args:
+            closure: Computes the loss once more, as for every optimizer.
+        """
         loss = None
         if closure is not None:
             with torch.enable_grad():

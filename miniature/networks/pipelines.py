@@ -52,13 +52,21 @@ def make_generator(
     shift: float = 1.0,
     seed: int = 0,
 ) -> None:
-    """Write a small random pipeline: text encoder, autoencoder (4 frames and 8 x 8 pixels a latent), transformer, scheduler.
+    """Write a small random pipeline: text encoder, autoencoder, transformer and scheduler.
+
+    One latent of its autoencoder stands for 4 frames and 8 x 8 pixels.
 
     Args:
-        folder: to be made. family: architecture. corpus: texts whose words the tokenizer should know.
-        hidden, layers, heads: width, depth and attention heads of the transformer. vocabulary: tokens.
-        max_tokens: prompts are padded to so many, the family's own number if not given; stated by the tokenizer.
-        shift: of the sampler's time steps. seed: of the weights; the same seed writes the same bytes.
+        folder: Folder to write.
+        family: Architecture.
+        corpus: Texts whose words the tokenizer should know.
+        hidden: Width of the transformer.
+        layers: Depth of the transformer.
+        heads: Attention heads of the transformer.
+        vocabulary: Number of tokens.
+        max_tokens: Number of tokens that prompts are padded to; the family's own if not given.
+        shift: Shift of the sampler's time steps.
+        seed: Seed of the weights; the same seed writes the same bytes.
     """
     if family not in ("wan", "ltx"):
         raise VideoAlignError(f"family {family!r} is unknown; choose wan or ltx")
@@ -83,7 +91,10 @@ def make_generator(
         pipeline.save_pretrained(out)
 
 
-def _wan(tokenizer, text: dict, hidden: int, layers: int, heads: int, shift: float) -> WanPipeline:
+def _wan(
+    tokenizer: PreTrainedTokenizerFast, text: dict[str, int], hidden: int, layers: int, heads: int, shift: float
+) -> WanPipeline:
+    """A pipeline of Wan2.2's kind."""
     vae = AutoencoderKLWan(
         base_dim=16,
         z_dim=16,
@@ -111,12 +122,14 @@ def _wan(tokenizer, text: dict, hidden: int, layers: int, heads: int, shift: flo
         num_layers=layers,
         rope_max_seq_len=64,
     )
-    return WanPipeline(
-        tokenizer, UMT5EncoderModel(UMT5Config(**text)), vae, FlowMatchEulerDiscreteScheduler(shift=shift), transformer
-    )
+    encoder, scheduler = UMT5EncoderModel(UMT5Config(**text)), FlowMatchEulerDiscreteScheduler(shift=shift)
+    return WanPipeline(tokenizer, encoder, vae, scheduler, transformer)
 
 
-def _ltx(tokenizer, text: dict, hidden: int, layers: int, heads: int, shift: float) -> LTXPipeline:
+def _ltx(
+    tokenizer: PreTrainedTokenizerFast, text: dict[str, int], hidden: int, layers: int, heads: int, shift: float
+) -> LTXPipeline:
+    """A pipeline of LTX-Video's kind."""
     vae = AutoencoderKLLTXVideo(
         latent_channels=16,
         block_out_channels=(16, 32, 32),
@@ -141,6 +154,5 @@ def _ltx(tokenizer, text: dict, hidden: int, layers: int, heads: int, shift: flo
         num_layers=layers,
         caption_channels=32,
     )
-    return LTXPipeline(
-        FlowMatchEulerDiscreteScheduler(shift=shift), vae, T5EncoderModel(T5Config(**text)), tokenizer, transformer
-    )
+    encoder, scheduler = T5EncoderModel(T5Config(**text)), FlowMatchEulerDiscreteScheduler(shift=shift)
+    return LTXPipeline(scheduler, vae, encoder, tokenizer, transformer)

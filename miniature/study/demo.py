@@ -4,7 +4,6 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +46,9 @@ def demo(out: str | Path, seed: int, size: LoopSize | None = None) -> dict[str, 
     begin(out, {"seed": seed, **asdict(size)})
     cores = os.cpu_count() or 1
     processes = min(cores, 4)  # no more stages than that are independent for long
-    work(out, partial(units, out, size, seed), processes, max(1, cores // processes))
-    return _report(out, started, durations(out, units(out, size, seed)))
+    stages = units(out, size, seed)
+    work(out, stages, processes, max(1, cores // processes))
+    return _report(out, started, durations(out, stages))
 
 
 def _report(out: Path, started: float, stages: Sequence[tuple[str, float]]) -> dict[str, Any]:

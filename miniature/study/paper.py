@@ -1,15 +1,18 @@
 """`videoalign paper`: the paper's findings in the miniature world, over seeds, with intervals and verdicts.
 
-Every seed is a closed loop of its own (:mod:`.loop`), on which the cells of the paper's tables stand:
+Every seed is a closed loop of its own (:mod:`.pipeline`), from which the cells of the paper's tables start:
 
-    (a) losses and tokens of the reward model     (Table 6)      (f) sweep of beta                  (Figure 6)
-    (b) accuracy over the share of pairs          (Figure 2)     (g) Flow-NRG: weights, strengths, clean rewards (Table 5)
-    (c) rewards and foreign prompts               (section 3.2)  (h) adapters against full training (section 5.2)
-    (d) SFT, Flow-RWR and Flow-DPO                (Table 3)      (i) conditions under which their order holds
-    (e) text alignment alone                      (Table 4)
+    (a) losses and tokens of the reward model           (Table 6)
+    (b) accuracy over the share of pairs                (Figure 2)
+    (c) rewards and foreign prompts                     (section 3.2)
+    (d) SFT, Flow-RWR and Flow-DPO                      (Table 3)
+    (e) text alignment alone                            (Table 4)
+    (f) sweep of beta                                   (Figure 6)
+    (g) Flow-NRG: weights, strengths, clean rewards     (Table 5)
+    (h) adapters against full training                  (section 5.2)
+    (i) conditions under which the order of (d) holds
 
-Learning rates, betas and the strength of guidance are chosen on a seed of their own, which is not reported: the same
-number of trials for each, by what the reward model prefers, as nobody outside of this world has an oracle.
+Settings are chosen on a seed that is not reported (:mod:`.tuning`).
 """
 
 import contextlib
@@ -17,163 +20,109 @@ import itertools
 import math
 import os
 from collections.abc import Iterable
-from dataclasses import asdict, replace
-from functools import partial
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ... import VideoAlignError
 from ...commands.arms import Arm, Sweep
 from ...commands.reward_judge import RewardJudge
 from ...datamodules.latents import Weights
 from ...datamodules.shards import ShardSet, ShardWriter
-from ...models.dimensions import DIMENSIONS, OVERALL
-from ...models.files import read_json, write_json
+from ...models.dimensions import DIMENSIONS
+from ...models.files import write_json
 from ...models.guidance import Guidance
+from .configured import Settings
 from .paper_claims import BETAS, GUIDES, POOLS, SHARES, STRENGTHS, TRIALS
 from .paper_page import earlier, write_page
-from .pipeline import ALIGNED, BENCHMARKS, Loop, LoopSize, begin
+from .pipeline import BENCHMARKS, LoopSize, begin
+from .seed_units import EQUAL
+from .tuning import NOISES, TUNING, Tuned, arm_of
 from .units import Unit, work
 
-TUNING, TUNING_SEED = "tuning", 1000
-"""The seed that settings are chosen on, and its folder."""
+TUNING_SEED = 1000
+"""Seed that settings are chosen on."""
 SHARED = ("reg", "bt", "btt")
 """Losses at one shared token (rows I to III of Table 6). Row IV, separate tokens, is the loop's own model."""
 TA_ONLY = Weights(VQ=0.0, MQ=0.0, TA=1.0)
 SWEEP_RATE = 2.5e-4
 """Learning rate of the sweep of beta."""
-NOISES = 16
-"""Per prompt in every comparison."""
-
-_WHOLE = "[{class_path: videoalign.callbacks.ExportGenerator, init_args: {pipeline: true}}]"
-"""Full training exports a pipeline, not adapters."""
 
 
-class Paper(Loop):
+class Pool(NamedTuple):
+    """Pairs of cell (i), which differ from the loop's own in one respect."""
+
+    samples: str
+    """Set of videos."""
+    judge: str = "reward"
+    """Reward model that labels them."""
+    mode: str = "margin"
+    """Which pairs of a prompt's videos."""
+    margin: float = 0.3
+    """Least difference of the rewards, in deviations."""
+
+
+ORIGINS = {
+    "guided": Pool("pools/guided"),
+    "rendered": Pool("pools/rendered"),
+    "many": Pool("pools/many", margin=1.5),
+    "best": Pool("pools/many", mode="best-worst", margin=0.0),
+    "two": Pool("pools/two", mode="best-worst", margin=0.0),
+    "weak": Pool("samples/fresh", judge="rm/bt-1"),
+}
+"""The pools of :data:`.paper_claims.POOLS`."""
+
+
+class Paper(Tuned):
     """The units of one seed's cells.
 
-    Args: see :class:`.loop.Loop`.
+    It takes the arguments of :class:`.steps.Steps`.
     """
-
-    # --- settings that were tuned -------------------------------------------------------------------------------
-
-    def tuned(
-        self, result: str, algorithm: str, latents: str, settings: dict[str, float] | None = None, **more: Any
-    ) -> None:
-        """Train an algorithm on a set of latents, as tuning chose it or with given settings."""
-        name = algorithm.removesuffix("-full")
-        chosen = {
-            **(
-                read_json(self.out / TUNING / "tuned.json", "a folder of the paper's cells")[algorithm]
-                if settings is None or "lr" not in settings
-                else {}
-            ),
-            **(settings or {}),
-        }
-        given = {"model__init_args__optimizer__init_args__lr": chosen["lr"], **more}
-        if "beta" in chosen:
-            given["model__init_args__beta__init_args__beta"] = chosen["beta"]
-        if algorithm != name:
-            given |= {"model__init_args__lora": "null", "trainer__callbacks": _WHOLE}
-        self.align(result, ALIGNED[name][0], latents, **given)
-
-    def trained(
-        self, result: str, algorithm: str, latents: str, settings: dict[str, float] | None = None, **more: Any
-    ) -> Unit:
-        """A unit of :meth:`tuned`."""
-        fixed = bool(settings and "lr" in settings)
-        made = self.unit(
-            result,
-            f"training {result}",
-            0.25 * self.size.align,
-            ("generator", f"latents/{latents}"),
-            self.tuned,
-            result,
-            algorithm,
-            latents,
-            settings,
-            **more,
-        )
-        return made if fixed else replace(made, needs=(*made.needs, f"{TUNING}/tuned.json"))
-
-    def tuning(self) -> list[Unit]:
-        """What decides the settings: every trial of every algorithm, compared on this seed's unseen prompts."""
-        units, arms = [*self.base(whole=False)], {}
-        for algorithm, trials in TRIALS.items():
-            for number, settings in enumerate(trials):
-                name = f"trials/{algorithm}-{number}"
-                units.append(self.trained(name, algorithm, "preferred", settings))
-                arms[f"{algorithm}-{number}"] = _arm(name, algorithm)
-        # as many trials as the others have
-        sweeps = {
-            "nrg": Sweep(noisy_reward=GUIDES["even"][0], strengths=STRENGTHS, guide=Guidance(weights=GUIDES["even"][1]))
-        }
-        units += self.comparison("cells/trials", "choosing settings", arms, sweeps, samples=NOISES)
-        return [
-            *units,
-            self.unit("tuned.json", "choosing settings", 1, ("cells/trials/comparison.json",), self._choose),
-        ]
-
-    def _choose(self) -> None:
-        """Of each algorithm the trial that the reward model prefers most often to the base, at other noise."""
-        arms = read_json(self.folder / "cells/trials/comparison.json", "a comparison")["arms"]
-
-        def liked(name: str) -> float:
-            return arms[name]["against_base"]["reward model"][OVERALL]["superiority"]
-
-        chosen = {
-            algorithm: max(enumerate(trials), key=lambda trial: liked(f"{algorithm}-{trial[0]}"))[1]
-            for algorithm, trials in TRIALS.items()
-        }
-        strengths = [name for name in arms if name.startswith("nrg@")]
-        best = float(max(strengths, key=liked).removeprefix("nrg@"))
-        write_json(self.folder / "tuned.json", {**chosen, "nrg": {"strength": best}})
-
-    # --- cells --------------------------------------------------------------------------------------------------
 
     def cells(self) -> list[Unit]:
         """All cells of one seed."""
         return [*self.base(), *self.reward_cells(), *self.generator_cells(), *self.conditions()]
 
+    # --- reward models ----------------------------------------------------------------------------------------
+
     def reward_cells(self) -> list[Unit]:
-        """(a), (b) and (c)."""
-        units, size = [], self.size
-        shared = {"model__init_args__network__init_args__template": "plain_shared", "data__init_args__benchmarks": {}}
-        sets = [f"world/{name}" for name in BENCHMARKS]
-        for loss in SHARED:
-            units.append(
-                self.reward_model(
-                    f"rm/{loss}",
-                    f"training a reward model: {loss}, shared token",
-                    **shared,
-                    model__init_args__loss=loss,
-                    trainer__val_check_interval=size.reward,
-                )
-            )
-        for share, loss in itertools.product(SHARES, ("reg", "bt")):
-            # fewer pairs are learnt in fewer steps, though not in as few: steps per pair rise as pairs fall
-            steps, batch = math.ceil(size.reward * share**0.3), max(1, min(24, int(share * size.world.train)))
-            units.append(
-                self.reward_model(
-                    f"rm/{loss}-{100 * share:g}",
-                    f"training a reward model: {loss}, {share:.0%} of the pairs",
-                    **shared,
-                    model__init_args__loss=loss,
-                    trainer__max_steps=steps,
-                    trainer__val_check_interval=steps,
-                    data__init_args__train_share=share,
-                    data__init_args__batch_size=batch,
-                )
-            )
-        for unit in list(units):
+        """Cells (a), (b) and (c)."""
+        trained = self._reward_models()
+        sets, units = [f"world/{name}" for name in BENCHMARKS], [*trained]
+        for unit in trained:
             name = unit.name.removeprefix(self.place)
-            result = f"bench/{name.removeprefix('rm/')}"
-            units.append(self.unit(result, f"benchmarking {name}", 8, (name, "world"), self.bench, result, name, sets))
+            units.append(self.benchmarking(f"bench/{name.removeprefix('rm/')}", name, sets, f"benchmarking {name}"))
         needs = ("reward_rendered", "rm/btt", "world")
         return [*units, self.unit("cells/prompts.json", "do rewards change with the prompt?", 10, needs, self._prompts)]
 
+    def _reward_models(self) -> list[Unit]:
+        """Reward models at one shared token: all losses on all pairs, two losses on shares of them."""
+        size, units = self.size, []
+
+        def add(name: str, text: str, loss: str, steps: int, settings: Settings) -> None:
+            common = {
+                "model.init_args.network.init_args.template": "plain_shared",
+                "data.init_args.benchmarks": {},
+                "model.init_args.loss": loss,
+                "trainer.val_check_interval": steps,
+            }
+            units.append(self.reward_model(f"rm/{name}", f"training a reward model: {text}", {**common, **settings}))
+
+        for loss in SHARED:
+            add(loss, f"{loss}, shared token", loss, size.reward, {})
+        for share, loss in itertools.product(SHARES, ("reg", "bt")):
+            # fewer pairs are learnt in fewer steps, but not in proportion: steps per pair rise as pairs fall
+            steps, batch = math.ceil(size.reward * share**0.3), max(1, min(24, int(share * size.world.train)))
+            settings = {
+                "trainer.max_steps": steps,
+                "data.init_args.train_share": share,
+                "data.init_args.batch_size": batch,
+            }
+            add(f"{loss}-{100 * share:g}", f"{loss}, {share:.0%} of the pairs", loss, steps, settings)
+        return units
+
     def _prompts(self) -> None:
-        """(c): how far rewards of the same videos move when another video's prompt stands beside them, in deviations."""
+        """Measure for cell (c) how far rewards move, in deviations, when a video has another video's prompt."""
         place = self.folder / "cells"
         shards = ShardSet(self.folder / "world/recent")
         contents = list(shards.contents())[:128]
@@ -197,162 +146,69 @@ class Paper(Loop):
             found[name] = dict(zip(DIMENSIONS, moved.tolist()))
         write_json(place / "prompts.json", found)
 
+    # --- generators -------------------------------------------------------------------------------------------
+
     def generator_cells(self) -> list[Unit]:
-        """(d) to (h)."""
-        ta, text = {"data__init_args__weights": asdict(TA_ONLY)}, "TA"
+        """Cells (d) to (h)."""
         units = [self.trained(f"aligned/{name}", name, "preferred") for name in TRIALS]
         units.append(self.trained("aligned/control", "sft", "fresh"))
-        units.append(
-            self.unit(
-                "preferred_ta",
-                "the reward model labels pairs by text alignment alone",
-                5,
-                ("reward", "samples/fresh"),
-                self.prefer,
-                "preferred_ta",
-                "samples/fresh",
-                "margin",
-                TA_ONLY,
-                0.3,
-            )
-        )
-        units.append(
-            self.unit(
-                "latents/preferred_ta",
-                "encoding: preferred_ta",
-                7,
-                ("preferred_ta", "generator"),
-                self.encode,
-                "latents/preferred_ta",
-                "preferred_ta",
-            )
-        )
+        aligned = {name: arm_of(f"aligned/{name}", name) for name in ("control", *TRIALS)}
+
+        labels = "the reward model labels pairs by text alignment alone"
+        units.append(self.labelling("preferred_ta", labels, "samples/fresh", weights=TA_ONLY))
+        units.append(self.encoding("preferred_ta", "preferred_ta"))
+        ta = {"data.init_args.weights": asdict(TA_ONLY)}
         alone = [name for name in TRIALS if not name.endswith("-full")]
-        units += [self.trained(f"{text}/{name}", name, "preferred_ta", **ta) for name in alone]
+        units += [self.trained(f"TA/{name}", name, "preferred_ta", settings=ta) for name in alone]
+
         betas = {}
         for (name, algorithm), beta in itertools.product((("constant", "dpo"), ("time", "dpo-time")), BETAS):
-            betas[f"{name}-{beta:g}"] = Arm(lora=f"beta/{name}-{beta:g}")
+            result = f"beta/{name}-{beta:g}"
+            betas[f"{name}-{beta:g}"] = Arm(lora=result)
             # one learning rate for both: only the schedule differs
-            units.append(
-                self.trained(f"beta/{name}-{beta:g}", algorithm, "preferred_ta", {"lr": SWEEP_RATE, "beta": beta}, **ta)
-            )
-        units.append(
-            self.noisy_reward("clean_reward", "training a reward on clean latents", model__init_args__clean=True)
-        )
-        aligned = {name: _arm(f"aligned/{name}", name) for name in ("control", *TRIALS)}
+            units.append(self.trained(result, algorithm, "preferred_ta", {"lr": SWEEP_RATE, "beta": beta}, ta))
+
+        clean = {"model.init_args.clean": True}
+        units.append(self.noisy_reward("clean_reward", "training a reward on clean latents", clean))
         sweeps = {
             name: Sweep(noisy_reward=reward, strengths=STRENGTHS, guide=Guidance(weights=weights))
             for name, (reward, weights) in GUIDES.items()
         }
-        for name, arms, more in (
+        for name, arms, swept in (
             ("aligned", aligned, {}),
-            ("ta", {n: Arm(lora=f"{text}/{n}") for n in alone}, {}),
+            ("ta", {name: Arm(lora=f"TA/{name}") for name in alone}, {}),
             ("beta", betas, {}),
             ("nrg", {}, sweeps),
         ):
-            units += self.comparison(f"cells/{name}", f"cell {name}", arms, more, samples=NOISES)
+            units += self.comparison(f"cells/{name}", f"cell {name}", arms, swept, samples=NOISES)
         return units
 
+    # --- conditions -------------------------------------------------------------------------------------------
+
     def conditions(self) -> list[Unit]:
-        """(i): pairs of other origins, and another judge."""
-        size, unit, units, arms = self.size, self.unit, [], {}
-        pools = {  # samples, judge, which pairs of them
-            "guided": ("pools/guided", "reward", "margin", 0.3),
-            "rendered": ("pools/rendered", "reward", "margin", 0.3),
-            "many": ("pools/many", "reward", "margin", 1.5),
-            "best": ("pools/many", "reward", "best-worst", 0.0),
-            "two": ("pools/two", "reward", "best-worst", 0.0),
-            "weak": ("samples/fresh", "rm/bt-1", "margin", 0.3),
-        }
-        units.append(
-            unit(
-                "pools/guided",
-                "sampling videos with guidance",
-                8,
-                ("generator", "world"),
-                self.sample,
-                "pools/guided",
-                "prompts.txt",
-                size.fresh,
-                3,
-                2.0,
-            )
-        )
-        units.append(
-            unit(
-                "pools/many",
-                "sampling many videos",
-                20,
-                ("generator", "world"),
-                self.sample,
-                "pools/many",
-                "prompts.txt",
-                3 * size.fresh,
-                4,
-            )
-        )
-        units.append(
-            unit(
-                "pools/two",
-                "sampling two videos of each prompt",
-                3,
-                ("generator", "world"),
-                self.sample,
-                "pools/two",
-                "prompts.txt",
-                2,
-                5,
-            )
-        )
-        units.append(unit("pools/rendered", "choosing rendered clips", 2, ("world",), self._rendered_pool))
-        for name, (data, judge, mode, margin) in pools.items():
-            units.append(
-                unit(
-                    f"pairs/{name}",
-                    f"labelling: {POOLS[name]}",
-                    6,
-                    (judge, data),
-                    self.prefer,
-                    f"pairs/{name}",
-                    data,
-                    mode,
-                    Weights(),
-                    margin,
-                    judge,
-                )
-            )
-            units.append(
-                unit(
-                    f"latents/{name}",
-                    f"encoding: {name}",
-                    7,
-                    (f"pairs/{name}", "generator"),
-                    self.encode,
-                    f"latents/{name}",
-                    f"pairs/{name}",
-                )
-            )
-            if name in ("guided", "rendered"):  # of these no unselected samples were trained on yet
-                units.append(
-                    unit(
-                        f"latents/all_{name}",
-                        f"encoding: all {name}",
-                        6,
-                        (data, "generator"),
-                        self.encode,
-                        f"latents/all_{name}",
-                        data,
-                    )
-                )
-                units.append(self.trained(f"conditions/{name}-control", "sft", f"all_{name}"))
-                arms[f"{name}-control"] = Arm(lora=f"conditions/{name}-control")
-            for algorithm in ("sft", "rwr", "dpo"):
-                units.append(self.trained(f"conditions/{name}-{algorithm}", algorithm, name))
-                arms[f"{name}-{algorithm}"] = Arm(lora=f"conditions/{name}-{algorithm}")
+        """Cell (i): pairs of other origins, and another judge."""
+        size, arms = self.size, {}
+        units = [
+            self.sampling("pools/guided", "sampling videos with guidance", 8, "prompts.txt", size.fresh, 3, 2.0),
+            self.sampling("pools/many", "sampling many videos", 20, "prompts.txt", 3 * size.fresh, 4),
+            self.sampling("pools/two", "sampling two videos of each prompt", 3, "prompts.txt", 2, 5),
+            self.unit("pools/rendered", "choosing rendered clips", 2, ("world",), self._rendered_pool),
+        ]
+        for name, pool in ORIGINS.items():
+            pairs, text = f"pairs/{name}", f"labelling: {POOLS[name]}"
+            units.append(self.labelling(pairs, text, pool.samples, pool.mode, EQUAL, pool.margin, pool.judge, cost=6))
+            units.append(self.encoding(name, pairs))
+            runs = [(algorithm, algorithm, name) for algorithm in ("sft", "rwr", "dpo")]
+            if name in ("guided", "rendered"):  # no other unit trains on all of these samples
+                units.append(self.encoding(f"all_{name}", pool.samples, text=f"all {name}", cost=6))
+                runs.insert(0, ("control", "sft", f"all_{name}"))
+            for arm, algorithm, latents in runs:
+                units.append(self.trained(f"conditions/{name}-{arm}", algorithm, latents))
+                arms[f"{name}-{arm}"] = Arm(lora=f"conditions/{name}-{arm}")
         return [*units, *self.comparison("cells/conditions", "cell conditions", arms, samples=NOISES)]
 
     def _rendered_pool(self) -> None:
-        """As many rendered clips per prompt as samples are drawn."""
+        """Take as many rendered clips per prompt as samples are drawn."""
         left: dict[str, int] = {}
         with ShardWriter(self.folder / "pools/rendered", "videos") as writer:
             for content in ShardSet(self.folder / "world/clips").contents():
@@ -363,17 +219,16 @@ class Paper(Loop):
                     writer.write(content.key, {"": content.read("mp4")}, kept)
 
 
-def _arm(name: str, algorithm: str) -> Arm:
-    """Adapters, or a transformer of its own."""
-    return Arm(generator=name) if algorithm.endswith("-full") else Arm(lora=name)
-
-
 def units(out: Path, size: LoopSize, seeds: Iterable[int]) -> list[Unit]:
-    """All cells of all seeds, and what tunes them."""
-    made = Paper(out, size, TUNING_SEED, TUNING).tuning()
-    for seed in seeds:
-        made += Paper(out, size, seed, f"seed{seed}").cells()
-    return made
+    """All cells of all seeds, and the units that tune them.
+
+    Args:
+        out: Folder of all results.
+        size: How much is trained and sampled.
+        seeds: The seeds.
+    """
+    tuning = Paper(out, size, TUNING_SEED, TUNING).tuning()
+    return [*tuning, *(unit for seed in seeds for unit in Paper(out, size, seed, f"seed{seed}").cells())]
 
 
 def paper(
@@ -382,19 +237,25 @@ def paper(
     """Reproduce the paper's findings; write ``OUT/RESULTS.md``, its figures and the numbers behind them.
 
     Args:
-        out: folder of all results; several machines that see it may be called at once, each takes what is left. Seeds that
-            another folder's ``docs/results/results.json`` holds join the page where that file was copied to the same place.
-        seeds: how many. first: the first of them. A later call with more adds the missing ones.
-        processes: that work at once on this machine. size: how much is trained and sampled.
+        out: Folder of all results; several machines that see it may be called at once, and each takes what is left.
+            Seeds of another folder join the page where its ``docs/results/results.json`` was copied to the same place.
+        seeds: Number of seeds; a later call with more adds the missing ones.
+        first: The first seed.
+        processes: Number of processes that work at once on this machine; one per core if not given.
+        size: How much is trained and sampled.
 
     Returns:
-        What is saved as ``OUT/docs/results/results.json``.
+        The numbers that are saved as ``OUT/docs/results/results.json``.
+
+    Raises:
+        VideoAlignError: Where units failed; the page shows what there is all the same.
     """
     out, size = Path(out).resolve(), size or LoopSize()
     chosen = range(first, first + seeds)
     if seeds < 1 or first < 0 or TUNING_SEED in chosen:
         raise VideoAlignError(
-            f"--seeds must be at least 1, --first not negative, and seed {TUNING_SEED} is for tuning; got {seeds} from {first} on"
+            f"--seeds must be at least 1, --first not negative, and seed {TUNING_SEED} is for tuning; "
+            f"got {seeds} from {first} on"
         )
     begin(out, asdict(size))
     if (known := earlier(out, size)).get("tuned") and not (out / TUNING / "tuned.json").exists():
@@ -402,9 +263,9 @@ def paper(
     cores = os.cpu_count() or 1
     processes = processes or cores
     try:
-        work(out, partial(units, out, size, chosen), processes, max(1, cores // processes))
+        work(out, units(out, size, chosen), processes, max(1, cores // processes))
     except VideoAlignError:
-        with contextlib.suppress(VideoAlignError):  # what is there is shown all the same
+        with contextlib.suppress(VideoAlignError):  # finished cells are shown all the same
             write_page(out, chosen, size)
         raise
     return write_page(out, chosen, size)

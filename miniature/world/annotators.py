@@ -9,9 +9,9 @@ import numpy as np
 from ...datamodules.ratings import WORDS
 
 SCALE = 9.0
-"""Reward units between the worst and the best quality; sets how often annotators err."""
+"""Distance between the worst and the best quality, in units of reward; sets how often annotators err."""
 THETA = 5.0
-"""Their readiness to call a tie."""
+"""Readiness of annotators to call a tie: theta of Bradley-Terry with ties."""
 PERCEPTION = 0.06
 """Standard deviation of an annotator's perception of a quality in [0, 1]."""
 SCORE_NOISE = 0.6
@@ -22,7 +22,9 @@ def vote(margins: np.ndarray, rng: np.random.Generator, theta: float = THETA) ->
     """Votes +1, 0 or -1 drawn from Bradley-Terry with ties.
 
     Args:
-        margins: perceived reward of A minus that of B, any shape.
+        margins: Perceived reward of A minus that of B, in any shape.
+        rng: Draws the votes.
+        theta: Readiness to call a tie, above 1.
     """
     a, b = 1 / (1 + theta * np.exp(-margins)), 1 / (1 + theta * np.exp(margins))
     u = rng.random(margins.shape)
@@ -33,11 +35,13 @@ def annotate(quality_a: np.ndarray, quality_b: np.ndarray, rng: np.random.Genera
     """Labels, votes and scores of one pair.
 
     Args:
-        quality_a, quality_b: (3,) true qualities in [0, 1] of VQ, MQ, TA.
+        quality_a: True qualities of A in [0, 1] for VQ, MQ and TA, shape (3,).
+        quality_b: True qualities of B.
+        rng: Draws perception, votes and scores.
 
     Returns:
         ``votes`` (annotators x 4: VQ, MQ, TA, Overall; the fourth annotator only where one was needed), ``labels``
-        (4) and ``scores`` of A and B (3 each: means over the annotators).
+        (4), and ``scores`` of A and B (3 each, means over the first three annotators).
     """
     votes, scores = [], []
     for _ in range(4):

@@ -1,7 +1,7 @@
 """Simulated annotators rate a miniature generator's own samples.
 
-What they perceive is the oracle's reading of the pixels, blurred as every annotator's perception is
-(:mod:`.annotators`). Labels are all that leaves this file: no training sees the oracle's numbers.
+They perceive the qualities that the oracle reads from the pixels, with an annotator's noise (:mod:`.annotators`).
+Only their ratings are written for training: no training sees the oracle's numbers.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,13 +24,18 @@ from .sprites import FPS, FRAMES
 
 
 def judged(shards: ShardSet, oracle: Oracle) -> tuple[list[Content], Tensor]:
-    """A set's samples and the oracle's qualities (N, 3)."""
+    """Samples of a *videos* set, and the oracle's qualities (N, 3) of VQ, MQ and TA.
+
+    Args:
+        shards: The set.
+        oracle: Oracle that is calibrated for the set's generator.
+    """
     contents = list(shards.contents())
     return contents, oracle(clips_of(contents), [content.record["prompt"] for content in contents])
 
 
 def _pairs(contents: Sequence[Content], count: int, rng: np.random.Generator) -> Iterator[tuple[int, int]]:
-    """Up to ``count`` different pairs of samples of one prompt, of all prompts alike, sides at random."""
+    """Up to ``count`` different pairs of two samples of one prompt; every prompt has its turn, sides are drawn."""
     of_prompt: dict[str, list[int]] = {}
     for number, content in enumerate(contents):
         of_prompt.setdefault(content.record["prompt"], []).append(number)
@@ -53,11 +58,17 @@ def rate_pairs(
     more_count: int = 0,
     seed: int = 0,
 ) -> None:
-    """Write rated *pairs* of generated samples, shuffled with some of another set's.
+    """Write rated *pairs* of generated samples, shuffled with pairs of another set.
 
     Args:
-        samples: *videos* set of a generator. oracle: what annotators look with. out: folder to make; with ``held_out`` two,
-            ``OUT/train`` and ``OUT/val``. count: pairs to rate. more: *pairs* set of which ``more_count`` join the training pairs.
+        samples: *videos* set of a generator.
+        oracle: Oracle that reads what the annotators perceive.
+        out: Folder to write; with ``held_out`` two folders, ``OUT/train`` and ``OUT/val``.
+        count: Number of pairs to rate.
+        held_out: Number of these pairs that are kept for validation.
+        more: *pairs* set that is shuffled in for training.
+        more_count: Number of its pairs that are used.
+        seed: Seed of pairs, ratings and order.
     """
     rng = np.random.default_rng([seed, 60])
     contents, quality = judged(samples, oracle)
@@ -85,7 +96,15 @@ def rate_pairs(
 
 
 def rate_benchmark(samples: ShardSet, oracle: Oracle, out: str | Path, count: int, seed: int = 0) -> None:
-    """Write a benchmark of generated samples: each once, its true quality as the oracle reads it, and rated pairs."""
+    """Write a benchmark of generated samples: every video once, the quality that the oracle reads, and rated pairs.
+
+    Args:
+        samples: *videos* set of a generator.
+        oracle: Oracle that reads the qualities.
+        out: Folder to write.
+        count: Number of pairs to rate.
+        seed: Seed of pairs and ratings.
+    """
     rng = np.random.default_rng([seed, 61])
     contents, quality = judged(samples, oracle)
     rows = []

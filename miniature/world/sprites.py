@@ -18,14 +18,20 @@ COLOURS = {
 SHAPES = ("circle", "bar", "pole")
 DIRECTIONS = {"to the right": (1, 0), "to the left": (-1, 0), "upwards": (0, -1), "downwards": (0, 1)}
 RADIUS, TRAVEL = 7.0, 8.5
-"""Of a circle, and from the middle of the picture to each end of its path; pixels."""
+"""Radius of a circle, and distance from the middle of the picture to each end of a sprite's path, in pixels."""
 TA_WEIGHTS = np.array([0.4, 0.3, 0.3])
 """What a wrong colour, shape or direction takes off the quality of text alignment."""
 
 
 @dataclass(frozen=True)
-class Content:
-    """What a clip shows or should show."""
+class Scene:
+    """What a clip shows, or what its prompt asks for.
+
+    Attributes:
+        colour: Colour of the sprite, a key of :data:`COLOURS`.
+        shape: Shape of the sprite, one of :data:`SHAPES`.
+        direction: Direction of its path, a key of :data:`DIRECTIONS`.
+    """
 
     colour: str
     shape: str
@@ -33,11 +39,11 @@ class Content:
 
     @property
     def prompt(self) -> str:
-        """Its description."""
+        """The scene in words."""
         return f"a {self.colour} {self.shape} moves {self.direction}"
 
 
-CONTENTS = [Content(c, s, d) for c in COLOURS for s in SHAPES for d in DIRECTIONS]
+SCENES = [Scene(c, s, d) for c in COLOURS for s in SHAPES for d in DIRECTIONS]
 """Everything that can be shown."""
 
 
@@ -46,9 +52,11 @@ class Flaws:
     """How a rendering falls short; every strength is in [0, 1], 0 is flawless.
 
     Attributes:
-        fade, stain: of visual quality: contrast lost, grey blots over the picture.
-        freeze, jump: of motion quality: share of the path never travelled, sideways leaps.
-        wrong: which of colour, shape and direction differ from the prompt.
+        fade: Contrast that is lost; lowers visual quality.
+        stain: Size of grey blots over the picture; lowers visual quality.
+        freeze: Share of the path that is never travelled; lowers motion quality.
+        jump: Length of leaps to the side; lowers motion quality.
+        wrong: Which of colour, shape and direction differ from the prompt.
     """
 
     fade: float = 0.0
@@ -68,9 +76,10 @@ class Source:
     """A simulated generator.
 
     Attributes:
-        recent: of the newer generation. flaws: mean strength of its flaws of VQ and MQ, and how often it gets an
-            attribute of the prompt wrong. habits: how much it tends to fade rather than stain, and to freeze rather
-            than jump.
+        name: Name of the generator in the records.
+        recent: Whether it belongs to the newer generation.
+        flaws: Mean strength of its flaws in VQ and in MQ, and how often it gets an attribute of the prompt wrong.
+        habits: Probability that it fades rather than stains, and that it freezes rather than jumps.
     """
 
     name: str
@@ -79,7 +88,7 @@ class Source:
     habits: tuple[float, float] = (0.5, 0.5)
 
     def sample(self, rng: np.random.Generator) -> Flaws:
-        """Flaws of one clip."""
+        """Draws the flaws of one clip."""
         vq, mq = np.clip(rng.normal(self.flaws[:2], 0.28), 0, 1)
         fades, freezes = rng.random(2) < self.habits
         return Flaws(
@@ -104,28 +113,35 @@ SOURCES = [
 """Older ones first. Newer ones are better, but none is best at everything."""
 
 
-def shown(content: Content, wrong: tuple[bool, bool, bool], rng: np.random.Generator) -> Content:
-    """The content with the wrong attributes replaced by others."""
+def shown(scene: Scene, wrong: tuple[bool, bool, bool], rng: np.random.Generator) -> Scene:
+    """The scene of a clip that gets some attributes wrong.
+
+    Args:
+        scene: What the prompt asks for.
+        wrong: Which of colour, shape and direction are replaced by others.
+        rng: Draws the replacements.
+    """
 
     def other(value: str, values: list[str]) -> str:
         return str(rng.choice([v for v in values if v != value]))
 
-    return Content(
-        other(content.colour, list(COLOURS)) if wrong[0] else content.colour,
-        other(content.shape, list(SHAPES)) if wrong[1] else content.shape,
-        other(content.direction, list(DIRECTIONS)) if wrong[2] else content.direction,
+    return Scene(
+        other(scene.colour, list(COLOURS)) if wrong[0] else scene.colour,
+        other(scene.shape, list(SHAPES)) if wrong[1] else scene.shape,
+        other(scene.direction, list(DIRECTIONS)) if wrong[2] else scene.direction,
     )
 
 
-def render(content: Content, flaws: Flaws, rng: np.random.Generator, spread: float = 4.0) -> np.ndarray:
+def render(scene: Scene, flaws: Flaws, rng: np.random.Generator, spread: float = 4.0) -> np.ndarray:
     """A clip, uint8 (FRAMES, SIZE, SIZE, 3).
 
     Args:
-        content: what is shown (not what was asked for). flaws: ``wrong`` is not looked at here. rng: of everything
-            that the content leaves open: background, path, places of stains and jumps.
-        spread: largest distance of the path from the middle, pixels.
+        scene: What is shown, which is not always what the prompt asks for.
+        flaws: Flaws of the rendering; ``wrong`` is not read here, see :func:`shown`.
+        rng: Draws what the scene leaves open: background, path, places of stains and jumps.
+        spread: Largest distance of the path from the middle, in pixels.
     """
-    along = np.array(DIRECTIONS[content.direction], float)
+    along = np.array(DIRECTIONS[scene.direction], float)
     across = along[::-1]
     progress = np.linspace(-1, 1, FRAMES)
     stop = 1 - 2 * 0.85 * flaws.freeze  # frozen from here on
@@ -137,8 +153,8 @@ def render(content: Content, flaws: Flaws, rng: np.random.Generator, spread: flo
     background = rng.uniform(30, 45) + 12 * y / SIZE  # (H, W)
     dx = x - SIZE / 2 - path[:, 0, None, None]
     dy = y - SIZE / 2 - path[:, 1, None, None]  # (T, H, W)
-    inside = np.clip(RADIUS + 0.5 - distance(content.shape, dx, dy), 0, 1)[..., None] * (1 - 0.8 * flaws.fade)
-    video = background[None, ..., None] * (1 - inside) + np.array(COLOURS[content.colour]) * inside
+    inside = np.clip(RADIUS + 0.5 - distance(scene.shape, dx, dy), 0, 1)[..., None] * (1 - 0.8 * flaws.fade)
+    video = background[None, ..., None] * (1 - inside) + np.array(COLOURS[scene.colour]) * inside
     if flaws.stain:
         for centre in rng.uniform(6, SIZE - 6, (3, 2)):
             blot = np.clip(2 + 5 * flaws.stain - np.hypot(x - centre[0], y - centre[1]), 0, 1) * 0.75
@@ -147,7 +163,7 @@ def render(content: Content, flaws: Flaws, rng: np.random.Generator, spread: flo
 
 
 def distance(shape: str, dx: np.ndarray, dy: np.ndarray) -> np.ndarray:
-    """A gauge of the shape whose level at RADIUS is its edge; all are about as large."""
+    """A distance whose level at RADIUS is the edge of the shape; all shapes are about equally large."""
     if shape == "circle":
         return np.hypot(dx, dy)
     long, across = (dx, dy) if shape == "bar" else (dy, dx)

@@ -1,0 +1,120 @@
+"""The commands of the miniature world: `videoalign sprites`, `miniature`, `demo` and `paper`.
+
+Only options are named here. What a command needs is imported when it runs, so that `--help` need not wait for torch.
+"""
+
+import argparse
+from typing import Any
+
+from .. import VideoAlignError
+from ..commands.parsing import Progress, add_workers, command, count
+
+GENERATORS = ("wan", "ltx")
+"""Families of generators; the others are reward models' backbones."""
+
+
+def register(commands: Any) -> None:
+    """Add the commands.
+
+    Args:
+        commands: Result of ``add_subparsers``.
+    """
+    _add_sprites(commands)
+    _add_miniature(commands)
+    text = "the whole paper in miniature: world, reward model, generator, alignment, guidance, one report"
+    demo = command(commands, "demo", _demo, text)
+    demo.add_argument("--out", default="runs/demo", help="folder; finished stages in it are not repeated")
+    _add_seed(demo)
+    _add_paper(commands)
+
+
+def _add_sprites(commands: Any) -> None:
+    text = "render the miniature world: rated pairs, two benchmarks, captioned clips"
+    sprites = command(commands, "sprites", _sprites, text)
+    sprites.add_argument("--out", required=True, help="folder to write")
+    for name, value, text in (
+        ("train", 6000, "number of rated pairs"),
+        ("val", 400, "number of held-out pairs"),
+        ("benchmark-videos", 480, "number of videos per benchmark"),
+        ("benchmark-pairs", 1500, "number of rated pairs per benchmark"),
+        ("captions", 3000, "number of captioned clips"),
+        ("clips", 4000, "number of clips to train a generator on"),
+    ):
+        sprites.add_argument(f"--{name}", type=count(1), default=value, help=text)
+    _add_seed(sprites)
+    add_workers(sprites, 1)
+
+
+def _add_miniature(commands: Any) -> None:
+    text = "write a miniature folder with random weights: a Qwen-VL model, or a Wan or LTX pipeline"
+    mini = command(commands, "miniature", _miniature, text)
+    families = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", *GENERATORS)
+    tokens = "longest prompt of a Wan or LTX pipeline, if not the family's"
+    mini.add_argument("--out", required=True, help="folder to write")
+    mini.add_argument("--family", choices=families, default="qwen2_vl", help="architecture")
+    mini.add_argument("--hidden", type=int, default=64, help="width of the language model or transformer")
+    mini.add_argument("--max-tokens", type=count(1), help=tokens)
+    mini.add_argument("--layers", type=count(1), default=4, help="depth of the language model or transformer")
+    _add_seed(mini)
+
+
+def _add_paper(commands: Any) -> None:
+    text = "reproduce the paper's findings in miniature, over seeds, with intervals and verdicts: RESULTS.md"
+    paper = command(commands, "paper", _paper, text)
+    out, seeds = "folder; several machines that see it may share the work", "number of seeds; a later call may add more"
+    processes = "number of processes that work at once on this machine; one per core if not given"
+    paper.add_argument("--out", default="runs/paper", help=out)
+    paper.add_argument("--seeds", type=count(1), default=5, help=seeds)
+    paper.add_argument("--first", type=count(0), default=0, help="the first seed")
+    paper.add_argument("--processes", type=count(1), help=processes)
+
+
+def _add_seed(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--seed", type=count(0), default=0, help="seed of everything random")
+
+
+def _sprites(options: argparse.Namespace) -> None:
+    from ..datamodules.parallel import pool
+    from .world.rendered_sets import WorldSize, write_world
+
+    size = WorldSize(
+        train=options.train,
+        val=options.val,
+        benchmark_videos=options.benchmark_videos,
+        benchmark_pairs=options.benchmark_pairs,
+        captions=options.captions,
+        clips=options.clips,
+    )
+    progress = Progress()
+    with pool(options.workers) as workers:
+        for place in write_world(options.out, size, options.seed, workers):
+            progress(*place)
+
+
+def _miniature(options: argparse.Namespace) -> None:
+    from ..commands.lightning_cli import quiet
+    from .networks.pipelines import make_generator
+    from .networks.qwen import make_qwen
+    from .world.sprites import SCENES
+
+    quiet()
+    prompts = [scene.prompt for scene in SCENES]
+    shape = (options.family, prompts, options.hidden, options.layers)
+    if options.family in GENERATORS:
+        make_generator(options.out, *shape, max_tokens=options.max_tokens, seed=options.seed)
+        return
+    if options.max_tokens:
+        raise VideoAlignError("--max-tokens is for Wan and LTX pipelines; a reward model reads prompts of any length")
+    make_qwen(options.out, *shape, seed=options.seed)
+
+
+def _demo(options: argparse.Namespace) -> None:
+    from .study.demo import demo
+
+    demo(options.out, options.seed)
+
+
+def _paper(options: argparse.Namespace) -> None:
+    from .study.paper import paper
+
+    paper(options.out, options.seeds, options.first, options.processes)

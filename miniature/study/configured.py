@@ -1,0 +1,72 @@
+"""Settings of experiments, read by the Lightning CLI's parser before any work begins.
+
+A unit that trains may run an hour after the first one. A setting whose key an experiment does not take is refused when
+the units are built, not then.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ... import VideoAlignError
+from ...commands.lightning_cli import ExperimentCLI, run
+
+Settings = Mapping[str, Any]
+"""Dotted keys of an experiment's configuration, such as ``model.init_args.loss``, and their values."""
+
+
+def arguments(experiments: Sequence[str], settings: Settings) -> list[str]:
+    """Arguments of `videoalign fit`.
+
+    Args:
+        experiments: Names of files in experiments/sprites, without their ending; later ones override earlier ones.
+        settings: Settings that override the files.
+    """
+    configs = [part for name in experiments for part in ("--config", f"experiments/sprites/{name}.yaml")]
+    return ["fit", *configs, *(f"--{key}={value}" for key, value in settings.items())]
+
+
+class _Parsing(ExperimentCLI):
+    """Reads a configuration, and makes nothing of it."""
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Only fit: the parsers of the other three take most of the time."""
+        return {"fit": ExperimentCLI.subcommands()["fit"]}
+
+    def _set_seed(self) -> None:
+        """Parsing leaves the random numbers of this process as they are."""
+
+    def instantiate_classes(self) -> None:
+        """Nothing is made, so that no path needs to exist."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Nothing is run."""
+
+
+_sound: set[tuple[tuple[str, ...], frozenset[str]]] = set()
+
+
+def check(name: str, experiments: Sequence[str], settings: Settings) -> None:
+    """Refuse settings that an experiment does not take.
+
+    Keys are the same over seeds and sizes, so that each combination is parsed once (about a quarter of a second).
+
+    Args:
+        name: Name of the unit, for the message.
+        experiments: See :func:`arguments`.
+        settings: See :func:`arguments`.
+
+    Raises:
+        VideoAlignError: Which unit, which experiments, and what is wrong.
+    """
+    kind = (*experiments,), frozenset(settings)
+    if kind in _sound:
+        return
+    where = f"{name} (experiments/sprites, {' + '.join(experiments)})"
+    try:
+        config = run(arguments(experiments, settings), _Parsing).config["fit"]
+    except VideoAlignError as error:
+        raise VideoAlignError(f"{where}: {error}") from error
+    if unknown := [key for key in settings if key not in config]:  # the parser passes over them if their value is {}
+        raise VideoAlignError(f"{where}: there is no setting {unknown[0]}; correct its name")
+    _sound.add(kind)

@@ -1,0 +1,59 @@
+"""How much the loop trains and samples, and the record that keeps results of two sizes out of one folder."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ... import VideoAlignError
+from ...models.files import read_json, write_json
+from ..world.rendered_sets import WorldSize
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopSize:
+    """How long everything is trained and how much is sampled; the defaults take about eleven minutes on two cores."""
+
+    world: WorldSize = field(default_factory=WorldSize)
+    """Numbers of rendered samples."""
+    captions: int = 800
+    """Steps of caption pre-training."""
+    reward: int = 800
+    """Steps of the reward model."""
+    generated: int = 250
+    """Further steps of the reward model on pairs of generated clips."""
+    autoencoder: int = 400
+    """Steps of the autoencoder."""
+    generator: int = 1000
+    """Steps of the generator."""
+    noisy: int = 300
+    """Steps of the reward on noisy latents."""
+    align: int = 120
+    """Steps of each alignment algorithm."""
+    samples: int = 16
+    """Videos per prompt among which annotators rate pairs."""
+    rated: int = 900
+    """Pairs that they rate."""
+    fresh: int = 8
+    """Videos per prompt that the generator is aligned on."""
+    judged: int = 8
+    """Noises per prompt in a comparison."""
+
+
+def begin(out: Path, decides: dict[str, Any]) -> None:
+    """Refuse a folder that was begun with another size or seed: its results would not belong to the new ones.
+
+    Args:
+        out: Folder of all results.
+        decides: Everything that decides the results; kept in the folder's ``size.json``.
+
+    Raises:
+        VideoAlignError: What differs.
+    """
+    record, decides = out / "size.json", json.loads(json.dumps(decides))
+    if not record.exists():
+        write_json(record, decides)
+    elif (found := read_json(record, "a folder of results")) != decides:
+        keys = [key for key in {**found, **decides} if found.get(key) != decides.get(key)]
+        other = ", ".join(f"{key} {found.get(key)}, here {decides.get(key)}" for key in keys)
+        raise VideoAlignError(f"{out} was begun otherwise ({record}: {other}); name another --out")

@@ -1,0 +1,59 @@
+"""Settings of the study's trainings: a key that an experiment does not take is refused before any unit runs."""
+
+import pytest
+import torch
+
+from videoalign import VideoAlignError
+from videoalign.miniature.study import configured
+from videoalign.miniature.study.paper import Paper
+from videoalign.miniature.study.pipeline import Loop, LoopSize
+
+
+@pytest.fixture
+def loop(tmp_path):
+    return Loop(tmp_path, LoopSize(), 0)
+
+
+@pytest.mark.parametrize(
+    "key", ["model.init_args.netwrok.init_args.template", "trainer.max_step", "data.init_args.trian", "model__loss"]
+)
+def test_a_wrong_key_is_one_message_before_any_work(key, loop, tmp_path):
+    with pytest.raises(VideoAlignError, match=rf"rm/x \(experiments/sprites, reward_btt\): .*{key.split('.')[-1]}"):
+        loop.reward_model("rm/x", "training", {key: "plain_shared"})
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_wrong_key_of_nothing_is_refused_too(loop):
+    """The parser ignores it."""
+    with pytest.raises(VideoAlignError, match=r"rm/x .* no setting data.init_args.benchmark;"):
+        loop.reward_model("rm/x", "training", {"data.init_args.benchmark": {}})
+
+
+def test_a_wrong_value_is_refused_too(loop):
+    with pytest.raises(VideoAlignError, match=r"rm/x .*max_steps"):
+        loop.reward_model("rm/x", "training", {"trainer.max_steps": 0.5})
+
+
+def test_settings_that_tuning_will_choose_are_checked_before_it(tmp_path):
+    wrong = {"data.init_args.weigths": {"TA": 1.0}}
+    with pytest.raises(VideoAlignError, match=r"seed0/TA/dpo \(experiments/sprites, flow_sft \+ flow_dpo\): .*weigths"):
+        Paper(tmp_path, LoopSize(), 0, "seed0").trained("TA/dpo", "dpo", "preferred", settings=wrong)
+
+
+def test_each_combination_of_keys_is_parsed_once_and_draws_nothing(tmp_path, monkeypatch):
+    parsed, run = [], configured.run
+    monkeypatch.setattr(configured, "_sound", set())
+    monkeypatch.setattr(configured, "run", lambda args, kind: parsed.append(args) or run(args, kind))
+    before = torch.get_rng_state()
+    for seed in range(2):
+        Loop(tmp_path, LoopSize(), seed).base()
+    assert len(parsed) == 6 and torch.equal(before, torch.get_rng_state())
+    assert not list(tmp_path.iterdir())
+
+
+def test_settings_are_those_of_the_unit_over_the_common_ones(loop):
+    unit = loop.reward_model("rm/x", "training", {"seed_everything": 7, "trainer.max_steps": 5})
+    result, experiments, settings, export = unit.run.args
+    assert (result, experiments, export) == ("rm/x", ("reward_btt",), True) and unit.cost == 0.27 * 5
+    assert settings["seed_everything"] == 7 and settings["data.init_args.seed"] == 0
+    assert settings["trainer.logger.init_args.name"] == "rm/x"
