@@ -4,16 +4,18 @@ Only options are named here. What a command needs is imported when it runs, so t
 """
 
 import argparse
-from typing import Any
 
 from .. import VideoAlignError
-from ..commands.parsing import Progress, add_workers, command, count
+from ..bars import Progress
+from ..commands.parsing import Commands, add_out, add_seed, add_workers, command, count
 
+STAGES = "finished stages are kept; the same command goes on"
+"""What is left when one of the long commands is stopped."""
 GENERATORS = ("wan", "ltx")
 """Families of generators; the others are reward models' backbones."""
 
 
-def register(commands: Any) -> None:
+def register(commands: Commands) -> None:
     """Add the commands.
 
     Args:
@@ -22,16 +24,16 @@ def register(commands: Any) -> None:
     _add_sprites(commands)
     _add_miniature(commands)
     text = "the whole paper in miniature: world, reward model, generator, alignment, guidance, one report"
-    demo = command(commands, "demo", _demo, text)
+    demo = command(commands, "demo", _demo, text, STAGES)
     demo.add_argument("--out", default="runs/demo", help="folder; finished stages in it are not repeated")
-    _add_seed(demo)
+    add_seed(demo)
     _add_paper(commands)
 
 
-def _add_sprites(commands: Any) -> None:
+def _add_sprites(commands: Commands) -> None:
     text = "render the miniature world: rated pairs, two benchmarks, captioned clips"
     sprites = command(commands, "sprites", _sprites, text)
-    sprites.add_argument("--out", required=True, help="folder to write")
+    add_out(sprites)
     for name, value, text in (
         ("train", 6000, "number of rated pairs"),
         ("val", 400, "number of held-out pairs"),
@@ -41,36 +43,32 @@ def _add_sprites(commands: Any) -> None:
         ("clips", 4000, "number of clips to train a generator on"),
     ):
         sprites.add_argument(f"--{name}", type=count(1), default=value, help=text)
-    _add_seed(sprites)
+    add_seed(sprites)
     add_workers(sprites, 1)
 
 
-def _add_miniature(commands: Any) -> None:
+def _add_miniature(commands: Commands) -> None:
     text = "write a miniature folder with random weights: a Qwen-VL model, or a Wan or LTX pipeline"
     mini = command(commands, "miniature", _miniature, text)
     families = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", *GENERATORS)
     tokens = "longest prompt of a Wan or LTX pipeline, if not the family's"
-    mini.add_argument("--out", required=True, help="folder to write")
+    add_out(mini)
     mini.add_argument("--family", choices=families, default="qwen2_vl", help="architecture")
     mini.add_argument("--hidden", type=int, default=64, help="width of the language model or transformer")
     mini.add_argument("--max-tokens", type=count(1), help=tokens)
     mini.add_argument("--layers", type=count(1), default=4, help="depth of the language model or transformer")
-    _add_seed(mini)
+    add_seed(mini)
 
 
-def _add_paper(commands: Any) -> None:
+def _add_paper(commands: Commands) -> None:
     text = "reproduce the paper's findings in miniature, over seeds, with intervals and verdicts: RESULTS.md"
-    paper = command(commands, "paper", _paper, text)
+    paper = command(commands, "paper", _paper, text, STAGES)
     out, seeds = "folder; several machines that see it may share the work", "number of seeds; a later call may add more"
     processes = "number of processes that work at once on this machine; one per core if not given"
     paper.add_argument("--out", default="runs/paper", help=out)
     paper.add_argument("--seeds", type=count(1), default=5, help=seeds)
     paper.add_argument("--first", type=count(0), default=0, help="the first seed")
     paper.add_argument("--processes", type=count(1), help=processes)
-
-
-def _add_seed(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--seed", type=count(0), default=0, help="seed of everything random")
 
 
 def _sprites(options: argparse.Namespace) -> None:

@@ -14,7 +14,7 @@ from helpers import CLIP, clips_world, randn
 from videoalign import VideoAlignError
 from videoalign.datamodules.shards import ShardSet
 from videoalign.datamodules.video import decode
-from videoalign.miniature.world import sprites
+from videoalign.miniature.world import measurement, sprites
 from videoalign.miniature.world.oracle import FLAWS, Oracle, measure
 from videoalign.miniature.world.rendered_sets import GENERATED, generator_prompts, split_prompts
 from videoalign.miniature.world.sprites import (
