@@ -21,7 +21,9 @@ from videoalign.annotation.agreement import agreement, consistency, sources, wil
 from videoalign.annotation.overview import overview
 from videoalign.annotation.pairing import Pair, choose, split_prompts
 from videoalign.annotation.protocol import Decision, RatingProtocol, Vote, decide, flipped
-from videoalign.annotation.store import RefusedVote, StorageError, Store, new_round
+from videoalign.annotation.store import Store, new_round
+from videoalign.annotation.vote_file import StorageError
+from videoalign.annotation.voting import RefusedVote
 from videoalign.datamodules.shards import Content
 
 COLUMNS = ("VQ", "MQ", "TA")
@@ -624,7 +626,7 @@ def test_a_locked_file_says_so(store, monkeypatch):
     task = store.task(who)
     holder = sqlite3.connect(store.path, isolation_level=None, check_same_thread=False)
     holder.execute("BEGIN IMMEDIATE")
-    monkeypatch.setattr("videoalign.annotation.store.BUSY_MS", 100)
+    monkeypatch.setattr("videoalign.annotation.vote_file.BUSY_MS", 100)
     try:
         fresh = Store(store.path)  # reading waits for nobody
         assert fresh.task(who) == task and fresh.votes() == {}
@@ -641,7 +643,7 @@ def test_a_full_disk_stores_nothing_and_loses_nothing(store):
     who = person(store, "a")
     rate(store, who)
     task = store.task(who)
-    with store.engine.connect() as connection:
+    with store.file.engine.connect() as connection:
         pages = connection.exec_driver_sql("PRAGMA page_count").scalar()
         connection.rollback()
     with pytest.raises(StorageError, match="full"):
@@ -659,14 +661,14 @@ def fill(store, pages):
     def small(connection, _):
         connection.execute(f"PRAGMA max_page_count={pages}")
 
-    store.engine.dispose()
-    event.listen(store.engine, "connect", small)
+    store.file.engine.dispose()
+    event.listen(store.file.engine, "connect", small)
     try:
         for i in range(2000):
             store.invite("x" * 1000 + str(i))
     finally:
-        event.remove(store.engine, "connect", small)
-        store.engine.dispose()
+        event.remove(store.file.engine, "connect", small)
+        store.file.engine.dispose()
 
 
 def test_many_at_once_lose_nothing_and_do_nothing_twice(tmp_path):

@@ -20,15 +20,18 @@ from fastapi.testclient import TestClient
 from videoalign import VideoAlignError
 from videoalign.annotation import connections
 from videoalign.annotation.agreement import independent, sources, wilson
-from videoalign.annotation.commands import begin, server_of
-from videoalign.annotation.commands import serve as serve_command
+from videoalign.annotation.beginning import begin
+from videoalign.annotation.serving import serve as serve_command
+from videoalign.annotation.serving import server_of
 from videoalign.annotation.export import export, plain
 from videoalign.annotation.label_studio import import_label_studio
 from videoalign.annotation.names import Names
 from videoalign.annotation.pairing import Pair
 from videoalign.annotation.protocol import RatingProtocol
-from videoalign.annotation.server import host_of, make_app
-from videoalign.annotation.store import StorageError, Store, new_round
+from videoalign.annotation.request_guard import host_of
+from videoalign.annotation.server import make_app
+from videoalign.annotation.store import Store, new_round
+from videoalign.annotation.vote_file import StorageError
 from videoalign.cli import main
 from videoalign.datamodules.benchmark import Benchmark
 from videoalign.datamodules.shards import ShardSet, ShardWriter
@@ -685,8 +688,8 @@ def test_a_flag_after_a_review_counts_also_when_the_clock_was_set_back(round_, m
     store.vote(reviewer, store.task(reviewer).ticket, dict.fromkeys(COLUMNS, "same"))
     now = time.time()
     monkeypatch.setattr(time, "time", lambda: now - 86_400)
-    with store._writers.begin() as session:  # a hidden repetition on the screen
-        from videoalign.annotation.store import HoldRow
+    with store.file._writers.begin() as session:  # a hidden repetition on the screen
+        from videoalign.annotation.vote_tables import HoldRow
 
         session.query(HoldRow).delete()
         session.add(
@@ -700,7 +703,7 @@ def test_a_flag_after_a_review_counts_also_when_the_clock_was_set_back(round_, m
 def running(numbers, tmp_path, monkeypatch):
     """What `annotate serve` starts, in a thread: (port, store)."""
     kept = {}
-    monkeypatch.setattr("videoalign.annotation.commands.listen", lambda app, host, port: kept.update(app=app))
+    monkeypatch.setattr("videoalign.annotation.serving.listen", lambda app, host, port: kept.update(app=app))
     monkeypatch.setattr(connections, "READ_SECONDS", 0.6)
     monkeypatch.setattr(connections, "WRITE_SECONDS", 0.6)
     serve_command(str(numbers), str(tmp_path / "votes.db"), validation=0, benchmark=0, per_prompt=9)
@@ -827,7 +830,7 @@ def test_an_answer_that_nobody_reads_is_given_up(monkeypatch):
 )
 def test_the_server_answers_to_what_it_was_told(numbers, tmp_path, monkeypatch, capsys, options, allowed, noted):
     seen = []
-    monkeypatch.setattr("videoalign.annotation.commands.listen", lambda *given: None)
+    monkeypatch.setattr("videoalign.annotation.serving.listen", lambda *given: None)
     monkeypatch.setattr("videoalign.annotation.server.make_app", lambda *given: seen.append(given[-1]))
     main(
         [

@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from chrome import BROWSER, Chrome
 
 from videoalign import VideoAlignError
-from videoalign.annotation.commands import begin
+from videoalign.annotation.beginning import begin
 from videoalign.annotation.export import export
 from videoalign.annotation.label_studio import import_label_studio
 from videoalign.annotation.protocol import flipped
@@ -214,12 +214,12 @@ def test_a_file_that_cannot_be_written_says_that_nothing_was_stored(round_):
     store, client = round_
     token = store.invite("a")
     ticket = task_of(client, token)["ticket"]
-    with store.engine.connect() as connection:
+    with store.file.engine.connect() as connection:
         connection.exec_driver_sql("PRAGMA query_only=ON")
     try:
         answer = client.post(f"/a/{token}/vote", json={"ticket": ticket, "choices": GOOD})
     finally:
-        store.engine.dispose()
+        store.file.engine.dispose()
     assert answer.status_code == 503 and "nothing was stored" in answer.json()["error"]
     assert client.post(f"/a/{token}/vote", json={"ticket": ticket, "choices": GOOD}).status_code == 200
 
@@ -261,7 +261,7 @@ def test_a_locked_file_stores_nothing_and_says_so(round_, monkeypatch):
     token = store.invite("a")
     ticket = task_of(client, token)["ticket"]
     store.close()
-    monkeypatch.setattr("videoalign.annotation.store.BUSY_MS", 100)
+    monkeypatch.setattr("videoalign.annotation.vote_file.BUSY_MS", 100)
     holder = sqlite3.connect(store.path, isolation_level=None)
     holder.execute("BEGIN IMMEDIATE")
     try:
@@ -766,7 +766,7 @@ def judges(backbone, sampling, tmp_path_factory):
 @pytest.mark.parametrize("count", [1, 2])
 def test_what_models_know_least_of_is_rated_first(videos, judges, tmp_path, monkeypatch, capsys, count):
     db = tmp_path / "votes.db"
-    monkeypatch.setattr("videoalign.annotation.commands.listen", lambda app, host, port: None)
+    monkeypatch.setattr("videoalign.annotation.serving.listen", lambda app, host, port: None)
 
     def serve(models, *more):
         main(
@@ -834,7 +834,7 @@ def serve(videos, tmp_path):
 
 def test_a_guideline_of_ones_own_is_shown(videos, tmp_path, monkeypatch, capsys):
     path, apps = tmp_path / "guideline.yaml", []
-    monkeypatch.setattr("videoalign.annotation.commands.listen", lambda app, host, port: apps.append(app))
+    monkeypatch.setattr("videoalign.annotation.serving.listen", lambda app, host, port: apps.append(app))
     command = [*serve(videos, tmp_path), "--guideline", str(path)]
     part = {"title": "Looks", "question": "Which?", "points": ["fur", "<b>eyes</b>"], "good": "a cat", "bad": "a blur"}
     path.write_text(yaml.safe_dump([part]))
@@ -873,7 +873,7 @@ def test_without_the_extra_it_is_named(tmp_path):
 
 
 def test_others_are_let_in_with_a_warning(videos, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("videoalign.annotation.commands.listen", lambda app, host, port: None)
+    monkeypatch.setattr("videoalign.annotation.serving.listen", lambda app, host, port: None)
     for host, warned in (("127.0.0.1", False), ("localhost", False), ("0.0.0.0", True)):
         main([*serve(videos, tmp_path), "--host", host])
         assert ("unencrypted" in capsys.readouterr().err) is warned
