@@ -1,1 +1,1 @@
-"""Collecting preferences: pairs to rate, a page to rate them on, agreement, and export to pairs shards (VideoAlign, section 3.1)."""
+"""Collecting preferences (VideoAlign, section 3.1): pairs to rate, the page to rate them on, agreement, export."""

@@ -1,4 +1,4 @@
-"""How far annotators agree: with each other, with themselves, and what follows for the sources."""
+"""How far annotators agree with each other and with themselves, and how often each source wins."""
 
 import math
 from collections import Counter
@@ -12,47 +12,54 @@ from scipy import stats
 from .protocol import CHOICES, Vote
 
 PLACE = {"B": 0, "same": 1, "A": 2}
-"""Of a choice on the ordinal scale from B to A."""
+"""Place of each choice on the ordinal scale from B to A."""
 
 
 def agreement(votes: Mapping[int, Sequence[Vote]], column: str) -> dict[str, float]:
-    """Of the independent votes in one column.
+    """How far the independent votes in one column agree; votes with flags are left out.
+
+    Args:
+        votes: Votes by pair.
+        column: The column of choices.
 
     Returns:
-        ``alpha``: Krippendorff's, ordinal (NaN with fewer than two values in use or no pair with two votes). ``raw``: share of pairs of
-        votes on the same pair of videos that are equal. ``ties``: share of votes for "same". ``votes``: how many.
+        ``alpha``: Krippendorff's alpha on the ordinal scale. ``raw``: among all two votes on the same pair, the share
+        in which both are equal. ``ties``: share of votes for "same". ``votes``: number of votes. What nothing is known
+        about is NaN: agreement where no pair has two votes, alpha also where all votes are equal.
     """
     units = [
         [vote.choices[column] for vote in of_pair if not vote.review and not vote.flags and column in vote.choices]
         for of_pair in votes.values()
     ]
-    counts = np.array(
-        [[unit.count(choice) for choice in sorted(PLACE, key=PLACE.get)] for unit in units if len(unit) > 1]
-    )  # (pairs, 3)
     every = Counter(choice for unit in units for choice in unit)
     total = sum(every.values())
+    shares = {"ties": every["same"] / total if total else math.nan, "votes": total}
+    scale = sorted(PLACE, key=PLACE.get)
+    counts = np.array([[unit.count(choice) for choice in scale] for unit in units if len(unit) > 1])  # (pairs, 3)
     if not len(counts):
-        return {
-            "alpha": math.nan,
-            "raw": math.nan,
-            "ties": every["same"] / total if total else math.nan,
-            "votes": total,
-        }
+        return {"alpha": math.nan, "raw": math.nan, **shares}
     sizes = counts.sum(1)
     raw = (counts * (counts - 1)).sum() / (sizes * (sizes - 1)).sum()
-    used = (counts.sum(0) > 0).sum()
-    alpha = (
-        float(krippendorff.alpha(value_counts=counts, value_domain=[0, 1, 2], level_of_measurement="ordinal"))
-        if used > 1
-        else math.nan
-    )
-    return {"alpha": alpha, "raw": float(raw), "ties": every["same"] / total, "votes": total}
+    alpha = math.nan
+    if (counts.sum(0) > 0).sum() > 1:
+        ordinal = {"value_domain": [0, 1, 2], "level_of_measurement": "ordinal"}
+        alpha = float(krippendorff.alpha(value_counts=counts, **ordinal))
+    return {"alpha": alpha, "raw": float(raw), **shares}
 
 
 def consistency(
     first: Mapping[int, Sequence[Vote]], again: Mapping[int, Sequence[Vote]], columns: Sequence[str]
 ) -> dict[str, dict[str, Any]]:
-    """Share of equal choices between a person's vote on a pair and the repetition, by person."""
+    """How far people agree with themselves when a pair comes again.
+
+    Args:
+        first: First votes by pair.
+        again: Votes on repetitions by pair.
+        columns: The columns of choices.
+
+    Returns:
+        By person, the ``share`` of choices that are equal, and the number of ``choices`` that were compared.
+    """
     found: dict[str, list[bool]] = {}
     for pair, votes in again.items():
         before = {vote.annotator: vote for vote in first.get(pair, [])}
@@ -63,7 +70,12 @@ def consistency(
 
 
 def wilson(wins: float, count: float) -> tuple[float, float]:
-    """95 % interval of a share, by Wilson's score; (0, 1) of nothing."""
+    """95 % interval of a share by Wilson's score; (0, 1) where nothing was counted.
+
+    Args:
+        wins: Number of wins; may be a fraction.
+        count: Number of trials; may be a fraction.
+    """
     if not count:
         return 0.0, 1.0
     z = float(stats.norm.ppf(0.975))
@@ -74,10 +86,12 @@ def wilson(wins: float, count: float) -> tuple[float, float]:
 
 
 def independent(won: Mapping[str, Sequence[float]]) -> float:
-    """How many independent pairs tell as much as these: at most their number, fewer where pairs of a prompt go together.
+    """The number of independent pairs that would tell as much as these.
+
+    It is at most the number of pairs, and less where pairs of one prompt have similar results.
 
     Args:
-        won: What each pair was worth, by prompt.
+        won: The results of the pairs by prompt: 1 for a win, 0.5 for a tie, 0 for a loss.
     """
     count, prompts = sum(map(len, won.values())), len(won)
     share = sum(map(sum, won.values())) / count
@@ -90,13 +104,17 @@ def independent(won: Mapping[str, Sequence[float]]) -> float:
 def sources(
     labels: Sequence[tuple[str, str, dict[str, str]]], columns: Sequence[str], prompts: Sequence[str] | None = None
 ) -> dict[str, dict[str, dict[str, Any]]]:
-    """Win rates by source and column, a tie counting half.
+    """Win rates by source and column; a tie counts as half a win.
 
     Args:
-        labels: (source of A, source of B, choices by column) of decided pairs; those of one source compare nothing and are left out.
-        columns: What was chosen in.
-        prompts: The prompt of each pair: pairs of one prompt are not independent, which widens the intervals. Without them every pair
-            counts as a prompt of its own.
+        labels: Of each decided pair the source of A, the source of B, and the label in each column. Pairs of one source
+            compare nothing and are left out.
+        columns: The columns of choices.
+        prompts: The prompt of each pair. Pairs of one prompt are not independent, which widens the intervals; without
+            prompts all pairs count as independent.
+
+    Returns:
+        By source and column ``wins`` (a share), ``interval`` (of 95 %) and ``pairs`` (their number).
     """
     found: dict[str, dict[str, dict[str, list[float]]]] = {}
     worth = {"A": 1.0, "same": 0.5, "B": 0.0}

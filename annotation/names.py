@@ -1,9 +1,9 @@
-"""Which video of a set a name means that another program gave it: a path, an address, or one of our keys.
+"""Finding the video of a set that another program names by a path, an address, or a key of the set.
 
-A name fits a video by *path* where it ends in the path of the video's record, or is an end of that path; the longest end counts.
-It fits by *key* where its file name is ``KEY`` or ``KEY.mp4``, as files that were unpacked from shards are called. Numbered files
-look like keys, and one file name may stand in many folders. So where two readings mean different videos nothing is guessed, unless a
-folder agrees too: no key has one.
+A name fits a video by *path* where it ends in the path of the video's record, or is an end of that path; the longest
+end counts. It fits by *key* where its file name is ``KEY`` or ``KEY.mp4``, as files are called that were unpacked from
+shards. Numbered files look like keys, and one file name may occur in many folders. So nothing is guessed where two
+readings mean different videos, unless a folder agrees too: no key has one.
 """
 
 import base64
@@ -18,14 +18,15 @@ from urllib.parse import unquote, unquote_plus, urlsplit
 from .. import VideoAlignError
 
 NAMES = ("both", "paths", "keys", "files")
-"""What names are: the records' paths or keys (where only one of the two fits), paths, keys, or file names whatever the folder."""
+"""What names may be: paths or keys of the records (where only one of the two fits), paths alone, keys alone, or file
+names in whatever folder."""
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _PREFIX = re.compile(r"\A[0-9a-f]{8}-(?=.)")
-"""What Label Studio writes before the name of a file that is uploaded."""
+"""Prefix that Label Studio puts before the name of an uploaded file."""
 
 
 class Names:
-    """The videos of a set, to be looked up by names from elsewhere.
+    """The videos of a set, to be found by the names that another program gives them.
 
     Args:
         records: The videos' records by key.
@@ -46,15 +47,15 @@ class Names:
         self._example: dict[str, tuple[str, str]] = {}
 
     def find(self, name: str, where: str, prompt: str | None) -> set[str]:
-        """The video that a name means, by key; several only where one file was imported under several prompts.
+        """The key of the video that a name means; several keys only where one file was imported under several prompts.
 
         Args:
-            name: As the other program has it.
+            name: The name as the other program writes it.
             where: The place of the name, for messages.
-            prompt: The prompt that the other program has beside it, if any; videos of other prompts are not meant.
+            prompt: The prompt that the other program writes beside it, if any; videos of other prompts are not meant.
 
         Raises:
-            VideoAlignError: Where no video is meant, or it is not certain which one.
+            VideoAlignError: No video is meant, or it is not certain which one.
         """
         paths, keys, files = self._fits(name)
         if self.by != "both":
@@ -64,9 +65,10 @@ class Names:
         if any(meant):  # otherwise the caller's message about the prompt is the better one
             paths, keys, files = meant
         if keys and (others := (paths or files) - keys):
+            by_key, by_path = self._called(min(keys)), self._called(min(others))
             raise VideoAlignError(
-                f"{where}: {name!r} is the key of the video {self._called(min(keys))}, and the file name of {self._called(min(others))}; "
-                f"say with --names paths or --names keys what the names are{' (or --names files)' if not paths else ''}"
+                f"{where}: {name!r} is the key of the video {by_key}, and the file name of {by_path}; "
+                f"say with --names paths or --names keys what the names are{'' if paths else ' (or --names files)'}"
             )
         found = self._one(paths or keys, name, where, files)
         if paths != keys and (paths or found & self.paths.keys()):
@@ -74,16 +76,17 @@ class Names:
         return found
 
     def _of_one_kind(self, kind: str, where: str, name: str) -> None:
-        """Refuse names of which some fit by path alone and others by key alone: of these one kind fits by chance."""
+        """Refuse a mixture of names that fit only by path and names that fit only by key: one kind fits by chance."""
         self._example.setdefault(kind, (where, name))
         if len(self._example) == 2:
             (there, path), (here, key) = self._example["paths"], self._example["keys"]
             raise VideoAlignError(
-                f"{there}: {path!r} is a path of the set's records and no key, but {here}: {key!r} is a key and no path; names that are "
-                "of two kinds fit by chance. Say with --names paths or --names keys what they are"
+                f"{there}: {path!r} is a path of the set's records and no key, but {here}: {key!r} is a key and no "
+                "path; names that are of two kinds fit by chance. Say with --names paths or --names keys what they are"
             )
 
     def _one(self, found: set[str], name: str, where: str, files: set[str]) -> set[str]:
+        """Refuse a name that fits no video, or several; ``files``: what it fits by file name, for a hint."""
         if not found:
             stem = posixpath.splitext(posixpath.basename(name))[0]
             called = self._called(min(files)) if files else ""
@@ -92,14 +95,15 @@ class Names:
                 f"{where}: there is no video {stem!r} in the set, neither by path nor by key ({name!r}){hint}"
             )
         if len({tuple(self.paths.get(key, (key,))) for key in found}) > 1:
-            first, second = sorted(found)[:2]
+            first, second = (self._called(key) for key in sorted(found)[:2])
             raise VideoAlignError(
-                f"{where}: {name!r} fits {len(found)} videos, among them {self._called(first)} and {self._called(second)}; name videos by "
-                "paths that are unique, or by their keys"
+                f"{where}: {name!r} fits {len(found)} videos, among them {first} and {second}; name videos by paths "
+                "that are unique, or by their keys"
             )
         return found
 
     def _called(self, key: str) -> str:
+        """A video in a message: its key and path."""
         return f"{key!r} ({self.records[key]['path']})" if key in self.paths else repr(key)
 
     def _of_prompt(self, keys: set[str], prompt: str | None) -> set[str]:
@@ -130,27 +134,27 @@ class Names:
         return {key for key in (file, file.removesuffix(".mp4")) if key in self.records}
 
     def _by_path(self, reading: Sequence[str]) -> tuple[set[str], int]:
-        """Videos whose path is an end of the name's or the other way round, by the longest end only; and how long that is."""
+        """Videos whose path ends like the name, for the longest such end only; and its length in folders and file."""
         lengths = {}
         for key in self._files.get(reading[-1], set()):
             path = self.paths[key]
             length = min(len(path), len(reading))
             if path[-length:-1] == list(reading[-length:-1]):
-                # the very path is more than an end of it
+                # the whole path counts more than an end of it
                 lengths[key] = length, len(path) == len(reading)
         longest = max(lengths.values(), default=(0, False))
         return {key for key, length in lengths.items() if length == longest}, longest[0]
 
 
 def readings(name: str) -> list[list[str]]:
-    """The paths that a name may stand for, each as folders and a file name.
+    """The paths that a name may mean, each as folders and a file name.
 
     Percent-encoding and queries may be part of a file's name or not; both are tried.
     """
-    if "/local-files/?d=" in f"/{name}":  # a local file of Label Studio's
+    if "/local-files/?d=" in f"/{name}":  # Label Studio's address of a local file
         inner = name.partition("?d=")[2]
         texts = [inner, unquote(inner), unquote_plus(inner), unquote(inner.partition("&")[0])]
-    elif "?fileuri=" in name:  # its link to a file in a cloud
+    elif "?fileuri=" in name:  # Label Studio's address of a file in a cloud
         texts = [_decoded(unquote(name.partition("fileuri=")[2].partition("&")[0]))]
     elif _ADDRESS.match(name):
         address = urlsplit(name)
@@ -162,7 +166,7 @@ def readings(name: str) -> list[list[str]]:
 
 
 def parts(path: str) -> list[str]:
-    """Folders and file name of a path, accented letters in one spelling."""
+    """Folders and file name of a path, with accented letters in one encoding (NFC)."""
     plain = posixpath.normpath(unicodedata.normalize("NFC", path.strip().replace("\\", "/")))
     return [part for part in plain.split("/") if part not in ("", ".", "..")]
 

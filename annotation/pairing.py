@@ -18,7 +18,10 @@ class Pair:
     """Two videos of one prompt.
 
     Attributes:
-        keys, sources: of A and B. split: one of :data:`SPLITS`, the same for all pairs of a prompt.
+        prompt: The prompt of both.
+        keys: Keys of A and B.
+        sources: Sources of A and B.
+        split: One of :data:`SPLITS`, the same for all pairs of a prompt.
     """
 
     prompt: str
@@ -31,8 +34,12 @@ def split_prompts(prompts: Sequence[str], shares: Sequence[float], seed: int) ->
     """The split of each prompt; no prompt is in two.
 
     Args:
-        prompts: each once. shares: of validation and benchmark; the rest is for training. A share above 0 gets at least one
-            prompt. seed: of the draw.
+        prompts: The prompts, each once.
+        shares: Shares of validation and benchmark; the rest is for training. A share above 0 gets at least one prompt.
+        seed: Seed of the draw.
+
+    Raises:
+        VideoAlignError: The shares leave nothing for training, or there are too few prompts.
     """
     validation, benchmark = shares
     if min(shares) < 0 or sum(shares) >= 1:
@@ -57,25 +64,47 @@ def choose(
 ) -> list[Pair]:
     """Pairs to rate of a *videos* set, in a random order; the same for the same seed.
 
-    Prompts are split first. Within a prompt, pairs of sources that were met least often so far in its split come first, then videos
-    that were used least: so all pairs of sources, and all videos, are rated about equally often, in each split. No two videos meet twice.
+    Prompts are split first. Within a prompt, the pair comes first whose two sources were paired least often so far in
+    the split, and among equals the one whose videos were used least. So all pairs of sources, and all videos, are
+    rated about equally often in each split. No two videos are paired twice.
 
     Args:
-        contents: of the set; records name ``prompt`` and ``source``. per_prompt: pairs of each prompt, fewer where it has too few
-            videos. shares, seed: see :func:`split_prompts`.
+        contents: Contents of the set, whose records name ``prompt`` and ``source``.
+        per_prompt: Number of pairs of each prompt; fewer where it has too few videos.
+        shares: Shares of the prompts for validation and benchmark, see :func:`split_prompts`.
+        seed: Seed of the draw.
 
     Raises:
-        VideoAlignError: where no prompt has videos of two sources.
+        VideoAlignError: No prompt has videos of two sources.
     """
     if per_prompt < 1:
         raise VideoAlignError(f"pairs per prompt must be at least 1, got {per_prompt}")
+    rng = random.Random(f"{seed} pairs")
+    candidates = _candidates(contents, rng)
+    splits = split_prompts([prompt for prompt, pairs in candidates.items() if pairs], shares, seed)
+    paired, used = Counter(), Counter()
+    chosen: list[Pair] = []
+    # one pair of each prompt at a time: that is better balanced than all of one prompt after the other
+    for _ in range(per_prompt):
+        order = [prompt for prompt, pairs in candidates.items() if pairs]
+        rng.shuffle(order)
+        for prompt in order:
+            split = splits[prompt]
+            a, b = min(candidates[prompt], key=lambda p: (paired[_sources(*p, split)], used[p[0].key] + used[p[1].key]))
+            candidates[prompt].remove((a, b))
+            paired[_sources(a, b, split)] += 1
+            used.update((a.key, b.key))
+            a, b = (a, b) if rng.random() < 0.5 else (b, a)
+            chosen.append(Pair(prompt, (a.key, b.key), (_source(a), _source(b)), split))
+    rng.shuffle(chosen)
+    return chosen
+
+
+def _candidates(contents: Sequence[Content], rng: random.Random) -> dict[str, list[tuple[Content, Content]]]:
+    """All pairs of two sources, in a random order, by prompt."""
     of_prompt: dict[str, list[Content]] = {}
     for content in contents:
         of_prompt.setdefault(prompt_of(content.record, content.name), []).append(content)
-    rng = random.Random(f"{seed} pairs")
-    met, used = Counter(), Counter()
-    chosen: list[tuple[str, Content, Content]] = []
-    # from round to round, so that few pairs of every prompt are better balanced than all of one prompt after the other
     candidates = {}
     for prompt in sorted(of_prompt):
         group = sorted(of_prompt[prompt], key=lambda content: content.key)
@@ -84,24 +113,11 @@ def choose(
         candidates[prompt] = pairs
     if not any(candidates.values()):
         raise VideoAlignError("no prompt has videos of two different sources, so there is nothing to compare")
-    splits = split_prompts([prompt for prompt, pairs in candidates.items() if pairs], shares, seed)
-    for _ in range(per_prompt):
-        order = [prompt for prompt, pairs in candidates.items() if pairs]
-        rng.shuffle(order)
-        for prompt in order:
-            a, b = min(
-                candidates[prompt], key=lambda p: (met[_sources(*p, splits[prompt])], used[p[0].key] + used[p[1].key])
-            )
-            candidates[prompt].remove((a, b))
-            met[_sources(a, b, splits[prompt])] += 1
-            used.update((a.key, b.key))
-            chosen.append((prompt, *((a, b) if rng.random() < 0.5 else (b, a))))
-    rng.shuffle(chosen)
-    return [Pair(prompt, (a.key, b.key), (_source(a), _source(b)), splits[prompt]) for prompt, a, b in chosen]
+    return candidates
 
 
 def _source(content: Content) -> str:
-    """What made a video; without it nobody knows whether two are of different sources."""
+    """The model that made a video; without it nobody knows whether two videos have different sources."""
     source = content.record.get("source")
     if not isinstance(source, str) or not source:
         raise VideoAlignError(f"{content.name}: the record names no source, which pairs to rate must differ in")
@@ -109,4 +125,5 @@ def _source(content: Content) -> str:
 
 
 def _sources(a: Content, b: Content, split: str) -> tuple[str, ...]:
+    """The split and the two sources of a pair, whichever of them is A."""
     return (split, *sorted((_source(a), _source(b))))

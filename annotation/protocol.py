@@ -1,7 +1,7 @@
 """The rules of a round of annotation, and what votes decide (VideoAlign, section 3.1 and appendix G).
 
-Three annotators vote on a pair, each on its own. Where all agree, that is the label; where they differ, a reviewer's vote is. Pairs
-that somebody calls unsafe are dropped and counted.
+Three annotators vote on a pair independently. Where all agree, their choice is the label; where they differ, a
+reviewer's choice is. Pairs that somebody flags as unsafe are dropped and counted.
 """
 
 import math
@@ -16,31 +16,31 @@ from ..models.dimensions import DIMENSIONS
 
 CHOICES = ("A", "same", "B")
 OTHER = {"A": "B", "B": "A", "same": "same"}
-"""A choice when the sides are exchanged."""
+"""What a choice becomes when the sides are exchanged."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RatingProtocol:
-    """All numbers of a round."""
+    """The settings of a round, which ``--protocol`` reads from YAML."""
 
     votes: int = 3
     """Independent votes per pair."""
     overall: bool = False
-    """Ask for an overall choice too, as VideoGen-RewardBench does."""
+    """Whether to ask for an overall choice too, as VideoGen-RewardBench does."""
     scores: bool = False
-    """Ask for a 1-5 score of each video in each dimension, for regression."""
+    """Whether to ask for a score from 1 to 5 of each video in each dimension, to train regression on."""
     repeats: float = 0.05
-    """Share of an annotator's votes on pairs seen before, with sides exchanged: self-consistency."""
+    """Share of an annotator's votes on pairs seen before, with sides exchanged, which measure self-consistency."""
     repeat_after: int = 10
-    """Votes between a pair and its repetition, at least."""
+    """Least number of an annotator's votes between a pair and its repetition."""
     training_pass: float = 0.7
-    """Share of right choices in the training round with which real work begins; decided by the last round."""
+    """Share of right choices with which a training round is passed; below it the round is repeated."""
     unsafe_votes: int = 1
-    """Flags with which a pair is dropped as unsafe."""
+    """Number of people whose flags drop a pair as unsafe."""
     broken_votes: int = 1
-    """Flags with which a pair is dropped because a video does not play."""
+    """Number of people whose flags drop a pair because a video does not play."""
     hold_minutes: float = 30.0
-    """How long a pair is kept for who has it on the screen."""
+    """Minutes for which a pair is kept for the person who has it on the screen."""
 
     def __post_init__(self) -> None:
         whole = {name: getattr(self, name) for name in ("votes", "repeat_after", "unsafe_votes", "broken_votes")}
@@ -55,29 +55,38 @@ class RatingProtocol:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """What is chosen in."""
+        """The columns of choices: the dimensions, and overall where the protocol asks for it."""
         return COLUMNS if self.overall else DIMENSIONS
 
     @classmethod
     def of(cls, record: dict[str, Any]) -> "RatingProtocol":
-        """From JSON."""
+        """Read settings from JSON.
+
+        Raises:
+            VideoAlignError: A setting is unknown or makes no sense.
+        """
         try:
             return cls(**record)
         except TypeError as error:
             raise VideoAlignError(f"protocol: {error}") from None
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON."""
+        """The settings as JSON."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class Vote:
-    """What one annotator said of a pair, in the pair's own A and B whatever the screen showed.
+    """One person's vote on a pair, in the pair's own A and B whatever the screen showed.
 
     Attributes:
-        choices: by column. scores: by side and dimension, or nothing. flags: of ``unsafe`` and ``broken``.
-        review: a reviewer's. seconds: from the pair's appearance on.
+        annotator: Name of the person.
+        choices: The choice in each column.
+        scores: Scores from 1 to 5 by side and dimension, as far as there are any.
+        flags: Some of ``unsafe`` and ``broken``.
+        review: Whether a reviewer voted.
+        seconds: How long the pair was on the screen.
+        created: When the vote was stored, in seconds since 1970.
     """
 
     annotator: str
@@ -91,11 +100,11 @@ class Vote:
 
 @dataclass(frozen=True)
 class Decision:
-    """What a pair's votes amount to.
+    """What the votes on a pair decide.
 
     Attributes:
         state: ``open`` (votes are missing), ``review`` (they differ), ``done``, ``unsafe`` or ``broken``.
-        labels: by column where done.
+        labels: The label in each column where the state is ``done``; else empty.
     """
 
     state: str
@@ -103,17 +112,19 @@ class Decision:
 
 
 def decide(votes: Sequence[Vote], protocol: RatingProtocol, again: Sequence[Vote] = ()) -> Decision:
-    """The labels of a pair, or what is missing. Unanimous columns stand; of the others the reviewer's choice is final.
+    """The labels of a pair, or what is missing.
 
-    Enough people's flags drop a pair, a reviewer's at once; fewer bring it before the reviewer, as a disagreement does.
+    A column in which all agree has its label; in the others the reviewer's choice is final. Flags of enough people
+    drop a pair, and a reviewer's flag does so alone; fewer flags bring it before the reviewer, as a disagreement does.
 
     Args:
-        votes: standing ones. again: those on hidden repetitions. Their choices decide nothing, but who flags does not know that it
-            is one.
+        votes: First votes that were not taken back, in the order in which they came.
+        protocol: The rules.
+        again: Votes on hidden repetitions. Only their flags count, because nobody knows that it is a repetition.
     """
     first = [vote for vote in votes if not vote.review]
     last = next((vote for vote in reversed(votes) if vote.review), None)
-    # what was flagged before a review, the reviewer has decided
+    # the reviewer has already decided on flags that came before the review
     new = [vote for vote in (*first, *again) if last is None or vote.created > last.created]
     flags = Counter(flag for _, flag in {(vote.annotator, flag) for vote in new for flag in vote.flags})
     for flag, limit in (("unsafe", protocol.unsafe_votes), ("broken", protocol.broken_votes)):
@@ -137,5 +148,5 @@ def decide(votes: Sequence[Vote], protocol: RatingProtocol, again: Sequence[Vote
 
 
 def flipped(choices: dict[str, str]) -> dict[str, str]:
-    """Choices when the sides are exchanged."""
+    """The same choices after the sides were exchanged."""
     return {column: OTHER[choice] for column, choice in choices.items()}

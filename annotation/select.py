@@ -1,7 +1,7 @@
-"""Which pair is rated next: those of which a reward model knows least (active learning).
+"""Active learning: which pairs a reward model is least certain about, so that people rate these first.
 
-With one model, pairs whose probability of a tie is largest: it cannot tell which video is better. With two, pairs in which their
-rewards differ most: at least one of them is wrong.
+With one model, these are the pairs whose probability of a tie is largest: it cannot tell which video is better. With
+two models, they are the pairs whose rewards differ most between the models: at least one of the two is wrong.
 """
 
 import hashlib
@@ -18,15 +18,18 @@ from ..datamodules.shards import ShardSet
 from ..models.preference import probabilities
 
 THETA = 5.0
-"""Of a tie's probability (the paper's)."""
+"""The paper's tie parameter theta (Bradley-Terry with ties, :mod:`..models.preference`)."""
 
 
 def uncertainty(margins: Sequence[Tensor], scales: Sequence[Tensor]) -> Tensor:
-    """(N,) how much there is to learn from each pair.
+    """How much there is to learn from each pair.
 
     Args:
-        margins: of one or two models, (N, D) raw rewards of A minus those of B. scales: of each, (D,) deviations of the rewards: two
-            models are compared in these.
+        margins: For each of one or two models, (N, D) raw rewards of A minus those of B.
+        scales: For each model, (D,) standard deviations of its rewards; two models are compared in these units.
+
+    Returns:
+        (N,) values that are only comparable among the same models; the largest one marks the least certain pair.
     """
     if len(margins) == 1:
         return probabilities(margins[0], THETA)[..., 1].mean(1)
@@ -37,10 +40,14 @@ def uncertainty(margins: Sequence[Tensor], scales: Sequence[Tensor]) -> Tensor:
 def rank(
     models: Sequence[str], videos: ShardSet, ends: Sequence[tuple[str, str]], out: Path, device: str = "auto"
 ) -> Tensor:
-    """:func:`uncertainty` of pairs of a *videos* set.
+    """Score the videos of pairs, and return the pairs' :func:`uncertainty`.
 
     Args:
-        models: folders of one or two reward models. ends: keys of A and B. out: folder for rewards; an interrupted run goes on.
+        models: Folders of one or two reward models.
+        videos: The *videos* set.
+        ends: Keys of A and B of each pair.
+        out: Folder for the rewards; an interrupted run continues from them.
+        device: Device on which the models compute.
     """
     if not 1 <= len(models) <= 2:
         raise VideoAlignError(f"--model names {len(models)} reward models; one or two decide which pairs are uncertain")

@@ -1,5 +1,7 @@
-"""What a label is worth: reward models trained on few labels of the miniature world, chosen at random, by what the last one did not
-know, or by what it and another one disagreed in (:mod:`.select`).
+"""What a label is worth, measured in the miniature world.
+
+Reward models are trained on few labels. Which pairs are labelled is decided at random, by the uncertainty of the last
+model, or by the disagreement of the last two (:mod:`.select`).
 """
 
 import os
@@ -23,17 +25,21 @@ from ..models.intervals import Interval
 from .select import uncertainty
 
 LABELS = (150, 300, 600, 1200)
-"""Rated pairs that are paid for, in rounds."""
+"""Number of rated pairs after each round."""
 ORDERS = {"random": 0, "uncertain": 1, "disagreement": 2}
-"""Which pair next -> reward models that are asked."""
+"""Orders in which pairs are rated, and how many reward models each of them asks."""
 POOL = 2400
-"""Pairs that could be rated."""
+"""Number of pairs that could be rated."""
 
 
 class Simulation(Loop):
-    """The units of one seed.
+    """The units of work of one seed.
 
-    Args: see :class:`~videoalign.miniature.study.pipeline.Loop`. labels: of the rounds. pool: pairs that could be rated.
+    Args:
+        args: Arguments of :class:`~videoalign.miniature.study.pipeline.Loop`.
+        labels: Number of rated pairs after each round.
+        pool: Number of pairs that could be rated.
+        kwargs: Arguments of the same class by name.
     """
 
     def __init__(self, *args: Any, labels: Iterable[int] = LABELS, pool: int = POOL, **kwargs: Any) -> None:
@@ -41,54 +47,33 @@ class Simulation(Loop):
         self.labels, self.pool = tuple(labels), pool
 
     def units(self) -> list[Unit]:
-        """Choices, trainings and benchmarks of all orders."""
+        """The units that choose pairs, train and benchmark, for all orders."""
         made, ends = self.base(whole=False), []
         for order, asked in ORDERS.items():
             for round_, count in enumerate(self.labels):
                 # the first round has no model to ask: all orders begin alike
-                name = self._name(order, round_)
+                name, before = self._name(order, round_), []
                 if f"{self.place}{name}" in {unit.name for unit in made}:
                     continue
-                before = (
-                    [f"{self._name(order, round_ - 1)}{which}" for which in ("", "-second")[:asked]] if round_ else []
-                )
-                made.append(
-                    self.unit(
-                        f"{name}.txt",
-                        f"choosing {count} pairs: {order}",
-                        1 + 24 * len(before),
-                        ("world", *before),
-                        self._choose,
-                        name,
-                        count,
-                        before,
-                    )
-                )
-                made += [self._trained(name, order, count, ""), self._trained(name, order, count, "-second")]
-                made.append(
-                    self.unit(
-                        f"{name}.bench",
-                        f"benchmarking {name}",
-                        6,
-                        (name, "world"),
-                        self.bench,
-                        f"{name}.bench",
-                        name,
-                        ("world/recent",),
-                    )
-                )
+                if round_:
+                    before = [f"{self._name(order, round_ - 1)}{which}" for which in ("", "-second")[:asked]]
+                needs, cost = ("world", *before), 1 + 24 * len(before)
+                text, choice = f"choosing {count} pairs: {order}", (name, count, before)
+                made.append(self.unit(f"{name}.txt", text, cost, needs, self._choose, *choice))
+                made += [self._trained(name, order, count, which) for which in ("", "-second")]
+                text, bench = f"benchmarking {name}", (f"{name}.bench", name, ("world/recent",))
+                made.append(self.unit(f"{name}.bench", text, 6, (name, "world"), self.bench, *bench))
                 ends.append(f"{self.place}{name}.bench")
         return leading_to(made, ends)
 
     def _name(self, order: str, round_: int) -> str:
+        """Name of the reward model of a round; the first round is the same in all orders."""
         return f"active/{order if round_ else 'start'}-{self.labels[round_]}"
 
     def _trained(self, name: str, order: str, count: int, which: str) -> Unit:
         """A reward model on the pairs of a round; the second one differs from the first in its seed."""
-        steps, seed = (
-            max(1, round(self.size.reward * (count / self.size.world.train) ** 0.3)),
-            self.seed + 1000 * bool(which),
-        )
+        steps = max(1, round(self.size.reward * (count / self.size.world.train) ** 0.3))
+        seed = self.seed + 1000 * bool(which)
         trained = self.reward_model(
             f"{name}{which}",
             f"training a{which.replace('-', ' ')} reward model on {count} pairs: {order}",
@@ -105,11 +90,9 @@ class Simulation(Loop):
         return replace(trained, needs=(*trained.needs, f"{self.place}{name}.txt"))
 
     def _choose(self, name: str, count: int, models: list[str]) -> None:
-        """Write the keys of the pairs that are rated by now: a later round has all of an earlier one's."""
-        drawn = sorted(
-            (content.key for content in ShardSet(self.folder / "world/train").contents()),
-            key=lambda key: draw_seed(self.seed, "pool", key),
-        )[: self.pool]
+        """Write the keys of the pairs that are rated after a round, among them all of the round before."""
+        keys = [content.key for content in ShardSet(self.folder / "world/train").contents()]
+        drawn = sorted(keys, key=lambda key: draw_seed(self.seed, "pool", key))[: self.pool]
         chosen = drawn[:count]
         if models:
             chosen = (self.folder / f"{models[0]}.txt").read_text().split()
@@ -120,7 +103,7 @@ class Simulation(Loop):
         write_text(self.folder / f"{name}.txt", "\n".join(chosen))
 
     def _margins(self, model: str, keys: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
-        """(N, D) raw rewards of A minus those of B; (D,) deviations of the model's rewards."""
+        """(N, D) raw rewards of A minus those of B, and (D,) standard deviations of the model's rewards."""
         judge = RewardJudge(model=str(self.folder / model), batch_size=48, device="cpu")
         sides = [f"{key}.{side}" for key in keys for side in "ab"]
         shards = ShardSet(self.folder / "world/train")
@@ -128,7 +111,7 @@ class Simulation(Loop):
         return -raw.unflatten(0, (-1, 2)).diff(dim=1).squeeze(1), torch.tensor(judge.network.statistics.std)
 
     def found(self) -> dict[str, dict[int, float]]:
-        """Mean accuracy without ties over VQ, MQ and TA by order and number of labels."""
+        """Mean accuracy without ties over VQ, MQ and TA, by order and number of rated pairs."""
         result: dict[str, dict[int, float]] = {}
         for order in ORDERS:
             for round_, count in enumerate(self.labels):
@@ -139,22 +122,25 @@ class Simulation(Loop):
 
 
 def units(out: Path, size: LoopSize, seeds: int, labels: tuple[int, ...], pool: int) -> list[Unit]:
-    """All of all seeds."""
-    return [
-        unit
-        for seed in range(seeds)
-        for unit in Simulation(out, size, seed, f"seed{seed}", labels=labels, pool=pool).units()
-    ]
+    """The units of work of all seeds."""
+    simulations = (Simulation(out, size, seed, f"seed{seed}", labels=labels, pool=pool) for seed in range(seeds))
+    return [unit for simulation in simulations for unit in simulation.units()]
 
 
 def simulate(
     out: str, seeds: int = 3, size: LoopSize | None = None, labels: tuple[int, ...] = LABELS, pool: int = POOL
 ) -> dict[str, Any]:
-    """Train all orders on all seeds; print a table, and save it with a chart as ``OUT/simulation.json`` and ``.png``.
+    """Train reward models in all orders; print a table, and save it with a chart.
 
     Args:
-        out: folder; finished stages in it are not repeated. seeds: how many. size: of the world and the trainings.
-        labels, pool: see :data:`LABELS` and :data:`POOL`.
+        out: Folder of results, at last ``simulation.json`` and ``simulation.png``; finished stages are not repeated.
+        seeds: Number of seeds.
+        size: Size of the world and length of the trainings; None stands for the defaults.
+        labels: Number of rated pairs after each round.
+        pool: Number of pairs that could be rated.
+
+    Returns:
+        ``accuracy``: accuracies by order and number of rated pairs, one for each seed. ``seeds``: number of seeds.
     """
     folder, size = Path(out).resolve(), size or LoopSize()
     begin(folder, asdict(size))

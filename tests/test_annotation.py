@@ -6,6 +6,8 @@ import json
 import math
 import random
 import sqlite3
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -16,15 +18,17 @@ import krippendorff
 import numpy as np
 import pytest
 
+sys.path.insert(0, str(Path(__file__).parent))
+from annotation_helpers import COLUMNS, GOOD, in_pair, person, rate
 from videoalign import VideoAlignError
 from videoalign.annotation.agreement import agreement, consistency, sources, wilson
 from videoalign.annotation.overview import overview
 from videoalign.annotation.pairing import Pair, choose, split_prompts
 from videoalign.annotation.protocol import Decision, RatingProtocol, Vote, decide, flipped
-from videoalign.annotation.store import RefusedVote, StorageError, Store, new_round
+from videoalign.annotation.store import Store, new_round
+from videoalign.annotation.vote_file import StorageError
+from videoalign.annotation.voting import RefusedVote
 from videoalign.datamodules.shards import Content
-
-COLUMNS = ("VQ", "MQ", "TA")
 
 
 def content(key, prompt, source):
@@ -123,19 +127,14 @@ def test_of_columns_in_which_votes_differ_the_reviewer_decides():
 def test_an_unsafe_pair_is_dropped_unless_the_reviewer_says_otherwise():
     votes = [said("A", "A", "A"), said(flags=("unsafe",)), said("A", "A", "A")]
     assert decide(votes, RatingProtocol()) == Decision("unsafe", {})
-    assert (
-        decide(votes, RatingProtocol(unsafe_votes=2)).state == "review"
-    )  # too few for dropping it, too few for a label
+    # too few for dropping it, too few for a label
+    assert decide(votes, RatingProtocol(unsafe_votes=2)).state == "review"
     twice = [said("A", "A", "A"), said(flags=("unsafe", "unsafe")), said("A", "A", "A")]
     assert decide(twice, RatingProtocol(unsafe_votes=2)).state == "review"  # one person counts once
-    assert decide([*votes, said("A", "B", "A", review=True)], RatingProtocol()).labels == {
-        "VQ": "A",
-        "MQ": "B",
-        "TA": "A",
-    }
-    assert (
-        decide([said("A", "A", "A")] * 3 + [said(flags=("broken",), review=True)], RatingProtocol()).state == "broken"
-    )
+    reviewed = decide([*votes, said("A", "B", "A", review=True)], RatingProtocol())
+    assert reviewed.labels == {"VQ": "A", "MQ": "B", "TA": "A"}
+    broken = [said("A", "A", "A")] * 3 + [said(flags=("broken",), review=True)]
+    assert decide(broken, RatingProtocol()).state == "broken"
 
 
 def test_a_flag_on_a_repetition_counts_and_its_choices_do_not():
@@ -164,22 +163,17 @@ def test_a_vote_that_is_taken_back_after_the_review_opens_the_pair_again():
 
 def test_flipping_twice_is_nothing():
     choices = {"VQ": "A", "MQ": "same", "TA": "B"}
-    assert flipped(choices) == {"VQ": "B", "MQ": "same", "TA": "A"} and flipped(flipped(choices)) == choices
+    assert flipped(choices) == {"VQ": "B", "MQ": "same", "TA": "A"}
+    assert flipped(flipped(choices)) == choices
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"votes": 0},
-        {"votes": True},
-        {"overall": "no"},
-        {"scores": 1},
-        {"repeats": 1.0},
-        {"training_pass": 2},
-        {"hold_minutes": 0},
-        {"votes": 1.5},
-    ],
-)
+WRONG_RULES = [
+    {"votes": 0}, {"votes": True}, {"votes": 1.5}, {"overall": "no"}, {"scores": 1}, {"repeats": 1.0},
+    {"training_pass": 2}, {"hold_minutes": 0},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("wrong", WRONG_RULES)
 def test_rules_that_make_no_sense_are_refused(wrong):
     with pytest.raises(VideoAlignError, match="protocol"):
         RatingProtocol(**wrong)
@@ -198,16 +192,17 @@ def test_alpha_is_the_librarys_on_the_whole_matrix():
     matrix = [[rng.choice(["A", "same", "B", None]) for _ in range(40)] for _ in range(3)]
     votes = {i: [said(row[i], "A", "A") for row in matrix if row[i]] for i in range(40)}
     place = {"B": 0, "same": 1, "A": 2, None: np.nan}
-    expected = krippendorff.alpha(
-        np.array([[place[v] for v in row] for row in matrix], float), level_of_measurement="ordinal"
-    )
+    values = np.array([[place[v] for v in row] for row in matrix], float)
+    expected = krippendorff.alpha(values, level_of_measurement="ordinal")
     assert agreement(votes, "VQ")["alpha"] == pytest.approx(expected)
 
 
 def test_raw_agreement_by_counting():
     votes = {0: [said("A", "A", "A"), said("A", "A", "A"), said("B", "A", "A")], 1: [said("same", "A", "A")]}
     found = agreement(votes, "VQ")
-    assert found["raw"] == pytest.approx(1 / 3) and found["ties"] == pytest.approx(1 / 4) and found["votes"] == 4
+    assert found["raw"] == pytest.approx(1 / 3)
+    assert found["ties"] == pytest.approx(1 / 4)
+    assert found["votes"] == 4
 
 
 def test_a_reviewers_votes_are_not_independent_ones():
@@ -216,7 +211,8 @@ def test_a_reviewers_votes_are_not_independent_ones():
 
 
 def test_agreement_of_nothing_is_unknown():
-    assert math.isnan(agreement({}, "VQ")["alpha"]) and math.isnan(agreement({0: [said("A", "A", "A")]}, "VQ")["raw"])
+    assert math.isnan(agreement({}, "VQ")["alpha"])
+    assert math.isnan(agreement({0: [said("A", "A", "A")]}, "VQ")["raw"])
 
 
 def test_consistency_compares_a_person_with_itself():
@@ -226,19 +222,18 @@ def test_consistency_compares_a_person_with_itself():
 
 
 def test_wilson_of_textbook_numbers():
-    assert wilson(8, 10) == pytest.approx((0.4901625, 0.9433178), abs=1e-6) and wilson(0, 0) == (0.0, 1.0)
+    assert wilson(8, 10) == pytest.approx((0.4901625, 0.9433178), abs=1e-6)
+    assert wilson(0, 0) == (0.0, 1.0)
 
 
 def test_sources_win_and_lose_in_the_same_pairs():
     found = sources([("a", "b", {"VQ": "A"}), ("b", "a", {"VQ": "same"}), ("a", "c", {"VQ": "B"})], ("VQ",))
-    assert found["a"]["VQ"]["wins"] == pytest.approx(0.5) and found["b"]["VQ"]["wins"] == pytest.approx(0.25)
-    assert found["c"]["VQ"]["wins"] == 1.0 and found["a"]["VQ"]["pairs"] == 3
+    assert {source: row["VQ"]["wins"] for source, row in found.items()} == {"a": 0.5, "b": 0.25, "c": 1.0}
+    assert found["a"]["VQ"]["pairs"] == 3
     assert sources([("a", "a", {"VQ": "A"}), ("", "", {"VQ": "A"})], ("VQ",)) == {}  # nothing is compared
 
 
-# --- the file -----------------------------------------------------------------------------------------------------------
-
-GOOD = {"VQ": "A", "MQ": "same", "TA": "B"}
+# --- the file ---------------------------------------------------------------------------------------------------------
 
 
 def pairs(count):
@@ -256,22 +251,6 @@ def store(tmp_path):
     return begun(tmp_path / "votes.db", pairs(6), repeats=0.0)
 
 
-def person(store, name, role="annotator"):
-    return store.who(store.invite(name, role))
-
-
-def rate(store, who, choices=GOOD, **more):
-    task = store.task(who)
-    store.vote(who, task.ticket, choices, **more)
-    return task
-
-
-def in_pair(store, task, choices):
-    """Choices in the pair's own A and B."""
-    row = next(row for row in store.pairs() if row.id == task.pair_id)
-    return choices if task.left == row.key_a else flipped(choices)
-
-
 def test_votes_are_stored_in_the_pairs_own_sides(store):
     people = [person(store, name) for name in "abc"]
     expected = {}
@@ -280,7 +259,8 @@ def test_votes_are_stored_in_the_pairs_own_sides(store):
             task = rate(store, who)
             expected.setdefault(task.pair_id, []).append(in_pair(store, task, GOOD))
     found = {pair: [vote.choices for vote in votes] for pair, votes in store.votes().items()}
-    assert found == expected and len(found) == 6
+    assert found == expected
+    assert len(found) == 6
     assert any(vote != GOOD for votes in found.values() for vote in votes)  # sides do differ
 
 
@@ -288,7 +268,8 @@ def test_a_person_sees_the_same_pair_until_it_is_rated_and_never_again(store):
     who = person(store, "a")
     assert store.task(who) == store.task(who)
     seen = [rate(store, who).pair_id for _ in range(6)]
-    assert len(set(seen)) == 6 and store.task(who) is None
+    assert len(set(seen)) == 6
+    assert store.task(who) is None
 
 
 def test_no_more_votes_than_wanted_are_collected(store):
@@ -299,7 +280,8 @@ def test_no_more_votes_than_wanted_are_collected(store):
             if task:
                 store.vote(who, task.ticket, GOOD)
                 count += 1
-    assert count == 18 and all(len(votes) == 3 for votes in store.votes().values())
+    assert count == 18
+    assert all(len(votes) == 3 for votes in store.votes().values())
 
 
 def test_a_ticket_is_good_for_one_vote(store):
@@ -336,7 +318,8 @@ def test_what_is_no_vote_is_refused_and_leaves_nothing(store, choices, more):
     task = store.task(who)
     with pytest.raises(RefusedVote):
         store.vote(who, task.ticket, choices, **more)
-    assert store.votes() == {} and store.task(who) == task
+    assert store.votes() == {}
+    assert store.task(who) == task
 
 
 def test_undo_takes_the_last_vote_back_and_keeps_it_on_record(store):
@@ -344,7 +327,8 @@ def test_undo_takes_the_last_vote_back_and_keeps_it_on_record(store):
     first, second = rate(store, who), rate(store, who)
     assert store.undo(who)
     again = store.task(who)
-    assert (again.pair_id, again.left) == (second.pair_id, second.left) and again.ticket != second.ticket
+    assert (again.pair_id, again.left) == (second.pair_id, second.left)
+    assert again.ticket != second.ticket
     assert {*store.votes()} == {first.pair_id}
     store.vote(who, again.ticket, {**GOOD, "VQ": "B"})
     assert in_pair(store, again, {**GOOD, "VQ": "B"}) == store.votes()[second.pair_id][0].choices
@@ -358,7 +342,8 @@ def test_undo_of_nothing_is_nothing(store):
 
 def test_a_revoked_link_opens_nothing(store):
     token = store.invite("a")
-    assert store.who(token).name == "a" and store.who("x" + token[1:]) is None
+    assert store.who(token).name == "a"
+    assert store.who("x" + token[1:]) is None
     store.revoke("a")
     assert store.who(token) is None
     with pytest.raises(VideoAlignError, match="no annotator"):
@@ -383,11 +368,8 @@ def test_reviewers_see_what_is_disputed(store):
     for who in people:
         for _ in range(6):
             task = store.task(who)
-            store.vote(
-                who,
-                task.ticket,
-                in_pair(store, task, {**GOOD, "VQ": "A" if who.name != "c" or task.pair_id > 2 else "B"}),
-            )
+            choices = {**GOOD, "VQ": "B" if who.name == "c" and task.pair_id <= 2 else "A"}
+            store.vote(who, task.ticket, in_pair(store, task, choices))
     reviewer = person(store, "r", "reviewer")
     seen = []
     while task := store.task(reviewer):
@@ -411,8 +393,10 @@ def test_work_begins_when_the_training_round_is_passed(tmp_path):
             choices = in_pair(store, task, dict.fromkeys(COLUMNS, "B" if wrong else "A"))
             reference = store.vote(who, task.ticket, choices)
             assert (reference == choices) is not wrong
-    assert store.task(who).kind == "work" and not store.undo(who)  # the answers were shown: they stay
-    assert store.votes() == {} and len(store.decisions()) == 3  # training counts for nothing else
+    assert store.task(who).kind == "work"
+    assert not store.undo(who)  # the answers were shown: they stay
+    assert store.votes() == {}  # training counts for nothing else
+    assert len(store.decisions()) == 3
 
 
 def test_some_pairs_come_again_with_the_sides_exchanged(tmp_path):
@@ -434,12 +418,10 @@ def test_an_unsafe_pair_is_dropped_where_the_flag_came_on_a_repetition(tmp_path)
         store.vote(who, task.ticket, GOOD)
     assert store.decisions()[task.pair_id].state == "done"
     store.vote(who, task.ticket, {}, flags=["unsafe"])
-    assert (
-        store.decisions()[task.pair_id].state
-        == "unsafe"
-        == next(r.state for r in store.pairs() if r.id == task.pair_id)
-    )
-    assert store.undo(who) and store.decisions()[task.pair_id].state == "done"
+    assert store.decisions()[task.pair_id].state == "unsafe"
+    assert {row.id: row.state for row in store.pairs()}[task.pair_id] == "unsafe"
+    assert store.undo(who)
+    assert store.decisions()[task.pair_id].state == "done"
 
 
 def test_what_a_reviewer_has_decided_no_annotator_takes_back(tmp_path):
@@ -456,7 +438,8 @@ def test_what_a_reviewer_has_decided_no_annotator_takes_back(tmp_path):
     with pytest.raises(RefusedVote, match="a reviewer has decided"):
         store.undo(people[2])
     assert store.decisions()[1].labels == dict.fromkeys(COLUMNS, "same")
-    assert store.undo(reviewer) and store.undo(people[2])
+    assert store.undo(reviewer)
+    assert store.undo(people[2])
 
 
 def test_the_overview_leaves_flagged_votes_out_of_agreement_and_counts_training(tmp_path):
@@ -472,7 +455,9 @@ def test_the_overview_leaves_flagged_votes_out_of_agreement_and_counts_training(
     rate(store, b, GOOD)
     found = {row["name"]: row for row in overview(store.round())["people"]}
     assert {name: row["training"] for name, row in found.items()} == {"a": 2, "b": 1}
-    assert found["a"]["agrees"] is None and found["a"]["ties"] is None and found["b"]["ties"] == pytest.approx(1 / 3)
+    assert found["a"]["agrees"] is None
+    assert found["a"]["ties"] is None
+    assert found["b"]["ties"] == pytest.approx(1 / 3)
 
 
 def test_a_pair_that_was_left_on_a_screen_goes_to_somebody_else(tmp_path, monkeypatch):
@@ -527,8 +512,10 @@ def test_what_stands_beside_a_pair_is_what_its_votes_decide(tmp_path):
             seen.add(row.state)
         found = store.progress(who)
         assert found["open"] == sum(d.state == "open" for d in decisions.values())
-        assert found["review"] == sum(d.state == "review" for d in decisions.values()) and found["pairs"] == 8
-    assert seen == {"open", "review", "done", "unsafe"} and store.pairs()[0].state == "training"
+        assert found["review"] == sum(d.state == "review" for d in decisions.values())
+        assert found["pairs"] == 8
+    assert seen == {"open", "review", "done", "unsafe"}
+    assert store.pairs()[0].state == "training"
 
 
 def test_the_log_of_a_removed_file_does_not_come_back(store):
@@ -569,7 +556,8 @@ def test_what_was_dropped_does_not_come_again(tmp_path):
     while task := store.task(a):
         seen.append(task.pair_id)
         store.vote(a, task.ticket, GOOD)
-    assert len(seen) > 40 and first.pair_id not in seen
+    assert len(seen) > 40
+    assert first.pair_id not in seen
 
 
 def test_a_moment_of_the_round_fits_together(store):
@@ -578,10 +566,10 @@ def test_a_moment_of_the_round_fits_together(store):
         rate(store, who)
     found = store.round()
     rate(store, who)
-    assert (
-        sum(map(len, found.votes.values())) == len(found.history) == 3 and len(found.pairs) == len(found.decisions) == 6
-    )
-    assert [p["name"] for p in found.people] == ["a"] and found.protocol == store.protocol
+    assert sum(map(len, found.votes.values())) == len(found.history) == 3
+    assert len(found.pairs) == len(found.decisions) == 6
+    assert [p["name"] for p in found.people] == ["a"]
+    assert found.protocol == store.protocol
 
 
 def test_a_round_that_fails_to_begin_leaves_no_file(tmp_path):
@@ -624,10 +612,11 @@ def test_a_locked_file_says_so(store, monkeypatch):
     task = store.task(who)
     holder = sqlite3.connect(store.path, isolation_level=None, check_same_thread=False)
     holder.execute("BEGIN IMMEDIATE")
-    monkeypatch.setattr("videoalign.annotation.store.BUSY_MS", 100)
+    monkeypatch.setattr("videoalign.annotation.vote_file.BUSY_MS", 100)
     try:
         fresh = Store(store.path)  # reading waits for nobody
-        assert fresh.task(who) == task and fresh.votes() == {}
+        assert fresh.task(who) == task
+        assert fresh.votes() == {}
         with pytest.raises(StorageError, match="locked: another program"):
             fresh.vote(who, task.ticket, GOOD)
     finally:
@@ -641,13 +630,13 @@ def test_a_full_disk_stores_nothing_and_loses_nothing(store):
     who = person(store, "a")
     rate(store, who)
     task = store.task(who)
-    with store.engine.connect() as connection:
+    with store.file.engine.connect() as connection:
         pages = connection.exec_driver_sql("PRAGMA page_count").scalar()
         connection.rollback()
     with pytest.raises(StorageError, match="full"):
         fill(store, pages)
-    before = store.votes()
-    assert len(before) == 1 and store.task(who) == task
+    assert len(store.votes()) == 1
+    assert store.task(who) == task
     store.vote(who, task.ticket, GOOD)
     assert len(store.votes()) == 2
 
@@ -659,14 +648,14 @@ def fill(store, pages):
     def small(connection, _):
         connection.execute(f"PRAGMA max_page_count={pages}")
 
-    store.engine.dispose()
-    event.listen(store.engine, "connect", small)
+    store.file.engine.dispose()
+    event.listen(store.file.engine, "connect", small)
     try:
         for i in range(2000):
             store.invite("x" * 1000 + str(i))
     finally:
-        event.remove(store.engine, "connect", small)
-        store.engine.dispose()
+        event.remove(store.file.engine, "connect", small)
+        store.file.engine.dispose()
 
 
 def test_many_at_once_lose_nothing_and_do_nothing_twice(tmp_path):
@@ -687,7 +676,8 @@ def test_many_at_once_lose_nothing_and_do_nothing_twice(tmp_path):
     for thread in threads:
         thread.join()
     stored = [(vote.annotator, pair) for pair, votes in store.votes().items() for vote in votes]
-    assert len(acknowledged) == 60 and sorted(stored) == sorted(acknowledged)
+    assert len(acknowledged) == 60
+    assert sorted(stored) == sorted(acknowledged)
     assert all(len(votes) == 3 for votes in store.votes().values())
 
 
@@ -696,5 +686,18 @@ def test_progress_counts(store):
     rate(store, who)
     rate(store, who, choices={}, flags=["unsafe"])
     found = store.progress(who)
-    assert found["mine"] == 2 and found["last_hour"] == 2 and found["pairs"] == 6 and found["open"] == 5
-    assert json.dumps(found)
+    assert found == {"mine": 2, "last_hour": 2, "pairs": 6, "open": 5, "review": 0}
+
+
+def test_registering_the_commands_imports_nothing_heavy():
+    """`--help` names all commands, and must not wait for libraries that a command needs only when it runs."""
+    script = """
+import argparse, sys
+from videoalign.annotation.commands import register
+register(argparse.ArgumentParser().add_subparsers())
+print(*{"torch", "numpy", "sqlalchemy", "fastapi", "uvicorn", "krippendorff"} & sys.modules.keys())
+import videoalign.annotation.serving, videoalign.annotation.label_studio
+print(*{"transformers", "peft", "diffusers", "lightning"} & sys.modules.keys())
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["", ""]

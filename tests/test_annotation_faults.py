@@ -1,5 +1,6 @@
 """Annotation under wrong names, empty exports, hostile requests, files that vanish, and clocks that are set back."""
 
+import asyncio
 import base64
 import csv
 import json
@@ -7,9 +8,11 @@ import logging
 import os
 import socket
 import sqlite3
+import sys
 import threading
 import time
 from collections import Counter
+from pathlib import Path
 from types import SimpleNamespace
 
 import httpx
@@ -17,35 +20,26 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
+sys.path.insert(0, str(Path(__file__).parent))
+from annotation_helpers import COLUMNS, GOOD, annotate, ballot, in_pair, person, write_clips
 from videoalign import VideoAlignError
 from videoalign.annotation import connections
 from videoalign.annotation.agreement import independent, sources, wilson
-from videoalign.annotation.commands import begin, server_of
-from videoalign.annotation.commands import serve as serve_command
+from videoalign.annotation.beginning import begin
 from videoalign.annotation.export import export, plain
 from videoalign.annotation.label_studio import import_label_studio
 from videoalign.annotation.names import Names
 from videoalign.annotation.pairing import Pair
 from videoalign.annotation.protocol import RatingProtocol
-from videoalign.annotation.server import host_of, make_app
-from videoalign.annotation.store import StorageError, Store, new_round
-from videoalign.cli import main
+from videoalign.annotation.request_guard import host_of
+from videoalign.annotation.server import make_app
+from videoalign.annotation.serving import serve as serve_command
+from videoalign.annotation.serving import server_of
+from videoalign.annotation.store import Store, new_round
+from videoalign.annotation.vote_file import StorageError
+from videoalign.annotation.vote_tables import HoldRow
 from videoalign.datamodules.benchmark import Benchmark
-from videoalign.datamodules.shards import ShardSet, ShardWriter
-from videoalign.datamodules.video import encode
-
-COLUMNS = ("VQ", "MQ", "TA")
-GOOD = {"VQ": "A", "MQ": "same", "TA": "B"}
-
-
-def write_set(folder, rows):
-    """A set of grey clips: (key, path or None, prompt, source)."""
-    with ShardWriter(folder, "videos") as writer:
-        for number, (key, path, prompt, source) in enumerate(rows):
-            video = encode(np.full((4, 32, 32, 3), 20 * number % 250, np.uint8), 8)
-            record = {"prompt": prompt, "source": source, "fps": 8.0, "num_frames": 4}
-            writer.write(key, {"": video}, record | ({"path": path} if path else {}))
-    return folder
+from videoalign.datamodules.shards import ShardSet, sha256
 
 
 def numbered(count=6, folder="", prompt="a red circle"):
@@ -55,17 +49,15 @@ def numbered(count=6, folder="", prompt="a red circle"):
 
 @pytest.fixture(scope="module")
 def numbers(tmp_path_factory):
-    return write_set(tmp_path_factory.mktemp("numbers") / "set", numbered())
+    return write_clips(tmp_path_factory.mktemp("numbers") / "set", numbered())
 
 
 # --- names ------------------------------------------------------------------------------------------------------------
 
 
 def records(*rows):
-    return {
-        key: {"prompt": prompt, "source": source} | ({"path": path} if path else {})
-        for key, path, prompt, source in rows
-    }
+    named = {key: {"prompt": prompt, "source": source} for key, _, prompt, source in rows}
+    return {key: named[key] | ({"path": path} if path else {}) for key, path, _, _ in rows}
 
 
 TREE = records(
@@ -120,10 +112,8 @@ def test_a_name_means_the_video_with_the_longest_path_end_or_the_key(name, key):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        (
-            "/data/upload/1/ab12cd34-000007.mp4",
-            "is the key .*000007.* file name of .*--names",
-        ),  # in three folders, and a key
+        # in three folders, and a key
+        ("/data/upload/1/ab12cd34-000007.mp4", "is the key .*000007.* file name of .*--names"),
         ("000007.mp4", "is the key"),
         ("modelC/000007.mp4", "is the key"),
         ("nowhere.mp4", "no video 'nowhere'"),
@@ -162,9 +152,8 @@ def test_names_of_two_kinds_are_refused():
     with pytest.raises(VideoAlignError, match=r"task 1: '000000.mp4' is a path .* task 2: '000007.mp4' is a key"):
         names.find("000007.mp4", "task 2", None)
     mixed = Names(known | records(("0-gen", None, "p", "f")))  # a video without a path has no name but its key
-    assert mixed.find("000000.mp4", "task 1", None) == {"000002"} and mixed.find("0-gen.mp4", "task 2", None) == {
-        "0-gen"
-    }
+    assert mixed.find("000000.mp4", "task 1", None) == {"000002"}
+    assert mixed.find("0-gen.mp4", "task 2", None) == {"0-gen"}
 
 
 @pytest.mark.parametrize(("by", "key"), [("paths", "000004"), ("keys", "000002"), ("files", "000004")])
@@ -181,7 +170,7 @@ def test_file_names_alone_are_taken_where_asked():
         Names(known, "files").find("https://host/flat/2.mp4", "task 1", None)
 
 
-# --- exports of Label Studio --------------------------------------------------------------------------------------------
+# --- exports of Label Studio ------------------------------------------------------------------------------------------
 
 
 def said(who, choice="A", **more):
@@ -190,12 +179,8 @@ def said(who, choice="A", **more):
 
 
 def task(number, a, b, annotations, **more):
-    return {
-        "id": number,
-        "data": {"prompt": "a red circle", "video_a": a, "video_b": b},
-        "annotations": annotations,
-        **more,
-    }
+    data = {"prompt": "a red circle", "video_a": a, "video_b": b}
+    return {"id": number, "data": data, "annotations": annotations, **more}
 
 
 def bring(tmp_path, videos, tasks, **options):
@@ -213,48 +198,23 @@ def test_votes_on_numbered_files_go_to_nobody_until_one_says_what_the_numbers_ar
     numbers, tmp_path, names, sources, capsys
 ):
     path, db = tmp_path / "e.json", tmp_path / "votes.db"
-    path.write_text(
-        json.dumps(
-            [
-                task(
-                    1,
-                    "/data/upload/1/ab12cd34-000002.mp4",
-                    "/data/upload/1/ab12cd34-000005.mp4",
-                    [said(i) for i in (1, 2, 3)],
-                )
-            ]
-        )
-    )
-    command = [
-        "annotate",
-        "import-label-studio",
-        str(path),
-        "--videos",
-        str(numbers),
-        "--db",
-        str(db),
-        "--validation",
-        "0",
-        "--benchmark",
-        "0",
-    ]
+    a, b = ("/data/upload/1/ab12cd34-000002.mp4", "/data/upload/1/ab12cd34-000005.mp4")
+    path.write_text(json.dumps([task(1, a, b, [said(i) for i in (1, 2, 3)])]))
+    options = {"videos": numbers, "db": db, "validation": 0, "benchmark": 0}
     with pytest.raises(SystemExit):
-        main(command)
-    assert "task 1: '/data/upload/1/ab12cd34-000002.mp4' is the key of" in capsys.readouterr().err and not db.exists()
-    main([*command, "--names", names])
+        annotate("import-label-studio", path, **options)
+    assert f"task 1: '{a}' is the key of" in capsys.readouterr().err
+    assert not db.exists()
+    annotate("import-label-studio", path, **options, names=names)
     (row,) = Store(db).pairs()
-    assert (row.source_a, row.source_b) == sources and Store(db).decisions()[row.id].labels["VQ"] == "A"
+    assert (row.source_a, row.source_b) == sources
+    assert Store(db).decisions()[row.id].labels["VQ"] == "A"
 
 
 def test_one_file_under_two_prompts_needs_the_prompt(tmp_path):
-    rows = [
-        ("k1", "a.mp4", "cat", "x"),
-        ("k2", "b.mp4", "cat", "y"),
-        ("k3", "a.mp4", "dog", "x"),
-        ("k4", "b.mp4", "dog", "y"),
-        ("k5", "c.mp4", "dog", "z"),
-    ]
-    videos = write_set(tmp_path / "set", rows)
+    cats = [("k1", "a.mp4", "cat", "x"), ("k2", "b.mp4", "cat", "y")]
+    dogs = [("k3", "a.mp4", "dog", "x"), ("k4", "b.mp4", "dog", "y"), ("k5", "c.mp4", "dog", "z")]
+    videos = write_clips(tmp_path / "set", cats + dogs)
     tasks = [task(1, "a.mp4", "b.mp4", [said(1)])]
     del tasks[0]["data"]["prompt"]
     with pytest.raises(VideoAlignError, match=r"task 1: .* under several prompts, such as 'cat' and 'dog'"):
@@ -328,7 +288,9 @@ _SETS = {}
 def _plain(factory):
     """Six videos whose keys are their only names."""
     if "plain" not in _SETS:
-        _SETS["plain"] = write_set(factory.mktemp("plain") / "set", [(key, None, p, s) for key, _, p, s in numbered()])
+        _SETS["plain"] = write_clips(
+            factory.mktemp("plain") / "set", [(key, None, p, s) for key, _, p, s in numbered()]
+        )
     return _SETS["plain"]
 
 
@@ -336,7 +298,8 @@ def test_completions_of_label_studio_before_1_0_are_votes(tmp_path_factory, tmp_
     old = task(1, *KEYS, None, completions=[said(i, created_at=1600000000 + i) for i in (1, 2, 3)])
     del old["annotations"]
     found, store = bring(tmp_path, _plain(tmp_path_factory), [old])
-    assert found == {"pairs": 1, "votes": 3, "people": 3} and store.decisions()[1].labels == dict.fromkeys(COLUMNS, "A")
+    assert found == {"pairs": 1, "votes": 3, "people": 3}
+    assert store.decisions()[1].labels == dict.fromkeys(COLUMNS, "A")
 
 
 def test_a_task_that_occurs_twice_counts_once(tmp_path_factory, tmp_path):
@@ -346,14 +309,13 @@ def test_a_task_that_occurs_twice_counts_once(tmp_path_factory, tmp_path):
     found, store = bring(tmp_path, _plain(tmp_path_factory), tasks)
     assert found == {"pairs": 1, "votes": 3, "people": 3, "repeated": 6}
     round_ = store.round()
-    assert not round_.again and len(round_.history) == 3 and not any(vote["taken_back"] for vote in round_.history)
+    assert not round_.again
+    assert [vote["taken_back"] for vote in round_.history] == [None] * 3
 
 
 def test_what_a_person_said_again_later_takes_the_place_of_the_first(tmp_path_factory, tmp_path):
-    first, second = (
-        said(1, "A", id=1, created_at="2024-01-01T10:00:00Z"),
-        said(1, "B", id=2, created_at="2024-03-01T10:00:00+00:00"),
-    )
+    first = said(1, "A", id=1, created_at="2024-01-01T10:00:00Z")
+    second = said(1, "B", id=2, created_at="2024-03-01T10:00:00+00:00")
     same = said(2, "A", id=3, created_at="2024-01-01T10:00:00Z"), said(2, "A", id=4, created_at="2024-02-01T10:00:00Z")
     found, store = bring(tmp_path, _plain(tmp_path_factory), [task(1, *KEYS, [second, *same]), task(2, *KEYS, [first])])
     assert found == {"pairs": 1, "votes": 4, "people": 2}
@@ -370,26 +332,20 @@ def test_an_account_is_one_person_however_tasks_name_it(tmp_path_factory, tmp_pa
 def test_skipped_annotations_and_copies_are_told(tmp_path_factory, tmp_path, capsys):
     path = tmp_path / "e.json"
     path.write_text(json.dumps([task(1, *KEYS, [said(1), said(1), said(2, was_cancelled=True)])]))
-    main(
-        [
-            "annotate",
-            "import-label-studio",
-            str(path),
-            "--videos",
-            str(_plain(tmp_path_factory)),
-            "--db",
-            str(tmp_path / "v.db"),
-            "--validation",
-            "0",
-            "--benchmark",
-            "0",
-        ]
-    )
+    options = {"videos": _plain(tmp_path_factory), "db": tmp_path / "v.db", "validation": 0, "benchmark": 0}
+    annotate("import-label-studio", path, **options)
     out = capsys.readouterr().out
-    assert "1 pairs, 1 votes of 1 people" in out and "1 annotations that were skipped" in out and "1 copies" in out
+    assert "1 pairs, 1 votes of 1 people" in out
+    assert "1 annotations that were skipped" in out
+    assert "1 copies" in out
 
 
 # --- references and votes of another set ------------------------------------------------------------------------------
+
+
+def begin_with(videos, tmp_path, **options):
+    """A round without held-out prompts."""
+    return begin(str(videos), str(tmp_path / "votes.db"), validation=0, benchmark=0, **options)
 
 
 @pytest.mark.parametrize(
@@ -413,27 +369,23 @@ def test_skipped_annotations_and_copies_are_told(tmp_path_factory, tmp_path, cap
 def test_references_that_name_other_videos_or_columns_twice_are_refused(numbers, tmp_path, table, message):
     (tmp_path / "r.csv").write_text(table)
     with pytest.raises(VideoAlignError, match=message):
-        begin(str(numbers), str(tmp_path / "votes.db"), references=str(tmp_path / "r.csv"), validation=0, benchmark=0)
+        begin_with(numbers, tmp_path, references=str(tmp_path / "r.csv"))
     assert not (tmp_path / "votes.db").exists()
 
 
 def test_references_in_the_form_of_pairs_csv_are_read(numbers, tmp_path):
-    (tmp_path / "r.csv").write_text(
-        "key_A,key_B,prompt,A_model,B_model,VQ,,\n000002,000003,a red circle,model0,model1,A,,\n"
-    )
-    store = begin(
-        str(numbers), str(tmp_path / "votes.db"), references=str(tmp_path / "r.csv"), validation=0, benchmark=0
-    )
+    table = "key_A,key_B,prompt,A_model,B_model,VQ,,\n000002,000003,a red circle,model0,model1,A,,\n"
+    (tmp_path / "r.csv").write_text(table)
+    store = begin_with(numbers, tmp_path, references=str(tmp_path / "r.csv"))
     assert [row.key_b for row in store.pairs() if row.reference] == ["000003"]
 
 
 def test_votes_are_used_with_no_other_set_even_one_with_the_same_keys(numbers, tmp_path, capsys):
-    other = write_set(tmp_path / "other", numbered(prompt="a blue square"))
-    db = str(tmp_path / "votes.db")
-    begin(str(numbers), db, validation=0, benchmark=0)
-    for command in (["serve", "--port", "1"], ["export", "--out", str(tmp_path / "out")]):
+    other = write_clips(tmp_path / "other", numbered(prompt="a blue square"))
+    begin_with(numbers, tmp_path)
+    for command, options in (("serve", {"port": 1}), ("export", {"out": tmp_path / "out"})):
         with pytest.raises(SystemExit):
-            main(["annotate", *command, "--videos", str(other), "--db", db])
+            annotate(command, videos=other, db=tmp_path / "votes.db", **options)
         assert "is not the set that" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
@@ -442,7 +394,7 @@ def test_votes_are_used_with_no_other_set_even_one_with_the_same_keys(numbers, t
 
 
 def test_a_sources_interval_holds_the_truth_also_where_pairs_share_prompts():
-    """Ten pairs a prompt, each prompt with a chance of its own; taken for independent, they hold it in three of four cases."""
+    """Ten pairs of each prompt, which has a chance of its own: taken for independent, they hold it in 3 of 4 cases."""
     rng, held, plainly = np.random.default_rng(0), [], []
     for _ in range(400):
         chances = np.repeat(rng.beta(1.5, 1.5, 30), 10)
@@ -450,14 +402,15 @@ def test_a_sources_interval_holds_the_truth_also_where_pairs_share_prompts():
         for found, prompts in ((held, [str(i // 10) for i in range(300)]), (plainly, None)):
             low, high = sources(labels, ("VQ",), prompts)["a"]["VQ"]["interval"]
             found.append(low <= 0.5 <= high)
-    assert 0.92 < np.mean(held) < 0.98 and np.mean(plainly) < 0.85
+    assert 0.92 < np.mean(held) < 0.98
+    assert np.mean(plainly) < 0.85
 
 
 def test_pairs_that_say_the_same_are_worth_their_prompts():
-    assert independent({"p": [1.0] * 10}) == 1 and independent({"p": [1.0, 0.0], "q": [0.0, 1.0]}) == 4
-    assert independent({"p": [1.0] * 10, "q": [1.0]}) == 2 and independent(
-        {str(i): [float(i % 2)] for i in range(30)}
-    ) == pytest.approx(29)
+    assert independent({"p": [1.0] * 10}) == 1
+    assert independent({"p": [1.0, 0.0], "q": [0.0, 1.0]}) == 4
+    assert independent({"p": [1.0] * 10, "q": [1.0]}) == 2
+    assert independent({str(i): [float(i % 2)] for i in range(30)}) == pytest.approx(29)
     assert sources([("a", "b", {"VQ": "A"})] * 50, ("VQ",), ["p"] * 50)["a"]["VQ"]["interval"] == wilson(1, 1)
 
 
@@ -468,30 +421,23 @@ def test_pairs_that_say_the_same_are_worth_their_prompts():
     "text", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\n=1", " =1", "\uff1dcmd", '=HYPERLINK("http://x")']
 )
 def test_texts_that_spreadsheets_would_run_are_neutral_in_the_table_for_people_alone(tmp_path, text):
-    assert plain(text) == f"'{text}" and plain(f"a{text}") == f"a{text}" and plain("'quoted") == "'quoted"
+    assert plain(text) == f"'{text}"
+    assert plain(f"a{text}") == f"a{text}"
+    assert plain("'quoted") == "'quoted"
     prompt, sources = f"{text} a cat", (f"{text}1", f"{text}2")
-    videos = write_set(tmp_path / "set", [("a", None, prompt, sources[0]), ("b", None, prompt, sources[1])])
-    data = ShardSet(videos)
-    with new_round(
-        tmp_path / "v.db", [Pair(prompt, ("a", "b"), sources, "benchmark")], RatingProtocol(votes=1), _digest(videos)
-    ) as half:
+    videos = write_clips(tmp_path / "set", [("a", None, prompt, sources[0]), ("b", None, prompt, sources[1])])
+    pair, digest = Pair(prompt, ("a", "b"), sources, "benchmark"), sha256(videos / "index.json")
+    with new_round(tmp_path / "v.db", [pair], RatingProtocol(votes=1), digest) as half:
         half.invite("x")
         half.bring_in({1: [("x", dict.fromkeys(COLUMNS, "A"), [], 1.0)]})
-    export(Store(tmp_path / "v.db"), data, tmp_path / "out")
+    export(Store(tmp_path / "v.db"), ShardSet(videos), tmp_path / "out")
     with open(tmp_path / "out/decided.csv", newline="", encoding="utf-8-sig") as file:
         (row,) = csv.DictReader(file)
-    assert (row["prompt"], row["source_A"], row["source_B"]) == tuple(f"'{one}" for one in (prompt, *sources)) and row[
-        "VQ"
-    ] == "A"
+    assert (row["prompt"], row["source_A"], row["source_B"]) == tuple(f"'{one}" for one in (prompt, *sources))
+    assert row["VQ"] == "A"
     (kept,) = Benchmark(tmp_path / "out/benchmark").rows  # what programs read
     assert (kept["prompt"], kept["A_model"]) == (prompt, sources[0])
     assert {content.record["prompt"] for content in ShardSet(tmp_path / "out/benchmark").contents()} == {prompt}
-
-
-def _digest(folder):
-    from videoalign.datamodules.shards import sha256
-
-    return sha256(folder / "index.json")
 
 
 # --- the server -------------------------------------------------------------------------------------------------------
@@ -545,7 +491,8 @@ def test_a_host_that_the_server_was_not_told_is_served_nothing(round_, host):
     for path in ("/static/rate.js", "/overview/admin-secret", "/nothing"):
         assert client.get(path, headers={"host": host}).status_code == 400
     sent = {"ticket": before, "choices": GOOD}
-    assert client.post(f"/a/{token}/vote", json=sent, headers={"host": host}).status_code == 400 and store.votes() == {}
+    assert client.post(f"/a/{token}/vote", json=sent, headers={"host": host}).status_code == 400
+    assert store.votes() == {}
     assert client.post(f"/a/{token}/vote", json=sent, headers={"host": "rate.example"}).status_code == 200
 
 
@@ -593,11 +540,16 @@ def test_a_vote_that_is_none_is_refused_in_a_sentence_without_a_traceback(round_
     store, client = round_
     token = store.invite("a")
     if isinstance(body, str):
-        ticket = client.get(f"/a/{token}/task").json()["task"]["ticket"]
-        body = body.replace("%s", ticket, 1).replace("%s", json.dumps(GOOD)).encode("utf-8", "surrogatepass")
+        body = (
+            body.replace("%s", ballot(client, token)["ticket"], 1)
+            .replace("%s", json.dumps(GOOD))
+            .encode("utf-8", "surrogatepass")
+        )
     answer = client.post(f"/a/{token}/vote", content=body)  # raises where the server would log a traceback
     assert answer.status_code == status or (status == 4 and 400 <= answer.status_code < 500)
-    assert len(answer.json()["error"]) > 10 and store.votes() == {} and "Traceback" not in caplog.text
+    assert len(answer.json()["error"]) > 10
+    assert store.votes() == {}
+    assert "Traceback" not in caplog.text
 
 
 def swept(path):
@@ -626,11 +578,12 @@ def replaced(path):
 def test_a_vote_into_a_file_that_nobody_finds_again_is_not_acknowledged(round_, happens):
     store, client = round_
     token = store.invite("a")
-    sent = {"ticket": client.get(f"/a/{token}/task").json()["task"]["ticket"], "choices": GOOD}
+    sent = ballot(client, token)
     happens(store.path)
     names = sorted(path.name for path in store.path.parent.iterdir())
     answer = client.post(f"/a/{token}/vote", json=sent)
-    assert answer.status_code == 503 and "was deleted or replaced while it was in use" in answer.json()["error"]
+    assert answer.status_code == 503
+    assert "was deleted or replaced while it was in use" in answer.json()["error"]
     assert str(store.path) not in answer.text
     with pytest.raises(StorageError):
         store.invite("b")
@@ -640,17 +593,18 @@ def test_a_vote_into_a_file_that_nobody_finds_again_is_not_acknowledged(round_, 
 def test_a_file_that_is_put_back_goes_on(round_):
     store, client = round_
     token = store.invite("a")
-    sent = {"ticket": client.get(f"/a/{token}/task").json()["task"]["ticket"], "choices": GOOD}
+    sent = ballot(client, token)
     away = store.path.with_name("away.db")
     store.path.rename(away)
     assert client.get(f"/a/{token}/task").status_code == 503
     away.rename(store.path)
-    assert client.post(f"/a/{token}/vote", json=sent).status_code == 200 and len(Store(store.path).votes()) == 1
+    assert client.post(f"/a/{token}/vote", json=sent).status_code == 200
+    assert len(Store(store.path).votes()) == 1
 
 
 def test_a_clock_that_is_set_back_makes_no_time_negative_and_no_order_wrong(round_, monkeypatch):
     store, _ = round_
-    a, b = (store.who(store.invite(name)) for name in "ab")
+    a, b = (person(store, name) for name in "ab")
     now, steady = time.time(), time.monotonic()
     at = SimpleNamespace(wall=now, steady=steady)
     monkeypatch.setattr(time, "time", lambda: at.wall)
@@ -661,37 +615,32 @@ def test_a_clock_that_is_set_back_makes_no_time_negative_and_no_order_wrong(roun
     again = Store(store.path)  # a server that began later knows the wall's clock only
     again.vote(b, tickets[1], GOOD)
     first, second = again.round().history
-    assert first["seconds"] == 7 and second["seconds"] == 0 and second["created"] > first["created"]
+    assert (first["seconds"], second["seconds"]) == (7, 0)
+    assert second["created"] > first["created"]
     shown = again.task(a)
     at.wall -= 86_400
     again.task(b)
     at.wall += 60 * again.protocol.hold_minutes + 1  # held from the setting on, not for a day more
-    assert again.shown(a) == shown and again.task(again.who(again.invite("c"))) and again.shown(a) is None
+    assert again.shown(a) == shown
+    assert again.task(person(again, "c"))
+    assert again.shown(a) is None
 
 
 def test_a_flag_after_a_review_counts_also_when_the_clock_was_set_back(round_, monkeypatch):
     store, _ = round_
-    people = [store.who(store.invite(name)) for name in "abcd"]
-    reviewer = store.who(store.invite("r", "reviewer"))
+    people = [person(store, name) for name in "abcd"]
+    reviewer = person(store, "r", "reviewer")
     for who, choice in zip(people[:3], "ABA"):
         shown = store.task(who)
-        store.vote(
-            who,
-            shown.ticket,
-            dict.fromkeys(COLUMNS, choice if shown.left == store.pairs()[0].key_a else "AB"[choice == "A"]),
-        )
+        store.vote(who, shown.ticket, in_pair(store, shown, dict.fromkeys(COLUMNS, choice)))
     row = store.pairs()[0]
     assert row.state == "review"
     store.vote(reviewer, store.task(reviewer).ticket, dict.fromkeys(COLUMNS, "same"))
     now = time.time()
     monkeypatch.setattr(time, "time", lambda: now - 86_400)
-    with store._writers.begin() as session:  # a hidden repetition on the screen
-        from videoalign.annotation.store import HoldRow
-
-        session.query(HoldRow).delete()
-        session.add(
-            HoldRow(annotator_id=people[0].id, pair_id=row.id, occasion=1, swapped=False, ticket="t", since=now)
-        )
+    repetition = {"annotator_id": people[0].id, "pair_id": row.id, "occasion": 1, "swapped": False, "ticket": "t"}
+    store.file.write(lambda session: session.query(HoldRow).delete())
+    store.file.write(lambda session: session.add(HoldRow(**repetition, since=now)))
     store.vote(people[0], "t", {}, flags=["unsafe"])
     assert store.decisions()[row.id].state == "unsafe"
 
@@ -700,7 +649,7 @@ def test_a_flag_after_a_review_counts_also_when_the_clock_was_set_back(round_, m
 def running(numbers, tmp_path, monkeypatch):
     """What `annotate serve` starts, in a thread: (port, store)."""
     kept = {}
-    monkeypatch.setattr("videoalign.annotation.commands.listen", lambda app, host, port: kept.update(app=app))
+    monkeypatch.setattr("videoalign.annotation.serving.listen", lambda app, host, port: kept.update(app=app))
     monkeypatch.setattr(connections, "READ_SECONDS", 0.6)
     monkeypatch.setattr(connections, "WRITE_SECONDS", 0.6)
     serve_command(str(numbers), str(tmp_path / "votes.db"), validation=0, benchmark=0, per_prompt=9)
@@ -747,7 +696,9 @@ def test_a_request_that_does_not_come_to_its_end_is_closed(running, sent, caplog
             finally:
                 one.settimeout(5)
         assert 0.3 < time.monotonic() - start < 3
-    assert "Traceback" not in caplog.text and not [r for r in caplog.records if r.exc_info] and store.votes() == {}
+    assert "Traceback" not in caplog.text
+    assert not [record for record in caplog.records if record.exc_info]
+    assert store.votes() == {}
 
 
 def test_the_second_request_of_a_connection_is_waited_for_no_longer_than_the_first(running):
@@ -778,7 +729,8 @@ def test_the_served_application_knows_its_names(running):
     port, store = running
     token = store.invite("a")
     url = f"http://127.0.0.1:{port}/a/{token}"
-    assert httpx.get(url).status_code == 200 and httpx.get(url, headers={"host": "evil.example"}).status_code == 400
+    assert httpx.get(url).status_code == 200
+    assert httpx.get(url, headers={"host": "evil.example"}).status_code == 400
 
 
 class Stuck:
@@ -792,65 +744,47 @@ class Stuck:
 
 
 def test_an_answer_that_nobody_reads_is_given_up(monkeypatch):
-    import asyncio
-
     monkeypatch.setattr(connections, "WRITE_SECONDS", 0.05)
 
     async def wait(resumes):
         one = connections.Impatient.__new__(connections.Impatient)
-        one.transport, one.flow, one.loop = (
-            Stuck(),
-            SimpleNamespace(pause_writing=int, resume_writing=int),
-            asyncio.get_running_loop(),
-        )
+        one.transport, one.loop = Stuck(), asyncio.get_running_loop()
+        one.flow = SimpleNamespace(pause_writing=int, resume_writing=int)
         one.pause_writing()
         if resumes:
             one.resume_writing()
         await asyncio.sleep(0.15)
         return one.transport.aborted
 
-    assert asyncio.run(wait(False)) == 1 and asyncio.run(wait(True)) == 0
+    assert asyncio.run(wait(False)) == 1
+    assert asyncio.run(wait(True)) == 0
+
+
+LOCAL = {"127.0.0.1", "localhost", "[::1]"}
 
 
 @pytest.mark.parametrize(
-    ("options", "allowed", "noted"),
+    ("host", "allow_host", "more", "noted"),
     [
-        (("--host", "0.0.0.0"), {"127.0.0.1", "localhost", "[::1]"}, True),
-        (
-            ("--host", "0.0.0.0", "--allow-host", "Rate.example", "10.0.0.7:8000"),
-            {"127.0.0.1", "localhost", "[::1]", "rate.example", "10.0.0.7"},
-            False,
-        ),
-        (("--host", "::1"), {"127.0.0.1", "localhost", "[::1]"}, False),
-        (("--host", "box.lan"), {"127.0.0.1", "localhost", "[::1]", "box.lan"}, False),
+        ("0.0.0.0", [], set(), True),
+        ("0.0.0.0", ["Rate.example", "10.0.0.7:8000"], {"rate.example", "10.0.0.7"}, False),
+        ("::1", [], set(), False),
+        ("box.lan", [], {"box.lan"}, False),
     ],
 )
-def test_the_server_answers_to_what_it_was_told(numbers, tmp_path, monkeypatch, capsys, options, allowed, noted):
+def test_the_server_answers_to_what_it_was_told(numbers, tmp_path, monkeypatch, capsys, host, allow_host, more, noted):
     seen = []
-    monkeypatch.setattr("videoalign.annotation.commands.listen", lambda *given: None)
+    monkeypatch.setattr("videoalign.annotation.serving.listen", lambda *given: None)
     monkeypatch.setattr("videoalign.annotation.server.make_app", lambda *given: seen.append(given[-1]))
-    main(
-        [
-            "annotate",
-            "serve",
-            "--videos",
-            str(numbers),
-            "--db",
-            str(tmp_path / "votes.db"),
-            "--validation",
-            "0",
-            "--benchmark",
-            "0",
-            *options,
-        ]
-    )
-    assert seen == [allowed] and ("with --allow-host" in capsys.readouterr().err) is noted
+    options = {"videos": numbers, "db": tmp_path / "votes.db", "validation": 0, "benchmark": 0, "host": host}
+    annotate("serve", **options, **({"allow_host": allow_host} if allow_host else {}))
+    assert seen == [LOCAL | more]
+    assert ("with --allow-host" in capsys.readouterr().err) is noted
 
 
 @pytest.mark.parametrize("name", ["http://rate.example", "rate.example/path", "a b", "::1"])
 def test_what_is_no_name_of_a_host_is_refused(numbers, tmp_path, capsys, name):
     with pytest.raises(SystemExit):
-        main(["annotate", "serve", "--videos", str(numbers), "--db", str(tmp_path / "votes.db"), "--allow-host", name])
-    assert (
-        f"--allow-host {name} is no name of a host" in capsys.readouterr().err and not (tmp_path / "votes.db").exists()
-    )
+        annotate("serve", videos=numbers, db=tmp_path / "votes.db", allow_host=name)
+    assert f"--allow-host {name} is no name of a host" in capsys.readouterr().err
+    assert not (tmp_path / "votes.db").exists()
