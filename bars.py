@@ -52,9 +52,9 @@ class Bar(tqdm):
 
 
 class Progress:
-    """A bar for each kind of work that a function reports: call it with what is counted, how many are done, and of how many.
+    """Bars for a function that reports how far it is: one for each kind of work.
 
-    It is also where long work notices that it should stop.
+    Every report is also a moment at which long work notices that it should stop.
     """
 
     def __init__(self) -> None:

@@ -56,10 +56,9 @@ class Overview(argparse.ArgumentParser):
                 lines.append(
                     f"  {name:{width}}  {self.commands.choices[name].description.partition('. ')[0].rstrip('.')}"
                 )
-        lines += ["", f"{self.prog} COMMAND --help shows the options of a command,"]
-        lines += [
-            f"{self.prog} --version the version, {self.prog} --print-completion bash what completes commands in a shell."
-        ]
+        lines += ["", f"{self.prog} COMMAND --help          options of a command"]
+        lines += [f"{self.prog} --version                version of this program"]
+        lines += [f"{self.prog} --print-completion bash  script that completes commands in a shell (bash, zsh)"]
         return "\n".join(lines) + "\n"
 
 

@@ -11,36 +11,39 @@ from pathlib import Path
 from typing import Any
 
 from .. import VideoAlignError
-from ..commands.parsing import command, count
+from ..commands.parsing import STAGES, Commands, command, count, group
 
 EXTRA = ("fastapi", "jinja2", "krippendorff", "pydantic", "sqlalchemy", "starlette", "uvicorn")
 """Libraries that only `pip install 'videoalign[annotate]'` installs."""
+VOTES = "all votes are stored; the same command goes on"
+"""What is left when the server is stopped."""
 ROUND = ("per_prompt", "validation", "benchmark", "seed", "protocol", "references", "select", "model", "device")
 """Options of a new round; absent from the namespace where they are not given, so that the defaults are `begin`'s."""
 
 
-def register(commands: Any) -> None:
+def register(commands: Commands) -> None:
     """Add `annotate` and its commands.
 
     Args:
         commands: What ``add_subparsers`` of the command line's parser returned.
     """
     text = "collect preferences: pairs to rate, a page to rate them on, agreement, export"
-    group = command(commands, "annotate", None, text)
-    group = group.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    _add_serve(group)
-    _add_begin(group)
-    _add_import_label_studio(group)
-    _add_people(group)
-    _add_simulate(group)
-    _add_results(group)
+    people = group(commands, "annotate", text)
+    _add_serve(people)
+    _add_begin(people)
+    _add_import_label_studio(people)
+    _add_people(people)
+    _add_simulate(people)
+    _add_results(people)
 
 
 # --- options ----------------------------------------------------------------------------------------------------------
 
 
-def _add_serve(group: Any) -> None:
-    add = _round_options(command(group, "serve", _serve, "serve the page to rate on; begins the round if --db is new"))
+def _add_serve(people: Commands) -> None:
+    add = _round_options(
+        command(people, "serve", _serve, "serve the page to rate on; begins the round if --db is new", VOTES)
+    )
     add(
         "--host",
         default="127.0.0.1",
@@ -62,8 +65,8 @@ def _add_serve(group: Any) -> None:
     )
 
 
-def _add_begin(group: Any) -> None:
-    _round_options(command(group, "begin", _begin, "choose the pairs to rate, and write them to a new file of votes"))
+def _add_begin(people: Commands) -> None:
+    _round_options(command(people, "begin", _begin, "choose the pairs to rate, and write them to a new file of votes"))
 
 
 def _round_options(parser: argparse.ArgumentParser) -> Callable:
@@ -95,9 +98,9 @@ def _round_options(parser: argparse.ArgumentParser) -> Callable:
     return add
 
 
-def _add_import_label_studio(group: Any) -> None:
+def _add_import_label_studio(people: Commands) -> None:
     text = "read pairwise ratings that were collected in Label Studio into a new file of votes"
-    add = command(group, "import-label-studio", _import_label_studio, text).add_argument
+    add = command(people, "import-label-studio", _import_label_studio, text).add_argument
     add("file", help="export of the Label Studio project, as JSON")
     add("--videos", required=True, help="folder of the videos set that was rated")
     add("--db", required=True, help="file of votes (SQLite) to make")
@@ -120,8 +123,8 @@ def _add_import_label_studio(group: Any) -> None:
     add("--seed", type=count(0), default=0, help="seed of the choice of the held-out prompts")
 
 
-def _add_people(group: Any) -> None:
-    invited = command(group, "invite", _invite, "add a person to the round, and print the person's secret link")
+def _add_people(people: Commands) -> None:
+    invited = command(people, "invite", _invite, "add a person to the round, and print the person's secret link")
     invited.add_argument(
         "name", help="name of the person, which the overview shows; nobody else in the round may have it"
     )
@@ -132,22 +135,22 @@ def _add_people(group: Any) -> None:
         help="annotators vote; reviewers decide where votes differ",
     )
     invited.add_argument("--url", default="http://127.0.0.1:8000", help="address at which the page is served")
-    revoked = command(group, "revoke", _revoke, "make a person's link worthless; the person's votes stay")
+    revoked = command(people, "revoke", _revoke, "make a person's link worthless; the person's votes stay")
     revoked.add_argument("name", help="name under which the person was invited")
     for parser in (invited, revoked):
         parser.add_argument("--db", required=True, help="file of votes (SQLite)")
 
 
-def _add_simulate(group: Any) -> None:
+def _add_simulate(people: Commands) -> None:
     text = "measure in the miniature world what it is worth to rate uncertain pairs first"
-    add = command(group, "simulate", _simulate, text).add_argument
+    add = command(people, "simulate", _simulate, text, STAGES).add_argument
     add("--out", default="runs/simulation", help="folder of results; finished stages in it are not repeated")
     add("--seeds", type=count(1), default=3, help="number of seeds that are averaged")
 
 
-def _add_results(group: Any) -> None:
-    status = command(group, "status", _status, "print progress, agreement and people as JSON")
-    export = command(group, "export", _export, "write the decided pairs as shards, with a data card")
+def _add_results(people: Commands) -> None:
+    status = command(people, "status", _status, "print progress, agreement and people as JSON")
+    export = command(people, "export", _export, "write the decided pairs as shards, with a data card")
     for parser in (status, export):
         parser.add_argument("--db", required=True, help="file of votes (SQLite)")
     export.add_argument("--videos", required=True, help="folder of the videos set that was rated")

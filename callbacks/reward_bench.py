@@ -24,8 +24,9 @@ class RewardBench(L.Callback):
     """Scores each video of each benchmark once, joins the rated pairs on both videos, and reports accuracies.
 
     Needs a DataModule with benchmarks (:class:`~videoalign.datamodules.contracts.HasBenchmarks`), and a module whose
-    validation step returns ``rewards`` (:class:`~videoalign.datamodules.contracts.MeasuresStatistics`). Logs ``bench/NAME/accuracy/*``, ``bench/NAME/accuracy_with_ties/*`` and ``bench/NAME/tie_floor/*``, a
-    table and a bar chart in TensorBoard, and ``reward_bench/NAME.json`` in the run's folder.
+    validation step returns ``rewards`` (:class:`~videoalign.datamodules.contracts.MeasuresStatistics`). It logs
+    ``bench/NAME/accuracy/*``, ``bench/NAME/accuracy_with_ties/*`` and ``bench/NAME/tie_floor/*``, shows a table and a
+    bar chart in TensorBoard, and writes ``reward_bench/NAME.json`` in the run's folder.
 
     Args:
         out: Folder for the JSON files; ``reward_bench`` in the run's folder if not given.

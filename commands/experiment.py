@@ -1,7 +1,7 @@
 """`videoalign fit`, `validate`, `test`, `predict` and `compare`: what a YAML experiment describes.
 
-Their options are those of the classes that the YAML names, so Lightning's CLI parses them when the command runs. What is
-added here is what the overview and shell completion know of them.
+Their options are those of the classes that the YAML names, so Lightning's CLI parses them when the command runs. What
+is added here is what the overview and shell completion know of them.
 """
 
 from collections.abc import Mapping

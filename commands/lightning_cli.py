@@ -63,8 +63,13 @@ LONGEST = 1500
 """Characters of a message; some hold the whole configuration."""
 
 
-_LEAST = {"accumulate_grad_batches": 1, "check_val_every_n_epoch": 1, "val_check_interval": 1e-9, "gradient_clip_val": 0,
-          "log_every_n_steps": 0}  # fmt: skip
+_LEAST = {
+    "accumulate_grad_batches": 1,
+    "check_val_every_n_epoch": 1,
+    "val_check_interval": 1e-9,
+    "gradient_clip_val": 0,
+    "log_every_n_steps": 0,
+}
 """Least values of the trainer's numbers that Lightning does not check."""
 
 
@@ -113,7 +118,7 @@ class ExperimentCLI(LightningCLI):
             raise VideoAlignError(f"{key.partition('.')[2]}: this number does not fit into 64 bits; make it smaller")
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
-        """A trainer that ends at the next step when a signal asks for it, with a folder of its own and whole checkpoints.
+        """Make a trainer that stops at the next step after a signal, with its own folder and whole checkpoints.
 
         Raises:
             VideoAlignError: For numbers that Lightning takes, and then divides by or never comes to.
@@ -121,9 +126,8 @@ class ExperimentCLI(LightningCLI):
         for name, least in _LEAST.items():
             value = self._get(self.config_init, "trainer", default={}).get(name)
             if isinstance(value, int | float) and not value >= least:
-                raise VideoAlignError(
-                    f"trainer.{name} must be {f'at least {least}' if isinstance(least, int) else 'above 0'}, got {value}"
-                )
+                wanted = f"at least {least}" if isinstance(least, int) else "above 0"
+                raise VideoAlignError(f"trainer.{name} must be {wanted}, got {value}")
         return stoppable(own_folders(whole_checkpoints(super().instantiate_trainer(**kwargs))))
 
     def _parse_ckpt_path(self) -> None:

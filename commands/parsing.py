@@ -13,6 +13,7 @@ Commands = Any
 """What argparse's ``add_subparsers`` returns."""
 ANEW = "nothing half-written is left; the same command starts anew"
 GOES_ON = "what is finished is kept; the same command goes on"
+STAGES = "finished stages are kept; the same command goes on"
 """What is left of a command that is stopped."""
 
 
@@ -133,8 +134,9 @@ def add_judge(parser: argparse.ArgumentParser, devices: bool = True) -> None:
         add_devices(parser)
 
 
-JUDGE = ("model", "backbone", "template", "official_repo", "checkpoint_step", "dtype", "batch_size", "workers", "device",
-         "devices")  # fmt: skip
+JUDGE = ("model", "backbone", "template", "official_repo", "checkpoint_step", "dtype")
+JUDGE += ("batch_size", "workers", "device", "devices")
+"""Options that are arguments of :class:`.reward_judge.RewardJudge`."""
 
 
 def judge_of(options: argparse.Namespace) -> "RewardJudge":

@@ -7,10 +7,8 @@ import argparse
 
 from .. import VideoAlignError
 from ..bars import Progress
-from ..commands.parsing import Commands, add_out, add_seed, add_workers, command, count
+from ..commands.parsing import STAGES, Commands, add_out, add_seed, add_workers, command, count
 
-STAGES = "finished stages are kept; the same command goes on"
-"""What is left when one of the long commands is stopped."""
 GENERATORS = ("wan", "ltx")
 """Families of generators; the others are reward models' backbones."""
 

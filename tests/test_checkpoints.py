@@ -256,16 +256,24 @@ def run(world, every, averaged):
     folder = Path(out, f"{world}-{every}-{averaged}")
     network = VideoReward(backbone, "plain", FrameSampling(fps=4.0, min_pixels=0), language="full")
     model = RewardModel(network, loss="btt", optimizer=partial(torch.optim.SGD, lr=0.1), warmup=0.0)
-    seen, saves = Validated(), [Checkpoint(folder / name, every_n_train_steps=n) for name, n in (("a", every), ("b", 50))]
-    trainer = L.Trainer(accelerator="cpu", devices=world, strategy="ddp" if world > 1 else "auto", max_steps=3, val_check_interval=2,
-        check_val_every_n_epoch=None, logger=False, enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
-        use_distributed_sampler=False, callbacks=[seen, *saves, *([EMA(0.9)] if averaged else [])])
-    trainer.fit(model, VideoPairs(made + "/train", made + "/val", batch_size=4 // world, val_batch_size=2, workers=0, swap=False, shuffle_buffer=0))
+    seen = Validated()
+    saves = [Checkpoint(folder / name, every_n_train_steps=n) for name, n in (("a", every), ("b", 50))]
+    averages = [EMA(0.9)] if averaged else []
+    strategy = "ddp" if world > 1 else "auto"
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "num_sanity_val_steps": 0}
+    validated = {"val_check_interval": 2, "check_val_every_n_epoch": None, "use_distributed_sampler": False}
+    trainer = L.Trainer(accelerator="cpu", devices=world, strategy=strategy, max_steps=3,
+        callbacks=[seen, *saves, *averages], **validated, **quiet)
+    sizes = {"batch_size": 4 // world, "val_batch_size": 2}
+    data = VideoPairs(made + "/train", made + "/val", workers=0, swap=False, shuffle_buffer=0, **sizes)
+    trainer.fit(model, data)
     if trainer.is_global_zero:
         for name in "ab":
             last = torch.load(folder / name / "last.ckpt", weights_only=True)
-            print(json.dumps({"world": world, "every": every, "averaged": averaged, "steps": [last["global_step"], last["reward_statistics_step"]],
-                "validated": seen.mean, "saved": last["reward_statistics"], "kept": [network.statistics.mean, network.statistics.std]}))
+            kept = [network.statistics.mean, network.statistics.std]
+            steps = [last["global_step"], last["reward_statistics_step"]]
+            print(json.dumps({"world": world, "every": every, "averaged": averaged, "steps": steps,
+                "validated": seen.mean, "saved": last["reward_statistics"], "kept": kept}))
 
 for world in (1, 2):
     for every in (1, 100):
@@ -289,7 +297,7 @@ def rated(tmp_path_factory):
 
 @pytest.mark.slow
 def test_last_holds_the_statistics_of_its_own_weights(backbone, rated, tmp_path):
-    """Training ends at step 3, the last validation was at step 2; on one process and on two, with and without an average."""
+    """Training ends at step 3, the last validation was at step 2; one process and two, with an average and without."""
     done = forked(MEASURED, backbone, rated, tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     runs = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]

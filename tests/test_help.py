@@ -133,6 +133,9 @@ def test_completion_knows_every_command(shell, capsys):
                 assert action.option_strings[0] in script
 
 
+HEAVY = {"torch", "scipy", "lightning", "transformers", "matplotlib", "av", "webdataset", "sqlalchemy", "fastapi"}
+
+
 @pytest.mark.parametrize("args", [["--help"], ["shards", "info", "FOLDER"]], ids=["help", "info"])
 def test_light_commands_do_not_import_heavy_libraries(args, tmp_path):
     """Measured in seconds it would depend on the machine: what takes them is the import of torch, scipy and others."""
@@ -146,8 +149,7 @@ def test_light_commands_do_not_import_heavy_libraries(args, tmp_path):
         "import sys; from videoalign.cli import main\n"
         "try: main(sys.argv[1:])\n"
         "except SystemExit as end: assert not end.code, end.code\n"
-        "heavy = {'torch', 'scipy', 'lightning', 'transformers', 'matplotlib', 'av', 'webdataset', 'sqlalchemy', 'fastapi'}\n"
-        "print(heavy & set(sys.modules), file=sys.stderr)"
+        f"print({HEAVY} & set(sys.modules), file=sys.stderr)"
     )
     done = subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True, check=True)
     assert done.stderr.strip().endswith("set()"), done.stderr
