@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
+import chrome as chrome_module
 from annotation_helpers import GOOD, annotate, ballot, task_of, write_sprites
 from chrome import Chrome, needs_browser
 
@@ -312,3 +313,10 @@ def test_twenty_people_at_once_lose_nothing(served):
     assert not errors
     assert len(acknowledged) == 20 == sum(map(len, votes.values()))
     assert all(len({vote.annotator for vote in of_pair}) == 2 == len(of_pair) for of_pair in votes.values())
+
+
+def test_a_missing_browser_fails_where_one_is_required(monkeypatch):
+    """A skip in continuous integration would hide that nobody has tried the page."""
+    monkeypatch.setattr(chrome_module, "BROWSER", None)
+    with pytest.raises(pytest.fail.Exception, match="VIDEOALIGN_REQUIRE_BROWSER is set, but there is none"):
+        Chrome()
