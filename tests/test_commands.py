@@ -197,7 +197,7 @@ def test_commands_that_need_no_network_do_not_wait_for_one():
     """Annotation, checks and imports load neither transformers nor peft nor Lightning, which take seconds."""
     script = """
 import sys
-import videoalign.annotation.commands, videoalign.datamodules.import_benchmarks, videoalign.datamodules.verify
+import videoalign.annotation.serving, videoalign.datamodules.import_benchmarks, videoalign.datamodules.verify
 print(*{"transformers", "peft", "diffusers", "lightning"} & sys.modules.keys())
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

@@ -5,7 +5,6 @@ import io
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +13,7 @@ import textwrap
 import pytest
 from PIL import Image
 
+from chrome import BROWSER, needs_browser
 from videoalign import VideoAlignError
 from videoalign.annotation.simulate import Simulation
 from videoalign.datamodules.shards import ShardSet
@@ -178,13 +178,13 @@ def test_the_report_holds_every_section_and_sound_pictures(finished):
         image.load()
 
 
-@pytest.mark.skipif(not shutil.which("chromium"), reason="needs Chromium")
+@needs_browser
 def test_a_browser_shows_the_report(finished, tmp_path):
     out, _, _ = finished
     shot = tmp_path / "page.png"
     subprocess.run(
         [
-            "chromium",
+            BROWSER,
             "--headless",
             "--no-sandbox",
             "--disable-gpu",
