@@ -100,7 +100,7 @@ def reference_config(path: Path, generator: Path, data: Path, out: Path, model=N
     return predict_config(
         path,
         node(f"{ALIGNMENT}.CacheReference", generator=generator, **(model or {})),
-        node(f"{DATA}.reference.ReferenceDraws", **options),
+        node(f"{DATA}.reference_errors.ReferenceDraws", **options),
     )
 
 
