@@ -11,14 +11,14 @@ from typing import Any, NoReturn
 
 from . import EverywhereError, __version__, ranks, stopping
 from .annotation import commands as annotate
-from .commands import bench, convert, experiment, generate, score, shards
+from .commands import bench, convert, experiment, generate, score, shard_sets
 from .commands.parsing import ANEW
 from .errors import BUG, describe, lost_peer
 from .miniature import registration as miniature
 
 GROUPS = {
     "train and measure what a YAML experiment describes": (experiment,),
-    "collect and prepare data": (annotate, shards),
+    "collect and prepare data": (annotate, shard_sets),
     "use a reward model": (score, bench, convert),
     "use a generator": (generate,),
     "the paper in miniature, on a laptop": (miniature,),

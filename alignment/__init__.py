@@ -7,7 +7,7 @@ from .flow_dpo import FlowDPO
 from .flow_ipo import FlowIPO
 from .flow_rwr import FlowRWR
 from .flow_sft import FlowSFT
-from .generate import Generate
+from .generation import Generate
 from .noisy_reward_model import NoisyRewardModel
 from .reward_model import RewardModel
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .. import VideoAlignError
-from ..datamodules.shards import Content, ShardSet, sha256
+from ..datamodules.contents import Content
+from ..datamodules.shards import ShardSet, sha256
 from ..datamodules.video import coding
 from ..models.files import read_yaml
 from .pairing import choose

@@ -9,8 +9,9 @@ from typing import Any
 
 from .. import VideoAlignError
 from ..datamodules.benchmark import PAIRS
+from ..datamodules.contents import Content
 from ..datamodules.ratings import COLUMNS, share_table
-from ..datamodules.shards import Content, ShardSet, ShardWriter, sha256
+from ..datamodules.shards import ShardSet, ShardWriter, sha256
 from ..models.dimensions import DIMENSIONS
 from ..models.files import new_folder, write_json
 from .overview import overview

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from itertools import combinations
 
 from .. import VideoAlignError
+from ..datamodules.contents import Content
 from ..datamodules.ratings import prompt_of
-from ..datamodules.shards import Content
 
 SPLITS = ("train", "validation", "benchmark")
 

@@ -8,8 +8,8 @@ import csv
 from collections.abc import Mapping
 
 from .. import VideoAlignError
+from ..datamodules.contents import Content
 from ..datamodules.ratings import COLUMNS, prompt_of
-from ..datamodules.shards import Content
 from .pairing import Pair
 from .protocol import CHOICES, RatingProtocol
 

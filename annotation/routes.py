@@ -12,7 +12,7 @@ from fastapi.responses import HTMLResponse, Response
 from fastapi.templating import Jinja2Templates
 from pydantic import BaseModel, ConfigDict, Field
 
-from ..datamodules.shards import Content
+from ..datamodules.contents import Content
 from ..models.dimensions import DIMENSIONS
 from .guideline import Part
 from .overview import overview

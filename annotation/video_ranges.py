@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from starlette.responses import Response, StreamingResponse
 
-from ..datamodules.shards import Content
+from ..datamodules.contents import Content
 
 CHUNK = 1 << 18
 """Number of bytes that are read at once."""

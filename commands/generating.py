@@ -3,7 +3,7 @@
 import sys
 from typing import Any
 
-from ..alignment.generate import Generate
+from ..alignment.generation import Generate
 from ..callbacks.progress import PredictProgress
 from ..callbacks.write_parts import WriteParts
 from ..datamodules.prompts import Prompts

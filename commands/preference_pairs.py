@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from .. import VideoAlignError
+from ..datamodules.contents import Content
 from ..datamodules.latents import Weights
 from ..datamodules.ratings import WORDS
-from ..datamodules.shards import SIDES, Content, ShardSet, ShardWriter
+from ..datamodules.shards import SIDES, ShardSet, ShardWriter
 from ..models.dimensions import DIMENSIONS, OVERALL
 from ..models.files import claims_out
 from ..models.finite import require_finite

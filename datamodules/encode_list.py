@@ -13,10 +13,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from .. import VideoAlignError
+from .contents import Content, ShardError
 from .contracts import DescribesSamples, HasGenerator, require
 from .parts import Parts
 from .ratings import prompt_of
-from .shards import SIDES, Content, Index, ShardError, ShardSet, sha256
+from .shards import SIDES, Index, ShardSet, sha256
 from .stream import at_least, dealt, in_turn, own_share
 from .video import decode
 

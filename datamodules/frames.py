@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from ..models.frame_sampling import FrameSampling
+from .contents import RawSample, ShardError
 from .parallel import in_order
-from .shards import SIDES, RawSample, ShardError, ShardSet, ShardWriter
+from .shards import SIDES, ShardSet, ShardWriter
 from .video import decode
 
 

@@ -4,7 +4,7 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from .shards import ShardError
+from .contents import ShardError
 
 NULL = "null.safetensors"
 OF = {"pairs": ("a", "b"), "videos": ("video",)}

@@ -23,11 +23,12 @@ from torch import Tensor
 from .. import VideoAlignError
 from ..models.dimensions import DIMENSIONS
 from ..models.flow import draw_seed
+from .contents import Contents, RawSample, ShardError
 from .contracts import HasGenerator, HasReferenceErrors, require
 from .latent_files import NULL, OF, load_latents
 from .ratings import labels_of, prompt_of
 from .reference_errors import ReferenceErrors
-from .shards import Contents, RawSample, ShardError, ShardSet, sha256
+from .shards import ShardSet, sha256
 from .stream import FilledCollate, ShardLoader, ShardStream, Share, at_least, training_share
 
 

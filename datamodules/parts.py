@@ -18,7 +18,8 @@ from .. import VideoAlignError
 from ..models.files import check_free, read_json, settle, sweep, write_bytes, write_json
 from ..models.locks import Hold, beside, explained, held, real
 from ..models.renames import sync, take_name
-from .shards import Index, Shard, ShardError, sha256
+from .contents import ShardError
+from .shards import Index, Shard, sha256
 
 MAKING = "making.json"
 

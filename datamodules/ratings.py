@@ -4,7 +4,7 @@ import math
 from typing import TYPE_CHECKING
 
 from ..models.dimensions import DIMENSIONS, OVERALL
-from .shards import ShardError
+from .contents import ShardError
 
 if TYPE_CHECKING:
     from torch import Tensor

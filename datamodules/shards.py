@@ -31,7 +31,6 @@ import pyarrow as pa
 from ..models.dimensions import DIMENSIONS
 from ..models.files import new_folder, read_json, write_json
 from .contents import (
-    Content,
     Contents,
     RawSample,
     ShardError,
@@ -46,8 +45,6 @@ from .tables import sound_rows
 
 if TYPE_CHECKING:
     from webdataset import TarWriter
-
-__all__ = ["Content", "Contents", "Index", "RawSample", "Shard", "ShardError", "ShardSet", "ShardWriter", "sha256"]
 
 FORMAT, VERSION = "videoalign-shards", 2
 READ_VERSIONS = (1, VERSION)

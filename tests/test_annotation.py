@@ -28,7 +28,7 @@ from videoalign.annotation.protocol import Decision, RatingProtocol, Vote, decid
 from videoalign.annotation.store import Store, new_round
 from videoalign.annotation.vote_file import StorageError
 from videoalign.annotation.voting import RefusedVote
-from videoalign.datamodules.shards import Content
+from videoalign.datamodules.contents import Content
 
 
 def content(key, prompt, source):

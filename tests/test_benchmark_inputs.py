@@ -19,7 +19,8 @@ from bench_kit import RATED, encode_frames, samples, write
 from helpers import noise_clip
 from videoalign import VideoAlignError
 from videoalign.datamodules.benchmark import Benchmark
-from videoalign.datamodules.shards import ShardError, ShardSet
+from videoalign.datamodules.contents import ShardError
+from videoalign.datamodules.shards import ShardSet
 from videoalign.datamodules.stream import in_turn
 from videoalign.datamodules.video import decode
 from videoalign.datamodules.video_list import Listed, VideoList, by_length, videos_of

@@ -25,9 +25,10 @@ from generator_kit import (
 from helpers import call, tree
 from videoalign import VideoAlignError
 from videoalign.cli import main
+from videoalign.datamodules.contents import ShardError
 from videoalign.datamodules.encode_list import ClipSize
 from videoalign.datamodules.parts import Parts
-from videoalign.datamodules.shards import ShardError, ShardSet, ShardWriter
+from videoalign.datamodules.shards import ShardSet, ShardWriter
 from videoalign.datamodules.video import decode
 from videoalign.models.generator import Generator
 from videoalign.models.generator_folder import load_generator

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from forked import started
 from loading_kit import NAN, flip
 from videoalign import VideoAlignError
-from videoalign.alignment.generate import Generate
+from videoalign.alignment.generation import Generate
 from videoalign.models import LoRA, VideoReward
 from videoalign.models.checksums import check_seal, seal
 from videoalign.models.generator_folder import load_generator

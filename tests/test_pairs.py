@@ -12,9 +12,10 @@ from torch import Tensor
 
 from videoalign import VideoAlignError
 from videoalign.datamodules.benchmark import PAIRS
+from videoalign.datamodules.contents import RawSample, ShardError
 from videoalign.datamodules.frames import FrameReader, encode_frames
 from videoalign.datamodules.pairs import PairDecoder, Video, VideoCollate, VideoPair, VideoPairs
-from videoalign.datamodules.shards import RawSample, ShardError, ShardSet, ShardWriter
+from videoalign.datamodules.shards import ShardSet, ShardWriter
 from videoalign.datamodules.stream import Dropped, Item
 from videoalign.datamodules.verify import verify
 from videoalign.datamodules.video import encode

@@ -20,9 +20,10 @@ from shard_kit import GLANCE, SAMPLES, edit_index
 from videoalign import VideoAlignError
 from videoalign.cli import main
 from videoalign.datamodules.benchmark import PAIRS, Benchmark
+from videoalign.datamodules.contents import ShardError
 from videoalign.datamodules.frames import FrameReader, dump_frames, encode_frames
 from videoalign.datamodules.pairs import PairDecoder, VideoDecoder
-from videoalign.datamodules.shards import ShardError, ShardSet
+from videoalign.datamodules.shards import ShardSet
 from videoalign.datamodules.stream import Dropped, Item, ShardStream, Share
 from videoalign.datamodules.verify import open_damaged, verify
 from videoalign.datamodules.video import encode

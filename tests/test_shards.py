@@ -13,8 +13,9 @@ from shard_kit import GLANCE, SAMPLES, clip, edit_index, record, write_pairs, wr
 from videoalign import VideoAlignError
 from videoalign.cli import main
 from videoalign.datamodules.benchmark import PAIRS, Benchmark
+from videoalign.datamodules.contents import ShardError
 from videoalign.datamodules.info import info
-from videoalign.datamodules.shards import ShardError, ShardSet, ShardWriter
+from videoalign.datamodules.shards import ShardSet, ShardWriter
 from videoalign.datamodules.verify import open_damaged, verify
 
 # --- writing and reading --------------------------------------------------------------------------

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from videoalign import VideoAlignError
-from videoalign.datamodules.shards import RawSample, ShardSet, ShardWriter
+from videoalign.datamodules.contents import RawSample
+from videoalign.datamodules.shards import ShardSet, ShardWriter
 from videoalign.datamodules.stream import Dropped, Item, ShardLoader, ShardStream, Share, Slot, epoch_order, shuffled
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")

@@ -8,10 +8,11 @@ from typing import Any
 import lightning as L
 import torch
 
+from ...datamodules.contents import RawSample
 from ...datamodules.contracts import HasProcessor, require
 from ...datamodules.frames import FrameReader
 from ...datamodules.ratings import prompt_of
-from ...datamodules.shards import RawSample, ShardSet
+from ...datamodules.shards import ShardSet
 from ...datamodules.stream import Item, ShardLoader, ShardStream, at_least, separated, training_share
 from ...models.processor import RewardProcessor
 

@@ -7,8 +7,9 @@ from typing import Any
 import lightning as L
 import torch
 
+from ...datamodules.contents import RawSample
 from ...datamodules.encode_list import ClipSize
-from ...datamodules.shards import RawSample, ShardSet
+from ...datamodules.shards import ShardSet
 from ...datamodules.stream import Item, ShardLoader, ShardStream, at_least, separated, training_share
 from ...datamodules.video import decode
 

@@ -11,8 +11,9 @@ import numpy as np
 from ...callbacks.reward_bench import table as accuracy_table
 from ...callbacks.tensorboard import enlarge, gif
 from ...commands.comparison import COLUMNS
+from ...datamodules.contents import Content
 from ...datamodules.encode_list import clips_of
-from ...datamodules.shards import Content, ShardSet
+from ...datamodules.shards import ShardSet
 from ...models.dimensions import DIMENSIONS, OVERALL
 from ...models.files import read_json, write_text
 from ..world.sprites import FPS

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from ... import VideoAlignError
 from ...datamodules.benchmark import PAIRS
+from ...datamodules.contents import Content
 from ...datamodules.encode_list import clips_of
 from ...datamodules.ratings import COLUMNS
-from ...datamodules.shards import Content, ShardSet, ShardWriter
+from ...datamodules.shards import ShardSet, ShardWriter
 from ...models.dimensions import DIMENSIONS
 from .annotators import annotate
 from .oracle import Oracle
