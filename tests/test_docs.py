@@ -78,13 +78,12 @@ PARSED = sorted(
 
 
 def with_options(command, mark):
-    """A command with the options that its block is tested with; `fit --x 1` are options of `videoalign fit` alone."""
-    if mark[0] != "tested with" or not mark[1].startswith(("--", *(f"{name} --" for name in CONFIGURED))):
-        return command
-    first, _, rest = mark[1].partition(" ")
-    if first.startswith("--"):
-        return f"{command} {mark[1]}"
-    return f"{command} {rest}" if command.startswith(f"videoalign {first} ") else command
+    """A command with the options that its block is tested with: `fit --x 1; sprites --y 2`, or `--z 3` for every command."""
+    for part in mark[1].split("; ") if mark[0] == "tested with" else ():
+        name, dashes, options = part.partition("--")
+        if dashes and (not name or command.startswith(f"videoalign {name}")):
+            command = f"{command} --{options}"
+    return command
 
 
 def call(command):
@@ -130,7 +129,7 @@ def test_a_command_that_cannot_run_here_parses(page, command, capsys):
                 assert (ROOT / path).is_file(), f"{page}: there is no {path}"
             cli.main([*words, "--print_config"])
         else:
-            getattr(cli, "parser", None) or cli._parser().parse_args(words)
+            (getattr(cli, "parser", None) or cli._parser)().parse_args(words)
             raise SystemExit(0)
     assert not done.value.code, f"{page}: {command}\n{capsys.readouterr().err}"
 

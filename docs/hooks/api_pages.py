@@ -23,7 +23,7 @@ def _modules() -> list[str]:
     setup.read(ROOT / "setup.cfg")
     packages = [name.split(".")[1:] for name in setup["options"]["packages"].split()]
     packages.sort(key=lambda parts: (ORDER.index(parts[0]) if parts else len(ORDER), parts))
-    found = []
+    found = [""]  # the package itself
     for parts in packages:
         folder = ROOT.joinpath(*parts)
         found += [".".join(parts)] if parts else []
@@ -33,23 +33,22 @@ def _modules() -> list[str]:
 
 
 def _page(module: str) -> str:
-    return f"reference/api/{module}.md"
+    return f"reference/api/{module or 'videoalign'}.md"
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Copy the package's files, and put its modules into the navigation."""
     shutil.rmtree(COPY, ignore_errors=True)
     COPY.mkdir(parents=True)
-    shutil.copy(ROOT / "__init__.py", COPY)
     tree: dict[str, list] = {}
     for module in _modules():
-        source = ROOT.joinpath(*module.split("."))
+        source = ROOT.joinpath(*module.split(".")) if module else ROOT
         source = source / "__init__.py" if source.is_dir() else source.with_suffix(".py")
         target = COPY / source.relative_to(ROOT)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(source, target)
         top = module.split(".")[0]
-        tree.setdefault(top if top in ORDER else "the top level", []).append({module: _page(module)})
+        tree.setdefault(top if top in ORDER else "videoalign", []).append({module or "videoalign": _page(module)})
     reference = next(entry for entry in config.nav if "Reference" in entry)["Reference"]
     reference.append({SECTION: [{name: pages} for name, pages in tree.items()]})
     return config
@@ -58,7 +57,8 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Generate the pages."""
     for module in _modules():
-        text = f"# {module}\n\n::: videoalign.{module}\n"
+        # mkdocstrings makes no heading of its own for a module, so the anchor that links lead to is set here
+        path = f"videoalign.{module}" if module else "videoalign"
+        text = f"# {module or 'videoalign'} {{ #{path} }}\n\n::: {path}\n"
         files.append(File.generated(config, _page(module), content=text))
     return files
-

@@ -10,7 +10,9 @@ from mkdocs.structure.pages import Page
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = {"RESULTS.md": "all_results.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
 """Pages by the name of their file in the root."""
-_SOURCE = re.compile(r"\]\((?:\.\./)+((?:models|datamodules|callbacks|alignment|commands|miniature|annotation)/[\w/]+)\.py\)")
+_SOURCE = re.compile(
+    r"\]\((?:\.\./)+((?:models|datamodules|callbacks|alignment|commands|miniature|annotation)/[\w/]+)\.py\)"
+)
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:

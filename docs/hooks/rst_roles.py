@@ -6,7 +6,10 @@ import textwrap
 import griffe
 
 _ROLE = re.compile(r":(?:py:)?(\w+):`(~?)([^`<]+?)(?:\s*<([^>`]+)>)?`")
-_MATH_BLOCK = re.compile(r"^(?P<indent>[ \t]*)\.\. math::(?P<rest>(?:[ \t]*\S[^\n]*)?\n?(?:(?:(?P=indent)[ \t]+\S[^\n]*|[ \t]*)(?:\n|$))*)", re.M)
+_MATH_BLOCK = re.compile(
+    r"^(?P<indent>[ \t]*)\.\. math::(?P<rest>(?:[ \t]*\S[^\n]*)?\n?(?:(?:(?P=indent)[ \t]+\S[^\n]*|[ \t]*)(?:\n|$))*)",
+    re.M,
+)
 
 
 class Roles(griffe.Extension):
