@@ -1,4 +1,4 @@
-"""What README and docs say: commands run or parse, links lead somewhere, every experiment is mentioned, snippets work."""
+"""What README and docs say: commands run or parse, links lead somewhere, every experiment is mentioned."""
 
 import contextlib
 import io
@@ -78,7 +78,7 @@ PARSED = sorted(
 
 
 def with_options(command, mark):
-    """A command with the options that its block is tested with: `fit --x 1; sprites --y 2`, or `--z 3` for every command."""
+    """A command with the options of its block's mark: `fit --x 1; sprites --y 2`, or `--z 3` for every command."""
     for part in mark[1].split("; ") if mark[0] == "tested with" else ():
         name, dashes, options = part.partition("--")
         if dashes and (not name or command.startswith(f"videoalign {name}")):
@@ -87,10 +87,7 @@ def with_options(command, mark):
 
 
 def call(command):
-    """Run a `videoalign` line in this process.
-
-    The text is told in full where it fails.
-    """
+    """Run a `videoalign` line in this process; what it said, if it fails, is in the message."""
     said = io.StringIO()
     try:
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):

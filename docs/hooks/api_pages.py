@@ -1,6 +1,6 @@
 """MkDocs hook: a page for each module of the package, in the order of the packages, with mkdocstrings.
 
-The root of the repository is the package, beside which there are folders that are none (`.venv`, `runs`, `build`). So the
+The root of the repository is the package, and holds folders that are no part of it (`.venv`, `runs`, `build`). So the
 package's own files are copied to `build/api/videoalign`, where mkdocstrings looks (`paths` in mkdocs.yml).
 """
 

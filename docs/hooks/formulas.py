@@ -1,7 +1,7 @@
 """MkDocs hook: formulas as MathML, which browsers draw by themselves, so that no script has to be fetched.
 
-Arithmatex marks what stands between dollars; this hook translates it when a page has been rendered. On GitHub the same source is drawn
-by GitHub.
+Arithmatex marks what stands between dollars; this hook translates it when a page has been rendered. GitHub draws the
+same source by itself.
 """
 
 import html

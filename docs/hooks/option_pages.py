@@ -84,7 +84,7 @@ def _row(action: argparse.Action) -> str:
     default = action.default
     if action.required:
         default = "**required**"
-    elif default in (None, argparse.SUPPRESS, False, []) or isinstance(action, argparse._VersionAction):
+    elif default is None or default is False or default in (argparse.SUPPRESS, [], ""):
         default = ""
     elif isinstance(default, list | tuple):
         default = f"`{' '.join(map(str, default))}`"
@@ -103,11 +103,12 @@ def _help(action: argparse.Action) -> str:
 
 def keys_page() -> str:
     """Every class that a YAML file may name, with its keys."""
+    jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)  # of dataclasses
     lines = [
         "# YAML keys",
         "",
-        "A class is named by `class_path`, its keys stand under `init_args`; a short name such as `FlowDPO` does too. On the command line",
-        "`init_args` is left out: `--model.lora.rank 16`. The keys of `trainer` are those of Lightning's `Trainer`.",
+        "A class is named by `class_path`, its keys stand under `init_args`; a short name such as `FlowDPO` does too.",
+        "The command line leaves `init_args` out: `--model.lora.rank 16`. Lightning's `Trainer` has the keys of `trainer`.",
         "",
         "`videoalign fit --config FILE --print_config` prints what a command would use, with all defaults filled in.",
         "",
@@ -145,11 +146,8 @@ def _keys_of(name: str, thing: Any) -> list[str]:
     rows = []
     for action in parser._actions:
         typed = getattr(action, "_typehint", None) or action.type
-        if action.dest in ("help", "config", "print_config") or ".help" in action.dest or action.dest.endswith("help"):
+        if action.dest.endswith("help") or action.default is argparse.SUPPRESS:
             continue
-        if not any(option.startswith("--") for option in action.option_strings) and action.dest not in ("out",):
-            if not action.required:
-                continue
         default = "**required**" if action.required else _default(action.default)
         text = _cell(_sentence(_help(action)))
         rows.append(f"| `{action.dest}` | {_cell(_type_name(typed))} | {default} | {text} |")
@@ -178,7 +176,7 @@ def _default(value: Any) -> str:
         return f"`{value.__name__}`"
     if isinstance(value, argparse.Namespace | jsonargparse.Namespace):
         value = value.as_dict() if hasattr(value, "as_dict") else vars(value)
-    text = f"{value}"
+    text = f"{value}" if value != "" else '""'
     return f"`{_cell(text if len(text) < 80 else text[:77] + '...')}`"
 
 

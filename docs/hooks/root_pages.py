@@ -28,7 +28,10 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Point links that leave `docs/` at the pages above, and links to source files at the API's pages; name files that are not on the site without a link."""
+    """Point links that leave `docs/` at pages of the site.
+
+    Links to source files lead to the API's pages; files that are not on the site are named without a link.
+    """
     depth = page.file.src_uri.count("/")
     for name, target in PAGES.items():
         markdown = markdown.replace(f"]({'../' * (depth + 1)}{name}", f"]({'../' * depth}{target}")
