@@ -108,7 +108,7 @@ def keys_page() -> str:
         "# YAML keys",
         "",
         "A class is named by `class_path`, its keys stand under `init_args`; a short name such as `FlowDPO` does too.",
-        "The command line leaves `init_args` out: `--model.lora.rank 16`. Lightning's `Trainer` has the keys of `trainer`.",
+        "The command line leaves `init_args` out: `--model.lora.rank 16`. The keys of `trainer` are Lightning's.",
         "",
         "`videoalign fit --config FILE --print_config` prints what a command would use, with all defaults filled in.",
         "",
@@ -183,7 +183,7 @@ def _default(value: Any) -> str:
 def _sentence(text: str) -> str:
     text = " ".join(text.split())
     text = re.sub(r":\w+:`~?\.?(?:[\w.]*\.)?([^`]+)`", r"`\1`", text).replace("``", "`")
-    return text[:1].upper() + text[1:] if text else text
+    return text[:1].upper() + text[1:] if text[1:2].islower() else text  # but not the symbol t
 
 
 def _cell(text: str) -> str:
