@@ -50,7 +50,7 @@ class Block:
                         break
                 found.append("\n".join(body))
             elif line.strip() and not line.startswith("#"):
-                found.append(line.strip())
+                found += line.strip().split(" && ")
         return found
 
 
