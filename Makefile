@@ -23,10 +23,13 @@ lint: $(READY) ## style and names
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+docs: $(READY) ## the site: site/index.html (its search needs a server: python -m http.server --directory site)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet  # the extra `docs` keeps MkDocs below 2
+
 bench: $(READY) ## performance, as ratios measured in one run
 	$(BIN)/python benchmarks/ratios.py
 
 wheel: $(READY) ## dist/*.whl
 	$(BIN)/python -m build --wheel
 
-.PHONY: help demo test lint bench wheel
+.PHONY: help demo test lint docs bench wheel
