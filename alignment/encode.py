@@ -22,11 +22,11 @@ class EncodeLatents(L.LightningModule):
     :class:`~videoalign.callbacks.WriteParts`; see experiments/encode.
 
     Args:
-        generator: Folder or hub id of a pipeline.
+        generator: Folder or hub id of a Wan or LTX pipeline.
         dtype: Dtype of the text encoder.
-        truncate: Cut prompts that are too long; otherwise they are refused.
+        truncate: Whether to cut prompts that are too long; otherwise they are refused.
         negative: Negative prompt of classifier-free guidance; the empty prompt if not given.
-        parts: Parts of the pipeline to load.
+        parts: Names of the pipeline's components to load, such as ``vae``.
     """
 
     def __init__(

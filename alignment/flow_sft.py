@@ -43,9 +43,9 @@ class FlowSFT(Training):
         fps: Frame rate of the videos, where the family asks for it (LTX).
         optimizer: Optimizer of the parameters that train.
         warmup: Share of the steps in which the learning rate rises, in [0, 1).
-        decay: Course of the learning rate after warm-up.
-        gradient_checkpointing: Recompute activations in the backward pass.
-        compile: Compile the transformer's blocks.
+        decay: Learning rate after warm-up: ``constant``, or falling to zero at the last step, ``linear`` or ``cosine``.
+        gradient_checkpointing: Whether activations are computed again in the backward pass, to save memory.
+        compile: Whether torch.compile compiles the transformer's blocks.
         parts: Parts of the pipeline to load; the text encoder is not needed once prompts are encoded.
         null_share: Share of the samples whose prompt is replaced by the empty prompt, so that a generator that is
             trained from scratch can be sampled with classifier-free guidance. Fine-tuning leaves it at 0.

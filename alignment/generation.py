@@ -35,18 +35,18 @@ class Generate(L.LightningModule):
     core), and the noisy reward's own scores of it.
 
     Args:
-        generator: Folder or hub id of a pipeline.
+        generator: Folder or hub id of a Wan or LTX pipeline.
         num_frames: Number of frames of a video.
         height: Height of the videos in pixels.
         width: Width of the videos in pixels.
-        fps: Frame rate of the videos.
-        steps: Number of scheduler steps.
-        cfg_scale: Classifier-free guidance scale; 1 turns it off.
+        fps: Frame rate of the videos, in frames per second, at least 1.
+        steps: Number of scheduler steps, at least 1.
+        cfg_scale: Classifier-free guidance scale, at least 1; 1 turns it off.
         lora: Folder, file or hub id of LoRA adapters, in the names of diffusers, peft, ComfyUI, DiffSynth or kohya.
         negative: Negative prompt of classifier-free guidance.
         dtype: Dtype of the transformer.
-        source: Name of the model in the records.
-        crf: Quality of the mp4 files, from 0 (lossless) to 51.
+        source: Name of the generator, which is written into the videos' records.
+        crf: Constant rate factor of the mp4 files, from 0 (lossless) to 51 (smallest files).
         noisy_reward: Folder of a noisy reward that steers sampling (Flow-NRG).
         guide: Times and strength of the steering by the noisy reward.
     """

@@ -36,20 +36,20 @@ class NoisyRewardModel(Training):
     held-out rewards are stored for normalisation.
 
     Args:
-        generator: Folder or hub id of a pipeline.
+        generator: Folder or hub id of a Wan or LTX pipeline, whose first blocks are copied.
         shape: Architecture of the network; the defaults of :class:`~videoalign.models.noisy_reward.NoisyRewardShape`
             if not given.
         loss: Loss on pairs: ``bt``, or ``btt`` with ties.
         theta: Tie parameter of ``btt``, above 1.
         times: Distribution of the training times.
-        shared_noise: Use the same noise for both videos of a pair (the paper), or separate noise for each.
-        clean: Train on clean latents only; the paper's ablation, which fails as a guide.
+        shared_noise: Whether both videos of a pair get the same noise (the paper); else each gets its own.
+        clean: Whether to train on clean latents only; the paper's ablation, which fails as a guide.
         lora: LoRA adapters on the copied blocks; null trains them in full (the paper). The head always trains.
         optimizer: Optimizer of the parameters that train.
         warmup: Share of the steps in which the learning rate rises, in [0, 1).
-        decay: Course of the learning rate after warm-up.
+        decay: Learning rate after warm-up: ``constant``, or falling to zero at the last step, ``linear`` or ``cosine``.
         fps: Frame rate of the videos, where the family asks for it (LTX).
-        gradient_checkpointing: Recompute the blocks' activations in the backward pass.
+        gradient_checkpointing: Whether the blocks' activations are computed again in the backward pass, to save memory.
     """
 
     def __init__(

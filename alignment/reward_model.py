@@ -45,7 +45,7 @@ class RewardModel(Training):
         ties: Whether ties train; if not given, they do under ``btt`` and do not under ``bt``.
         optimizer: Optimizer of the parameters that train; AdamW at 2e-6 in the paper.
         warmup: Share of the steps in which the learning rate rises, in [0, 1).
-        decay: Course of the learning rate after warm-up.
+        decay: Learning rate after warm-up: ``constant``, or falling to zero at the last step, ``linear`` or ``cosine``.
     """
 
     def __init__(

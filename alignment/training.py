@@ -28,7 +28,7 @@ class Training(L.LightningModule):
     Args:
         optimizer: Optimizer of the parameters that train.
         warmup: Share of the steps in which the learning rate rises, in [0, 1).
-        decay: Course of the learning rate after warm-up.
+        decay: Learning rate after warm-up: ``constant``, or falling to zero at the last step, ``linear`` or ``cosine``.
     """
 
     def __init__(self, optimizer: OptimizerCallable, warmup: float, decay: Decay) -> None:

@@ -97,7 +97,8 @@ def prioritise(session: Session, order: Sequence[int]) -> None:
     """Let pairs be rated in this order, and before all others.
 
     Args:
-        order: Numbers of the pairs.
+        session: Open session of the round's database.
+        order: Numbers of the pairs, the first to be rated first.
     """
     first = session.scalar(select(func.min(PairRow.priority))) - len(order)
     for place, pair_id in enumerate(order, first):

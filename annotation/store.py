@@ -193,11 +193,11 @@ def new_round(
         path: The file to make.
         pairs: Pairs to rate, the first ones first.
         protocol: The round's rules.
-        data: sha256 of the index of the videos.
+        data: Checksum (sha256) of the index of the videos.
         references: Pairs of the training round with their right choices.
 
     Raises:
-        VideoAlignError: There is a file already.
+        VideoAlignError: If there is a file already.
     """
     write = partial(rounds.fill, pairs=pairs, protocol=protocol, data=data, references=references)
     with new_vote_file(Path(path), write) as unfinished:

@@ -17,8 +17,8 @@ class ExamplePairs(L.Callback):
     """Shows the same held-out pairs as animations in TensorBoard at each validation.
 
     Args:
-        count: Number of pairs.
-        fps: Frame rate of the animations.
+        count: Number of pairs to show.
+        fps: Frame rate of the animations, in frames per second.
         height: Least height of a video in the animations, in pixels.
     """
 

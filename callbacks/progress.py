@@ -12,7 +12,7 @@ class LogProgress(L.Callback):
     """Prints step, rate, time left and the loss to standard error.
 
     Args:
-        seconds: Time between two lines.
+        seconds: Least time between two lines, in seconds.
     """
 
     def __init__(self, seconds: float = 20.0) -> None:
@@ -42,7 +42,7 @@ class PredictProgress(L.Callback):
     """Prints batches, rate and time left of a predict run to standard error, where that is no terminal.
 
     Args:
-        seconds: Time between two lines.
+        seconds: Least time between two lines, in seconds.
     """
 
     def __init__(self, seconds: float = 20.0) -> None:

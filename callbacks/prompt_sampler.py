@@ -24,9 +24,9 @@ class Sampling:
     width: int
     """Width of a video, in pixels."""
     fps: int = 16
-    """Frame rate that the videos are meant for."""
+    """Frame rate that the videos are meant for, in frames per second."""
     steps: int = 50
-    """Number of sampler steps."""
+    """Number of scheduler steps."""
     cfg_scale: float = 1.0
     """Classifier-free guidance scale; 1 turns it off."""
     negative: str = ""

@@ -101,10 +101,10 @@ def compare(
 
     Args:
         generator: Folder or hub id of the pipeline.
-        prompts: CSV with a column ``prompt``, or text file with one a line.
+        prompts: CSV with a column ``prompt``, or text file with one prompt a line.
         out: Folder of all results.
         sampling: How videos are sampled.
-        judges: Who rates the videos, by name. The first one says what is better.
+        judges: Judges that rate the videos, by name. The first one says what is better.
         samples: Number of noises per prompt.
         arms: Ways of sampling by name; ``base``, the plain generator, is always the first.
         sweeps: Guidance at several strengths, by name.
@@ -137,7 +137,7 @@ def _chooser(judges: Mapping[str, Judge], best_of: str | None) -> str:
     """Name of the judge that best-of-N chooses by.
 
     Raises:
-        VideoAlignError: where nobody judges, or a name cannot be a judge's.
+        VideoAlignError: Where nobody judges, or a name cannot be a judge's.
     """
     if not judges:
         raise VideoAlignError(
@@ -161,7 +161,7 @@ def plan(
     """All arms by name, the base first; and for each sweep its weights and the names of its arms, the base first.
 
     Raises:
-        VideoAlignError: where a name cannot be that of a folder.
+        VideoAlignError: Where a name cannot be that of a folder.
     """
     if wrong := [n for n in (*arms, *sweeps) if not n or set(n) & set("@/\\.") or (n == BASE and n in sweeps)]:
         raise VideoAlignError(
@@ -197,13 +197,13 @@ def sample_arm(
         name: Name of the arm.
         arm: How this arm differs from the plain generator.
         generator: Folder or hub id of the plain generator.
-        prompts: CSV with a column ``prompt``, or text file with one a line.
+        prompts: CSV with a column ``prompt``, or text file with one prompt a line.
         sampling: How videos are sampled.
         samples: Number of noises per prompt.
         device: Where to sample: auto, cpu or gpu.
 
     Raises:
-        VideoAlignError: where its videos are there, but were sampled with other settings.
+        VideoAlignError: Where its videos are there, but were sampled with other settings.
     """
     videos, record = folder / VIDEOS / name, folder / VIDEOS / f"{name}.json"
     made = {

@@ -29,7 +29,7 @@ def register(commands: Commands) -> None:
         type=int,
         choices=(3, 4),
         default=3,
-        help="4 counts GenAI-Bench's four classes too (both good, both bad)",
+        help="number of classes of preferences; 4 also counts GenAI-Bench's, which tell both good from both bad",
     )
     parser.add_argument(
         "--min-pixels",

@@ -31,14 +31,14 @@ class Judge(Protocol):
             sampling: Size and length of the videos.
 
         Raises:
-            VideoAlignError: where prompts, sizes or the judge's own settings do not fit.
+            VideoAlignError: Where prompts, sizes or the judge's own settings do not fit.
         """
 
     def rate_set(self, videos: ShardSet, keys: Sequence[str], folder: Path) -> dict[str, Tensor]:
         """Rate videos of a set; a second call does not repeat what an interrupted one has kept in ``folder``.
 
         Args:
-            videos: *Videos* set.
+            videos: Set of kind *videos* that holds them.
             keys: Keys of the videos.
             folder: Folder that this judge alone may write into, for what it has computed.
 

@@ -51,7 +51,7 @@ class SaveConfig(SaveConfigCallback):
             super().setup(trainer, pl_module, stage)
 
     def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """On the first rank only."""
+        """Writes the configuration to TensorBoard; only the first rank has a writer."""
         if writer := writer_of(trainer):
             text = self.parser.dump(self.config, skip_none=False)
             writer.add_text("config", "\n".join(f"    {line}" for line in text.splitlines()), 0)

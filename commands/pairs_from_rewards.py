@@ -17,7 +17,7 @@ def register(commands: Commands) -> None:
         "--mode",
         choices=("best-worst", "margin", "relabel"),
         default="best-worst",
-        help="of each prompt the best against the worst, or all pairs above the margin, or new labels for a pairs set",
+        help="which pairs: the best and the worst video of each prompt, all above the margin, or a set labelled anew",
     )
     parser.add_argument(
         "--weights",

@@ -75,37 +75,38 @@ def weights(text: str) -> dict[str, float]:
 
 
 def add_out(parser: argparse.ArgumentParser, text: str = "folder that is written; it must not exist yet") -> None:
-    """``--out``, where the results go."""
+    """Add ``--out``, where the results go."""
     parser.add_argument("--out", required=True, help=text)
 
 
-def add_seed(parser: argparse.ArgumentParser, text: str = "seed of everything random") -> None:
-    """``--seed``."""
+def add_seed(parser: argparse.ArgumentParser, text: str = "seed of all that is random") -> None:
+    """Add ``--seed``, a whole number from 0 on; ``text`` says what it decides."""
     parser.add_argument("--seed", type=count(0), default=0, help=text)
 
 
 def add_workers(parser: argparse.ArgumentParser, least: int) -> None:
-    """``--workers``. With ``least`` 0, a process that computes may decode by itself."""
+    """Add ``--workers``. With ``least`` 0, a process that computes may decode by itself."""
     cores = min(os.cpu_count() or 1, 8)
-    text = "processes that decode or render videos" + ("; 0 decodes in the main process" if least == 0 else "")
+    none = "; 0 decodes in the main process" if least == 0 else ""
+    text = f"number of processes that decode or render videos{none}"
     parser.add_argument("--workers", type=count(least), default=cores, help=text)
 
 
 def add_devices(parser: argparse.ArgumentParser) -> None:
-    """``--devices``."""
+    """Add ``--devices``, the number of processes that share the videos, each on a device of its own."""
     parser.add_argument(
-        "--devices", type=count(1), default=1, help="processes, one for each device, that share the videos"
+        "--devices", type=count(1), default=1, help="number of processes, one for each device, that share the videos"
     )
 
 
 def add_batch(parser: argparse.ArgumentParser, size: int) -> None:
-    """``--batch-size`` and ``--device``."""
-    parser.add_argument("--batch-size", type=count(1), default=size, help="videos that are computed at once")
-    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "gpu", "cuda"), help="where to compute")
+    """Add ``--batch-size`` and ``--device``."""
+    parser.add_argument("--batch-size", type=count(1), default=size, help="number of videos that are computed at once")
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "gpu", "cuda"), help="device to compute on")
 
 
 def add_dtype(parser: argparse.ArgumentParser, default: str) -> None:
-    """``--dtype``; ``default`` says in words which one holds without it."""
+    """Add ``--dtype``; ``default`` says in words which one holds without it."""
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help=f"dtype of the weights (default: {default})")
 
 

@@ -36,7 +36,7 @@ def pairs_from_rewards(
 
     Args:
         judge: The reward model that labels.
-        data: *Videos* set (``relabel``: *pairs* set).
+        data: Folder of a *videos* set; ``relabel`` takes a *pairs* set.
         out: Folder to make; the rewards of an interrupted run are beside it and are taken up.
         mode: One of :data:`MODES`.
         weights: Weights of the dimensions in what "better" means.

@@ -126,7 +126,7 @@ class RewardJudge:
         """Raw rewards of a set's videos; those that are on disk already are not computed again.
 
         Args:
-            videos: *Videos* or *pairs* set.
+            videos: Set of kind *videos* or *pairs*.
             keys: Keys of the videos, see :func:`.video_list.videos_of`.
             folder: Folder for a line per video as it is scored.
             progress: Whether to show how far it is.

@@ -73,10 +73,10 @@ def clips_of(contents: Sequence[Content]) -> np.ndarray:
     """Samples of a *videos* set decoded whole, at the length and size that their records state.
 
     Returns:
-        uint8 (N, T, H, W, 3).
+        Clips (N, T, H, W, 3) in uint8.
 
     Raises:
-        VideoAlignError: where a record states no size, or the sizes differ.
+        VideoAlignError: Where a record states no size, or the sizes differ.
     """
     names = ("num_frames", "height", "width")
     if lacking := [c.name for c in contents if not all(isinstance(c.record.get(name), int) for name in names)]:

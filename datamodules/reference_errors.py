@@ -31,7 +31,7 @@ class ReferenceErrors:
 
     Args:
         path: Folder of the cache.
-        data: sha256 of the index of the latents.
+        data: Checksum (sha256) of the index of the latents.
         made: Settings with which the training itself would compute the errors.
 
     Raises:

@@ -30,17 +30,7 @@ import pyarrow as pa
 
 from ..models.dimensions import DIMENSIONS
 from ..models.files import new_folder, read_json, write_json
-from .contents import (
-    Contents,
-    RawSample,
-    ShardError,
-    is_key,
-    joined,
-    read_table,
-    table_name,
-    walk,
-    write_table,
-)
+from .contents import Contents, RawSample, ShardError, is_key, joined, read_table, table_name, walk, write_table
 from .tables import sound_rows
 
 if TYPE_CHECKING:

@@ -49,9 +49,9 @@ def _add_miniature(commands: Commands) -> None:
     text = "write a miniature folder with random weights: a Qwen-VL model, or a Wan or LTX pipeline"
     mini = command(commands, "miniature", _miniature, text)
     families = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", *GENERATORS)
-    tokens = "longest prompt of a Wan or LTX pipeline, if not the family's"
+    tokens = "number of tokens that prompts of a Wan or LTX pipeline are padded to (default: the family's own)"
     add_out(mini)
-    mini.add_argument("--family", choices=families, default="qwen2_vl", help="architecture")
+    mini.add_argument("--family", choices=families, default="qwen2_vl", help="architecture of the model or pipeline")
     mini.add_argument("--hidden", type=int, default=64, help="width of the language model or transformer")
     mini.add_argument("--max-tokens", type=count(1), help=tokens)
     mini.add_argument("--layers", type=count(1), default=4, help="depth of the language model or transformer")

@@ -25,12 +25,12 @@ class Autoencoding(Training):
 
     Args:
         generator: Folder of the pipeline to start from; its autoencoder has ``latents_mean`` and ``latents_std`` (Wan).
-        out: Folder to write.
+        out: Folder to write the pipeline to.
         noise: Standard deviation of the noise on the latents, which are held near deviation 1.
         foreground: Weight of pixels that differ from their frame's median, those of a moving thing on a plain ground.
-        optimizer: Optimizer of what trains.
-        warmup: Share of the steps in which the learning rate rises.
-        decay: What the learning rate does afterwards.
+        optimizer: Optimizer of the parameters that train.
+        warmup: Share of the steps in which the learning rate rises, in [0, 1).
+        decay: Learning rate after warm-up: ``constant``, or falling to zero at the last step, ``linear`` or ``cosine``.
     """
 
     def __init__(

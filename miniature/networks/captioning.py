@@ -26,12 +26,12 @@ class Captioning(Training):
     When training ends, it writes the model as a folder in transformers' format, a reward model's backbone.
 
     Args:
-        backbone: Folder to start from.
-        out: Folder to write.
-        sampling: Frames of a clip.
-        optimizer: Optimizer of what trains.
-        warmup: Share of the steps in which the learning rate rises.
-        decay: What the learning rate does afterwards.
+        backbone: Folder or hub id of the Qwen-VL model to start from.
+        out: Folder to write the trained model to.
+        sampling: Number and size of the frames that the model sees of a clip.
+        optimizer: Optimizer of the parameters that train.
+        warmup: Share of the steps in which the learning rate rises, in [0, 1).
+        decay: Learning rate after warm-up: ``constant``, or falling to zero at the last step, ``linear`` or ``cosine``.
     """
 
     def __init__(

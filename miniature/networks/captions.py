@@ -35,7 +35,7 @@ class Captions(L.LightningDataModule):
     """Streams a *videos* set whose prompts describe what the clips show, and whose records may name wrong texts.
 
     Args:
-        data: Folder of the set.
+        data: Folder of the *videos* set.
         batch_size: Clips per rank and micro-batch.
         workers: Processes per rank that decode.
         shuffle_buffer: Number of clips among which the next one is drawn; 0 keeps their order on disk.

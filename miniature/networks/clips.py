@@ -27,7 +27,7 @@ class Clips(L.LightningDataModule):
     """Streams a *videos* set of mp4 files, cut to one length and size.
 
     Args:
-        data: Folder of the set.
+        data: Folder of the *videos* set.
         clip: Frames and size of each clip.
         batch_size: Clips per rank and micro-batch.
         workers: Processes per rank that decode.

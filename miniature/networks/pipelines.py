@@ -58,7 +58,7 @@ def make_generator(
 
     Args:
         folder: Folder to write.
-        family: Architecture.
+        family: Architecture of the pipeline: ``wan`` or ``ltx``.
         corpus: Texts whose words the tokenizer should know.
         hidden: Width of the transformer.
         layers: Depth of the transformer.

@@ -67,7 +67,7 @@ def make_qwen(
 
     Args:
         folder: Folder to write.
-        family: Architecture.
+        family: Architecture of the model: ``qwen2_vl``, ``qwen2_5_vl`` or ``qwen3_vl``.
         corpus: Texts whose words the tokenizer should know.
         hidden: Width of both towers.
         layers: Depth of the language model.

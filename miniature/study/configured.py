@@ -53,11 +53,11 @@ def check(name: str, experiments: Sequence[str], settings: Settings) -> None:
 
     Args:
         name: Name of the unit, for the message.
-        experiments: See :func:`arguments`.
-        settings: See :func:`arguments`.
+        experiments: Names of files in experiments/sprites, as :func:`arguments` takes them.
+        settings: Settings that override the files.
 
     Raises:
-        VideoAlignError: Which unit, which experiments, and what is wrong.
+        VideoAlignError: Where a setting does not fit; it names the unit and the experiments, and says what is wrong.
     """
     kind = (*experiments,), frozenset(settings)
     if kind in _sound:

@@ -106,9 +106,9 @@ def wins(cell: str, arm: str, judge: str, column: str = OVERALL, noise: str | No
     Args:
         cell: Cell of the comparison, such as ``aligned``.
         arm: Name of the arm.
-        judge: :data:`RM` or :data:`ORACLE`.
+        judge: Judge of the comparison: :data:`RM` or :data:`ORACLE`.
         column: A dimension, or Overall.
-        noise: :data:`SAME` or :data:`OTHER`; as :data:`COUNTED` has it for the judge if not given.
+        noise: Noise of the compared videos: :data:`SAME` or :data:`OTHER`; by default the judge's in :data:`COUNTED`.
     """
     return lambda found: found[cell]["arms"][arm]["against_base"][judge][column][noise or COUNTED[judge][0]]
 

@@ -56,8 +56,8 @@ class Loop(SeedUnits):
         Args:
             name: Folder of the comparison.
             text: Description for people.
-            arms: See :func:`.compare`; names of units take the place of folders.
-            sweeps: See :func:`.compare`; names of units take the place of folders.
+            arms: Ways of sampling by name, as :func:`.compare` takes them, with names of units in place of folders.
+            sweeps: Guidance at several strengths, by name, with names of units in place of folders.
             samples: Noises per prompt; the size's ``judged`` if not given.
         """
         samples = samples or self.size.judged
@@ -233,7 +233,7 @@ class Loop(SeedUnits):
 
         Args:
             result: Folder of the trained model.
-            text: See :meth:`unit`.
+            text: Description for people.
             settings: Settings that override experiments/sprites/reward_btt.yaml.
         """
         folder = self.folder
@@ -266,7 +266,7 @@ class Loop(SeedUnits):
 
         Args:
             result: Folder of the trained model.
-            text: See :meth:`unit`.
+            text: Description for people.
             settings: Settings that override experiments/sprites/noisy_reward.yaml.
         """
         own = {

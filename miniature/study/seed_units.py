@@ -46,9 +46,9 @@ class SeedUnits(Steps):
 
         Args:
             result: Folder of the trained model.
-            text: See :meth:`unit`.
-            cost: See :meth:`unit`.
-            needs: See :meth:`unit`.
+            text: Description for people.
+            cost: Seconds that the unit takes on one core.
+            needs: Results that the training reads.
             experiments: Names of files in experiments/sprites.
             settings: Settings that override the files.
             export: Whether a callback exports the result; else the module writes it itself.
@@ -67,7 +67,7 @@ class SeedUnits(Steps):
             name: Name of the latents.
             data: Set of videos or pairs.
             text: Description, if it is not the name.
-            cost: See :meth:`unit`.
+            cost: Seconds that the unit takes on one core.
         """
         result, needs = f"latents/{name}", (data.removesuffix("/val"), "generator")
         return self.unit(result, f"encoding: {text or name}", cost, needs, self.encode, result, data)
@@ -77,8 +77,8 @@ class SeedUnits(Steps):
 
         Args:
             result: Folder of the videos.
-            text: See :meth:`unit`.
-            cost: See :meth:`unit`.
+            text: Description for people.
+            cost: Seconds that the unit takes on one core.
             args: Further arguments of :meth:`.Steps.sample`.
         """
         return self.unit(result, text, cost, ("generator", "world"), self.sample, result, *args)
@@ -98,13 +98,13 @@ class SeedUnits(Steps):
 
         Args:
             result: Folder of the pairs.
-            text: See :meth:`unit`.
-            samples: See :meth:`.Steps.prefer`.
-            mode: See :meth:`.Steps.prefer`.
-            weights: See :meth:`.Steps.prefer`.
-            margin: See :meth:`.Steps.prefer`.
-            judge: See :meth:`.Steps.prefer`.
-            cost: See :meth:`unit`.
+            text: Description for people.
+            samples: Set of videos whose pairs are labelled.
+            mode: Which pairs of a prompt's videos: ``best-worst`` or ``margin``.
+            weights: Weights of the dimensions in the comparison.
+            margin: Least difference of the weighted rewards, at least 0, in standard deviations.
+            judge: Folder of the reward model.
+            cost: Seconds that the unit takes on one core.
         """
         args = (result, samples, mode, weights, margin, judge)
         return self.unit(result, text, cost, (judge, samples), self.prefer, *args)
@@ -124,8 +124,8 @@ class SeedUnits(Steps):
             result: Folder of the accuracies.
             model: Folder of the reward model.
             sets: Folders of the benchmarks.
-            text: See :meth:`unit`.
-            cost: See :meth:`unit`.
+            text: Description for people.
+            cost: Seconds that the unit takes on one core.
             needs: Results that hold the benchmarks.
         """
         return self.unit(result, text, cost, (model, *needs), self.bench, result, model, sets)

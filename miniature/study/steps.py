@@ -136,7 +136,7 @@ class Steps:
             samples: Set of videos.
             mode: Which pairs of a prompt's videos: ``best-worst`` or ``margin``.
             weights: Weights of the dimensions in the comparison.
-            margin: Least difference of the weighted rewards, in deviations.
+            margin: Least difference of the weighted rewards, at least 0, in standard deviations.
             judge: Folder of the reward model.
         """
         model = RewardJudge(model=str(self.folder / judge), batch_size=48, device="cpu")

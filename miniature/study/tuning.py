@@ -68,11 +68,11 @@ class Tuned(Loop):
         """A unit of :meth:`tuned`, whose settings are checked here.
 
         Args:
-            result: See :meth:`tuned`.
-            algorithm: See :meth:`tuned`.
-            latents: See :meth:`tuned`.
-            values: See :meth:`tuned`.
-            settings: See :meth:`tuned`.
+            result: Folder of the trained model.
+            algorithm: Key of :data:`.paper_claims.TRIALS`.
+            latents: Name of the latents.
+            values: Learning rate and beta; those that tuning chose if not given.
+            settings: Settings that override the experiments.
         """
         trial = values or TRIALS[algorithm][0]  # any trial has the keys that tuning will choose
         check(self.place + result, *self._configured(result, algorithm, latents, trial, settings or {}))

@@ -42,10 +42,10 @@ class Measured:
 
 
 def measure(videos: np.ndarray) -> Measured:
-    """See in clips what they show, and how well.
+    """Measures what clips show, and how well they show it.
 
     Args:
-        videos: uint8 clips (N, T, H, W, 3).
+        videos: Clips (N, T, H, W, 3) in uint8.
     """
     v = torch.from_numpy(np.ascontiguousarray(videos)).float()
     ground = _ground(v)

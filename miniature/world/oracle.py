@@ -49,7 +49,7 @@ class Oracle:
         """Qualities (N, 3) of VQ, MQ and TA in [0, 1].
 
         Args:
-            videos: uint8 clips (N, T, H, W, 3).
+            videos: Clips (N, T, H, W, 3) in uint8.
             prompts: One prompt per clip.
 
         Raises:
@@ -210,7 +210,7 @@ def rank_correlations(oracle: Oracle, videos: np.ndarray, prompts: Sequence[str]
 
     Args:
         oracle: Oracle that is calibrated for what the clips went through.
-        videos: uint8 clips (N, T, H, W, 3).
+        videos: Clips (N, T, H, W, 3) in uint8.
         prompts: One prompt per clip.
         true: True qualities (N, 3).
     """

@@ -62,12 +62,12 @@ def rate_pairs(
     """Write rated *pairs* of generated samples, shuffled with pairs of another set.
 
     Args:
-        samples: *videos* set of a generator.
+        samples: Set of kind *videos* that a generator sampled.
         oracle: Oracle that reads what the annotators perceive.
         out: Folder to write; with ``held_out`` two folders, ``OUT/train`` and ``OUT/val``.
         count: Number of pairs to rate.
         held_out: Number of these pairs that are kept for validation.
-        more: *pairs* set that is shuffled in for training.
+        more: Set of kind *pairs* that is shuffled in for training.
         more_count: Number of its pairs that are used.
         seed: Seed of pairs, ratings and order.
     """
@@ -100,7 +100,7 @@ def rate_benchmark(samples: ShardSet, oracle: Oracle, out: str | Path, count: in
     """Write a benchmark of generated samples: every video once, the quality that the oracle reads, and rated pairs.
 
     Args:
-        samples: *videos* set of a generator.
+        samples: Set of kind *videos* that a generator sampled.
         oracle: Oracle that reads the qualities.
         out: Folder to write.
         count: Number of pairs to rate.
