@@ -8,8 +8,9 @@ import torch
 
 from bench_kit import COLUMNS, VOTES, exact, four_way, walk
 from videoalign.cli import main
-from videoalign.models.benchmark_protocols import PROTOCOLS, VIDEOREWARD, accuracy_four_way, official_accuracy_with_ties
+from videoalign.models.benchmark_protocols import PROTOCOLS, accuracy_four_way, official_accuracy_with_ties
 from videoalign.models.preference import accuracy_with_ties
+from videoalign.models.published import VIDEOREWARD
 
 # --- the official metric --------------------------------------------------------------------------
 
