@@ -23,6 +23,10 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     ),
     "callbacks": ("videoalign.callbacks",),
     "compare": ("videoalign.commands.arms.compare",),
+    "judges": (
+        "videoalign.commands.reward_judge.RewardJudge",
+        "videoalign.miniature.world.oracle.OracleJudge",
+    ),
 }
 """What a YAML file may name under `class_path`, and the functions whose arguments it may give."""
 
@@ -40,7 +44,6 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def commands_page() -> str:
     """Every command with a table of its options."""
     cli = import_module("videoalign.cli")
-    parser = getattr(cli, "parser", None) or cli._parser
     lines = [
         "# Commands",
         "",
@@ -54,7 +57,7 @@ def commands_page() -> str:
         "| 130, 143, 129 | stopped by Ctrl-C, SIGTERM or SIGHUP; what is finished is kept |",
         "",
     ]
-    return "\n".join([*lines, *_command(parser(), "videoalign")]) + "\n"
+    return "\n".join([*lines, *_command(cli.parser(), "videoalign")]) + "\n"
 
 
 def _command(parser: argparse.ArgumentParser, name: str) -> list[str]:
