@@ -13,7 +13,7 @@ from typing import Any
 from .. import VideoAlignError
 from ..commands.parsing import STAGES, Commands, command, count, group
 
-EXTRA = ("fastapi", "jinja2", "krippendorff", "pydantic", "sqlalchemy", "starlette", "uvicorn")
+EXTRA = ("fastapi", "krippendorff", "pydantic", "sqlalchemy", "starlette", "uvicorn")
 """Libraries that only `pip install 'videoalign[annotate]'` installs."""
 VOTES = "all votes are stored; the same command goes on"
 """What is left when the server is stopped."""

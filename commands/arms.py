@@ -28,7 +28,7 @@ from ..models.files import read_json, write_json
 from ..models.finite import by_name, require_finite
 from ..models.guidance import Guidance
 from ..models.locks import beside, held, real
-from .comparison import OWN_VIEW, Judged, found_of, save
+from .comparison import OWN_VIEW, RatedArm, found_of, save
 from .generating import generate
 from .judge import Judge
 from .reward_judge import RewardJudge
@@ -121,7 +121,7 @@ def compare(
     with held(folder):
         for judge in judges.values():
             judge.check(texts, sampling)
-        judged: dict[str, Judged] = {}
+        judged: dict[str, RatedArm] = {}
         for number, (name, arm) in enumerate(every.items(), 1):
             if not (folder / VIDEOS / name).exists():
                 print(f"arm {number} of {len(every)}: {name}", flush=True)
@@ -241,7 +241,7 @@ def _generate_arguments(name: str, arm: Arm, generator: str, sampling: Sampling)
     return arguments
 
 
-def _judged(judges: Mapping[str, Judge], videos: Path, shape: tuple[int, int]) -> Judged:
+def _judged(judges: Mapping[str, Judge], videos: Path, shape: tuple[int, int]) -> RatedArm:
     """Everyone's ratings of an arm's videos.
 
     Args:
@@ -269,4 +269,4 @@ def _judged(judges: Mapping[str, Judge], videos: Path, shape: tuple[int, int]) -
         require_finite(what, by_name(keys, rows), "look at the videos and at this judge")
     whole = {name: torch.cat([r, r.sum(1, keepdim=True)], 1).double() for name, r in ratings.items()}
     seconds = statistics.median(record["seconds"] for record in records)
-    return Judged({name: r.unflatten(0, shape) for name, r in whole.items()}, seconds)
+    return RatedArm({name: r.unflatten(0, shape) for name, r in whole.items()}, seconds)

@@ -33,7 +33,7 @@ COLOURS = ("#2e7d32", "#4878a8", "#8e5ea2", "#3f9e9e", "#a04848")
 
 
 @dataclass
-class Judged:
+class RatedArm:
     """One arm.
 
     Attributes:
@@ -51,7 +51,7 @@ def judges_of(ratings: Iterable[str]) -> list[str]:
 
 
 def found_of(
-    judged: Mapping[str, Judged],
+    judged: Mapping[str, RatedArm],
     sweeps: Mapping[str, tuple[Mapping[str, float], Sequence[str]]],
     chosen_by: str | None = None,
 ) -> dict[str, Any]:
@@ -107,7 +107,7 @@ def _difference(values: Tensor) -> dict[str, Any]:
 
 
 def _curve(
-    judged: Mapping[str, Judged], judge: str, weights: Mapping[str, float], names: Sequence[str]
+    judged: Mapping[str, RatedArm], judge: str, weights: Mapping[str, float], names: Sequence[str]
 ) -> dict[str, Any]:
     """The gains of a sweep as each judge sees them, and where own view and judge part.
 

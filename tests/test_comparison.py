@@ -10,7 +10,7 @@ from matplotlib import pyplot as plt
 
 from compare_kit import DIMENSIONS
 from helpers import doubles
-from videoalign.commands.comparison import COLUMNS, Judged, bars, found_of, table, trade_off
+from videoalign.commands.comparison import COLUMNS, RatedArm, bars, found_of, table, trade_off
 from videoalign.models.win_rates import best_of
 
 # --- best of N ------------------------------------------------------------------------------------
@@ -65,7 +65,7 @@ def test_float_rewards_are_summed_in_double():
 def judged(seconds=1.0, **ratings):
     """An arm with ratings (P, N, 3) by judge; a judge's name has underscores for spaces."""
     whole = {name.replace("_", " "): torch.cat([r, r.sum(-1, keepdim=True)], -1) for name, r in ratings.items()}
-    return Judged(whole, seconds)
+    return RatedArm(whole, seconds)
 
 
 P, N = 40, 3
