@@ -1,6 +1,9 @@
 """Functions that several test files share."""
 
+import ast
+import gc
 import json
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -128,3 +131,18 @@ def clips_world(out, clips=48, seed=5):
     for _ in write_world(out, WorldSize(**SMALLEST, clips=clips), seed):
         pass
     return out
+
+
+@cache
+def syntax(file):
+    """The syntax tree of a Python file.
+
+    Garbage is collected before, not while: Python 3.11 refuses to build a tree when a destructor runs Python code
+    meanwhile ("AST constructor recursion depth mismatch").
+    """
+    gc.collect()
+    gc.disable()
+    try:
+        return ast.parse(file.read_text(encoding="utf-8"))
+    finally:
+        gc.enable()

@@ -465,7 +465,7 @@ MODELS = {
         lambda p: ["export", "--checkpoint", p.file("x.ckpt", "x"), "--out", "out"], r"config\.yaml"
     ),
     "export: foreign config": Case(export_beside_a_foreign_config, r"config\.yaml"),
-    "no command": Case(command(""), "required: COMMAND"),
+    "no command of a group": Case(command("shards"), "required: COMMAND"),
     "unknown command": Case(command("train"), "invalid choice: 'train'"),
     "unknown option": Case(command("shards info {kit}/pairs --colour"), "unrecognized arguments: --colour"),
 }

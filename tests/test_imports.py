@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 import videoalign
+from helpers import syntax
 
 ROOT = Path(videoalign.__file__).parent
 ORDER = ("models", "datamodules", "callbacks", "alignment", "commands", "miniature", "annotation", "cli", "__main__")
@@ -28,7 +29,7 @@ def imported(module):
     file = MODULES[module]
     inside = module.split(".") if module else []
     package = inside if file.name == "__init__.py" else inside[:-1]
-    for node in ast.walk(ast.parse(file.read_text())):
+    for node in ast.walk(syntax(file)):
         if isinstance(node, ast.Import):
             for alias in node.names:
                 assert not alias.name.startswith("videoalign"), f"{file}: import relatively inside the package"
@@ -97,7 +98,7 @@ def test_files_and_functions_are_short():
     for file in MODULES.values():
         text = file.read_text()
         assert text.count("\n") <= 400, f"{file} has over 400 lines"
-        for node in ast.walk(ast.parse(text)):
+        for node in ast.walk(syntax(file)):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 assert node.end_lineno - node.lineno < 60, f"{file}: {node.name} has over 60 lines"
 

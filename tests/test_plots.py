@@ -15,6 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.utils.tensorboard import SummaryWriter
 
 import videoalign
+from helpers import syntax
 from videoalign.callbacks.plots import (
     BLUE,
     DPI,
@@ -62,7 +63,7 @@ def test_importing_every_module_leaves_the_backend_alone():
 def test_no_module_imports_pyplot():
     """Lightning's torchmetrics imports it, so that it cannot be asked for among the imported modules."""
     for file in FILES:
-        for node in ast.walk(ast.parse(file.read_text())):
+        for node in ast.walk(syntax(file)):
             names = [alias.name for alias in getattr(node, "names", ()) if isinstance(alias, ast.alias)]
             assert not any("pyplot" in name for name in [*names, getattr(node, "module", None) or ""]), file
             assert not (isinstance(node, ast.Attribute) and ast.unparse(node) == "matplotlib.use"), file

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import pytest
 
 import videoalign
+from helpers import syntax
 
 ROOT = Path(videoalign.__file__).parent
 OUTSIDE = {"tests", "benchmarks", "docs", "build", "dist"}
@@ -182,7 +183,7 @@ def speechless(thing: Thing) -> Iterator[str]:
 
 def problems(path: Path, *checks: Callable[[Thing], Iterator[str]]) -> list[str]:
     """What is wrong with the words of a file, with lines and names."""
-    every = things(ast.parse((ROOT / path).read_text(encoding="utf-8")))
+    every = things(syntax(ROOT / path))
     return [f"{path}:{one.line} {one.name}: {said}" for one in every for check in checks for said in check(one)]
 
 

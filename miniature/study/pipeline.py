@@ -77,10 +77,9 @@ class Loop(SeedUnits):
             "reward model": RewardJudge(model=str(self.folder / "reward"), batch_size=32, device="cpu"),
         }
         needs = [*(unit.name.removeprefix(self.place) for unit in units), "reward", "oracle.json", "world"]
-        args = (generator, prompts, str(place), sampling, judges, samples, arms, sweeps)
+        args = (generator, prompts, str(place), sampling, judges, samples, arms, sweeps, None, "cpu")
         cost = 2 + 0.6 * len(units)
-        judging = f"{text}: judging"
-        return [*units, self.unit(f"{name}/comparison.json", judging, cost, needs, compare, *args, device="cpu")]
+        return [*units, self.unit(f"{name}/comparison.json", f"{text}: judging", cost, needs, compare, *args)]
 
     def _placed(self, arm: Any) -> Any:
         """An arm or sweep whose names of units have become folders."""
