@@ -3,7 +3,6 @@
 import ast
 import gc
 import json
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -133,7 +132,6 @@ def clips_world(out, clips=48, seed=5):
     return out
 
 
-@cache
 def syntax(file):
     """The syntax tree of a Python file.
 
