@@ -135,10 +135,9 @@ def clips_world(out, clips=48, seed=5):
 def syntax(file):
     """The syntax tree of a Python file.
 
-    Garbage is collected before, not while: Python 3.11 refuses to build a tree when a destructor runs Python code
-    meanwhile ("AST constructor recursion depth mismatch").
+    No garbage is collected meanwhile: Python 3.11 refuses to build a tree when a destructor runs Python code in between
+    ("AST constructor recursion depth mismatch").
     """
-    gc.collect()
     gc.disable()
     try:
         return ast.parse(file.read_text(encoding="utf-8"))
