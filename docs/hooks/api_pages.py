@@ -36,17 +36,21 @@ def _page(module: str) -> str:
     return f"reference/api/{module or 'videoalign'}.md"
 
 
-def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Copy the package's files, and put its modules into the navigation."""
+def on_startup(*, command: str, dirty: bool) -> None:
+    """Copy the package's files before mkdocstrings looks which of its paths exist."""
     shutil.rmtree(COPY, ignore_errors=True)
-    COPY.mkdir(parents=True)
-    tree: dict[str, list] = {}
     for module in _modules():
         source = ROOT.joinpath(*module.split(".")) if module else ROOT
         source = source / "__init__.py" if source.is_dir() else source.with_suffix(".py")
         target = COPY / source.relative_to(ROOT)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(source, target)
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Put the package's modules into the navigation."""
+    tree: dict[str, list] = {}
+    for module in _modules():
         top = module.split(".")[0]
         tree.setdefault(top if top in ORDER else "videoalign", []).append({module or "videoalign": _page(module)})
     reference = next(entry for entry in config.nav if "Reference" in entry)["Reference"]

@@ -64,7 +64,11 @@ def _markdown(text: str, here: str, objects: dict[str, griffe.Object], by_end: d
         target = _target(explicit or name, here, objects, by_end)
         label = name.rpartition(".")[2] if short else name.lstrip(".")
         label += "()" if kind in ("func", "meth") else ""
-        return f"[`{label}`][{target}]" if target and _shown(target, objects) else f"`{label}`"
+        if not target or not _shown(target, objects):
+            return f"`{label}`"
+        if objects[target].is_module:  # it is a page; the pages of the reference stand beside each other
+            return f"[`{label}`]({target.removeprefix('videoalign.')}.md)"
+        return f"[`{label}`][{target}]"
 
     def block(match: re.Match) -> str:
         formula = textwrap.dedent(match["rest"]).strip()
