@@ -63,8 +63,10 @@ class Progress:
     def __call__(self, what: str, done: int, of: int) -> None:
         """Show that ``done`` of ``of`` things called ``what`` are done."""
         stopping.check()
-        if self.bar is None or (self.bar.desc, self.bar.total) != (what, of):
-            self.bar = Bar(what, of)
+        if self.bar is not None and (self.bar.desc, self.bar.total) != (what, of):
+            self.bar.close()  # it may have ended early; two open bars would share the terminal's lines
+            self.bar = None
+        self.bar = self.bar or Bar(what, of)
         self.bar.update(done - self.bar.n)
         if done == of:
             self.bar.close()

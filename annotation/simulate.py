@@ -16,7 +16,8 @@ from matplotlib.figure import Figure
 from ..callbacks.plots import curve, panels, save_png, text_table
 from ..commands.reward_judge import RewardJudge
 from ..datamodules.shards import ShardSet
-from ..miniature.study.pipeline import Loop, LoopSize, begin
+from ..miniature.study.loop_size import LoopSize, begin
+from ..miniature.study.pipeline import Loop
 from ..miniature.study.units import Unit, leading_to, work
 from ..models.dimensions import DIMENSIONS
 from ..models.files import read_json, write_json, write_text

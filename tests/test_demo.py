@@ -18,9 +18,10 @@ from videoalign import VideoAlignError
 from videoalign.annotation.simulate import Simulation
 from videoalign.datamodules.shards import ShardSet
 from videoalign.miniature.study.demo import demo
+from videoalign.miniature.study.loop_size import LoopSize
 from videoalign.miniature.study.paper import TUNING, Paper
 from videoalign.miniature.study.paper_claims import TRIALS
-from videoalign.miniature.study.pipeline import ALIGNED, LoopSize
+from videoalign.miniature.study.pipeline import ALIGNED
 from videoalign.miniature.world.oracle import Oracle
 from videoalign.miniature.world.rendered_sets import WorldSize
 from videoalign.models.files import write_json
@@ -41,7 +42,7 @@ SCRIPT = f"""
 import sys
 from videoalign import VideoAlignError
 from videoalign.miniature.study.demo import demo
-from videoalign.miniature.study.pipeline import LoopSize
+from videoalign.miniature.study.loop_size import LoopSize
 from videoalign.miniature.world.rendered_sets import WorldSize
 toy = {TOY!r}
 if __name__ == "__main__":

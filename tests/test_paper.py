@@ -11,6 +11,7 @@ import pytest
 from scipy import stats
 
 from videoalign import VideoAlignError
+from videoalign.miniature.study.loop_size import LoopSize, begin
 from videoalign.miniature.study.paper import TUNING, Paper, paper, units
 from videoalign.miniature.study.paper_claims import (
     BETAS,
@@ -25,7 +26,6 @@ from videoalign.miniature.study.paper_claims import (
 )
 from videoalign.miniature.study.paper_findings import WORDS, earlier, findings, over_seeds, verdicts
 from videoalign.miniature.study.paper_page import write_page
-from videoalign.miniature.study.pipeline import LoopSize, begin
 from videoalign.miniature.study.units import Board
 from videoalign.models.files import write_json
 from videoalign.models.intervals import Interval

@@ -5,8 +5,9 @@ import torch
 
 from videoalign import VideoAlignError
 from videoalign.miniature.study import configured
+from videoalign.miniature.study.loop_size import LoopSize
 from videoalign.miniature.study.paper import Paper
-from videoalign.miniature.study.pipeline import Loop, LoopSize
+from videoalign.miniature.study.pipeline import Loop
 
 
 @pytest.fixture

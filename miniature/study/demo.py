@@ -14,7 +14,8 @@ from ...datamodules.benchmark import Benchmark
 from ...models.files import read_results
 from ..world.rendered_sets import ceiling
 from .demo_page import write_page
-from .pipeline import ALIGNED, BENCHMARKS, Loop, LoopSize, begin, shown_sweeps
+from .loop_size import LoopSize, begin
+from .pipeline import ALIGNED, BENCHMARKS, Loop, shown_sweeps
 from .units import Unit, durations, work
 
 

@@ -33,9 +33,10 @@ from ...models.dimensions import DIMENSIONS
 from ...models.files import write_json
 from ...models.guidance import Guidance
 from .configured import Settings
+from .loop_size import LoopSize, begin
 from .paper_claims import BETAS, GUIDES, POOLS, SHARES, STRENGTHS, TRIALS
 from .paper_page import earlier, write_page
-from .pipeline import BENCHMARKS, LoopSize, begin
+from .pipeline import BENCHMARKS
 from .seed_units import EQUAL
 from .tuning import NOISES, TUNING, Tuned, arm_of
 from .units import Unit, work

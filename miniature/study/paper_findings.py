@@ -10,8 +10,8 @@ from typing import Any
 from ... import VideoAlignError
 from ...models.files import read_json
 from ...models.intervals import Interval
+from .loop_size import LoopSize
 from .paper_claims import CLAIMS, POOLS, Found, Value
-from .pipeline import LoopSize
 
 FIGURES = "docs/results"
 """Folder of the figures and of ``results.json``, beside RESULTS.md."""

@@ -10,11 +10,11 @@ from ...callbacks.plots import save_png
 from ...models.dimensions import DIMENSIONS
 from ...models.files import write_json, write_text
 from ...models.intervals import student
+from .loop_size import LoopSize
 from .pages import render
 from .paper_figures import cell_figure
 from .paper_findings import FIGURES, WORDS, earlier, findings, joined, verdicts
 from .paper_tables import Seeds, cell_tables, claim_table, mean_text, trials_table
-from .pipeline import LoopSize
 
 CELLS = {
     "a": "Losses and tokens of the reward model (Table 6)",

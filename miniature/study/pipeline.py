@@ -16,8 +16,6 @@ from ...commands.reward_judge import RewardJudge
 from ...models.guidance import Guidance
 from ..world.oracle import OracleJudge
 from .configured import Settings
-from .loop_size import LoopSize as LoopSize
-from .loop_size import begin as begin
 from .seed_units import SeedUnits
 from .steps import CLIPS
 from .units import Unit
