@@ -9,7 +9,7 @@ from typing import Any
 
 from jsonargparse._typehints import get_all_subclass_paths
 
-from .type_words import instead, meant
+from .near_names import instead, meant
 
 
 class NotFound(Exception):
@@ -29,13 +29,18 @@ def find_class(name: str, bases: Sequence[type]) -> Any:
     if "." not in name:
         return _imported(_by_short_name(name, bases))
     found = _imported(name)
-    if inspect.isclass(found) and not issubclass(found, tuple(bases)):
+    if inspect.isclass(found) and not any(derives(found, base) for base in bases):
         kind = bases[0].__name__
         short = instead(name, _paths(bases))
         raise NotFound(f"names {name}, which is no {kind}; {short}")
     if not callable(found):
         raise NotFound(f"names {name}, which is no class")
     return found
+
+
+def derives(cls: type, base: type) -> bool:
+    """Whether a class may stand where another one is wanted; what a protocol asks for is seen when it is used."""
+    return getattr(base, "_is_protocol", False) or issubclass(cls, base)
 
 
 def _paths(bases: Sequence[type]) -> dict[str, str]:
@@ -50,6 +55,8 @@ def _by_short_name(name: str, bases: Sequence[type]) -> str:
     if len(found) > 1:
         raise NotFound(f"{name} is the name of {len(found)} classes; give the whole path: {' or '.join(found)}")
     if not found:
+        if not paths:
+            raise NotFound(f"is {name}, which is no import path; write PACKAGE.MODULE.{name}")
         known = [path.rpartition(".")[2] for path in paths]
         raise NotFound(f"names no {bases[0].__name__} {name}; {instead(name, dict.fromkeys(known))}")
     return found[0]

@@ -13,9 +13,10 @@ import jsonargparse
 from jsonargparse._parameter_resolvers import get_signature_parameters
 
 from .. import VideoAlignError
-from .class_names import NotFound, find_class
+from .class_names import NotFound, derives, find_class
+from .near_names import instead
 from .settings import CONFIG, FORMS, Setting, given, read_settings
-from .type_words import alternatives, choices, fits, instead, items, objects, words
+from .type_words import alternatives, choices, fits, items, objects, words
 
 FLAGS = ("-h", "--help", "--print_config")
 """Options that take no value."""
@@ -110,6 +111,7 @@ def explained(args: Sequence[str], group: Group, otherwise: str = "") -> str:
 def unknown(setting: Setting, group: Group, key: str = "") -> Iterator[Fault]:
     """Keys that no class is asked for and that are not there; the parser lets them pass where their value is empty."""
     if not isinstance(setting.value, dict):
+        yield Fault(setting, key, f"holds settings by key, not {shortly(setting.value)}")
         return
     for name, inner in setting.value.items():
         path = f"{key}.{name}".lstrip(".")
@@ -152,10 +154,9 @@ def faults(setting: Setting, kind: Any, key: str) -> Iterator[Fault]:
 
 
 def _in_group(setting: Setting, group: Group, key: str) -> Iterator[Fault]:
+    yield from unknown(setting, group, key) if not key else ()
     if not isinstance(setting.value, dict):
-        yield Fault(setting, key, f"holds settings by key, not {shortly(setting.value)}")
         return
-    yield from unknown(setting, group, key)
     for name, inner in setting.value.items():
         if name in group.kinds:
             yield from faults(inner, group.kinds[name], f"{key}.{name}".lstrip("."))
@@ -191,7 +192,7 @@ def _object(setting: Setting, found: list[tuple[type, int]], key: str) -> Iterat
         yield Fault(setting, f"{key}.class_path", f"must be set: the name of a {bases[0].__name__}", True)
         return
     described = not setting.value.keys().isdisjoint(FORMS)
-    skipped = next((count for base, count in found if issubclass(cls, base)), 0) if isinstance(cls, type) else 0
+    skipped = next((count for base, count in found if inspect.isclass(cls) and derives(cls, base)), 0)
     parameters = {p.name: p for p in get_signature_parameters(cls)[skipped:]}
     yield from _arguments(setting, cls.__name__, parameters, key, described)
 

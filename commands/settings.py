@@ -136,10 +136,10 @@ def _put(root: Setting, option: str, text: str) -> None:
     *parents, key = name.removesuffix("+").split(".")
     here = root
     for parent in parents:
-        here = _mapping(here).setdefault(parent, Setting({}, option))
+        here = _below(here, parent).setdefault(parent, Setting({}, option))
         if isinstance(here.value, list) and here.value:
             here = here.value[-1]  # --trainer.callbacks.out belongs to the last callback
-    inside, value = _mapping(here), _value(option, text)
+    inside, value = _below(here, key), _value(option, text)
     if name.endswith("+"):
         before = inside.get(key)
         value = Setting([*(before.value if before and isinstance(before.value, list) else []), value], option)
@@ -151,12 +151,17 @@ def _put(root: Setting, option: str, text: str) -> None:
         inside[key] = value
 
 
-def _mapping(setting: Setting) -> dict[str, Setting]:
-    """The settings below one; the name of a class becomes its ``class_path``."""
+def _below(setting: Setting, key: str) -> dict[str, Setting]:
+    """The settings among which a key of an option belongs; options leave ``init_args`` out."""
     if not isinstance(setting.value, dict):
         named = isinstance(setting.value, str)
         setting.value = {"class_path": Setting(setting.value, setting.place)} if named else {}
-    return setting.value
+    if key in FORMS or setting.value.keys().isdisjoint(FORMS):
+        return setting.value
+    inside = setting.value.setdefault("init_args", Setting({}, setting.place))
+    if not isinstance(inside.value, dict):
+        inside.value = {}
+    return inside.value
 
 
 def _value(option: str, text: str) -> Setting:

@@ -1,11 +1,9 @@
 """Types of parameters in words, for messages, and whether a value is of a type."""
 
 import collections.abc
-import difflib
 import enum
 import inspect
 import types
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -21,8 +19,6 @@ WORDS = {
     list: "a list",
     Path: "a path",
 }
-MOST = 24
-"""Largest number of names that a message lists."""
 
 
 def alternatives(kind: Any) -> list[Any]:
@@ -121,27 +117,3 @@ def fits(value: Any, text: str | None, kind: Any) -> bool:
     except (jsonargparse.ArgumentError, ValueError, TypeError):
         return False
     return True
-
-
-def meant(name: str, names: Iterable[str]) -> str:
-    """A question for the name that is like this one; empty where none is."""
-    by_letters = {one.lower(): one for one in names}
-    found = difflib.get_close_matches(name.lower(), by_letters, 1, 0.7)
-    return f"did you mean {by_letters[found[0]]}?" if found else ""
-
-
-def instead(name: str, names: Iterable[str], all_of_them: str = "") -> str:
-    """What to write in place of a name that is wrong: a like one, or any of the right ones.
-
-    Args:
-        name: The wrong name.
-        names: The right names.
-        all_of_them: Where the right names are listed, if they are too many for a message.
-    """
-    names = list(names)
-    if question := meant(name, names):
-        return question
-    if len(names) > MOST and all_of_them:
-        return all_of_them
-    more = f" and {len(names) - MOST} more" if len(names) > MOST else ""
-    return f"choose one of {', '.join(sorted(names)[:MOST])}{more}" if names else "it takes none"
