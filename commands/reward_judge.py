@@ -1,6 +1,5 @@
 """A reward model that scores videos: one object behind `score`, `bench`, `pairs-from-rewards` and `compare`."""
 
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import cached_property
@@ -13,7 +12,6 @@ from torch import Tensor
 
 from .. import VideoAlignError
 from ..alignment.reward_model import RewardModel
-from ..callbacks.progress import PredictProgress
 from ..callbacks.prompt_sampler import Sampling
 from ..callbacks.reward_rows import RewardRows, read_rewards
 from ..datamodules.shards import ShardSet, sha256
@@ -155,8 +153,7 @@ class RewardJudge:
     def _trainer(self, progress: bool) -> L.Trainer:
         """One trainer for all sets: a second one would start its processes anew."""
         if progress not in self._trainers:
-            callbacks, bar = [PredictProgress()] if progress else [], progress and sys.stderr.isatty()
-            self._trainers[progress] = predicting(self.device, callbacks, bar, self.devices)
+            self._trainers[progress] = predicting(self.device, [], progress, self.devices)
         return self._trainers[progress]
 
     # --- as a judge (see :class:`.judge.Judge`) -----------------------------------------------------------------
