@@ -28,9 +28,7 @@ class Progress(ProgressBar):
     def disable(self) -> None:
         """Nothing is left to switch off: ranks other than the first open no bars."""
 
-    def _open(
-        self, what: str, counts: int | float | Sequence[int | float], first: int = 0, leave: bool = True
-    ) -> None:
+    def _open(self, what: str, counts: int | float | Sequence[int | float], first: int = 0, leave: bool = True) -> None:
         total = sum(counts) if isinstance(counts, list) else counts
         if self.trainer.is_global_zero:
             bar = Bar(what, int(total) if total < float("inf") else 0, first, self.seconds)

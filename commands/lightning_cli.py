@@ -31,6 +31,7 @@ from ..callbacks.tensorboard import own_folders, writer_of
 from ..datamodules import encode_list, latents, pairs, prompts, reference_errors  # noqa: F401
 from ..models.yaml_text import check_yaml, read_config, too_large
 from .config_faults import FLAGS, Group, explained, group_of, unknown
+from .newest_checkpoint import check_exists, resolved
 from .run_end import RunEnd
 from .settings import read_settings
 
@@ -44,13 +45,19 @@ _NOISE = (
     "LightningCLI's args parameter",
     ".*treespec, LeafSpec",  # Lightning's own use of a deprecated call
     r"Found \d+ module\(s\) in eval mode",  # what is frozen stays so
+    "The dirpath has changed from",  # every run has a folder of its own
+    "Total length of `.*` across ranks is zero",  # the DataModule says which set is missing
 )
 """Warnings that ask nothing of the user."""
 
 
-_LOGGERS = ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero", "lightning.fabric.utilities.seed")
+_LOGGERS = (
+    "lightning.pytorch.utilities.rank_zero",
+    "lightning.fabric.utilities.rank_zero",
+    "lightning.fabric.utilities.seed",
+)
 _SAID = re.compile(
-    r"Tip:|^Seed set to|^[GTH]PU available|CUDA_VISIBLE_DEVICES|^`Trainer\.\w+` stopped: `max_|^Using .* (precision|AMP)|"
+    r"Tip:|^Restoring states from|^Loaded model weights|^Seed set to|^[GTH]PU available|CUDA_VISIBLE_DEVICES|^`Trainer\.\w+` stopped: `max_|^Using .* (precision|AMP)|"
     r"Trainer already configured with model summary"
 )
 """Lines of Lightning's that the summary of the model, the end of a run or the configuration says better."""
@@ -148,6 +155,7 @@ class ExperimentCLI(LightningCLI):
         keys = group_of(self._subcommand_parsers[args[0]], f"videoalign {args[0]} --help-all")
         with explaining(args[1:], keys):
             super().parse_arguments(parser, args)
+        check_exists(self.config[args[0]].get("ckpt_path"))
         if key := too_large(self.config.as_dict()):
             raise VideoAlignError(f"{key.partition('.')[2]}: this number does not fit into 64 bits; make it smaller")
 
@@ -172,6 +180,10 @@ class ExperimentCLI(LightningCLI):
         self.end = RunEnd()
         self.trainer_defaults["callbacks"] = [self.end, *self._shown()]
         return stoppable(own_folders(whole_checkpoints(super().instantiate_trainer(**kwargs))))
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        kwargs = super()._prepare_subcommand_kwargs(subcommand)
+        return {**kwargs, "ckpt_path": resolved(kwargs.get("ckpt_path"), self.trainer, subcommand)}
 
     def _shown(self) -> list[L.Callback]:
         """Progress and the summary of the model, in place of Lightning's, unless YAML turns them off or has its own."""

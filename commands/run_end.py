@@ -118,7 +118,9 @@ def best_checkpoint(trainer: L.Trainer) -> str:
         for path in (callback.best_model_path if callback.monitor else "", callback.last_model_path):
             if path and Path(path).exists():
                 return path
-    return next((c.best_model_path for c in trainer.checkpoint_callbacks if Path(c.best_model_path or "-").exists()), "")
+    return next(
+        (c.best_model_path for c in trainer.checkpoint_callbacks if Path(c.best_model_path or "-").exists()), ""
+    )
 
 
 def _checkpoints(trainer: L.Trainer) -> list[tuple[str, str]]:
@@ -133,7 +135,9 @@ def _checkpoints(trainer: L.Trainer) -> list[tuple[str, str]]:
 
 
 def _results(trainer: L.Trainer, reports: list[Report]) -> list[tuple[str, str]]:
-    found = [(name, shown(path) if isinstance(path, Path) else path) for r in reports for name, path in r.results.items()]
+    found = [
+        (name, shown(path) if isinstance(path, Path) else path) for r in reports for name, path in r.results.items()
+    ]
     return [*found, ("logs", shown(trainer.log_dir))] if trainer.loggers and trainer.log_dir else found
 
 
