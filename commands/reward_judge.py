@@ -1,5 +1,6 @@
 """A reward model that scores videos: one object behind `score`, `bench`, `pairs-from-rewards` and `compare`."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import cached_property
