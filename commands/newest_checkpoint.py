@@ -4,12 +4,12 @@ Every run writes into a folder of its own, and Lightning looks for ``last`` in t
 nothing is yet. A job that a scheduler starts again goes on from what its earlier runs have written.
 """
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import lightning as L
 from lightning.pytorch.plugins.environments import SLURMEnvironment
-from lightning.pytorch.utilities import rank_zero_info
 
 from .. import VideoAlignError
 from ..callbacks.reports import shown
@@ -65,7 +65,8 @@ def resolved(path: str | None, trainer: L.Trainer, command: str) -> str | None:
     where = " or ".join(dict.fromkeys(shown(folder) for folder, _ in _places(trainer)))
     if command != "fit":
         raise VideoAlignError(f"--ckpt_path last: there is no checkpoint in {where} yet")
-    rank_zero_info(f"no checkpoint in {where} yet: the run starts from its beginning")
+    if trainer.is_global_zero:
+        print(f"no checkpoint in {where} yet: the run starts from its beginning", file=sys.stderr, flush=True)
     return None
 
 
