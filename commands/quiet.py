@@ -17,8 +17,8 @@ _WARNINGS = (
     "The `local_dir_use_symlinks` argument",  # diffusers' own use of a deprecated argument
 )
 _SAID = re.compile(
-    r"Tip:|^(\[rank: \d+\] )?(Restoring states from|Loaded model weights|Seed set to|[GTH]PU available|`weights_only` was not set)"
-    r"|CUDA_VISIBLE_DEVICES|^`Trainer\.\w+` stopped: `max_|^Using .* (precision|AMP)|with model summary callbacks"
+    r"Tip:|CUDA_VISIBLE_DEVICES|with model summary callbacks|^`Trainer\.\w+` stopped: `max_|^Using .* (precision|AMP)|"
+    r"^(\[rank: \d+\] )?(Restoring states from|Loaded model weights|Seed set to|[GTH]PU available|`weights_only` was not)"
 )
 """Lines that the summary of the model, the end of a run or the configuration says better."""
 
