@@ -1,5 +1,6 @@
 """`videoalign fit|validate|test|predict`: the Lightning CLI over YAML experiments."""
 
+import itertools
 import logging
 import re
 import sys
@@ -46,8 +47,12 @@ class SaveConfig(SaveConfigCallback):
     """The merged configuration as ``config.yaml`` in the run's folder and as text in TensorBoard."""
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Without a logger there is no folder of the run, and the current one is not ours to write into."""
+        """Without a logger there is no folder of the run, and the current one is not ours to write into.
+
+        A run that goes on in the folder of an earlier one, such as a requeued job, keeps that one's configuration.
+        """
         if trainer.loggers:
+            self.config_filename = _free(Path(trainer.log_dir or ""), Path(self.config_filename))
             super().setup(trainer, pl_module, stage)
 
     def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -55,6 +60,12 @@ class SaveConfig(SaveConfigCallback):
         if writer := writer_of(trainer):
             text = self.parser.dump(self.config, skip_none=False)
             writer.add_text("config", "\n".join(f"    {line}" for line in text.splitlines()), 0)
+
+
+def _free(folder: Path, name: Path) -> str:
+    """The first name that no file of the folder has: of ``a.yaml``, ``a-2.yaml``, ``a-3.yaml``..."""
+    names = itertools.chain([name.name], (f"{name.stem}-{n}{name.suffix}" for n in itertools.count(2)))
+    return next(name for name in names if not (folder / name).exists())
 
 
 _SAID_ANYWAY = ("Does not validate against", "Subtypes:", "Errors:", "Given value type")
