@@ -126,7 +126,7 @@ def read_adapters(path: str) -> tuple[dict[str, Tensor], Stated]:
     Raises:
         VideoAlignError: Where the file is missing, damaged, empty or ambiguous, or states no plain LoRA.
     """
-    file = _file_of(path)
+    file = file_of(path)
     tensors, metadata = _content(file, path)
     config = file.parent / "adapter_config.json"
     try:
@@ -144,8 +144,15 @@ def read_adapters(path: str) -> tuple[dict[str, Tensor], Stated]:
     return {name: t.float() if t.dtype in low else t for name, t in tensors.items()}, stated[0]
 
 
-def _file_of(path: str) -> Path:
-    """Find the one safetensors file of a folder or hub id, or take the file itself."""
+def file_of(path: str) -> Path:
+    """Find the one safetensors file of a folder or hub id, or take the file itself.
+
+    Args:
+        path: Folder, file, or an address of either on the hub.
+
+    Raises:
+        VideoAlignError: Where there is no such file, or several.
+    """
     place = resolved(path, "folder or file of adapters", parts=("*.safetensors", "adapter_config.json"), file=True)
     if place.is_file():
         if place.suffix != ".safetensors":
