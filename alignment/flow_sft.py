@@ -16,6 +16,7 @@ from ..datamodules.contracts import HasNullPrompt, require
 from ..models.fingerprint import fingerprint
 from ..models.flow import TimeLaw, draw, draw_seed, interpolate, squared_error
 from ..models.generator_folder import load_generator
+from ..models.hub import address_of, commit_of
 from ..models.lora import LoRA, linear_names
 from ..models.parallelize import shard
 from ..models.precision import train_in_float32
@@ -96,6 +97,8 @@ class FlowSFT(Training):
             self.reference = None
             names = linear_names(self.policy, lora.targets)
             config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=names)
+            if address_of(generator):  # exported adapters name their base; a local path means nothing elsewhere
+                config.base_model_name_or_path, config.revision = generator, commit_of(generator)
             self.policy.add_adapter(config)
             train_in_float32(self.policy)
         self.policy.train()

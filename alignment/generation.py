@@ -18,6 +18,7 @@ from ..models.flow import draw, interpolate
 from ..models.generator import Condition
 from ..models.generator_folder import load_generator
 from ..models.guidance import Guidance, guided
+from ..models.hub import commits_of
 from ..models.noisy_reward import NoisyReward
 
 VIEWED_AT = 0.1
@@ -47,7 +48,7 @@ class Generate(L.LightningModule):
         dtype: Dtype of the transformer.
         source: Name of the generator, which is written into the videos' records.
         crf: Constant rate factor of the mp4 files, from 0 (lossless) to 51 (smallest files).
-        noisy_reward: Folder of a noisy reward that steers sampling (Flow-NRG).
+        noisy_reward: Folder or hub id of a noisy reward that steers sampling (Flow-NRG).
         guide: Times and strength of the steering by the noisy reward.
     """
 
@@ -86,7 +87,8 @@ class Generate(L.LightningModule):
 
     def making(self) -> dict[str, Any]:
         """Settings that the videos depend on, as plain values."""
-        return {**self.hparams, **({"guide": asdict(self.guide)} if self.noisy_reward else {})}
+        commits = commits_of(**{name: self.hparams[name] for name in ("generator", "lora", "noisy_reward")})
+        return {**self.hparams, **commits, **({"guide": asdict(self.guide)} if self.noisy_reward else {})}
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> list[tuple[str, dict[str, bytes], dict]]:
         """Sample the videos of a batch.

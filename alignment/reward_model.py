@@ -229,6 +229,7 @@ class RewardModel(Training):
         super().on_save_checkpoint(checkpoint)
         checkpoint["reward_statistics"] = [self.network.statistics.mean, self.network.statistics.std]
         checkpoint["reward_statistics_step"] = self._measured_at
+        checkpoint["backbone_revision"] = getattr(self.network, "backbone_revision", None)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore the statistics of the rewards."""

@@ -31,7 +31,7 @@ class WinRate(L.Callback):
     ``win_rate.json``.
 
     Args:
-        reward_model: Folder of the reward model that compares, in this package's format or an official one's.
+        reward_model: Folder or hub id of the reward model that compares, in this package's format or an official one's.
         prompts: CSV file with a column ``prompt``, or text file with one prompt a line.
         sampling: Size and sampler of the videos.
         samples: Number of noises per prompt; with one there is no superiority.

@@ -46,9 +46,9 @@ class Arm:
     generator: str | None = None
     """Folder or hub id of another pipeline."""
     lora: str | None = None
-    """Folder of LoRA adapters."""
+    """Folder, file or hub id of LoRA adapters."""
     noisy_reward: str | None = None
-    """Folder of a noisy reward; without a guide it only rates the videos."""
+    """Folder or hub id of a noisy reward; without a guide it only rates the videos."""
     guide: Guidance | None = None
     """When and how strongly the noisy reward steers."""
 
@@ -62,13 +62,13 @@ class Sweep:
     """Guidance by one noisy reward at several strengths."""
 
     noisy_reward: str
-    """Folder of the noisy reward."""
+    """Folder or hub id of the noisy reward."""
     strengths: list[float]
     """Strengths of guidance, ascending; 0 is the base."""
     guide: Guidance = field(default_factory=Guidance)
     """Settings of the guidance but for its strength: weights, bounds, what the reward reads."""
     lora: str | None = None
-    """Folder of LoRA adapters that all arms of the sweep sample with."""
+    """Folder, file or hub id of LoRA adapters that all arms of the sweep sample with."""
 
     def __post_init__(self) -> None:
         ascending = all(a < b for a, b in zip(self.strengths, self.strengths[1:]))

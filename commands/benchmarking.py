@@ -20,6 +20,7 @@ from ..datamodules.benchmark import Benchmark
 from ..models.benchmark_protocols import PROTOCOLS, BenchmarkProtocol, accuracy_four_way, official_accuracy_with_ties
 from ..models.dimensions import DIMENSIONS, OVERALL
 from ..models.files import write_json
+from ..models.hub import commits_of
 from ..models.intervals import prompt_number
 from ..models.locks import held
 from ..models.metrics import PreferenceAccuracy
@@ -74,6 +75,7 @@ def measure(
                 "benchmark": name,
                 "protocol": benchmark,
                 "model": judge.model,
+                **commits_of(model=judge.model),
                 "overall": overall,
                 "sampling": network.processor.sampling.to_dict(),
                 "statistics": asdict(network.statistics),

@@ -32,7 +32,7 @@ class RewardJudge:
     """A reward model and how it scores. The model is loaded when it is first needed, and then kept.
 
     Args:
-        model: Folder of a reward model, of this package or an official one.
+        model: Folder or hub id (ORG/NAME@REVISION) of a reward model, of this package or an official one.
         backbone: Folder or hub id of the backbone, if it is not where the model's folder says.
         template: Text file with the official template; for official folders only.
         official_repo: Clone of the official repository to read the template from; for official folders only.
@@ -76,8 +76,6 @@ class RewardJudge:
     @cached_property
     def network(self) -> VideoReward:
         """The reward model's network. Settings that are changed on it hold for everything that is scored later."""
-        if not Path(self.model).is_dir():
-            raise VideoAlignError(f"{self.model}: there is no such folder of a reward model")
         if self.template and self.official_repo:
             raise VideoAlignError("--template and --official-repo both name the template; give one of them")
         template = Template.from_repository(self.official_repo) if self.official_repo else None

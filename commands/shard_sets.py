@@ -16,6 +16,11 @@ BENCHMARKS = {
     "genai-bench": "parquet, JSON or JSON-lines file, a folder of them, or one that the datasets library wrote",
 }
 """Public benchmarks that can be imported, and what their source is."""
+BENCHMARK_FILES = {
+    "videogen-rewardbench": ("videogen-rewardbench.csv", "videos.zip", "videos/"),
+    "genai-bench": ("*.parquet", "*.json", "*.jsonl", "video_generation/", "data/", "test*/*.parquet"),
+}
+"""Files of their repositories on the hub that are read."""
 
 
 def register(commands: Commands) -> None:
@@ -56,7 +61,7 @@ def _add_imports(shards: Commands) -> None:
             shards, f"import-{benchmark}", _import_benchmark, f"write the benchmark {benchmark} as videos + pairs.csv"
         )
         parser.set_defaults(benchmark=benchmark)
-        parser.add_argument("source", help=source)
+        parser.add_argument("source", help=f"{source}; or a data set of the hub (hf://datasets/ORG/NAME)")
         parser.add_argument("--videos", help="folder or zip archive that its paths are relative to, if not beside it")
         if benchmark == "genai-bench":
             parser.add_argument("--split", help="name of the split, where the source has several")
@@ -100,7 +105,8 @@ def _add_frames(shards: Commands) -> None:
     parser.add_argument("source", help="folder of a set with mp4 files")
     add_out(parser)
     parser.add_argument(
-        "--model", help="folder of an exported reward model whose frame sampling holds, in place of the options below"
+        "--model",
+        help="folder or hub id of an exported reward model whose frame sampling holds, in place of the options below",
     )
     parser.add_argument("--fps", type=float, default=2.0, help="sampled frames per second")
     parser.add_argument("--num-frames", type=int, help="a fixed number of frames per video, in place of --fps")
@@ -127,8 +133,10 @@ def _import_csv(o: argparse.Namespace) -> None:
 def _import_benchmark(o: argparse.Namespace) -> None:
     from ..datamodules.import_benchmarks import import_genai_bench, import_videogen_rewardbench
     from ..datamodules.parallel import pool
+    from ..models.hub import resolved
 
-    videos = Path(o.videos) if o.videos else None
+    source = resolved(o.source, "folder or file", "dataset", BENCHMARK_FILES[o.benchmark], file=True)
+    videos = resolved(o.videos, "folder or zip archive", "dataset", file=True) if o.videos else None
     options: dict[str, Any] = {
         "skip_bad_rows": o.skip_bad_rows,
         "allow_missing": o.allow_missing,
@@ -137,9 +145,9 @@ def _import_benchmark(o: argparse.Namespace) -> None:
     }
     with pool(o.workers) as workers:
         if o.benchmark == "genai-bench":
-            report = import_genai_bench(Path(o.source), Path(o.out), videos, split=o.split, pool=workers, **options)
+            report = import_genai_bench(source, Path(o.out), videos, split=o.split, pool=workers, **options)
         else:
-            report = import_videogen_rewardbench(Path(o.source), Path(o.out), videos, pool=workers, **options)
+            report = import_videogen_rewardbench(source, Path(o.out), videos, pool=workers, **options)
     print(report.text())
 
 
@@ -188,7 +196,7 @@ def _sampling(o: argparse.Namespace) -> tuple["FrameSampling", int]:
     if o.model:
         from ..models.processor import processor_of
 
-        processor = processor_of(Path(o.model))
+        processor = processor_of(o.model)
         return processor.sampling, processor.factor
     fps = o.fps if o.num_frames is None else None
     pixels = {"max_pixels": o.max_pixels, "min_pixels": o.min_pixels}
