@@ -156,8 +156,8 @@ def build_optimizer(
     rates = {group: _group(value).rates() for group, value in groups.items()}
     rows = [{"name": group, "names": names, **rates.get(group, {})} for group, names in members.items()]
     optimizer = factory(_of_tensors(rows, trained))
-    if any(group.get("weight_decay") for group in optimizer.param_groups):
-        rows = [part for row in rows for part in _split(row, trained)]
+    if decaying := {group.get("name") for group in optimizer.param_groups if group.get("weight_decay")}:
+        rows = [part for row in rows for part in (_split(row, trained) if row["name"] in decaying else [row])]
         optimizer = factory(_of_tensors(rows, trained))
     return optimizer, [{"name": row["name"], "parameters": row["names"]} for row in rows]
 
@@ -179,7 +179,7 @@ def _split(row: dict[str, Any], trained: Mapping[str, Tensor]) -> list[dict[str,
             f"model.groups.{row['name']}.weight_decay is {row['weight_decay']}, but norms, biases and token rows do "
             "not decay, and the group holds nothing else; remove it"
         )
-    if row.get("weight_decay") == 0.0 or not rest:
+    if not rest:
         return [row]
     undecayed = {**row, "name": row["name"] + UNDECAYED * bool(decays), "names": rest, "weight_decay": 0.0}
     return [{**row, "names": decays}, undecayed] if decays else [undecayed]

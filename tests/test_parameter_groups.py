@@ -23,7 +23,13 @@ from videoalign.models import LoRA, VideoReward
 from videoalign.models.noisy_reward import NoisyRewardShape
 from videoalign.models.reward_tokens import TokenRows
 
-NAMES = ["net.head.weight", "net.vision.0.weight", "net.vision.0.bias", "net.layers.0.q.weight", "net.layers.1.q.weight"]
+NAMES = [
+    "net.head.weight",
+    "net.vision.0.weight",
+    "net.vision.0.bias",
+    "net.layers.0.q.weight",
+    "net.layers.1.q.weight",
+]
 OWN = {"head": ("*.head.*",), "vision": ("*.vision.*",), "tokens": ("*.rows",), "language": ("*",)}
 ADAM = partial(torch.optim.AdamW, lr=0.1, weight_decay=0.05)
 
@@ -50,7 +56,7 @@ class Small(Training):
         return loss
 
 
-BATCHES = [torch.randint(0, 5, (3,), generator=torch.Generator().manual_seed(i)) for i in range(2)]
+BATCHES = [torch.tensor([0, 3, 4])] * 2  # equal ones, because a plain loader does not know its place after a resumption
 
 
 def fit(model, steps=3, path=None, callbacks=(), **options):
@@ -86,7 +92,10 @@ def test_patterns_come_before_own_groups():
             {"a": ParameterGroup(match="*.q.*"), "b": ParameterGroup(match="*.1.q.*")},
             r"groups\.a and model\.groups\.b both match net\.layers\.1\.q\.weight",
         ),
-        ({"visoin": 1.0}, r"groups\.visoin: there is no such group; this module has head, vision, language.*mean vision"),
+        (
+            {"visoin": 1.0},
+            r"groups\.visoin: there is no such group; this module has head, vision, language.*mean vision",
+        ),
         ({"tokens": 1.0}, r"groups\.tokens holds no parameter that trains; this module has head, vision, language"),
         ({"vision": ParameterGroup(match="*.vision.*")}, r"groups\.vision: vision is one of this module's own"),
         ({"vision": 1.0, "all": ParameterGroup(match="*")}, r"groups\.vision holds no .*other groups match all"),
@@ -178,7 +187,9 @@ def test_without_groups_and_decay_it_is_the_plain_optimizer():
 
 def test_a_decay_that_reaches_nothing_is_refused():
     model = Small(groups={"tokens": ParameterGroup(weight_decay=0.1)})
-    with pytest.raises(VideoAlignError, match=r"groups\.tokens\.weight_decay is 0\.1, but norms, biases and token rows"):
+    with pytest.raises(
+        VideoAlignError, match=r"groups\.tokens\.weight_decay is 0\.1, but norms, biases and token rows"
+    ):
         fit(model)
 
 
@@ -228,8 +239,14 @@ def test_resumption_is_exact_with_groups_and_average(checkpoint):
     ("change", "said"),
     [
         ({"groups": {"head": 0.01}}, r"has the parameter groups head, .*body.*, and this run head"),
-        ({"groups": {**GROUPS, "body": ParameterGroup(match="*body.weight")}}, "such as body.bias"),
-        ({"optimizer": partial(torch.optim.AdamW, lr=0.1, weight_decay=0.0)}, r"rest_undecayed.* and this run"),
+        (
+            {"groups": {**GROUPS, "body": ParameterGroup(weight_decay=0.2, match=["body.*", "norm.weight"])}},
+            "has other parameters in the group rest, such as norm.weight",
+        ),
+        (
+            {"optimizer": partial(torch.optim.AdamW, lr=0.1, weight_decay=0.0)},
+            "head, head_undecayed, tokens, .*, and this run head, tokens, rest, body, body_undecayed",
+        ),
     ],
 )
 def test_another_grouping_is_refused(checkpoint, change, said):
