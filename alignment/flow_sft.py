@@ -20,6 +20,7 @@ from ..models.hub import address_of, commit_of
 from ..models.lora import LoRA, linear_names
 from ..models.parallelize import shard
 from ..models.precision import train_in_float32
+from .parameter_groups import ParameterGroup
 from .training import Decay, Training
 
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
@@ -45,6 +46,9 @@ class FlowSFT(Training):
         optimizer: Optimizer of the parameters that train.
         warmup: Share of the steps in which the learning rate rises, in [0, 1).
         decay: Learning rate after warm-up: ``constant``, or falling to zero at the last step, ``linear`` or ``cosine``.
+        groups: Learning rates of groups of parameters by name, or all rates of one with a pattern of its parameters'
+            names; the optimizer's if not given. Groups that need no pattern: ``adapters``, or ``transformer``
+            where ``lora`` is null.
         gradient_checkpointing: Whether activations are computed again in the backward pass, to save memory.
         compile: Whether torch.compile compiles the transformer's blocks.
         parts: Parts of the pipeline to load; the text encoder is not needed once prompts are encoded.
@@ -52,6 +56,7 @@ class FlowSFT(Training):
             trained from scratch can be sampled with classifier-free guidance. Fine-tuning leaves it at 0.
     """
 
+    own_groups = {"adapters": ("*.lora_*",), "transformer": ("*",)}
     needs_reference = False
     """Whether :meth:`loss` gets the reference's errors."""
     sides: tuple[int, ...] | None = (0,)
@@ -67,12 +72,13 @@ class FlowSFT(Training):
         optimizer: OptimizerCallable = torch.optim.AdamW,
         warmup: float = 0.0,
         decay: Decay = "constant",
+        groups: dict[str, float | ParameterGroup] | None = None,
         gradient_checkpointing: bool = False,
         compile: bool = False,
         parts: Sequence[str] = ("transformer", "vae"),
         null_share: float = 0.0,
     ) -> None:
-        super().__init__(optimizer, warmup, decay)
+        super().__init__(optimizer, warmup, decay, groups)
         if not 0 <= null_share < 1:
             raise VideoAlignError(f"model.null_share is a share of the samples in [0, 1), got {null_share}")
         if null_share and self.needs_reference:

@@ -19,6 +19,7 @@ from ..models.lora import LoRA
 from ..models.metrics import Calibration, RewardMoments
 from ..models.noisy_reward import NoisyReward, NoisyRewardShape
 from ..models.video_reward import Statistics
+from .parameter_groups import ParameterGroup
 from .training import Decay, Training
 
 BINS = (0.1, 0.3, 0.5, 0.7, 0.9)
@@ -48,9 +49,14 @@ class NoisyRewardModel(Training):
         optimizer: Optimizer of the parameters that train.
         warmup: Share of the steps in which the learning rate rises, in [0, 1).
         decay: Learning rate after warm-up: ``constant``, or falling to zero at the last step, ``linear`` or ``cosine``.
+        groups: Learning rates of groups of parameters by name, or all rates of one with a pattern of its parameters'
+            names; the optimizer's if not given. Groups that need no pattern: ``blocks``, or their ``adapters``,
+            and ``head``.
         fps: Frame rate of the videos, where the family asks for it (LTX).
         gradient_checkpointing: Whether the blocks' activations are computed again in the backward pass, to save memory.
     """
+
+    own_groups = {"adapters": ("*.lora_*",), "blocks": ("network.trunk.*",), "head": ("*",)}
 
     def __init__(
         self,
@@ -65,10 +71,11 @@ class NoisyRewardModel(Training):
         optimizer: OptimizerCallable = torch.optim.AdamW,
         warmup: float = 0.0,
         decay: Decay = "constant",
+        groups: dict[str, float | ParameterGroup] | None = None,
         fps: float = 25.0,
         gradient_checkpointing: bool = False,
     ) -> None:
-        super().__init__(optimizer, warmup, decay)
+        super().__init__(optimizer, warmup, decay, groups)
         if loss == "btt":
             preference.check_theta(theta)
         elif loss != "bt":

@@ -15,6 +15,7 @@ from ..models.metrics import Calibration, PreferenceAccuracy, RewardMoments
 from ..models.parallelize import shard
 from ..models.processor import RewardProcessor
 from ..models.video_reward import Statistics, VideoReward
+from .parameter_groups import ParameterGroup
 from .training import Decay, Training
 
 METRICS = {"accuracy": "without_ties", "accuracy_with_ties": "with_ties", "tie_floor": "floor", "margins": "margin"}
@@ -46,7 +47,18 @@ class RewardModel(Training):
         optimizer: Optimizer of the parameters that train; AdamW at 2e-6 in the paper.
         warmup: Share of the steps in which the learning rate rises, in [0, 1).
         decay: Learning rate after warm-up: ``constant``, or falling to zero at the last step, ``linear`` or ``cosine``.
+        groups: Learning rates of groups of parameters by name, or all rates of one with a pattern of its parameters'
+            names; the optimizer's if not given. Groups that need no pattern: ``language``, which is the language model
+            or its adapters, ``vision``, ``merger``, ``tokens`` and ``head``.
     """
+
+    own_groups = {
+        "head": ("network.head.*",),
+        "tokens": ("*.embed_tokens.rows",),
+        "merger": ("*.visual.merger.*", "*.visual.deepstack_merger_list.*"),
+        "vision": ("*.visual.*",),
+        "language": ("*",),
+    }
 
     def __init__(
         self,
@@ -57,8 +69,9 @@ class RewardModel(Training):
         optimizer: OptimizerCallable = torch.optim.AdamW,
         warmup: float = 0.05,
         decay: Decay = "constant",
+        groups: dict[str, float | ParameterGroup] | None = None,
     ) -> None:
-        super().__init__(optimizer, warmup, decay)
+        super().__init__(optimizer, warmup, decay, groups)
         if loss == "btt":
             preference.check_theta(theta)
         elif loss not in ("bt", "reg"):
@@ -67,7 +80,7 @@ class RewardModel(Training):
             raise VideoAlignError(
                 "model.ties has no meaning under loss: reg, which reads scores and no labels; remove it"
             )
-        self.save_hyperparameters(ignore=["network", "optimizer"])
+        self.save_hyperparameters(ignore=["network", "optimizer", "groups"])
         # transformers hands models over in eval mode, where adapters' dropout and checkpointing are off
         self.network, self.loss = network.train(), loss
         self.ties = loss == "btt" if ties is None else ties

@@ -2,19 +2,22 @@
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import lightning as L
 import torch
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from .. import EverywhereError, VideoAlignError
+from ..callbacks.checkpoint_io import read_entries
 from ..models.flow import draw_seed
 from .means import Means
+from .parameter_groups import Groups, Patterns, assign, build_optimizer, check_same
 
 Decay = Literal["constant", "cosine", "linear"]
 
@@ -29,14 +32,23 @@ class Training(L.LightningModule):
         optimizer: Optimizer of the parameters that train.
         warmup: Share of the steps in which the learning rate rises, in [0, 1).
         decay: Learning rate after warm-up: ``constant``, or falling to zero at the last step, ``linear`` or ``cosine``.
+        groups: Rates of groups of parameters, by the group's name.
     """
 
-    def __init__(self, optimizer: OptimizerCallable, warmup: float, decay: Decay) -> None:
+    own_groups: Mapping[str, Patterns] = {"weights": ("*",)}
+    """Groups that every optimizer of this module has, with patterns of their parameters' names; the first match
+    decides. A group appears under its name in the logs, unless nothing of it trains."""
+
+    def __init__(self, optimizer: OptimizerCallable, warmup: float, decay: Decay, groups: Groups | None = None) -> None:
         super().__init__()
         if not 0 <= warmup < 1:
             raise VideoAlignError(f"model.warmup is a share of the steps in [0, 1), got {warmup}")
         self.strict_loading = False
-        self.optimizer, self.warmup, self.decay = optimizer, warmup, decay
+        self.optimizer, self.warmup, self.decay, self.groups = optimizer, warmup, decay, dict(groups or {})
+        self._grouping: list[dict[str, Any]] = []
+        """Groups of the optimizer, as checkpoints name them."""
+        self._resumed: dict[str, Any] | None = None
+        """Groups and rates of the checkpoint that a run continues."""
         self.step_means, self.held_out_means = Means(), Means()
 
     # --- trained parameters -----------------------------------------------------------------------------------------
@@ -46,10 +58,11 @@ class Training(L.LightningModule):
         return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
 
     def configure_optimizers(self) -> dict[str, Any]:
-        """The optimizer of the parameters that train, and warm-up with the chosen decay.
+        """The optimizer of the parameters that train, in groups, and warm-up with the chosen decay.
 
         Raises:
-            VideoAlignError: If a parameter would train in another precision than float32 (or float64).
+            VideoAlignError: If a parameter would train in another precision than float32 (or float64), a group of the
+                configuration does not fit the module, or a checkpoint's groups are other ones.
         """
         if low := {n: p.dtype for n, p in self.trained().items() if p.dtype not in (torch.float32, torch.float64)}:
             name, kind = next(iter(low.items()))
@@ -58,12 +71,36 @@ class Training(L.LightningModule):
                 f"trainer.precision {self.trainer.precision!r}: use bf16-mixed, which computes in bfloat16 and trains "
                 "in float32"
             )
-        optimizer = self.optimizer(list(self.trained().values()))
+        optimizer, self._grouping = build_optimizer(self.optimizer, self.trained(), self.members(), self.groups)
+        self._check_resumed(optimizer)
         schedule = warmup_schedule(optimizer, stepping_batches(self.trainer), self.warmup, self.decay)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step", "name": "lr"}}
+
+    def members(self) -> dict[str, list[str]]:
+        """Names of the parameters that train, by the group of the optimizer that they belong to."""
+        return assign(self.trained(), self.own_groups, self.groups)
+
+    def _check_resumed(self, optimizer: Optimizer) -> None:
+        """Compare the groups of this run with those of the checkpoint that it continues."""
+        trainer, resumed = self.trainer, self._resumed
+        if resumed is None and trainer.ckpt_path and trainer.strategy.restore_checkpoint_after_setup:
+            # such a strategy fills the optimizer before it asks this module
+            resumed = stored_grouping(read_entries(trainer.ckpt_path))
+        if resumed is None:
+            return
+        check_same(resumed["groups"], self._grouping)
+        rates = {group["name"]: group["lr"] for group in optimizer.param_groups if "name" in group}
+        if other := {n: lr for n, lr in resumed["rates"].items() if n in rates and rates[n] != lr}:
+            listed = ", ".join(f"{name}: {rate:g}, not {rates[name]:g}" for name, rate in other.items())
+            rank_zero_warn(f"a continued training keeps the learning rates of its checkpoint ({listed})")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leave frozen tensors out."""
+        """Leave frozen tensors out, and name the groups of the optimizer."""
+        if self._grouping and "optimizer_states" in checkpoint:
+            checkpoint["parameter_groups"] = self._grouping
+            groups = self.optimizers(use_pl_optimizer=False).param_groups
+            rates = {group["name"]: group["initial_lr"] for group in groups if "name" in group}
+            checkpoint["learning_rates"] = rates
         if self.device_mesh is None:
             trained = self.trained()
             checkpoint["state_dict"] = {n: t for n, t in checkpoint["state_dict"].items() if n in trained}
@@ -74,6 +111,8 @@ class Training(L.LightningModule):
         Raises:
             VideoAlignError: If tensors are missing, unexpected or of other shapes.
         """
+        if checkpoint.get("optimizer_states"):
+            self._resumed = stored_grouping(checkpoint)
         if "state_dict" not in checkpoint:  # sharded: loaded, and checked, already
             return
         remedy = "Use the configuration that it was trained with."
@@ -160,6 +199,11 @@ class Training(L.LightningModule):
     def on_test_epoch_end(self) -> None:
         """End a test like a validation."""
         self.on_validation_epoch_end()
+
+
+def stored_grouping(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """Groups of the optimizer, and their learning rates, that a checkpoint names."""
+    return {"groups": checkpoint.get("parameter_groups"), "rates": checkpoint.get("learning_rates", {})}
 
 
 def stepping_batches(trainer: L.Trainer) -> float:

@@ -194,6 +194,21 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu", mmap: bool = Fa
     return checkpoint
 
 
+def read_entries(path: str | Path) -> dict[str, Any]:
+    """What a checkpoint holds beside the state of model and optimizers, which stays on the disk.
+
+    Args:
+        path: Checkpoint file, or folder of a sharded checkpoint.
+
+    Raises:
+        VideoAlignError: Where it is missing, damaged, of another kind, or not readable by this user.
+    """
+    if not Path(path).is_dir():
+        return read_checkpoint(path, mmap=True)
+    with reading(path):
+        return torch.load(Path(path) / _META, map_location="cpu", weights_only=True)
+
+
 def whole_checkpoints(trainer: L.Trainer) -> L.Trainer:
     """Make a trainer write and read its checkpoints through this module, and return it.
 
