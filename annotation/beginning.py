@@ -100,8 +100,7 @@ def _choose(
     """The pairs, single videos or groups that a round rates."""
     if rules.kind == "pairs":
         return choose(contents, 3 if per_prompt is None else per_prompt, shares, seed, images)
-    most = rules.ranked if rules.kind == "ranking" else 1
-    return choose_groups(contents, most, per_prompt, shares, seed, images)
+    return choose_groups(contents, rules.most, per_prompt, shares, seed, images)
 
 
 def ranks_by_models(select: str, model: Sequence[str]) -> bool:

@@ -86,6 +86,11 @@ class RatingProtocol:
         """What people may answer."""
         return ANSWERS[self.kind]
 
+    @property
+    def most(self) -> int:
+        """Largest number of videos that are shown at once."""
+        return self.ranked if self.kind == "ranking" else self.answers.most
+
     @classmethod
     def of(cls, record: dict[str, Any]) -> "RatingProtocol":
         """Read settings from JSON.
@@ -105,7 +110,7 @@ class RatingProtocol:
 
 @dataclass(frozen=True)
 class Vote:
-    """One person's vote on a pair (or on what else is rated at once), in the pair's own A and B whatever the screen showed.
+    """One person's vote on a pair, in the pair's own A and B whatever the screen showed; also on a video or ranking.
 
     Attributes:
         annotator: Name of the person.

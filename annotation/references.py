@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from .. import VideoAlignError
 from ..datamodules.contents import Content
 from ..datamodules.ratings import prompt_of
+from ..datamodules.spreadsheets import original
 from .answers import LETTERS
 from .pairing import Pair
 from .protocol import RatingProtocol
@@ -37,9 +38,8 @@ def read_references(
         where = f"--references {path}, line {number}"
         keys = tuple(key for letter in LETTERS if (key := row.get(f"key_{letter}")))
         answers = rules.answers
-        most = rules.ranked if rules.kind == "ranking" else answers.most
-        if not answers.fewest <= len(keys) <= most:
-            wanted = str(most) if answers.fewest == most else f"{answers.fewest} to {most}"
+        if not answers.fewest <= len(keys) <= rules.most:
+            wanted = str(rules.most) if answers.fewest == rules.most else f"{answers.fewest} to {rules.most}"
             raise VideoAlignError(f"{where}: there are {len(keys)} keys, not {wanted} (columns key_A, key_B, ...)")
         if missing := [key for key in keys if key not in contents]:
             zeros = "; spreadsheets take the zeros of a key away" if missing[0].isdecimal() else ""
@@ -95,4 +95,4 @@ def _table(path: str) -> list[dict[str, str]]:
     if short := [number for number, row in enumerate(rows, 2) if None in row or None in row.values()]:
         where = f"--references {path}, line {short[0]}"
         raise VideoAlignError(f"{where}: it has not as many fields as the header, {len(header)}")
-    return rows
+    return [{column: original(cell) for column, cell in row.items()} for row in rows]
