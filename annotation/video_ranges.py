@@ -1,14 +1,24 @@
-"""Serving a video, or the part of it that a browser asks for, out of a shard."""
+"""Serving a video, or the part of it that a browser asks for, out of a shard; and how long it is."""
 
 import re
 from collections.abc import Iterator
 
 from starlette.responses import Response, StreamingResponse
 
+from ..datamodules.container import survey
 from ..datamodules.contents import Content
 
 CHUNK = 1 << 18
 """Number of bytes that are read at once."""
+
+
+def length_of(content: Content) -> float:
+    """Length of a video in seconds: of its record, or else of the file."""
+    frames, fps = content.record.get("num_frames"), content.record.get("fps")
+    if not (isinstance(frames, int) and isinstance(fps, int | float) and frames > 0 and fps > 0):
+        clip = survey(content.read("mp4"), content.name).clip
+        frames, fps = clip.frames, clip.fps or 24
+    return frames / fps
 
 
 def ranged(content: Content, wanted: str | None) -> Response:

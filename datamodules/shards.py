@@ -19,7 +19,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -31,6 +31,7 @@ import pyarrow as pa
 from ..models.dimensions import DIMENSIONS
 from ..models.files import new_folder, read_json, write_json
 from .contents import Contents, RawSample, ShardError, is_key, joined, read_table, table_name, walk, write_table
+from .spreadsheets import exact
 from .tables import sound_rows
 
 if TYPE_CHECKING:
@@ -212,19 +213,20 @@ class ShardWriter:
         if len(self._keys) - self._closed >= self._per_shard or self._bytes >= self._shard_bytes:
             self._close()
 
-    def write_table(self, name: str, rows: list[dict]) -> None:
+    def write_table(self, name: str, rows: list[dict], cell: Callable[[str], str] = exact) -> None:
         """Add a CSV file to the set.
 
         Args:
             name: Name of the file.
             rows: Cells by column; the first row has all columns.
+            cell: Writes a text as a cell: :func:`.spreadsheets.exact`, or :func:`.spreadsheets.plain` for people.
         """
         if not rows:
             raise ShardError(f"{name} would have no rows")
         with open(self.path / name, "w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, list(rows[0]))
             writer.writeheader()
-            writer.writerows(rows)
+            writer.writerows({c: cell(v) if isinstance(v, str) else v for c, v in row.items()} for row in rows)
         self.index.tables[name] = sha256(self.path / name)
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:

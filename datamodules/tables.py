@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .. import VideoAlignError
+from .spreadsheets import original
 
 _SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}
 Line = tuple[int, dict[str, str] | str]
@@ -16,6 +17,8 @@ Line = tuple[int, dict[str, str] | str]
 
 def read_table(path: str | Path, required: Sequence[str] = (), name: str = "", fill: bool = False) -> list[Line]:
     """Rows of a CSV in UTF-8 (with a byte order mark or without), separated by commas.
+
+    An apostrophe that keeps spreadsheets from running a cell as a formula is taken away, see :mod:`.spreadsheets`.
 
     Args:
         path: Path of the file.
@@ -45,7 +48,7 @@ def read_table(path: str | Path, required: Sequence[str] = (), name: str = "", f
         if len(values) != len(header):
             table.append((line, f"has {len(values)} fields, the header {len(header)}"))
         else:
-            table.append((line, {header[place]: values[place] for place in named}))
+            table.append((line, {header[place]: original(values[place]) for place in named}))
     return table
 
 
