@@ -1,11 +1,11 @@
-"""`videoalign shards`: write, check, describe and convert sets of shards."""
+"""`videoalign shards`: write, check, describe, split and convert sets of shards."""
 
 import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..bars import Progress
-from . import pairs_from_rewards
+from . import pairs_from_rewards, set_splits
 from .parsing import Commands, add_out, add_seed, add_workers, command, count, group
 
 if TYPE_CHECKING:
@@ -25,10 +25,11 @@ BENCHMARK_FILES = {
 
 def register(commands: Commands) -> None:
     """Add the commands."""
-    shards = group(commands, "shards", "import rated videos as sets of shards; join, check and describe sets")
+    shards = group(commands, "shards", "import rated videos as sets of shards; join, split, check and describe sets")
     _add_imports(shards)
     _add_unrated(shards)
     _add_sets(shards)
+    set_splits.register(shards)
     _add_frames(shards)
     pairs_from_rewards.register(shards)
 
@@ -55,6 +56,7 @@ def _add_imports(shards: Commands) -> None:
         help="pairs to train on, or videos + pairs.csv to benchmark with",
     )
     parser.add_argument("--allow-missing", **missing)
+    set_splits.add_held_out(parser)
     _add_import(parser)
     for benchmark, source in BENCHMARKS.items():
         parser = command(
@@ -76,6 +78,7 @@ def _add_unrated(shards: Commands) -> None:
     )
     parser.add_argument("table", help="CSV with the columns path, prompt and source (the model that made the video)")
     parser.add_argument("--videos", required=True, help="folder or zip archive that the paths are relative to")
+    set_splits.add_held_out(parser)
     _add_import(parser)
     parser = command(shards, "join", _join, "write several videos sets as one, such as samples of several generators")
     parser.add_argument("sets", nargs="+", help="folders of videos sets")
@@ -125,8 +128,11 @@ def _import_csv(o: argparse.Namespace) -> None:
     from ..datamodules.parallel import pool
 
     ratings, videos, out = Path(o.ratings), Path(o.videos), Path(o.out)
+    options = {"seed": o.seed, "held_out": o.held_out}
     with pool(o.workers) as workers:
-        report = import_csv(ratings, videos, out, o.kind, o.skip_bad_rows, o.allow_missing, workers, Progress(), o.seed)
+        report = import_csv(
+            ratings, videos, out, o.kind, o.skip_bad_rows, o.allow_missing, workers, Progress(), **options
+        )
     print(report.text())
 
 
@@ -157,7 +163,7 @@ def _import_videos(o: argparse.Namespace) -> None:
 
     with pool(o.workers) as workers:
         table, videos, out = Path(o.table), Path(o.videos), Path(o.out)
-        print(import_videos(table, videos, out, o.skip_bad_rows, workers, Progress(), o.seed))
+        print(import_videos(table, videos, out, o.skip_bad_rows, workers, Progress(), o.seed, o.held_out))
 
 
 def _join(o: argparse.Namespace) -> None:

@@ -24,6 +24,7 @@ def import_csv(
     pool: Executor | None = None,
     progress: Progress = lambda what, done, of: None,
     seed: int = 0,
+    held_out: float = 0.0,
 ) -> Report:
     """Write the rated pairs of a CSV as a set.
 
@@ -36,7 +37,8 @@ def import_csv(
         allow_missing: Leave out rows whose videos are missing.
         pool: Processes that check the videos.
         progress: Callback that is told the progress.
-        seed: Seed of the order of the samples.
+        seed: Seed of the order of the samples, and of the choice of those that are held out.
+        held_out: Share of the samples that become the set ``val`` in ``out``, see :func:`.importing.write_set`.
 
     Returns:
         The rows and videos of the import.
@@ -46,4 +48,6 @@ def import_csv(
     """
     media = open_media(videos)
     report = read_rows(read_table(ratings, REQUIRED), media, rated_row)
-    return write_set(report, str(ratings), media, out, kind, skip_bad_rows, allow_missing, pool, progress, seed)
+    return write_set(
+        report, str(ratings), media, out, kind, skip_bad_rows, allow_missing, pool, progress, seed, held_out
+    )

@@ -7,8 +7,10 @@ from pathlib import Path
 
 from .. import VideoAlignError
 from ..models.files import claims_out
-from .importing import Progress, look, shuffled, video_record
+from .held_out import NewSample, Progress, write_samples
+from .importing import look, merged_text, video_record
 from .media import open_media
+from .ratings import prompt_key
 from .shards import ShardSet, ShardWriter
 from .tables import read_table
 
@@ -24,8 +26,11 @@ def import_videos(
     pool: Executor | None = None,
     progress: Progress = lambda what, done, of: None,
     seed: int = 0,
+    held_out: float = 0.0,
 ) -> str:
     """Write the videos that a CSV names as a *videos* set.
+
+    A row that says again what an earlier one says is merged with it, whatever spaces and capitals its prompt has.
 
     Args:
         table: CSV with ``path, prompt, source``, the source being the name of the model that made the video.
@@ -35,6 +40,7 @@ def import_videos(
         pool: Processes that check the videos.
         progress: Callback that is told the progress.
         seed: Seed of the order of the samples, see :func:`.importing.write_set`.
+        held_out: Share of the videos that become the set ``val`` in ``out``, the others being ``train`` there.
 
     Returns:
         Summary of the set, as text.
@@ -42,8 +48,8 @@ def import_videos(
     Raises:
         VideoAlignError: If rows are invalid and not left out; the message lists each with its reason.
     """
-    media, rejected, sound = open_media(videos), [], []
-    seen: dict[tuple[str, str], int] = {}
+    media, rejected, sound, merged = open_media(videos), [], [], []
+    seen: dict[tuple[str, str], tuple[int, str]] = {}
     for line, cells in read_table(table, REQUIRED):
         try:
             if isinstance(cells, str):
@@ -51,25 +57,31 @@ def import_videos(
             if empty := [name for name in REQUIRED if not cells[name].strip()]:
                 raise VideoAlignError(f"there is no {' and no '.join(empty)}")
             path, prompt, source = media.find(cells["path"]), cells["prompt"].strip(), cells["source"].strip()
-            if (first := seen.setdefault((path, prompt), line)) != line:
-                raise VideoAlignError(f"repeats line {first}: the same video and prompt")
-            sound.append((line, path, prompt, source))
+            first, made_by = seen.setdefault((path, prompt_key(prompt)), (line, source))
+            if first == line:
+                sound.append((line, path, prompt, source))
+            elif made_by == source:
+                merged.append(line)
+            else:
+                raise VideoAlignError(f"repeats line {first}: the same video and prompt, but another source")
         except VideoAlignError as error:
             rejected.append((line, str(error)))
     clips, bad = look(media, (path for _, path, _, _ in sound), pool, progress)
     rejected += [(line, bad[path]) for line, path, _, _ in sound if path in bad]
     sound = [row for row in sound if row[1] in clips]
     reasons = [f"  line {line}: {reason}" for line, reason in sorted(rejected)]
-    report = "\n".join([f"{len(rejected)} rows rejected", *reasons])
+    repeated = [merged_text(merged)] if merged else []
+    report = "\n".join([*repeated, f"{len(rejected)} rows rejected", *reasons])
     if not sound or (rejected and not skip_bad_rows):
         remedy = "Mend them, or leave them out with --skip-bad-rows." if sound else "No row is sound."
         raise VideoAlignError(f"{table} was not imported.\n{report}\n{remedy}")
-    with ShardWriter(out, "videos") as writer:
-        for number, (line, path, prompt, source) in enumerate(shuffled(sound, seed), 1):
-            writer.write(f"{line:06d}", {"": media.read(path)}, video_record(prompt, source, path, clips[path]))
-            progress("samples written", number, len(sound))
+    samples = [
+        NewSample(f"{line:06d}", (path,), (source,), video_record(prompt, source, path, clips[path]))
+        for line, path, prompt, source in sound
+    ]
+    shares = write_samples(samples, [], media, out, "videos", seed, held_out, pool, progress)
     sources, prompts = Counter(source for *_, source in sound), {prompt for _, _, prompt, _ in sound}
-    return f"{_counts(sources, len(prompts))}\n{report}"
+    return "\n".join(filter(None, [_counts(sources, len(prompts)), report, shares]))
 
 
 @claims_out
