@@ -18,6 +18,7 @@ from ..callbacks.checkpoint_io import read_entries
 from ..models.flow import draw_seed
 from .means import Means
 from .parameter_groups import Groups, Patterns, assign, build_optimizer, check_same
+from .validation_plan import check_validation
 
 Decay = Literal["constant", "cosine", "linear"]
 
@@ -179,8 +180,9 @@ class Training(L.LightningModule):
         torch.manual_seed(draw_seed(run, self.global_step, batch_idx, self.global_rank))
 
     def on_train_start(self) -> None:
-        """Reset the means, to which an unfinished step may have added."""
+        """Reset the means, to which an unfinished step may have added; say if the run cannot validate."""
         self.step_means.reset()
+        check_validation(self.trainer)
 
     def on_validation_epoch_start(self) -> None:
         """Reset the means, to which a sanity check or an interrupted epoch may have added."""

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 from .. import VideoAlignError
 from .contents import Contents, RawSample
+from .fitted_schedule import fit_schedule
 
 
 class Dropped(NamedTuple):  # not a frozen dataclass: Lightning cannot move one to a device
@@ -148,7 +149,8 @@ def shuffled(samples: Iterator, size: int, rng: random.Random) -> Iterator:
 
 
 def training_share(trainer: Any, samples: int, batch: int) -> Share:
-    """How a training run deals out ``samples``, ``batch`` of them per rank and micro-batch."""
+    """How a training run deals out ``samples``, ``batch`` of them per rank and micro-batch; fits its schedule first."""
+    fit_schedule(trainer, samples, batch)
     return Share(samples, batch, trainer.world_size, True, trainer.accumulate_grad_batches)
 
 
