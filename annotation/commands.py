@@ -94,8 +94,8 @@ def _round_options(parser: argparse.ArgumentParser) -> Callable:
     add(
         "--protocol",
         help="YAML file with rules that differ from the paper's, such as kind (pairs, single, ranking), votes per pair, "
-        "overall, scores, repeats; training rounds, repetitions, undo and flags work in every kind, and reviewers see "
-        "of single videos only those that were flagged",
+        "overall, scores, repeats. Training rounds, repetitions, undo and flags work in every kind; of single videos, "
+        "reviewers see only those that were flagged",
     )
     add(
         "--references",
@@ -175,6 +175,12 @@ def _add_simulate(people: Commands) -> None:
     add = command(people, "simulate", _simulate, text, STAGES).add_argument
     add("--out", default="runs/simulation", help="folder of results; finished stages in it are not repeated")
     add("--seeds", type=count(1), default=3, help="number of seeds that are averaged")
+    text = "let simulated people rate a round of the miniature world, to try a protocol before people come"
+    add = command(people, "rehearse", _rehearse, text, VOTES).add_argument
+    add("--videos", required=True, help="folder of the miniature world's videos set that is rated")
+    add("--db", required=True, help="file of votes (SQLite) of a round that has begun")
+    add("--people", type=count(1), default=3, help="number of simulated people, beside a simulated reviewer")
+    add("--seed", type=count(0), default=0, help="seed of what they see and say")
 
 
 def _add_results(people: Commands) -> None:
@@ -274,6 +280,16 @@ def _simulate(o: argparse.Namespace) -> None:
     from .simulate import simulate
 
     simulate(o.out, o.seeds)
+
+
+@_needs_extra
+def _rehearse(o: argparse.Namespace) -> None:
+    from ..datamodules.shards import ShardSet
+    from .rehearsal import rehearse
+    from .store import Store
+
+    found = rehearse(Store(o.db), ShardSet(o.videos, "videos"), o.people, o.seed)
+    print(", ".join(f"{number} {name}" for name, number in found.items()))
 
 
 @_needs_extra

@@ -42,7 +42,7 @@ def card_of(
     found = overview(round_)
     for of_the_moment in ("queue", "seconds_left"):
         del found[of_the_moment]
-    same = [row for row in round_.pairs if len(row.keys) > 1 and len({*row.sources}) == 1]
+    same = [row for row in round_.pairs if len({*row.sources}) < len(row.keys)]
     return {
         **found,
         "people": [{**person, "name": called[person["name"]]} for person in found["people"]],
@@ -69,7 +69,7 @@ def card_text(card: dict[str, Any], pairs: Sequence[RatedPair]) -> str:
     what = WHAT[kind] if kind == "single" and not pairs else "pairs"
     parts = [
         f"# Data card\n\nExported {what}: {exported}. Of {card['pairs']} {WHAT[kind]}: {states}. "
-        f"{card['votes']} votes of {people} people.\nNo prompt is in two splits. {_sources(card)}",
+        f"{card['votes']} votes of {people} people.\nNo prompt is in two splits. {_sources(card)}".rstrip(),
         "Tables that are made for spreadsheets hold an apostrophe before what those would take for a formula, "
         "`decided.csv`\nalways and the others where the export was asked to. All other files are for programs.",
         f"Protocol: {json.dumps(card['protocol'])}.\n{LABELLED[kind]}",
@@ -88,15 +88,14 @@ def card_text(card: dict[str, Any], pairs: Sequence[RatedPair]) -> str:
 def _sources(card: dict[str, Any]) -> str:
     if card["protocol"]["kind"] == "single":
         return ""
+    is_pair = card["protocol"]["kind"] == "pairs"
     if alike := card["same_source"]:
-        what = WHAT[card["protocol"]["kind"]]
+        which = f"The two videos of {alike} pairs" if is_pair else f"Some videos of {alike} rankings"
         return (
-            f"The videos of {alike} {what} are from one source, or their sources are unknown; win rates of sources "
-            "leave these out."
+            f"{which} are from one source, or their sources are unknown; win rates of sources leave "
+            f"{'these' if is_pair else 'pairs of one source'} out."
         )
-    if card["protocol"]["kind"] == "ranking":
-        return "Each ranking has videos of different sources."
-    return "The two videos of a pair are from different sources."
+    return f"The {'two videos of a pair' if is_pair else 'videos of a ranking'} are from different sources."
 
 
 def _fast(card: dict[str, Any]) -> str:
@@ -112,7 +111,8 @@ def _masks(card: dict[str, Any]) -> str:
     rows = "\n".join(f"| {r['source']} | {r['x']}, {r['y']}, {r['w']}, {r['h']} | {r['unit']} |" for r in card["masks"])
     return (
         "Grey boxes hide watermarks that would name a source. They are burned into the videos, as people saw them\n"
-        f"(`*` stands for all sources; also in `masks.csv` of each set):\n\n| source | x, y, w, h | unit |\n|---|---|---|\n{rows}"
+        "(`*` stands for all sources; also in `masks.csv` of each set):\n\n"
+        f"| source | x, y, w, h | unit |\n|---|---|---|\n{rows}"
     )
 
 

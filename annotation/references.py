@@ -49,7 +49,8 @@ def read_references(
             columns = ", ".join(rules.columns)
             raise VideoAlignError(f"{where}: choices {choices} must be {answers.words} in some of {columns}")
         if twice := [key for key in keys if keys.count(key) > 1]:
-            raise VideoAlignError(f"{where}: {twice[0]!r} is named twice, so two keys are the same video")
+            same = " and ".join(f"key_{letter}" for letter, key in zip(LETTERS, keys) if key == twice[0])
+            raise VideoAlignError(f"{where}: {same} are the same video {twice[0]!r}")
         if (first := lines.setdefault(frozenset(keys), number)) != number:
             raise VideoAlignError(f"{where}: repeats the pair of line {first}")
         found.append((_pair(row, where, [contents[key] for key in keys]), choices))
