@@ -50,6 +50,8 @@ class NoisyRewardModel(Training):
         decay: Learning rate after warm-up: ``constant``, or falling to zero at the last step, ``linear`` or ``cosine``.
         fps: Frame rate of the videos, where the family asks for it (LTX).
         gradient_checkpointing: Whether the blocks' activations are computed again in the backward pass, to save memory.
+        family: Class of the generator's family, by import path (``package.module:Name``) or name; found by the
+            pipeline's class if not given.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class NoisyRewardModel(Training):
         decay: Decay = "constant",
         fps: float = 25.0,
         gradient_checkpointing: bool = False,
+        family: str | None = None,
     ) -> None:
         super().__init__(optimizer, warmup, decay)
         if loss == "btt":
@@ -74,7 +77,8 @@ class NoisyRewardModel(Training):
         elif loss != "bt":
             raise VideoAlignError(f"model.loss {loss!r} is unknown; choose bt or btt")
         # not registered as a submodule: the generator only knows how to call the copied blocks
-        object.__setattr__(self, "generator", load_generator(generator, parts=("transformer", "vae"), fps=fps))
+        loaded = load_generator(generator, parts=("transformer", "vae"), fps=fps, family=family)
+        object.__setattr__(self, "generator", loaded)
         self.network = NoisyReward(self.generator, shape).train()
         if lora is not None:
             self.network.adapt(lora)

@@ -123,10 +123,10 @@ def add_weights_source(parser: argparse.ArgumentParser) -> None:
     add_dtype(parser, "the folder's own")
 
 
-def add_judge(parser: argparse.ArgumentParser, devices: bool = True) -> None:
-    """Options of a reward model that scores videos."""
+def add_judge(parser: argparse.ArgumentParser, devices: bool = True, required: bool = True) -> None:
+    """Options of a reward model that scores videos; ``required`` unless another judge can take its place."""
     parser.add_argument(
-        "--model", required=True, help="folder of a reward model, one of this package or an official one"
+        "--model", required=required, help="folder of a reward model, one of this package or an official one"
     )
     add_weights_source(parser)
     add_batch(parser, 8)
