@@ -54,6 +54,8 @@ class FlowSFT(Training):
         parts: Parts of the pipeline to load; the text encoder is not needed once prompts are encoded.
         null_share: Share of the samples whose prompt is replaced by the empty prompt, so that a generator that is
             trained from scratch can be sampled with classifier-free guidance. Fine-tuning leaves it at 0.
+        family: Class of the generator's family, by import path (``package.module:Name``) or name; found by the
+            pipeline's class if not given.
     """
 
     own_groups = {"adapters": ("*.lora_*",), "transformer": ("*",)}
@@ -77,6 +79,7 @@ class FlowSFT(Training):
         compile: bool = False,
         parts: Sequence[str] = ("transformer", "vae"),
         null_share: float = 0.0,
+        family: str | None = None,
     ) -> None:
         super().__init__(optimizer, warmup, decay, groups)
         if not 0 <= null_share < 1:
@@ -86,7 +89,7 @@ class FlowSFT(Training):
                 f"model.null_share: {type(self).__name__} compares with a reference at the same prompt; leave it at 0"
             )
         self.null_share = null_share
-        self.generator = load_generator(generator, dtype, parts, fps)
+        self.generator = load_generator(generator, dtype, parts, fps, family)
         self.name, self.lora, self.times = generator, lora, times
         if gradient_checkpointing:
             self.policy.enable_gradient_checkpointing()

@@ -50,6 +50,8 @@ class Generate(L.LightningModule):
         crf: Constant rate factor of the mp4 files, from 0 (lossless) to 51 (smallest files).
         noisy_reward: Folder or hub id of a noisy reward that steers sampling (Flow-NRG).
         guide: Times and strength of the steering by the noisy reward.
+        family: Class of the generator's family, by import path (``package.module:Name``) or name; found by the
+            pipeline's class if not given.
     """
 
     def __init__(
@@ -68,12 +70,13 @@ class Generate(L.LightningModule):
         crf: int = 10,
         noisy_reward: str | None = None,
         guide: Guidance | None = None,
+        family: str | None = None,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters(ignore=["guide"])
+        self.save_hyperparameters(ignore=["guide", *([] if family else ["family"])])
         if steps < 1 or not cfg_scale >= 1 or fps < 1:
             raise VideoAlignError(f"steps {steps}, cfg_scale {cfg_scale} and fps {fps} must be at least 1")
-        self.generator = load_generator(generator, dtype, fps=fps)
+        self.generator = load_generator(generator, dtype, fps=fps, family=family)
         if lora:
             load_adapters(self.generator, lora)
         self.noisy_reward = NoisyReward.from_pretrained(noisy_reward, self.generator) if noisy_reward else None

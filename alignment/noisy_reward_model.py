@@ -54,6 +54,8 @@ class NoisyRewardModel(Training):
             and ``head``.
         fps: Frame rate of the videos, where the family asks for it (LTX).
         gradient_checkpointing: Whether the blocks' activations are computed again in the backward pass, to save memory.
+        family: Class of the generator's family, by import path (``package.module:Name``) or name; found by the
+            pipeline's class if not given.
     """
 
     own_groups = {"adapters": ("*.lora_*",), "blocks": ("network.trunk.*",), "head": ("*",)}
@@ -74,6 +76,7 @@ class NoisyRewardModel(Training):
         groups: dict[str, float | ParameterGroup] | None = None,
         fps: float = 25.0,
         gradient_checkpointing: bool = False,
+        family: str | None = None,
     ) -> None:
         super().__init__(optimizer, warmup, decay, groups)
         if loss == "btt":
@@ -81,7 +84,8 @@ class NoisyRewardModel(Training):
         elif loss != "bt":
             raise VideoAlignError(f"model.loss {loss!r} is unknown; choose bt or btt")
         # not registered as a submodule: the generator only knows how to call the copied blocks
-        object.__setattr__(self, "generator", load_generator(generator, parts=("transformer", "vae"), fps=fps))
+        loaded = load_generator(generator, parts=("transformer", "vae"), fps=fps, family=family)
+        object.__setattr__(self, "generator", loaded)
         self.network = NoisyReward(self.generator, shape).train()
         if lora is not None:
             self.network.adapt(lora)

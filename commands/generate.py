@@ -27,6 +27,7 @@ GENERATE = (
     "negative",
     "dtype",
     "source",
+    "family",
 )
 """Options that are arguments of :class:`videoalign.alignment.Generate`."""
 PROMPTS = ("prompts", "out", "samples", "batch_size", "seed")
@@ -61,6 +62,10 @@ def register(commands: Commands) -> None:
         type=float,
         help="guidance strength of the noisy reward, in its standard deviations; 0 leaves samples as they are "
         "(default: 100)",
+    )
+    parser.add_argument(
+        "--family",
+        help="class of the generator's family by import path, package.module:Name (default: by its pipeline)",
     )
     parser.add_argument("--lora", help="folder, file or hub id of LoRA adapters")
     parser.add_argument("--source", help="name of the model in the records (default: the generator's)")

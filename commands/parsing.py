@@ -125,11 +125,11 @@ def add_weights_source(parser: argparse.ArgumentParser) -> None:
     add_dtype(parser, "the folder's own")
 
 
-def add_judge(parser: argparse.ArgumentParser, devices: bool = True) -> None:
-    """Options of a reward model that scores videos."""
+def add_judge(parser: argparse.ArgumentParser, devices: bool = True, required: bool = True) -> None:
+    """Options of a reward model that scores videos; ``required`` unless another judge can take its place."""
     parser.add_argument(
         "--model",
-        required=True,
+        required=required,
         help="folder or hub id (ORG/NAME@REVISION) of a reward model, of this package or an official one",
     )
     add_weights_source(parser)

@@ -11,8 +11,8 @@ from typing import Any
 from .. import VideoAlignError
 from ..models.dimensions import DIMENSIONS
 from ..models.files import claims_out
-from .held_out import NewSample, Progress, write_samples
 from .media import Media, MissingVideo
+from .new_samples import NewSample, Progress, write_samples
 from .parallel import in_order
 from .ratings import COLUMNS, LABELS, check_score, prompt_key, share_table
 from .shards import Kind

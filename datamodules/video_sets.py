@@ -7,9 +7,9 @@ from pathlib import Path
 
 from .. import VideoAlignError
 from ..models.files import claims_out
-from .held_out import NewSample, Progress, write_samples
 from .importing import look, merged_text, video_record
 from .media import open_media
+from .new_samples import NewSample, Progress, write_samples
 from .ratings import prompt_key
 from .shards import ShardSet, ShardWriter
 from .tables import read_table
