@@ -1,11 +1,12 @@
 """`videoalign fit|validate|test|predict`: the Lightning CLI over YAML experiments."""
 
+import contextlib
 import itertools
 import logging
 import re
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -28,6 +29,8 @@ from ..callbacks.stoppable import stoppable
 from ..callbacks.tensorboard import own_folders, writer_of
 from ..datamodules import encode_list, latents, pairs, prompts, reference_errors  # noqa: F401
 from ..models.yaml_text import check_yaml, read_config, too_large
+from .config_faults import FLAGS, Group, explained, group_of, unknown
+from .settings import read_settings
 
 # An interpolation such as ${data.init_args.batch_size} means the same in every subcommand and follows overrides.
 jsonargparse.set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
@@ -99,6 +102,24 @@ def condensed(message: str) -> str:
     return text if len(text) <= LONGEST else f"{text[:LONGEST]} ..."
 
 
+@contextlib.contextmanager
+def explaining(args: list[str], keys: Group) -> Iterator[None]:
+    """Say which key, in which file and line, makes the parser refuse a configuration.
+
+    Args:
+        args: Arguments behind the command's name.
+        keys: Keys that the command takes.
+    """
+    try:
+        yield
+    except Exception as error:  # whatever a library raises for a value that it did not expect
+        if message := explained(args, keys, str(error) if isinstance(error, VideoAlignError) else ""):
+            raise VideoAlignError(message) from None
+        raise
+    if fault := next(unknown(read_settings(args, FLAGS), keys), None):
+        raise VideoAlignError(str(fault))
+
+
 def _load_checked(text: str) -> Any:
     """YAML as jsonargparse reads it, behind a look at its size: also of values and of files that values name."""
     if len(text) > 200 or any(mark in text for mark in "&*$\n"):
@@ -124,7 +145,9 @@ class ExperimentCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Numbers that no 64 bits hold fail anywhere, or count for ever."""
-        super().parse_arguments(parser, args)
+        keys = group_of(self._subcommand_parsers[args[0]], f"videoalign {args[0]} --help-all")
+        with explaining(args[1:], keys):
+            super().parse_arguments(parser, args)
         if key := too_large(self.config.as_dict()):
             raise VideoAlignError(f"{key.partition('.')[2]}: this number does not fit into 64 bits; make it smaller")
 
@@ -191,7 +214,7 @@ def call(function: Callable[..., Any], args: list[str], replaced: Mapping[str, s
     """
     quiet()
     args = _configured(args)
-    parser = _Parser(parser_mode="omegaconf+", description=function.__doc__.splitlines()[0])
+    parser = _Parser(parser_mode="omegaconf+", allow_abbrev=False, description=function.__doc__.splitlines()[0])
     parser.add_argument(
         "-c", "--config", action=jsonargparse.ActionConfigFile, help="YAML file; may be given repeatedly"
     )
@@ -199,7 +222,9 @@ def call(function: Callable[..., Any], args: list[str], replaced: Mapping[str, s
     for key, text in (replaced or {}).items():
         refuse = partial(_refuse, key, text)
         parser.add_argument(f"--{key}", type=refuse, default=SUPPRESS, help=SUPPRESS)
-    settings = parser.instantiate_classes(parser.parse_args(args))
+    with explaining(args, group_of(parser, f"videoalign {function.__name__} --help")):
+        parsed = parser.parse_args(args)
+    settings = parser.instantiate_classes(parsed)
     settings.pop("config")
     function(**settings.as_dict())
 
@@ -231,5 +256,5 @@ def run(args: list[str], kind: type[ExperimentCLI] = ExperimentCLI) -> Lightning
         seed_everything_default=0,
         trainer_defaults={} if sys.stderr.isatty() else {"callbacks": [LogProgress()]},
         save_config_callback=SaveConfig,
-        parser_kwargs={"parser_mode": "omegaconf+"},
+        parser_kwargs={"parser_mode": "omegaconf+", "allow_abbrev": False},
     )

@@ -3,8 +3,12 @@
 import argparse
 import math
 import os
+import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from .. import VideoAlignError
+from .near_names import instead
 
 if TYPE_CHECKING:
     from .reward_judge import RewardJudge
@@ -15,6 +19,41 @@ ANEW = "nothing half-written is left; the same command starts anew"
 GOES_ON = "what is finished is kept; the same command goes on"
 STAGES = "finished stages are kept; the same command goes on"
 """What is left of a command that is stopped."""
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose options are written out, and which says in a sentence what is wrong and what is meant."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, allow_abbrev=False, **kwargs)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[argparse.Namespace, list[str]]:
+        """Parse; an option that is not known is named before anything that is missing."""
+        args = sys.argv[1:] if args is None else list(args)
+        commands = [action for action in self._actions if isinstance(action, argparse._SubParsersAction)]
+        known = [name for action in self._actions for name in action.option_strings if name.startswith("--")]
+        for option in (arg.partition("=")[0] for arg in args if not commands):
+            if option.startswith("--") and option not in ("--", *known):
+                self.error(f"there is no option {option}; {instead(option, known)}")
+        if commands and commands[0].required and not args:
+            self.error(f"name a command; {instead('', commands[0].choices)}")
+        found, rest = super().parse_known_args(args, namespace)
+        if rest:
+            self.error(f"{' '.join(rest)} belongs to no option")
+        return found, rest
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """Refuse a value that is none of the choices."""
+        if action.choices is not None and value not in action.choices:
+            names = [str(choice) for choice in action.choices]
+            if isinstance(action, argparse._SubParsersAction):
+                self.error(f"there is no command {value}; {instead(str(value), names)}")
+            raise argparse.ArgumentError(action, f"{value!r} is unknown; {instead(str(value), names)}")
+
+    def error(self, message: str) -> NoReturn:
+        """End with a message."""
+        message = message.replace("the following arguments are required:", "these are needed:")
+        raise VideoAlignError(f"{message.removeprefix('argument ')} (see `{self.prog} --help`)")
 
 
 class Help(argparse.ArgumentDefaultsHelpFormatter):
