@@ -14,7 +14,7 @@ from ..models.checksums import seal
 from ..models.files import check_free, new_folder
 from ..models.finite import NOT_WRITTEN, require_finite
 from ..models.locks import Hold
-from .tensorboard import folder_of
+from .run_folder import folder_of
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 """Name that diffusers gives to a file of LoRA adapters."""
