@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from .. import VideoAlignError
-from ..callbacks.plots import SMALL, add_chart, panels, reference_line
-from ..callbacks.tensorboard import writer_of
+from ..callbacks.media import media_of
+from ..callbacks.plots import SMALL, panels, reference_line
 from ..models import preference
 from ..models.dimensions import DIMENSIONS
 from ..models.flow import TimeLaw, draw, interpolate
@@ -168,9 +168,9 @@ class NoisyRewardModel(Training):
         for i, name in enumerate(DIMENSIONS):
             self.log(f"val/calibration/{name}", error[i].float())
         self.network.statistics = Statistics(*self.moments.compute().tolist())
-        if writer := writer_of(self.trainer):
+        if media := media_of(self.trainer):
             rows = [[means.get(f"accuracy_at_t/{time}/{name}", math.nan) for name in DIMENSIONS] for time in BINS]
-            add_chart(writer, "val/accuracy_at_t", curve(torch.tensor(rows)), self.global_step)
+            media.figure("val/accuracy_at_t", curve(torch.tensor(rows)))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the parameters that train, and the statistics of the rewards."""

@@ -145,7 +145,7 @@ class RewardModel(Training):
         for i, name in enumerate(DIMENSIONS):
             self.step_means.add(f"accuracy/{name}", right[:, i], decided[:, i])
             self.step_means.add(f"rewards/margins/{name}", margins[:, i].abs(), batch["valid"])
-        dropped = {"data/dropped": float(len(batch["dropped"]))}
+        dropped = {"vitals/dropped": float(len(batch["dropped"]))}
         self.log_dict(dropped, reduce_fx="sum", on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
         return self.finite(losses.slot_mean(), batch["keys"])
 

@@ -17,7 +17,7 @@ from ..models.generator import PARTS
 from ..models.generator_folder import files_of
 from ..models.hub import resolved
 from ..models.locks import Hold
-from .tensorboard import folder_of
+from .run_folder import folder_of
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 """Name that diffusers gives to a file of LoRA adapters."""

@@ -8,7 +8,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from ..datamodules.contracts import HasBackbone, HasRewardNetwork, RewardNetwork, require
 from ..models.files import check_free
 from ..models.locks import Hold
-from .tensorboard import folder_of
+from .run_folder import folder_of
 
 
 class ExportReward(L.Callback):

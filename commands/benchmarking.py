@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from .. import VideoAlignError
-from ..callbacks.plots import add_chart, save_png, text_table
+from ..callbacks.media import TensorBoardMedia
+from ..callbacks.plots import save_png, text_table
 from ..callbacks.reward_bench import bar_chart, table, too_few_prompts
 from ..datamodules.benchmark import Benchmark
 from ..models.benchmark_protocols import PROTOCOLS, BenchmarkProtocol, accuracy_four_way, official_accuracy_with_ties
@@ -188,8 +189,9 @@ def bench(
         picture = bar_chart(name, result["accuracies"])
         save_png(picture, Path(out) / f"{name}.png")
         with SummaryWriter(Path(out) / name) as writer:
-            add_chart(writer, f"bench/{name}", picture)
-            writer.add_text(f"bench/{name}", "\n".join(f"    {line}" for line in text.splitlines()))
+            media = TensorBoardMedia(writer)
+            media.figure(f"bench/{name}", picture, 0)
+            media.text(f"bench/{name}", "\n".join(f"    {line}" for line in text.splitlines()), 0)
         print(f"saved in {Path(out) / name}.json and .png; TensorBoard: --logdir {out}")
 
 

@@ -24,12 +24,15 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 # Imported so that short class names work in YAML files.
 from .. import VideoAlignError, alignment, callbacks, datamodules  # noqa: F401
 from ..callbacks.checkpoint_io import whole_checkpoints
+from ..callbacks.media import media_of
 from ..callbacks.progress import LogProgress
+from ..callbacks.run_folder import folder_of, own_folders
 from ..callbacks.stoppable import stoppable
-from ..callbacks.tensorboard import own_folders, writer_of
 from ..datamodules import encode_list, latents, pairs, prompts, reference_errors  # noqa: F401
+from ..models.files import write_text
 from ..models.yaml_text import check_yaml, read_config, too_large
 from .config_faults import FLAGS, Group, explained, group_of, unknown
+from .logger_errors import explained_loggers
 from .settings import read_settings
 
 # An interpolation such as ${data.init_args.batch_size} means the same in every subcommand and follows overrides.
@@ -47,28 +50,27 @@ _NOISE = (
 
 
 class SaveConfig(SaveConfigCallback):
-    """The merged configuration as ``config.yaml`` in the run's folder and as text in TensorBoard."""
+    """The merged configuration as ``config.yaml`` in the run's folder, and in every logger."""
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Without a logger there is no folder of the run, and the current one is not ours to write into.
+        """Save it. Without a logger there is no folder of the run, and the current one is not ours to write into.
 
-        A run that goes on in the folder of an earlier one, such as a requeued job, keeps that one's configuration.
+        Lightning would write to the folder of all runs where a logger names no other, and refuse the second run.
         """
-        if trainer.loggers:
-            self.config_filename = _free(Path(trainer.log_dir or ""), Path(self.config_filename))
-            super().setup(trainer, pl_module, stage)
-
-    def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Writes the configuration to TensorBoard; only the first rank has a writer."""
-        if writer := writer_of(trainer):
+        folder = folder_of(trainer)  # collective
+        if self.already_saved or folder is None:
+            return
+        self.already_saved = True
+        if trainer.is_global_zero:
             text = self.parser.dump(self.config, skip_none=False)
-            writer.add_text("config", "\n".join(f"    {line}" for line in text.splitlines()), 0)
+            write_text(_unused(folder / self.config_filename), text)
+            media_of(trainer).document(self.config_filename, text)
 
 
-def _free(folder: Path, name: Path) -> str:
-    """The first name that no file of the folder has: of ``a.yaml``, ``a-2.yaml``, ``a-3.yaml``..."""
-    names = itertools.chain([name.name], (f"{name.stem}-{n}{name.suffix}" for n in itertools.count(2)))
-    return next(name for name in names if not (folder / name).exists())
+def _unused(path: Path) -> Path:
+    """The path, or one with a number behind its name: a run that goes on in its folder keeps both configurations."""
+    others = (path.with_stem(f"{path.stem}-{number}") for number in itertools.count(2))
+    return next(name for name in itertools.chain([path], others) if not name.exists())
 
 
 _SAID_ANYWAY = ("Does not validate against", "Subtypes:", "Errors:", "Given value type")
@@ -142,6 +144,10 @@ class ExperimentCLI(LightningCLI):
             "-c", "--config", action=jsonargparse.ActionConfigFile, help="YAML file; may be given repeatedly"
         )
         return parser
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """What a run shows is arranged in one place, whatever recipe it has."""
+        parser.add_lightning_class_args(callbacks.Dashboard, "dashboard")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Numbers that no 64 bits hold fail anywhere, or count for ever."""
@@ -246,15 +252,16 @@ def run(args: list[str], kind: type[ExperimentCLI] = ExperimentCLI) -> Lightning
     """
     quiet()
     args = _configured(args)
-    return kind(
-        L.LightningModule,
-        L.LightningDataModule,
-        args=args,
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        auto_configure_optimizers=False,
-        seed_everything_default=0,
-        trainer_defaults={} if sys.stderr.isatty() else {"callbacks": [LogProgress()]},
-        save_config_callback=SaveConfig,
-        parser_kwargs={"parser_mode": "omegaconf+", "allow_abbrev": False},
-    )
+    with explained_loggers():
+        return kind(
+            L.LightningModule,
+            L.LightningDataModule,
+            args=args,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            seed_everything_default=0,
+            trainer_defaults={} if sys.stderr.isatty() else {"callbacks": [LogProgress()]},
+            save_config_callback=SaveConfig,
+            parser_kwargs={"parser_mode": "omegaconf+", "allow_abbrev": False},
+        )
