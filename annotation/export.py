@@ -11,7 +11,7 @@ from .. import VideoAlignError
 from ..datamodules.benchmark import PAIRS
 from ..datamodules.contents import Content
 from ..datamodules.ratings import COLUMNS, share_table
-from ..datamodules.shards import ShardSet, ShardWriter, sha256
+from ..datamodules.shards import ShardSet, ShardWriter
 from ..models.dimensions import DIMENSIONS
 from ..models.files import new_folder, write_json
 from .overview import overview
@@ -50,8 +50,8 @@ def export(store: Store, videos: ShardSet, out: str | Path, names: bool = False)
     Raises:
         VideoAlignError: The set is not the one that was rated, or no pair is decided yet.
     """
-    if store.fact("data") != sha256(videos.path / "index.json"):
-        raise VideoAlignError(f"--videos {videos.path} is not the set that {store.path} was begun with")
+    if store.fact("data") != videos.digest:
+        raise VideoAlignError(f"--videos {videos.name} is not the set that {store.path} was begun with")
     round_ = store.round()  # people may go on meanwhile
     decided: Decided = {}
     for row in round_.pairs:

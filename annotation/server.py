@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.base import BaseHTTPMiddleware
 
 from .. import VideoAlignError
-from ..datamodules.shards import ShardSet, sha256
+from ..datamodules.shards import ShardSet
 from .guideline import GUIDELINE, Part
 from .request_guard import Guard, told
 from .routes import HERE, Site, overview_router, rating_router
@@ -45,8 +45,8 @@ def make_app(
     Raises:
         VideoAlignError: The videos are not those of the round.
     """
-    if store.fact("data") != sha256(videos.path / "index.json"):
-        raise VideoAlignError(f"--videos {videos.path} is not the set that {store.path} was begun with")
+    if store.fact("data") != videos.digest:
+        raise VideoAlignError(f"--videos {videos.name} is not the set that {store.path} was begun with")
     # a redirection to or from a slash would be built of the Host header
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     contents = {content.key: content for content in videos.contents()}

@@ -118,7 +118,7 @@ def _import_csv(o: argparse.Namespace) -> None:
     from ..datamodules.import_csv import import_csv
     from ..datamodules.parallel import pool
 
-    ratings, videos, out = Path(o.ratings), Path(o.videos), Path(o.out)
+    ratings, videos, out = Path(o.ratings), Path(o.videos), o.out
     with pool(o.workers) as workers:
         report = import_csv(ratings, videos, out, o.kind, o.skip_bad_rows, o.allow_missing, workers, Progress(), o.seed)
     print(report.text())
@@ -137,9 +137,9 @@ def _import_benchmark(o: argparse.Namespace) -> None:
     }
     with pool(o.workers) as workers:
         if o.benchmark == "genai-bench":
-            report = import_genai_bench(Path(o.source), Path(o.out), videos, split=o.split, pool=workers, **options)
+            report = import_genai_bench(Path(o.source), o.out, videos, split=o.split, pool=workers, **options)
         else:
-            report = import_videogen_rewardbench(Path(o.source), Path(o.out), videos, pool=workers, **options)
+            report = import_videogen_rewardbench(Path(o.source), o.out, videos, pool=workers, **options)
     print(report.text())
 
 
@@ -148,14 +148,14 @@ def _import_videos(o: argparse.Namespace) -> None:
     from ..datamodules.video_sets import import_videos
 
     with pool(o.workers) as workers:
-        table, videos, out = Path(o.table), Path(o.videos), Path(o.out)
+        table, videos, out = Path(o.table), Path(o.videos), o.out
         print(import_videos(table, videos, out, o.skip_bad_rows, workers, Progress(), o.seed))
 
 
 def _join(o: argparse.Namespace) -> None:
     from ..datamodules.video_sets import join
 
-    print(join([Path(path) for path in o.sets], Path(o.out), o.sources, Progress()))
+    print(join(o.sets, o.out, o.sources, Progress()))
 
 
 def _verify(o: argparse.Namespace) -> int:
