@@ -15,6 +15,7 @@ from .commands import bench, convert, experiment, generate, push, score, shard_s
 from .commands.parsing import ANEW, Parser
 from .errors import BUG, describe, lost_peer
 from .miniature import registration as miniature
+from .redaction import redacted
 
 GROUPS = {
     "train and measure what a YAML experiment describes": (experiment,),
@@ -171,7 +172,7 @@ def _end(error: BaseException, args: list[str]) -> NoReturn:
         head = "" if isinstance(error, stopping.Stopped) else "error: "
         who = f"{speaker}: " if speaker and not everywhere else ""
         with contextlib.suppress(OSError):
-            print(f"{trouble}videoalign: {head}{who}{text}", file=sys.stderr, flush=True)
+            print(redacted(f"{trouble}videoalign: {head}{who}{text}"), file=sys.stderr, flush=True)
     sys.exit(status)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from .. import VideoAlignError
 from ..datamodules.contents import Content
-from ..datamodules.shards import ShardSet, sha256
+from ..datamodules.shards import ShardSet
 from ..datamodules.video import coding
 from ..models.files import read_yaml
 from .grouping import choose_groups
@@ -80,8 +80,7 @@ def begin(
     pairs = _choose(free, rules, per_prompt, (validation, benchmark), seed, named)
     if by_models:
         pairs = [pairs[i] for i in order_by_models(model, shards, [pair.keys for pair in pairs], db, device)]
-    digest = sha256(shards.path / "index.json")
-    with new_shown(db, by_key, boxes, pictures) as shown, new_round(db, pairs, rules, digest, training, shown):
+    with new_shown(db, by_key, boxes, pictures) as shown, new_round(db, pairs, rules, shards.digest, training, shown):
         pass
     counts = ", ".join(f"{count} {split}" for split, count in Counter(pair.split for pair in pairs).items())
     what = RATED[rules.kind]
@@ -151,14 +150,14 @@ def read_protocol(path: str | None) -> RatingProtocol:
 def _played(shards: ShardSet) -> list[Content]:
     """The contents of a set; refuses a set with videos that browsers do not play."""
     contents, silent = list(shards.contents()), []
-    print(f"looking whether browsers play the {len(contents)} videos of {shards.path}", file=sys.stderr, flush=True)
+    print(f"looking whether browsers play the {len(contents)} videos of {shards.name}", file=sys.stderr, flush=True)
     for content in contents:
         codec, pixels = coding(content.read("mp4"), content.name)
         if codec not in PLAYED or (codec == "h264" and pixels not in ("yuv420p", "yuvj420p")):
             silent.append(f"{content.key}: {codec} {pixels}")
     if silent:
         raise VideoAlignError(
-            f"browsers do not play {len(silent)} of the {len(contents)} videos in {shards.path}, first {silent[0]}; "
+            f"browsers do not play {len(silent)} of the {len(contents)} videos in {shards.name}, first {silent[0]}; "
             "make H.264 files with 4:2:0 colours of them (ffmpeg -i IN -c:v libx264 -pix_fmt yuv420p OUT) and import "
             "those"
         )

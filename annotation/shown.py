@@ -70,7 +70,7 @@ def new_shown(
             (folder / IMAGES / image.name).write_bytes(image.content)
         record = {
             "masks": [{"source": mask.source, "box": mask.box} for mask in masks],
-            "clips": sha256(folder / CLIPS / "index.json") if boxes else None,
+            "clips": ShardSet(folder / CLIPS).digest if boxes else None,
             "images": {key: image.name for key, image in images.items()},
         }
         write_json(folder / RECORD, record)
@@ -96,8 +96,8 @@ def shown_by(store: Store, videos: ShardSet) -> Shown:
     Raises:
         VideoAlignError: The set is not that of the round, or what lies beside the file of votes is not.
     """
-    if store.fact("data") != sha256(videos.path / "index.json"):
-        raise VideoAlignError(f"--videos {videos.path} is not the set that {store.path} was begun with")
+    if store.fact("data") != videos.digest:
+        raise VideoAlignError(f"--videos {videos.name} is not the set that {store.path} was begun with")
     contents, digest, folder = {c.key: c for c in videos.contents()}, store.fact("shown"), folder_of(store.path)
     if digest is None:
         return Shown(contents)
@@ -109,7 +109,7 @@ def shown_by(store: Store, videos: ShardSet) -> Shown:
     record = read_json(folder / RECORD, "what a round shows")
     if record["clips"]:
         clips = ShardSet(folder / CLIPS, "videos")
-        if sha256(clips.path / "index.json") != record["clips"]:
+        if clips.digest != record["clips"]:
             raise VideoAlignError(f"{clips.path} is not the set of masked videos that {folder / RECORD} names")
         contents |= {content.key: content for content in clips.contents()}
     images = {key: folder / IMAGES / name for key, name in record["images"].items()}

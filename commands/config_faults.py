@@ -95,7 +95,9 @@ def explained(args: Sequence[str], group: Group, otherwise: str = "") -> str:
     """
     for option, value in given(args, FLAGS):
         if not option:
-            advice = f"write --config {value}" if value.endswith((".yaml", ".yml", ".json")) else "options begin with --"
+            advice = (
+                f"write --config {value}" if value.endswith((".yaml", ".yml", ".json")) else "options begin with --"
+            )
             return f"{value} belongs to no option; {advice}"
         if option in CONFIG and not value:
             return f"{option} needs a file behind it"

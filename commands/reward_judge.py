@@ -16,7 +16,7 @@ from ..alignment.reward_model import RewardModel
 from ..callbacks.progress import PredictProgress
 from ..callbacks.prompt_sampler import Sampling
 from ..callbacks.reward_rows import RewardRows, read_rewards
-from ..datamodules.shards import ShardSet, sha256
+from ..datamodules.shards import ShardSet
 from ..datamodules.stream import in_turn
 from ..datamodules.video_list import Listed, VideoList, by_length, videos_of
 from ..models.dimensions import DIMENSIONS
@@ -102,7 +102,7 @@ class RewardJudge:
             "pixels": asdict(processor.geometry),
             "positions": self.network.positions,
             "dtype": self.network.settings["dtype"],
-            "data": sha256(videos.path / "index.json"),
+            "data": videos.digest,
         }
 
     # --- scoring ------------------------------------------------------------------------------------------------
@@ -135,7 +135,7 @@ class RewardJudge:
         found = videos_of(videos, self.network.processor)
         if absent := [key for key in keys if key not in found]:
             raise VideoAlignError(
-                f"{videos.path}: {len(absent)} of its pairs' videos are not in its shards, such as {absent[:3]}"
+                f"{videos.name}: {len(absent)} of its pairs' videos are not in its shards, such as {absent[:3]}"
             )
         listed, trainer = [found[key] for key in keys], self._trainer(progress)
         with held(folder):  # before looking at what is scored already

@@ -3,7 +3,6 @@
 import argparse
 import math
 import re
-from pathlib import Path
 
 from ..bars import Progress
 from ..datamodules.splitting import WAYS
@@ -83,12 +82,12 @@ def register(shards: Commands) -> None:
 def _split(o: argparse.Namespace) -> None:
     from ..datamodules.split_sets import split
 
-    print(split(Path(o.folder), Path(o.out), o.by, o.shares, o.seed, Progress()))
+    print(split(o.folder, o.out, o.by, o.shares, o.seed, Progress()))
 
 
 def _overlap(o: argparse.Namespace) -> int:
     from ..datamodules.split_sets import overlap
 
-    text, found = overlap(Path(o.one), Path(o.other))
+    text, found = overlap(o.one, o.other)
     print(text)
     return int(found)

@@ -127,7 +127,7 @@ def _import_csv(o: argparse.Namespace) -> None:
     from ..datamodules.import_csv import import_csv
     from ..datamodules.parallel import pool
 
-    ratings, videos, out = Path(o.ratings), Path(o.videos), Path(o.out)
+    ratings, videos, out = Path(o.ratings), Path(o.videos), o.out
     options = {"seed": o.seed, "held_out": o.held_out}
     with pool(o.workers) as workers:
         report = import_csv(
@@ -151,9 +151,9 @@ def _import_benchmark(o: argparse.Namespace) -> None:
     }
     with pool(o.workers) as workers:
         if o.benchmark == "genai-bench":
-            report = import_genai_bench(source, Path(o.out), videos, split=o.split, pool=workers, **options)
+            report = import_genai_bench(source, o.out, videos, split=o.split, pool=workers, **options)
         else:
-            report = import_videogen_rewardbench(source, Path(o.out), videos, pool=workers, **options)
+            report = import_videogen_rewardbench(source, o.out, videos, pool=workers, **options)
     print(report.text())
 
 
@@ -162,14 +162,14 @@ def _import_videos(o: argparse.Namespace) -> None:
     from ..datamodules.video_sets import import_videos
 
     with pool(o.workers) as workers:
-        table, videos, out = Path(o.table), Path(o.videos), Path(o.out)
+        table, videos, out = Path(o.table), Path(o.videos), o.out
         print(import_videos(table, videos, out, o.skip_bad_rows, workers, Progress(), o.seed, o.held_out))
 
 
 def _join(o: argparse.Namespace) -> None:
     from ..datamodules.video_sets import join
 
-    print(join([Path(path) for path in o.sets], Path(o.out), o.sources, Progress()))
+    print(join(o.sets, o.out, o.sources, Progress()))
 
 
 def _verify(o: argparse.Namespace) -> int:

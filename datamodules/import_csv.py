@@ -4,20 +4,20 @@ from concurrent.futures import Executor
 from pathlib import Path
 
 from ..models.dimensions import DIMENSIONS
-from ..models.files import claims_out
 from .importing import Progress, Report, rated_row, read_rows, write_set
 from .media import open_media
 from .shards import Kind
 from .tables import read_table
+from .uploads import claims_set
 
 REQUIRED = ("path_A", "path_B", "prompt", *DIMENSIONS)
 
 
-@claims_out
+@claims_set
 def import_csv(
     ratings: Path,
     videos: Path,
-    out: Path,
+    out: str | Path,
     kind: Kind = "pairs",
     skip_bad_rows: bool = False,
     allow_missing: bool = False,
@@ -31,7 +31,7 @@ def import_csv(
     Args:
         ratings: Path of the CSV.
         videos: Folder or zip archive that its paths are relative to.
-        out: Folder to write.
+        out: Folder or address to write.
         kind: ``pairs`` to train on, or ``videos`` with ``pairs.csv`` for a benchmark.
         skip_bad_rows: Leave invalid rows out; otherwise any of them stops the import.
         allow_missing: Leave out rows whose videos are missing.

@@ -10,13 +10,13 @@ from typing import Any
 
 from .. import VideoAlignError
 from ..models.dimensions import DIMENSIONS
-from ..models.files import claims_out
 from .media import Media, MissingVideo
 from .new_samples import NewSample, Progress, write_samples
 from .parallel import in_order
 from .ratings import COLUMNS, LABELS, check_score, prompt_key, share_table
 from .shards import Kind
 from .split_sets import Compared
+from .uploads import claims_set
 from .verify import GLANCE
 from .video import Clip, examine
 
@@ -214,12 +214,12 @@ def video_record(prompt: str, source: str, path: str, clip: Clip) -> dict[str, A
     return {"prompt": prompt, "source": source, "path": path, **shape}
 
 
-@claims_out
+@claims_set
 def write_set(
     report: Report,
     name: str,
     media: Media,
-    out: Path,
+    out: str | Path,
     kind: Kind,
     skip_bad_rows: bool = False,
     allow_missing: bool = False,
@@ -237,7 +237,7 @@ def write_set(
         report: Result of :func:`read_rows`.
         name: Name of the table, for messages.
         media: Files of its videos.
-        out: Folder to write.
+        out: Folder or address to write.
         kind: ``pairs`` (a sample holds both videos; for training) or ``videos`` (each video once, and ``pairs.csv``;
             for benchmarks).
         skip_bad_rows: Leave invalid rows out; otherwise any of them stops the import.

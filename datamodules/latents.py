@@ -10,7 +10,6 @@ import contextlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -28,7 +27,7 @@ from .contracts import HasGenerator, HasReferenceErrors, require
 from .latent_files import NULL, OF, load_latents
 from .ratings import labels_of, prompt_of
 from .reference_errors import ReferenceErrors
-from .shards import ShardSet, sha256
+from .shards import ShardSet
 from .stream import FilledCollate, ShardLoader, ShardStream, Share, at_least, training_share
 
 
@@ -255,10 +254,10 @@ class LatentPairs(L.LightningDataModule):
                 )
             self.sets[which] = self._open(path, identity)
         first = next(iter(self.sets.values())).shards
-        self.null = _load_null(first.path)
+        self.null = _load_null(first)
         self.cached = None
         if self.reference_path and stage == "fit":
-            data = sha256(first.path / "index.json")
+            data = first.digest
             settings = require(module, HasReferenceErrors, f"{who} with data.reference").reference_made()
             self.cached = ReferenceErrors(self.reference_path, data, settings)
 
@@ -304,7 +303,7 @@ class LatentPairs(L.LightningDataModule):
         cached = self.cached if training else None
         decode = Decoder(opened.shards.index.latents["of"], opened.judged, self.seed, training, cached)
         stream = ShardStream(
-            opened.contents, decode, share, trainer.global_rank, self.seed, self.shuffle_buffer, str(opened.shards.path)
+            opened.contents, decode, share, trainer.global_rank, self.seed, self.shuffle_buffer, opened.shards.name
         )
         workers = min(self.workers, share.batches)
         options = {
@@ -361,10 +360,10 @@ def _first_decoded(contents: Contents, decode: Decoder, among: int = 16) -> Samp
     return None
 
 
-def _load_null(folder: Path) -> Tensor:
+def _load_null(shards: ShardSet) -> Tensor:
     try:
-        return safetensors.torch.load_file(folder / NULL)["prompt"]
-    except (OSError, SafetensorError, KeyError) as error:
+        return safetensors.torch.load(shards.file(NULL))["prompt"]
+    except (ShardError, OSError, SafetensorError, KeyError) as error:
         raise ShardError(
-            f"{folder / NULL} is missing or damaged ({error}): the embedding of the empty prompt"
+            f"{shards.name}/{NULL} is missing or damaged ({error}): the embedding of the empty prompt"
         ) from None

@@ -48,7 +48,7 @@ def write_samples(
     samples: Sequence[NewSample],
     rows: Sequence[Compared],
     media: Media,
-    out: Path,
+    out: str | Path,
     kind: Kind,
     seed: int = 0,
     held_out: float = 0.0,
@@ -61,7 +61,7 @@ def write_samples(
         samples: All samples.
         rows: Rated pairs of a *videos* set.
         media: Files of the videos.
-        out: Folder to write.
+        out: Folder or address to write.
         kind: Kind of the samples.
         seed: Seed of their order, and of the choice of those that are held out.
         held_out: Share that becomes the set ``val`` in ``out``, the others being ``train`` there; 0 writes one set.

@@ -199,7 +199,7 @@ class VideoPairs(L.LightningDataModule):
         if self.train_keys:
             chosen = read_keys(self.train_keys)
             if missing := chosen - set(keys):
-                raise VideoAlignError(f"data.train_keys {self.train_keys}: {shards.path} has no pair {min(missing)!r}")
+                raise VideoAlignError(f"data.train_keys {self.train_keys}: {shards.name} has no pair {min(missing)!r}")
         else:
             drawn = sorted(keys, key=lambda key: draw_seed("share", key))
             chosen = set(drawn[: max(1, round(self.train_share * len(keys)))])
@@ -214,9 +214,7 @@ class VideoPairs(L.LightningDataModule):
             if training
             else Share(len(contents), self.val_batch_size, trainer.world_size, training)
         )
-        stream = ShardStream(
-            contents, decode, share, trainer.global_rank, self.seed, self.shuffle_buffer, str(shards.path)
-        )
+        stream = ShardStream(contents, decode, share, trainer.global_rank, self.seed, self.shuffle_buffer, shards.name)
         options = {
             "persistent_workers": training and self.workers > 0,  # an epoch may be short
             "pin_memory": trainer.strategy.root_device.type == "cuda",

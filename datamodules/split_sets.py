@@ -1,19 +1,20 @@
 """`videoalign shards split` and `shards overlap`: sets that share no prompt and no video, and what two sets share."""
 
 import contextlib
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 from .. import VideoAlignError
-from ..models.files import claims_out, new_folder
+from ..models.files import new_folder
+from .addresses import is_address
 from .benchmark import PAIRS
 from .contents import Content
 from .ratings import prompt_key, prompt_of, share_table, sources_of
-from .shards import SIDES, ShardSet, ShardWriter, sha256
+from .shards import SIDES, ShardSet, ShardWriter
 from .splitting import By, Item, deal
+from .uploads import claims_set
 
 SHOWN = 10
 """Largest number of prompts or videos in common that are printed."""
@@ -44,8 +45,8 @@ def videos_in(content: Content, shards: ShardSet) -> tuple[str, ...]:
     spans = [content.spans[f"{side}.{index.media}".lstrip(".")] for side in SIDES[index.kind]]
     if any(span.crc32c < 0 for span in spans):
         raise VideoAlignError(
-            f"{shards.path} is a set of an earlier release, without checksums, so that equal videos cannot be found: "
-            f"`videoalign shards index {shards.path}` adds them"
+            f"{shards.name} is a set of an earlier release, without checksums, so that equal videos cannot be found: "
+            f"`videoalign shards index {shards.name}` adds them"
         )
     return tuple(content_id(span.size, span.crc32c) for span in spans)
 
@@ -143,19 +144,22 @@ class Compared(NamedTuple):
 
 
 @contextlib.contextmanager
-def written(out: Path, shares: Mapping[str, float], open_writer: Callable[[Path], ShardWriter]) -> Iterator[dict]:
-    """Give a writer for each share; they appear together, as folders of ``out``, when all are whole.
+def written(
+    out: str | Path, shares: Mapping[str, float], open_writer: Callable[[str], ShardWriter]
+) -> Iterator[dict[str, ShardWriter]]:
+    """Give a writer for each share; they appear as folders of ``out`` when all are whole: in a store one by one.
 
     Args:
-        out: Folder to write.
+        out: Folder or address to write.
         shares: Shares by name.
         open_writer: Opens the writer of a folder.
 
     Yields:
         Writers by the share's name.
     """
-    with new_folder(out) as folder, contextlib.ExitStack() as stack:
-        yield {name: stack.enter_context(open_writer(folder / name)) for name in shares}
+    with contextlib.ExitStack() as stack:
+        place = str(out).rstrip("/") if is_address(out) else stack.enter_context(new_folder(out))
+        yield {name: stack.enter_context(open_writer(f"{place}/{name}")) for name in shares}
 
 
 def write_rows(
@@ -183,10 +187,10 @@ def write_rows(
         shares.left_out.append(f"{apart} rated pairs compare models of different shares, and were left out")
 
 
-@claims_out
+@claims_set
 def split(
-    folder: Path,
-    out: Path,
+    folder: str | Path,
+    out: str | Path,
     by: By,
     shares: Mapping[str, float],
     seed: int = 0,
@@ -195,8 +199,8 @@ def split(
     """Copy the samples of a set to several sets, byte by byte, so that no group of samples is in two of them.
 
     Args:
-        folder: Folder of the set, of any kind.
-        out: Folder to write, with a folder for each share.
+        folder: Folder or address of the set, of any kind.
+        out: Folder or address to write, with a folder for each share.
         by: What the samples of a group have in common, see :mod:`.splitting`.
         shares: Size of each share by name; they add up to 1.
         seed: Seed of the choice.
@@ -216,7 +220,7 @@ def split(
     if apart := dealt.count(None):
         report.left_out.append(f"{apart} pairs compare models of different shares, and were left out")
 
-    def open_writer(path: Path) -> ShardWriter:
+    def open_writer(path: str) -> ShardWriter:
         writer = ShardWriter(path, index.kind, index.media, index.frames)
         writer.index.dimensions, writer.index.latents = index.dimensions, index.latents
         return writer
@@ -232,10 +236,7 @@ def split(
             progress("samples copied", number + 1, len(contents))
         for writer in writers.values():
             for table in index.tables.keys() - {PAIRS}:
-                shutil.copyfile(shards.path / table, writer.path / table)
-                if (digest := sha256(writer.path / table)) != index.tables[table]:
-                    raise VideoAlignError(f"{shards.path / table} is not the file that was written (another sha256)")
-                writer.index.tables[table] = digest
+                writer.write_file(table, shards.file(table))
         if rows:
             write_rows(rows, dealt, writers, report)
     return report.text()
@@ -246,17 +247,17 @@ def _rows_of(shards: ShardSet) -> list[Compared]:
     rows = shards.table(PAIRS)
     if absent := [row.get(end) for row in rows for end in ("key_A", "key_B") if row.get(end) not in numbers]:
         raise VideoAlignError(
-            f"{shards.path / PAIRS} names {len(absent)} videos that the set lacks, such as {absent[0]!r}"
+            f"{PAIRS} of {shards.name} names {len(absent)} videos that the set lacks, such as {absent[0]!r}"
         )
     return [Compared(numbers[row["key_A"]], numbers[row["key_B"]], row) for row in rows]
 
 
-def overlap(one: Path, other: Path) -> tuple[str, bool]:
+def overlap(one: str | Path, other: str | Path) -> tuple[str, bool]:
     """Find the prompts and videos that two sets share, from their tables of contents alone.
 
     Args:
-        one: Folder of a set, such as one to train on.
-        other: Folder of another set, such as a benchmark.
+        one: Folder or address of a set, such as one to train on.
+        other: Folder or address of another set, such as a benchmark.
 
     Returns:
         Counts and the first few of them as text, and whether there is any.
@@ -278,7 +279,7 @@ def overlap(one: Path, other: Path) -> tuple[str, bool]:
         common = set().union(*mine) & set().union(*theirs)
         found |= bool(common)
         touched = (f"{sum(bool(n & common) for n in names)} of {len(names)} samples" for names in (mine, theirs))
-        where = " and ".join(f"{counts} of {shards.path}" for counts, shards in zip(touched, sets))
+        where = " and ".join(f"{counts} of {shards.name}" for counts, shards in zip(touched, sets))
         lines.append(f"{len(common)} {name} in both" + (f": {where}" if common else ""))
         if name == "prompts":
             lines += [f"  {text[:100]}" for text in sorted(common)[:SHOWN]]

@@ -6,22 +6,22 @@ from concurrent.futures import Executor
 from pathlib import Path
 
 from .. import VideoAlignError
-from ..models.files import claims_out
 from .importing import look, merged_text, video_record
 from .media import open_media
 from .new_samples import NewSample, Progress, write_samples
 from .ratings import prompt_key
 from .shards import ShardSet, ShardWriter
 from .tables import read_table
+from .uploads import claims_set
 
 REQUIRED = ("path", "prompt", "source")
 
 
-@claims_out
+@claims_set
 def import_videos(
     table: Path,
     videos: Path,
-    out: Path,
+    out: str | Path,
     skip_bad_rows: bool = False,
     pool: Executor | None = None,
     progress: Progress = lambda what, done, of: None,
@@ -35,7 +35,7 @@ def import_videos(
     Args:
         table: CSV with ``path, prompt, source``, the source being the name of the model that made the video.
         videos: Folder or zip archive that its paths are relative to.
-        out: Folder to write.
+        out: Folder or address to write.
         skip_bad_rows: Leave invalid rows out; otherwise any of them stops the import.
         pool: Processes that check the videos.
         progress: Callback that is told the progress.
@@ -84,15 +84,18 @@ def import_videos(
     return "\n".join(filter(None, [_counts(sources, len(prompts)), report, shares]))
 
 
-@claims_out
+@claims_set
 def join(
-    sets: Sequence[Path], out: Path, sources: Sequence[str] = (), progress: Progress = lambda what, done, of: None
+    sets: Sequence[str | Path],
+    out: str | Path,
+    sources: Sequence[str] = (),
+    progress: Progress = lambda what, done, of: None,
 ) -> str:
     """Write the videos of several *videos* sets as one, such as those of several runs of `videoalign generate`.
 
     Args:
-        sets: Folders of the sets.
-        out: Folder to write.
+        sets: Folders or addresses of the sets.
+        out: Folder or address to write.
         sources: Names of the models, one for each set, in place of those in the records.
         progress: Callback that is told the progress.
 
@@ -105,7 +108,7 @@ def join(
     shards = [ShardSet(path, "videos") for path in sets]
     if sources and len(sources) != len(shards):
         raise VideoAlignError(f"--sources names {len(sources)} models, of {len(shards)} sets")
-    if frames := [one.path for one in shards if one.index.media != "mp4"]:
+    if frames := [one.name for one in shards if one.index.media != "mp4"]:
         raise VideoAlignError(f"{frames[0]} holds decoded frames; join the sets with mp4 files")
     counts, prompts, total = Counter(), set(), sum(one.index.samples for one in shards)
     with ShardWriter(out, "videos") as writer:
@@ -114,7 +117,7 @@ def join(
                 source = sources[number] if sources else content.record.get("source")
                 if not source:
                     raise VideoAlignError(
-                        f"{one.path}: video {content.key!r} names no source; name one for each set with --sources"
+                        f"{one.name}: video {content.key!r} names no source; name one for each set with --sources"
                     )
                 writer.write(f"{number}-{content.key}", {"": content.read("mp4")}, {**content.record, "source": source})
                 counts[source] += 1
