@@ -8,6 +8,7 @@ from safetensors import SafetensorError
 
 from .. import VideoAlignError
 from ..models.frame_sampling import FrameSampling
+from .benchmark import PAIRS
 from .contents import Contents, RawSample, ShardError, read_table, table_name, walk
 from .frames import load_frames
 from .latent_files import load_latents
@@ -126,6 +127,13 @@ def _table(shards: ShardSet, name: str, keys: set[str]) -> Iterator[str]:
         rows = shards.table(name)
     except VideoAlignError as error:
         yield str(error)
+        return
+    if name != PAIRS:  # a table of single videos, such as scores, or one of what is no video
+        yield from (
+            f"{name}, line {number}: video {row['key']!r} is not in the set"
+            for number, row in enumerate(rows, 2)
+            if "key" in row and row["key"] not in keys
+        )
         return
     pairs: Counter[tuple] = Counter()
     for number, row in enumerate(rows, 2):
