@@ -93,9 +93,9 @@ def _round_options(parser: argparse.ArgumentParser) -> Callable:
     add("--seed", type=count(0), help="seed of the choice of pairs (default 0)")
     add(
         "--protocol",
-        help="YAML file with rules that differ from the paper's, such as kind (pairs, single, ranking), votes per pair, "
-        "overall, scores, repeats. Training rounds, repetitions, undo and flags work in every kind; of single videos, "
-        "reviewers see only those that were flagged",
+        help="YAML file with rules that differ from the paper's, such as kind (pairs, single or ranking), votes per "
+        "pair, overall, scores, repeats. Training rounds, repetitions, undo and flags work in every kind; of single "
+        "videos, reviewers see only those that were flagged",
     )
     add(
         "--references",

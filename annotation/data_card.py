@@ -9,7 +9,7 @@ from ..datamodules.ratings import COLUMNS, share_table
 from .overview import overview
 from .rated_pairs import RatedPair
 from .rounds import Round
-from .shown import Shown, mask_rows
+from .shown import Shown
 
 WHAT = {"pairs": "pairs", "single": "videos", "ranking": "rankings"}
 LABELLED = {
@@ -49,7 +49,7 @@ def card_of(
         "exported": dict(exported),
         "labels": {c: dict(Counter(p.labels[c] for p in pairs if c in p.labels)) for c in round_.protocol.columns},
         "same_source": len(same),
-        "masks": mask_rows(shown.masks),
+        "masks": [{"source": mask.source, "box": list(mask.box)} for mask in shown.masks],
         "images": len({*shown.images.values()}),
         **({"margin": margin} if margin is not None else {}),
     }
@@ -108,7 +108,11 @@ def _masks(card: dict[str, Any]) -> str:
     """A sentence on masks, and their table."""
     if not card["masks"]:
         return ""
-    rows = "\n".join(f"| {r['source']} | {r['x']}, {r['y']}, {r['w']}, {r['h']} | {r['unit']} |" for r in card["masks"])
+    rows = "\n".join(
+        f"| {mask['source']} | {', '.join(map(json.dumps, mask['box']))} | "
+        f"{'shares of the picture' if max(mask['box']) <= 1 else 'pixels'} |"
+        for mask in card["masks"]
+    )
     return (
         "Grey boxes hide watermarks that would name a source. They are burned into the videos, as people saw them\n"
         "(`*` stands for all sources; also in `masks.csv` of each set):\n\n"

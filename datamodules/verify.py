@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from .. import VideoAlignError
 from ..models.frame_sampling import FrameSampling
 from .addresses import short_name
+from .benchmark import PAIRS
 from .contents import Contents, RawSample, ShardError, packed, read_table, table_name, walk
 from .frames import load_frames
 from .latent_files import load_latents
@@ -154,6 +155,13 @@ def _pairs(content: bytes, name: str, folder: str, keys: set[str]) -> Iterator[s
         rows = [row for _, row in sound_rows(content, name=f"{folder}/{name}")]
     except VideoAlignError as error:
         yield str(error)
+        return
+    if name != PAIRS:  # a table of single videos, such as scores, or one of what is no video
+        yield from (
+            f"{name}, line {number}: video {row['key']!r} is not in the set"
+            for number, row in enumerate(rows, 2)
+            if "key" in row and row["key"] not in keys
+        )
         return
     pairs: Counter[tuple] = Counter()
     for number, row in enumerate(rows, 2):
