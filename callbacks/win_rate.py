@@ -18,11 +18,11 @@ from ..models.official import load_reward
 from ..models.template import Template
 from ..models.win_rates import win_rates
 from .plots import BLUE, ORANGE, add_chart, bars, legend_below, markdown_table, panels, reference_line
-from .prompt_sampler import PromptSampler, Sampling
+from .prompt_sampler import PromptSampler, SamplesPrompts, Sampling
 from .tensorboard import folder_of, writer_of
 
 
-class WinRate(L.Callback):
+class WinRate(SamplesPrompts):
     """Compares policy and reference under `videoalign test`: both sample the same prompts from the same noise.
 
     It logs ``test/win_rate/*``, ``test/superiority/*`` (different noise, see :mod:`~videoalign.models.win_rates`),
@@ -54,13 +54,14 @@ class WinRate(L.Callback):
             raise VideoAlignError(f"WinRate.samples must be at least 1, got {samples}")
         self.reward_model, self.backbone = reward_model, backbone
         self.template = Template.load(template) if template else None
-        self.prompts, self.sampling, self.samples, self.out = read_prompts(prompts), sampling, samples, out
+        super().__init__(read_prompts(prompts), sampling)
+        self.samples, self.out = samples, out
         self.results: dict[str, dict] = {}
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Refuse a module that aligns no generator before the test begins."""
+        """Refuse a module that aligns no generator, or a size that it cannot sample, before the test begins."""
         if stage == "test":
-            require(pl_module, AlignsGenerator, "callbacks.WinRate")
+            self.check_size(pl_module)
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Sample, score and compare. Collective: every rank must call it."""
@@ -71,6 +72,7 @@ class WinRate(L.Callback):
         batches = [items[i : i + self.sampling.batch_size] for i in range(0, len(items), self.sampling.batch_size)]
         rounds = -(-len(batches) // trainer.world_size)  # every rank samples as often: sharded layers are collective
         found: dict[tuple[int, int], list] = {}
+        sampler.begin("WinRate", rounds)
         for number in range(rounds):
             batch = batches[(number * trainer.world_size + trainer.global_rank) % len(batches)]
             policy, reference = sampler.both(batch)
