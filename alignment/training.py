@@ -100,6 +100,7 @@ class Training(L.LightningModule):
         if other := {name: rate for name, rate in self._rates.items() if stored.get(name, rate) != rate}:
             listed = ", ".join(f"{name}: {stored[name]:g}, not {rate:g}" for name, rate in other.items())
             rank_zero_warn(f"a continued training keeps the learning rates of its checkpoint ({listed})")
+            self._rates |= {name: stored[name] for name in other}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leave frozen tensors out, and name the groups of the optimizer."""
