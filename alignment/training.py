@@ -14,13 +14,14 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from .. import EverywhereError, VideoAlignError
-from ..callbacks.checkpoint_io import read_entries
 from ..models.flow import draw_seed
 from .means import Means
 from .parameter_groups import Groups, Patterns, assign, build_optimizer, check_same
 from .validation_plan import check_validation
 
 Decay = Literal["constant", "cosine", "linear"]
+GROUP_ENTRIES = ("parameter_groups", "learning_rates")
+"""Entries of a checkpoint that name the groups of its optimizer."""
 
 
 class Training(L.LightningModule):
@@ -48,8 +49,10 @@ class Training(L.LightningModule):
         self.optimizer, self.warmup, self.decay, self.groups = optimizer, warmup, decay, dict(groups or {})
         self._grouping: list[dict[str, Any]] = []
         """Groups of the optimizer, as checkpoints name them."""
+        self._rates: dict[str, float] = {}
+        """Learning rates of the groups, before warm-up and decay."""
         self._resumed: dict[str, Any] | None = None
-        """Groups and rates of the checkpoint that a run continues."""
+        """What the checkpoint that a run continues says of groups and rates."""
         self.step_means, self.held_out_means = Means(), Means()
 
     # --- trained parameters -----------------------------------------------------------------------------------------
@@ -73,7 +76,9 @@ class Training(L.LightningModule):
                 "in float32"
             )
         optimizer, self._grouping = build_optimizer(self.optimizer, self.trained(), self.members(), self.groups)
-        self._check_resumed(optimizer)
+        self._rates = {group["name"]: group["lr"] for group in optimizer.param_groups if "name" in group}
+        if self._resumed is not None:
+            self.compare_groups(self._resumed)
         schedule = warmup_schedule(optimizer, stepping_batches(self.trainer), self.warmup, self.decay)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step", "name": "lr"}}
 
@@ -81,27 +86,27 @@ class Training(L.LightningModule):
         """Names of the parameters that train, by the group of the optimizer that they belong to."""
         return assign(self.trained(), self.own_groups, self.groups)
 
-    def _check_resumed(self, optimizer: Optimizer) -> None:
-        """Compare the groups of this run with those of the checkpoint that it continues."""
-        trainer, resumed = self.trainer, self._resumed
-        if resumed is None and trainer.ckpt_path and trainer.strategy.restore_checkpoint_after_setup:
-            # such a strategy fills the optimizer before it asks this module
-            resumed = stored_grouping(read_entries(trainer.ckpt_path))
-        if resumed is None:
-            return
-        check_same(resumed["groups"], self._grouping)
-        rates = {group["name"]: group["lr"] for group in optimizer.param_groups if "name" in group}
-        if other := {n: lr for n, lr in resumed["rates"].items() if n in rates and rates[n] != lr}:
-            listed = ", ".join(f"{name}: {rate:g}, not {rates[name]:g}" for name, rate in other.items())
+    def compare_groups(self, checkpoint: Mapping[str, Any]) -> None:
+        """Refuse a checkpoint whose optimizer had other groups; say where its learning rates are other ones.
+
+        Args:
+            checkpoint: The checkpoint, or what it holds beside the state of model and optimizers.
+
+        Raises:
+            VideoAlignError: If groups, or their parameters, differ.
+        """
+        check_same(checkpoint.get("parameter_groups"), self._grouping)
+        stored = checkpoint.get("learning_rates", {})
+        if other := {name: rate for name, rate in self._rates.items() if stored.get(name, rate) != rate}:
+            listed = ", ".join(f"{name}: {stored[name]:g}, not {rate:g}" for name, rate in other.items())
             rank_zero_warn(f"a continued training keeps the learning rates of its checkpoint ({listed})")
+            self._rates |= {name: stored[name] for name in other}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leave frozen tensors out, and name the groups of the optimizer."""
         if self._grouping and "optimizer_states" in checkpoint:
             checkpoint["parameter_groups"] = self._grouping
-            groups = self.optimizers(use_pl_optimizer=False).param_groups
-            rates = {group["name"]: group["initial_lr"] for group in groups if "name" in group}
-            checkpoint["learning_rates"] = rates
+            checkpoint["learning_rates"] = self._rates
         if self.device_mesh is None:
             trained = self.trained()
             checkpoint["state_dict"] = {n: t for n, t in checkpoint["state_dict"].items() if n in trained}
@@ -113,7 +118,7 @@ class Training(L.LightningModule):
             VideoAlignError: If tensors are missing, unexpected or of other shapes.
         """
         if checkpoint.get("optimizer_states"):
-            self._resumed = stored_grouping(checkpoint)
+            self._resumed = {name: checkpoint[name] for name in GROUP_ENTRIES if name in checkpoint}
         if "state_dict" not in checkpoint:  # sharded: loaded, and checked, already
             return
         remedy = "Use the configuration that it was trained with."
@@ -201,11 +206,6 @@ class Training(L.LightningModule):
     def on_test_epoch_end(self) -> None:
         """End a test like a validation."""
         self.on_validation_epoch_end()
-
-
-def stored_grouping(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
-    """Groups of the optimizer, and their learning rates, that a checkpoint names."""
-    return {"groups": checkpoint.get("parameter_groups"), "rates": checkpoint.get("learning_rates", {})}
 
 
 def stepping_batches(trainer: L.Trainer) -> float:

@@ -7,10 +7,10 @@ from .. import VideoAlignError
 from ..datamodules.contracts import AlignsGenerator, require
 from .clips import Clip, frames_of
 from .media import media_of
-from .prompt_sampler import PromptSampler, Sampling
+from .prompt_sampler import PromptSampler, SamplesPrompts, Sampling
 
 
-class SideBySide(L.Callback):
+class SideBySide(SamplesPrompts):
     """Shows animations with the policy's video on the left and the reference's on the right.
 
     They are under ``val/samples/`` in the run's loggers, and on the page ``samples.html`` in the run's folder.
@@ -24,13 +24,13 @@ class SideBySide(L.Callback):
     def __init__(self, prompts: list[str], sampling: Sampling, every: int = 1) -> None:
         if every < 1:
             raise VideoAlignError(f"SideBySide.every must be at least 1, got {every}")
-        self.prompts, self.sampling, self.every, self.count = prompts, sampling, every, 0
+        super().__init__(prompts, sampling)
+        self.every, self.count = every, 0
         self.sampler: PromptSampler | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Refuse a size of videos that the generator cannot sample, before training begins."""
-        generator = require(pl_module, AlignsGenerator, "callbacks.SideBySide").generator
-        generator.latent_shape(self.sampling.num_frames, self.sampling.height, self.sampling.width)
+        self.check_size(pl_module)
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Sample and show the videos. Collective under sharding: every rank samples the same ones."""
@@ -40,6 +40,7 @@ class SideBySide(L.Callback):
         if (self.count - 1) % self.every:
             return
         self.sampler = self.sampler or PromptSampler(pl_module, self.sampling, self.prompts)
+        self.sampler.begin("SideBySide", len(self.prompts))
         media = media_of(trainer)
         for number, prompt in enumerate(self.prompts):
             policy, reference = self.sampler.both([(number, 0)])

@@ -22,11 +22,11 @@ from ..models.win_rates import win_rates
 from .clips import Clip, frames_of
 from .media import Media, media_of
 from .plots import BLUE, ORANGE, bars, legend_below, markdown_table, panels, reference_line
-from .prompt_sampler import PromptSampler, Sampling
+from .prompt_sampler import PromptSampler, SamplesPrompts, Sampling
 from .run_folder import folder_of
 
 
-class WinRate(L.Callback):
+class WinRate(SamplesPrompts):
     """Compares policy and reference under `videoalign test`: both sample the same prompts from the same noise.
 
     It logs ``test/win_rate/*``, ``test/superiority/*`` (different noise, see :mod:`~videoalign.models.win_rates`),
@@ -63,14 +63,15 @@ class WinRate(L.Callback):
         self.clips = clips
         self.reward_model, self.backbone = reward_model, backbone
         self.template = Template.load(template) if template else None
-        self.prompts, self.sampling, self.samples, self.out = read_prompts(prompts), sampling, samples, out
+        super().__init__(read_prompts(prompts), sampling)
+        self.samples, self.out = samples, out
         self.results: dict[str, dict] = {}
         self._films: dict[tuple[int, str], np.ndarray] = {}
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Refuse a module that aligns no generator before the test begins."""
+        """Refuse a module that aligns no generator, or a size that it cannot sample, before the test begins."""
         if stage == "test":
-            require(pl_module, AlignsGenerator, "callbacks.WinRate")
+            self.check_size(pl_module)
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Sample, score and compare. Collective: every rank must call it."""
@@ -82,6 +83,7 @@ class WinRate(L.Callback):
         rounds = -(-len(batches) // trainer.world_size)  # every rank samples as often: sharded layers are collective
         found: dict[tuple[int, int], list] = {}
         self._films = {}
+        sampler.begin("WinRate", rounds)
         for number in range(rounds):
             batch = batches[(number * trainer.world_size + trainer.global_rank) % len(batches)]
             policy, reference = sampler.both(batch)

@@ -121,7 +121,7 @@ def compare(
         What is saved as ``OUT/comparison.json``.
     """
     folder, texts = Path(out), read_prompts(prompts)
-    chooser = _chooser(judges, best_of)
+    sampling, chooser = sampling.complete(), _chooser(judges, best_of)
     every, curves = plan(arms or {}, sweeps or {})
     with held(folder):
         for judge in judges.values():

@@ -7,7 +7,7 @@ diffusers' flow transformers predict that velocity and take 1000 t.
 
 import contextlib
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import ClassVar
 
 import torch
@@ -263,6 +263,7 @@ class Generator(nn.Module):
         cfg_scale: float = 1.0,
         null: Condition | None = None,
         transformer: nn.Module | None = None,
+        on_step: Callable[[], None] | None = None,
     ) -> Tensor:
         """Sample normalised latents (B, C, F, H, W) through the pipeline and its own scheduler.
 
@@ -273,6 +274,7 @@ class Generator(nn.Module):
             cfg_scale: Classifier-free guidance scale; 1 turns it off.
             null: Condition of the empty prompt, with a batch size of 1; needed where ``cfg_scale`` is above 1.
             transformer: Transformer to sample from instead of the pipeline's own.
+            on_step: Called after each scheduler step.
 
         Raises:
             VideoAlignError: Where ``cfg_scale`` is above 1 without ``null``.
@@ -281,11 +283,12 @@ class Generator(nn.Module):
             raise VideoAlignError(f"cfg_scale {cfg_scale} needs the embedding of the empty prompt")
         if null is not None:
             null = {name: tensor.expand(len(noise), *tensor.shape[1:]) for name, tensor in null.items()}
+        options: dict[str, object] = {"num_inference_steps": steps, "guidance_scale": cfg_scale}
+        if on_step:
+            options["callback_on_step_end"] = lambda *_: on_step() or {}  # diffusers wants a dictionary
         self.pipeline.transformer = transformer or self.transformer
         try:
-            return self._denoise(
-                condition, null, noise.float(), num_inference_steps=steps, guidance_scale=cfg_scale
-            ).float()
+            return self._denoise(condition, null, noise.float(), **options).float()
         finally:
             self.pipeline.transformer = self.transformer
 
