@@ -3,6 +3,7 @@
 import contextlib
 import copy
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -20,6 +21,7 @@ from ..models.hub import address_of, commit_of
 from ..models.lora import LoRA, linear_names
 from ..models.parallelize import shard
 from ..models.precision import train_in_float32
+from .export_uses import of_generator, quoted
 from .parameter_groups import ParameterGroup
 from .training import Decay, Training
 
@@ -258,3 +260,10 @@ class FlowSFT(Training):
     def test_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> None:
         """Run the validation step on test data."""
         self._step(batch, "test")
+
+    def uses_of(self, export: Path) -> dict[str, str]:
+        """Commands that use the export: adapters with the generator, or a whole pipeline."""
+        if self.lora is not None:
+            return of_generator(export, f"--lora {quoted(export)}", self.name, self.trainer)
+        whole = (export / "model_index.json").exists()
+        return of_generator(export, "", export, self.trainer) if whole else {}

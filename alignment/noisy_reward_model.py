@@ -1,6 +1,7 @@
 """Training of the reward on noisy latents that Flow-NRG follows (VideoAlign, section 4.4)."""
 
 import math
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -19,6 +20,7 @@ from ..models.lora import LoRA
 from ..models.metrics import Calibration, RewardMoments
 from ..models.noisy_reward import NoisyReward, NoisyRewardShape
 from ..models.video_reward import Statistics
+from .export_uses import of_generator, quoted
 from .parameter_groups import ParameterGroup
 from .training import Decay, Training
 
@@ -91,6 +93,7 @@ class NoisyRewardModel(Training):
             self.network.adapt(lora)
         if gradient_checkpointing:
             self.network.trunk.enable_gradient_checkpointing()
+        self.name = generator
         self.loss, self.theta, self.times = loss, theta if loss == "btt" else 1.0, times
         self.shared_noise, self.clean = shared_noise, clean
         self.calibration, self.moments = Calibration(outcomes=(0, 1, 2) if loss == "btt" else (0, 2)), RewardMoments()
@@ -171,6 +174,10 @@ class NoisyRewardModel(Training):
         if media := media_of(self.trainer):
             rows = [[means.get(f"accuracy_at_t/{time}/{name}", math.nan) for name in DIMENSIONS] for time in BINS]
             media.figure("val/accuracy_at_t", curve(torch.tensor(rows)))
+
+    def uses_of(self, export: Path) -> dict[str, str]:
+        """Commands that use the export."""
+        return of_generator(export, f"--noisy-reward {quoted(export)}", self.name, self.trainer)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the parameters that train, and the statistics of the rewards."""

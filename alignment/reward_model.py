@@ -1,5 +1,6 @@
 """Training of the reward model on rated pairs (VideoAlign, section 3.2)."""
 
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -15,6 +16,7 @@ from ..models.metrics import Calibration, PreferenceAccuracy, RewardMoments
 from ..models.parallelize import shard
 from ..models.processor import RewardProcessor
 from ..models.video_reward import Statistics, VideoReward
+from .export_uses import of_reward
 from .parameter_groups import ParameterGroup
 from .training import Decay, Training
 
@@ -236,6 +238,10 @@ class RewardModel(Training):
                     self.moments.update(self._rewards(batch).flatten(0, 1), batch["valid"].repeat(2))
         self.measured_statistics()
         return True
+
+    def uses_of(self, export: Path) -> dict[str, str]:
+        """Commands that use the export."""
+        return of_reward(export, self.trainer)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the parameters that train, and the statistics of the rewards with the step of their measurement."""

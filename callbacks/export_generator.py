@@ -17,6 +17,7 @@ from ..models.generator import PARTS
 from ..models.generator_folder import files_of
 from ..models.hub import resolved
 from ..models.locks import Hold
+from .reports import Report, exported
 from .run_folder import folder_of
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
@@ -39,6 +40,7 @@ class ExportGenerator(L.Callback):
     def __init__(self, out: str | None = None, pipeline: bool = False) -> None:
         self.out, self.pipeline = out, pipeline
         self._hold = Hold()
+        self._written: Path | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Lock the output folder for this run, and refuse one that holds anything but an earlier export."""
@@ -67,7 +69,12 @@ class ExportGenerator(L.Callback):
         out = Path(self.out) if self.out else run and run / "export"
         if trainer.is_global_zero and out:
             self._write(module, state, out)
+            self._written = out
         self._hold.drop()
+
+    def run_report(self, trainer: L.Trainer) -> Report:
+        """The folder that was written."""
+        return exported(self._written, trainer)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Unlock the output folder."""

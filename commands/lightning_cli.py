@@ -19,13 +19,15 @@ import transformers
 import yaml
 from jsonargparse import SUPPRESS
 from jsonargparse._optionals import get_omegaconf_loader
+from lightning.pytorch.callbacks import ModelSummary, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 # Imported so that short class names work in YAML files.
-from .. import VideoAlignError, alignment, callbacks, datamodules  # noqa: F401
+from .. import VideoAlignError, alignment, callbacks, datamodules, stopping  # noqa: F401
 from ..callbacks.checkpoint_io import whole_checkpoints
 from ..callbacks.media import media_of
-from ..callbacks.progress import LogProgress
+from ..callbacks.parts_summary import PartsSummary
+from ..callbacks.progress import Progress
 from ..callbacks.run_folder import folder_of, own_folders
 from ..callbacks.stoppable import stoppable
 from ..datamodules import encode_list, latents, pairs, prompts, reference_errors  # noqa: F401
@@ -33,6 +35,8 @@ from ..models.files import write_text
 from ..models.yaml_text import check_yaml, read_config, too_large
 from .config_faults import FLAGS, Group, explained, group_of, unknown
 from .logger_errors import explained_loggers
+from .newest_checkpoint import check_exists, resolved
+from .run_end import RunEnd
 from .settings import read_settings
 
 # An interpolation such as ${data.init_args.batch_size} means the same in every subcommand and follows overrides.
@@ -45,8 +49,22 @@ _NOISE = (
     "LightningCLI's args parameter",
     ".*treespec, LeafSpec",  # Lightning's own use of a deprecated call
     r"Found \d+ module\(s\) in eval mode",  # what is frozen stays so
+    "The dirpath has changed from",  # every run has a folder of its own
+    "Total length of `.*` across ranks is zero",  # the DataModule says which set is missing
 )
 """Warnings that ask nothing of the user."""
+
+
+_LOGGERS = (
+    "lightning.pytorch.utilities.rank_zero",
+    "lightning.fabric.utilities.rank_zero",
+    "lightning.fabric.utilities.seed",
+)
+_SAID = re.compile(
+    r"Tip:|^Restoring states from|^Loaded model weights|^Seed set to|^[GTH]PU available|CUDA_VISIBLE_DEVICES|^`Trainer\.\w+` stopped: `max_|^Using .* (precision|AMP)|"
+    r"Trainer already configured with model summary"
+)
+"""Lines of Lightning's that the summary of the model, the end of a run or the configuration says better."""
 
 
 class SaveConfig(SaveConfigCallback):
@@ -154,8 +172,16 @@ class ExperimentCLI(LightningCLI):
         keys = group_of(self._subcommand_parsers[args[0]], f"videoalign {args[0]} --help-all")
         with explaining(args[1:], keys):
             super().parse_arguments(parser, args)
+        check_exists(self.config[args[0]].get("ckpt_path"))
         if key := too_large(self.config.as_dict()):
             raise VideoAlignError(f"{key.partition('.')[2]}: this number does not fit into 64 bits; make it smaller")
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        """The end of a run shows what was measured; Lightning's table of it is left to those who ask for it."""
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if "verbose" in self._subcommand_method_arguments[subcommand]:
+            parser.set_defaults({"verbose": False})
+        return parser
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Make a trainer that stops at the next step after a signal, with its own folder and whole checkpoints.
@@ -168,7 +194,36 @@ class ExperimentCLI(LightningCLI):
             if isinstance(value, int | float) and not value >= least:
                 wanted = f"at least {least}" if isinstance(least, int) else "above 0"
                 raise VideoAlignError(f"trainer.{name} must be {wanted}, got {value}")
+        self.end = RunEnd()
+        self.trainer_defaults["callbacks"] = [self.end, *self._shown()]
         return stoppable(own_folders(whole_checkpoints(super().instantiate_trainer(**kwargs))))
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        kwargs = super()._prepare_subcommand_kwargs(subcommand)
+        return {**kwargs, "ckpt_path": resolved(kwargs.get("ckpt_path"), self.trainer, subcommand)}
+
+    def _shown(self) -> list[L.Callback]:
+        """Progress and the summary of the model, in place of Lightning's, unless YAML turns them off or has its own."""
+        settings = self._get(self.config_init, "trainer", default={})
+        own = settings.get("callbacks") or []
+        wanted = {"enable_progress_bar": (ProgressBar, Progress), "enable_model_summary": (ModelSummary, PartsSummary)}
+        return [
+            kind()
+            for option, (base, kind) in wanted.items()
+            if settings.get(option) is not False and not any(isinstance(one, base) for one in own)
+        ]
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run, and print what there is to know at the end, also of a run that is stopped."""
+        done = False
+        try:
+            super()._run_subcommand(subcommand)
+            done = True
+        finally:
+            stopped = isinstance(sys.exc_info()[1], stopping.Stopped)
+            if self.trainer.is_global_zero and self.end.began is not None and (done or stopped):
+                with contextlib.suppress(OSError) if stopped else contextlib.nullcontext():
+                    print(self.end.block(self.trainer, done), flush=True)
 
     def _parse_ckpt_path(self) -> None:
         """What YAML and command line say holds; Lightning would let a checkpoint's values override them silently."""
@@ -180,9 +235,12 @@ def quiet() -> None:
     diffusers.utils.logging.disable_progress_bar()
     for message in _NOISE:
         warnings.filterwarnings("ignore", message=message)
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
-        lambda record: "Tip:" not in record.getMessage()
-    )
+    for name in _LOGGERS:
+        logging.getLogger(name).addFilter(_asks_something)
+
+
+def _asks_something(record: logging.LogRecord) -> bool:
+    return not _SAID.search(record.getMessage())
 
 
 def _configured(args: list[str]) -> list[str]:
@@ -261,7 +319,6 @@ def run(args: list[str], kind: type[ExperimentCLI] = ExperimentCLI) -> Lightning
             subclass_mode_data=True,
             auto_configure_optimizers=False,
             seed_everything_default=0,
-            trainer_defaults={} if sys.stderr.isatty() else {"callbacks": [LogProgress()]},
             save_config_callback=SaveConfig,
             parser_kwargs={"parser_mode": "omegaconf+", "allow_abbrev": False},
         )

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from .. import VideoAlignError
 from ..alignment.reward_model import RewardModel
-from ..callbacks.progress import PredictProgress
 from ..callbacks.prompt_sampler import Sampling
 from ..callbacks.reward_rows import RewardRows, read_rewards
 from ..datamodules.shards import ShardSet
@@ -153,8 +152,7 @@ class RewardJudge:
     def _trainer(self, progress: bool) -> L.Trainer:
         """One trainer for all sets: a second one would start its processes anew."""
         if progress not in self._trainers:
-            callbacks, bar = [PredictProgress()] if progress else [], progress and sys.stderr.isatty()
-            self._trainers[progress] = predicting(self.device, callbacks, bar, self.devices)
+            self._trainers[progress] = predicting(self.device, [], progress, self.devices)
         return self._trainers[progress]
 
     # --- as a judge (see :class:`.judge.Judge`) -----------------------------------------------------------------
