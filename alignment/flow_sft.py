@@ -31,8 +31,8 @@ class FlowSFT(Training):
     An algorithm overrides :meth:`loss`, and sets :attr:`needs_reference` if its loss needs the reference's errors. All
     else is here: policy and reference, LoRA adapters, noise and times, precision, logging and checkpoints.
 
-    Metrics: ``train/loss``, ``train/velocity_error/*`` and those of the algorithm; at validation the same under ``val/``, at
-    fixed noise and times.
+    Metrics: ``train/loss``, ``train/velocity_error/*`` and those of the algorithm; at validation the same under
+    ``val/``, at fixed noise and times.
 
     Args:
         generator: Folder or hub id of a Wan or LTX pipeline.
