@@ -35,8 +35,8 @@ class FlowSFT(Training):
     An algorithm overrides :meth:`loss`, and sets :attr:`needs_reference` if its loss needs the reference's errors. All
     else is here: policy and reference, LoRA adapters, noise and times, precision, logging and checkpoints.
 
-    Metrics: ``train/loss``, ``train/error/*`` and those of the algorithm; at validation the same under ``val/``, at
-    fixed noise and times.
+    Metrics: ``train/loss``, ``train/velocity_error/*`` and those of the algorithm; at validation the same under
+    ``val/``, at fixed noise and times.
 
     Args:
         generator: Folder or hub id of a Wan or LTX pipeline.
@@ -239,11 +239,11 @@ class FlowSFT(Training):
         loss = None
         if stage == "train":  # a sample has the same weight whether or not another one of its batch was dropped
             loss = self.finite(torch.where(valid, losses, 0.0).sum() / len(valid), batch["keys"])
-        values = {"loss": losses, "error/chosen": errors[0], **values}
+        values = {"loss": losses, "velocity_error/chosen": errors[0], **values}
         if len(errors) > 1:
-            values["error/rejected"] = errors[1]
+            values["velocity_error/rejected"] = errors[1]
         if reference is not None:
-            values |= {f"error/{name}/reference": row for name, row in zip(("chosen", "rejected"), reference)}
+            values |= {f"velocity_error/{name}/reference": row for name, row in zip(("chosen", "rejected"), reference)}
         means = self.step_means if stage == "train" else self.held_out_means
         for name, value in values.items():
             means.add(name, value, valid)

@@ -15,7 +15,7 @@ GAP = 8
 """Pixels between two videos of an animation."""
 LINE = 14
 """Height in pixels of a line of text below an animation."""
-LEAST_WIDTH = 340
+LEAST_WIDTH = 380
 """Least width in pixels of an animation with text below it."""
 
 
@@ -68,10 +68,11 @@ def drawn(clip: Clip, texts: bool = True) -> list[Image.Image]:
 
     Args:
         clip: The videos.
-        texts: Whether :meth:`Clip.lines` stand below them.
+        texts: Whether labels, prompt and table stand below them.
     """
     videos = [[enlarge(frame, clip.height) for frame in video] for video in clip.sides.values()]
-    lines = clip.lines() if texts else []
+    above = ["   |   ".join(clip.sides), *_wrapped(clip.prompt)]
+    lines = [*([line] for line in above), *clip.table] if texts else []
     high = max(video[0].height for video in videos)
     width = sum(video[0].width for video in videos) + GAP * (len(videos) - 1)
     size = max(width, LEAST_WIDTH if texts else 0), high + (LINE * len(lines) + 8 if texts else 0)
@@ -82,11 +83,18 @@ def drawn(clip: Clip, texts: bool = True) -> list[Image.Image]:
             picture = video[min(i, len(video) - 1)]
             canvas.paste(picture, (left, 0))
             left += picture.width + GAP
-        draw = ImageDraw.Draw(canvas)
-        for row, line in enumerate(lines):
-            draw.text((4, high + 4 + LINE * row), line, fill="black")
+        for row, cells in enumerate(lines):
+            _write(canvas, high + 4 + LINE * row, cells, clip.table)
         frames.append(canvas)
     return frames
+
+
+def _write(canvas: Image.Image, top: int, cells: Sequence[str], table: Sequence[Sequence[str]]) -> None:
+    """Write a line of cells, each as far to the right as the widest ones of the table before it reach."""
+    draw, left = ImageDraw.Draw(canvas), 4.0
+    for number, cell in enumerate(cells):
+        draw.text((left, top), cell, fill="black")
+        left += max((draw.textlength(row[number]) for row in table), default=0) + LINE
 
 
 def _wrapped(prompt: str, width: int = 56, most: int = 3) -> list[str]:

@@ -123,9 +123,10 @@ class WandbMedia(Writer):
 
     def document(self, name: str, text: str) -> None:
         """Keep a document among the run's files, and show it."""
-        path = Path(self.logger.experiment.dir) / name
+        run = self.logger.experiment
+        path = Path(run.dir) / "videoalign" / name  # a config.yaml of its own stands beside that folder
         write_text(path, text)
-        self.logger.experiment.save(str(path), base_path=str(path.parent), policy="now")
+        run.save(str(path), base_path=run.dir, policy="now")
         self.text(Path(name).stem, text, 0)
 
     def table(self, tag: str, head: Sequence[str], rows: Sequence[Sequence[str]], step: int) -> None:
