@@ -18,6 +18,9 @@ from .video import decode
 GLANCE = FrameSampling(fps=None, num_frames=4, min_pixels=0, max_pixels=64 * 64)
 """Frame sampling of a check: few frames, and no enlargement."""
 
+PUBLISHED = {"README.md", ".gitattributes", ".cache", "LICENSE", "NOTICE"}
+"""What a set of the hub has beside its own files: a card, and what the hub and its client add."""
+
 
 def open_damaged(folder: str) -> ShardSet:
     """Open a set for :func:`verify`, which reports the damage that :class:`ShardSet` would refuse."""
@@ -36,6 +39,7 @@ def verify(shards: ShardSet) -> Iterator[str]:
     yield from shards.size_problems()
     index = shards.index
     listed = {shard.name for shard in index.shards} | set(index.tables) | {"index.json"}
+    listed |= PUBLISHED
     listed |= {table_name(shard.name) for shard in index.shards if shard.contents}
     yield from (
         f"{p.name} is in the folder, but not in the index"
