@@ -108,9 +108,9 @@ class FlowSFT(Training):
             self.reference = None
             names = linear_names(self.policy, lora.targets)
             config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=names)
+            self.policy.add_adapter(config)
             if address_of(generator):  # exported adapters name their base; a local path means nothing elsewhere
                 config.base_model_name_or_path, config.revision = generator, commit_of(generator)
-            self.policy.add_adapter(config)
             train_in_float32(self.policy)
         self.policy.train()
         if compile:

@@ -57,7 +57,8 @@ def measured(path: str) -> Measured:
         why = f"{type(error).__name__}: {error}"
         raise VideoAlignError(f"--metrics {path} lacks something that its kind of results has ({why})") from None
     raise VideoAlignError(
-        f"--metrics {path} is no result of `bench` (OUT/NAME.json), `compare` (comparison.json) or a test (win_rate.json)"
+        f"--metrics {path} is no result of `bench` (OUT/NAME.json), `compare` (comparison.json) or a test "
+        "(win_rate.json)"
     )
 
 

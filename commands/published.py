@@ -20,6 +20,7 @@ from ..models.hub import address_of, at_commit
 
 INDEX, CARD = "index.json", "card.json"
 """Files that mark a set, and what a round of annotation wrote around several."""
+_OF_SETS = tuple(f"{inside}{name}" for inside in ("", "*/") for name in (INDEX, "*.tar", "*.parquet", "*.csv"))
 
 
 @dataclass
@@ -33,6 +34,7 @@ class Subject:
         base: Hub id of the model that it is built on; None where the folder names none on the hub.
         facts: What the card says of it.
         changed: Contents that replace those of files, by name.
+        owned: Patterns of the files that an earlier publication of this kind may have left.
     """
 
     kind: str
@@ -41,6 +43,7 @@ class Subject:
     base: str | None = None
     facts: dict[str, Any] = field(default_factory=dict)
     changed: dict[str, bytes] = field(default_factory=dict)
+    owned: tuple[str, ...] = ()
 
     @property
     def is_data(self) -> bool:
@@ -67,7 +70,8 @@ def subject_of(folder: Path, base: str | None) -> Subject:
             return subject
     raise VideoAlignError(
         f"{folder} is nothing that can be published: it holds neither reward.json (an exported reward model), "
-        f"noisy_reward.json, adapters, model_index.json (a generator), {INDEX} (a set) nor the {CARD} of `annotate export`"
+        f"noisy_reward.json, adapters, model_index.json (a generator), {INDEX} (a set) nor the {CARD} of `annotate "
+        "export`"
     )
 
 
@@ -93,6 +97,7 @@ def _reward(folder: Path, base: str | None) -> Subject:
 
     content = RewardFolder.load(folder)  # compares all checksums
     subject = Subject("reward", folder, _below(folder, *(part.rstrip("/") for part in PARTS)))
+    subject.owned = PARTS
     subject.facts = {
         "settings": content.settings,
         "sampling": content.sampling,
@@ -106,8 +111,8 @@ def _reward(folder: Path, base: str | None) -> Subject:
     record = read_json(folder / RECORD, "a reward model's folder")
     if base is None and address_of(content.backbone) is None:
         raise VideoAlignError(
-            f"{folder} is built on the backbone {content.backbone}, a folder of this machine that nobody else has. Name "
-            "it on the hub with --base ORG/NAME, or export the model with its backbone (--with-backbone)"
+            f"{folder} is built on the backbone {content.backbone}, a folder of this machine that nobody else has. "
+            "Name it on the hub with --base ORG/NAME, or export the model with its backbone (--with-backbone)"
         )
     subject.base = base or at_commit(content.backbone, content.backbone_revision)
     if base:
@@ -147,7 +152,8 @@ def _lora(folder: Path, base: str | None) -> Subject:
         own = None
     facts = {"rank": stated.rank, "alpha": stated.alpha, "parameters": sum(t.numel() for t in tensors.values())}
     base = base or (at_commit(own, named.get("revision")) if own else None)
-    return Subject("lora", folder, _below(folder, file.name, config.name), base, facts)
+    owned = ("*.safetensors", config.name)
+    return Subject("lora", folder, _below(folder, file.name, config.name), base, facts, owned=owned)
 
 
 def _generator(folder: Path, base: str | None) -> Subject:
@@ -185,7 +191,7 @@ def _data(folder: Path, base: str | None) -> Subject:
         around = folder / CARD
     if not sets:
         raise VideoAlignError(f"{folder} holds a {CARD}, but no set (a folder with {INDEX}) to publish")
-    subject = Subject("data", folder, [])
+    subject = Subject("data", folder, [], owned=_OF_SETS)
     for name, place in sets.items():
         subject.files += [f"{name}/{file}".lstrip("/") for file in _sound(place)]
     described = _described(around, sets)
@@ -257,13 +263,11 @@ def _raw_agreement(votes: list[list[dict[str, Any]]]) -> dict[str, dict[str, Any
 
 
 def _described(around: Path, sets: dict[str, Path]) -> dict[str, Any]:
-    """What the card of a round of annotation says of these sets; nothing where there is none."""
-    if not around.is_file():
-        return {}
-    card = read_json(around, "a round of annotation")
+    """What the card of a round of annotation says of these sets; empty where there is none."""
+    card = read_json(around, "a round of annotation") if around.is_file() else {}
     exported = card.get("exported") if isinstance(card, dict) else None
     if not isinstance(exported, dict) or not {place.name for place in sets.values()} <= exported.keys():
-        return {}
+        return {"agreement": {}, "masked": []}
     masks = list(card.get("masks") or [])
     if (table := around.with_name("masks.csv")).is_file():
         with open(table, newline="", encoding="utf-8") as file:

@@ -9,7 +9,8 @@ from typing import Any
 from .. import VideoAlignError
 from ..errors import named, sentence
 from ..models.files import write_text
-from ..models.hub import address_of
+from ..models.hub import address_of, bars, quiet, within
+from ..models.hub_address import matches
 from .card_metrics import measured
 from .cards import card_of, training_of, untouched
 from .published import Subject, subject_of
@@ -59,6 +60,7 @@ def push(
         VideoAlignError: Where the folder is not whole, this machine may not write there, or the hub does not answer.
     """
     _check(wishes)
+    api = None if card_only else _api(wishes.to)
     results = [measured(path) for path in wishes.metrics]
     subject = subject_of(Path(folder), wishes.base)
     if not subject.is_data:
@@ -67,24 +69,25 @@ def push(
         if subject.base is None and generator and subject.kind != "reward" and address_of(generator):
             subject.base = generator
     card = card_of(subject, wishes.to, wishes.revision, (wishes.licence, wishes.base_licence), results)
-    if card_only:
+    if api is None:
         if card_only == "-":
             print(card, end="")
         else:
-            write_text(Path(card_only), card)
+            write_text(Path(str(card_only)), card)
         return None
     for hint in _hints(subject, wishes):
         print(f"note: {hint}", file=sys.stderr)
-    return _publish(subject, wishes, private, new_card, card)
+    with quiet():
+        return _publish(api, subject, wishes, private, new_card, card)
 
 
 def _check(wishes: Wishes) -> None:
     for option, place in (("--to", wishes.to), ("--base", wishes.base)):
-        address = address_of(f"hf://{place.removeprefix('hf://')}") if place else None
-        if place and (address is None or address.path or address.kind != "model"):
+        name, at, revision = (place or "ORG/NAME").partition("@")
+        if name.count("/") != 1 or address_of(f"hf://models/{name}") is None or (at and not revision):
             raise VideoAlignError(f"{option} {place}: name a repository on the hub, as ORG/NAME")
-        if place and option == "--to" and address.revision:
-            raise VideoAlignError(f"--to {place}: name the branch with --revision {address.revision}")
+        if at and option == "--to":
+            raise VideoAlignError(f"--to {place}: name the branch with --revision {revision}")
 
 
 def _hints(subject: Subject, wishes: Wishes) -> list[str]:
@@ -97,54 +100,71 @@ def _hints(subject: Subject, wishes: Wishes) -> list[str]:
     return lacks
 
 
-def _publish(subject: Subject, wishes: Wishes, private: bool, new_card: bool, card: str) -> str | None:
-    """Make the repository and the commit."""
-    from huggingface_hub import CommitOperationAdd, HfApi, constants, get_token
+def _api(to: str) -> Any:
+    """The hub's client, after a look whether the hub answers and knows this machine's token."""
+    from huggingface_hub import HfApi, constants, get_token
 
-    kind = "dataset" if subject.is_data else "model"
     if get_token() is None:
         raise VideoAlignError(
-            f"--to {wishes.to}: this machine has no token that may write there. `hf auth login` (or HF_TOKEN) gives it one"
+            f"--to {to}: this machine has no token that may write there; `hf auth login` (or HF_TOKEN) gives it one"
         )
-    api = HfApi()
+    api, limit = HfApi(), float(constants.HF_HUB_ETAG_TIMEOUT)
+    try:
+        within(limit, api.whoami)
+    except Exception as error:
+        raise _refusal(error, to, constants.ENDPOINT) from error
+    return api
+
+
+def _publish(api: Any, subject: Subject, wishes: Wishes, private: bool, new_card: bool, card: str) -> str | None:
+    """Make the repository and the commit."""
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, constants
+
+    kind = "dataset" if subject.is_data else "model"
+    page = f"{constants.ENDPOINT}/{'datasets/' if subject.is_data else ''}{wishes.to}"
     try:
         api.create_repo(wishes.to, repo_type=kind, private=private or None, exist_ok=True)
         before = _head(api, wishes, kind)
+        if private and not before.private:
+            raise VideoAlignError(f"{page} is public already, so nothing was sent: --private makes new ones private")
         contents: dict[str, Any] = {name: str(subject.folder / name) for name in subject.files}
         contents |= subject.changed
-        if (text := _card(api, subject, wishes, kind, before, new_card, card)) is not None:
+        if (text := _card(api, subject, wishes, kind, before.sha, new_card, card)) is not None:
             contents[README] = text.encode()
-        operations = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=value) for name, value in contents.items()]
-        print(f"sending {len(operations)} files of {subject.folder} to {wishes.to}", file=sys.stderr, flush=True)
-        commit = api.create_commit(
-            wishes.to,
-            operations,
-            commit_message=f"{subject.kind} by videoalign push",
-            repo_type=kind,
-            revision=wishes.revision,
-        )
+        operations: list[Any] = [CommitOperationAdd(name, value) for name, value in contents.items()]
+        there = [file.rfilename for file in before.siblings or ()]
+        left = [n for n in there if n not in contents and any(matches(n, pattern) for pattern in subject.owned)]
+        operations += [CommitOperationDelete(name) for name in left]
+        print(f"sending {len(contents)} files of {subject.folder} to {page}", file=sys.stderr, flush=True)
+        with bars():
+            commit = api.create_commit(
+                wishes.to,
+                operations,
+                commit_message=f"{subject.kind} by videoalign push",
+                repo_type=kind,
+                revision=wishes.revision,
+            )
     except VideoAlignError:
         raise
     except Exception as error:  # of huggingface_hub, hf_xet or the network
         raise _refusal(error, wishes.to, constants.ENDPOINT) from error
-    page = f"{constants.ENDPOINT}/{'datasets/' if subject.is_data else ''}{wishes.to}"
-    if commit.oid == before:
+    if commit.oid == before.sha:
         print(f"{page} holds all of it already; nothing was changed")
         return None
     print(f"published: {page} (commit {commit.oid[:12]})")
     return str(commit.commit_url)
 
 
-def _head(api: Any, wishes: Wishes, kind: str) -> str:
-    """The commit that the branch is at; the branch is created if it is not there."""
+def _head(api: Any, wishes: Wishes, kind: str) -> Any:
+    """What the hub says of the branch; the branch is created if it is not there."""
     from huggingface_hub.errors import RevisionNotFoundError
 
     if wishes.revision:
         try:
-            return api.repo_info(wishes.to, repo_type=kind, revision=wishes.revision).sha
+            return api.repo_info(wishes.to, repo_type=kind, revision=wishes.revision)
         except RevisionNotFoundError:
             api.create_branch(wishes.to, branch=wishes.revision, repo_type=kind)
-    return api.repo_info(wishes.to, repo_type=kind, revision=wishes.revision).sha
+    return api.repo_info(wishes.to, repo_type=kind, revision=wishes.revision)
 
 
 def _card(api: Any, subject: Subject, wishes: Wishes, kind: str, commit: str, new: bool, card: str) -> str | None:
@@ -168,7 +188,7 @@ def _card(api: Any, subject: Subject, wishes: Wishes, kind: str, commit: str, ne
         return card
     if new or untouched(there):
         return card
-    print(f"note: the card on the hub was written by somebody and stays; --new-card replaces it", file=sys.stderr)
+    print("note: the card on the hub was written by somebody and stays; --new-card replaces it", file=sys.stderr)
     return None
 
 
@@ -183,7 +203,7 @@ def _refusal(error: Exception, to: str, endpoint: str) -> VideoAlignError:
     if isinstance(error, ValueError) and "metadata" in str(error):
         lines: Sequence[str] = str(error).splitlines()
         return VideoAlignError(f"--to {to}: the hub refuses the card: {' '.join(lines)[:300]}")
-    if status is None and named(error, "ConnectError", "TimeoutException", "OfflineModeIsEnabled", "ProxyError"):
+    if status is None and named(error, "TransportError", "TimeoutError", "OfflineModeIsEnabled"):
         return VideoAlignError(f"--to {to}: {endpoint} cannot be reached ({sentence(error)}); nothing was published")
     why = f"it answers {status}" if status else sentence(error)
     return VideoAlignError(

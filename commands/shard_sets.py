@@ -139,9 +139,11 @@ def _import_csv(o: argparse.Namespace) -> None:
 def _import_benchmark(o: argparse.Namespace) -> None:
     from ..datamodules.import_benchmarks import import_genai_bench, import_videogen_rewardbench
     from ..datamodules.parallel import pool
+    from ..models.files import check_free
     from ..models.hub import resolved
 
-    source = resolved(o.source, "folder or file", "dataset", BENCHMARK_FILES[o.benchmark], file=True)
+    check_free(o.out)  # before anything is fetched
+    source = resolved(o.source, "file or folder", "dataset", BENCHMARK_FILES[o.benchmark], file=True)
     videos = resolved(o.videos, "folder or zip archive", "dataset", file=True) if o.videos else None
     options: dict[str, Any] = {
         "skip_bad_rows": o.skip_bad_rows,

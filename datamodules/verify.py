@@ -26,6 +26,9 @@ from .video import decode
 GLANCE = FrameSampling(fps=None, num_frames=4, min_pixels=0, max_pixels=64 * 64)
 """Frame sampling of a check: few frames, and no enlargement."""
 
+PUBLISHED = {"README.md", ".gitattributes", ".cache", "LICENSE", "NOTICE"}
+"""What a set of the hub has beside its own files: a card, and what the hub and its client add."""
+
 
 def open_damaged(folder: str) -> ShardSet:
     """Open a set for :func:`verify`, which reports the damage that :class:`ShardSet` would refuse."""
@@ -58,7 +61,7 @@ def _part(part: StoredSet, keys: Counter[str]) -> Iterator[str]:
     """Damage of the shards of a set in one place; their keys are counted."""
     yield from part.size_problems()
     index = part.index
-    listed = {name for name, _, _ in index.files()} | {INDEX}
+    listed = {name for name, _, _ in index.files()} | {INDEX} | PUBLISHED
     there = part.store.names()
     yield from (f"{name} is in the folder, but not in the index" for name in sorted((there or set()) - listed))
     for shard in index.shards:

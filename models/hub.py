@@ -63,7 +63,7 @@ def resolved(
         if not (path.is_dir() or (file and path.exists())):
             raise VideoAlignError(f"{place}: there is no such {what}")
         return path
-    with _quiet():
+    with quiet():
         return _Snapshot(address, what, parts, now).path()
 
 
@@ -149,7 +149,7 @@ class _Snapshot:
 
         address, limit = self.address, float(constants.HF_HUB_ETAG_TIMEOUT)
         try:
-            return _within(
+            return within(
                 limit,
                 lambda: HfApi().repo_info(address.id, repo_type=address.kind, revision=address.revision, timeout=limit),
             ).sha
@@ -170,7 +170,7 @@ class _Snapshot:
             sizes = self._wanted(self.listing(commit, online=True))
             if sizes:
                 _say(f"fetching {self.address.id}: {len(sizes)} files, {sum(sizes.values()) / 1e9:.2f} GB")
-            with _bars():
+            with bars():
                 folder = snapshot_download(
                     self.address.id,
                     repo_type=self.address.kind,
@@ -338,8 +338,16 @@ def _offline() -> bool:
     return constants.is_offline_mode()
 
 
-def _within(seconds: float, call: Callable[[], Any]) -> Any:
-    """Result of a call that must end in time; a client's own limits hold for each of a host's addresses anew."""
+def within(seconds: float, call: Callable[[], Any]) -> Any:
+    """Result of a call that must end in time; a client's own limits hold for each of a host's addresses anew.
+
+    Args:
+        seconds: Seconds that it may take.
+        call: What is called, in a thread of its own.
+
+    Raises:
+        TimeoutError: Where it takes longer.
+    """
     result: Future = Future()
 
     def run() -> None:
@@ -360,7 +368,7 @@ def _say(text: str) -> None:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Leave out the client's own warnings: this file says what they say, and they name signed addresses."""
     from huggingface_hub.utils import logging
 
@@ -372,7 +380,7 @@ def _quiet() -> Iterator[None]:
         logging.set_verbosity(before)
 
 
-def _bars() -> contextlib.AbstractContextManager:
+def bars() -> contextlib.AbstractContextManager:
     """Show the client's bars on a terminal of one process; anywhere else they would fill a log."""
     from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars
 

@@ -1,5 +1,6 @@
 """Addresses on the Hugging Face hub, and patterns of the files that are wanted there."""
 
+import os
 import re
 import shlex
 from collections.abc import Sequence
@@ -92,3 +93,17 @@ def matches(name: str, pattern: str) -> bool:
         return name.startswith(pattern)
     names, patterns = name.split("/"), pattern.split("/")
     return len(names) == len(patterns) and all(map(fnmatchcase, names, patterns))
+
+
+def in_cache(file: Path) -> bool:
+    """Whether a file is a link that the hub's client made: from a snapshot in its cache to the contents beside it.
+
+    Args:
+        file: Path of the file.
+    """
+    if not file.is_symlink():
+        return False
+    file = Path(os.path.abspath(file))
+    target = Path(os.path.normpath(file.parent / os.readlink(file)))
+    repositories = [parent.parent for parent in file.parents if parent.name == "snapshots"]
+    return any(target.parent == repository / "blobs" for repository in repositories)

@@ -74,6 +74,7 @@ class Hub:
         log: Method and path of every request.
         cut: Bytes after which a download of a large file breaks off, as often as :attr:`cuts` says.
         status: Status that every answer has; None for sound answers.
+        refused: Part of the paths that are answered with 500; empty for none.
         delay: Seconds before every answer.
         url: Address of the hub itself.
         storage: Address of its storage of large files, which gets no token.
@@ -85,6 +86,7 @@ class Hub:
         self.uploaded: dict[str, bytes] = {}
         self.log: list[str] = []
         self.ranges: list[str] = []
+        self.refused = ""
         self.cut, self.cuts, self.status, self.delay = 0, 0, None, 0.0
         bound = type("Bound", (Handler,), {"hub": self})
         self.servers = [ThreadingHTTPServer(("127.0.0.1", 0), bound) for _ in range(2)]
@@ -153,6 +155,8 @@ class Handler(BaseHTTPRequestHandler):
         try:
             if self.hub.status:
                 raise Refusal(self.hub.status, "", "the stand-in was told to")
+            if self.hub.refused and self.hub.refused in self.path:
+                raise Refusal(500, "", "the stand-in was told to")
             url = urlsplit(self.path)
             self.query = parse_qs(url.query)
             self.route([unquote(part) for part in url.path.strip("/").split("/")])
@@ -191,7 +195,7 @@ class Handler(BaseHTTPRequestHandler):
             case ["api", kind, org, name, "preupload", revision]:
                 self.preupload(self.repo(KINDS[kind], f"{org}/{name}", write=True), revision)
             case ["api", kind, org, name, "commit", revision]:
-                self.commit(self.repo(KINDS[kind], f"{org}/{name}", write=True), revision)
+                self.commit(self.repo(KINDS[kind], f"{org}/{name}", write=True), self.page(kind, org, name), revision)
             case ["api", kind, org, name, "branch", branch]:
                 repo = self.repo(KINDS[kind], f"{org}/{name}", write=True)
                 repo.branches.setdefault(branch, repo.branches["main"])
@@ -304,15 +308,16 @@ class Handler(BaseHTTPRequestHandler):
         self.check(write=True)
         name = f"{wanted['organization']}/{wanted['name']}"
         kind = wanted.get("type", "model")
+        page = self.page(f"{kind}s", wanted["organization"], wanted["name"])
         if wanted["organization"] == "closed":
             raise Refusal(403, "", "You don't have the rights to create a model under the namespace closed")
         repo = self.hub.repos.get((kind, name))
         if repo is None:
             repo = self.hub.repos[kind, name] = Repo(private=wanted.get("visibility") == "private")
             repo.commit({".gitattributes": b"*.safetensors filter=lfs\n"})
-            self.send({"url": f"{self.hub.url}/{name}", "id": name, "name": name})
+            self.send({"url": page, "id": name, "name": name})
         else:
-            self.send({"url": f"{self.hub.url}/{name}", "error": "You already created this repo"}, 409)
+            self.send({"url": page, "error": "You already created this repo"}, 409)
 
     def preupload(self, repo: Repo, revision: str) -> None:
         if (commit := repo.at(revision)) is None:
@@ -337,7 +342,10 @@ class Handler(BaseHTTPRequestHandler):
             objects.append(entry)
         self.send({"transfer": "basic", "objects": objects}, 200, {"Content-Type": "application/vnd.git-lfs+json"})
 
-    def commit(self, repo: Repo, revision: str) -> None:
+    def page(self, kind: str, org: str, name: str) -> str:
+        return f"{self.hub.url}/{'datasets/' if kind == 'datasets' else ''}{org}/{name}"
+
+    def commit(self, repo: Repo, page: str, revision: str) -> None:
         files = dict(repo.commits[repo.at(revision)])
         for line in self.body.splitlines():
             entry = json.loads(line)
@@ -350,7 +358,7 @@ class Handler(BaseHTTPRequestHandler):
                 case "deletedFile":
                     del files[value["path"]]
         number = repo.commit(files, revision)
-        self.send({"success": True, "commitOid": number, "commitUrl": f"{self.hub.url}/commit/{number}"})
+        self.send({"success": True, "commitOid": number, "commitUrl": f"{page}/commit/{number}"})
 
 
 # --- fixtures -----------------------------------------------------------------------------------------------------
