@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..bars import Progress
-from . import pairs_from_rewards
+from . import pairs_from_rewards, shard_copy
 from .parsing import Commands, add_out, add_seed, add_workers, command, count, group
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ def register(commands: Commands) -> None:
     _add_sets(shards)
     _add_frames(shards)
     pairs_from_rewards.register(shards)
+    shard_copy.register(shards)
 
 
 def _add_import(parser: argparse.ArgumentParser) -> None:
