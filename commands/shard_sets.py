@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..bars import Progress
-from . import pairs_from_rewards, set_splits
+from . import pairs_from_rewards, set_splits, shard_copy
 from .parsing import Commands, add_out, add_seed, add_workers, command, count, group
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ def register(commands: Commands) -> None:
     set_splits.register(shards)
     _add_frames(shards)
     pairs_from_rewards.register(shards)
+    shard_copy.register(shards)
 
 
 def _add_import(parser: argparse.ArgumentParser) -> None:

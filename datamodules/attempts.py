@@ -33,6 +33,7 @@ TRANSIENT = (
     "HTTPClientError",
     "IncompleteReadError",
     "ResponseParserError",
+    "FlexibleChecksumError",
     "HttpError",
     "HTTPException",
     "TransportError",
@@ -128,13 +129,12 @@ def status_of(error: BaseException) -> tuple[int | None, str]:
     """HTTP status of an error of any of the libraries, and the store's error code; None and "" where there is none."""
     for one in _chain(error):
         response = getattr(one, "response", None)
-        if isinstance(response, dict):  # botocore's
+        if isinstance(response, dict):  # botocore
             status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
             return _number(status), str(response.get("Error", {}).get("Code", ""))
-        for value in (getattr(one, "status", None), getattr(one, "code", None), getattr(response, "status_code", None)):
-            if (status := _number(value)) is not None:
-                return status, ""
-    for one in _chain(error):
+        # aiohttp (whose errors about a body that was cut off call themselves 400, too), gcsfs
+        if _named(one, "ClientResponseError", "HttpError"):
+            return _number(getattr(one, "status", None) or getattr(one, "code", None)), ""
         if isinstance(one, FileNotFoundError | PermissionError):
             return 404 if isinstance(one, FileNotFoundError) else 403, ""
     return None, ""
@@ -151,7 +151,7 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         if current is None:
             return
         yield current
-        current = current.__cause__ or current.__context__
+        current = current.__cause__
 
 
 def _named(error: BaseException, *parts: str) -> bool:

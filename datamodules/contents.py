@@ -190,12 +190,17 @@ class Contents(Sequence[Content]):
 
     def __init__(self, files: Sequence[StoredFile], tables: Sequence["Table"]) -> None:
         self.files, self._tables = list(files), [table.content for table in tables]
-        counts = [len(table.keys) for table in tables]
+        counts = [len(table.columns) for table in tables]
         self.shard = np.repeat(np.arange(len(files), dtype=np.int32), counts)  # (N,)
         self._rows = np.concatenate([np.arange(count, dtype=np.int32) for count in counts])  # (N,) in its shard
-        self._keys = _one(pa.chunked_array([table.keys for table in tables]))
-        self.extensions = list(tables[0].spans)
-        self._spans = {e: np.concatenate([table.spans[e] for table in tables]) for e in self.extensions}  # (N, 3) each
+        columns = pa.concat_tables([table.columns for table in tables])
+        self._keys = _one(columns["key"])
+        self.extensions = sorted(
+            name.removesuffix(".start") for name in columns.column_names if name.endswith(".start")
+        )
+        self._spans = {
+            e: np.stack([columns[column].to_numpy() for column in _places(e)], 1) for e in self.extensions
+        }  # (N, 3) each
 
     @property
     def remote(self) -> bool:
@@ -282,8 +287,8 @@ def walk(path: Path, members: Iterable[str], checksums: bool = True) -> pa.Table
             raise ShardError(f"{path.name}, key {key!r}: has members {have}, needs {members}")
     columns: dict[str, pa.Array] = {"key": pa.array(list(rows), pa.string())}
     for e in members:
-        for place, part in enumerate(("start", "size", "crc32c")):
-            columns[f"{e}.{part}"] = pa.array([row[e][place] for row in rows.values()], pa.int64())
+        for place, column in enumerate(_places(e)):
+            columns[column] = pa.array([row[e][place] for row in rows.values()], pa.int64())
     columns["record"] = pa.array([row["record"] for row in rows.values()], pa.large_string())
     return pa.table(columns)
 
@@ -318,22 +323,22 @@ def packed(table: pa.Table) -> bytes:
     return sink.getvalue()
 
 
-@dataclass
+@dataclass(frozen=True)
 class Table:
     """The table of contents of a shard.
 
     Attributes:
-        content: The table as Parquet, with the records.
-        keys: Keys of the samples.
-        spans: Offset, size and CRC-32C (N, 3) of the samples' members by extension.
+        content: The whole table as Parquet.
+        columns: Keys, and places and checksums of the members, without the records.
     """
 
     content: bytes
-    keys: pa.Array
-    spans: dict[str, np.ndarray]
+    columns: pa.Table
 
 
-_PARTS = ("start", "size", "crc32c")
+def _places(extension: str) -> list[str]:
+    """Columns that say where the members with an extension are."""
+    return [f"{extension}.{part}" for part in ("start", "size", "crc32c")]
 
 
 def read_table(content: bytes, name: str, members: Iterable[str], samples: int) -> Table:
@@ -348,19 +353,16 @@ def read_table(content: bytes, name: str, members: Iterable[str], samples: int) 
     Raises:
         ShardError: If it is no such table, or has other members or another number of samples.
     """
-    places = {e: [f"{e}.{part}" for part in _PARTS] for e in sorted(members)}
-    numbers = [column for columns in places.values() for column in columns]
+    wanted = ["key", *(column for extension in sorted(members) for column in _places(extension))]
     try:
         file = pq.ParquetFile(pa.BufferReader(content))
-        columns, rows = set(file.schema_arrow.names), file.metadata.num_rows
-        sound = columns == {"key", "record", *numbers} and rows == samples
-        table = file.read(["key", *numbers], use_threads=False) if sound else None
+        there, rows = set(file.schema_arrow.names), file.metadata.num_rows
+        columns = file.read(wanted, use_threads=False) if there == {*wanted, "record"} and rows == samples else None
     except (OSError, pa.ArrowException) as error:
         raise ShardError(f"{name} cannot be read ({_short(error)}); `videoalign shards index` makes it anew") from None
-    if table is None:
+    if columns is None:
         raise ShardError(
             f"{name} is not the table of contents that the index says ({rows} samples, the index says {samples}); "
             "`videoalign shards index` makes it anew"
         )
-    spans = {e: np.stack([table[column].to_numpy() for column in columns], 1) for e, columns in places.items()}
-    return Table(content, _one(table["key"]), spans)
+    return Table(content, columns)

@@ -27,8 +27,8 @@ class StoredSet:
         self.store, self.name = store, store.name
         if isinstance(store, LocalStore) and not store.path.is_dir():
             raise ShardError(f"{self.name}: there is no such folder of shards")
-        content = store.small(INDEX, WHAT)  # always anew: it says which other files are the right ones
-        self.index, self.digest = Index.parse(content, self.name), hashlib.sha256(content).hexdigest()
+        self.content = store.small(INDEX, WHAT)  # always anew: it says which other files are the right ones
+        self.index, self.digest = Index.parse(self.content, self.name), hashlib.sha256(self.content).hexdigest()
 
     def size_problems(self) -> list[str]:
         """Messages on shards that are missing, misplaced or of another size than the index says.

@@ -7,6 +7,7 @@ fsspec's own caches, read-ahead and retries are off: a request is for one sample
 
 import contextlib
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +20,7 @@ from ..models.files import read_bytes
 from . import byte_cache
 from .addresses import SCHEMES, THREADS, expanded, is_address, scheme_of, shown, url_of
 from .attempts import StoreError, attempted, pause, status_of, timeout
+from .parallel import in_order
 
 X, Y = TypeVar("X"), TypeVar("Y")
 Sound = Callable[[bytes], bool]
@@ -86,13 +88,23 @@ class LocalStore:
         """Names of all that is in the folder."""
         return {path.name for path in self.path.iterdir()}
 
-    @contextlib.contextmanager
-    def whole(self, file: str, size: int) -> Iterator[Path]:
-        """The path of a file.
+    def save(self, file: str, size: int | None, path: Path) -> None:
+        """Copy a file.
 
         Args:
             file: Name of the file.
-            size: Its size in bytes, which only a remote store needs.
+            size: Its size in bytes, where it is known; a remote store then gives it in pieces.
+            path: Local file to write.
+        """
+        shutil.copyfile(self.path / file, path)
+
+    @contextlib.contextmanager
+    def whole(self, file: str, size: int) -> Iterator[Path]:
+        """The path of a file; a temporary copy where the store is remote.
+
+        Args:
+            file: Name of the file.
+            size: Its size in bytes.
         """
         yield self.path / file
 
@@ -177,6 +189,10 @@ class RemoteStore:
                 raise VideoAlignError(f"{self.name} is not {what}: it has no {file}") from None
             raise
 
+    def has(self, file: str) -> bool:
+        """Whether there is such a file."""
+        return self.size(file) is not None
+
     def size(self, file: str) -> int | None:
         """Size of a file in bytes; None if there is no such file."""
         try:
@@ -218,15 +234,19 @@ class RemoteStore:
         with contextlib.suppress(StoreError):
             self._call(file, 0, "_rm_file")
 
+    def save(self, file: str, size: int | None, path: Path) -> None:
+        """Fetch a file, see :meth:`LocalStore.save`; of one that is shorter than ``size`` what there is."""
+        pieces = [(0, None)] if size is None else [(at, min(at + PIECE, size)) for at in range(0, size, PIECE)]
+        with open(path, "wb") as out:
+            for content in in_order(threads(), lambda piece: self.fetch(file, *piece), pieces, ahead=4):
+                out.write(content)
+
     @contextlib.contextmanager
     def whole(self, file: str, size: int) -> Iterator[Path]:
         """A temporary copy of a file, see :meth:`LocalStore.whole`."""
         with tempfile.TemporaryDirectory(prefix="videoalign-") as folder:
-            place = Path(folder) / file
-            with open(place, "wb") as out:
-                for start in range(0, size, PIECE):
-                    out.write(self.fetch(file, start, min(start + PIECE, size)))
-            yield place
+            self.save(file, size, Path(folder) / file)
+            yield Path(folder) / file
 
 
 Store = LocalStore | RemoteStore

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # test files import their neighb
 pytest.register_assert_rewrite("helpers", "container_kit")
 pytest_plugins = [
     "bench_kit", "compare_kit", "flow_kit", "generator_kit", "hub_kit", "import_kit", "loading_kit", "official_kit",
-    "output_kit", "reward_network_kit", "shard_kit",
+    "output_kit", "reward_network_kit", "shard_kit", "store_kit",
 ]  # fmt: skip
 """Modules beside this one whose fixtures several test files share; each is built once in a process."""
 
