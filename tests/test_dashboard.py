@@ -251,7 +251,7 @@ def work(kind):
     trainer = L.Trainer(accelerator="cpu", devices=2, strategy=strategy(kind), max_steps=2,
                         logger=CSVLogger(sys.argv[1], kind), callbacks=[Dashboard(), Looks()], log_every_n_steps=2,
                         enable_progress_bar=False, enable_checkpointing=False, enable_model_summary=False,
-                        log_every_n_steps=2, use_distributed_sampler=False, enable_model_summary=False)
+                        use_distributed_sampler=False)
     trainer.fit(Sharded(), torch.utils.data.DataLoader(Ranked(2), batch_size=None))
 
 on_ranks(2, partial(work, sys.argv[2]))
