@@ -289,6 +289,15 @@ def test_a_judge_that_forgets_a_dimension_is_refused(
     assert "--min-pixels is of reward models" in capsys.readouterr().err
 
 
+def test_the_page_shows_the_files_whole() -> None:
+    page = (EXTRAS.parents[1] / "howto" / "extend.md").read_text()
+    files = [EXTRAS / "pyproject.toml", *sorted((EXTRAS / "videoalign_extras").glob("[!_]*.py"))]
+    assert len(files) == 4
+    for file in files:
+        kind = {".py": "python", ".toml": "toml"}[file.suffix]
+        assert f"```{kind}\n{file.read_text().rstrip()}\n```" in page, f"docs/howto/extend.md shows another {file.name}"
+
+
 # --- the registry -----------------------------------------------------------------------------------------------------
 
 
