@@ -52,7 +52,7 @@ class Arm:
     guide: Guidance | None = None
     """When and how strongly the noisy reward steers."""
     family: str | None = None
-    """Class of the generator's family, by import path (``package.module:Name``) or name; by default the comparison's."""
+    """Class of the family, by name or import path (``package.module:Name``); by default the comparison's."""
 
     def __post_init__(self) -> None:
         if self.guide and not self.noisy_reward:

@@ -265,7 +265,8 @@ class LatentPairs(L.LightningDataModule):
         shards = ShardSet(path, "latents")
         stored = shards.index.latents or {}
         if different := {k: (stored.get(k), v) for k, v in identity.items() if stored.get(k) != v}:
-            differences = ", ".join(f"{k}: {str(a)[:16]}, here {b[:16]}" for k, (a, b) in different.items())
+            short = {k: [str(one)[: 16 if k == "vae" else 80] for one in both] for k, both in different.items()}
+            differences = ", ".join(f"{k}: {a}, here {b}" for k, (a, b) in short.items())
             raise VideoAlignError(
                 f"{path} holds latents of another generator ({differences}); "
                 "encode the videos with this one's autoencoder"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from .. import VideoAlignError
 from .importing import look, merged_text, video_record
-from .media import open_media
+from .media import Media, open_media
 from .new_samples import NewSample, Progress, write_samples
 from .ratings import prompt_key
 from .shards import ShardSet, ShardWriter
@@ -48,7 +48,29 @@ def import_videos(
     Raises:
         VideoAlignError: If rows are invalid and not left out; the message lists each with its reason.
     """
-    media, rejected, sound, merged = open_media(videos), [], [], []
+    media = open_media(videos)
+    sound, merged, rejected = _sorted_rows(table, media)
+    clips, bad = look(media, (path for _, path, _, _ in sound), pool, progress)
+    rejected += [(line, bad[path]) for line, path, _, _ in sound if path in bad]
+    sound = [row for row in sound if row[1] in clips]
+    reasons = [f"  line {line}: {reason}" for line, reason in sorted(rejected)]
+    repeated = [merged_text(merged)] if merged else []
+    report = "\n".join([*repeated, f"{len(rejected)} rows rejected", *reasons])
+    if not sound or (rejected and not skip_bad_rows):
+        remedy = "Mend them, or leave them out with --skip-bad-rows." if sound else "No row is sound."
+        raise VideoAlignError(f"{table} was not imported.\n{report}\n{remedy}")
+    samples = [
+        NewSample(f"{line:06d}", (path,), (source,), video_record(prompt, source, path, clips[path]))
+        for line, path, prompt, source in sound
+    ]
+    shares = write_samples(samples, [], media, out, "videos", seed, held_out, pool, progress)
+    sources, prompts = Counter(source for *_, source in sound), {prompt for _, _, prompt, _ in sound}
+    return "\n".join(filter(None, [_counts(sources, len(prompts)), report, shares]))
+
+
+def _sorted_rows(table: Path, media: Media) -> tuple[list[tuple[int, str, str, str]], list[int], list[tuple[int, str]]]:
+    """Rows as (line, path, prompt, source), lines that repeat an earlier row, and invalid lines with reasons."""
+    sound, merged, rejected = [], [], []
     seen: dict[tuple[str, str], tuple[int, str]] = {}
     for line, cells in read_table(table, REQUIRED):
         try:
@@ -66,22 +88,7 @@ def import_videos(
                 raise VideoAlignError(f"repeats line {first}: the same video and prompt, but another source")
         except VideoAlignError as error:
             rejected.append((line, str(error)))
-    clips, bad = look(media, (path for _, path, _, _ in sound), pool, progress)
-    rejected += [(line, bad[path]) for line, path, _, _ in sound if path in bad]
-    sound = [row for row in sound if row[1] in clips]
-    reasons = [f"  line {line}: {reason}" for line, reason in sorted(rejected)]
-    repeated = [merged_text(merged)] if merged else []
-    report = "\n".join([*repeated, f"{len(rejected)} rows rejected", *reasons])
-    if not sound or (rejected and not skip_bad_rows):
-        remedy = "Mend them, or leave them out with --skip-bad-rows." if sound else "No row is sound."
-        raise VideoAlignError(f"{table} was not imported.\n{report}\n{remedy}")
-    samples = [
-        NewSample(f"{line:06d}", (path,), (source,), video_record(prompt, source, path, clips[path]))
-        for line, path, prompt, source in sound
-    ]
-    shares = write_samples(samples, [], media, out, "videos", seed, held_out, pool, progress)
-    sources, prompts = Counter(source for *_, source in sound), {prompt for _, _, prompt, _ in sound}
-    return "\n".join(filter(None, [_counts(sources, len(prompts)), report, shares]))
+    return sound, merged, rejected
 
 
 @claims_set
