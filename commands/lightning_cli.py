@@ -27,6 +27,7 @@ from ..callbacks.stoppable import stoppable
 from ..callbacks.tensorboard import own_folders, writer_of
 from ..datamodules import encode_list, latents, pairs, prompts, reference_errors  # noqa: F401
 from ..models.yaml_text import check_yaml, read_config, too_large
+from ..redaction import redacted_tree
 
 # An interpolation such as ${data.init_args.batch_size} means the same in every subcommand and follows overrides.
 jsonargparse.set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
@@ -47,6 +48,7 @@ class SaveConfig(SaveConfigCallback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Without a logger there is no folder of the run, and the current one is not ours to write into."""
+        self.config = redacted_tree(self.config)
         if trainer.loggers:
             super().setup(trainer, pl_module, stage)
 
