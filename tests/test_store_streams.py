@@ -42,14 +42,14 @@ def loader(shards: ShardSet, workers: int, rank: int = 0, world: int = 1, **opti
 # --- streams ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("workers, start", [(0, None), (2, "fork"), (2, "spawn")])
+@pytest.mark.parametrize("workers, start", [(0, None), (2, "fork"), pytest.param(2, "spawn", marks=pytest.mark.slow)])
 def test_a_stream_from_a_bucket_is_the_local_one(
     workers: int, start: str | None, sets: Path, s3: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VIDEOALIGN_CACHE_GB", "0")
     address = upload(sets / "pairs", "pairs")
     s3.faults += [(r"GET .*\.tar", fault) for fault in (reset, truncated, flipped, status(503))]
-    options = {"multiprocessing_context": start} if start else {}
+    options = {"multiprocessing_context": start, "persistent_workers": True} if start else {}
     for rank in range(2 if workers == 0 else 1):
         local = loader(ShardSet(sets / "pairs"), 0, rank, 2)
         remote = loader(ShardSet(address), workers, rank, 2, **options)
@@ -230,7 +230,7 @@ def test_copies_go_anywhere_and_go_on(sets: Path, s3: Server, tmp_path: Path, mo
     s3.faults += [("PUT .*000001.tar", status(503))]
     with pytest.raises(StoreError):
         copy(source, there)
-    assert objects() == {"copy/000000.tar", "copy/000000.parquet"}
+    assert {"copy/000000.tar", "copy/000000.parquet"} <= objects() and "copy/index.json" not in objects()
     bucket().put_object(Bucket=BUCKET, Key="copy/000000.parquet", Body=b"another run's")
     s3.log.clear()
     assert "4 videos in 5 files" in copy(source, there)
