@@ -2,6 +2,7 @@
 
 import os
 import re
+from argparse import Namespace
 from collections.abc import Iterator
 from typing import Any
 
@@ -41,11 +42,17 @@ def redacted(text: str) -> str:
 
 
 def redacted_tree(value: Any) -> Any:
-    """A configuration whose texts are addresses without credentials; other texts stay as they are."""
+    """A copy of a configuration whose addresses hold no credentials; other texts stay as they are.
+
+    Args:
+        value: Plain values, lists, dictionaries, and jsonargparse's namespaces.
+    """
     if isinstance(value, dict):
         return {name: redacted_tree(one) for name, one in value.items()}
     if isinstance(value, list):
         return [redacted_tree(one) for one in value]
+    if isinstance(value, Namespace):
+        return type(value)(**{name: redacted_tree(one) for name, one in vars(value).items()})
     return redacted(value) if isinstance(value, str) and "://" in value else value
 
 

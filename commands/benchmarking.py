@@ -18,6 +18,7 @@ from .. import VideoAlignError
 from ..callbacks.media import TensorBoardMedia
 from ..callbacks.plots import save_png, text_table
 from ..callbacks.reward_bench import bar_chart, table, too_few_prompts
+from ..datamodules.addresses import short_name
 from ..datamodules.benchmark import Benchmark
 from ..models.benchmark_protocols import PROTOCOLS, BenchmarkProtocol, accuracy_four_way, official_accuracy_with_ties
 from ..models.dimensions import DIMENSIONS, OVERALL
@@ -44,7 +45,7 @@ def measure(
 
     Args:
         judge: The reward model to measure, or another judge, which reads the videos in its own way.
-        data: Folders of the sets; a set is called by its folder's name.
+        data: Folders or addresses of the sets; a set is called by its folder's name.
         out: Folder for the results; rewards of an interrupted run are taken up there.
         benchmark: Name or import path of a protocol, see
             :data:`~videoalign.models.benchmark_protocols.PROTOCOLS`; without one the model's own sampling holds.
@@ -57,7 +58,7 @@ def measure(
         Name of a set and what is saved as ``OUT/NAME.json``, as soon as it is measured; on the first process only.
     """
     protocol = PROTOCOLS[benchmark] if benchmark else None
-    names = {Path(path).resolve().name: path for path in data}
+    names = {short_name(path): path for path in data}
     if len(names) < len(data):
         raise VideoAlignError("two --data folders have the same name, by which their results would be told apart")
     sets = {name: Benchmark(path) for name, path in names.items()}

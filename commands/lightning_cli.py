@@ -33,6 +33,7 @@ from ..callbacks.stoppable import stoppable
 from ..datamodules import encode_list, latents, pairs, prompts, reference_errors  # noqa: F401
 from ..models.files import write_text
 from ..models.yaml_text import check_yaml, read_config, too_large
+from ..redaction import redacted_tree
 from .config_faults import FLAGS, Group, explained, group_of, unknown
 from .logger_errors import explained_loggers
 from .newest_checkpoint import check_exists, resolved
@@ -80,7 +81,7 @@ class SaveConfig(SaveConfigCallback):
             return
         self.already_saved = True
         if trainer.is_global_zero:
-            text = self.parser.dump(self.config, skip_none=False)
+            text = self.parser.dump(redacted_tree(self.config), skip_none=False)
             write_text(_unused(folder / self.config_filename), text)
             media_of(trainer).document(self.config_filename, text)
 

@@ -181,7 +181,7 @@ def _verify(o: argparse.Namespace) -> int:
     shards = open_damaged(o.folder)
     damage = list(verify(shards))
     index = shards.index
-    sound = f"{o.folder} is sound: {index.samples} {index.kind} in {len(index.shards)} shards"
+    sound = f"{shards.name} is sound: {index.samples} {index.kind} in {len(index.shards)} shards"
     print("\n".join(damage) if damage else sound)
     return int(bool(damage))
 

@@ -77,8 +77,11 @@ def _https(headers: dict[str, str] | None = None) -> "AsyncFileSystem":
 
 
 def _hub() -> "AsyncFileSystem":
+    from huggingface_hub.constants import is_offline_mode
     from huggingface_hub.utils import build_hf_headers
 
+    if is_offline_mode():
+        raise VideoAlignError("HF_HUB_OFFLINE is set, so no set is read from hf://; unset it, or name a local copy")
     return _https(build_hf_headers())
 
 

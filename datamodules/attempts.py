@@ -135,6 +135,7 @@ def status_of(error: BaseException) -> tuple[int | None, str]:
         # aiohttp (whose errors about a body that was cut off call themselves 400, too), gcsfs
         if _named(one, "ClientResponseError", "HttpError"):
             return _number(getattr(one, "status", None) or getattr(one, "code", None)), ""
+    for one in _chain(error):
         if isinstance(one, FileNotFoundError | PermissionError):
             return 404 if isinstance(one, FileNotFoundError) else 403, ""
     return None, ""

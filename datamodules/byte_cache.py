@@ -67,7 +67,7 @@ class ByteCache:
 
         Args:
             key: What identifies the bytes.
-            content: Bytes.
+            content: Bytes to keep.
         """
         if not 0 < len(content) <= self.limit:
             return

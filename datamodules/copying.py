@@ -48,12 +48,13 @@ def copy(source: str, out: str, progress: Progress = lambda what, done, of: None
     with target(out, found) as missing:
         if missing is None:
             return f"{shown(out)} is a copy of {found.name} already"
-        copied, total = 0, sum(size or 0 for _, _, size in found.index.files())
-        for number, size in enumerate(missing(), 1):
+        index, copied = found.index, 0
+        files = list(index.files())
+        total = max(1, round(sum(size or 0 for _, _, size in files) / 1e6))
+        for size in missing():
             copied += size
-            progress("MB copied", round(copied / 1e6), max(1, round(total / 1e6)))
-    index = found.index
-    return f"{shown(out)}: {index.samples} {index.kind} in {number} files, each with the checksum of the index"
+            progress("MB copied", min(total, round(copied / 1e6)), total)
+    return f"{shown(out)}: {index.samples} {index.kind} in {len(files)} files, each with the checksum of the index"
 
 
 @contextmanager

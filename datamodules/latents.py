@@ -268,12 +268,14 @@ class LatentPairs(L.LightningDataModule):
             short = {k: [str(one)[: 16 if k == "vae" else 80] for one in both] for k, both in different.items()}
             differences = ", ".join(f"{k}: {a}, here {b}" for k, (a, b) in short.items())
             raise VideoAlignError(
-                f"{path} holds latents of another generator ({differences}); "
+                f"{shards.name} holds latents of another generator ({differences}); "
                 "encode the videos with this one's autoencoder"
             )
         of = stored.get("of")
         if of not in OF:
-            raise VideoAlignError(f"{path}: index.json does not say whether its latents are of pairs or of videos")
+            raise VideoAlignError(
+                f"{shards.name}: index.json does not say whether its latents are of pairs or of videos"
+            )
         judged: dict[str, Judged] = {}
         left_out = {"tied or closer": 0, "without a label that is asked for": 0}
         kept: list[int] = []
@@ -286,10 +288,11 @@ class LatentPairs(L.LightningDataModule):
                 left_out["without a label that is asked for" if math.isnan(one.margin) else "tied or closer"] += 1
         if any(left_out.values()):
             counts = ", ".join(f"{n} {why}" for why, n in left_out.items() if n)
-            rank_zero_info(f"{path}: {len(judged)} pairs are used, {counts} left out")
+            rank_zero_info(f"{shards.name}: {len(judged)} pairs are used, {counts} left out")
         if not judged:
             raise VideoAlignError(
-                f"{path}: no pair has a margin above {self.min_margin} under weights {self.weights}, so nothing is left"
+                f"{shards.name}: no pair has a margin above {self.min_margin} under weights {self.weights}, "
+                "so nothing is left"
             )
         return _Opened(shards, contents.take(kept), judged)
 

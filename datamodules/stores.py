@@ -328,7 +328,7 @@ def together(function: Callable[[X], Y], items: Iterable[X]) -> Iterator[Y]:
 
     Args:
         function: Function that waits for a store more than it computes.
-        items: Items.
+        items: Arguments of its calls.
     """
     futures = [threads().submit(function, item) for item in items]
     try:

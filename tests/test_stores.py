@@ -82,9 +82,8 @@ def test_verify_finds_damage_in_a_bucket(sets: Path, s3: Server, tmp_path: Path)
         "'nobody' is not",
     ):
         assert part in found
-    assert sorted(found.splitlines()) == sorted(verify(open_damaged(str(folder)))).__class__(
-        line.replace(str(folder), f"s3://{BUCKET}/set") for line in sorted(verify(open_damaged(str(folder))))
-    )
+    locally = "\n".join(verify(open_damaged(str(folder)))).replace(str(folder), f"s3://{BUCKET}/set")
+    assert found == locally
 
 
 @pytest.mark.parametrize("web_or_hub", ["web", "hub"])
@@ -93,9 +92,8 @@ def test_web_servers_and_the_hub(web_or_hub: str, sets: Path, web: Server, tmp_p
         shutil.copytree(sets / "videos", tmp_path / "web/deep/set one")
         address = f"{web.url}/deep/set%20one"
     else:
-        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", web.url)
-        monkeypatch.setattr("huggingface_hub.file_download.HUGGINGFACE_CO_URL_TEMPLATE",
-                            web.url + "/{repo_id}/resolve/{revision}/{filename}")  # fmt: skip
+        template = web.url + "/{repo_id}/resolve/{revision}/{filename}"  # as HF_ENDPOINT makes it
+        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
         shutil.copytree(sets / "videos", tmp_path / "web/datasets/lab/clips/resolve/v1.0/train")
         address = "hf://datasets/lab/clips@v1.0/train"
     remote = ShardSet(address)
@@ -197,9 +195,7 @@ def test_damage_at_the_source_is_damage(sets: Path, s3: Server, tmp_path: Path) 
     remote = ShardSet(upload(folder, "set"))
     contents = remote.contents()
     s3.log.clear()
-    with pytest.raises(
-        ShardError, match=r"000000\.tar, key '000001', a\.mp4: its bytes are not those that were written"
-    ):
+    with pytest.raises(ShardError, match=r"000000\.tar, key '000001', a\.mp4: its bytes are not"):
         contents[1].raw()
     assert s3.gets(r"\.tar") == stores.SAME
     assert contents[0].raw().key == "000000"
@@ -310,9 +306,7 @@ def test_sets_that_differ_are_not_joined(change, why: str, sets: Path, tmp_path:
 
 
 def test_addresses_that_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(
-        VideoAlignError, match="ftp://h/x: sets are read from local folders and from s3://, gs://, https"
-    ):
+    with pytest.raises(VideoAlignError, match="ftp://h/x: sets are read from local folders and from s3://, gs://"):
         ShardSet("ftp://h/x")
     with pytest.raises(VideoAlignError, match="a brace is not closed"):
         ShardSet("s3://b/set-{0..3")
