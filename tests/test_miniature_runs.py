@@ -21,8 +21,14 @@ from videoalign.models import VideoReward
 ROOT = Path(experiment.__file__).parents[1] / "experiments"
 FAMILY = {"qwen2vl_2b": "qwen2_vl", "qwen2_5vl_3b": "qwen2_5_vl", "qwen3vl_2b": "qwen3_vl"}
 DIMENSIONS = ("VQ", "MQ", "TA")
-FEW = ["--trainer.max_steps=2"]
-"""Behind the overlay: two steps in place of twenty, for the test's time."""
+FEW = ["--trainer.max_steps=2", "--trainer.limit_val_batches=2"]
+"""Behind the overlay: two steps in place of ten, and half of the held-out pairs, for the test's time."""
+SMALL = "--model.network.sampling={fps: 2.0, max_pixels: 12544, min_pixels: 0}"
+
+
+def slow(*cases):
+    """Cases that only the slow tests run."""
+    return [pytest.param(*case, marks=pytest.mark.slow) for case in cases]
 
 
 def configs(*names):
@@ -40,7 +46,7 @@ def check_run(cli, validated, rates):
     """A run validated, has its last checkpoint, and logged its learning rates."""
     run = Path(cli.trainer.log_dir)
     events = logged(run)
-    assert [event.step for event in events.Scalars(validated)] == [2]
+    assert [event.step for event in events.Scalars(validated)] == [1]  # Lightning counts steps from 0 here
     last = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
     assert last["global_step"] == 2
     tags = events.Tags()["scalars"]
@@ -67,11 +73,12 @@ def pairs(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module", params=FAMILY)
+@pytest.fixture
 def recipe(request, tmp_path_factory):
     """A recipe's name and a miniature folder of its architecture."""
-    folder = tmp_path_factory.mktemp("miniature") / request.param
-    make_qwen(folder, FAMILY[request.param], hidden=32, layers=1)
+    folder = tmp_path_factory.getbasetemp() / f"miniature_{request.param}"
+    if not folder.exists():
+        make_qwen(folder, FAMILY[request.param], hidden=32, layers=1)
     return request.param, folder
 
 
@@ -81,11 +88,18 @@ def fit_reward(names, model, pairs):
     return experiment.run(["fit", *configs(*names), *FEW, *model, *sets]), names
 
 
-@pytest.mark.parametrize("variant", [None, "bt", "reg", "shared"])
+@pytest.mark.parametrize(
+    ("recipe", "variant"),
+    [
+        ("qwen2vl_2b", None),
+        *slow(*zip(FAMILY, ("bt", "reg", "shared")), ("qwen2_5vl_3b", None), ("qwen3vl_2b", None)),
+    ],
+    indirect=["recipe"],
+)
 def test_every_reward_recipe_runs_in_miniature(recipe, variant, pairs, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     name, backbone = recipe
-    model = [f"--model.network.backbone={backbone}"]
+    model = [f"--model.network.backbone={backbone}", SMALL]
     cli, names = fit_reward(dict.fromkeys(["qwen2vl_2b", name, variant]), model, pairs)
     run, events = check_run(cli, "val/accuracy/VQ", ["language", "vision", "merger", "tokens", "head"])
     assert run.is_relative_to(f"runs/videoreward{f'_{variant}' if variant else ''}/{name}")
@@ -102,9 +116,10 @@ def test_every_reward_recipe_runs_in_miniature(recipe, variant, pairs, tmp_path,
         assert call("test", *configs(*names), *model, f"--data.val={pairs}", path) == 0
 
 
-def test_a_released_model_trains_on_in_miniature(backbone, pairs, tmp_path, monkeypatch):
+@pytest.mark.slow
+def test_a_released_model_trains_on_in_miniature(backbone, sampling, pairs, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    VideoReward(backbone, "plain").save_pretrained(tmp_path / "released")
+    VideoReward(backbone, "plain", sampling).save_pretrained(tmp_path / "released")
     cli, _ = fit_reward(["qwen2vl_2b", "released"], [f"--model.network.folder={tmp_path / 'released'}"], pairs)
     check_run(cli, "val/accuracy/VQ", ["language", "vision", "merger", "tokens", "head"])
 
@@ -141,7 +156,7 @@ def sets(encoded, family):
     return [f"--model.generator={encoded / family}", f"--data.train={latents}", f"--data.val={latents}"]
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", ["wan_dpo", *slow(*((name,) for name in ALGORITHMS if name != "wan_dpo"))])
 def test_every_algorithm_runs_in_miniature(name, encoded, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     options = sets(encoded, name.split("_")[0])
@@ -158,10 +173,11 @@ def test_every_algorithm_runs_in_miniature(name, encoded, tmp_path, monkeypatch)
         assert call("test", *recipe, options[0], options[2], path) == 0
 
 
-def test_a_win_rate_runs_in_miniature(encoded, backbone, tmp_path, monkeypatch):
+@pytest.mark.slow
+def test_a_win_rate_runs_in_miniature(encoded, backbone, sampling, tmp_path, monkeypatch):
     """Videos are as large as the latents: the recipe names no size."""
     monkeypatch.chdir(tmp_path)
-    network = VideoReward(backbone, "plain")
+    network = VideoReward(backbone, "plain", sampling)
     network.statistics = type(network.statistics)([0.1] * 3, [2.0] * 3)
     network.save_pretrained(tmp_path / "judge")
     Path("prompts.txt").write_text("a red circle\n")
@@ -175,7 +191,7 @@ def test_a_win_rate_runs_in_miniature(encoded, backbone, tmp_path, monkeypatch):
     assert (win.sampling.num_frames, win.sampling.height, win.sampling.width) == (9, 64, 64)
 
 
-@pytest.mark.parametrize("name", ["wan", "ltx", "clean"])
+@pytest.mark.parametrize("name", ["wan", *slow(("ltx",), ("clean",))])
 def test_every_noisy_reward_runs_in_miniature_and_guides(name, encoded, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     family = "ltx" if name == "ltx" else "wan"
