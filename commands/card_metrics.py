@@ -19,9 +19,9 @@ class Measured:
     """A table of the card.
 
     Attributes:
-        title: Heading.
+        title: Heading of the table.
         head: Names of the columns.
-        rows: Cells.
+        rows: Cells by row.
         note: Sentence below the table.
         results: Single numbers for the card's metadata: name of the metric, its value.
         dataset: Name of the data, and its id on the hub or a word for it.

@@ -14,7 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from ..callbacks.plots import markdown_table
 from ..models.hub import address_of
 from .card_metrics import Measured
-from .published import INDEX, Subject
+from .publication import INDEX, Subject
 
 TEMPLATES = Environment(
     loader=FileSystemLoader(Path(__file__).parent / "templates"),

@@ -13,7 +13,7 @@ from ..models.hub import address_of, bars, quiet, within
 from ..models.hub_address import matches
 from .card_metrics import measured
 from .cards import card_of, training_of, untouched
-from .published import Subject, subject_of
+from .publication import Subject, subject_of
 
 README = "README.md"
 

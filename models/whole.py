@@ -35,7 +35,7 @@ def load_whole(kind: type, source: str | Path, where: str, part: str = "", **opt
 
     Args:
         kind: Class of the model, with ``from_pretrained``.
-        source: Folder.
+        source: Folder of the model, or of the pipeline that it is a part of.
         where: Name of the model, for messages, such as "backbone runs/tiny".
         part: Folder inside ``source`` that holds the model; empty for ``source`` itself.
         options: Further arguments of ``from_pretrained``.

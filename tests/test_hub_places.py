@@ -82,7 +82,8 @@ def test_a_backbone_by_its_name_is_recorded_by_its_name(reached, backbone, sampl
 def test_without_a_network_the_command_to_type_comes_at_once(reached, kit, tmp_path, monkeypatch, capfd):
     point_at(closed_port(), tmp_path / "home", monkeypatch)
     begun = time.monotonic()
-    given = ("--video", "v.mp4", "--prompt", "p", "--device", "cpu", "--workers", 0)
+    (tmp_path / "v.mp4").write_bytes(b"never read")
+    given = ("--video", tmp_path / "v.mp4", "--prompt", "p", "--device", "cpu", "--workers", 0)
     assert call("score", "--model", "ORG/reward@v2", *given) == 2
     said = capfd.readouterr().err
     assert "type: hf download ORG/reward --revision v2" in said and time.monotonic() - begun < 3
@@ -161,8 +162,7 @@ def test_benchmarks_are_imported_from_the_hub(reached, place):
     import_kit.write_csv(place)
     place.videos("src/videos")
     reached.add("ORG/vgrb", Path("src"), "dataset")
-    for source in ("hf://datasets/ORG/vgrb", "ORG/vgrb"):
-        out = source[-5:].replace("/", "")
+    for out, source in (("one", "hf://datasets/ORG/vgrb"), ("two", "ORG/vgrb")):
         assert call("shards", "import-videogen-rewardbench", source, "--out", out) == 0
         import_kit.check_rated(out)
     rows = import_kit.ballot(import_kit.content_and_path)

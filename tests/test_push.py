@@ -5,7 +5,8 @@ import shutil
 import time
 
 import pytest
-from huggingface_hub import DatasetCard, ModelCard
+from diffusers import WanPipeline
+from huggingface_hub import DatasetCard, ModelCard, snapshot_download
 from safetensors import safe_open
 
 from bench_kit import samples
@@ -15,7 +16,7 @@ from hub_kit import READER, TOKEN, forget
 from loading_kit import flip
 from test_hub import closed_port, point_at
 from videoalign.commands.cards import sealed, untouched
-from videoalign.datamodules.shards import ShardWriter
+from videoalign.datamodules.shards import ShardSet, ShardWriter
 from videoalign.models import load_reward
 from videoalign.models.adapter_files import METADATA
 from videoalign.models.hub import resolved
@@ -177,8 +178,11 @@ def test_adapters_name_the_generator_on_the_hub(allowed, generators, latents, tm
     for name, lora in (("a", tmp_path / "lora"), ("b", "ORG/lora@v1")):
         given = ("--generator", "ORG/wan", "--lora", lora, "--out", tmp_path / name, "--source", "x")
         assert call("generate", *given, *sizes, tmp_path / "prompts.txt") == 0
-    one, other = ((tmp_path / name / "000000.tar").read_bytes() for name in "ab")
-    assert len(one) == len(other)
+    one, other = ({raw.key: raw.members["mp4"] for raw in ShardSet(tmp_path / name)} for name in "ab")
+    assert one == other
+    pipe = WanPipeline.from_pretrained(resolved("ORG/wan"))
+    pipe.load_lora_weights(resolved("ORG/lora@v1"))
+    assert pipe.get_active_adapters()
 
 
 def test_adapters_of_an_unknown_generator_say_so(allowed, generators, latents, tmp_path, capfd):
@@ -207,7 +211,7 @@ def test_a_published_set_is_sound_where_it_is_fetched(allowed, kit, elsewhere, c
     assert card.data.size_categories == "n<1K" and card.data.license == "cc-by-4.0"
     assert "8 videos and 21 rated pairs of them" in card.text and "| maker-0 |" not in card.text
     elsewhere(allowed)
-    folder = resolved("hf://datasets/ORG/world")
+    folder = snapshot_download("ORG/world", repo_type="dataset", local_dir=tmp_path / "here")
     assert call("shards", "verify", folder) == 0
     capsys.readouterr()
     exec(card.text.partition("```python\n")[2].partition("```")[0], {})
