@@ -23,9 +23,9 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 # Imported so that short class names work in YAML files.
 from .. import VideoAlignError, alignment, callbacks, datamodules  # noqa: F401
 from ..callbacks.checkpoint_io import whole_checkpoints
-from ..callbacks.media import media_of
 from ..callbacks.progress import LogProgress
 from ..callbacks.run_folder import folder_of, own_folders
+from ..callbacks.run_media import media_of
 from ..callbacks.stoppable import stoppable
 from ..datamodules import encode_list, latents, pairs, prompts, reference_errors  # noqa: F401
 from ..models.files import write_text
