@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from .. import VideoAlignError
-from ..callbacks.media import media_of
 from ..callbacks.plots import SMALL, panels, reference_line
+from ..callbacks.run_media import media_of
 from ..models import preference
 from ..models.dimensions import DIMENSIONS
 from ..models.flow import TimeLaw, draw, interpolate

@@ -13,8 +13,8 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard.summary import hparams
 
 from .. import VideoAlignError
-from .media import media_of
 from .run_folder import own_folder
+from .run_media import media_of
 from .samples_page import KEEP, NAME
 from .vitals import Vitals, group_names
 

@@ -11,8 +11,8 @@ from ..datamodules.ratings import WORDS
 from ..datamodules.video_pair import VideoPair
 from ..models.dimensions import DIMENSIONS
 from ..models.preference import probabilities
-from .clips import Clip, frames_of
-from .media import media_of
+from .run_media import media_of
+from .side_clips import Clip, frames_of
 
 
 class ExamplePairs(L.Callback):

@@ -6,8 +6,8 @@ from matplotlib.figure import Figure
 from ..datamodules.contracts import HasCalibration, require
 from ..models.dimensions import DIMENSIONS
 from ..models.metrics import Calibration, Reliability
-from .media import media_of
 from .plots import BLUE, GREY, panels
+from .run_media import media_of
 
 
 class ReliabilityDiagram(L.Callback):

@@ -16,9 +16,9 @@ from ..datamodules.contracts import HasBenchmarks, MeasuresStatistics, require
 from ..models.files import write_json
 from ..models.intervals import LEAST_PROMPTS, Interval, interval_text, prompt_number
 from ..models.metrics import PreferenceAccuracy
-from .media import media_of
 from .plots import BLUE, GREEN, RED, bars, legend_below, markdown_table, panels, text_table
 from .run_folder import folder_of
+from .run_media import media_of
 
 
 class RewardBench(L.Callback):

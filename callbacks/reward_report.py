@@ -7,12 +7,12 @@ import lightning as L
 from matplotlib.figure import Figure
 
 from .. import VideoAlignError
-from ..datamodules.contracts import FindsPairs, ScoresPairs, require
+from ..datamodules.contracts import HasExamples, ScoresPairs, require
 from ..models.dimensions import DIMENSIONS
 from .example_pairs import rated_clip
 from .held_out import OUTCOMES, Confusion, HeldOut, Rows, confusion, source_accuracies, surprises
-from .media import Media, media_of
 from .plots import panels
+from .run_media import Media, media_of
 
 MOST_SOURCES = 40
 """Number of rows of the table of sources."""
@@ -46,7 +46,7 @@ class RewardReport(L.Callback):
         if stage in ("fit", "validate"):
             require(pl_module, ScoresPairs, "callbacks.RewardReport")
             if self.mistakes or self.agreements:
-                require(trainer.datamodule, FindsPairs, "callbacks.RewardReport")
+                require(trainer.datamodule, HasExamples, "callbacks.RewardReport")
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Forget the rewards of the last validation."""
@@ -93,7 +93,7 @@ class RewardReport(L.Callback):
         numbers = [number for part in chosen.values() for number in part]
         if not numbers:
             return
-        data = require(trainer.datamodule, FindsPairs, "callbacks.RewardReport")
+        data = require(trainer.datamodule, HasExamples, "callbacks.RewardReport")
         videos = iter(data.find_pairs([pairs.keys[number] for number in numbers]))
         for kind, part in chosen.items():
             for place, number in enumerate(part, 1):

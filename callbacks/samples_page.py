@@ -9,7 +9,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoes
 
 from .. import VideoAlignError
 from ..models.files import read_json, write_bytes, write_json, write_text
-from .clips import Clip, mp4
+from .side_clips import Clip, mp4
 
 NAME = "samples.html"
 """File name of the page."""

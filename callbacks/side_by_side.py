@@ -5,9 +5,9 @@ import torch
 
 from .. import VideoAlignError
 from ..datamodules.contracts import AlignsGenerator, require
-from .clips import Clip, frames_of
-from .media import media_of
 from .prompt_sampler import PromptSampler, SamplesPrompts, Sampling
+from .run_media import media_of
+from .side_clips import Clip, frames_of
 
 
 class SideBySide(SamplesPrompts):

@@ -19,11 +19,11 @@ from ..models.intervals import Interval, interval_text
 from ..models.official import load_reward
 from ..models.template import Template
 from ..models.win_rates import win_rates
-from .clips import Clip, frames_of
-from .media import Media, media_of
 from .plots import BLUE, ORANGE, bars, legend_below, markdown_table, panels, reference_line
 from .prompt_sampler import PromptSampler, SamplesPrompts, Sampling
 from .run_folder import folder_of
+from .run_media import Media, media_of
+from .side_clips import Clip, frames_of
 
 
 class WinRate(SamplesPrompts):

@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from .. import VideoAlignError
-from ..callbacks.media import TensorBoardMedia
 from ..callbacks.plots import save_png, text_table
 from ..callbacks.reward_bench import bar_chart, table, too_few_prompts
+from ..callbacks.run_media import TensorBoardMedia
 from ..datamodules.addresses import short_name
 from ..datamodules.benchmark import Benchmark
 from ..models.benchmark_protocols import PROTOCOLS, BenchmarkProtocol, accuracy_four_way, official_accuracy_with_ties

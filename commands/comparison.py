@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from ..callbacks import plots
-from ..callbacks.clips import enlarge, gif
-from ..callbacks.media import TensorBoardMedia
+from ..callbacks.run_media import TensorBoardMedia
+from ..callbacks.side_clips import enlarge, gif
 from ..datamodules.encode_list import clips_of
 from ..datamodules.shards import ShardSet
 from ..models.dimensions import DIMENSIONS, OVERALL

@@ -25,10 +25,10 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 # Imported so that short class names work in YAML files.
 from .. import VideoAlignError, alignment, callbacks, datamodules, stopping  # noqa: F401
 from ..callbacks.checkpoint_io import whole_checkpoints
-from ..callbacks.media import media_of
 from ..callbacks.parts_summary import PartsSummary
 from ..callbacks.progress import Progress
 from ..callbacks.run_folder import folder_of, own_folders
+from ..callbacks.run_media import media_of
 from ..callbacks.stoppable import stoppable
 from ..datamodules import encode_list, latents, pairs, prompts, reference_errors  # noqa: F401
 from ..models.files import write_text
@@ -62,8 +62,8 @@ _LOGGERS = (
     "lightning.fabric.utilities.seed",
 )
 _SAID = re.compile(
-    r"Tip:|^Restoring states from|^Loaded model weights|^Seed set to|^[GTH]PU available|CUDA_VISIBLE_DEVICES|^`Trainer\.\w+` stopped: `max_|^Using .* (precision|AMP)|"
-    r"Trainer already configured with model summary"
+    r"Tip:|^Restoring states from|^Loaded model weights|^Seed set to|^[GTH]PU available|CUDA_VISIBLE_DEVICES|"
+    r"^`Trainer\.\w+` stopped: `max_|^Using .* (precision|AMP)|Trainer already configured with model summary"
 )
 """Lines of Lightning's that the summary of the model, the end of a run or the configuration says better."""
 

@@ -280,7 +280,7 @@ class HasExtraFiles(Protocol):
 class HasExamples(Protocol):
     """A DataModule that decodes held-out pairs for pictures: VideoPairs.
 
-    The callback ExamplePairs asks it.
+    The callbacks ExamplePairs and RewardReport ask it.
     """
 
     def examples(self, count: int) -> Sequence[VideoPair]:
@@ -290,20 +290,8 @@ class HasExamples(Protocol):
             count: Number of pairs.
         """
 
-
-@offered_by("a DataModule of held-out pairs (VideoPairs or a subclass)")
-class FindsPairs(Protocol):
-    """A DataModule that decodes held-out pairs by their keys: VideoPairs.
-
-    The callback RewardReport asks it, on the first rank alone.
-    """
-
     def find_pairs(self, keys: Sequence[str]) -> Sequence[VideoPair]:
-        """Held-out pairs, in the order of their keys.
-
-        Args:
-            keys: Keys of held-out pairs.
-        """
+        """Held-out pairs by their keys, in that order."""
 
 
 @offered_by("a DataModule with benchmarks (VideoPairs or a subclass)")

@@ -257,7 +257,7 @@ class VideoPairs(L.LightningDataModule):
         return [decode(raw, 0) for raw, _ in zip(shards, range(count))]
 
     def find_pairs(self, keys: Sequence[str]) -> list[VideoPair]:
-        """Held-out pairs, decoded, in the order of their keys.
+        """Held-out pairs by their keys, decoded, in that order.
 
         Args:
             keys: Keys of held-out pairs.

@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from helpers import QUIET, call, flags
 from videoalign.callbacks import EMA
-from videoalign.callbacks.media import Media
+from videoalign.callbacks.run_media import Media
 from videoalign.commands.lightning_cli import run as experiment
 from videoalign.datamodules.encode_list import ClipSize
 from videoalign.datamodules.shards import ShardSet, ShardWriter

@@ -206,7 +206,7 @@ import test_dashboard
 from forked import on_ranks, strategy
 from videoalign.callbacks import Dashboard
 from videoalign.callbacks.held_out import Rows
-from videoalign.callbacks.media import media_of
+from videoalign.callbacks.run_media import media_of
 from videoalign.callbacks.run_folder import folder_of
 from videoalign.callbacks.vitals import gradient_norms
 

@@ -16,11 +16,11 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from helpers import call
-from videoalign.callbacks import media as media_file
-from videoalign.callbacks.clips import Clip, drawn, mp4
-from videoalign.callbacks.media import media_of
+from videoalign.callbacks import run_media as media_file
 from videoalign.callbacks.plots import panels
 from videoalign.callbacks.run_folder import folder_of, own_folders
+from videoalign.callbacks.run_media import media_of
+from videoalign.callbacks.side_clips import Clip, drawn, mp4
 from videoalign.models.yaml_text import read_config
 
 SIZE = (4, 9, 13)

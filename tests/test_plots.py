@@ -16,7 +16,6 @@ from torch.utils.tensorboard import SummaryWriter
 
 import videoalign
 from helpers import syntax
-from videoalign.callbacks.media import TensorBoardMedia
 from videoalign.callbacks.plots import (
     BLUE,
     DPI,
@@ -32,6 +31,7 @@ from videoalign.callbacks.plots import (
     save_png,
     text_table,
 )
+from videoalign.callbacks.run_media import TensorBoardMedia
 from videoalign.models.intervals import Interval
 
 ROOT = Path(videoalign.__file__).parent

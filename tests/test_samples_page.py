@@ -8,8 +8,8 @@ import pytest
 
 from chrome import Chrome, needs_browser
 from helpers import files
-from videoalign.callbacks.clips import Clip
 from videoalign.callbacks.samples_page import SamplesPage
+from videoalign.callbacks.side_clips import Clip
 
 EVIL = "</script><script>document.title='hacked'</script> <b>&amp; \"x\""
 GREYS = (20, 60, 100, 140, 180, 220)

@@ -21,10 +21,10 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
 
 from ..models.files import new_file, write_text
-from .clips import Clip, drawn, gif, mp4
 from .plots import csv_table, distribution, markdown_table, pixels
 from .run_folder import own_folder
 from .samples_page import SamplesPage
+from .side_clips import Clip, drawn, gif, mp4
 
 
 class Writer:
