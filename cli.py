@@ -11,16 +11,18 @@ from typing import Any, NoReturn
 
 from . import EverywhereError, __version__, ranks, stopping
 from .annotation import commands as annotate
-from .commands import bench, convert, experiment, generate, score, shard_sets
-from .commands.parsing import ANEW
+from .commands import bench, convert, experiment, generate, push, score, shard_sets
+from .commands.parsing import ANEW, Parser
 from .errors import BUG, describe, lost_peer
 from .miniature import registration as miniature
+from .redaction import redacted
 
 GROUPS = {
     "train and measure what a YAML experiment describes": (experiment,),
     "collect and prepare data": (annotate, shard_sets),
     "use a reward model": (score, bench, convert),
     "use a generator": (generate,),
+    "publish on the Hugging Face hub": (push,),
     "the paper in miniature, on a laptop": (miniature,),
 }
 """Files of commands by what they are for; each registers its own."""
@@ -38,7 +40,7 @@ REPORT = "This is a fault of videoalign: please report it with the text above."
 SHELLS = ("bash", "zsh")
 
 
-class Overview(argparse.ArgumentParser):
+class Overview(Parser):
     """The top parser. Its help is a list of all commands by what they are for."""
 
     groups: dict[str, list[str]]
@@ -56,7 +58,7 @@ class Overview(argparse.ArgumentParser):
                 lines.append(
                     f"  {name:{width}}  {self.commands.choices[name].description.partition('. ')[0].rstrip('.')}"
                 )
-        lines += ["", f"{self.prog} COMMAND --help          options of a command"]
+        lines += ["", f"{self.prog} COMMAND --help          options of a command; {self.prog} help COMMAND is the same"]
         lines += [f"{self.prog} --version                version of this program"]
         lines += [f"{self.prog} --print-completion bash  script that completes commands in a shell (bash, zsh)"]
         return "\n".join(lines) + "\n"
@@ -69,7 +71,7 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"videoalign {__version__}")
     top.add_argument("--print-completion", choices=SHELLS, help="print a script for the shell's completion")
-    top.commands = top.add_subparsers(metavar="COMMAND", parser_class=argparse.ArgumentParser)
+    top.commands = top.add_subparsers(metavar="COMMAND", parser_class=Parser)
     top.groups = {}
     for title, files in GROUPS.items():
         before = set(top.commands.choices)
@@ -118,7 +120,10 @@ def _run(args: list[str]) -> int | None:
     Returns:
         Its exit status.
     """
-    if args and args[0] in experiment.EXPERIMENTS:
+    if args[:1] == ["help"]:
+        args = [*args[1:], "--help"]
+    short = args[1:] in (["-h"], ["--help"])  # all options of an experiment fill pages
+    if args and args[0] in experiment.EXPERIMENTS and not short:
         return experiment.run(args, REPLACED)
     top = parser()
     options = top.parse_args(args)
@@ -167,7 +172,7 @@ def _end(error: BaseException, args: list[str]) -> NoReturn:
         head = "" if isinstance(error, stopping.Stopped) else "error: "
         who = f"{speaker}: " if speaker and not everywhere else ""
         with contextlib.suppress(OSError):
-            print(f"{trouble}videoalign: {head}{who}{text}", file=sys.stderr, flush=True)
+            print(redacted(f"{trouble}videoalign: {head}{who}{text}"), file=sys.stderr, flush=True)
     sys.exit(status)
 
 

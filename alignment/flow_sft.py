@@ -3,6 +3,7 @@
 import contextlib
 import copy
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -16,9 +17,11 @@ from ..datamodules.contracts import HasNullPrompt, require
 from ..models.fingerprint import fingerprint
 from ..models.flow import TimeLaw, draw, draw_seed, interpolate, squared_error
 from ..models.generator_folder import load_generator
+from ..models.hub import address_of, commit_of
 from ..models.lora import LoRA, linear_names
 from ..models.parallelize import shard
 from ..models.precision import train_in_float32
+from .export_uses import of_generator, quoted
 from .parameter_groups import ParameterGroup
 from .training import Decay, Training
 
@@ -32,8 +35,8 @@ class FlowSFT(Training):
     An algorithm overrides :meth:`loss`, and sets :attr:`needs_reference` if its loss needs the reference's errors. All
     else is here: policy and reference, LoRA adapters, noise and times, precision, logging and checkpoints.
 
-    Metrics: ``train/loss``, ``train/error/*`` and those of the algorithm; at validation the same under ``val/``, at
-    fixed noise and times.
+    Metrics: ``train/loss``, ``train/velocity_error/*`` and those of the algorithm; at validation the same under
+    ``val/``, at fixed noise and times.
 
     Args:
         generator: Folder or hub id of a Wan or LTX pipeline.
@@ -53,6 +56,8 @@ class FlowSFT(Training):
         parts: Parts of the pipeline to load; the text encoder is not needed once prompts are encoded.
         null_share: Share of the samples whose prompt is replaced by the empty prompt, so that a generator that is
             trained from scratch can be sampled with classifier-free guidance. Fine-tuning leaves it at 0.
+        family: Class of the generator's family, by import path (``package.module:Name``) or name; found by the
+            pipeline's class if not given.
     """
 
     own_groups = {"adapters": ("*.lora_*",), "transformer": ("*",)}
@@ -76,6 +81,7 @@ class FlowSFT(Training):
         compile: bool = False,
         parts: Sequence[str] = ("transformer", "vae"),
         null_share: float = 0.0,
+        family: str | None = None,
     ) -> None:
         super().__init__(optimizer, warmup, decay, groups)
         if not 0 <= null_share < 1:
@@ -85,7 +91,7 @@ class FlowSFT(Training):
                 f"model.null_share: {type(self).__name__} compares with a reference at the same prompt; leave it at 0"
             )
         self.null_share = null_share
-        self.generator = load_generator(generator, dtype, parts, fps)
+        self.generator = load_generator(generator, dtype, parts, fps, family)
         self.name, self.lora, self.times = generator, lora, times
         if gradient_checkpointing:
             self.policy.enable_gradient_checkpointing()
@@ -103,6 +109,8 @@ class FlowSFT(Training):
             names = linear_names(self.policy, lora.targets)
             config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=names)
             self.policy.add_adapter(config)
+            if address_of(generator):  # exported adapters name their base; a local path means nothing elsewhere
+                config.base_model_name_or_path, config.revision = generator, commit_of(generator)
             train_in_float32(self.policy)
         self.policy.train()
         if compile:
@@ -231,11 +239,11 @@ class FlowSFT(Training):
         loss = None
         if stage == "train":  # a sample has the same weight whether or not another one of its batch was dropped
             loss = self.finite(torch.where(valid, losses, 0.0).sum() / len(valid), batch["keys"])
-        values = {"loss": losses, "error/chosen": errors[0], **values}
+        values = {"loss": losses, "velocity_error/chosen": errors[0], **values}
         if len(errors) > 1:
-            values["error/rejected"] = errors[1]
+            values["velocity_error/rejected"] = errors[1]
         if reference is not None:
-            values |= {f"error/{name}/reference": row for name, row in zip(("chosen", "rejected"), reference)}
+            values |= {f"velocity_error/{name}/reference": row for name, row in zip(("chosen", "rejected"), reference)}
         means = self.step_means if stage == "train" else self.held_out_means
         for name, value in values.items():
             means.add(name, value, valid)
@@ -252,3 +260,10 @@ class FlowSFT(Training):
     def test_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> None:
         """Run the validation step on test data."""
         self._step(batch, "test")
+
+    def uses_of(self, export: Path) -> dict[str, str]:
+        """Commands that use the export: adapters with the generator, or a whole pipeline."""
+        if self.lora is not None:
+            return of_generator(export, f"--lora {quoted(export)}", self.name, self.trainer)
+        whole = (export / "model_index.json").exists()
+        return of_generator(export, "", export, self.trainer) if whole else {}

@@ -1,6 +1,7 @@
 """Training of the reward on noisy latents that Flow-NRG follows (VideoAlign, section 4.4)."""
 
 import math
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -9,8 +10,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from .. import VideoAlignError
-from ..callbacks.plots import SMALL, add_chart, panels, reference_line
-from ..callbacks.tensorboard import writer_of
+from ..callbacks.media import media_of
+from ..callbacks.plots import SMALL, panels, reference_line
 from ..models import preference
 from ..models.dimensions import DIMENSIONS
 from ..models.flow import TimeLaw, draw, interpolate
@@ -19,6 +20,7 @@ from ..models.lora import LoRA
 from ..models.metrics import Calibration, RewardMoments
 from ..models.noisy_reward import NoisyReward, NoisyRewardShape
 from ..models.video_reward import Statistics
+from .export_uses import of_generator, quoted
 from .parameter_groups import ParameterGroup
 from .training import Decay, Training
 
@@ -54,6 +56,8 @@ class NoisyRewardModel(Training):
             and ``head``.
         fps: Frame rate of the videos, where the family asks for it (LTX).
         gradient_checkpointing: Whether the blocks' activations are computed again in the backward pass, to save memory.
+        family: Class of the generator's family, by import path (``package.module:Name``) or name; found by the
+            pipeline's class if not given.
     """
 
     own_groups = {"adapters": ("*.lora_*",), "blocks": ("network.trunk.*",), "head": ("*",)}
@@ -74,6 +78,7 @@ class NoisyRewardModel(Training):
         groups: dict[str, float | ParameterGroup] | None = None,
         fps: float = 25.0,
         gradient_checkpointing: bool = False,
+        family: str | None = None,
     ) -> None:
         super().__init__(optimizer, warmup, decay, groups)
         if loss == "btt":
@@ -81,12 +86,14 @@ class NoisyRewardModel(Training):
         elif loss != "bt":
             raise VideoAlignError(f"model.loss {loss!r} is unknown; choose bt or btt")
         # not registered as a submodule: the generator only knows how to call the copied blocks
-        object.__setattr__(self, "generator", load_generator(generator, parts=("transformer", "vae"), fps=fps))
+        loaded = load_generator(generator, parts=("transformer", "vae"), fps=fps, family=family)
+        object.__setattr__(self, "generator", loaded)
         self.network = NoisyReward(self.generator, shape).train()
         if lora is not None:
             self.network.adapt(lora)
         if gradient_checkpointing:
             self.network.trunk.enable_gradient_checkpointing()
+        self.name = generator
         self.loss, self.theta, self.times = loss, theta if loss == "btt" else 1.0, times
         self.shared_noise, self.clean = shared_noise, clean
         self.calibration, self.moments = Calibration(outcomes=(0, 1, 2) if loss == "btt" else (0, 2)), RewardMoments()
@@ -164,9 +171,13 @@ class NoisyRewardModel(Training):
         for i, name in enumerate(DIMENSIONS):
             self.log(f"val/calibration/{name}", error[i].float())
         self.network.statistics = Statistics(*self.moments.compute().tolist())
-        if writer := writer_of(self.trainer):
+        if media := media_of(self.trainer):
             rows = [[means.get(f"accuracy_at_t/{time}/{name}", math.nan) for name in DIMENSIONS] for time in BINS]
-            add_chart(writer, "val/accuracy_at_t", curve(torch.tensor(rows)), self.global_step)
+            media.figure("val/accuracy_at_t", curve(torch.tensor(rows)))
+
+    def uses_of(self, export: Path) -> dict[str, str]:
+        """Commands that use the export."""
+        return of_generator(export, f"--noisy-reward {quoted(export)}", self.name, self.trainer)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the parameters that train, and the statistics of the rewards."""

@@ -1,5 +1,6 @@
 """Training of the reward model on rated pairs (VideoAlign, section 3.2)."""
 
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -15,6 +16,7 @@ from ..models.metrics import Calibration, PreferenceAccuracy, RewardMoments
 from ..models.parallelize import shard
 from ..models.processor import RewardProcessor
 from ..models.video_reward import Statistics, VideoReward
+from .export_uses import of_reward
 from .parameter_groups import ParameterGroup
 from .training import Decay, Training
 
@@ -145,7 +147,7 @@ class RewardModel(Training):
         for i, name in enumerate(DIMENSIONS):
             self.step_means.add(f"accuracy/{name}", right[:, i], decided[:, i])
             self.step_means.add(f"rewards/margins/{name}", margins[:, i].abs(), batch["valid"])
-        dropped = {"data/dropped": float(len(batch["dropped"]))}
+        dropped = {"vitals/dropped": float(len(batch["dropped"]))}
         self.log_dict(dropped, reduce_fx="sum", on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
         return self.finite(losses.slot_mean(), batch["keys"])
 
@@ -237,11 +239,16 @@ class RewardModel(Training):
         self.measured_statistics()
         return True
 
+    def uses_of(self, export: Path) -> dict[str, str]:
+        """Commands that use the export."""
+        return of_reward(export, self.trainer)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the parameters that train, and the statistics of the rewards with the step of their measurement."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["reward_statistics"] = [self.network.statistics.mean, self.network.statistics.std]
         checkpoint["reward_statistics_step"] = self._measured_at
+        checkpoint["backbone_revision"] = getattr(self.network, "backbone_revision", None)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore the statistics of the rewards."""

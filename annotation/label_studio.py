@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import VideoAlignError
-from ..datamodules.shards import ShardSet, sha256
+from ..datamodules.shards import ShardSet
 from .names import Names
 from .pairing import Pair, split_prompts
 from .protocol import RatingProtocol
@@ -86,7 +86,7 @@ def import_label_studio(
             f"reviewers {sorted(unknown)} voted on nothing in {path}; it names {', '.join(people[:8])}"
         )
     pairs = _pairs(rated, records, shares, seed)
-    with new_round(db, pairs, rules, sha256(videos.path / "index.json")) as store:
+    with new_round(db, pairs, rules, videos.digest) as store:
         for name in people:
             store.invite(name, "reviewer" if name in reviewers else "annotator")
         rows = {row.id: votes[row.key_a, row.key_b] for row in store.pairs()}

@@ -13,8 +13,12 @@ from ..datamodules.contracts import TrainsTransformer, require
 from ..models.checksums import seal
 from ..models.files import check_free, new_folder
 from ..models.finite import NOT_WRITTEN, require_finite
+from ..models.generator import PARTS
+from ..models.generator_folder import files_of
+from ..models.hub import resolved
 from ..models.locks import Hold
-from .tensorboard import folder_of
+from .reports import Report, exported
+from .run_folder import folder_of
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 """Name that diffusers gives to a file of LoRA adapters."""
@@ -36,6 +40,7 @@ class ExportGenerator(L.Callback):
     def __init__(self, out: str | None = None, pipeline: bool = False) -> None:
         self.out, self.pipeline = out, pipeline
         self._hold = Hold()
+        self._written: Path | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Lock the output folder for this run, and refuse one that holds anything but an earlier export."""
@@ -64,7 +69,12 @@ class ExportGenerator(L.Callback):
         out = Path(self.out) if self.out else run and run / "export"
         if trainer.is_global_zero and out:
             self._write(module, state, out)
+            self._written = out
         self._hold.drop()
+
+    def run_report(self, trainer: L.Trainer) -> Report:
+        """The folder that was written."""
+        return exported(self._written, trainer)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Unlock the output folder."""
@@ -85,7 +95,8 @@ class ExportGenerator(L.Callback):
         whole.load_state_dict(state, assign=True)
         if self.pipeline:
             family = type(module.generator.pipeline)
-            family.from_pretrained(module.name, transformer=whole).save_pretrained(folder)
+            source = resolved(module.name, "folder of a generator", parts=files_of(PARTS))
+            family.from_pretrained(source, transformer=whole).save_pretrained(folder)
         else:
             whole.save_pretrained(folder)
 

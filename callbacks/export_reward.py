@@ -8,7 +8,8 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from ..datamodules.contracts import HasBackbone, HasRewardNetwork, RewardNetwork, require
 from ..models.files import check_free
 from ..models.locks import Hold
-from .tensorboard import folder_of
+from .reports import Report, exported
+from .run_folder import folder_of
 
 
 class ExportReward(L.Callback):
@@ -23,6 +24,7 @@ class ExportReward(L.Callback):
     def __init__(self, out: str | None = None, backbone: bool = False) -> None:
         self.out, self.backbone = out, backbone
         self._hold = Hold()
+        self._written: Path | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Lock the output folder for this run, and refuse one that holds anything but a reward model."""
@@ -46,7 +48,12 @@ class ExportReward(L.Callback):
         run = folder_of(trainer)  # collective
         if trainer.is_global_zero and (out := Path(self.out) if self.out else run and run / "export"):
             network.save_pretrained(out, state, **({"backbone": True} if self.backbone else {}))
+            self._written = out
         self._hold.drop()
+
+    def run_report(self, trainer: L.Trainer) -> Report:
+        """The folder that was written."""
+        return exported(self._written, trainer)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Unlock the output folder."""

@@ -1,72 +1,109 @@
-"""Progress of training and prediction where there is no terminal for Lightning's own bar."""
+"""Progress of training, evaluation and prediction: bars on a terminal, and lines now and then in a log."""
 
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.callbacks import ProgressBar
 
 from ..bars import Bar
 
 
-class LogProgress(L.Callback):
-    """Prints step, rate, time left and the loss to standard error.
+class Progress(ProgressBar):
+    """Shows steps or batches, rate, time left and the loss on standard error.
+
+    Training is counted in optimizer steps of the whole run, so that the time left is that of the run.
 
     Args:
-        seconds: Least time between two lines, in seconds.
+        seconds: Least time between two lines of a log, in seconds.
     """
 
     def __init__(self, seconds: float = 20.0) -> None:
+        super().__init__()
         self.seconds = seconds
+        self.bars: list[Bar] = []
+        """Open bars: training's, and that of a validation within it."""
+
+    def disable(self) -> None:
+        """Nothing is left to switch off: ranks other than the first open no bars."""
+
+    def _open(self, what: str, counts: int | float | Sequence[int | float], first: int = 0, leave: bool = True) -> None:
+        total = sum(counts) if isinstance(counts, list) else counts
+        if self.trainer.is_global_zero:
+            bar = Bar(what, int(total) if total < float("inf") else 0, first, self.seconds)
+            bar.leave = leave and bar.leave
+            self.bars.append(bar)
+
+    def _count(self) -> None:
+        if self.bars:
+            self.bars[-1].update(1)
+
+    def _close(self) -> None:
+        if self.bars:
+            self.bars.pop().close()
+
+    # --- training -----------------------------------------------------------------------------------------------------
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Begin at the step that a checkpoint left."""
-        total = trainer.estimated_stepping_batches
-        self.bar = Bar("step", total, trainer.global_step, self.seconds) if trainer.is_global_zero else None
+        self._open("step", trainer.estimated_stepping_batches, trainer.global_step)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Show the steps so far and what the module logged to the progress bar."""
-        if self.bar is not None:
+        if self.bars:
             losses = {k: f"{v:.3f}" for k, v in trainer.progress_bar_metrics.items() if isinstance(v, float)}
-            self.bar.set_postfix(losses, refresh=False)
-            self.bar.update(trainer.global_step - self.bar.n)
+            self.bars[-1].set_postfix(losses, refresh=False)
+            self.bars[-1].update(trainer.global_step - self.bars[-1].n)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Print the last step."""
-        if self.bar is not None:
-            self.bar.close()
+        """Show the last step."""
+        self._close()
 
+    # --- evaluation ---------------------------------------------------------------------------------------------------
 
-class PredictProgress(L.Callback):
-    """Prints batches, rate and time left of a predict run to standard error, where that is no terminal.
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Begin at the first batch of all sets; within a training the bar goes when it is full."""
+        counts = trainer.num_sanity_val_batches if trainer.sanity_checking else trainer.num_val_batches
+        self._open("validation batch", counts, leave=trainer.state.fn != "fit")
 
-    Args:
-        seconds: Least time between two lines, in seconds.
-    """
+    def on_validation_batch_end(self, *args: Any) -> None:
+        """Show the batches so far."""
+        self._count()
 
-    def __init__(self, seconds: float = 20.0) -> None:
-        self.seconds = seconds
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Show the last batch. In a log, a validation that needed no line in between needs none at its end."""
+        if self.bars and trainer.state.fn == "fit" and not sys.stderr.isatty():
+            self.bars[-1].last_print_n = self.bars[-1].n
+        self._close()
+
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Begin at the first batch of all sets."""
+        self._open("test batch", trainer.num_test_batches)
+
+    def on_test_batch_end(self, *args: Any) -> None:
+        """Show the batches so far."""
+        self._count()
+
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Show the last batch."""
+        self._close()
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Begin at the first batch."""
-        shown = trainer.is_global_zero and not sys.stderr.isatty()
-        self.bar = Bar("batch", sum(trainer.num_predict_batches), 0, self.seconds) if shown else None
+        """Begin at the first batch of all sets."""
+        self._open("batch", trainer.num_predict_batches)
 
-    def on_predict_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def on_predict_batch_end(self, *args: Any) -> None:
         """Show the batches so far."""
-        if self.bar is not None:
-            self.bar.update(batch_idx + 1 - self.bar.n)
+        self._count()
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Print the last batch."""
-        if self.bar is not None:
-            self.bar.close()
+        """Show the last batch."""
+        self._close()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Close what is open, so that the message begins on a line of its own."""
+        while self.bars:
+            self._close()

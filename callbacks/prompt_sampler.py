@@ -155,7 +155,9 @@ class PromptSampler:
         self.shape = torch.Size(shape)
         self._stepped: SamplingProgress | None = None
         dtype = "bfloat16" if module.device.type == "cuda" else "float32"  # UMT5-XXL is 23 GB in fp32
-        encoder = load_generator(self.aligned.name, dtype, ("text_encoder",)).to(module.device)
+        encoder = load_generator(self.aligned.name, dtype, ("text_encoder",), family=type(self.aligned.generator)).to(
+            module.device
+        )
         self.embeds = encoder.encode_prompts([*prompts, sampling.negative])
         del encoder
         if module.device.type == "cuda":

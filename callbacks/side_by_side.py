@@ -1,22 +1,19 @@
 """Videos of policy and reference beside each other, from the same prompts and noise at every validation."""
 
-from pathlib import Path
-
 import lightning as L
-import numpy as np
 import torch
 
 from .. import VideoAlignError
 from ..datamodules.contracts import AlignsGenerator, require
-from ..models.files import write_bytes
+from .clips import Clip, frames_of
+from .media import media_of
 from .prompt_sampler import PromptSampler, SamplesPrompts, Sampling
-from .tensorboard import add_animation, enlarge, folder_of, gif, writer_of
 
 
 class SideBySide(SamplesPrompts):
     """Shows animations with the policy's video on the left and the reference's on the right.
 
-    They are under ``samples/`` in TensorBoard, and GIF files in the run's folder.
+    They are under ``val/samples/`` in the run's loggers, and on the page ``samples.html`` in the run's folder.
 
     Args:
         prompts: Prompts of the videos; a few are enough.
@@ -44,19 +41,13 @@ class SideBySide(SamplesPrompts):
             return
         self.sampler = self.sampler or PromptSampler(pl_module, self.sampling, self.prompts)
         self.sampler.begin("SideBySide", len(self.prompts))
-        run, writer = folder_of(trainer), writer_of(trainer)
+        media = media_of(trainer)
         for number, prompt in enumerate(self.prompts):
             policy, reference = self.sampler.both([(number, 0)])
-            if not trainer.is_global_zero:
+            if media is None:
                 continue
             sides = [f"{side}, prompt {prompt[:60]}" for side in ("policy", "reference")]
             generator = require(pl_module, AlignsGenerator, "callbacks.SideBySide").generator
             videos = generator.decode(torch.cat([policy, reference]), sides).cpu()  # (2, T, 3, H, W)
-            videos = torch.nn.functional.pad(videos, (0, 2), value=255)  # a white line between the two
-            both = videos.permute(1, 3, 0, 4, 2).flatten(2, 3)[:, :, :-2].numpy()  # (T, H, 2 W + 2, 3)
-            frames = [enlarge(np.ascontiguousarray(frame), 128) for frame in both]
-            if writer:
-                add_animation(writer, f"samples/{number} {prompt[:60]}", frames, self.sampling.fps, trainer.global_step)
-            if run:
-                path = Path(run) / "samples" / f"{number:02d}_step{trainer.global_step:06d}.gif"
-                write_bytes(path, gif(frames, self.sampling.fps))
+            both = dict(zip(("policy", "reference"), map(frames_of, videos)))
+            media.clip(f"val/samples/{number} {prompt[:60]}", Clip(both, self.sampling.fps, prompt, height=128))

@@ -1,5 +1,6 @@
 """A set of shards from a predict run: each rank writes parts of its own, and an interrupted run goes on."""
 
+import shlex
 from typing import Any
 
 import lightning as L
@@ -8,6 +9,7 @@ import torch
 from .. import EverywhereError
 from ..datamodules.contracts import HasExtraFiles, HasParts, require
 from ..datamodules.parts import Parts, PartWriter
+from .reports import Report, shown
 
 
 class WriteParts(L.Callback):
@@ -69,6 +71,13 @@ class WriteParts(L.Callback):
             parts.finish(files, len(dropped))
             parts.release()
         trainer.strategy.barrier()
+
+    def run_report(self, trainer: L.Trainer) -> Report:
+        """The set that was written."""
+        if self.parts is None:
+            return Report()
+        folder = shown(self.parts.out)
+        return Report({"set": folder}, {f"videoalign shards info {shlex.quote(folder)}": "describe it"})
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Close the parts; they stay for the next run."""

@@ -1,10 +1,8 @@
 """Sampling videos of prompts: what `videoalign generate` does, and every arm of a comparison."""
 
-import sys
 from typing import Any
 
 from ..alignment.generation import Generate
-from ..callbacks.progress import PredictProgress
 from ..callbacks.write_parts import WriteParts
 from ..datamodules.prompts import Prompts
 from ..models.files import check_free
@@ -24,5 +22,5 @@ def generate(model: dict[str, Any], data: dict[str, Any], device: str, devices: 
     with held(data["out"]):
         check_free(data["out"])
         prompts = Prompts(**data)
-        trainer = predicting(device, [PredictProgress(), WriteParts()], sys.stderr.isatty(), devices)
+        trainer = predicting(device, [WriteParts()], True, devices)
         trainer.predict(Generate(**model), prompts, return_predictions=False)

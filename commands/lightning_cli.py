@@ -1,10 +1,12 @@
 """`videoalign fit|validate|test|predict`: the Lightning CLI over YAML experiments."""
 
+import contextlib
+import itertools
 import logging
 import re
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -17,16 +19,26 @@ import transformers
 import yaml
 from jsonargparse import SUPPRESS
 from jsonargparse._optionals import get_omegaconf_loader
+from lightning.pytorch.callbacks import ModelSummary, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 # Imported so that short class names work in YAML files.
-from .. import VideoAlignError, alignment, callbacks, datamodules  # noqa: F401
+from .. import VideoAlignError, alignment, callbacks, datamodules, stopping  # noqa: F401
 from ..callbacks.checkpoint_io import whole_checkpoints
-from ..callbacks.progress import LogProgress
+from ..callbacks.media import media_of
+from ..callbacks.parts_summary import PartsSummary
+from ..callbacks.progress import Progress
+from ..callbacks.run_folder import folder_of, own_folders
 from ..callbacks.stoppable import stoppable
-from ..callbacks.tensorboard import own_folders, writer_of
 from ..datamodules import encode_list, latents, pairs, prompts, reference_errors  # noqa: F401
+from ..models.files import write_text
 from ..models.yaml_text import check_yaml, read_config, too_large
+from ..redaction import redacted_tree
+from .config_faults import FLAGS, Group, explained, group_of, unknown
+from .logger_errors import explained_loggers
+from .newest_checkpoint import check_exists, resolved
+from .run_end import RunEnd
+from .settings import read_settings
 
 # An interpolation such as ${data.init_args.batch_size} means the same in every subcommand and follows overrides.
 jsonargparse.set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
@@ -38,23 +50,46 @@ _NOISE = (
     "LightningCLI's args parameter",
     ".*treespec, LeafSpec",  # Lightning's own use of a deprecated call
     r"Found \d+ module\(s\) in eval mode",  # what is frozen stays so
+    "The dirpath has changed from",  # every run has a folder of its own
+    "Total length of `.*` across ranks is zero",  # the DataModule says which set is missing
 )
 """Warnings that ask nothing of the user."""
 
 
+_LOGGERS = (
+    "lightning.pytorch.utilities.rank_zero",
+    "lightning.fabric.utilities.rank_zero",
+    "lightning.fabric.utilities.seed",
+)
+_SAID = re.compile(
+    r"Tip:|^Restoring states from|^Loaded model weights|^Seed set to|^[GTH]PU available|CUDA_VISIBLE_DEVICES|^`Trainer\.\w+` stopped: `max_|^Using .* (precision|AMP)|"
+    r"Trainer already configured with model summary"
+)
+"""Lines of Lightning's that the summary of the model, the end of a run or the configuration says better."""
+
+
 class SaveConfig(SaveConfigCallback):
-    """The merged configuration as ``config.yaml`` in the run's folder and as text in TensorBoard."""
+    """The merged configuration as ``config.yaml`` in the run's folder, and in every logger."""
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Without a logger there is no folder of the run, and the current one is not ours to write into."""
-        if trainer.loggers:
-            super().setup(trainer, pl_module, stage)
+        """Save it. Without a logger there is no folder of the run, and the current one is not ours to write into.
 
-    def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Writes the configuration to TensorBoard; only the first rank has a writer."""
-        if writer := writer_of(trainer):
-            text = self.parser.dump(self.config, skip_none=False)
-            writer.add_text("config", "\n".join(f"    {line}" for line in text.splitlines()), 0)
+        Lightning would write to the folder of all runs where a logger names no other, and refuse the second run.
+        """
+        folder = folder_of(trainer)  # collective
+        if self.already_saved or folder is None:
+            return
+        self.already_saved = True
+        if trainer.is_global_zero:
+            text = self.parser.dump(redacted_tree(self.config), skip_none=False)
+            write_text(_unused(folder / self.config_filename), text)
+            media_of(trainer).document(self.config_filename, text)
+
+
+def _unused(path: Path) -> Path:
+    """The path, or one with a number behind its name: a run that goes on in its folder keeps both configurations."""
+    others = (path.with_stem(f"{path.stem}-{number}") for number in itertools.count(2))
+    return next(name for name in itertools.chain([path], others) if not name.exists())
 
 
 _SAID_ANYWAY = ("Does not validate against", "Subtypes:", "Errors:", "Given value type")
@@ -88,6 +123,24 @@ def condensed(message: str) -> str:
     return text if len(text) <= LONGEST else f"{text[:LONGEST]} ..."
 
 
+@contextlib.contextmanager
+def explaining(args: list[str], keys: Group) -> Iterator[None]:
+    """Say which key, in which file and line, makes the parser refuse a configuration.
+
+    Args:
+        args: Arguments behind the command's name.
+        keys: Keys that the command takes.
+    """
+    try:
+        yield
+    except Exception as error:  # whatever a library raises for a value that it did not expect
+        if message := explained(args, keys, str(error) if isinstance(error, VideoAlignError) else ""):
+            raise VideoAlignError(message) from None
+        raise
+    if fault := next(unknown(read_settings(args, FLAGS), keys), None):
+        raise VideoAlignError(str(fault))
+
+
 def _load_checked(text: str) -> Any:
     """YAML as jsonargparse reads it, behind a look at its size: also of values and of files that values name."""
     if len(text) > 200 or any(mark in text for mark in "&*$\n"):
@@ -111,11 +164,25 @@ class ExperimentCLI(LightningCLI):
         )
         return parser
 
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """What a run shows is arranged in one place, whatever recipe it has."""
+        parser.add_lightning_class_args(callbacks.Dashboard, "dashboard")
+
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Numbers that no 64 bits hold fail anywhere, or count for ever."""
-        super().parse_arguments(parser, args)
+        keys = group_of(self._subcommand_parsers[args[0]], f"videoalign {args[0]} --help-all")
+        with explaining(args[1:], keys):
+            super().parse_arguments(parser, args)
+        check_exists(self.config[args[0]].get("ckpt_path"))
         if key := too_large(self.config.as_dict()):
             raise VideoAlignError(f"{key.partition('.')[2]}: this number does not fit into 64 bits; make it smaller")
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        """The end of a run shows what was measured; Lightning's table of it is left to those who ask for it."""
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if "verbose" in self._subcommand_method_arguments[subcommand]:
+            parser.set_defaults({"verbose": False})
+        return parser
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Make a trainer that stops at the next step after a signal, with its own folder and whole checkpoints.
@@ -128,7 +195,36 @@ class ExperimentCLI(LightningCLI):
             if isinstance(value, int | float) and not value >= least:
                 wanted = f"at least {least}" if isinstance(least, int) else "above 0"
                 raise VideoAlignError(f"trainer.{name} must be {wanted}, got {value}")
+        self.end = RunEnd()
+        self.trainer_defaults["callbacks"] = [self.end, *self._shown()]
         return stoppable(own_folders(whole_checkpoints(super().instantiate_trainer(**kwargs))))
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        kwargs = super()._prepare_subcommand_kwargs(subcommand)
+        return {**kwargs, "ckpt_path": resolved(kwargs.get("ckpt_path"), self.trainer, subcommand)}
+
+    def _shown(self) -> list[L.Callback]:
+        """Progress and the summary of the model, in place of Lightning's, unless YAML turns them off or has its own."""
+        settings = self._get(self.config_init, "trainer", default={})
+        own = settings.get("callbacks") or []
+        wanted = {"enable_progress_bar": (ProgressBar, Progress), "enable_model_summary": (ModelSummary, PartsSummary)}
+        return [
+            kind()
+            for option, (base, kind) in wanted.items()
+            if settings.get(option) is not False and not any(isinstance(one, base) for one in own)
+        ]
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run, and print what there is to know at the end, also of a run that is stopped."""
+        done = False
+        try:
+            super()._run_subcommand(subcommand)
+            done = True
+        finally:
+            stopped = isinstance(sys.exc_info()[1], stopping.Stopped)
+            if self.trainer.is_global_zero and self.end.began is not None and (done or stopped):
+                with contextlib.suppress(OSError) if stopped else contextlib.nullcontext():
+                    print(self.end.block(self.trainer, done), flush=True)
 
     def _parse_ckpt_path(self) -> None:
         """What YAML and command line say holds; Lightning would let a checkpoint's values override them silently."""
@@ -140,9 +236,12 @@ def quiet() -> None:
     diffusers.utils.logging.disable_progress_bar()
     for message in _NOISE:
         warnings.filterwarnings("ignore", message=message)
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
-        lambda record: "Tip:" not in record.getMessage()
-    )
+    for name in _LOGGERS:
+        logging.getLogger(name).addFilter(_asks_something)
+
+
+def _asks_something(record: logging.LogRecord) -> bool:
+    return not _SAID.search(record.getMessage())
 
 
 def _configured(args: list[str]) -> list[str]:
@@ -180,7 +279,7 @@ def call(function: Callable[..., Any], args: list[str], replaced: Mapping[str, s
     """
     quiet()
     args = _configured(args)
-    parser = _Parser(parser_mode="omegaconf+", description=function.__doc__.splitlines()[0])
+    parser = _Parser(parser_mode="omegaconf+", allow_abbrev=False, description=function.__doc__.splitlines()[0])
     parser.add_argument(
         "-c", "--config", action=jsonargparse.ActionConfigFile, help="YAML file; may be given repeatedly"
     )
@@ -188,7 +287,9 @@ def call(function: Callable[..., Any], args: list[str], replaced: Mapping[str, s
     for key, text in (replaced or {}).items():
         refuse = partial(_refuse, key, text)
         parser.add_argument(f"--{key}", type=refuse, default=SUPPRESS, help=SUPPRESS)
-    settings = parser.instantiate_classes(parser.parse_args(args))
+    with explaining(args, group_of(parser, f"videoalign {function.__name__} --help")):
+        parsed = parser.parse_args(args)
+    settings = parser.instantiate_classes(parsed)
     settings.pop("config")
     function(**settings.as_dict())
 
@@ -210,15 +311,15 @@ def run(args: list[str], kind: type[ExperimentCLI] = ExperimentCLI) -> Lightning
     """
     quiet()
     args = _configured(args)
-    return kind(
-        L.LightningModule,
-        L.LightningDataModule,
-        args=args,
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        auto_configure_optimizers=False,
-        seed_everything_default=0,
-        trainer_defaults={} if sys.stderr.isatty() else {"callbacks": [LogProgress()]},
-        save_config_callback=SaveConfig,
-        parser_kwargs={"parser_mode": "omegaconf+"},
-    )
+    with explained_loggers():
+        return kind(
+            L.LightningModule,
+            L.LightningDataModule,
+            args=args,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            seed_everything_default=0,
+            save_config_callback=SaveConfig,
+            parser_kwargs={"parser_mode": "omegaconf+", "allow_abbrev": False},
+        )

@@ -3,8 +3,12 @@
 import argparse
 import math
 import os
+import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from .. import VideoAlignError
+from .near_names import instead
 
 if TYPE_CHECKING:
     from .reward_judge import RewardJudge
@@ -15,6 +19,41 @@ ANEW = "nothing half-written is left; the same command starts anew"
 GOES_ON = "what is finished is kept; the same command goes on"
 STAGES = "finished stages are kept; the same command goes on"
 """What is left of a command that is stopped."""
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose options are written out, and which says in a sentence what is wrong and what is meant."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, allow_abbrev=False, **kwargs)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[argparse.Namespace, list[str]]:
+        """Parse; an option that is not known is named before anything that is missing."""
+        args = sys.argv[1:] if args is None else list(args)
+        commands = [action for action in self._actions if isinstance(action, argparse._SubParsersAction)]
+        known = [name for action in self._actions for name in action.option_strings if name.startswith("--")]
+        for option in (arg.partition("=")[0] for arg in args if not commands):
+            if option.startswith("--") and option not in ("--", *known):
+                self.error(f"there is no option {option}; {instead(option, known)}")
+        if commands and commands[0].required and not args:
+            self.error(f"name a command; {instead('', commands[0].choices)}")
+        found, rest = super().parse_known_args(args, namespace)
+        if rest:
+            self.error(f"{' '.join(rest)} belongs to no option")
+        return found, rest
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """Refuse a value that is none of the choices."""
+        if action.choices is not None and value not in action.choices:
+            names = [str(choice) for choice in action.choices]
+            if isinstance(action, argparse._SubParsersAction):
+                self.error(f"there is no command {value}; {instead(str(value), names)}")
+            raise argparse.ArgumentError(action, f"{value!r} is unknown; {instead(str(value), names)}")
+
+    def error(self, message: str) -> NoReturn:
+        """End with a message."""
+        message = message.replace("the following arguments are required:", "these are needed:")
+        raise VideoAlignError(f"{message.removeprefix('argument ')} (see `{self.prog} --help`)")
 
 
 class Help(argparse.ArgumentDefaultsHelpFormatter):
@@ -112,7 +151,9 @@ def add_dtype(parser: argparse.ArgumentParser, default: str) -> None:
 
 def add_weights_source(parser: argparse.ArgumentParser) -> None:
     """Options that say where the parts of a reward model are."""
-    parser.add_argument("--backbone", help="folder of the model's backbone, if it is not where the model's folder says")
+    parser.add_argument(
+        "--backbone", help="folder or hub id of the model's backbone, if it is not where the model's folder says"
+    )
     parser.add_argument("--template", help="text file with the official prompt template (official folders only)")
     parser.add_argument(
         "--official-repo", help="clone of the VideoAlign repository that holds the template (official folders only)"
@@ -123,10 +164,12 @@ def add_weights_source(parser: argparse.ArgumentParser) -> None:
     add_dtype(parser, "the folder's own")
 
 
-def add_judge(parser: argparse.ArgumentParser, devices: bool = True) -> None:
-    """Options of a reward model that scores videos."""
+def add_judge(parser: argparse.ArgumentParser, devices: bool = True, required: bool = True) -> None:
+    """Options of a reward model that scores videos; ``required`` unless another judge can take its place."""
     parser.add_argument(
-        "--model", required=True, help="folder of a reward model, one of this package or an official one"
+        "--model",
+        required=required,
+        help="folder or hub id (ORG/NAME@REVISION) of a reward model, of this package or an official one",
     )
     add_weights_source(parser)
     add_batch(parser, 8)

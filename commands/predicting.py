@@ -4,6 +4,7 @@ import logging
 
 import lightning as L
 
+from ..callbacks.progress import Progress
 from ..callbacks.stoppable import stoppable
 from .lightning_cli import quiet
 
@@ -14,7 +15,7 @@ def predicting(device: str, callbacks: list[L.Callback], bar: bool, devices: int
     Args:
         device: Where to compute: ``auto``, ``cpu`` or ``gpu``.
         callbacks: Callbacks of the run.
-        bar: Whether to show a progress bar.
+        bar: Whether to show how far it is.
         devices: Number of processes that share the work.
     """
     quiet()
@@ -29,7 +30,7 @@ def predicting(device: str, callbacks: list[L.Callback], bar: bool, devices: int
             logger=False,
             enable_checkpointing=False,
             enable_model_summary=False,
-            callbacks=callbacks,
+            callbacks=[*([Progress()] if bar else []), *callbacks],
             enable_progress_bar=bar,
         )
     )

@@ -291,6 +291,21 @@ class HasExamples(Protocol):
         """
 
 
+@offered_by("a DataModule of held-out pairs (VideoPairs or a subclass)")
+class FindsPairs(Protocol):
+    """A DataModule that decodes held-out pairs by their keys: VideoPairs.
+
+    The callback RewardReport asks it, on the first rank alone.
+    """
+
+    def find_pairs(self, keys: Sequence[str]) -> Sequence[VideoPair]:
+        """Held-out pairs, in the order of their keys.
+
+        Args:
+            keys: Keys of held-out pairs.
+        """
+
+
 @offered_by("a DataModule with benchmarks (VideoPairs or a subclass)")
 class HasBenchmarks(Protocol):
     """A DataModule that validates on benchmarks: VideoPairs.

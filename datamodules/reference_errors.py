@@ -20,7 +20,7 @@ from ..models.flow import draw_seed
 from ..models.locks import Hold
 from .contracts import HasGenerator, require
 from .latent_files import OF, load_latents
-from .shards import ShardSet, sha256
+from .shards import ShardSet
 from .stream import at_least, dealt, in_turn, own_share
 
 RECORD, TENSORS = "reference.json", "reference.safetensors"
@@ -92,7 +92,7 @@ class ReferenceDraws(L.LightningDataModule):
         if any(stored.get(k) != v for k, v in identity.items()):
             raise VideoAlignError(f"{self.data} holds latents of another generator")
         self.sides, self.contents = OF[stored["of"]], list(shards.contents())
-        self.made = {"data": sha256(shards.path / "index.json")}
+        self.made = {"data": shards.digest}
         self.items = [(number, k) for k in range(self.draws) for number in range(len(self.contents))]
 
     def seed_of(self, number: int, k: int) -> int:

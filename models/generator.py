@@ -296,7 +296,11 @@ class Generator(nn.Module):
         """The family and a digest of the autoencoder. Latents work only with generators of the same identity."""
         vae = fingerprint(self.require("vae"))
         moments = torch.cat([part.flatten() for part in self.moments()]).float().cpu().numpy().tobytes()
-        return {"family": type(self).__name__, "vae": hashlib.sha256(vae.encode() + moments).hexdigest()}
+        kind = type(self)
+        # of two packages' families with one name, each has latents of its own
+        own = kind.__module__.partition(".")[0] == __name__.partition(".")[0]
+        family = kind.__name__ if own else f"{kind.__module__}.{kind.__qualname__}"
+        return {"family": family, "vae": hashlib.sha256(vae.encode() + moments).hexdigest()}
 
     @contextlib.contextmanager
     def without_adapters(self) -> Iterator[None]:

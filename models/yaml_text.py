@@ -110,7 +110,7 @@ def read_config(path: str | Path) -> str:
         with open(path, "rb") as file:
             content = file.read(SIZE + 1)
     except OSError as error:
-        raise VideoAlignError(f"--config {path} cannot be read ({error})") from None
+        raise VideoAlignError(f"--config {path} cannot be read: {error.strerror}") from None
     if len(content) > SIZE:
         raise VideoAlignError(f"--config {path} is larger than {SIZE >> 20} MiB, so it is no configuration")
     try:
@@ -122,11 +122,25 @@ def read_config(path: str | Path) -> str:
     try:
         found = yaml.load(text, Loader=_LOADER)
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # an impossible date is a ValueError
-        raise VideoAlignError(f"--config {path} is no YAML ({' '.join(str(error).split())[:300]})") from None
+        raise VideoAlignError(f"--config {path}{_where(error)} is no YAML: {_why(error)}") from None
     if not isinstance(found, dict):
         what = "is empty" if found is None else f"holds {type(found).__name__} {str(found)[:40]!r}"
         raise VideoAlignError(f"--config {path} {what}, not settings by name (such as trainer: ...)")
     return text
+
+
+def _where(error: Exception) -> str:
+    mark = getattr(error, "problem_mark", None)
+    return f", line {mark.line + 1}" if mark else ""
+
+
+def _why(error: Exception) -> str:
+    """What a YAML parser says, in one line and without places in a file that it does not know."""
+    if not isinstance(error, yaml.MarkedYAMLError):
+        return " ".join(str(error).split())[:300]
+    if "'\\t'" in str(error.problem):
+        return "a tab stands where only spaces may; indent with spaces"
+    return ", ".join(filter(None, (error.context, error.problem)))[:300]
 
 
 def too_large(value: object, key: str = "") -> str | None:

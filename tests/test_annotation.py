@@ -686,7 +686,9 @@ def test_progress_counts(store):
     rate(store, who)
     rate(store, who, choices={}, flags=["unsafe"])
     found = store.progress(who)
-    assert found == {"mine": 2, "last_hour": 2, "pairs": 6, "open": 5, "review": 0}
+    assert found == {
+        "kind": "work", "done": 2, "total": 6, "mine": 2, "last_hour": 2, "pairs": 6, "open": 5, "review": 0,
+    }  # fmt: skip
 
 
 def test_registering_the_commands_imports_nothing_heavy():

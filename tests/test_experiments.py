@@ -6,10 +6,6 @@
 import importlib
 import re
 import shlex
-import shutil
-import subprocess
-import sys
-import zipfile
 from pathlib import Path
 
 import lightning as L
@@ -96,23 +92,3 @@ def test_the_algorithm_of_contributing_works_from_yaml(tmp_path, monkeypatch, ca
     labels, rewards = torch.tensor([[1.0, -1.0, 0.0]]), torch.tensor([[[1.0, 0.0, 3.0]], [[0.0, 2.0, 0.0]]])
     want = -(torch.nn.functional.logsigmoid(torch.tensor([0.75, 1.75]))).mean()
     torch.testing.assert_close(model.pair_losses(rewards, labels, None).mean(), want)
-
-
-@pytest.mark.slow
-def test_wheel_holds_all_code_experiments_and_templates(tmp_path):
-    tree = tmp_path / "tree"
-    shutil.copytree(
-        ROOT, tree, ignore=shutil.ignore_patterns(".*", "runs", "build", "dist", "*.egg-info", "__pycache__")
-    )
-    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path, tree]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    (wheel,) = tmp_path.glob("*.whl")
-    names = set(zipfile.ZipFile(wheel).namelist())
-    folders = "alignment annotation callbacks commands datamodules miniature models experiments"
-    for folder in folders.split():
-        for file in (tree / folder).rglob("*"):
-            if file.is_file():
-                assert f"videoalign/{file.relative_to(tree)}" in names, file
-    assert {"videoalign/__init__.py", "videoalign/cli.py", "videoalign/py.typed"} <= names
-    assert all(name.startswith(("videoalign/", "videoalign-")) for name in names), "something leaks into site-packages"
