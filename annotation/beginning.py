@@ -64,9 +64,8 @@ def begin(
     Returns:
         The open file of votes.
     """
-    by_models, rules = ranks_by_models(select, model), read_protocol(protocol)
-    if by_models and rules.kind != "pairs":
-        raise VideoAlignError(f"--select uncertain chooses pairs, and the protocol's kind is {rules.kind}")
+    rules = read_protocol(protocol)
+    by_models = ranks_by_models(select, model, rules)
     boxes = read_masks(mask, masks)
     check_new(db)
     shards = watchable(videos)
@@ -83,8 +82,7 @@ def begin(
     with new_shown(db, by_key, boxes, pictures) as shown, new_round(db, pairs, rules, shards.digest, training, shown):
         pass
     counts = ", ".join(f"{count} {split}" for split, count in Counter(pair.split for pair in pairs).items())
-    what = RATED[rules.kind]
-    print(f"{len(pairs)} {what} to rate ({counts}), {len(training)} for the training round: {db}")
+    print(f"{len(pairs)} {RATED[rules.kind]} to rate ({counts}), {len(training)} for the training round: {db}")
     return Store(db)
 
 
@@ -102,10 +100,12 @@ def _choose(
     return choose_groups(contents, rules.most, per_prompt, shares, seed, images)
 
 
-def ranks_by_models(select: str, model: Sequence[str]) -> bool:
-    """Whether reward models decide which pairs are rated first; refuses one of the two options without the other."""
+def ranks_by_models(select: str, model: Sequence[str], rules: RatingProtocol) -> bool:
+    """Whether reward models decide which pairs are rated first; refuses options that do not go together."""
     if (select == "uncertain") != bool(model):
         raise VideoAlignError("--select uncertain needs --model, and --model needs --select uncertain")
+    if model and rules.kind != "pairs":
+        raise VideoAlignError(f"--select uncertain chooses pairs, and the protocol's kind is {rules.kind}")
     return bool(model)
 
 

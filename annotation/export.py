@@ -14,7 +14,7 @@ from ..datamodules.spreadsheets import exact, plain
 from ..models.files import new_folder, write_json
 from .data_card import card_of, card_text
 from .export_sets import SCORES, SetWriter
-from .rated_pairs import RatedPair, ranking_rows, rated_pairs, scored_videos
+from .rated_pairs import RatedPair, ScoredVideo, ranking_rows, rated_pairs, scored_videos
 from .rounds import Round
 from .shown import shown_by
 from .store import Store
@@ -59,16 +59,7 @@ def export(
         VideoAlignError: The set is not the one that was rated, nothing is decided yet, or a margin makes no sense.
     """
     shown, round_ = shown_by(store, videos), store.round()  # people may go on meanwhile
-    single = round_.protocol.kind == "single"
-    if margin is not None and not (single and margin >= 0):
-        raise VideoAlignError(
-            f"--pairs-margin {margin} makes pairs of the scores of single videos; it must be at least 0, and the "
-            f"round's kind single (it is {round_.protocol.kind})"
-        )
-    pairs, scored = rated_pairs(round_, margin), scored_videos(round_) if single else []
-    if not pairs and (margin is not None or not scored):
-        what = "no pair of scored videos" if scored else f"no {'video' if single else 'pair'}"
-        raise VideoAlignError(f"{what} of {store.path} is decided yet, so there is nothing to export")
+    pairs, scored = _decided(round_, margin, store.path)
     called = {person["name"]: person["name"] if names else f"person-{person['id']:03d}" for person in round_.people}
     cell = plain if spreadsheet_safe else exact
     writer = SetWriter(shown, called, cell)
@@ -91,6 +82,21 @@ def export(
         write_json(folder / "card.json", card)
         (folder / "card.md").write_text(card_text(card, pairs), encoding="utf-8")
     return card
+
+
+def _decided(round_: Round, margin: float | None, db: Path) -> tuple[list[RatedPair], list[ScoredVideo]]:
+    """The decided pairs and the scored videos; refuses an export of nothing."""
+    single = round_.protocol.kind == "single"
+    if margin is not None and not (single and margin >= 0):
+        raise VideoAlignError(
+            f"--pairs-margin {margin} makes pairs of the scores of single videos; it must be at least 0, and the "
+            f"round's kind single (it is {round_.protocol.kind})"
+        )
+    pairs, scored = rated_pairs(round_, margin), scored_videos(round_) if single else []
+    if not pairs and (margin is not None or not scored):
+        what = "no pair of scored videos" if scored else f"no {'video' if single else 'pair'}"
+        raise VideoAlignError(f"{what} of {db} is decided yet, so there is nothing to export")
+    return pairs, scored
 
 
 def _by_split(rows: Sequence[Any]) -> dict[str, list[Any]]:

@@ -74,6 +74,8 @@ def import_label_studio(
         VideoAlignError: Something is not as described (names the task), or there is no vote.
     """
     tasks, rules = _read(Path(path)), protocol or RatingProtocol()
+    if rules.kind != "pairs":
+        raise VideoAlignError(f"{path} holds ratings of pairs, and the protocol's kind is {rules.kind}; leave kind out")
     records = {content.key: content.record for content in videos.contents()}
     rated = _rated(tasks, Path(path), records, names, rules)
     given = sum(map(len, rated.votes.values()))

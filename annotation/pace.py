@@ -30,8 +30,9 @@ def seconds_left(history: Sequence[Mapping[str, Any]], needed: int, now: float) 
     much. People vote at the same time, so their paces add up.
 
     Args:
-        history: Every vote that came, with ``annotator``, ``created`` (in seconds since 1970), ``occasion`` and
-            ``review``, in the order in which they came.
+        history: Every vote that came, with ``annotator``, ``created`` (in seconds since 1970), ``occasion``,
+            ``review`` and ``watched``, in the order in which they came. Those without ``watched`` came from elsewhere,
+            such as an import, and have no pace.
         needed: Number of votes.
         now: The time, in seconds since 1970.
     """
@@ -39,7 +40,7 @@ def seconds_left(history: Sequence[Mapping[str, Any]], needed: int, now: float) 
         return 0.0
     times: dict[Any, list[float]] = {}
     for vote in history:
-        if not vote["review"] and vote["occasion"] >= 0:
+        if not vote["review"] and vote["occasion"] >= 0 and vote["watched"] is not None:
             times.setdefault(vote["annotator"], []).append(vote["created"])
     votes_per_second = 0.0
     for created in times.values():

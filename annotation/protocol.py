@@ -53,7 +53,7 @@ class RatingProtocol:
     """Minutes for which a pair is kept for the person who has it on the screen."""
 
     def __post_init__(self) -> None:
-        if self.kind not in ANSWERS:
+        if not isinstance(self.kind, str) or self.kind not in ANSWERS:
             raise VideoAlignError(f"protocol: kind {self.kind!r} is unknown; choose one of {', '.join(ANSWERS)}")
         if type(self.ranked) is not int or not 2 <= self.ranked <= ANSWERS["ranking"].most:
             raise VideoAlignError(f"protocol: ranked must be a whole number from 2 to {ANSWERS['ranking'].most}")

@@ -120,7 +120,7 @@ def _note_settled(db: str, options: Mapping[str, Any]) -> None:
 def _reorder(store: Store, shards: ShardSet, db: str, options: Mapping[str, Any]) -> None:
     """Put what is left to rate in the order that the options ask for."""
     model = options.get("model", ())
-    if not ranks_by_models(options.get("select", "random"), model):
+    if not ranks_by_models(options.get("select", "random"), model, store.protocol):
         return
     if rows := [row for row in store.pairs() if row.state == "open"]:
         ends = [(row.key_a, row.key_b) for row in rows]

@@ -7,7 +7,7 @@ is a function of the file that has the subject:
 - :mod:`.assignment`: which pair is on whose screen
 - :mod:`.voting`: votes, and what they decide
 - :mod:`.rounds`: the whole round at one moment
-- :mod:`.progress`: how far a person is
+- :mod:`.own_progress`: how far a person is
 - :mod:`.vote_file` and :mod:`.vote_tables`: transactions and tables
 """
 
@@ -18,7 +18,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from . import assignment, people, progress, rounds, voting
+from . import assignment, own_progress, people, rounds, voting
 from .assignment import ScreenClock, Task
 from .pairing import Pair
 from .people import Annotator
@@ -189,7 +189,7 @@ class Store:
             of the last hour. ``pairs``: all pairs to rate, of which ``open`` need votes and ``review`` a reviewer.
         """
         protocol = self.protocol
-        return self.file.read(lambda session: progress.progress(session, annotator, protocol))
+        return self.file.read(lambda session: own_progress.progress(session, annotator, protocol))
 
 
 @contextmanager

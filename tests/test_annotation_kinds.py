@@ -23,6 +23,7 @@ from videoalign.annotation.beginning import begin
 from videoalign.annotation.compared import in_pairs
 from videoalign.annotation.export import export
 from videoalign.annotation.grouping import choose_groups
+from videoalign.annotation.label_studio import import_label_studio
 from videoalign.annotation.overview import overview
 from videoalign.annotation.pairing import Pair
 from videoalign.annotation.protocol import Decision, RatingProtocol, Vote, decide
@@ -126,6 +127,7 @@ def test_single_videos_are_done_without_agreement_and_dropped_when_unsafe():
     "wrong",
     [
         {"kind": "stars"},
+        {"kind": ["pairs"]},
         {"ranked": 7},
         {"ranked": 1},
         {"ranked": True},
@@ -449,6 +451,12 @@ def test_simulated_rankings_of_two_are_bradley_terry_with_ties():
         assert every.count(text) / len(every) == pytest.approx(chance, abs=0.015)
     assert {*every} == {"A>B", "B>A", "A=B"}
     assert ranks("A=B") == {"A": 1, "B": 1}
+
+
+def test_label_studio_holds_pairs_alone(videos, tmp_path):
+    (tmp_path / "export.json").write_text('[{"data": {}}]')
+    with pytest.raises(VideoAlignError, match="holds ratings of pairs"):
+        import_label_studio(tmp_path / "export.json", ShardSet(videos), tmp_path / "v.db", protocol=SINGLE)
 
 
 @pytest.mark.parametrize("kind", ["single", "ranking"])

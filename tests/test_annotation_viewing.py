@@ -223,7 +223,9 @@ def test_reviewers_are_told_of_disputes(tmp_path):
 
 
 def votes_at(who, *times, **more):
-    return [{"annotator": who, "created": float(t), "occasion": 0, "review": False} | more for t in times]
+    return [
+        {"annotator": who, "created": float(t), "occasion": 0, "review": False, "watched": 5.0} | more for t in times
+    ]
 
 
 def test_the_time_left_is_at_the_pace_of_those_who_vote_now():
@@ -243,6 +245,7 @@ def test_where_nobody_votes_there_is_no_estimate():
     assert seconds_left([], 30, 0) is None
     assert seconds_left(steady[:2], 30, 40) is None  # two votes are no pace
     assert seconds_left(votes_at(1, *range(0, 1000, 20), review=True), 30, 1000) is None
+    assert seconds_left(votes_at(1, *range(0, 1000, 20), watched=None), 30, 1000) is None  # an import
     assert seconds_left([], 0, 0) == 0
 
 
