@@ -211,7 +211,7 @@ class _Snapshot:
                 .resolve_revision(address.id, repo_type=address.kind, revision=address.revision, local_files_only=True)
                 .resolved
             )
-            found = self._kept(commit)
+            found = self._kept(commit, trusting=True)
         except RevisionResolutionError:
             found = None
         if found is None:
@@ -227,8 +227,14 @@ class _Snapshot:
             _say(f"note: {address.given} is read from the cache as it is ({why})")
         return self._found(found, commit)
 
-    def _kept(self, commit: str) -> Path | None:
-        """The snapshot's folder in the cache; None where it lacks a file that is wanted."""
+    def _kept(self, commit: str, trusting: bool = False) -> Path | None:
+        """The snapshot's folder in the cache; None where it lacks a file that is wanted.
+
+        Args:
+            commit: Commit of the snapshot.
+            trusting: Whether a snapshot is taken that another program filled, without a list of all files: what it
+                lacks shows when it is read.
+        """
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -242,7 +248,9 @@ class _Snapshot:
         except LocalEntryNotFoundError:
             return None
         known = self.listing(commit, online=False)
-        if known is None:  # a cache that another program filled; what it lacks shows when it is read
+        if known is None:
+            if not trusting:
+                return None
             inside = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
             return folder if self._wanted(dict.fromkeys(inside, 0), there=False) else None
         return folder if all((folder / name).exists() for name in self._wanted(known)) else None

@@ -283,7 +283,11 @@ def test_a_cache_that_another_program_filled_is_read(reached, tmp_path, monkeypa
 
     reached.add("ORG/NAME", FILES)
     hf_hub_download("ORG/NAME", "config.json")
-    point_at(closed_port(), tmp_path / "home", monkeypatch)
+    assert set(contents(resolved("ORG/NAME", parts=["*.json", "sub/*.txt"]))) == {"config.json", "sub/a.txt"}
+    forget()
+    point_at(reached.url, tmp_path / "again", monkeypatch)
+    hf_hub_download("ORG/NAME", "config.json")
+    point_at(closed_port(), tmp_path / "again", monkeypatch)
     assert set(contents(resolved("ORG/NAME", parts=["*.json"]))) == {"config.json"}
     assert "--include '*.safetensors'" in refused("ORG/NAME", parts=["*.safetensors"])
 
