@@ -50,7 +50,8 @@ def check_run(cli, validated, rates):
     last = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
     assert last["global_step"] == 2
     tags = events.Tags()["scalars"]
-    assert {tag for tag in tags if tag.startswith("lr/")} == {f"lr/{name}" for name in rates}
+    wanted = {f"vitals/learning_rate/{name}" for name in rates} if len(rates) > 1 else {"vitals/learning_rate"}
+    assert {tag for tag in tags if tag.startswith("vitals/learning_rate")} == wanted
     assert (run / "export").is_dir()
     return run, events
 
