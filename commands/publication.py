@@ -20,6 +20,8 @@ from ..models.hub import address_of, at_commit
 
 INDEX, CARD = "index.json", "card.json"
 """Files that mark a set, and what a round of annotation wrote around several."""
+_EVERY = {"*": "all sources"}
+"""Words for the source of a mask that lies over every video."""
 _OF_SETS = tuple(f"{inside}{name}" for inside in ("", "*/") for name in (INDEX, "*.tar", "*.parquet", "*.csv"))
 
 
@@ -277,7 +279,9 @@ def _described(around: Path, sets: dict[str, Path]) -> dict[str, Any]:
         "votes": card.get("votes"),
         "people": sum(person.get("votes", 0) > 0 for person in card.get("people") or []),
         "protocol": card.get("protocol") or {},
-        "masked": sorted({mask["source"] for mask in masks if isinstance(mask, dict) and mask.get("source")}),
+        "masked": sorted(
+            {_EVERY.get(m["source"], m["source"]) for m in masks if isinstance(m, dict) and m.get("source")}
+        ),
     }
 
 

@@ -219,8 +219,8 @@ class _Snapshot:
 
             here = "" if "://" in address.given else f"there is no such {self.what} on this machine, and "
             raise VideoAlignError(
-                f"{address.given}: {here}the cache {constants.HF_HUB_CACHE} does not hold all of it; the hub was not "
-                f"asked: {why}. On a machine with a network type: {address.command(self.parts)} (and copy that cache "
+                f"{address.given}: {here}the cache {constants.HF_HUB_CACHE} does not hold all of it "
+                f"({why}). On a machine with a network type: {address.command(self.parts)} (and copy that cache "
                 "here), or name a local folder"
             )
         if _silent:
