@@ -1,5 +1,6 @@
 """Every shipped recipe behind `experiments/miniature.yaml`, from its first step to `videoalign test`."""
 
+import json
 import warnings
 from pathlib import Path
 
@@ -104,7 +105,7 @@ def test_every_reward_recipe_runs_in_miniature(recipe, variant, pairs, tmp_path,
     cli, names = fit_reward(dict.fromkeys(["qwen2vl_2b", name, variant]), model, pairs)
     run, events = check_run(cli, "val/accuracy/VQ", ["language", "vision", "merger", "tokens", "head"])
     assert run.is_relative_to(f"runs/videoreward{f'_{variant}' if variant else ''}/{name}")
-    assert any(tag.startswith("examples/") for tag in events.Tags()["images"])
+    assert any(tag.startswith("val/examples/") for tag in events.Tags()["images"])
     module = cli.trainer.lightning_module
     assert module.network.config.model_type == FAMILY[name]
     assert module.loss == {"bt": "bt", "reg": "reg"}.get(variant, "btt")
@@ -167,8 +168,9 @@ def test_every_algorithm_runs_in_miniature(name, encoded, tmp_path, monkeypatch)
     assert run.is_relative_to(f"runs/flow/{name}")
     assert type(cli.trainer.lightning_module).__name__ == f"Flow{name.split('_')[1].upper()}"
     assert (run / "export" / "pytorch_lora_weights.safetensors").exists()
-    assert len(list((run / "samples").glob("*.gif"))) == 2
-    assert any(tag.startswith("samples/") for tag in events.Tags()["images"])
+    (index,) = (run / "samples").glob("*/clips.json")
+    assert len(json.loads(index.read_text())) == 2 and (run / "samples.html").exists()
+    assert any(tag.startswith("val/samples/") for tag in events.Tags()["images"])
     if name in ("wan_dpo", "ltx_dpo"):
         path = f"--ckpt_path={run}/checkpoints/last.ckpt"
         assert call("test", *recipe, options[0], options[2], path) == 0
