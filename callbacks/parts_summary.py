@@ -43,13 +43,10 @@ def _counts(part: nn.Module) -> list[str]:
 
 def short(number: float) -> str:
     """A count with three digits: 371 K, 1.24 M, 2.21 G."""
-    for unit in ("", " K", " M"):
-        if number < 999.5:
-            break
-        number /= 1000
-    else:
-        unit = " G"
-    return f"{number:.3g}{unit}"
+    units = ["", " K", " M", " G"]
+    while number >= 999.5 and len(units) > 1:
+        number, units = number / 1000, units[1:]
+    return f"{number:.3g}{units[0]}"
 
 
 def _where(trainer: L.Trainer) -> str:

@@ -5,8 +5,9 @@ compared with the parameters of the classes that they name, one by one, until on
 """
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import jsonargparse
@@ -28,13 +29,13 @@ class Group:
 
     Attributes:
         kinds: Type of each key, or a group of further keys.
-        required: Keys that must be set.
         listed: Where all keys are listed.
+        names: Words that a text must be one of, by key, where its type says no more than text.
     """
 
     kinds: dict[str, Any] = field(default_factory=dict)
-    required: set[str] = field(default_factory=set)
     listed: str = ""
+    names: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -80,8 +81,6 @@ def group_of(parser: jsonargparse.ArgumentParser, listed: str) -> Group:
             here = here.kinds[parent]
         if not isinstance(here.kinds.get(key), Group):
             here.kinds[key] = kind or Any
-        if action.required:
-            here.required.add(key)
     return root
 
 
@@ -111,7 +110,13 @@ def explained(args: Sequence[str], group: Group, otherwise: str = "") -> str:
 
 
 def unknown(setting: Setting, group: Group, key: str = "") -> Iterator[Fault]:
-    """Keys that no class is asked for and that are not there; the parser lets them pass where their value is empty."""
+    """What the parser lets pass: keys that are not there, where their value is empty, and names that are not there.
+
+    Args:
+        setting: Settings of the group.
+        group: Keys of the group.
+        key: Key of the group; empty at the top.
+    """
     if not isinstance(setting.value, dict):
         yield Fault(setting, key, f"holds settings by key, not {shortly(setting.value)}")
         return
@@ -125,6 +130,8 @@ def unknown(setting: Setting, group: Group, key: str = "") -> Iterator[Fault]:
             yield Fault(inner, path, f"is not {what}; {instead(start + name, names, where)}")
         elif isinstance(group.kinds[name], Group):
             yield from unknown(inner, group.kinds[name], path)
+        elif name in group.names and isinstance(inner.value, str) and inner.value not in group.names[name]:
+            yield Fault(inner, path, f"is {inner.value!r}, which is unknown; {instead(inner.value, group.names[name])}")
 
 
 def faults(setting: Setting, kind: Any, key: str) -> Iterator[Fault]:
@@ -146,7 +153,7 @@ def faults(setting: Setting, kind: Any, key: str) -> Iterator[Fault]:
         for number, item in enumerate(value):
             yield from faults(item, inner[0], f"{key}.{number}")
     elif isinstance(value, str) and (found := objects(kind)) and not fits(value, setting.text, kind):
-        yield from _object(Setting({"class_path": setting}, setting.place), found, key)
+        yield from _object(Setting({"class_path": setting}, setting.place), found, key, named=True)
     elif not isinstance(value, list) and not fits(value, setting.text, kind):
         like = instead(str(value), choices(kind)) if choices(kind) else ""
         like = f"; {like}" if like.startswith("did") else ""
@@ -162,10 +169,6 @@ def _in_group(setting: Setting, group: Group, key: str) -> Iterator[Fault]:
     for name, inner in setting.value.items():
         if name in group.kinds:
             yield from faults(inner, group.kinds[name], f"{key}.{name}".lstrip("."))
-    lacking = [name for name in group.required if name not in setting.value]
-    if lacking:
-        names = ", ".join(f"{key}.{name}".lstrip(".") for name in sorted(lacking))
-        yield Fault(Setting(None, ""), names, "must be set: in a file behind --config, or as an option", True)
 
 
 def _mapping(setting: Setting, kind: Any, key: str) -> Iterator[Fault]:
@@ -178,14 +181,14 @@ def _mapping(setting: Setting, kind: Any, key: str) -> Iterator[Fault]:
         yield Fault(setting, key, f"must be {words(kind)}, got keys ({', '.join(setting.value)})")
 
 
-def _object(setting: Setting, found: list[tuple[type, int]], key: str) -> Iterator[Fault]:
-    """What is wrong with the description of an object."""
+def _object(setting: Setting, found: list[tuple[type, int]], key: str, named: bool = False) -> Iterator[Fault]:
+    """What is wrong with the description of an object, or with its name alone."""
     bases = [cls for cls, _ in found]
     if path := setting.value.get("class_path"):
         try:
             cls = find_class(str(path.value), bases)
         except NotFound as error:
-            below = key if path.typed or path is setting else f"{key}.class_path"
+            below = key if named else f"{key}.class_path"
             yield Fault(path, below, str(error))
             return
     elif len(bases) == 1 and bases[0].__module__.startswith("videoalign."):
@@ -195,8 +198,13 @@ def _object(setting: Setting, found: list[tuple[type, int]], key: str) -> Iterat
         return
     described = not setting.value.keys().isdisjoint(FORMS)
     skipped = next((count for base, count in found if inspect.isclass(cls) and derives(cls, base)), 0)
-    parameters = {p.name: p for p in get_signature_parameters(cls)[skipped:]}
+    parameters = {p.name: p for p in _parameters(cls)[skipped:]}
     yield from _arguments(setting, cls.__name__, parameters, key, described)
+
+
+@cache
+def _parameters(cls: Any) -> list[Any]:
+    return get_signature_parameters(cls)
 
 
 def _arguments(setting: Setting, name: str, parameters: dict, key: str, described: bool) -> Iterator[Fault]:

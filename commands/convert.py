@@ -33,7 +33,7 @@ def _convert(o: argparse.Namespace) -> None:
 
 
 def _export(o: argparse.Namespace) -> None:
-    from .lightning_cli import quiet
+    from .quiet import quiet
     from .reward_export import export
 
     quiet()

@@ -2,25 +2,23 @@
 
 import contextlib
 import itertools
-import logging
 import re
 import sys
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any, NoReturn
 
-import diffusers
 import jsonargparse
 import lightning as L
-import transformers
 import yaml
 from jsonargparse import SUPPRESS
 from jsonargparse._optionals import get_omegaconf_loader
+from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.callbacks import ModelSummary, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.strategies import StrategyRegistry
 
 # Imported so that short class names work in YAML files.
 from .. import VideoAlignError, alignment, callbacks, datamodules, stopping  # noqa: F401
@@ -37,6 +35,7 @@ from ..redaction import redacted_tree
 from .config_faults import FLAGS, Group, explained, group_of, unknown
 from .logger_errors import explained_loggers
 from .newest_checkpoint import check_exists, resolved
+from .quiet import quiet
 from .run_end import RunEnd
 from .settings import read_settings
 
@@ -44,28 +43,6 @@ from .settings import read_settings
 jsonargparse.set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
 # The docstrings below the fields of dataclasses are their help texts.
 jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
-
-
-_NOISE = (
-    "LightningCLI's args parameter",
-    ".*treespec, LeafSpec",  # Lightning's own use of a deprecated call
-    r"Found \d+ module\(s\) in eval mode",  # what is frozen stays so
-    "The dirpath has changed from",  # every run has a folder of its own
-    "Total length of `.*` across ranks is zero",  # the DataModule says which set is missing
-)
-"""Warnings that ask nothing of the user."""
-
-
-_LOGGERS = (
-    "lightning.pytorch.utilities.rank_zero",
-    "lightning.fabric.utilities.rank_zero",
-    "lightning.fabric.utilities.seed",
-)
-_SAID = re.compile(
-    r"Tip:|^Restoring states from|^Loaded model weights|^Seed set to|^[GTH]PU available|CUDA_VISIBLE_DEVICES|"
-    r"^`Trainer\.\w+` stopped: `max_|^Using .* (precision|AMP)|Trainer already configured with model summary"
-)
-"""Lines of Lightning's that the summary of the model, the end of a run or the configuration says better."""
 
 
 class SaveConfig(SaveConfigCallback):
@@ -108,6 +85,14 @@ _LEAST = {
 """Least values of the trainer's numbers that Lightning does not check."""
 
 
+_NAMES = {
+    "accelerator": ["auto", "gpu", *AcceleratorRegistry.available_accelerators()],
+    "strategy": ["auto", *StrategyRegistry.available_strategies()],
+    "profiler": ["simple", "advanced", "pytorch", "xla"],
+}
+"""Words that the trainer knows; it would refuse others only when the model is there."""
+
+
 class _Parser(LightningArgumentParser):
     """Says what is wrong with a configuration without a page of usage before it."""
 
@@ -119,6 +104,9 @@ def condensed(message: str) -> str:
     """A parser's page of text as one sentence: the key, what it takes, and what it got."""
     lines = [line.strip().removeprefix("- ") for line in message.splitlines()]
     said = [line for line in dict.fromkeys(lines) if line and not line.startswith(_SAID_ANYWAY)]
+    if lacking := re.search("arguments are required: (.*)", message):
+        names = ", ".join(re.sub(r"^(fit|validate|test|predict)\.", "", name) for name in lacking[1].split(", "))
+        return f"{names} must be set: in a file behind --config, or as options"
     text = re.sub(r'^Parser key "([^"]+)":;? ', r"\1: ", "; ".join(said))
     return text if len(text) <= LONGEST else f"{text[:LONGEST]} ..."
 
@@ -170,8 +158,7 @@ class ExperimentCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Numbers that no 64 bits hold fail anywhere, or count for ever."""
-        keys = group_of(self._subcommand_parsers[args[0]], f"videoalign {args[0]} --help-all")
-        with explaining(args[1:], keys):
+        with explaining(args[1:], self.keys_of(args[0])):
             super().parse_arguments(parser, args)
         check_exists(self.config[args[0]].get("ckpt_path"))
         if key := too_large(self.config.as_dict()):
@@ -183,6 +170,12 @@ class ExperimentCLI(LightningCLI):
         if "verbose" in self._subcommand_method_arguments[subcommand]:
             parser.set_defaults({"verbose": False})
         return parser
+
+    def keys_of(self, command: str) -> Group:
+        """The keys that a command takes."""
+        keys = group_of(self._subcommand_parsers[command], f"videoalign {command} --help-all")
+        keys.kinds["trainer"].names = _NAMES
+        return keys
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Make a trainer that stops at the next step after a signal, with its own folder and whole checkpoints.
@@ -228,20 +221,6 @@ class ExperimentCLI(LightningCLI):
 
     def _parse_ckpt_path(self) -> None:
         """What YAML and command line say holds; Lightning would let a checkpoint's values override them silently."""
-
-
-def quiet() -> None:
-    """Leave out bars, tips and warnings that ask nothing of the user."""
-    transformers.utils.logging.disable_progress_bar()
-    diffusers.utils.logging.disable_progress_bar()
-    for message in _NOISE:
-        warnings.filterwarnings("ignore", message=message)
-    for name in _LOGGERS:
-        logging.getLogger(name).addFilter(_asks_something)
-
-
-def _asks_something(record: logging.LogRecord) -> bool:
-    return not _SAID.search(record.getMessage())
 
 
 def _configured(args: list[str]) -> list[str]:
@@ -311,6 +290,8 @@ def run(args: list[str], kind: type[ExperimentCLI] = ExperimentCLI) -> Lightning
     """
     quiet()
     args = _configured(args)
+    every = kind.subcommands()  # the parser of one command takes a second, those of all of them four
+    kind = type(kind.__name__, (kind,), {"subcommands": staticmethod(lambda: {args[0]: every[args[0]]})})
     with explained_loggers():
         return kind(
             L.LightningModule,

@@ -9,9 +9,11 @@ MOST = 24
 
 def meant(name: str, names: Iterable[str]) -> str:
     """A question for the name that is like this one; empty where none is."""
+    names = list(names)
     by_letters = {one.lower(): one for one in names}
-    found = difflib.get_close_matches(name.lower(), by_letters, 1, 0.6)
-    return f"did you mean {by_letters[found[0]]}?" if found else ""
+    found = difflib.get_close_matches(name, names, 1, 0.6)
+    found = found or [by_letters[one] for one in difflib.get_close_matches(name.lower(), by_letters, 1, 0.6)]
+    return f"did you mean {found[0]}?" if found else ""
 
 
 def instead(name: str, names: Iterable[str], all_of_them: str = "") -> str:

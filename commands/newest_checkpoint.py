@@ -1,7 +1,7 @@
 """Which file ``--ckpt_path last`` means: the newest checkpoint of all runs of an experiment.
 
-Every run writes into a folder of its own, and Lightning looks for ``last`` in that of the run that begins, where nothing
-is yet. A job that a scheduler starts again goes on from what its earlier runs have written.
+Every run writes into a folder of its own, and Lightning looks for ``last`` in that of the run that begins, where
+nothing is yet. A job that a scheduler starts again goes on from what its earlier runs have written.
 """
 
 from collections.abc import Iterator

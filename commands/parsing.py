@@ -185,7 +185,7 @@ JUDGE += ("batch_size", "workers", "device", "devices")
 
 def judge_of(options: argparse.Namespace) -> "RewardJudge":
     """The reward model that a command's options describe."""
-    from .lightning_cli import quiet
+    from .quiet import quiet
     from .reward_judge import RewardJudge
 
     quiet()

@@ -6,7 +6,7 @@ import lightning as L
 
 from ..callbacks.progress import Progress
 from ..callbacks.stoppable import stoppable
-from .lightning_cli import quiet
+from .quiet import quiet
 
 
 def predicting(device: str, callbacks: list[L.Callback], bar: bool, devices: int = 1) -> L.Trainer:

@@ -59,16 +59,16 @@ class RunEnd(L.Callback):
         reports = [part.run_report(trainer) for part in trainer.callbacks if isinstance(part, Reports)]
         results = [*(_checkpoints(trainer) if fit else ()), *_results(trainer, reports)]
         width = max((len(name) for name, _ in results), default=0) + 2
-        lines = ["", self._head(trainer), *self._tables(), ""]
+        lines = ["", self._head(trainer, done), *self._tables(), ""]
         lines += [f"{name:{width}}{text}" for name, text in results]
         if done and (commands := self._commands(trainer, reports)):
             wide = max(map(len, commands.values())) + 2
             lines += ["", *(f"{what:{wide}}{command}" for command, what in commands.items())]
         return "\n".join(lines).rstrip()
 
-    def _head(self, trainer: L.Trainer) -> str:
+    def _head(self, trainer: L.Trainer, done: bool) -> str:
         name = type(trainer.lightning_module).__name__
-        text = f"{DONE[trainer.state.fn]} {name}"
+        text = f"{DONE[trainer.state.fn]} {name}" if done else f"unfinished {trainer.state.fn} of {name}"
         if trainer.state.fn == "fit":
             steps = trainer.global_step
             before = f", {self.first_step} of them before" if self.first_step else ""

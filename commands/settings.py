@@ -80,7 +80,7 @@ def parsed(text: str, place: str) -> Setting:
     """The settings in a YAML text.
 
     Args:
-        text: YAML.
+        text: Text of a YAML file or of an option's value.
         place: Where it comes from; if it ends with "line ", the number of the line is added.
     """
     loader = _Loader(text)
@@ -108,7 +108,10 @@ def _setting(loader: Any, node: yaml.Node, place: str, line: int) -> Setting:
 
 
 def _merge(old: Setting, new: Setting) -> None:
-    """Put new settings over old ones, as the parser does: mappings are merged, lists and values replaced."""
+    """Put new settings over old ones, as the parser does: mappings are merged, lists and values replaced.
+
+    A key with a plus behind it appends to a list.
+    """
     if not isinstance(old.value, dict) or not isinstance(new.value, dict):
         old.value, old.place, old.text, old.inherited = new.value, new.place, new.text, False
         return
@@ -117,10 +120,12 @@ def _merge(old: Setting, new: Setting) -> None:
         for setting in init.value.values() if init is not None and isinstance(init.value, dict) else ():
             setting.inherited = True
     for key, setting in new.value.items():
-        if key in old.value:
-            _merge(old.value[key], setting)
-        else:
-            old.value[key] = setting
+        name = key.removesuffix("+")
+        if name != key:
+            before = old.value[name].value if name in old.value else []
+            more = setting.value if isinstance(setting.value, list) else [setting]
+            setting = Setting([*(before if isinstance(before, list) else []), *more], setting.place)
+        _merge(old.value.setdefault(name, Setting({}, setting.place)), setting)
 
 
 def _another_class(old: Setting, new: Setting) -> bool:
@@ -133,22 +138,16 @@ def _another_class(old: Setting, new: Setting) -> bool:
 def _put(root: Setting, option: str, text: str) -> None:
     """Put the value of an option into the settings; ``--a.b+`` appends to a list."""
     name = option.lstrip("-")
-    *parents, key = name.removesuffix("+").split(".")
+    *parents, key = name.split(".")
     here = root
     for parent in parents:
         here = _below(here, parent).setdefault(parent, Setting({}, option))
         if isinstance(here.value, list) and here.value:
             here = here.value[-1]  # --trainer.callbacks.out belongs to the last callback
     inside, value = _below(here, key), _value(option, text)
-    if name.endswith("+"):
-        before = inside.get(key)
-        value = Setting([*(before.value if before and isinstance(before.value, list) else []), value], option)
-    elif key in inside and isinstance(inside[key].value, dict) and isinstance(value.value, str):
+    if key in inside and isinstance(inside[key].value, dict) and isinstance(value.value, str):
         value = Setting({"class_path": value}, option)  # --model NAME keeps what was set below model
-    if key in inside:
-        _merge(inside[key], value)
-    else:
-        inside[key] = value
+    _merge(Setting(inside, option), Setting({key: value}, option))
 
 
 def _below(setting: Setting, key: str) -> dict[str, Setting]:

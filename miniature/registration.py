@@ -88,7 +88,7 @@ def _sprites(options: argparse.Namespace) -> None:
 
 
 def _miniature(options: argparse.Namespace) -> None:
-    from ..commands.lightning_cli import quiet
+    from ..commands.quiet import quiet
     from .networks.pipelines import make_generator
     from .networks.qwen import make_qwen
     from .world.sprites import SCENES

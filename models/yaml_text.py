@@ -1,5 +1,6 @@
 """Checks of YAML before it is built: text that would hang, fill the memory or lose a value is refused by its line."""
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -122,7 +123,7 @@ def read_config(path: str | Path) -> str:
     try:
         found = yaml.load(text, Loader=_LOADER)
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # an impossible date is a ValueError
-        raise VideoAlignError(f"--config {path}{_where(error)} is no YAML: {_why(error)}") from None
+        raise VideoAlignError(f"--config {path}{_where(error)} is no YAML: {_why(error, text)}") from None
     if not isinstance(found, dict):
         what = "is empty" if found is None else f"holds {type(found).__name__} {str(found)[:40]!r}"
         raise VideoAlignError(f"--config {path} {what}, not settings by name (such as trainer: ...)")
@@ -134,11 +135,12 @@ def _where(error: Exception) -> str:
     return f", line {mark.line + 1}" if mark else ""
 
 
-def _why(error: Exception) -> str:
+def _why(error: Exception, text: str) -> str:
     """What a YAML parser says, in one line and without places in a file that it does not know."""
     if not isinstance(error, yaml.MarkedYAMLError):
         return " ".join(str(error).split())[:300]
-    if "'\\t'" in str(error.problem):
+    mark = error.problem_mark
+    if mark and "\t" in re.split(r"\r\n|\r|\n", text)[mark.line][: mark.column + 1]:
         return "a tab stands where only spaces may; indent with spaces"
     return ", ".join(filter(None, (error.context, error.problem)))[:300]
 

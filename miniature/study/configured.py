@@ -28,11 +28,6 @@ def arguments(experiments: Sequence[str], settings: Settings) -> list[str]:
 class _Parsing(ExperimentCLI):
     """Reads a configuration, and makes nothing of it."""
 
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
-        """Only fit: the parsers of the other three take most of the time."""
-        return {"fit": ExperimentCLI.subcommands()["fit"]}
-
     def _set_seed(self) -> None:
         """Parsing leaves the random numbers of this process as they are."""
 
