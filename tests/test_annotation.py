@@ -29,10 +29,13 @@ from videoalign.annotation.store import Store, new_round
 from videoalign.annotation.vote_file import StorageError
 from videoalign.annotation.voting import RefusedVote
 from videoalign.datamodules.contents import Content
+from videoalign.datamodules.stores import LocalStore, StoredFile
 
 
 def content(key, prompt, source):
-    return Content(key, Path("shard.tar"), json.dumps({"prompt": prompt, "source": source}), {})
+    made = Content(key, StoredFile(LocalStore(Path()), "shard.tar"), 0, b"", {})
+    made.record = {"prompt": prompt, "source": source}  # in place of that in a table of contents
+    return made
 
 
 def world(prompts=12, names="abcd", each=2):
