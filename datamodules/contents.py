@@ -202,7 +202,7 @@ class Contents(Sequence[Content]):
             e: np.stack([columns[column].to_numpy() for column in _places(e)], 1) for e in self.extensions
         }  # (N, 3) each
 
-    @property
+    @cached_property
     def remote(self) -> bool:
         """Whether a shard lies in a remote store."""
         return any(file.store.remote for file in self.files)

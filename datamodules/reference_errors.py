@@ -21,6 +21,7 @@ from ..models.locks import Hold
 from .contracts import HasGenerator, require
 from .latent_files import OF, load_latents
 from .shards import ShardSet
+from .stores import together
 from .stream import at_least, dealt, in_turn, own_share
 
 RECORD, TENSORS = "reference.json", "reference.safetensors"
@@ -146,7 +147,8 @@ class _Draws:
         if not self.batches[index]:
             return {"items": []}
         contents = [self.contents[number] for number, _ in self.batches[index]]
-        samples = [load_latents(content.read("safetensors"), content.name) for content in contents]
+        media = together(lambda content: content.read("safetensors"), contents)
+        samples = [load_latents(one, content.name) for one, content in zip(media, contents)]
         latents = [torch.stack([sample[side] for side in self.sides]) for sample in samples]
         return {
             "items": self.batches[index],

@@ -330,6 +330,10 @@ def together(function: Callable[[X], Y], items: Iterable[X]) -> Iterator[Y]:
         function: Function that waits for a store more than it computes.
         items: Arguments of its calls.
     """
+    items = list(items)
+    if len(items) == 1:
+        yield function(items[0])
+        return
     futures = [threads().submit(function, item) for item in items]
     try:
         for future in futures:

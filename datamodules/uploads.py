@@ -19,6 +19,9 @@ from .attempts import StoreError
 from .set_index import INDEX
 from .stores import RemoteStore, open_store
 
+PROBE = "writing"
+"""Name of an empty file that is written to see whether a store takes files."""
+
 
 class NewFolder:
     """A set that is written to a local folder.
@@ -52,15 +55,17 @@ class NewUpload(NewFolder):
 
     def keep(self, *names: str) -> None:
         """Move finished files to the store."""
+        refuse_set(self.store)  # another process may have written one meanwhile
         for name in names:
-            if name == INDEX:
-                claim_free(self.store)  # another process may have written one meanwhile
             self.kept.append(name)
             self.store.put(self.path / name, name)
             (self.path / name).unlink()
 
     def undo(self) -> None:
-        """Remove from the store what was written to it, as far as it lets us."""
+        """Remove from the store what was written to it, as far as it lets us; not from a set of another process."""
+        with contextlib.suppress(StoreError):
+            if INDEX not in self.kept and self.store.has(INDEX):
+                return
         for name in reversed(self.kept):
             with contextlib.suppress(StoreError):
                 self.store.remove(name)
@@ -81,8 +86,7 @@ def new_set(out: str | Path) -> Iterator[NewFolder]:
         with new_folder(out) as folder:
             yield NewFolder(folder)
         return
-    store = writable(out)
-    claim_free(store)
+    store = claimed(out)
     with tempfile.TemporaryDirectory(prefix="videoalign-") as folder:
         upload = NewUpload(Path(folder), store)
         try:
@@ -108,14 +112,29 @@ def writable(out: str | Path) -> RemoteStore:
     return store
 
 
-def claim_free(store: RemoteStore) -> None:
+def refuse_set(store: RemoteStore) -> None:
     """Refuse a store that holds a set already.
 
     Raises:
         VideoAlignError: If it does.
     """
-    if store.size(INDEX) is not None:
+    if store.has(INDEX):
         raise VideoAlignError(f"output {store.name} holds a set already; name a new address or remove it first")
+
+
+def claimed(out: str | Path) -> RemoteStore:
+    """The store of a new set; writes a file there and removes it, so that long work does not end at a closed door.
+
+    Raises:
+        VideoAlignError: If there is a set, or sets cannot be written there.
+        StoreError: If the store does not take a file.
+    """
+    store = writable(out)
+    refuse_set(store)
+    with tempfile.NamedTemporaryFile(prefix="videoalign-") as file:
+        store.put(Path(file.name), PROBE)
+    store.remove(PROBE)
+    return store
 
 
 def claims_set(function: Callable) -> Callable:
@@ -126,7 +145,7 @@ def claims_set(function: Callable) -> Callable:
     def claiming(*args: Any, **kwargs: Any) -> Any:
         out = signature.bind(*args, **kwargs).arguments["out"]
         if is_address(out):
-            claim_free(writable(out))
+            claimed(out)
             return function(*args, **kwargs)
         with held(out):
             check_free(out)

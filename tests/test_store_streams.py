@@ -208,6 +208,22 @@ def test_a_set_is_written_to_a_bucket(s3: Server, tmp_path: Path) -> None:
     assert {m for m, _, _ in s3.log[before:]} <= {"HEAD", "GET"}
 
 
+def test_a_store_that_takes_nothing_is_noticed_before_the_work(s3: Server) -> None:
+    s3.faults += [("PUT", status(403, "AccessDenied"))]
+    with pytest.raises(StoreError, match=f"s3://{BUCKET}/new/writing: access was refused"):
+        ShardWriter(f"s3://{BUCKET}/new", "pairs").__enter__()
+    with pytest.raises(StoreError, match="HTTP 404 NoSuchBucket"):
+        ShardWriter("s3://no-such-bucket/new", "pairs").__enter__()
+
+
+def test_the_set_of_another_process_stays(s3: Server) -> None:
+    with pytest.raises(VideoAlignError, match="holds a set already"):
+        with ShardWriter(f"s3://{BUCKET}/new", "pairs") as late:
+            late.write("one", {"a": clip(0), "b": clip(1)}, record(0))
+            write(f"s3://{BUCKET}/new")
+    assert len(list(ShardSet(f"s3://{BUCKET}/new"))) == 5
+
+
 def test_nothing_is_left_of_a_set_that_fails(s3: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RuntimeError), ShardWriter(f"s3://{BUCKET}/broken", "pairs", per_shard=1) as writer:
         writer.write("one", {"a": clip(0), "b": clip(1)}, record(0))
