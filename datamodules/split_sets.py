@@ -237,6 +237,8 @@ def split(
         for writer in writers.values():
             for table in index.tables.keys() - {PAIRS}:
                 writer.write_file(table, shards.file(table))
+                if writer.index.tables[table] != index.tables[table]:
+                    raise VideoAlignError(f"{table} of {shards.name} is not the file that was written (another sha256)")
         if rows:
             write_rows(rows, dealt, writers, report)
     return report.text()
