@@ -203,7 +203,7 @@ def test_every_noisy_reward_runs_in_miniature_and_guides(name, encoded, tmp_path
     cli = experiment.run(["fit", *recipe, *FEW, shape, *sets(encoded, family)])
     run, _ = check_run(cli, "val/accuracy/VQ", ["blocks", "head"])
     model, _, held_out = sets(encoded, family)
-    assert call("test", *recipe, shape, model, held_out, f"--ckpt_path={run}/checkpoints/last.ckpt") == 0
+    assert call("validate", *recipe, shape, model, held_out, f"--ckpt_path={run}/checkpoints/last.ckpt") == 0
     Path("prompts.txt").write_text("a red circle\n")
     size = flags(num_frames=9, height=64, width=64, fps=8, steps=4, device="cpu")
 
