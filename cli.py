@@ -11,16 +11,18 @@ from typing import Any, NoReturn
 
 from . import EverywhereError, __version__, ranks, stopping
 from .annotation import commands as annotate
-from .commands import bench, convert, experiment, generate, score, shard_sets
+from .commands import bench, convert, experiment, generate, push, score, shard_sets
 from .commands.parsing import ANEW, Parser
 from .errors import BUG, describe, lost_peer
 from .miniature import registration as miniature
+from .redaction import redacted
 
 GROUPS = {
     "train and measure what a YAML experiment describes": (experiment,),
     "collect and prepare data": (annotate, shard_sets),
     "use a reward model": (score, bench, convert),
     "use a generator": (generate,),
+    "publish on the Hugging Face hub": (push,),
     "the paper in miniature, on a laptop": (miniature,),
 }
 """Files of commands by what they are for; each registers its own."""
@@ -170,7 +172,7 @@ def _end(error: BaseException, args: list[str]) -> NoReturn:
         head = "" if isinstance(error, stopping.Stopped) else "error: "
         who = f"{speaker}: " if speaker and not everywhere else ""
         with contextlib.suppress(OSError):
-            print(f"{trouble}videoalign: {head}{who}{text}", file=sys.stderr, flush=True)
+            print(redacted(f"{trouble}videoalign: {head}{who}{text}"), file=sys.stderr, flush=True)
     sys.exit(status)
 
 

@@ -93,7 +93,8 @@ def sentence(error: BaseException) -> str:
     text = str(error).strip()
     if wrapped := _WRAPPED.match(text):
         text = re.split(rf"\n(?:[\w.]+\.)?{wrapped['name']}: ", text)[-1]
-        return text.strip() if wrapped["name"].endswith(("VideoAlignError", "ShardError")) else _first(text)
+        ours = ("VideoAlignError", "ShardError", "StoreError")
+        return text.strip() if wrapped["name"].endswith(ours) else _first(text)
     if isinstance(error, KeyError):
         text = f"there is no {text}"
     return _first(text) or type(error).__name__

@@ -21,6 +21,8 @@ class CacheReference(FlowSFT):
         times: Distribution of the training times.
         dtype: Dtype of the frozen weights.
         fps: Frame rate of the videos, where the family asks for it (LTX).
+        family: Class of the generator's family, by import path (``package.module:Name``) or name; found by the
+            pipeline's class if not given.
     """
 
     def __init__(
@@ -29,8 +31,9 @@ class CacheReference(FlowSFT):
         times: TimeLaw = TimeLaw(),  # noqa: B008  frozen
         dtype: Literal["float32", "bfloat16"] = "float32",
         fps: float = 25.0,
+        family: str | None = None,
     ) -> None:
-        super().__init__(generator, times=times, dtype=dtype, fps=fps)
+        super().__init__(generator, times=times, dtype=dtype, fps=fps, family=family)
         self._errors: list[tuple[Tensor, Tensor]] = []
 
     def setup(self, stage: str) -> None:

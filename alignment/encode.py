@@ -27,6 +27,8 @@ class EncodeLatents(L.LightningModule):
         truncate: Whether to cut prompts that are too long; otherwise they are refused.
         negative: Negative prompt of classifier-free guidance; the empty prompt if not given.
         parts: Names of the pipeline's components to load, such as ``vae``.
+        family: Class of the generator's family, by import path (``package.module:Name``) or name; found by the
+            pipeline's class if not given.
     """
 
     def __init__(
@@ -36,10 +38,11 @@ class EncodeLatents(L.LightningModule):
         truncate: bool = False,
         negative: str = "",
         parts: Sequence[str] = ("vae", "text_encoder", "transformer"),
+        family: str | None = None,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        self.generator = load_generator(generator, dtype, parts)
+        self.generator = load_generator(generator, dtype, parts, family=family)
         self.truncate, self.negative = truncate, negative
         self._embedded: dict[str, Tensor] = {}
 

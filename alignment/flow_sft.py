@@ -17,10 +17,12 @@ from ..datamodules.contracts import HasNullPrompt, require
 from ..models.fingerprint import fingerprint
 from ..models.flow import TimeLaw, draw, draw_seed, interpolate, squared_error
 from ..models.generator_folder import load_generator
+from ..models.hub import address_of, commit_of
 from ..models.lora import LoRA, linear_names
 from ..models.parallelize import shard
 from ..models.precision import train_in_float32
 from .export_uses import of_generator, quoted
+from .parameter_groups import ParameterGroup
 from .training import Decay, Training
 
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
@@ -33,8 +35,8 @@ class FlowSFT(Training):
     An algorithm overrides :meth:`loss`, and sets :attr:`needs_reference` if its loss needs the reference's errors. All
     else is here: policy and reference, LoRA adapters, noise and times, precision, logging and checkpoints.
 
-    Metrics: ``train/loss``, ``train/error/*`` and those of the algorithm; at validation the same under ``val/``, at
-    fixed noise and times.
+    Metrics: ``train/loss``, ``train/velocity_error/*`` and those of the algorithm; at validation the same under
+    ``val/``, at fixed noise and times.
 
     Args:
         generator: Folder or hub id of a Wan or LTX pipeline.
@@ -46,13 +48,19 @@ class FlowSFT(Training):
         optimizer: Optimizer of the parameters that train.
         warmup: Share of the steps in which the learning rate rises, in [0, 1).
         decay: Learning rate after warm-up: ``constant``, or falling to zero at the last step, ``linear`` or ``cosine``.
+        groups: Learning rates of groups of parameters by name, or all rates of one with a pattern of its parameters'
+            names; the optimizer's if not given. Groups that need no pattern: ``adapters``, or ``transformer``
+            where ``lora`` is null.
         gradient_checkpointing: Whether activations are computed again in the backward pass, to save memory.
         compile: Whether torch.compile compiles the transformer's blocks.
         parts: Parts of the pipeline to load; the text encoder is not needed once prompts are encoded.
         null_share: Share of the samples whose prompt is replaced by the empty prompt, so that a generator that is
             trained from scratch can be sampled with classifier-free guidance. Fine-tuning leaves it at 0.
+        family: Class of the generator's family, by import path (``package.module:Name``) or name; found by the
+            pipeline's class if not given.
     """
 
+    own_groups = {"adapters": ("*.lora_*",), "transformer": ("*",)}
     needs_reference = False
     """Whether :meth:`loss` gets the reference's errors."""
     sides: tuple[int, ...] | None = (0,)
@@ -68,12 +76,14 @@ class FlowSFT(Training):
         optimizer: OptimizerCallable = torch.optim.AdamW,
         warmup: float = 0.0,
         decay: Decay = "constant",
+        groups: dict[str, float | ParameterGroup] | None = None,
         gradient_checkpointing: bool = False,
         compile: bool = False,
         parts: Sequence[str] = ("transformer", "vae"),
         null_share: float = 0.0,
+        family: str | None = None,
     ) -> None:
-        super().__init__(optimizer, warmup, decay)
+        super().__init__(optimizer, warmup, decay, groups)
         if not 0 <= null_share < 1:
             raise VideoAlignError(f"model.null_share is a share of the samples in [0, 1), got {null_share}")
         if null_share and self.needs_reference:
@@ -81,7 +91,7 @@ class FlowSFT(Training):
                 f"model.null_share: {type(self).__name__} compares with a reference at the same prompt; leave it at 0"
             )
         self.null_share = null_share
-        self.generator = load_generator(generator, dtype, parts, fps)
+        self.generator = load_generator(generator, dtype, parts, fps, family)
         self.name, self.lora, self.times = generator, lora, times
         if gradient_checkpointing:
             self.policy.enable_gradient_checkpointing()
@@ -99,6 +109,8 @@ class FlowSFT(Training):
             names = linear_names(self.policy, lora.targets)
             config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=names)
             self.policy.add_adapter(config)
+            if address_of(generator):  # exported adapters name their base; a local path means nothing elsewhere
+                config.base_model_name_or_path, config.revision = generator, commit_of(generator)
             train_in_float32(self.policy)
         self.policy.train()
         if compile:
@@ -227,11 +239,11 @@ class FlowSFT(Training):
         loss = None
         if stage == "train":  # a sample has the same weight whether or not another one of its batch was dropped
             loss = self.finite(torch.where(valid, losses, 0.0).sum() / len(valid), batch["keys"])
-        values = {"loss": losses, "error/chosen": errors[0], **values}
+        values = {"loss": losses, "velocity_error/chosen": errors[0], **values}
         if len(errors) > 1:
-            values["error/rejected"] = errors[1]
+            values["velocity_error/rejected"] = errors[1]
         if reference is not None:
-            values |= {f"error/{name}/reference": row for name, row in zip(("chosen", "rejected"), reference)}
+            values |= {f"velocity_error/{name}/reference": row for name, row in zip(("chosen", "rejected"), reference)}
         means = self.step_means if stage == "train" else self.held_out_means
         for name, value in values.items():
             means.add(name, value, valid)

@@ -18,6 +18,7 @@ from ..models.flow import draw, interpolate
 from ..models.generator import Condition
 from ..models.generator_folder import load_generator
 from ..models.guidance import Guidance, guided
+from ..models.hub import commits_of
 from ..models.noisy_reward import NoisyReward
 
 VIEWED_AT = 0.1
@@ -47,8 +48,10 @@ class Generate(L.LightningModule):
         dtype: Dtype of the transformer.
         source: Name of the generator, which is written into the videos' records.
         crf: Constant rate factor of the mp4 files, from 0 (lossless) to 51 (smallest files).
-        noisy_reward: Folder of a noisy reward that steers sampling (Flow-NRG).
+        noisy_reward: Folder or hub id of a noisy reward that steers sampling (Flow-NRG).
         guide: Times and strength of the steering by the noisy reward.
+        family: Class of the generator's family, by import path (``package.module:Name``) or name; found by the
+            pipeline's class if not given.
     """
 
     def __init__(
@@ -67,12 +70,13 @@ class Generate(L.LightningModule):
         crf: int = 10,
         noisy_reward: str | None = None,
         guide: Guidance | None = None,
+        family: str | None = None,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters(ignore=["guide"])
+        self.save_hyperparameters(ignore=["guide", *([] if family else ["family"])])
         if steps < 1 or not cfg_scale >= 1 or fps < 1:
             raise VideoAlignError(f"steps {steps}, cfg_scale {cfg_scale} and fps {fps} must be at least 1")
-        self.generator = load_generator(generator, dtype, fps=fps)
+        self.generator = load_generator(generator, dtype, fps=fps, family=family)
         if lora:
             load_adapters(self.generator, lora)
         self.noisy_reward = NoisyReward.from_pretrained(noisy_reward, self.generator) if noisy_reward else None
@@ -86,7 +90,8 @@ class Generate(L.LightningModule):
 
     def making(self) -> dict[str, Any]:
         """Settings that the videos depend on, as plain values."""
-        return {**self.hparams, **({"guide": asdict(self.guide)} if self.noisy_reward else {})}
+        commits = commits_of(**{name: self.hparams[name] for name in ("generator", "lora", "noisy_reward")})
+        return {**self.hparams, **commits, **({"guide": asdict(self.guide)} if self.noisy_reward else {})}
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> list[tuple[str, dict[str, bytes], dict]]:
         """Sample the videos of a batch.

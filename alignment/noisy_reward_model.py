@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from .. import VideoAlignError
-from ..callbacks.plots import SMALL, add_chart, panels, reference_line
-from ..callbacks.tensorboard import writer_of
+from ..callbacks.plots import SMALL, panels, reference_line
+from ..callbacks.run_media import media_of
 from ..models import preference
 from ..models.dimensions import DIMENSIONS
 from ..models.flow import TimeLaw, draw, interpolate
@@ -21,6 +21,7 @@ from ..models.metrics import Calibration, RewardMoments
 from ..models.noisy_reward import NoisyReward, NoisyRewardShape
 from ..models.video_reward import Statistics
 from .export_uses import of_generator, quoted
+from .parameter_groups import ParameterGroup
 from .training import Decay, Training
 
 BINS = (0.1, 0.3, 0.5, 0.7, 0.9)
@@ -50,9 +51,16 @@ class NoisyRewardModel(Training):
         optimizer: Optimizer of the parameters that train.
         warmup: Share of the steps in which the learning rate rises, in [0, 1).
         decay: Learning rate after warm-up: ``constant``, or falling to zero at the last step, ``linear`` or ``cosine``.
+        groups: Learning rates of groups of parameters by name, or all rates of one with a pattern of its parameters'
+            names; the optimizer's if not given. Groups that need no pattern: ``blocks``, or their ``adapters``,
+            and ``head``.
         fps: Frame rate of the videos, where the family asks for it (LTX).
         gradient_checkpointing: Whether the blocks' activations are computed again in the backward pass, to save memory.
+        family: Class of the generator's family, by import path (``package.module:Name``) or name; found by the
+            pipeline's class if not given.
     """
+
+    own_groups = {"adapters": ("*.lora_*",), "blocks": ("network.trunk.*",), "head": ("*",)}
 
     def __init__(
         self,
@@ -67,16 +75,19 @@ class NoisyRewardModel(Training):
         optimizer: OptimizerCallable = torch.optim.AdamW,
         warmup: float = 0.0,
         decay: Decay = "constant",
+        groups: dict[str, float | ParameterGroup] | None = None,
         fps: float = 25.0,
         gradient_checkpointing: bool = False,
+        family: str | None = None,
     ) -> None:
-        super().__init__(optimizer, warmup, decay)
+        super().__init__(optimizer, warmup, decay, groups)
         if loss == "btt":
             preference.check_theta(theta)
         elif loss != "bt":
             raise VideoAlignError(f"model.loss {loss!r} is unknown; choose bt or btt")
         # not registered as a submodule: the generator only knows how to call the copied blocks
-        object.__setattr__(self, "generator", load_generator(generator, parts=("transformer", "vae"), fps=fps))
+        loaded = load_generator(generator, parts=("transformer", "vae"), fps=fps, family=family)
+        object.__setattr__(self, "generator", loaded)
         self.network = NoisyReward(self.generator, shape).train()
         if lora is not None:
             self.network.adapt(lora)
@@ -160,9 +171,9 @@ class NoisyRewardModel(Training):
         for i, name in enumerate(DIMENSIONS):
             self.log(f"val/calibration/{name}", error[i].float())
         self.network.statistics = Statistics(*self.moments.compute().tolist())
-        if writer := writer_of(self.trainer):
+        if media := media_of(self.trainer):
             rows = [[means.get(f"accuracy_at_t/{time}/{name}", math.nan) for name in DIMENSIONS] for time in BINS]
-            add_chart(writer, "val/accuracy_at_t", curve(torch.tensor(rows)), self.global_step)
+            media.figure("val/accuracy_at_t", curve(torch.tensor(rows)))
 
     def uses_of(self, export: Path) -> dict[str, str]:
         """Commands that use the export."""

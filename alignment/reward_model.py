@@ -17,6 +17,7 @@ from ..models.parallelize import shard
 from ..models.processor import RewardProcessor
 from ..models.video_reward import Statistics, VideoReward
 from .export_uses import of_reward
+from .parameter_groups import ParameterGroup
 from .training import Decay, Training
 
 METRICS = {"accuracy": "without_ties", "accuracy_with_ties": "with_ties", "tie_floor": "floor", "margins": "margin"}
@@ -48,7 +49,18 @@ class RewardModel(Training):
         optimizer: Optimizer of the parameters that train; AdamW at 2e-6 in the paper.
         warmup: Share of the steps in which the learning rate rises, in [0, 1).
         decay: Learning rate after warm-up: ``constant``, or falling to zero at the last step, ``linear`` or ``cosine``.
+        groups: Learning rates of groups of parameters by name, or all rates of one with a pattern of its parameters'
+            names; the optimizer's if not given. Groups that need no pattern: ``language``, which is the language model
+            or its adapters, ``vision``, ``merger``, ``tokens`` and ``head``.
     """
+
+    own_groups = {
+        "head": ("network.head.*",),
+        "tokens": ("*.embed_tokens.rows",),
+        "merger": ("*.visual.merger.*", "*.visual.deepstack_merger_list.*"),
+        "vision": ("*.visual.*",),
+        "language": ("*",),
+    }
 
     def __init__(
         self,
@@ -59,8 +71,9 @@ class RewardModel(Training):
         optimizer: OptimizerCallable = torch.optim.AdamW,
         warmup: float = 0.05,
         decay: Decay = "constant",
+        groups: dict[str, float | ParameterGroup] | None = None,
     ) -> None:
-        super().__init__(optimizer, warmup, decay)
+        super().__init__(optimizer, warmup, decay, groups)
         if loss == "btt":
             preference.check_theta(theta)
         elif loss not in ("bt", "reg"):
@@ -69,7 +82,7 @@ class RewardModel(Training):
             raise VideoAlignError(
                 "model.ties has no meaning under loss: reg, which reads scores and no labels; remove it"
             )
-        self.save_hyperparameters(ignore=["network", "optimizer"])
+        self.save_hyperparameters(ignore=["network", "optimizer", "groups"])
         # transformers hands models over in eval mode, where adapters' dropout and checkpointing are off
         self.network, self.loss = network.train(), loss
         self.ties = loss == "btt" if ties is None else ties
@@ -134,7 +147,7 @@ class RewardModel(Training):
         for i, name in enumerate(DIMENSIONS):
             self.step_means.add(f"accuracy/{name}", right[:, i], decided[:, i])
             self.step_means.add(f"rewards/margins/{name}", margins[:, i].abs(), batch["valid"])
-        dropped = {"data/dropped": float(len(batch["dropped"]))}
+        dropped = {"vitals/dropped": float(len(batch["dropped"]))}
         self.log_dict(dropped, reduce_fx="sum", on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
         return self.finite(losses.slot_mean(), batch["keys"])
 
@@ -235,6 +248,7 @@ class RewardModel(Training):
         super().on_save_checkpoint(checkpoint)
         checkpoint["reward_statistics"] = [self.network.statistics.mean, self.network.statistics.std]
         checkpoint["reward_statistics_step"] = self._measured_at
+        checkpoint["backbone_revision"] = getattr(self.network, "backbone_revision", None)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore the statistics of the rewards."""

@@ -2,12 +2,13 @@
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import lightning as L
 import torch
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -15,8 +16,12 @@ from torch.optim.lr_scheduler import LambdaLR
 from .. import EverywhereError, VideoAlignError
 from ..models.flow import draw_seed
 from .means import Means
+from .parameter_groups import Groups, Patterns, assign, build_optimizer, check_same
+from .validation_plan import check_validation
 
 Decay = Literal["constant", "cosine", "linear"]
+GROUP_ENTRIES = ("parameter_groups", "learning_rates")
+"""Entries of a checkpoint that name the groups of its optimizer."""
 
 
 class Training(L.LightningModule):
@@ -29,14 +34,25 @@ class Training(L.LightningModule):
         optimizer: Optimizer of the parameters that train.
         warmup: Share of the steps in which the learning rate rises, in [0, 1).
         decay: Learning rate after warm-up: ``constant``, or falling to zero at the last step, ``linear`` or ``cosine``.
+        groups: Rates of groups of parameters, by the group's name.
     """
 
-    def __init__(self, optimizer: OptimizerCallable, warmup: float, decay: Decay) -> None:
+    own_groups: Mapping[str, Patterns] = {"weights": ("*",)}
+    """Groups that every optimizer of this module has, with patterns of their parameters' names; the first match
+    decides. A group appears under its name in the logs, unless nothing of it trains."""
+
+    def __init__(self, optimizer: OptimizerCallable, warmup: float, decay: Decay, groups: Groups | None = None) -> None:
         super().__init__()
         if not 0 <= warmup < 1:
             raise VideoAlignError(f"model.warmup is a share of the steps in [0, 1), got {warmup}")
         self.strict_loading = False
-        self.optimizer, self.warmup, self.decay = optimizer, warmup, decay
+        self.optimizer, self.warmup, self.decay, self.groups = optimizer, warmup, decay, dict(groups or {})
+        self._grouping: list[dict[str, Any]] = []
+        """Groups of the optimizer, as checkpoints name them."""
+        self._rates: dict[str, float] = {}
+        """Learning rates of the groups, before warm-up and decay."""
+        self._resumed: dict[str, Any] | None = None
+        """What the checkpoint that a run continues says of groups and rates."""
         self.step_means, self.held_out_means = Means(), Means()
 
     # --- trained parameters -----------------------------------------------------------------------------------------
@@ -46,10 +62,11 @@ class Training(L.LightningModule):
         return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
 
     def configure_optimizers(self) -> dict[str, Any]:
-        """The optimizer of the parameters that train, and warm-up with the chosen decay.
+        """The optimizer of the parameters that train, in groups, and warm-up with the chosen decay.
 
         Raises:
-            VideoAlignError: If a parameter would train in another precision than float32 (or float64).
+            VideoAlignError: If a parameter would train in another precision than float32 (or float64), a group of the
+                configuration does not fit the module, or a checkpoint's groups are other ones.
         """
         if low := {n: p.dtype for n, p in self.trained().items() if p.dtype not in (torch.float32, torch.float64)}:
             name, kind = next(iter(low.items()))
@@ -58,12 +75,38 @@ class Training(L.LightningModule):
                 f"trainer.precision {self.trainer.precision!r}: use bf16-mixed, which computes in bfloat16 and trains "
                 "in float32"
             )
-        optimizer = self.optimizer(list(self.trained().values()))
+        optimizer, self._grouping = build_optimizer(self.optimizer, self.trained(), self.members(), self.groups)
+        self._rates = {group["name"]: group["lr"] for group in optimizer.param_groups if "name" in group}
+        if self._resumed is not None:
+            self.compare_groups(self._resumed)
         schedule = warmup_schedule(optimizer, stepping_batches(self.trainer), self.warmup, self.decay)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step", "name": "lr"}}
+
+    def members(self) -> dict[str, list[str]]:
+        """Names of the parameters that train, by the group of the optimizer that they belong to."""
+        return assign(self.trained(), self.own_groups, self.groups)
+
+    def compare_groups(self, checkpoint: Mapping[str, Any]) -> None:
+        """Refuse a checkpoint whose optimizer had other groups; say where its learning rates are other ones.
+
+        Args:
+            checkpoint: The checkpoint, or what it holds beside the state of model and optimizers.
+
+        Raises:
+            VideoAlignError: If groups, or their parameters, differ.
+        """
+        check_same(checkpoint.get("parameter_groups"), self._grouping)
+        stored = checkpoint.get("learning_rates", {})
+        if other := {name: rate for name, rate in self._rates.items() if stored.get(name, rate) != rate}:
+            listed = ", ".join(f"{name}: {stored[name]:g}, not {rate:g}" for name, rate in other.items())
+            rank_zero_warn(f"a continued training keeps the learning rates of its checkpoint ({listed})")
+            self._rates |= {name: stored[name] for name in other}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leave frozen tensors out."""
+        """Leave frozen tensors out, and name the groups of the optimizer."""
+        if self._grouping and "optimizer_states" in checkpoint:
+            checkpoint["parameter_groups"] = self._grouping
+            checkpoint["learning_rates"] = self._rates
         if self.device_mesh is None:
             trained = self.trained()
             checkpoint["state_dict"] = {n: t for n, t in checkpoint["state_dict"].items() if n in trained}
@@ -74,6 +117,8 @@ class Training(L.LightningModule):
         Raises:
             VideoAlignError: If tensors are missing, unexpected or of other shapes.
         """
+        if checkpoint.get("optimizer_states"):
+            self._resumed = {name: checkpoint[name] for name in GROUP_ENTRIES if name in checkpoint}
         if "state_dict" not in checkpoint:  # sharded: loaded, and checked, already
             return
         remedy = "Use the configuration that it was trained with."
@@ -140,8 +185,9 @@ class Training(L.LightningModule):
         torch.manual_seed(draw_seed(run, self.global_step, batch_idx, self.global_rank))
 
     def on_train_start(self) -> None:
-        """Reset the means, to which an unfinished step may have added."""
+        """Reset the means, to which an unfinished step may have added; say if the run cannot validate."""
         self.step_means.reset()
+        check_validation(self.trainer)
 
     def on_validation_epoch_start(self) -> None:
         """Reset the means, to which a sanity check or an interrupted epoch may have added."""

@@ -3,29 +3,34 @@
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from typing import Any
 
 import krippendorff
 import numpy as np
 from scipy import stats
 
-from .protocol import CHOICES, Vote
+from .answers import ANSWERS, ranks
+from .protocol import Vote
 
-PLACE = {"B": 0, "same": 1, "A": 2}
-"""Place of each choice on the ordinal scale from B to A."""
+CHOICE_SCALE, SCORE_SCALE = ANSWERS["pairs"].scale, ANSWERS["single"].scale
 
 
-def agreement(votes: Mapping[int, Sequence[Vote]], column: str) -> dict[str, float]:
+def agreement(
+    votes: Mapping[Any, Sequence[Vote]], column: str, scale: Sequence[str] = CHOICE_SCALE
+) -> dict[str, float]:
     """How far the independent votes in one column agree; votes with flags are left out.
 
     Args:
         votes: Votes by pair.
         column: The column of choices.
+        scale: All answers there are, from the worst to the best.
 
     Returns:
         ``alpha``: Krippendorff's alpha on the ordinal scale. ``raw``: among all two votes on the same pair, the share
         in which both are equal. ``ties``: share of votes for "same". ``votes``: number of votes. What nothing is known
-        about is NaN: agreement where no pair has two votes, alpha also where all votes are equal.
+        about is NaN: agreement where no pair has two votes, alpha also where all votes are equal. On the scale of
+        scores, also ``interval``, the alpha to which 1 and 3 differ twice as much as 1 and 2.
     """
     units = [
         [vote.choices[column] for vote in of_pair if not vote.review and not vote.flags and column in vote.choices]
@@ -34,21 +39,43 @@ def agreement(votes: Mapping[int, Sequence[Vote]], column: str) -> dict[str, flo
     every = Counter(choice for unit in units for choice in unit)
     total = sum(every.values())
     shares = {"ties": every["same"] / total if total else math.nan, "votes": total}
-    scale = sorted(PLACE, key=PLACE.get)
     counts = np.array([[unit.count(choice) for choice in scale] for unit in units if len(unit) > 1])  # (pairs, 3)
+    levels = {"alpha": "ordinal"} | ({"interval": "interval"} if scale == SCORE_SCALE else {})
     if not len(counts):
-        return {"alpha": math.nan, "raw": math.nan, **shares}
+        return {**dict.fromkeys(levels, math.nan), "raw": math.nan, **shares}
     sizes = counts.sum(1)
     raw = (counts * (counts - 1)).sum() / (sizes * (sizes - 1)).sum()
-    alpha = math.nan
+    alphas = dict.fromkeys(levels, math.nan)
     if (counts.sum(0) > 0).sum() > 1:
-        ordinal = {"value_domain": [0, 1, 2], "level_of_measurement": "ordinal"}
-        alpha = float(krippendorff.alpha(value_counts=counts, **ordinal))
-    return {"alpha": alpha, "raw": float(raw), **shares}
+        domain = {"value_counts": counts, "value_domain": [*range(len(scale))]}
+        alphas = {
+            name: float(krippendorff.alpha(**domain, level_of_measurement=level)) for name, level in levels.items()
+        }
+    return {**alphas, "raw": float(raw), **shares}
+
+
+def concordance(votes: Mapping[Any, Sequence[Vote]], column: str) -> float:
+    """Mean of Kendall's tau-b over all two independent rankings of the same videos.
+
+    Rankings with flags are left out, and so are two of which one has no order at all; NaN where nothing is left.
+
+    Args:
+        votes: Rankings by group of videos.
+        column: The column of rankings.
+    """
+    found = []
+    for of_group in votes.values():
+        said = [vote.choices for vote in of_group if not vote.review and not vote.flags]
+        places = [[rank for _, rank in sorted(ranks(one[column]).items())] for one in said if column in one]
+        # with one rank alone tau is undefined
+        found += [
+            float(stats.kendalltau(a, b).statistic) for a, b in combinations(places, 2) if len({*a}) > 1 < len({*b})
+        ]
+    return sum(found) / len(found) if found else math.nan
 
 
 def consistency(
-    first: Mapping[int, Sequence[Vote]], again: Mapping[int, Sequence[Vote]], columns: Sequence[str]
+    first: Mapping[Any, Sequence[Vote]], again: Mapping[Any, Sequence[Vote]], columns: Sequence[str]
 ) -> dict[str, dict[str, Any]]:
     """How far people agree with themselves when a pair comes again.
 
@@ -130,6 +157,3 @@ def _win_rate(won: Mapping[str, Sequence[float]]) -> dict[str, Any]:
     count = sum(map(len, won.values()))
     share, alone = sum(map(sum, won.values())) / count, independent(won)
     return {"wins": share, "interval": wilson(share * alone, alone), "pairs": count}
-
-
-assert {*PLACE} == {*CHOICES}

@@ -1,4 +1,4 @@
-"""Which pair a person rates next, and which one is on whose screen.
+"""Which pair a person rates next, and which one is on whose screen; a ranking or a single video counts as a pair here.
 
 A pair on a screen is *held*: it counts as one of the votes that the pair needs until the vote comes, or until the
 protocol's ``hold_minutes`` are over. Draws (which side is left, which pair comes again) are hashes of the person and
@@ -7,6 +7,7 @@ the pair, so that they are the same whichever process makes them.
 
 import hashlib
 import json
+import math
 import secrets
 import time
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from sqlalchemy import Row, ScalarSelect, Select, func, select
 from sqlalchemy.orm import Session
 
+from .answers import order_of
 from .people import Annotator
 from .protocol import RatingProtocol
 from .vote_tables import HoldRow, PairRow, VoteRow, standing
@@ -26,19 +28,27 @@ class Task:
 
     Attributes:
         pair_id: The pair's number in the file.
-        prompt: The prompt of both videos.
-        left: Key of the video on the left.
-        right: Key of the video on the right.
+        prompt: The prompt of all videos.
+        keys: Keys of the videos, as the screen shows them from left to right.
         ticket: Secret that a vote on this task must bear.
         kind: ``training``, ``work`` or ``review``.
     """
 
     pair_id: int
     prompt: str
-    left: str
-    right: str
+    keys: tuple[str, ...]
     ticket: str
     kind: str
+
+    @property
+    def left(self) -> str:
+        """Key of the video on the left."""
+        return self.keys[0]
+
+    @property
+    def right(self) -> str:
+        """Key of the video on the right."""
+        return self.keys[-1]
 
 
 class ScreenClock:
@@ -51,9 +61,9 @@ class ScreenClock:
         """Start to count for a pair that appears on a screen."""
         self._shown[hold.annotator_id] = hold.ticket, time.monotonic()
 
-    def stop(self, hold: HoldRow) -> float:
-        """Seconds that a pair has been on a screen; the clock forgets it."""
-        ticket, since = self._shown.pop(hold.annotator_id, ("", 0.0))
+    def seconds(self, hold: HoldRow) -> float:
+        """Seconds that a pair has been on a screen."""
+        ticket, since = self._shown.get(hold.annotator_id, ("", 0.0))
         # shown before this process began: by the clock of the wall
         return time.monotonic() - since if ticket == hold.ticket else max(0.0, time.time() - hold.since)
 
@@ -72,21 +82,37 @@ def assign(session: Session, annotator: Annotator, protocol: RatingProtocol, clo
     if chosen is None:
         return None
     pair_id, occasion = chosen
-    hold = put_on_screen(session, clock, annotator, pair_id, occasion, _is_swapped(annotator.id, pair_id, occasion))
+    count = len(session.get_one(PairRow, pair_id).keys)
+    hold = put_on_screen(session, clock, annotator, chosen, _order(annotator.id, pair_id, occasion, count))
     return _task(session, hold, annotator)
 
 
 def put_on_screen(
-    session: Session, clock: ScreenClock, annotator: Annotator, pair_id: int, occasion: int, swapped: bool
+    session: Session,
+    clock: ScreenClock,
+    annotator: Annotator,
+    chosen: tuple[int, int],
+    order: int,
+    watched: float = 0.0,
 ) -> HoldRow:
-    """Hold a pair for a person whose screen is free, with a new ticket."""
+    """Hold a pair for a person whose screen is free, with a new ticket.
+
+    Args:
+        session: An open transaction that writes.
+        clock: Measures how long the pair is on the screen.
+        annotator: The person.
+        chosen: The pair's number, and the occasion.
+        order: Number of the order of its videos on the screen.
+        watched: Seconds of one full play that the person has seen of it before.
+    """
     hold = HoldRow(
         annotator_id=annotator.id,
-        pair_id=pair_id,
-        occasion=occasion,
-        swapped=swapped,
+        pair_id=chosen[0],
+        occasion=chosen[1],
+        order=order,
         ticket=secrets.token_urlsafe(12),
         since=time.time(),
+        watched=watched,
     )
     session.add(hold)
     clock.start(hold)
@@ -107,28 +133,29 @@ def prioritise(session: Session, order: Sequence[int]) -> None:
 
 def _task(session: Session, hold: HoldRow, annotator: Annotator) -> Task:
     row = session.get_one(PairRow, hold.pair_id)
-    keys = (row.key_b, row.key_a) if hold.swapped else (row.key_a, row.key_b)
+    own = row.keys
+    keys = tuple(own[place] for place in order_of(hold.order, len(own)))
     kind = "training" if row.reference else "review" if annotator.role == "reviewer" else "work"
-    return Task(row.id, row.prompt, *keys, hold.ticket, kind)
+    return Task(row.id, row.prompt, keys, hold.ticket, kind)
 
 
-def _is_swapped(annotator: int, pair: int, occasion: int) -> bool:
-    """Whether B is shown on the left: a draw for person and pair, and the other way round in a repetition."""
-    drawn = bool(hashlib.sha256(f"{annotator} {pair} side".encode()).digest()[0] & 1)
-    return drawn ^ (occasion % 2 == 1)
+def _order(annotator: int, pair: int, occasion: int, count: int) -> int:
+    """Number of the order in which videos are shown: a draw for person and pair, and another one in a repetition."""
+    orders = math.factorial(count)
+    drawn = int.from_bytes(hashlib.sha256(f"{annotator} {pair} side".encode()).digest()[:8], "little")
+    return (drawn + occasion % 2 * (orders // 2)) % orders
 
 
 def _next(session: Session, annotator: Annotator, protocol: RatingProtocol) -> tuple[int, int] | None:
     """The next pair of a person and its occasion (see :class:`.vote_tables.VoteRow`); None where nothing is left."""
-    columns = VoteRow.pair_id, VoteRow.occasion, VoteRow.choices, PairRow.state
-    mine = standing(*columns).join(PairRow).where(VoteRow.annotator_id == annotator.id)
-    own = session.execute(mine.order_by(VoteRow.id)).all()
+    own = own_votes(session, annotator)
     _release_old_holds(session, protocol)
     if annotator.role == "reviewer":
         return _first_of(session, select(PairRow.id).where(PairRow.state == "review", _holds() == 0))
-    training = session.scalars(select(PairRow).where(PairRow.state == "training").order_by(PairRow.priority)).all()
-    special = _training(own, training, protocol) or _repetition(own, annotator, protocol)
-    return special or _first_of(session, _open_to(annotator, protocol).order_by(PairRow.votes.desc()))
+    training = training_pairs(session)
+    special = next_training(own, training, protocol) or _repetition(own, annotator, protocol)
+    free = PairRow.votes + _holds() < protocol.votes
+    return special or _first_of(session, open_to(annotator).where(free).order_by(PairRow.votes.desc()))
 
 
 def _first_of(session: Session, pairs: Select) -> tuple[int, int] | None:
@@ -137,13 +164,24 @@ def _first_of(session: Session, pairs: Select) -> tuple[int, int] | None:
     return None if first is None else (first, 0)
 
 
-def _open_to(annotator: Annotator, protocol: RatingProtocol) -> Select:
-    """Query of the pairs that need votes, beside those of people who have them on the screen, and not this person's."""
+def own_votes(session: Session, annotator: Annotator) -> Sequence[Row]:
+    """Pair, occasion and choices of a person's votes that were not taken back, with the state of the pair."""
+    columns = VoteRow.pair_id, VoteRow.occasion, VoteRow.choices, PairRow.state
+    mine = standing(*columns).join(PairRow).where(VoteRow.annotator_id == annotator.id)
+    return session.execute(mine.order_by(VoteRow.id)).all()
+
+
+def training_pairs(session: Session) -> Sequence[PairRow]:
+    """The pairs of the training round, in its order."""
+    return session.scalars(select(PairRow).where(PairRow.state == "training").order_by(PairRow.priority)).all()
+
+
+def open_to(annotator: Annotator) -> Select:
+    """Query of the pairs that need votes, and on which this person has not voted."""
     rated = standing(VoteRow.id).where(
         VoteRow.pair_id == PairRow.id, VoteRow.annotator_id == annotator.id, VoteRow.occasion == 0
     )
-    needed = PairRow.votes + _holds() < protocol.votes
-    return select(PairRow.id).where(PairRow.state == "open", needed, ~rated.exists())
+    return select(PairRow.id).where(PairRow.state == "open", ~rated.exists())
 
 
 def _holds() -> ScalarSelect:
@@ -158,7 +196,7 @@ def _release_old_holds(session: Session, protocol: RatingProtocol) -> None:
     session.query(HoldRow).filter(HoldRow.since < now - 60 * protocol.hold_minutes).delete()
 
 
-def _training(own: Sequence[Row], rows: Sequence[PairRow], protocol: RatingProtocol) -> tuple[int, int] | None:
+def next_training(own: Sequence[Row], rows: Sequence[PairRow], protocol: RatingProtocol) -> tuple[int, int] | None:
     """The next training pair: rounds over all of them until one was passed.
 
     Args:
@@ -176,7 +214,12 @@ def _training(own: Sequence[Row], rows: Sequence[PairRow], protocol: RatingProto
         said = {vote.pair_id: json.loads(vote.choices) for vote in own if vote.occasion == round_}
         if left := [row for row in rows if row.id not in said]:
             return left[0].id, round_
-        right = [said[row.id].get(c) == choice for row in rows for c, choice in json.loads(row.reference).items()]
+        right = [
+            part
+            for row in rows
+            for column, reference in json.loads(row.reference).items()
+            for part in protocol.answers.right(said[row.id].get(column), reference)
+        ]
         if sum(right) >= protocol.training_pass * len(right):
             return None
         round_ -= 1
@@ -188,7 +231,18 @@ def _repetition(own: Sequence[Row], annotator: Annotator, protocol: RatingProtoc
     repeated = {vote.pair_id for vote in own if vote.occasion == 1}
     dropped = {vote.pair_id for vote in own if vote.state in ("unsafe", "broken")}  # nobody sees those twice
     candidates = [pair for pair in done[: -protocol.repeat_after] if pair not in repeated | dropped]
-    if not candidates or len(repeated) + 1 > protocol.repeats * (len(done) + len(repeated) + 1):
+    if not candidates or not repetition_is_due(len(done), len(repeated), protocol):
         return None
     drawn = hashlib.sha256(f"{annotator.id} {len(done)} again".encode()).digest()
     return candidates[int.from_bytes(drawn[:4]) % len(candidates)], 1
+
+
+def repetition_is_due(done: int, repeated: int, protocol: RatingProtocol) -> bool:
+    """Whether a hidden repetition comes next, if some pair was rated long enough ago.
+
+    Args:
+        done: Number of a person's first votes.
+        repeated: Number of the person's votes on repetitions.
+        protocol: Says how many of the votes are repetitions.
+    """
+    return repeated + 1 <= protocol.repeats * (done + repeated + 1)

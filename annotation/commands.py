@@ -18,6 +18,7 @@ EXTRA = ("fastapi", "krippendorff", "pydantic", "sqlalchemy", "starlette", "uvic
 VOTES = "all votes are stored; the same command goes on"
 """What is left when the server is stopped."""
 ROUND = ("per_prompt", "validation", "benchmark", "seed", "protocol", "references", "select", "model", "device")
+ROUND += ("mask", "masks", "images")
 """Options of a new round; absent from the namespace where they are not given, so that the defaults are `begin`'s."""
 
 
@@ -49,6 +50,13 @@ def _add_serve(people: Commands) -> None:
         default="127.0.0.1",
         help="address to listen at; with the default only this machine can open the page",
     )
+    add(
+        "--refuse-fast",
+        action="store_true",
+        default=False,
+        help="refuse votes that come before one full play of all videos on the screen; without it they are counted in "
+        "the overview and marked in the export",
+    )
     add("--port", type=count(1, 65535), default=8000, help="port to listen at")
     add(
         "--allow-host",
@@ -75,18 +83,39 @@ def _round_options(parser: argparse.ArgumentParser) -> Callable:
     add = parser.add_argument
     add("--videos", required=True, help="folder of a videos set with several sources for each prompt")
     add("--db", required=True, help="file of votes (SQLite)")
-    add("--per-prompt", type=count(1), help="number of pairs that are rated of each prompt (default 3)")
+    add(
+        "--per-prompt",
+        type=count(1),
+        help="number of pairs (default 3), single videos or rankings (default all) that are rated of each prompt",
+    )
     add("--validation", type=float, help="share of the prompts that is held out for validation (default 0.1)")
     add("--benchmark", type=float, help="share of the prompts that is held out for a benchmark (default 0.1)")
     add("--seed", type=count(0), help="seed of the choice of pairs (default 0)")
     add(
         "--protocol",
-        help="YAML file with rules that differ from the paper's, such as votes per pair, overall, scores, repeats",
+        help="YAML file with rules that differ from the paper's, such as kind (pairs, single or ranking), votes per "
+        "pair, overall, scores, repeats. Training rounds, repetitions, undo and flags work in every kind; of single "
+        "videos, reviewers see only those that were flagged",
     )
     add(
         "--references",
         help="CSV file with pairs whose right labels are known, for a training round before the work; columns key_A, "
-        "key_B, VQ, MQ, TA",
+        "key_B, VQ, MQ, TA; scores of single videos stand beside key_A alone and are right within 1, rankings such as "
+        "B>A=C beside key_A to key_F",
+    )
+    add(
+        "--mask",
+        nargs="+",
+        metavar="SOURCE=X,Y,W,H",
+        help="boxes that hide watermarks, in pixels or in shares of the picture; '*' stands for all sources, because a "
+        "box that only one source has tells that source as its watermark does. They are burned into the videos that "
+        "people see and that are exported",
+    )
+    add("--masks", help="CSV file of such boxes, with columns source, x, y, w, h")
+    add(
+        "--images",
+        help="CSV file with the images that videos were made of (image-to-video), to be shown beside the prompt; "
+        "columns image (a path, from the CSV file's folder) and prompt or key",
     )
     add(
         "--select",
@@ -146,6 +175,12 @@ def _add_simulate(people: Commands) -> None:
     add = command(people, "simulate", _simulate, text, STAGES).add_argument
     add("--out", default="runs/simulation", help="folder of results; finished stages in it are not repeated")
     add("--seeds", type=count(1), default=3, help="number of seeds that are averaged")
+    text = "let simulated people rate a round of the miniature world, to try a protocol before people come"
+    add = command(people, "rehearse", _rehearse, text, VOTES).add_argument
+    add("--videos", required=True, help="folder of the miniature world's videos set that is rated")
+    add("--db", required=True, help="file of votes (SQLite) of a round that has begun")
+    add("--people", type=count(1), default=3, help="number of simulated people, beside a simulated reviewer")
+    add("--seed", type=count(0), default=0, help="seed of what they see and say")
 
 
 def _add_results(people: Commands) -> None:
@@ -155,6 +190,18 @@ def _add_results(people: Commands) -> None:
         parser.add_argument("--db", required=True, help="file of votes (SQLite)")
     export.add_argument("--videos", required=True, help="folder of the videos set that was rated")
     export.add_argument("--out", required=True, help="folder to make")
+    export.add_argument(
+        "--pairs-margin",
+        type=float,
+        help="in a round of single videos, make pairs of videos of one prompt; mean scores that differ by this at most "
+        "are a tie. Without it the export holds videos with scores.csv",
+    )
+    export.add_argument(
+        "--spreadsheet-safe",
+        action="store_true",
+        help="let an apostrophe precede what spreadsheets would take for a formula in all tables, not in decided.csv "
+        "alone; this package reads such tables back as they were, other programs see the apostrophe",
+    )
     export.add_argument("--names", action="store_true", help="call people by their names; else they are numbers")
 
 
@@ -187,7 +234,7 @@ def _given(options: argparse.Namespace) -> dict[str, Any]:
 def _serve(o: argparse.Namespace) -> None:
     from .serving import serve
 
-    serve(o.videos, o.db, o.host, o.port, getattr(o, "guideline", None), o.allow_host, **_given(o))
+    serve(o.videos, o.db, o.host, o.port, getattr(o, "guideline", None), o.allow_host, o.refuse_fast, **_given(o))
 
 
 @_needs_extra
@@ -236,6 +283,16 @@ def _simulate(o: argparse.Namespace) -> None:
 
 
 @_needs_extra
+def _rehearse(o: argparse.Namespace) -> None:
+    from ..datamodules.shards import ShardSet
+    from .rehearsal import rehearse
+    from .store import Store
+
+    found = rehearse(Store(o.db), ShardSet(o.videos, "videos"), o.people, o.seed)
+    print(", ".join(f"{number} {name}" for name, number in found.items()))
+
+
+@_needs_extra
 def _status(o: argparse.Namespace) -> None:
     from .overview import overview
     from .store import Store
@@ -251,6 +308,8 @@ def _export(o: argparse.Namespace) -> None:
     from .export import export
     from .store import Store
 
-    card = export(Store(o.db), ShardSet(o.videos, "videos"), o.out, o.names)
-    print("\n".join(f"{Path(o.out) / split}: {count} pairs" for split, count in card["exported"].items()))
+    store = Store(o.db)
+    card = export(store, ShardSet(o.videos, "videos"), o.out, o.names, o.pairs_margin, o.spreadsheet_safe)
+    what = "videos" if store.protocol.kind == "single" and o.pairs_margin is None else "pairs"
+    print("\n".join(f"{Path(o.out) / split}: {count} {what}" for split, count in card["exported"].items()))
     print(f"{Path(o.out) / 'card.md'}: agreement, labels, protocol")

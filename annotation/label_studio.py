@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import VideoAlignError
-from ..datamodules.shards import ShardSet, sha256
+from ..datamodules.shards import ShardSet
 from .names import Names
 from .pairing import Pair, split_prompts
 from .protocol import RatingProtocol
@@ -74,6 +74,8 @@ def import_label_studio(
         VideoAlignError: Something is not as described (names the task), or there is no vote.
     """
     tasks, rules = _read(Path(path)), protocol or RatingProtocol()
+    if rules.kind != "pairs":
+        raise VideoAlignError(f"{path} holds ratings of pairs, and the protocol's kind is {rules.kind}; leave kind out")
     records = {content.key: content.record for content in videos.contents()}
     rated = _rated(tasks, Path(path), records, names, rules)
     given = sum(map(len, rated.votes.values()))
@@ -86,7 +88,7 @@ def import_label_studio(
             f"reviewers {sorted(unknown)} voted on nothing in {path}; it names {', '.join(people[:8])}"
         )
     pairs = _pairs(rated, records, shares, seed)
-    with new_round(db, pairs, rules, sha256(videos.path / "index.json")) as store:
+    with new_round(db, pairs, rules, videos.digest) as store:
         for name in people:
             store.invite(name, "reviewer" if name in reviewers else "annotator")
         rows = {row.id: votes[row.key_a, row.key_b] for row in store.pairs()}

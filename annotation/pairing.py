@@ -1,8 +1,11 @@
-"""Which videos are rated against each other: of different sources, at the same prompt, in balance."""
+"""Which videos are rated against each other: of different sources, at the same prompt, in balance.
+
+Single videos and groups to rank, which other kinds of rounds rate, are in :mod:`.grouping`.
+"""
 
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -15,18 +18,18 @@ SPLITS = ("train", "validation", "benchmark")
 
 @dataclass(frozen=True)
 class Pair:
-    """Two videos of one prompt.
+    """Two videos of one prompt; in other kinds of rounds, one video or several.
 
     Attributes:
-        prompt: The prompt of both.
-        keys: Keys of A and B.
-        sources: Sources of A and B.
+        prompt: The prompt of all.
+        keys: Keys of A and B (and so on).
+        sources: Sources of A and B (and so on).
         split: One of :data:`SPLITS`, the same for all pairs of a prompt.
     """
 
     prompt: str
-    keys: tuple[str, str]
-    sources: tuple[str, str]
+    keys: tuple[str, ...]
+    sources: tuple[str, ...]
     split: str
 
 
@@ -60,7 +63,11 @@ def split_prompts(prompts: Sequence[str], shares: Sequence[float], seed: int) ->
 
 
 def choose(
-    contents: Sequence[Content], per_prompt: int, shares: Sequence[float] = (0.0, 0.0), seed: int = 0
+    contents: Sequence[Content],
+    per_prompt: int,
+    shares: Sequence[float] = (0.0, 0.0),
+    seed: int = 0,
+    images: Mapping[str, str] | None = None,
 ) -> list[Pair]:
     """Pairs to rate of a *videos* set, in a random order; the same for the same seed.
 
@@ -73,6 +80,7 @@ def choose(
         per_prompt: Number of pairs of each prompt; fewer where it has too few videos.
         shares: Shares of the prompts for validation and benchmark, see :func:`split_prompts`.
         seed: Seed of the draw.
+        images: Name of the image that a video was made of, by key; videos of one pair have the same image or none.
 
     Raises:
         VideoAlignError: No prompt has videos of two sources.
@@ -80,7 +88,7 @@ def choose(
     if per_prompt < 1:
         raise VideoAlignError(f"pairs per prompt must be at least 1, got {per_prompt}")
     rng = random.Random(f"{seed} pairs")
-    candidates = _candidates(contents, rng)
+    candidates = _candidates(contents, rng, images or {})
     splits = split_prompts([prompt for prompt, pairs in candidates.items() if pairs], shares, seed)
     paired, used = Counter(), Counter()
     chosen: list[Pair] = []
@@ -100,15 +108,21 @@ def choose(
     return chosen
 
 
-def _candidates(contents: Sequence[Content], rng: random.Random) -> dict[str, list[tuple[Content, Content]]]:
-    """All pairs of two sources, in a random order, by prompt."""
+def _candidates(
+    contents: Sequence[Content], rng: random.Random, images: Mapping[str, str]
+) -> dict[str, list[tuple[Content, Content]]]:
+    """All pairs of two sources and one image, in a random order, by prompt."""
     of_prompt: dict[str, list[Content]] = {}
     for content in contents:
         of_prompt.setdefault(prompt_of(content.record, content.name), []).append(content)
     candidates = {}
     for prompt in sorted(of_prompt):
         group = sorted(of_prompt[prompt], key=lambda content: content.key)
-        pairs = [(a, b) for a, b in combinations(group, 2) if _source(a) != _source(b)]
+        pairs = [
+            (a, b)
+            for a, b in combinations(group, 2)
+            if _source(a) != _source(b) and images.get(a.key) == images.get(b.key)
+        ]
         rng.shuffle(pairs)
         candidates[prompt] = pairs
     if not any(candidates.values()):

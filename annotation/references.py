@@ -1,17 +1,22 @@
 """The pairs of a training round, whose right labels are known: a CSV file with columns ``key_A, key_B, VQ, MQ, TA``.
 
+In a round of single videos there is ``key_A`` alone, and labels are scores; in one of rankings, ``key_A`` to ``key_F``
+as far as there are videos, and labels are like ``B>A=C``.
+
 Keys are easily confused with those of another set. So where the table also holds prompts, models or paths, as the
 ``pairs.csv`` of a benchmark does, they must be those of the set's videos.
 """
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from .. import VideoAlignError
 from ..datamodules.contents import Content
-from ..datamodules.ratings import COLUMNS, prompt_of
+from ..datamodules.ratings import prompt_of
+from ..datamodules.spreadsheets import original
+from .answers import LETTERS
 from .pairing import Pair
-from .protocol import CHOICES, RatingProtocol
+from .protocol import RatingProtocol
 
 
 def read_references(
@@ -31,27 +36,34 @@ def read_references(
     lines: dict[frozenset[str], int] = {}
     for number, row in enumerate(_table(path), 2):
         where = f"--references {path}, line {number}"
-        keys = row.get("key_A") or "", row.get("key_B") or ""
+        keys = tuple(key for letter in LETTERS if (key := row.get(f"key_{letter}")))
+        answers = rules.answers
+        if not answers.fewest <= len(keys) <= rules.most:
+            wanted = str(rules.most) if answers.fewest == rules.most else f"{answers.fewest} to {rules.most}"
+            raise VideoAlignError(f"{where}: there are {len(keys)} keys, not {wanted} (columns key_A, key_B, ...)")
         if missing := [key for key in keys if key not in contents]:
             zeros = "; spreadsheets take the zeros of a key away" if missing[0].isdecimal() else ""
             raise VideoAlignError(f"{where}: there is no video {missing[0]!r} in the set{zeros}")
         choices = {column: row[column] for column in rules.columns if row.get(column)}
-        if not choices or not {*choices.values()} <= {*CHOICES}:
-            raise VideoAlignError(f"{where}: choices {choices} must be A, same or B in some of {', '.join(COLUMNS)}")
-        if keys[0] == keys[1]:
-            raise VideoAlignError(f"{where}: key_A and key_B are the same video {keys[0]!r}")
+        if not choices or not all(answers.is_one(choice, len(keys)) for choice in choices.values()):
+            columns = ", ".join(rules.columns)
+            raise VideoAlignError(f"{where}: choices {choices} must be {answers.words} in some of {columns}")
+        if twice := [key for key in keys if keys.count(key) > 1]:
+            same = " and ".join(f"key_{letter}" for letter, key in zip(LETTERS, keys) if key == twice[0])
+            raise VideoAlignError(f"{where}: {same} are the same video {twice[0]!r}")
         if (first := lines.setdefault(frozenset(keys), number)) != number:
             raise VideoAlignError(f"{where}: repeats the pair of line {first}")
-        found.append((_pair(row, where, contents[keys[0]], contents[keys[1]]), choices))
+        found.append((_pair(row, where, [contents[key] for key in keys]), choices))
     return found
 
 
-def _pair(row: Mapping[str, str], where: str, a: Content, b: Content) -> Pair:
-    """The pair of two videos; refuses a row that contradicts their records."""
-    prompt = prompt_of(a.record, a.name)
-    if prompt != b.record.get("prompt"):
-        raise VideoAlignError(f"{where}: the two videos are of different prompts")
-    keys, both = (a.key, b.key), (("A", a.record), ("B", b.record))
+def _pair(row: Mapping[str, str], where: str, videos: Sequence[Content]) -> Pair:
+    """The pair of two videos (or one, or several); refuses a row that contradicts their records."""
+    prompt = prompt_of(videos[0].record, videos[0].name)
+    if any(prompt != video.record.get("prompt") for video in videos):
+        raise VideoAlignError(f"{where}: the videos are of different prompts")
+    keys = tuple(video.key for video in videos)
+    both = [*zip(LETTERS, (video.record for video in videos))]
     known = {
         "prompt": prompt,
         **{f"{side}_model": record.get("source") for side, record in both},
@@ -64,7 +76,7 @@ def _pair(row: Mapping[str, str], where: str, a: Content, b: Content) -> Pair:
                 f"{where}: {column} is {said!r}, but the set's videos {keys} have {value!r}; the keys are those of "
                 "another set"
             )
-    sources = str(a.record.get("source") or ""), str(b.record.get("source") or "")
+    sources = tuple(str(record.get("source") or "") for _, record in both)
     return Pair(prompt, keys, sources, "training round")
 
 
@@ -84,4 +96,4 @@ def _table(path: str) -> list[dict[str, str]]:
     if short := [number for number, row in enumerate(rows, 2) if None in row or None in row.values()]:
         where = f"--references {path}, line {short[0]}"
         raise VideoAlignError(f"{where}: it has not as many fields as the header, {len(header)}")
-    return rows
+    return [{column: original(cell) for column, cell in row.items()} for row in rows]

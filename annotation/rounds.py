@@ -1,18 +1,18 @@
-"""A round of annotation: how it begins, how far it is, and all of it as it stands at one moment."""
+"""A round of annotation: how it begins, and all of it as it stands at one moment."""
 
 import json
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from .answers import LETTERS, order_of
 from .pairing import Pair
-from .people import Annotator, everybody
-from .protocol import Decision, RatingProtocol, Vote, decide
-from .vote_tables import VERSION, Meta, PairRow, UndoRow, VoteRow, standing
+from .people import everybody
+from .protocol import Decision, RatingProtocol, Vote, decide, too_fast
+from .vote_tables import VERSION, Meta, PairRow, UndoRow, VoteRow
 from .voting import votes_by_pair
 
 
@@ -45,17 +45,23 @@ def fill(
     protocol: RatingProtocol,
     data: str,
     references: Sequence[tuple[Pair, dict[str, str]]],
+    shown: str | None = None,
 ) -> None:
     """Write the facts and pairs of a new round; see :func:`.store.new_round`."""
-    for name, value in {"version": VERSION, "protocol": protocol.to_dict(), "data": data}.items():
+    facts = {"version": VERSION, "protocol": protocol.to_dict(), "data": data, "shown": shown}
+    for name, value in facts.items():
         session.add(Meta(name=name, value=json.dumps(value)))
     for place, (pair, reference) in enumerate([*references, *((pair, None) for pair in pairs)]):
+        (key_a, source_a), (key_b, source_b), *further = [*zip(pair.keys, pair.sources), ("", "")][
+            : max(2, len(pair.keys))
+        ]
         row = PairRow(
             prompt=pair.prompt,
-            key_a=pair.keys[0],
-            key_b=pair.keys[1],
-            source_a=pair.sources[0],
-            source_b=pair.sources[1],
+            key_a=key_a,
+            key_b=key_b,
+            source_a=source_a,
+            source_b=source_b,
+            further=json.dumps(further),
             split="training round" if reference else pair.split,
             priority=place,
             state="training" if reference else "open",
@@ -72,22 +78,6 @@ def snapshot(session: Session, protocol: RatingProtocol) -> Round:
     return Round(protocol, pairs, everybody(session), votes, again, decisions, _history(session))
 
 
-def progress(session: Session, annotator: Annotator) -> dict[str, Any]:
-    """How many votes a person has given, and what is left for everybody; see :meth:`.store.Store.progress`."""
-    mine = standing(VoteRow.created).where(VoteRow.annotator_id == annotator.id, VoteRow.occasion >= 0)
-    created = session.scalars(mine).all()
-    states = dict(session.execute(select(PairRow.state, func.count()).group_by(PairRow.state)).tuples().all())
-    states.pop("training", None)
-    now = time.time()
-    return {
-        "mine": len(created),
-        "last_hour": sum(now - 3600 < when <= now for when in created),
-        "pairs": sum(states.values()),
-        "open": states.get("open", 0),
-        "review": states.get("review", 0),
-    }
-
-
 def all_pairs(session: Session) -> list[PairRow]:
     """All pairs in the order of their numbers, those of the training round too."""
     return list(session.scalars(select(PairRow).order_by(PairRow.id)))
@@ -98,7 +88,7 @@ def _history(session: Session) -> list[dict[str, Any]]:
     return [
         {
             "pair": row.pair_id,
-            "keys": {"A": pair.key_a, "B": pair.key_b},
+            "keys": dict(zip(LETTERS, pair.keys)),
             "split": pair.split,
             "annotator": row.annotator_id,
             "occasion": row.occasion,
@@ -106,8 +96,12 @@ def _history(session: Session) -> list[dict[str, Any]]:
             "choices": json.loads(row.choices),
             "scores": json.loads(row.scores),
             "flags": json.loads(row.flags),
-            "swapped": row.swapped,
+            "swapped": bool(row.order),
+            "screen": "".join(LETTERS[place] for place in order_of(row.order, len(pair.keys))),
             "seconds": round(row.seconds, 2),
+            "watched": row.watched,
+            "full_play": row.full_play,
+            "fast": "[]" == row.flags and too_fast(row.watched, row.full_play),
             "created": row.created,
             "taken_back": undone,
         }

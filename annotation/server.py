@@ -16,14 +16,14 @@ from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 from starlette.middleware.base import BaseHTTPMiddleware
 
-from .. import VideoAlignError
-from ..datamodules.shards import ShardSet, sha256
+from ..datamodules.shards import ShardSet
 from .guideline import GUIDELINE, Part
 from .request_guard import Guard, told
 from .routes import HERE, Site, overview_router, rating_router
+from .shown import shown_by
 from .store import Store
 from .vote_file import StorageError
-from .voting import RefusedVote
+from .voting import FastVote, RefusedVote
 
 
 def make_app(
@@ -32,6 +32,7 @@ def make_app(
     admin: str,
     guideline: Sequence[Part] = GUIDELINE,
     hosts: Collection[str] | None = None,
+    refuse_fast: bool = False,
 ) -> FastAPI:
     """The web application of a round.
 
@@ -41,21 +42,21 @@ def make_app(
         admin: Secret of the overview's link.
         guideline: The guideline for annotators.
         hosts: Names under which the server may be addressed; None leaves that to whoever runs the application.
+        refuse_fast: Whether votes before one full play of all videos are refused.
 
     Raises:
         VideoAlignError: The videos are not those of the round.
     """
-    if store.fact("data") != sha256(videos.path / "index.json"):
-        raise VideoAlignError(f"--videos {videos.path} is not the set that {store.path} was begun with")
+    shown = shown_by(store, videos)
     # a redirection to or from a slash would be built of the Host header
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
-    contents = {content.key: content for content in videos.contents()}
-    app.state.site = Site(store, contents, admin, guideline)
+    app.state.site = Site(store, shown, admin, guideline, refuse_fast)
     app.mount("/static", StaticFiles(directory=HERE / "static"))
     app.include_router(rating_router)
     app.include_router(overview_router)
     app.add_middleware(BaseHTTPMiddleware, dispatch=Guard(hosts))
     app.add_exception_handler(RefusedVote, _refused_vote)
+    app.add_exception_handler(FastVote, _fast_vote)
     app.add_exception_handler(RequestValidationError, _no_vote)
     app.add_exception_handler(StorageError, _nothing_stored)
     app.add_exception_handler(HTTPException, _refused_page)
@@ -64,6 +65,11 @@ def make_app(
 
 async def _refused_vote(request: Request, error: RefusedVote) -> Response:
     return told(str(error), 409)
+
+
+async def _fast_vote(request: Request, error: FastVote) -> Response:
+    """Answer so that the page keeps what was chosen: the same vote is good a little later."""
+    return told(str(error), 425)
 
 
 async def _no_vote(request: Request, error: RequestValidationError) -> Response:

@@ -33,6 +33,7 @@ def serve(
     port: int = 8000,
     guideline: str | None = None,
     allow_host: Sequence[str] = (),
+    refuse_fast: bool = False,
     **options: Any,
 ) -> None:
     """Serve the page until a signal ends it; begins the round if there is no file of votes yet.
@@ -44,6 +45,7 @@ def serve(
         port: Port to listen at.
         guideline: YAML file with a guideline that replaces the paper's.
         allow_host: Further names under which the page may be opened, such as that of a proxy before it.
+        refuse_fast: Whether votes before one full play of all videos are refused.
         options: Options of :func:`.beginning.begin`, where they are given. A round that has begun uses only ``select``,
             ``model`` and ``device``: they put what is left to rate in a new order.
     """
@@ -54,7 +56,7 @@ def serve(
     if not is_new:
         _note_settled(db, options)
     admin = secrets.token_urlsafe(24)
-    app = server.make_app(store, shards, admin, told, hosts)
+    app = server.make_app(store, shards, admin, told, hosts, refuse_fast)
     if not is_new:
         _reorder(store, shards, db, options)
     _note_reach(host, allow_host)
@@ -118,7 +120,7 @@ def _note_settled(db: str, options: Mapping[str, Any]) -> None:
 def _reorder(store: Store, shards: ShardSet, db: str, options: Mapping[str, Any]) -> None:
     """Put what is left to rate in the order that the options ask for."""
     model = options.get("model", ())
-    if not ranks_by_models(options.get("select", "random"), model):
+    if not ranks_by_models(options.get("select", "random"), model, store.protocol):
         return
     if rows := [row for row in store.pairs() if row.state == "open"]:
         ends = [(row.key_a, row.key_b) for row in rows]

@@ -7,6 +7,7 @@ is a function of the file that has the subject:
 - :mod:`.assignment`: which pair is on whose screen
 - :mod:`.voting`: votes, and what they decide
 - :mod:`.rounds`: the whole round at one moment
+- :mod:`.own_progress`: how far a person is
 - :mod:`.vote_file` and :mod:`.vote_tables`: transactions and tables
 """
 
@@ -17,7 +18,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from . import assignment, people, rounds, voting
+from . import assignment, own_progress, people, rounds, voting
 from .assignment import ScreenClock, Task
 from .pairing import Pair
 from .people import Annotator
@@ -25,7 +26,7 @@ from .protocol import Decision, RatingProtocol, Vote
 from .rounds import Round
 from .vote_file import VoteFile, new_vote_file
 from .vote_tables import Meta, PairRow
-from .voting import Ballot, CollectedVote
+from .voting import Ballot, CollectedVote, Viewing
 
 
 class Store:
@@ -50,8 +51,14 @@ class Store:
     # --- the round ------------------------------------------------------------------------------------------------
 
     def fact(self, name: str) -> Any:
-        """A fact about the round: ``version``, ``protocol`` or ``data`` (sha256 of the index of the videos)."""
-        return json.loads(self.file.read(lambda session: session.get_one(Meta, name).value))
+        """A fact about the round.
+
+        Args:
+            name: ``version``, ``protocol``, ``data`` (sha256 of the index of the videos) or ``shown`` (of the record of
+                :mod:`.shown`; None where people see nothing but the videos of the set).
+        """
+        row = self.file.read(lambda session: session.get(Meta, name))
+        return json.loads(row.value) if row else None
 
     @cached_property
     def protocol(self) -> RatingProtocol:
@@ -130,25 +137,29 @@ class Store:
         choices: dict[str, str],
         scores: dict[str, dict[str, int]] | None = None,
         flags: Sequence[str] = (),
+        viewing: Viewing | None = None,
     ) -> dict[str, str] | None:
         """Store a vote on the pair on a person's screen, whose left video is A here.
 
         Args:
             annotator: The person.
             ticket: The ticket of the task.
-            choices: The choice in each column; may be incomplete beside a flag.
+            choices: The answer in each column, see :mod:`.answers`; may be incomplete beside a flag.
             scores: Scores from 1 to 5 by side and dimension; may be incomplete.
             flags: Some of ``unsafe`` and ``broken``.
+            viewing: How much of the videos was played; None where nobody measures it.
 
         Returns:
             In the training round the right choices, with A on the left too; otherwise None.
 
         Raises:
             RefusedVote: What was sent is no vote on the pair on the screen.
+            FastVote: It came before one full play, and ``viewing`` requires one.
         """
         sent, protocol = Ballot(choices, scores or {}, flags), self.protocol
-        sent.check(protocol)
-        return self.file.write(lambda session: voting.cast(session, annotator, ticket, sent, protocol, self._clock))
+        return self.file.write(
+            lambda session: voting.cast(session, annotator, ticket, sent, viewing, protocol, self._clock)
+        )
 
     def undo(self, annotator: Annotator) -> bool:
         """Take back a person's last vote that counts, and show its pair again; returns whether there was one.
@@ -173,10 +184,12 @@ class Store:
         """How far the round is.
 
         Returns:
-            ``mine``: the person's votes. ``last_hour``: those of the last hour. ``pairs``: all pairs to rate, of which
-            ``open`` need votes and ``review`` a reviewer.
+            ``kind``: ``work``, ``training`` or ``review``. ``done`` and ``total``: how much the person has done of it,
+            and all of it. ``round``: number of the training round. ``mine``: the person's votes. ``last_hour``: those
+            of the last hour. ``pairs``: all pairs to rate, of which ``open`` need votes and ``review`` a reviewer.
         """
-        return self.file.read(lambda session: rounds.progress(session, annotator))
+        protocol = self.protocol
+        return self.file.read(lambda session: own_progress.progress(session, annotator, protocol))
 
 
 @contextmanager
@@ -186,6 +199,7 @@ def new_round(
     protocol: RatingProtocol,
     data: str,
     references: Sequence[tuple[Pair, dict[str, str]]] = (),
+    shown: str | None = None,
 ) -> Iterator[Store]:
     """A round in a new file, which appears at its path when the block has ended without an error.
 
@@ -195,11 +209,12 @@ def new_round(
         protocol: The round's rules.
         data: Checksum (sha256) of the index of the videos.
         references: Pairs of the training round with their right choices.
+        shown: Checksum (sha256) of the record of what people see beside the set, see :mod:`.shown`; None for nothing.
 
     Raises:
         VideoAlignError: If there is a file already.
     """
-    write = partial(rounds.fill, pairs=pairs, protocol=protocol, data=data, references=references)
+    write = partial(rounds.fill, pairs=pairs, protocol=protocol, data=data, references=references, shown=shown)
     with new_vote_file(Path(path), write) as unfinished:
         store = Store(unfinished)
         yield store

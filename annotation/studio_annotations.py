@@ -8,7 +8,8 @@ from typing import Any
 
 from .. import VideoAlignError
 from ..datamodules.ratings import COLUMNS
-from .protocol import CHOICES, RatingProtocol
+from .answers import CHOICES
+from .protocol import RatingProtocol
 from .voting import CollectedVote
 
 _SKIPPED = ("was_cancelled", "skipped")

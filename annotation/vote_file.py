@@ -19,7 +19,7 @@ from sqlalchemy.exc import DatabaseError, OperationalError
 from sqlalchemy.orm import Session, sessionmaker
 
 from .. import VideoAlignError
-from .vote_tables import VERSION, Base, Meta
+from .vote_tables import UPGRADES, VERSION, Base, Meta
 
 X = TypeVar("X")
 BUSY_MS = 10_000
@@ -67,6 +67,8 @@ class VoteFile:
         version = self.read(_version)
         if not version:
             raise VideoAlignError(f"--db {path} is no file of annotations; `videoalign annotate begin` makes one")
+        if version.isdecimal() and int(version) in UPGRADES:
+            version = self.write(_upgrade)
         if version != json.dumps(VERSION):
             raise VideoAlignError(f"--db {path} is of version {version}, this release reads {VERSION}")
 
@@ -154,6 +156,16 @@ def _version(session: Session) -> str | None:
         return None
     row = session.get(Meta, "version")
     return row.value if row else None
+
+
+def _upgrade(session: Session) -> str:
+    """Bring the tables of an earlier release to this one's; returns the version that the file then has, as JSON."""
+    row = session.get_one(Meta, "version")  # read again: another process may have been faster
+    for version in range(int(row.value), VERSION):
+        for statement in UPGRADES[version]:
+            session.connection().exec_driver_sql(statement)
+    row.value = json.dumps(VERSION)
+    return row.value
 
 
 def _open(path: Path, begin: str, make: bool = False) -> Engine:

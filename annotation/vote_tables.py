@@ -4,13 +4,23 @@ Votes are only ever added: taking one back is another row. What a pair's votes d
 nobody has to read all votes to know what is left.
 """
 
+import json
 from typing import Any
 
 from sqlalchemy import ForeignKey, Index, Select, UniqueConstraint, select
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-VERSION = 1
+VERSION = 2
 """Version of the tables, which the file names in its ``meta``."""
+UPGRADES = {
+    1: (
+        "ALTER TABLE pairs ADD COLUMN further TEXT DEFAULT '[]' NOT NULL",
+        "ALTER TABLE votes ADD COLUMN watched FLOAT",
+        "ALTER TABLE votes ADD COLUMN full_play FLOAT",
+        "ALTER TABLE holds ADD COLUMN watched FLOAT DEFAULT 0 NOT NULL",
+    )
+}
+"""Statements that bring a file of this version to the next one."""
 
 
 class Base(DeclarativeBase):
@@ -26,9 +36,11 @@ class Meta(Base):
 
 
 class PairRow(Base):
-    """A pair to rate.
+    """A pair to rate; in other kinds of rounds, a single video or several videos to rank.
 
     Attributes:
+        key_b: Key of the second video; empty for a single one.
+        further: Key and source of each video after the second, as JSON.
         priority: Place in the order of rating; the lowest comes first.
         reference: The right choices of a training pair, as JSON; None for all others.
         state: ``training``, or the state of the :class:`.protocol.Decision` on the pair's votes. It follows from the
@@ -48,7 +60,22 @@ class PairRow(Base):
     reference: Mapped[str | None]
     state: Mapped[str]
     votes: Mapped[int] = mapped_column(default=0)
+    further: Mapped[str] = mapped_column(default="[]")
     __table_args__ = (Index("whats_next", "state", votes.desc(), "priority"),)
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Keys of all videos, in the row's own order."""
+        return tuple(key for key, _ in self._videos())
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Sources of all videos, in the row's own order."""
+        return tuple(source for _, source in self._videos())
+
+    def _videos(self) -> list[tuple[str, str]]:
+        first = [(self.key_a, self.source_a), (self.key_b, self.source_b)]
+        return [*first[: 1 + bool(self.key_b)], *json.loads(self.further)]
 
 
 class AnnotatorRow(Base):
@@ -70,7 +97,10 @@ class VoteRow(Base):
             training.
         attempt: Number of the person's earlier votes on the same pair and occasion, all taken back. With it, the
             constraint leaves each person at most one vote that counts.
-        swapped: Whether the screen showed B on the left.
+        order: Number of the order in which the screen showed the videos, see :func:`.answers.order_of`; for a pair, 1
+            where B was on the left.
+        watched: Seconds of one full play that the person saw; None where nobody measured it.
+        full_play: Seconds that one full play of all videos takes; None where nobody measured it.
     """
 
     __tablename__ = "votes"
@@ -84,9 +114,11 @@ class VoteRow(Base):
     choices: Mapped[str]
     scores: Mapped[str]
     flags: Mapped[str]
-    swapped: Mapped[bool]
+    order: Mapped[int] = mapped_column("swapped")
     seconds: Mapped[float]
     created: Mapped[float]
+    watched: Mapped[float | None]
+    full_play: Mapped[float | None]
 
 
 class UndoRow(Base):
@@ -98,15 +130,20 @@ class UndoRow(Base):
 
 
 class HoldRow(Base):
-    """The pair on an annotator's screen: while it is there, it counts as one of the votes that the pair needs."""
+    """The pair on an annotator's screen: while it is there, it counts as one of the votes that the pair needs.
+
+    Attributes:
+        watched: Seconds of one full play that the person saw before a vote on it was taken back.
+    """
 
     __tablename__ = "holds"
     annotator_id: Mapped[int] = mapped_column(ForeignKey("annotators.id"), primary_key=True)
     pair_id: Mapped[int] = mapped_column(ForeignKey("pairs.id"))
     occasion: Mapped[int]
-    swapped: Mapped[bool]
+    order: Mapped[int] = mapped_column("swapped")
     ticket: Mapped[str]
     since: Mapped[float]
+    watched: Mapped[float] = mapped_column(default=0.0)
 
 
 def standing(*columns: Any) -> Select:

@@ -14,9 +14,10 @@ from sqlalchemy.orm import Session
 
 from .. import VideoAlignError
 from ..models.dimensions import DIMENSIONS
+from .answers import LETTERS, inverse, order_of
 from .assignment import ScreenClock, put_on_screen
 from .people import Annotator
-from .protocol import CHOICES, OTHER, RatingProtocol, Vote, decide, flipped
+from .protocol import RatingProtocol, Vote, decide, too_fast
 from .vote_tables import AnnotatorRow, HoldRow, PairRow, UndoRow, VoteRow, standing
 
 CollectedVote = tuple[str, dict[str, str], Sequence[str], float]
@@ -32,7 +33,7 @@ class Ballot:
     """What a page sends about the pair that it shows.
 
     Attributes:
-        choices: The choice in each column of the protocol; may be incomplete beside a flag.
+        choices: The answer in each column of the protocol, see :mod:`.answers`; may be incomplete beside a flag.
         scores: Scores from 1 to 5 by side and dimension; may be incomplete.
         flags: Some of ``unsafe`` and ``broken``.
     """
@@ -41,34 +42,91 @@ class Ballot:
     scores: dict[str, dict[str, int]]
     flags: Sequence[str]
 
-    def check(self, protocol: RatingProtocol) -> None:
-        """Refuse what no page of ours sends."""
+    def check(self, protocol: RatingProtocol, count: int) -> None:
+        """Refuse what no page of ours sends.
+
+        Args:
+            protocol: The round's rules.
+            count: Number of videos on the screen.
+        """
         if not set(self.flags) <= {"unsafe", "broken"}:
             raise RefusedVote(f"flags {sorted(self.flags)} are unknown; they are unsafe and broken")
         choices, columns = self.choices, protocol.columns
-        known = isinstance(choices, dict) and choices.keys() <= {*columns} and {*choices.values()} <= {*CHOICES}
-        if not known:
-            raise RefusedVote(f"choices must name {', '.join(columns)}, each A, same or B")
+        known = isinstance(choices, dict) and choices.keys() <= {*columns}
+        if not known or not all(
+            isinstance(said, str) and protocol.answers.is_one(said, count) for said in choices.values()
+        ):
+            raise RefusedVote(f"choices must name {', '.join(columns)}, each {protocol.answers.words}")
         if not self.flags and choices.keys() != {*columns}:
             raise RefusedVote(f"choices in {', '.join(c for c in columns if c not in choices)} are missing")
         by_side = isinstance(self.scores, dict) and self.scores.keys() <= {"A", "B"}
         if not (by_side and all(map(_are_scores, self.scores.values()))):
             raise RefusedVote("scores must be whole numbers from 1 to 5, by video and dimension")
 
-    def flipped(self) -> "Ballot":
-        """The same with the sides exchanged."""
-        return Ballot(flipped(self.choices), {OTHER[side]: row for side, row in self.scores.items()}, self.flags)
+    def turned(self, protocol: RatingProtocol, order: Sequence[int]) -> "Ballot":
+        """The same about the row's own videos, which the screen showed in this order."""
+        choices = {column: protocol.answers.turned(said, order) for column, said in self.choices.items()}
+        scores = {LETTERS[order[LETTERS.index(side)]]: row for side, row in self.scores.items()}
+        return Ballot(choices, scores, self.flags)
+
+
+@dataclass(frozen=True)
+class Viewing:
+    """How much of the videos on a screen was played, as the page says.
+
+    Attributes:
+        played: Seconds of each video that were played, from left to right; what is missing was not played.
+        lengths: Length of each video in seconds.
+        required: Whether a vote before one full play is refused.
+    """
+
+    played: Sequence[float]
+    lengths: Sequence[float]
+    required: bool = False
+
+    @property
+    def full_play(self) -> float:
+        """Seconds that one full play of all videos takes: they play at the same time."""
+        return max(self.lengths)
+
+    def watched(self, on_screen: float) -> float:
+        """Seconds of one full play that were seen, of the video of which least was seen.
+
+        Args:
+            on_screen: Seconds since the videos appeared on the screen; nobody can have seen more.
+        """
+        played = [*self.played, *[0.0] * len(self.lengths)]
+        share = min(min(1.0, seen / length) for seen, length in zip(played, self.lengths))
+        return max(0.0, min(share * self.full_play, on_screen))
+
+
+class FastVote(RefusedVote):
+    """A vote came before one full play of all videos, in a round where that is refused."""
 
 
 def cast(
-    session: Session, annotator: Annotator, ticket: str, sent: Ballot, protocol: RatingProtocol, clock: ScreenClock
+    session: Session,
+    annotator: Annotator,
+    ticket: str,
+    sent: Ballot,
+    viewing: Viewing | None,
+    protocol: RatingProtocol,
+    clock: ScreenClock,
 ) -> dict[str, str] | None:
     """Store a vote on the pair on a person's screen; see :meth:`.store.Store.vote`."""
     hold = session.get(HoldRow, annotator.id)
     if hold is None or hold.ticket != ticket:
         raise RefusedVote("this pair is not on your screen any more: it was rated already, or in another window")
     pair = session.get_one(PairRow, hold.pair_id)
-    own = sent.flipped() if hold.swapped else sent
+    order = order_of(hold.order, len(pair.keys))
+    sent.check(protocol, len(pair.keys))
+    own, seconds = sent.turned(protocol, order), clock.seconds(hold)
+    watched = max(hold.watched, viewing.watched(seconds)) if viewing else None
+    if viewing and viewing.required and not own.flags and too_fast(watched, viewing.full_play):
+        raise FastVote(
+            f"this is a vote after {watched:.0f} of {viewing.full_play:.0f} seconds; watch the videos to their end "
+            "once, then send it again (flags can be sent at any time)"
+        )
     row = VoteRow(
         pair_id=pair.id,
         annotator_id=annotator.id,
@@ -78,9 +136,11 @@ def cast(
         choices=json.dumps(own.choices),
         scores=json.dumps(own.scores),
         flags=json.dumps(sorted({*own.flags})),
-        swapped=hold.swapped,
-        seconds=clock.stop(hold),
+        order=hold.order,
+        seconds=seconds,
         created=_now(session),
+        watched=watched,
+        full_play=viewing.full_play if viewing else None,
     )
     session.add(row)
     session.delete(hold)
@@ -88,7 +148,7 @@ def cast(
     if not pair.reference:
         return None
     reference = json.loads(pair.reference)
-    return flipped(reference) if hold.swapped else reference
+    return {column: protocol.answers.turned(right, inverse(order)) for column, right in reference.items()}
 
 
 def take_back(session: Session, annotator: Annotator, protocol: RatingProtocol, clock: ScreenClock) -> bool:
@@ -104,7 +164,7 @@ def take_back(session: Session, annotator: Annotator, protocol: RatingProtocol, 
     session.add(UndoRow(vote_id=row.id, created=time.time()))
     settle(session, [session.get_one(PairRow, row.pair_id)], protocol)
     session.query(HoldRow).filter_by(annotator_id=annotator.id).delete()
-    put_on_screen(session, clock, annotator, row.pair_id, row.occasion, row.swapped)
+    put_on_screen(session, clock, annotator, (row.pair_id, row.occasion), row.order, row.watched or 0.0)
     return True
 
 
@@ -127,7 +187,7 @@ def bring_in(session: Session, said: Mapping[int, Sequence[CollectedVote]], prot
                 choices=json.dumps(choices),
                 scores="{}",
                 flags=json.dumps(sorted(flags)),
-                swapped=False,
+                order=0,
                 seconds=seconds,
                 created=_now(session),
             )
@@ -199,4 +259,6 @@ def _vote(row: VoteRow, name: str) -> Vote:
         review=row.review,
         seconds=row.seconds,
         created=row.created,
+        watched=row.watched,
+        full_play=row.full_play,
     )

@@ -13,11 +13,13 @@ from pathlib import Path
 import torch
 from decoding import decoding, streaming
 from generators import alignment, guidance
+from remote import million, stores
 from rewards import one_forward, scoring
 from ties import ties
 
 SECTIONS = {
-    section.__name__: section for section in (ties, decoding, one_forward, scoring, alignment, guidance, streaming)
+    section.__name__: section
+    for section in (ties, decoding, one_forward, scoring, alignment, guidance, streaming, stores, million)
 }
 
 

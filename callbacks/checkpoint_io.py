@@ -9,9 +9,9 @@ import io
 import pickle
 import shutil
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import lightning as L
 import torch
@@ -194,6 +194,21 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu", mmap: bool = Fa
     return checkpoint
 
 
+def read_entries(path: str | Path) -> dict[str, Any]:
+    """What a checkpoint holds beside the state of model and optimizers, which stays on the disk.
+
+    Args:
+        path: Checkpoint file, or folder of a sharded checkpoint.
+
+    Raises:
+        VideoAlignError: Where it is missing, damaged, of another kind, or not readable by this user.
+    """
+    if not Path(path).is_dir():
+        return read_checkpoint(path, mmap=True)
+    with reading(path):
+        return torch.load(Path(path) / _META, map_location="cpu", weights_only=True)
+
+
 def whole_checkpoints(trainer: L.Trainer) -> L.Trainer:
     """Make a trainer write and read its checkpoints through this module, and return it.
 
@@ -209,7 +224,7 @@ def whole_checkpoints(trainer: L.Trainer) -> L.Trainer:
     elif type(plugin) is TorchCheckpointIO:
         strategy.checkpoint_io = WholeFiles()
     if type(strategy).load_checkpoint is not Strategy.load_checkpoint:
-        strategy.load_checkpoint = _checked(strategy.load_checkpoint)
+        strategy.load_checkpoint = _checked(strategy, strategy.load_checkpoint)
     if _writes_folders(strategy):
         strategy.save_checkpoint = _whole_folder(strategy, strategy.save_checkpoint)
     return trainer
@@ -220,7 +235,19 @@ def _writes_folders(strategy: Strategy) -> bool:
     return fsdp or getattr(strategy, "_save_distributed_checkpoint", False)
 
 
-def _checked(load: Callable) -> Callable:
+@runtime_checkable
+class NamesGroups(Protocol):
+    """A LightningModule whose checkpoints name the groups of its optimizer's parameters."""
+
+    def compare_groups(self, checkpoint: Mapping[str, Any]) -> None:
+        """Refuse a checkpoint whose groups are other ones, before its state is loaded into the optimizer.
+
+        Args:
+            checkpoint: What a checkpoint holds beside the state of model and optimizers.
+        """
+
+
+def _checked(strategy: Strategy, load: Callable) -> Callable:
     def load_checkpoint(checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
         """Check a checkpoint, then let Lightning load it."""
         _refuse_objects(weights_only)
@@ -228,6 +255,8 @@ def _checked(load: Callable) -> Callable:
             check_checkpoint(checkpoint_path)
         elif _is_local_file_protocol(checkpoint_path):
             read_checkpoint(checkpoint_path, mmap=True)
+        if strategy.optimizers and isinstance(strategy.lightning_module, NamesGroups):
+            strategy.lightning_module.compare_groups(read_entries(checkpoint_path))
         with reading(checkpoint_path):
             return load(checkpoint_path, weights_only=True)
 

@@ -1,8 +1,9 @@
 """Rated pairs as people see them: both videos side by side, with their labels and the model's probabilities."""
 
+import math
+
 import lightning as L
 import torch
-from PIL import Image, ImageDraw
 from torch import Tensor
 
 from ..datamodules.contracts import HasExamples, ScoresPairs, require
@@ -10,16 +11,17 @@ from ..datamodules.ratings import WORDS
 from ..datamodules.video_pair import VideoPair
 from ..models.dimensions import DIMENSIONS
 from ..models.preference import probabilities
-from .tensorboard import add_animation, enlarge, writer_of
+from .run_media import media_of
+from .side_clips import Clip, frames_of
 
 
 class ExamplePairs(L.Callback):
-    """Shows the same held-out pairs as animations in TensorBoard at each validation.
+    """Shows the same held-out pairs side by side at each validation, in the run's loggers and on ``samples.html``.
 
     Args:
         count: Number of pairs to show.
-        fps: Frame rate of the animations, in frames per second.
-        height: Least height of a video in the animations, in pixels.
+        fps: Frame rate at which they are shown, in frames per second.
+        height: Least height of a video, in pixels.
     """
 
     def __init__(self, count: int = 4, fps: float = 4.0, height: int = 160) -> None:
@@ -50,48 +52,25 @@ class ExamplePairs(L.Callback):
             pl_module.eval()
             rewards = scores(trainer.strategy.batch_to_device(batch)).cpu()  # (2N, 3), A and B in turn
             pl_module.train(was_training)
-        if writer := writer_of(trainer):
-            outcome = probabilities(rewards[::2] - rewards[1::2], scores.theta)  # (N, 3, outcomes)
-            for number, (pair, predicted) in enumerate(zip(self.pairs, outcome), 1):
-                frames = draw_pair(pair, predicted, self.height)
-                add_animation(writer, f"examples/{number}", frames, self.fps, trainer.global_step)
+        if media := media_of(trainer):
+            for number, (pair, both) in enumerate(zip(self.pairs, rewards.unflatten(0, (-1, 2))), 1):
+                media.clip(f"val/examples/{number}", rated_clip(pair, both, scores.theta, self.fps, self.height))
 
 
-def draw_pair(pair: VideoPair, predicted: Tensor, height: int = 160) -> list[Image.Image]:
-    """Draw both videos of a pair beside each other, with labels and predictions below them.
+def rated_clip(pair: VideoPair, rewards: Tensor, theta: float, fps: float, height: int) -> Clip:
+    """Both videos of a pair, with the labels that people gave, probabilities and rewards.
 
     Args:
         pair: The pair, with its videos decoded.
-        predicted: (3, 3) probabilities of A, tie and B per dimension.
+        rewards: Raw rewards (2, 3) of A and B.
+        theta: Tie parameter of the probabilities.
+        fps: Frame rate at which it is shown, in frames per second.
         height: Least height of a video, in pixels.
-
-    Returns:
-        Frames of the animation.
     """
-    videos = [[enlarge(frame.permute(1, 2, 0).numpy(), height) for frame in video] for video in pair.videos]
-    lines = [f"A {pair.sources[0]}   |   B {pair.sources[1]}", *_wrapped(pair.prompt)]
-    for name, label, (a, tie, b) in zip(DIMENSIONS, pair.labels, predicted.tolist()):
-        word = "none" if label.isnan() else WORDS[int(label)]
-        lines.append(f"{name}: label {word:5} P(A) {a:.2f}  P(same) {tie:.2f}  P(B) {b:.2f}")
-    widths = [video[0].width for video in videos]
-    high = max(video[0].height for video in videos)
-    canvas_size = max(sum(widths) + 8, 340), high + 14 * len(lines) + 8
-    frames = []
-    for i in range(max(map(len, videos))):
-        canvas = Image.new("RGB", canvas_size, "white")
-        canvas.paste(videos[0][min(i, len(videos[0]) - 1)], (0, 0))
-        canvas.paste(videos[1][min(i, len(videos[1]) - 1)], (widths[0] + 8, 0))
-        draw = ImageDraw.Draw(canvas)
-        for row, line in enumerate(lines):
-            draw.text((4, high + 4 + 14 * row), line, fill="black")
-        frames.append(canvas)
-    return frames
-
-
-def _wrapped(prompt: str, width: int = 56, most: int = 3) -> list[str]:
-    lines = [""]
-    for word in prompt.split():
-        if lines[-1] and len(lines[-1]) + len(word) >= width:
-            lines.append("")
-        lines[-1] = f"{lines[-1]} {word}".strip()
-    return lines[:most]
+    rows = [["", "label", "P(A)", "P(same)", "P(B)", "reward A", "reward B"]]
+    predicted = probabilities(rewards[0] - rewards[1], theta).tolist()
+    for name, label, outcomes, both in zip(DIMENSIONS, pair.labels.tolist(), predicted, rewards.T.tolist()):
+        word = "none" if math.isnan(label) else WORDS[int(label)]
+        rows.append([name, word, *(f"{p:.2f}" for p in outcomes), *(f"{r:+.2f}" for r in both)])
+    sides = {f"{side} {source}".strip(): frames_of(v) for side, source, v in zip("AB", pair.sources, pair.videos)}
+    return Clip(sides, fps, pair.prompt, rows, height)

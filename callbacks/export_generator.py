@@ -13,9 +13,12 @@ from ..datamodules.contracts import TrainsTransformer, require
 from ..models.checksums import seal
 from ..models.files import check_free, new_folder
 from ..models.finite import NOT_WRITTEN, require_finite
+from ..models.generator import PARTS
+from ..models.generator_folder import files_of
+from ..models.hub import resolved
 from ..models.locks import Hold
 from .reports import Report, exported
-from .tensorboard import folder_of
+from .run_folder import folder_of
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 """Name that diffusers gives to a file of LoRA adapters."""
@@ -92,7 +95,8 @@ class ExportGenerator(L.Callback):
         whole.load_state_dict(state, assign=True)
         if self.pipeline:
             family = type(module.generator.pipeline)
-            family.from_pretrained(module.name, transformer=whole).save_pretrained(folder)
+            source = resolved(module.name, "folder of a generator", parts=files_of(PARTS))
+            family.from_pretrained(source, transformer=whole).save_pretrained(folder)
         else:
             whole.save_pretrained(folder)
 

@@ -9,7 +9,7 @@ from ..datamodules.contracts import HasBackbone, HasRewardNetwork, RewardNetwork
 from ..models.files import check_free
 from ..models.locks import Hold
 from .reports import Report, exported
-from .tensorboard import folder_of
+from .run_folder import folder_of
 
 
 class ExportReward(L.Callback):

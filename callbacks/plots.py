@@ -1,9 +1,11 @@
-"""Tables and charts in one style: for terminals and Markdown pages, PNG files and TensorBoard.
+"""Tables and charts in one style: for terminals and Markdown pages, PNG files and loggers.
 
 Charts are drawn on :class:`matplotlib.figure.Figure` without pyplot, whose backend and list of open figures belong to
 the whole process: in a notebook they must stay the notebook's.
 """
 
+import csv
+import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +15,6 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from torch.utils.tensorboard import SummaryWriter
 
 from ..models.dimensions import DIMENSIONS, OVERALL
 from ..models.files import new_file
@@ -51,6 +52,13 @@ def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table in Markdown; bars inside of cells are escaped."""
     lines = [[cell.replace("|", r"\|") for cell in line] for line in (head, ["---"] * len(head), *rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def csv_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table as the text of a CSV file."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([head, *rows])
+    return text.getvalue()
 
 
 # --- charts -----------------------------------------------------------------------------------------------------------
@@ -147,6 +155,19 @@ def reference_line(axis: Axes, value: float, label: str | None = None, upright: 
     draw(value, color=RED, linestyle="dashed", linewidth=0.9, label=label)
 
 
+def distribution(title: str, values: np.ndarray) -> Figure:
+    """A histogram.
+
+    Args:
+        title: Title of the figure.
+        values: Values (N,).
+    """
+    figure, (axis,) = panels(size=(4.5, 3))
+    axis.hist(values, bins=30, color=BLUE)
+    axis.set(title=title, ylabel="number")
+    return figure
+
+
 def legend_below(figure: Figure) -> None:
     """The legend of the last panel, below all of them, where it hides no bar."""
     handles, labels = figure.axes[-1].get_legend_handles_labels()
@@ -179,15 +200,3 @@ def pixels(figure: Figure) -> np.ndarray:
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
-
-
-def add_chart(writer: SummaryWriter, tag: str, figure: Figure, step: int | None = None) -> None:
-    """Show a figure among TensorBoard's images. (``SummaryWriter.add_figure`` imports pyplot.)
-
-    Args:
-        writer: The run's writer.
-        tag: Name of the image.
-        figure: The chart.
-        step: Optimizer step that the chart belongs to.
-    """
-    writer.add_image(tag, pixels(figure), step, dataformats="HWC")

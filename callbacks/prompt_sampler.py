@@ -1,13 +1,17 @@
 """Samples of policy and reference from the same prompts and noise, for the callbacks that compare their videos."""
 
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from .. import VideoAlignError
+from ..bars import Bar
 from ..datamodules.contracts import AlignsGenerator, require
 from ..models.flow import draw, draw_seed, interpolate
 from ..models.generator_folder import load_generator
@@ -17,11 +21,12 @@ from ..models.generator_folder import load_generator
 class Sampling:
     """Size of sampled videos, and how they are sampled."""
 
-    num_frames: int
-    """Frames of a video; the generator's autoencoder says which numbers it can decode."""
-    height: int
+    num_frames: int | None = None
+    """Frames of a video; the generator's autoencoder says which numbers it can decode. In a training: if not given,
+    frames, height and width are those of the held-out latents."""
+    height: int | None = None
     """Height of a video, in pixels."""
-    width: int
+    width: int | None = None
     """Width of a video, in pixels."""
     fps: int = 16
     """Frame rate that the videos are meant for, in frames per second."""
@@ -35,6 +40,103 @@ class Sampling:
     """Number of videos that are sampled at once."""
     seed: int = 0
     """Seed of the noise."""
+
+    def __post_init__(self) -> None:
+        if 0 < len(self.missing) < 3:
+            raise VideoAlignError(f"sampling.{self.missing[0]} is missing: give num_frames, height and width, or none")
+
+    @property
+    def missing(self) -> list[str]:
+        """Names of the sizes that are not given."""
+        return [name for name in ("num_frames", "height", "width") if getattr(self, name) is None]
+
+    def complete(self) -> "Sampling":
+        """Return these settings, or refuse them where no latents say how large videos are.
+
+        Raises:
+            VideoAlignError: If the size of the videos is not given.
+        """
+        if self.missing:
+            raise VideoAlignError(f"sampling needs {', '.join(self.missing)}")
+        return self
+
+
+LONG = 600.0
+"""Seconds of sampling at one validation above which a callback warns."""
+
+
+class SamplesPrompts(L.Callback):
+    """A callback that samples videos of prompts, of the held-out latents' size where none is given.
+
+    Args:
+        prompts: Prompts of the videos.
+        sampling: Size of the videos, and how they are sampled.
+    """
+
+    def __init__(self, prompts: list[str], sampling: Sampling) -> None:
+        self.prompts, self.sampling = prompts, sampling
+
+    def check_size(self, pl_module: L.LightningModule) -> None:
+        """Refuse a module that aligns no generator, and a size of videos that its generator cannot sample.
+
+        Args:
+            pl_module: Module that is trained or tested.
+        """
+        generator = require(pl_module, AlignsGenerator, f"callbacks.{type(self).__name__}").generator
+        if not self.sampling.missing:
+            generator.latent_shape(self.sampling.num_frames, self.sampling.height, self.sampling.width)
+
+    def on_validation_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: dict[str, Any], *rest: int
+    ) -> None:
+        """Take the size of videos from held-out latents."""
+        if self.sampling.missing and "latents" in batch:
+            ratio, space = require(pl_module, AlignsGenerator, f"callbacks.{type(self).__name__}").generator.ratios
+            frames, height, width = batch["latents"].shape[-3:]
+            size = {"num_frames": (frames - 1) * ratio + 1, "height": height * space, "width": width * space}
+            self.sampling = replace(self.sampling, **size)
+
+    on_test_batch_end = on_validation_batch_end
+
+
+class SamplingProgress:
+    """Shows how far sampling is, and warns once where it will take long on this device.
+
+    Args:
+        who: Class of the callback that samples, for messages.
+        videos: Number of videos that are sampled one after the other.
+        steps: Number of scheduler steps of a video.
+        device: Device that samples.
+        shown: Whether this rank reports.
+    """
+
+    def __init__(self, who: str, videos: int, steps: int, device: torch.device, shown: bool) -> None:
+        self.who, self.videos, self.steps, self.device = who, videos, steps, device
+        self.bar = Bar(f"{who}, sampling steps", videos * steps) if shown else None
+        self.done, self.began = 0, 0.0
+
+    def __call__(self) -> None:
+        """Count a scheduler step. The second one is timed: the first may compile or allocate."""
+        self.done += 1
+        if self.bar is None:
+            return
+        if self.done <= 2 and self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        if self.done == 1:
+            self.began = time.monotonic()
+        if self.done == 2:
+            self._estimate(time.monotonic() - self.began)
+        self.bar.update()
+        if self.done == self.videos * self.steps:
+            self.bar.close()
+
+    def _estimate(self, seconds: float) -> None:
+        if (whole := seconds * self.steps * self.videos) > LONG:
+            rank_zero_warn(
+                f"{self.who} will sample for about {whole / 60:.0f} minutes each time: {self.videos} times "
+                f"{self.steps} steps of {seconds:.1f} s on {self.device.type}. Fewer prompts, fewer sampling.steps or "
+                "smaller videos make it shorter"
+            )
 
 
 class PromptSampler:
@@ -51,12 +153,25 @@ class PromptSampler:
         self.aligned = require(module, AlignsGenerator, type(self).__name__)
         shape = self.aligned.generator.latent_shape(sampling.num_frames, sampling.height, sampling.width)
         self.shape = torch.Size(shape)
+        self._stepped: SamplingProgress | None = None
         dtype = "bfloat16" if module.device.type == "cuda" else "float32"  # UMT5-XXL is 23 GB in fp32
-        encoder = load_generator(self.aligned.name, dtype, ("text_encoder",)).to(module.device)
+        encoder = load_generator(self.aligned.name, dtype, ("text_encoder",), family=type(self.aligned.generator)).to(
+            module.device
+        )
         self.embeds = encoder.encode_prompts([*prompts, sampling.negative])
         del encoder
         if module.device.type == "cuda":
             torch.cuda.empty_cache()
+
+    def begin(self, who: str, rounds: int) -> None:
+        """Show the progress of the next calls of :meth:`both`.
+
+        Args:
+            who: Class of the callback that samples, for messages.
+            rounds: Number of calls.
+        """
+        shown, device = self.module.trainer.is_global_zero, self.module.device
+        self._stepped = SamplingProgress(who, 2 * rounds, self.sampling.steps, device, shown)
 
     def noise(self, items: Sequence[tuple[int, int]]) -> Tensor:
         """Draw the noise of (prompt, number) items, which depends on the seed, the prompt's text and the number alone.
@@ -91,9 +206,9 @@ class PromptSampler:
         null = generator.condition(self.embeds[-1:]) if s.cfg_scale > 1 else None
         noise = self.noise(items)
         with self._precision():
-            policy = generator.sample(condition, noise, s.steps, s.cfg_scale, null)
+            policy = generator.sample(condition, noise, s.steps, s.cfg_scale, null, None, self._stepped)
         with self._precision(), self.aligned.as_reference() as net:
-            return policy, generator.sample(condition, noise, s.steps, s.cfg_scale, null, net)
+            return policy, generator.sample(condition, noise, s.steps, s.cfg_scale, null, net, self._stepped)
 
     @torch.no_grad()
     def drift(self, latents: Tensor, items: Sequence[tuple[int, int]], draws: int = 4) -> Tensor:

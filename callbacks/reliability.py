@@ -6,8 +6,8 @@ from matplotlib.figure import Figure
 from ..datamodules.contracts import HasCalibration, require
 from ..models.dimensions import DIMENSIONS
 from ..models.metrics import Calibration, Reliability
-from .plots import BLUE, GREY, add_chart, panels
-from .tensorboard import writer_of
+from .plots import BLUE, GREY, panels
+from .run_media import media_of
 
 
 class ReliabilityDiagram(L.Callback):
@@ -28,8 +28,8 @@ class ReliabilityDiagram(L.Callback):
         if trainer.sanity_checking or not calibration.update_called:
             return
         reliability = calibration.compute()
-        if writer := writer_of(trainer):
-            add_chart(writer, "val/reliability", diagram(reliability), trainer.global_step)
+        if media := media_of(trainer):
+            media.figure("val/reliability", diagram(reliability))
 
 
 def diagram(reliability: Reliability) -> Figure:

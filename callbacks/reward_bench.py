@@ -16,8 +16,9 @@ from ..datamodules.contracts import HasBenchmarks, MeasuresStatistics, require
 from ..models.files import write_json
 from ..models.intervals import LEAST_PROMPTS, Interval, interval_text, prompt_number
 from ..models.metrics import PreferenceAccuracy
-from .plots import BLUE, GREEN, RED, add_chart, bars, legend_below, markdown_table, panels, text_table
-from .tensorboard import folder_of, writer_of
+from .plots import BLUE, GREEN, RED, bars, legend_below, markdown_table, panels, text_table
+from .run_folder import folder_of
+from .run_media import media_of
 
 
 class RewardBench(L.Callback):
@@ -25,8 +26,9 @@ class RewardBench(L.Callback):
 
     Needs a DataModule with benchmarks (:class:`~videoalign.datamodules.contracts.HasBenchmarks`), and a module whose
     validation step returns ``rewards`` (:class:`~videoalign.datamodules.contracts.MeasuresStatistics`). It logs
-    ``bench/NAME/accuracy/*``, ``bench/NAME/accuracy_with_ties/*`` and ``bench/NAME/tie_floor/*``, shows a table and a
-    bar chart in TensorBoard, and writes ``reward_bench/NAME.json`` in the run's folder.
+    ``val/bench/NAME/accuracy/*``, ``val/bench/NAME/accuracy_with_ties/*`` and ``val/bench/NAME/tie_floor/*``
+    (``test/...`` under ``videoalign test``), shows a table and a bar chart, and writes ``reward_bench/NAME.json`` in
+    the run's folder.
 
     Args:
         out: Folder for the JSON files; ``reward_bench`` in the run's folder if not given.
@@ -66,15 +68,15 @@ class RewardBench(L.Callback):
         """Measure and report every benchmark. Collective: every rank must call it."""
         if trainer.sanity_checking:
             return
-        module = require(pl_module, MeasuresStatistics, "callbacks.RewardBench")
+        module, stage = require(pl_module, MeasuresStatistics, "callbacks.RewardBench"), stage_of(trainer)
         for name, benchmark in require(trainer.datamodule, HasBenchmarks, "callbacks.RewardBench").benchmarks.items():
             rewards = self._gather(name, len(benchmark.keys), pl_module)
             std = torch.tensor(module.measured_statistics().std)
             self.results[name] = result = self._measure(name, benchmark, rewards, std)
             for column, row in result.items():
-                pl_module.log(f"bench/{name}/accuracy/{column}", row["without_ties"])
-                pl_module.log(f"bench/{name}/accuracy_with_ties/{column}", row["with_ties"])
-                pl_module.log(f"bench/{name}/tie_floor/{column}", row["floor"])
+                pl_module.log(f"{stage}/bench/{name}/accuracy/{column}", row["without_ties"])
+                pl_module.log(f"{stage}/bench/{name}/accuracy_with_ties/{column}", row["with_ties"])
+                pl_module.log(f"{stage}/bench/{name}/tie_floor/{column}", row["floor"])
             self._report(trainer, name, result)
 
     on_test_epoch_start = on_validation_epoch_start
@@ -107,9 +109,14 @@ class RewardBench(L.Callback):
             return
         if folder := Path(self.out) if self.out else run and run / "reward_bench":
             write_json(folder / f"{name}.json", {"benchmark": name, "step": trainer.global_step, "accuracies": result})
-        if (writer := writer_of(trainer)) and result:
-            writer.add_text(f"bench/{name}", table(result, markdown=True), trainer.global_step)
-            add_chart(writer, f"bench/{name}", bar_chart(name, result), trainer.global_step)
+        if (media := media_of(trainer)) and result:
+            media.text(f"{stage_of(trainer)}/bench/{name}", table(result, markdown=True))
+            media.figure(f"{stage_of(trainer)}/bench/{name}", bar_chart(name, result))
+
+
+def stage_of(trainer: L.Trainer) -> str:
+    """First part of the names of what is measured: ``test`` under ``videoalign test``, else ``val``."""
+    return "test" if trainer.testing else "val"
 
 
 KINDS = {"without_ties": ("without ties", "interval"), "with_ties": ("with ties", "interval_with_ties")}

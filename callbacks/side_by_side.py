@@ -1,22 +1,19 @@
 """Videos of policy and reference beside each other, from the same prompts and noise at every validation."""
 
-from pathlib import Path
-
 import lightning as L
-import numpy as np
 import torch
 
 from .. import VideoAlignError
 from ..datamodules.contracts import AlignsGenerator, require
-from ..models.files import write_bytes
-from .prompt_sampler import PromptSampler, Sampling
-from .tensorboard import add_animation, enlarge, folder_of, gif, writer_of
+from .prompt_sampler import PromptSampler, SamplesPrompts, Sampling
+from .run_media import media_of
+from .side_clips import Clip, frames_of
 
 
-class SideBySide(L.Callback):
+class SideBySide(SamplesPrompts):
     """Shows animations with the policy's video on the left and the reference's on the right.
 
-    They are under ``samples/`` in TensorBoard, and GIF files in the run's folder.
+    They are under ``val/samples/`` in the run's loggers, and on the page ``samples.html`` in the run's folder.
 
     Args:
         prompts: Prompts of the videos; a few are enough.
@@ -27,13 +24,13 @@ class SideBySide(L.Callback):
     def __init__(self, prompts: list[str], sampling: Sampling, every: int = 1) -> None:
         if every < 1:
             raise VideoAlignError(f"SideBySide.every must be at least 1, got {every}")
-        self.prompts, self.sampling, self.every, self.count = prompts, sampling, every, 0
+        super().__init__(prompts, sampling)
+        self.every, self.count = every, 0
         self.sampler: PromptSampler | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Refuse a size of videos that the generator cannot sample, before training begins."""
-        generator = require(pl_module, AlignsGenerator, "callbacks.SideBySide").generator
-        generator.latent_shape(self.sampling.num_frames, self.sampling.height, self.sampling.width)
+        self.check_size(pl_module)
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Sample and show the videos. Collective under sharding: every rank samples the same ones."""
@@ -43,19 +40,14 @@ class SideBySide(L.Callback):
         if (self.count - 1) % self.every:
             return
         self.sampler = self.sampler or PromptSampler(pl_module, self.sampling, self.prompts)
-        run, writer = folder_of(trainer), writer_of(trainer)
+        self.sampler.begin("SideBySide", len(self.prompts))
+        media = media_of(trainer)
         for number, prompt in enumerate(self.prompts):
             policy, reference = self.sampler.both([(number, 0)])
-            if not trainer.is_global_zero:
+            if media is None:
                 continue
             sides = [f"{side}, prompt {prompt[:60]}" for side in ("policy", "reference")]
             generator = require(pl_module, AlignsGenerator, "callbacks.SideBySide").generator
             videos = generator.decode(torch.cat([policy, reference]), sides).cpu()  # (2, T, 3, H, W)
-            videos = torch.nn.functional.pad(videos, (0, 2), value=255)  # a white line between the two
-            both = videos.permute(1, 3, 0, 4, 2).flatten(2, 3)[:, :, :-2].numpy()  # (T, H, 2 W + 2, 3)
-            frames = [enlarge(np.ascontiguousarray(frame), 128) for frame in both]
-            if writer:
-                add_animation(writer, f"samples/{number} {prompt[:60]}", frames, self.sampling.fps, trainer.global_step)
-            if run:
-                path = Path(run) / "samples" / f"{number:02d}_step{trainer.global_step:06d}.gif"
-                write_bytes(path, gif(frames, self.sampling.fps))
+            both = dict(zip(("policy", "reference"), map(frames_of, videos)))
+            media.clip(f"val/samples/{number} {prompt[:60]}", Clip(both, self.sampling.fps, prompt, height=128))

@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 
 import lightning as L
+import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -11,33 +12,37 @@ from torch import Tensor
 from .. import EverywhereError, VideoAlignError
 from ..datamodules.contracts import AlignsGenerator, require
 from ..datamodules.prompts import read_prompts
+from ..datamodules.ratings import COLUMNS
 from ..datamodules.video import resample
 from ..models.files import write_json
 from ..models.intervals import Interval, interval_text
 from ..models.official import load_reward
 from ..models.template import Template
 from ..models.win_rates import win_rates
-from .plots import BLUE, ORANGE, add_chart, bars, legend_below, markdown_table, panels, reference_line
-from .prompt_sampler import PromptSampler, Sampling
-from .tensorboard import folder_of, writer_of
+from .plots import BLUE, ORANGE, bars, legend_below, markdown_table, panels, reference_line
+from .prompt_sampler import PromptSampler, SamplesPrompts, Sampling
+from .run_folder import folder_of
+from .run_media import Media, media_of
+from .side_clips import Clip, frames_of
 
 
-class WinRate(L.Callback):
+class WinRate(SamplesPrompts):
     """Compares policy and reference under `videoalign test`: both sample the same prompts from the same noise.
 
     It logs ``test/win_rate/*``, ``test/superiority/*`` (different noise, see :mod:`~videoalign.models.win_rates`),
     ``test/reward/{policy,reference}/*`` and ``test/drift``, the mean squared difference of the two velocities: a win
-    rate that comes with much drift is suspect. It shows a table and a chart in TensorBoard, and writes
+    rate that comes with much drift is suspect. It shows a table, a chart and the first prompts' videos, and writes
     ``win_rate.json``.
 
     Args:
-        reward_model: Folder of the reward model that compares, in this package's format or an official one's.
+        reward_model: Folder or hub id of the reward model that compares, in this package's format or an official one's.
         prompts: CSV file with a column ``prompt``, or text file with one prompt a line.
         sampling: Size and sampler of the videos.
         samples: Number of noises per prompt; with one there is no superiority.
         out: Folder for ``win_rate.json``; the run's folder if not given.
         backbone: Folder or hub id of the reward model's backbone; where it was in training if not given.
         template: Template file of an official reward model.
+        clips: Number of prompts whose first videos are shown, the policy's beside the reference's.
     """
 
     def __init__(
@@ -49,18 +54,24 @@ class WinRate(L.Callback):
         out: str | None = None,
         backbone: str | None = None,
         template: str | None = None,
+        clips: int = 4,
     ) -> None:
         if samples < 1:
             raise VideoAlignError(f"WinRate.samples must be at least 1, got {samples}")
+        if clips < 0:
+            raise VideoAlignError(f"WinRate.clips must be at least 0, got {clips}")
+        self.clips = clips
         self.reward_model, self.backbone = reward_model, backbone
         self.template = Template.load(template) if template else None
-        self.prompts, self.sampling, self.samples, self.out = read_prompts(prompts), sampling, samples, out
+        super().__init__(read_prompts(prompts), sampling)
+        self.samples, self.out = samples, out
         self.results: dict[str, dict] = {}
+        self._films: dict[tuple[int, str], np.ndarray] = {}
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Refuse a module that aligns no generator before the test begins."""
+        """Refuse a module that aligns no generator, or a size that it cannot sample, before the test begins."""
         if stage == "test":
-            require(pl_module, AlignsGenerator, "callbacks.WinRate")
+            self.check_size(pl_module)
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Sample, score and compare. Collective: every rank must call it."""
@@ -71,6 +82,8 @@ class WinRate(L.Callback):
         batches = [items[i : i + self.sampling.batch_size] for i in range(0, len(items), self.sampling.batch_size)]
         rounds = -(-len(batches) // trainer.world_size)  # every rank samples as often: sharded layers are collective
         found: dict[tuple[int, int], list] = {}
+        self._films = {}
+        sampler.begin("WinRate", rounds)
         for number in range(rounds):
             batch = batches[(number * trainer.world_size + trainer.global_rank) % len(batches)]
             policy, reference = sampler.both(batch)
@@ -81,6 +94,7 @@ class WinRate(L.Callback):
             ]
             for item, *row in zip(batch, *(r.tolist() for r in rewards), drift.tolist()):
                 found[item] = row
+        self._films = self._gather(trainer, self._films)
         self._report(trainer, pl_module, self._gather(trainer, found))
 
     def _rewards(
@@ -90,6 +104,7 @@ class WinRate(L.Callback):
         names = [f"{side}, prompt {self.prompts[p][:60]}, noise {n}" for p, n in batch]
         generator = require(module, AlignsGenerator, "callbacks.WinRate").generator
         processor, videos = judge.processor, generator.decode(latents, names).cpu()
+        self._films |= {(p, side): frames_of(v) for (p, n), v in zip(batch, videos) if n == 0 and p < self.clips}
         frames = [resample(video, self.sampling.fps, processor.sampling, processor.factor) for video in videos]
         inputs = processor(frames, [self.prompts[p] for p, _ in batch])
         inputs = {name: tensor.to(module.device) for name, tensor in inputs.items()}
@@ -121,9 +136,17 @@ class WinRate(L.Callback):
         run = folder_of(trainer)  # collective
         if trainer.is_global_zero:
             self._save(Path(self.out) if self.out else run, drift)
-            if writer := writer_of(trainer):
-                writer.add_text("test/win_rate", table(self.results, drift), trainer.global_step)
-                add_chart(writer, "test/win_rate", chart(self.results), trainer.global_step)
+            if media := media_of(trainer):
+                media.text("test/win_rate", table(self.results, drift))
+                media.figure("test/win_rate", chart(self.results))
+                self._show(media, found)
+
+    def _show(self, media: Media, found: dict) -> None:
+        """Show the first videos of a few prompts, with their normalised rewards."""
+        for number, prompt in enumerate(self.prompts[: self.clips]):
+            sides = {side: self._films[number, side] for side in ("policy", "reference")}
+            rows = [[side, *(f"{r:+.2f}" for r in row)] for side, row in zip(sides, found[number, 0])]
+            media.clip(f"test/samples/{number}", Clip(sides, self.sampling.fps, prompt, [["", *COLUMNS], *rows], 128))
 
     def _check(self, policy: Tensor, reference: Tensor, drift: float) -> None:
         if not (policy.isfinite().all() and reference.isfinite().all()):

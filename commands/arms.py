@@ -30,7 +30,7 @@ from ..models.guidance import Guidance
 from ..models.locks import beside, held, real
 from .comparison import OWN_VIEW, RatedArm, found_of, save
 from .generating import generate
-from .judge import Judge
+from .judge import Judge, ratings_of
 from .reward_judge import RewardJudge
 
 BASE, VIDEOS = "base", "videos"
@@ -46,11 +46,13 @@ class Arm:
     generator: str | None = None
     """Folder or hub id of another pipeline."""
     lora: str | None = None
-    """Folder of LoRA adapters."""
+    """Folder, file or hub id of LoRA adapters."""
     noisy_reward: str | None = None
-    """Folder of a noisy reward; without a guide it only rates the videos."""
+    """Folder or hub id of a noisy reward; without a guide it only rates the videos."""
     guide: Guidance | None = None
     """When and how strongly the noisy reward steers."""
+    family: str | None = None
+    """Class of the family, by name or import path (``package.module:Name``); by default the comparison's."""
 
     def __post_init__(self) -> None:
         if self.guide and not self.noisy_reward:
@@ -62,13 +64,13 @@ class Sweep:
     """Guidance by one noisy reward at several strengths."""
 
     noisy_reward: str
-    """Folder of the noisy reward."""
+    """Folder or hub id of the noisy reward."""
     strengths: list[float]
     """Strengths of guidance, ascending; 0 is the base."""
     guide: Guidance = field(default_factory=Guidance)
     """Settings of the guidance but for its strength: weights, bounds, what the reward reads."""
     lora: str | None = None
-    """Folder of LoRA adapters that all arms of the sweep sample with."""
+    """Folder, file or hub id of LoRA adapters that all arms of the sweep sample with."""
 
     def __post_init__(self) -> None:
         ascending = all(a < b for a, b in zip(self.strengths, self.strengths[1:]))
@@ -96,6 +98,7 @@ def compare(
     sweeps: Mapping[str, Sweep] | None = None,
     best_of: str | None = None,
     device: str = "auto",
+    family: str | None = None,
 ) -> dict[str, Any]:
     """Sample all arms, judge them, print and save a table and charts. An interrupted comparison goes on.
 
@@ -111,18 +114,21 @@ def compare(
         best_of: Name of the judge that best-of-N chooses by; by default the first reward model among the judges, or
             the first judge.
         device: Where to sample: auto, cpu or gpu.
+        family: Class of the generator's family, by import path (``package.module:Name``) or name; found by the
+            pipeline's class if not given.
 
     Returns:
         What is saved as ``OUT/comparison.json``.
     """
     folder, texts = Path(out), read_prompts(prompts)
-    chooser = _chooser(judges, best_of)
+    sampling, chooser = sampling.complete(), _chooser(judges, best_of)
     every, curves = plan(arms or {}, sweeps or {})
     with held(folder):
         for judge in judges.values():
             judge.check(texts, sampling)
         judged: dict[str, RatedArm] = {}
         for number, (name, arm) in enumerate(every.items(), 1):
+            arm = replace(arm, family=arm.family or family)
             if not (folder / VIDEOS / name).exists():
                 print(f"arm {number} of {len(every)}: {name}", flush=True)
             sample_arm(folder, name, arm, generator, prompts, sampling, samples, device)
@@ -211,7 +217,7 @@ def sample_arm(
         "prompts": read_prompts(prompts),
         "samples": samples,
         "sampling": asdict(sampling),
-        "arm": asdict(arm),
+        "arm": {key: value for key, value in asdict(arm).items() if key != "family" or value},
     }
     made = json.loads(json.dumps(made))
     begun = videos.exists() or beside(real(videos), "parts").exists()
@@ -235,6 +241,7 @@ def _generate_arguments(name: str, arm: Arm, generator: str, sampling: Sampling)
     size = ("num_frames", "height", "width", "fps", "steps", "cfg_scale", "negative")
     arguments = {key: getattr(sampling, key) for key in size}
     arguments |= {"generator": arm.generator or generator, "lora": arm.lora, "source": name}
+    arguments |= {"family": arm.family} if arm.family else {}
     if arm.noisy_reward:
         # Without a guide of its own a reward only rates: strength 0 leaves samples as they are.
         arguments |= {"noisy_reward": arm.noisy_reward, "guide": arm.guide or Guidance(strength=0.0)}
@@ -255,18 +262,10 @@ def _judged(judges: Mapping[str, Judge], videos: Path, shape: tuple[int, int]) -
     ratings: dict[str, Tensor] = {}
     for name, judge in judges.items():
         kept = f"{videos.name}.rewards" if name == REWARD_MODEL else f"{videos.name}.{name}.rewards"
-        rated = judge.rate_set(shards, keys, videos.with_name(kept))
-        if wrong := [d for d in DIMENSIONS if d not in rated or rated[d].shape != (len(keys),)]:
-            raise VideoAlignError(
-                f"judges.{name} ({judge.name}) does not give one number per video of {videos} under the names "
-                f"{', '.join(wrong)}; a comparison needs {', '.join(DIMENSIONS)}"
-            )
-        ratings[name] = torch.stack([rated[d] for d in DIMENSIONS], 1)
+        ratings[name] = ratings_of(judge, shards, keys, videos.with_name(kept), f"judges.{name}")
     if all("noisy_reward" in record for record in records):
         ratings[OWN_VIEW] = torch.tensor([[record["noisy_reward"][d] for d in DIMENSIONS] for record in records])
-    for name, rows in ratings.items():
-        what = f"ratings of {videos} by the {name}"
-        require_finite(what, by_name(keys, rows), "look at the videos and at this judge")
+        require_finite(f"ratings of {videos} by the {OWN_VIEW}", by_name(keys, ratings[OWN_VIEW]), "look at the videos")
     whole = {name: torch.cat([r, r.sum(1, keepdim=True)], 1).double() for name, r in ratings.items()}
     seconds = statistics.median(record["seconds"] for record in records)
     return RatedArm({name: r.unflatten(0, shape) for name, r in whole.items()}, seconds)

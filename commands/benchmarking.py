@@ -1,4 +1,4 @@
-"""`videoalign bench`: a reward model's accuracies on rated pairs, under a public benchmark's protocol or its own.
+"""`videoalign bench`: a reward model's or judge's accuracies on rated pairs, under a benchmark's protocol or its own.
 
 Every video is scored once, and the rewards of a pair are those of its two videos. Scoring is a predict run: batches of
 similar length, decoded while the model computes, on any number of processes; rewards stay when it is interrupted.
@@ -8,28 +8,32 @@ import math
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from .. import VideoAlignError
-from ..callbacks.plots import add_chart, save_png, text_table
+from ..callbacks.plots import save_png, text_table
 from ..callbacks.reward_bench import bar_chart, table, too_few_prompts
+from ..callbacks.run_media import TensorBoardMedia
+from ..datamodules.addresses import short_name
 from ..datamodules.benchmark import Benchmark
 from ..models.benchmark_protocols import PROTOCOLS, BenchmarkProtocol, accuracy_four_way, official_accuracy_with_ties
 from ..models.dimensions import DIMENSIONS, OVERALL
 from ..models.files import write_json
+from ..models.hub import commits_of
 from ..models.intervals import prompt_number
 from ..models.locks import held
 from ..models.metrics import PreferenceAccuracy
 from ..models.preference import accuracy_without_ties
-from ..models.video_reward import VideoReward
+from .judge import Judge, ratings_of
 from .reward_judge import RewardJudge
 
 
 def measure(
-    judge: RewardJudge,
+    judge: RewardJudge | Judge,
     data: list[str],
     out: str,
     benchmark: str | None = None,
@@ -40,11 +44,11 @@ def measure(
     """Score sets of videos with ``pairs.csv``, and compute the accuracies.
 
     Args:
-        judge: The reward model to measure.
-        data: Folders of the sets; a set is called by its folder's name.
+        judge: The reward model to measure, or another judge, which reads the videos in its own way.
+        data: Folders or addresses of the sets; a set is called by its folder's name.
         out: Folder for the results; rewards of an interrupted run are taken up there.
-        benchmark: Public protocol, see :data:`~videoalign.models.benchmark_protocols.PROTOCOLS`; without one the
-            model's own sampling holds.
+        benchmark: Name or import path of a protocol, see
+            :data:`~videoalign.models.benchmark_protocols.PROTOCOLS`; without one the model's own sampling holds.
         overall: ``sum`` or the dimension that stands for the overall reward, if not the protocol's.
         ways: 4 adds GenAI-Bench's four classes.
         min_pixels: Area to which smaller frames are enlarged, if not the sampling's. 0 with ``genai-bench`` keeps
@@ -53,35 +57,59 @@ def measure(
     Yields:
         Name of a set and what is saved as ``OUT/NAME.json``, as soon as it is measured; on the first process only.
     """
-    names = {Path(path).resolve().name: path for path in data}
+    protocol = PROTOCOLS[benchmark] if benchmark else None
+    names = {short_name(path): path for path in data}
     if len(names) < len(data):
         raise VideoAlignError("two --data folders have the same name, by which their results would be told apart")
     sets = {name: Benchmark(path) for name, path in names.items()}
-    protocol = PROTOCOLS[benchmark] if benchmark else None
     _check(protocol, sets, overall, ways)
     with held(out):
-        network = judge.network
-        if protocol:
-            network.processor.sampling = protocol.sampling
-        if min_pixels is not None:
-            network.processor.sampling = replace(network.processor.sampling, min_pixels=min_pixels)
+        described, std = _judge_under(judge, protocol, min_pixels)
         overall = overall or (protocol.overall if protocol else "sum")
         for name, rated in sets.items():
-            rewards = judge.score_set(rated.shards, rated.keys, Path(out) / name, progress=True)
+            folder = Path(out) / name
+            if isinstance(judge, RewardJudge):
+                rewards = judge.score_set(rated.shards, rated.keys, folder, progress=True)
+            else:
+                rewards = ratings_of(judge, rated.shards, rated.keys, folder, "the judge")
             if rewards is None:
                 continue
             result = {
                 "benchmark": name,
                 "protocol": benchmark,
-                "model": judge.model,
+                **described,
                 "overall": overall,
-                "sampling": network.processor.sampling.to_dict(),
-                "statistics": asdict(network.statistics),
                 "videos": len(rated.keys),
-                **_found(rated, rewards, network, overall, ways),
+                **_found(rated, rewards, std, overall, ways),
             }
             write_json(Path(out) / f"{name}.json", result)
             yield name, result
+
+
+def _judge_under(
+    judge: RewardJudge | Judge, protocol: BenchmarkProtocol | None, min_pixels: int | None
+) -> tuple[dict[str, Any], Tensor]:
+    """Let a reward model read videos as the protocol says.
+
+    Returns:
+        The judge's part of a result, and the deviations (D,) by which rewards are divided before they are added up.
+    """
+    if not isinstance(judge, RewardJudge):
+        if min_pixels is not None:
+            raise VideoAlignError(f"--min-pixels is of reward models; {judge.name} reads videos in its own way")
+        return {"model": judge.name, "sampling": None, "statistics": None}, torch.ones(len(DIMENSIONS))
+    network = judge.network
+    if protocol:
+        network.processor.sampling = protocol.sampling
+    if min_pixels is not None:
+        network.processor.sampling = replace(network.processor.sampling, min_pixels=min_pixels)
+    described = {
+        "model": judge.model,
+        **commits_of(model=judge.model),
+        "sampling": network.processor.sampling.to_dict(),
+        "statistics": asdict(network.statistics),
+    }
+    return described, torch.tensor(network.statistics.std)
 
 
 def _check(protocol: BenchmarkProtocol | None, sets: dict[str, Benchmark], overall: str | None, ways: int) -> None:
@@ -100,10 +128,9 @@ def _check(protocol: BenchmarkProtocol | None, sets: dict[str, Benchmark], overa
             )
 
 
-def _found(rated: Benchmark, rewards: Tensor, network: VideoReward, overall: str, ways: int) -> dict[str, dict]:
+def _found(rated: Benchmark, rewards: Tensor, std: Tensor, overall: str, ways: int) -> dict[str, dict]:
     """Accuracies per column and source, and in four classes where asked."""
     margins, _ = rated.margins(rewards)
-    std = torch.tensor(network.statistics.std)
     # what each dimension is divided by in the overall reward; infinity leaves one out
     scale = std if overall == "sum" else torch.where(torch.tensor([d == overall for d in DIMENSIONS]), std, math.inf)
     metric = PreferenceAccuracy(scale, sync_on_compute=False)  # only the first process computes
@@ -148,7 +175,7 @@ def per_source(rated: Benchmark, margins: Tensor, scale: Tensor) -> dict[str, di
 
 
 def bench(
-    judge: RewardJudge,
+    judge: RewardJudge | Judge,
     data: list[str],
     out: str,
     benchmark: str | None = None,
@@ -163,25 +190,21 @@ def bench(
         picture = bar_chart(name, result["accuracies"])
         save_png(picture, Path(out) / f"{name}.png")
         with SummaryWriter(Path(out) / name) as writer:
-            add_chart(writer, f"bench/{name}", picture)
-            writer.add_text(f"bench/{name}", "\n".join(f"    {line}" for line in text.splitlines()))
+            media = TensorBoardMedia(writer)
+            media.figure(f"bench/{name}", picture, 0)
+            media.text(f"bench/{name}", "\n".join(f"    {line}" for line in text.splitlines()), 0)
         print(f"saved in {Path(out) / name}.json and .png; TensorBoard: --logdir {out}")
 
 
 def report(result: dict) -> str:
     """A result as text: the accuracies, published ones beside them, each source's, and how to read them."""
-    protocol = PROTOCOLS.get(result["protocol"])
-    sampling, accuracies = result["sampling"], result["accuracies"]
-    rate = f"{sampling['fps']:g} fps" if sampling["fps"] else f"{sampling['num_frames']} frames"
-    side = math.isqrt(sampling["max_pixels"])
-    # The released preprocessing enlarges small frames after it has kept to the budget.
-    above = sampling["min_pixels"] > sampling["max_pixels"]
-    least = f", frames within it enlarged to {sampling['min_pixels']}" if above else ""
+    protocol = PROTOCOLS[result["protocol"]] if result["protocol"] else None
+    accuracies = result["accuracies"]
     title = protocol.title if protocol else result["benchmark"]
     what = "the sum of the normalised dimensions" if result["overall"] == "sum" else result["overall"]
     lines = [
         f"{title}: {max(row['pairs'] for row in accuracies.values())} pairs of {result['videos']} videos, "
-        f"{rate}, at most {sampling['max_pixels']} pixels ({side} x {side}){least}; overall is {what}",
+        f"{_reading(result)}; overall is {what}",
         "",
     ]
     lines += [_beside(protocol, accuracies), "", *_why(protocol, accuracies)] if protocol else [table(accuracies)]
@@ -197,6 +220,18 @@ def report(result: dict) -> str:
     return "\n".join(lines)
 
 
+def _reading(result: dict) -> str:
+    """How the videos were read: frames and sizes of a reward model; another judge reads them in its own way."""
+    if (sampling := result["sampling"]) is None:
+        return f"rated by {result['model']}"
+    rate = f"{sampling['fps']:g} fps" if sampling["fps"] else f"{sampling['num_frames']} frames"
+    side = math.isqrt(sampling["max_pixels"])
+    # The released preprocessing enlarges small frames after it has kept to the budget.
+    above = sampling["min_pixels"] > sampling["max_pixels"]
+    least = f", frames within it enlarged to {sampling['min_pixels']}" if above else ""
+    return f"{rate}, at most {sampling['max_pixels']} pixels ({side} x {side}){least}"
+
+
 def _beside(protocol: BenchmarkProtocol, accuracies: dict[str, dict]) -> str:
     """Measured and published accuracies, in per cent, a line per method."""
     columns = [column for column in protocol.columns if column in accuracies]
@@ -210,8 +245,8 @@ def _beside(protocol: BenchmarkProtocol, accuracies: dict[str, dict]) -> str:
         "  pairs": {c: (r["decided"], r["pairs"]) for c, r in measured.items()},
         "always a tie": {c: (math.nan, 100 * r["floor"]) for c, r in measured.items()},
     }
-    for method in next(iter(protocol.published.values())):
-        rows[method] = {c: protocol.published[c][method] for c in columns}
+    for method in dict.fromkeys(method for published in protocol.published.values() for method in published):
+        rows[method] = {c: protocol.published.get(c, {}).get(method, (math.nan, math.nan)) for c in columns}
     head = ["accuracy, %", *(name for c in columns for name in (f"{c} w/o", "with ties"))]
     return text_table(head, [[name, *(_number(v) for c in columns for v in cells[c])] for name, cells in rows.items()])
 
@@ -223,10 +258,7 @@ def _number(value: float) -> str:
 
 def _why(protocol: BenchmarkProtocol, accuracies: dict[str, dict]) -> list[str]:
     """Why numbers on one page may differ."""
-    lines = [
-        "Published rows: VideoAlign, v2 Table 2. w/o: decided pairs only, equal rewards are wrong "
-        "(LiFT's were broken at random)."
-    ]
+    lines = [protocol.source] if protocol.source else []
     for column in protocol.columns:
         row = accuracies[column]
         if f"{100 * row['official']:.2f}" != f"{100 * row['with_ties']:.2f}":

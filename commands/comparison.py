@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from ..callbacks import plots
-from ..callbacks.tensorboard import add_animation, enlarge, gif
+from ..callbacks.run_media import TensorBoardMedia
+from ..callbacks.side_clips import enlarge, gif
 from ..datamodules.encode_list import clips_of
 from ..datamodules.shards import ShardSet
 from ..models.dimensions import DIMENSIONS, OVERALL
@@ -282,11 +283,12 @@ def save(folder: Path, found: dict[str, Any], arms: Iterable[str], prompts: Sequ
     frames = film(folder, shown, prompts[:6])
     write_bytes(folder / "films.gif", gif(frames, fps))
     with SummaryWriter(str(folder / "tensorboard")) as writer:
-        writer.add_text("compare", text)
-        add_animation(writer, f"compare/{', '.join(shown)}"[:200], frames, fps, 0)
+        media = TensorBoardMedia(writer)
+        media.text("compare", text, 0)
+        media.animation(f"compare/{', '.join(shown)}"[:200], frames, fps, 0)
         for name, picture in pictures.items():
             plots.save_png(picture, folder / f"{name}.png")
-            plots.add_chart(writer, f"compare/{name}", picture)
+            media.figure(f"compare/{name}", picture, 0)
     write_json(folder / "comparison.json", found)  # last: where it is, all of it is
     print(
         f"\n{text}\nsaved in {folder}: comparison.json and .md, charts, films.gif ({', '.join(shown)}); "

@@ -12,7 +12,7 @@ def register(commands: Commands) -> None:
     text = "write an official VideoReward as a folder of safetensors and JSON"
     parser = command(commands, "convert", _convert, text)
     parser.add_argument(
-        "--from", dest="model", required=True, help="official folder, with model_config.json and checkpoint-N"
+        "--from", dest="model", required=True, help="official folder or hub id, with model_config.json and checkpoint-N"
     )
     add_out(parser)
     parser.add_argument("--with-backbone", **COPY)
@@ -22,7 +22,7 @@ def register(commands: Commands) -> None:
     parser = command(commands, "export", _export, text)
     parser.add_argument("--checkpoint", required=True, help=".ckpt file inside the folder of a run")
     add_out(parser)
-    parser.add_argument("--backbone", help="folder of the model's backbone, if it moved since the training")
+    parser.add_argument("--backbone", help="folder or hub id of the model's backbone, if it moved since the training")
     parser.add_argument("--with-backbone", **COPY)
 
 

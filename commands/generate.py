@@ -27,6 +27,7 @@ GENERATE = (
     "negative",
     "dtype",
     "source",
+    "family",
 )
 """Options that are arguments of :class:`videoalign.alignment.Generate`."""
 PROMPTS = ("prompts", "out", "samples", "batch_size", "seed")
@@ -50,7 +51,7 @@ def register(commands: Commands) -> None:
         "--cfg-scale", type=float, default=1.0, help="classifier-free guidance scale; 1 turns guidance off"
     )
     parser.add_argument("--negative", help="negative prompt of classifier-free guidance (default: the empty prompt)")
-    parser.add_argument("--noisy-reward", help="folder of a noisy reward that steers sampling (Flow-NRG)")
+    parser.add_argument("--noisy-reward", help="folder or hub id of a noisy reward that steers sampling (Flow-NRG)")
     parser.add_argument(
         "--weights",
         type=weights,
@@ -62,7 +63,11 @@ def register(commands: Commands) -> None:
         help="guidance strength of the noisy reward, in its standard deviations; 0 leaves samples as they are "
         "(default: 100)",
     )
-    parser.add_argument("--lora", help="folder of LoRA adapters in diffusers' format")
+    parser.add_argument(
+        "--family",
+        help="class of the generator's family by import path, package.module:Name (default: by its pipeline)",
+    )
+    parser.add_argument("--lora", help="folder, file or hub id of LoRA adapters")
     parser.add_argument("--source", help="name of the model in the records (default: the generator's)")
     add_dtype(parser, "float32")
     add_batch(parser, 1)  # a generator's videos are large

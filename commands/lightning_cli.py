@@ -1,6 +1,7 @@
 """`videoalign fit|validate|test|predict`: the Lightning CLI over YAML experiments."""
 
 import contextlib
+import itertools
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -24,11 +25,15 @@ from .. import VideoAlignError, alignment, callbacks, datamodules, stopping  # n
 from ..callbacks.checkpoint_io import whole_checkpoints
 from ..callbacks.parts_summary import PartsSummary
 from ..callbacks.progress import Progress
+from ..callbacks.run_folder import folder_of, own_folders
+from ..callbacks.run_media import media_of
 from ..callbacks.stoppable import stoppable
-from ..callbacks.tensorboard import own_folders, writer_of
 from ..datamodules import encode_list, latents, pairs, prompts, reference_errors  # noqa: F401
+from ..models.files import write_text
 from ..models.yaml_text import check_yaml, read_config, too_large
+from ..redaction import redacted_tree
 from .config_faults import FLAGS, Group, explained, group_of, unknown
+from .logger_errors import explained_loggers
 from .newest_checkpoint import check_exists, resolved
 from .quiet import quiet
 from .run_end import RunEnd
@@ -41,18 +46,27 @@ jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 
 class SaveConfig(SaveConfigCallback):
-    """The merged configuration as ``config.yaml`` in the run's folder and as text in TensorBoard."""
+    """The merged configuration as ``config.yaml`` in the run's folder, and in every logger."""
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Without a logger there is no folder of the run, and the current one is not ours to write into."""
-        if trainer.loggers:
-            super().setup(trainer, pl_module, stage)
+        """Save it. Without a logger there is no folder of the run, and the current one is not ours to write into.
 
-    def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Writes the configuration to TensorBoard; only the first rank has a writer."""
-        if writer := writer_of(trainer):
-            text = self.parser.dump(self.config, skip_none=False)
-            writer.add_text("config", "\n".join(f"    {line}" for line in text.splitlines()), 0)
+        Lightning would write to the folder of all runs where a logger names no other, and refuse the second run.
+        """
+        folder = folder_of(trainer)  # collective
+        if self.already_saved or folder is None:
+            return
+        self.already_saved = True
+        if trainer.is_global_zero:
+            text = self.parser.dump(redacted_tree(self.config), skip_none=False)
+            write_text(_unused(folder / self.config_filename), text)
+            media_of(trainer).document(self.config_filename, text)
+
+
+def _unused(path: Path) -> Path:
+    """The path, or one with a number behind its name: a run that goes on in its folder keeps both configurations."""
+    others = (path.with_stem(f"{path.stem}-{number}") for number in itertools.count(2))
+    return next(name for name in itertools.chain([path], others) if not name.exists())
 
 
 _SAID_ANYWAY = ("Does not validate against", "Subtypes:", "Errors:", "Given value type")
@@ -137,6 +151,10 @@ class ExperimentCLI(LightningCLI):
             "-c", "--config", action=jsonargparse.ActionConfigFile, help="YAML file; may be given repeatedly"
         )
         return parser
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """What a run shows is arranged in one place, whatever recipe it has."""
+        parser.add_lightning_class_args(callbacks.Dashboard, "dashboard")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Numbers that no 64 bits hold fail anywhere, or count for ever."""
@@ -274,14 +292,15 @@ def run(args: list[str], kind: type[ExperimentCLI] = ExperimentCLI) -> Lightning
     args = _configured(args)
     every = kind.subcommands()  # the parser of one command takes a second, those of all of them four
     kind = type(kind.__name__, (kind,), {"subcommands": staticmethod(lambda: {args[0]: every[args[0]]})})
-    return kind(
-        L.LightningModule,
-        L.LightningDataModule,
-        args=args,
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        auto_configure_optimizers=False,
-        seed_everything_default=0,
-        save_config_callback=SaveConfig,
-        parser_kwargs={"parser_mode": "omegaconf+", "allow_abbrev": False},
-    )
+    with explained_loggers():
+        return kind(
+            L.LightningModule,
+            L.LightningDataModule,
+            args=args,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            seed_everything_default=0,
+            save_config_callback=SaveConfig,
+            parser_kwargs={"parser_mode": "omegaconf+", "allow_abbrev": False},
+        )

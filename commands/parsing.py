@@ -151,7 +151,9 @@ def add_dtype(parser: argparse.ArgumentParser, default: str) -> None:
 
 def add_weights_source(parser: argparse.ArgumentParser) -> None:
     """Options that say where the parts of a reward model are."""
-    parser.add_argument("--backbone", help="folder of the model's backbone, if it is not where the model's folder says")
+    parser.add_argument(
+        "--backbone", help="folder or hub id of the model's backbone, if it is not where the model's folder says"
+    )
     parser.add_argument("--template", help="text file with the official prompt template (official folders only)")
     parser.add_argument(
         "--official-repo", help="clone of the VideoAlign repository that holds the template (official folders only)"
@@ -162,10 +164,12 @@ def add_weights_source(parser: argparse.ArgumentParser) -> None:
     add_dtype(parser, "the folder's own")
 
 
-def add_judge(parser: argparse.ArgumentParser, devices: bool = True) -> None:
-    """Options of a reward model that scores videos."""
+def add_judge(parser: argparse.ArgumentParser, devices: bool = True, required: bool = True) -> None:
+    """Options of a reward model that scores videos; ``required`` unless another judge can take its place."""
     parser.add_argument(
-        "--model", required=True, help="folder of a reward model, one of this package or an official one"
+        "--model",
+        required=required,
+        help="folder or hub id (ORG/NAME@REVISION) of a reward model, of this package or an official one",
     )
     add_weights_source(parser)
     add_batch(parser, 8)

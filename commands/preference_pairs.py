@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from .. import VideoAlignError
+from ..datamodules.addresses import is_address, short_name
 from ..datamodules.contents import Content
 from ..datamodules.latents import Weights
 from ..datamodules.ratings import WORDS
 from ..datamodules.shards import SIDES, ShardSet, ShardWriter
+from ..datamodules.uploads import claims_set
 from ..models.dimensions import DIMENSIONS, OVERALL
-from ..models.files import claims_out
 from ..models.finite import require_finite
 from .reward_judge import RewardJudge
 
@@ -28,7 +29,7 @@ Video = tuple[Content, str]
 """A sample of a set and which of its sides: ``a`` or ``b``, empty in a *videos* set."""
 
 
-@claims_out
+@claims_set
 def pairs_from_rewards(
     judge: RewardJudge, data: str, out: str, mode: str, weights: Weights, margin: float
 ) -> str | None:
@@ -37,7 +38,8 @@ def pairs_from_rewards(
     Args:
         judge: The reward model that labels.
         data: Folder of a *videos* set; ``relabel`` takes a *pairs* set.
-        out: Folder to make; the rewards of an interrupted run are beside it and are taken up.
+        out: Folder or address to write; the rewards of an interrupted run are in :func:`rewards_beside` it and are
+            taken up.
         mode: One of :data:`MODES`.
         weights: Weights of the dimensions in what "better" means.
         margin: Pairs whose weighted rewards differ by no more are left out.
@@ -53,7 +55,7 @@ def pairs_from_rewards(
         raise VideoAlignError(
             f"{data} holds {shards.index.kind} as {shards.index.media}; --mode {mode} needs {want} with mp4 files"
         )
-    rewards = _rewards(judge, shards, Path(out).parent / f"{Path(out).name}.rewards")
+    rewards = _rewards(judge, shards, rewards_beside(out))
     if rewards is None:
         return None
     contents = {content.key: content for content in shards.contents()}
@@ -76,6 +78,12 @@ def pairs_from_rewards(
     )
 
 
+def rewards_beside(out: str) -> Path:
+    """Folder of the rewards of an output: beside it, or in the current folder where it is an address."""
+    place = Path(short_name(out)) if is_address(out) else Path(out)
+    return place.with_name(f"{place.name}.rewards")
+
+
 def _rewards(judge: RewardJudge, shards: ShardSet, folder: Path) -> dict[str, Tensor] | None:
     """Normalised rewards (D,) of all videos of a set by name; None on every process but the first."""
     judge.need_statistics()
@@ -84,7 +92,7 @@ def _rewards(judge: RewardJudge, shards: ShardSet, folder: Path) -> dict[str, Te
     if raw is None:
         return None
     rewards = dict(zip(names, judge.network.normalise(raw)))
-    require_finite(f"the rewards of {shards.path}", rewards, f"look at the statistics of {judge.model}")
+    require_finite(f"the rewards of {shards.name}", rewards, f"look at the statistics of {judge.model}")
     return rewards
 
 

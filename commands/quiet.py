@@ -18,7 +18,7 @@ _WARNINGS = (
 )
 _SAID = re.compile(
     r"Tip:|CUDA_VISIBLE_DEVICES|with model summary callbacks|^`Trainer\.\w+` stopped: `max_|^Using .* (precision|AMP)|"
-    r"^(\[rank: \d+\] )?(Restoring states from|Loaded model weights|Seed set to|[GTH]PU available|`weights_only` was not)"
+    r"^(\[rank: \d+\] )?(Restoring states from|Loaded model weights|Seed set to|[GTH]PU available|`weights_only` was)"
 )
 """Lines that the summary of the model, the end of a run or the configuration says better."""
 

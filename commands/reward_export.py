@@ -11,6 +11,7 @@ from .. import VideoAlignError
 from ..alignment.reward_model import RewardModel
 from ..callbacks.checkpoint_io import read_checkpoint
 from ..models.files import claims_out
+from ..models.hub import at_commit
 from ..models.video_reward import VideoReward
 from .reward_judge import RewardJudge
 
@@ -50,11 +51,11 @@ def export(checkpoint: str, out: str, with_backbone: bool, backbone: str | None 
         raise VideoAlignError(
             f"--checkpoint {checkpoint}: there is no such file with a config.yaml in a folder above it"
         )
-    settings = yaml.safe_load(config.read_text())
-    network = _network(settings, config, backbone)
+    described = _described(yaml.safe_load(config.read_text()), config)
     saved = read_checkpoint(path)
     if "reward_statistics" not in saved:
         raise VideoAlignError(f"--checkpoint {checkpoint} is not of a run that trained a reward model")
+    network = _network(described, backbone, saved.get("backbone_revision"))
     model = RewardModel(network)
     model.on_load_checkpoint(saved)
     model.load_state_dict(saved["state_dict"], strict=False)
@@ -67,14 +68,30 @@ def export(checkpoint: str, out: str, with_backbone: bool, backbone: str | None 
     model.network.save_pretrained(out, backbone=with_backbone)
 
 
-def _network(settings: Any, config: Path, backbone: str | None) -> VideoReward:
-    """The network that a run's configuration describes, with another backbone where one is named."""
+def _described(settings: Any, config: Path) -> dict[str, Any]:
+    """The network of a run's configuration, as ``class_path`` and ``init_args``."""
     try:
         network = settings["model"]["init_args"]["network"]
-    except (TypeError, KeyError):
+        return {**network, "init_args": dict(network["init_args"])}
+    except (TypeError, KeyError, ValueError):
         raise VideoAlignError(f"{config} is not the configuration of a run that trained a reward model") from None
-    if backbone:
-        network["init_args"]["backbone"] = backbone
+
+
+def _network(network: dict[str, Any], backbone: str | None, revision: str | None) -> VideoReward:
+    """The network that a run's configuration describes, with another backbone where one is named.
+
+    Args:
+        network: Its ``class_path`` and ``init_args``.
+        backbone: Folder or hub id of another backbone.
+        revision: Commit of the run's own backbone, where that is on the hub.
+    """
+    arguments = network["init_args"]
+    own = arguments.get("backbone")
+    if backbone or own:
+        arguments["backbone"] = backbone or at_commit(own, revision)
     parser = jsonargparse.ArgumentParser()
     parser.add_subclass_arguments(VideoReward, "network")
-    return parser.instantiate_classes(parser.parse_object({"network": network})).network
+    built = parser.instantiate_classes(parser.parse_object({"network": network})).network
+    if not backbone and own and revision:
+        built.backbone_name = own  # as it was named, without the commit
+    return built

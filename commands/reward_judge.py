@@ -15,7 +15,7 @@ from .. import VideoAlignError
 from ..alignment.reward_model import RewardModel
 from ..callbacks.prompt_sampler import Sampling
 from ..callbacks.reward_rows import RewardRows, read_rewards
-from ..datamodules.shards import ShardSet, sha256
+from ..datamodules.shards import ShardSet
 from ..datamodules.stream import in_turn
 from ..datamodules.video_list import Listed, VideoList, by_length, videos_of
 from ..models.dimensions import DIMENSIONS
@@ -31,7 +31,7 @@ class RewardJudge:
     """A reward model and how it scores. The model is loaded when it is first needed, and then kept.
 
     Args:
-        model: Folder of a reward model, of this package or an official one.
+        model: Folder or hub id (ORG/NAME@REVISION) of a reward model, of this package or an official one.
         backbone: Folder or hub id of the backbone, if it is not where the model's folder says.
         template: Text file with the official template; for official folders only.
         official_repo: Clone of the official repository to read the template from; for official folders only.
@@ -75,8 +75,6 @@ class RewardJudge:
     @cached_property
     def network(self) -> VideoReward:
         """The reward model's network. Settings that are changed on it hold for everything that is scored later."""
-        if not Path(self.model).is_dir():
-            raise VideoAlignError(f"{self.model}: there is no such folder of a reward model")
         if self.template and self.official_repo:
             raise VideoAlignError("--template and --official-repo both name the template; give one of them")
         template = Template.from_repository(self.official_repo) if self.official_repo else None
@@ -103,7 +101,7 @@ class RewardJudge:
             "pixels": asdict(processor.geometry),
             "positions": self.network.positions,
             "dtype": self.network.settings["dtype"],
-            "data": sha256(videos.path / "index.json"),
+            "data": videos.digest,
         }
 
     # --- scoring ------------------------------------------------------------------------------------------------
@@ -136,7 +134,7 @@ class RewardJudge:
         found = videos_of(videos, self.network.processor)
         if absent := [key for key in keys if key not in found]:
             raise VideoAlignError(
-                f"{videos.path}: {len(absent)} of its pairs' videos are not in its shards, such as {absent[:3]}"
+                f"{videos.name}: {len(absent)} of its pairs' videos are not in its shards, such as {absent[:3]}"
             )
         listed, trainer = [found[key] for key in keys], self._trainer(progress)
         with held(folder):  # before looking at what is scored already

@@ -1,11 +1,11 @@
-"""`videoalign shards`: write, check, describe and convert sets of shards."""
+"""`videoalign shards`: write, check, describe, split and convert sets of shards."""
 
 import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..bars import Progress
-from . import pairs_from_rewards
+from . import pairs_from_rewards, set_splits, shard_copy
 from .parsing import Commands, add_out, add_seed, add_workers, command, count, group
 
 if TYPE_CHECKING:
@@ -16,16 +16,23 @@ BENCHMARKS = {
     "genai-bench": "parquet, JSON or JSON-lines file, a folder of them, or one that the datasets library wrote",
 }
 """Public benchmarks that can be imported, and what their source is."""
+BENCHMARK_FILES = {
+    "videogen-rewardbench": ("videogen-rewardbench.csv", "videos.zip", "videos/"),
+    "genai-bench": ("*.parquet", "*.json", "*.jsonl", "video_generation/", "data/", "test*/*.parquet"),
+}
+"""Files of their repositories on the hub that are read."""
 
 
 def register(commands: Commands) -> None:
     """Add the commands."""
-    shards = group(commands, "shards", "import rated videos as sets of shards; join, check and describe sets")
+    shards = group(commands, "shards", "import rated videos as sets of shards; join, split, check and describe sets")
     _add_imports(shards)
     _add_unrated(shards)
     _add_sets(shards)
+    set_splits.register(shards)
     _add_frames(shards)
     pairs_from_rewards.register(shards)
+    shard_copy.register(shards)
 
 
 def _add_import(parser: argparse.ArgumentParser) -> None:
@@ -50,13 +57,14 @@ def _add_imports(shards: Commands) -> None:
         help="pairs to train on, or videos + pairs.csv to benchmark with",
     )
     parser.add_argument("--allow-missing", **missing)
+    set_splits.add_held_out(parser)
     _add_import(parser)
     for benchmark, source in BENCHMARKS.items():
         parser = command(
             shards, f"import-{benchmark}", _import_benchmark, f"write the benchmark {benchmark} as videos + pairs.csv"
         )
         parser.set_defaults(benchmark=benchmark)
-        parser.add_argument("source", help=source)
+        parser.add_argument("source", help=f"{source}; or a data set of the hub (hf://datasets/ORG/NAME)")
         parser.add_argument("--videos", help="folder or zip archive that its paths are relative to, if not beside it")
         if benchmark == "genai-bench":
             parser.add_argument("--split", help="name of the split, where the source has several")
@@ -71,6 +79,7 @@ def _add_unrated(shards: Commands) -> None:
     )
     parser.add_argument("table", help="CSV with the columns path, prompt and source (the model that made the video)")
     parser.add_argument("--videos", required=True, help="folder or zip archive that the paths are relative to")
+    set_splits.add_held_out(parser)
     _add_import(parser)
     parser = command(shards, "join", _join, "write several videos sets as one, such as samples of several generators")
     parser.add_argument("sets", nargs="+", help="folders of videos sets")
@@ -100,7 +109,8 @@ def _add_frames(shards: Commands) -> None:
     parser.add_argument("source", help="folder of a set with mp4 files")
     add_out(parser)
     parser.add_argument(
-        "--model", help="folder of an exported reward model whose frame sampling holds, in place of the options below"
+        "--model",
+        help="folder or hub id of an exported reward model whose frame sampling holds, in place of the options below",
     )
     parser.add_argument("--fps", type=float, default=2.0, help="sampled frames per second")
     parser.add_argument("--num-frames", type=int, help="a fixed number of frames per video, in place of --fps")
@@ -118,17 +128,24 @@ def _import_csv(o: argparse.Namespace) -> None:
     from ..datamodules.import_csv import import_csv
     from ..datamodules.parallel import pool
 
-    ratings, videos, out = Path(o.ratings), Path(o.videos), Path(o.out)
+    ratings, videos, out = Path(o.ratings), Path(o.videos), o.out
+    options = {"seed": o.seed, "held_out": o.held_out}
     with pool(o.workers) as workers:
-        report = import_csv(ratings, videos, out, o.kind, o.skip_bad_rows, o.allow_missing, workers, Progress(), o.seed)
+        report = import_csv(
+            ratings, videos, out, o.kind, o.skip_bad_rows, o.allow_missing, workers, Progress(), **options
+        )
     print(report.text())
 
 
 def _import_benchmark(o: argparse.Namespace) -> None:
     from ..datamodules.import_benchmarks import import_genai_bench, import_videogen_rewardbench
     from ..datamodules.parallel import pool
+    from ..models.files import check_free
+    from ..models.hub import resolved
 
-    videos = Path(o.videos) if o.videos else None
+    check_free(o.out)  # before anything is fetched
+    source = resolved(o.source, "file or folder", "dataset", BENCHMARK_FILES[o.benchmark], file=True)
+    videos = resolved(o.videos, "folder or zip archive", "dataset", file=True) if o.videos else None
     options: dict[str, Any] = {
         "skip_bad_rows": o.skip_bad_rows,
         "allow_missing": o.allow_missing,
@@ -137,9 +154,9 @@ def _import_benchmark(o: argparse.Namespace) -> None:
     }
     with pool(o.workers) as workers:
         if o.benchmark == "genai-bench":
-            report = import_genai_bench(Path(o.source), Path(o.out), videos, split=o.split, pool=workers, **options)
+            report = import_genai_bench(source, o.out, videos, split=o.split, pool=workers, **options)
         else:
-            report = import_videogen_rewardbench(Path(o.source), Path(o.out), videos, pool=workers, **options)
+            report = import_videogen_rewardbench(source, o.out, videos, pool=workers, **options)
     print(report.text())
 
 
@@ -148,14 +165,14 @@ def _import_videos(o: argparse.Namespace) -> None:
     from ..datamodules.video_sets import import_videos
 
     with pool(o.workers) as workers:
-        table, videos, out = Path(o.table), Path(o.videos), Path(o.out)
-        print(import_videos(table, videos, out, o.skip_bad_rows, workers, Progress(), o.seed))
+        table, videos, out = Path(o.table), Path(o.videos), o.out
+        print(import_videos(table, videos, out, o.skip_bad_rows, workers, Progress(), o.seed, o.held_out))
 
 
 def _join(o: argparse.Namespace) -> None:
     from ..datamodules.video_sets import join
 
-    print(join([Path(path) for path in o.sets], Path(o.out), o.sources, Progress()))
+    print(join(o.sets, o.out, o.sources, Progress()))
 
 
 def _verify(o: argparse.Namespace) -> int:
@@ -164,7 +181,7 @@ def _verify(o: argparse.Namespace) -> int:
     shards = open_damaged(o.folder)
     damage = list(verify(shards))
     index = shards.index
-    sound = f"{o.folder} is sound: {index.samples} {index.kind} in {len(index.shards)} shards"
+    sound = f"{shards.name} is sound: {index.samples} {index.kind} in {len(index.shards)} shards"
     print("\n".join(damage) if damage else sound)
     return int(bool(damage))
 
@@ -188,7 +205,7 @@ def _sampling(o: argparse.Namespace) -> tuple["FrameSampling", int]:
     if o.model:
         from ..models.processor import processor_of
 
-        processor = processor_of(Path(o.model))
+        processor = processor_of(o.model)
         return processor.sampling, processor.factor
     fps = o.fps if o.num_frames is None else None
     pixels = {"max_pixels": o.max_pixels, "min_pixels": o.min_pixels}

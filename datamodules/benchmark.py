@@ -20,7 +20,7 @@ class Benchmark:
     """Rated pairs of a set's videos.
 
     Args:
-        path: Folder of the set.
+        path: Folder or address of the set.
 
     Attributes:
         shards: The set of videos.
@@ -37,11 +37,11 @@ class Benchmark:
         self.shards = ShardSet(self.path, "videos")
         self.rows = self.shards.table(PAIRS)
         if not self.rows or not {"key_A", "key_B"} <= self.rows[0].keys():
-            raise VideoAlignError(f"{self.shards.path / PAIRS} needs the columns key_A and key_B and at least one row")
+            raise VideoAlignError(f"{self.shards.name}/{PAIRS} needs the columns key_A and key_B and at least one row")
         for number, row in enumerate(self.rows, 2):
             if unknown := {c: row[c] for c in COLUMNS if row.get(c, "") not in LABELS}:
                 raise VideoAlignError(
-                    f"{self.shards.path / PAIRS}, line {number}: unknown labels {unknown}; they are A, B, same, invalid"
+                    f"{self.shards.name}/{PAIRS}, line {number}: unknown labels {unknown}; they are A, B, same, invalid"
                 )
         self.keys = list(dict.fromkeys(row[end] for row in self.rows for end in ("key_A", "key_B")))
         self.numbers = {key: number for number, key in enumerate(self.keys)}

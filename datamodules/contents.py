@@ -5,12 +5,13 @@ Beside each shard ``000000.tar`` is a file ``000000.parquet`` with a row per sam
 opens without walking through its shards, any sample can be read alone, and a flipped bit is noticed when it is read.
 """
 
+import io
 import json
 import re
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import google_crc32c
@@ -19,6 +20,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .. import VideoAlignError
+from .attempts import StoreError
+from .stores import StoredFile
 
 _KEY = re.compile(r"[A-Za-z0-9_-]+")
 
@@ -97,24 +100,31 @@ def parse_record(text: str | bytes, name: str) -> dict:
 
 @dataclass
 class Content:
-    """One sample of a table of contents; its media stay on disk until :meth:`read`.
+    """One sample of a table of contents; its media stay where they are until :meth:`read`.
 
     Attributes:
         key: Key of the sample.
-        path: Path of the shard that holds it.
-        text: Its record, as JSON text.
+        file: The shard that holds it.
+        row: Number of the sample in the shard.
+        table: The shard's table of contents, as Parquet.
         spans: Bytes of its members in the shard, by extension.
     """
 
     key: str
-    path: Path
-    text: str
+    file: StoredFile
+    row: int
+    table: bytes
     spans: dict[str, Span]
 
     @property
     def name(self) -> str:
         """What to call the sample in messages."""
-        return f"{self.path.name}, key {self.key!r}"
+        return f"{self.file}, key {self.key!r}"
+
+    @property
+    def text(self) -> str:
+        """The sample's record, as JSON text."""
+        return _records(self.table)[self.row].as_py()
 
     @cached_property
     def record(self) -> dict:
@@ -124,54 +134,78 @@ class Content:
     def read(self, *extensions: str) -> bytes | list[bytes]:
         """Content of one member, or a list for several, compared with their checksums.
 
+        The members are read at once, from the first byte of the first one to the last byte of the last one.
+
         Args:
             *extensions: Extensions of the members.
 
         Raises:
-            ShardError: If a member cannot be read, or has another checksum.
+            ShardError: If a member cannot be read from a local disk, or has another checksum.
+            StoreError: If a store does not give it.
         """
-        contents = []
+        spans = [self.spans[extension] for extension in extensions]
+        start, end = min(span.start for span in spans), max(span.start + span.size for span in spans)
         try:
-            with open(self.path, "rb") as file:
-                for extension in extensions:
-                    span = self.spans[extension]
-                    file.seek(span.start)
-                    contents.append(content := file.read(span.size))
-                    changed = span.crc32c >= 0 and google_crc32c.value(content) != span.crc32c
-                    if changed or len(content) != span.size:
-                        raise ShardError(
-                            f"{self.name}, {extension}: its bytes are not those that were written (another checksum); "
-                            f"the file is damaged. `videoalign shards verify {self.path.parent}` lists all damage"
-                        )
+            content = self.file.read(start, end, lambda whole: None not in _members(whole, start, spans))
+        except StoreError as error:
+            raise StoreError(f"{error} (needed for {self.name})") from None
         except OSError as error:
             raise ShardError(f"{self.name} cannot be read ({error})") from None
+        contents = _members(content, start, spans)
+        for extension, member in zip(extensions, contents):
+            if member is None:
+                raise ShardError(
+                    f"{self.name}, {extension}: its bytes are not those that were written (another checksum); the file "
+                    f"is damaged. `videoalign shards verify {self.file.store.name}` lists all damage"
+                )
         return contents[0] if len(extensions) == 1 else contents
 
     def raw(self) -> RawSample:
         """The sample with all of its members."""
         extensions = tuple(self.spans)
-        return RawSample(self.key, self.path.name, dict(zip(extensions, self.read(*extensions))))
+        return RawSample(self.key, str(self.file), dict(zip(extensions, self.read(*extensions))))
+
+
+def _members(content: bytes, start: int, spans: Sequence[Span]) -> list[bytes | None]:
+    """Members in a range of a shard's bytes that begins at ``start``; None for one with another checksum."""
+    found: list[bytes | None] = []
+    for span in spans:
+        first = span.start - start
+        whole = not first and len(content) == span.size
+        member = content if whole else content[first : first + span.size]
+        changed = span.crc32c >= 0 and google_crc32c.value(member) != span.crc32c
+        found.append(None if changed or len(member) != span.size else member)
+    return found
 
 
 class Contents(Sequence[Content]):
     """The samples of a set, in order: a table in a few arrays, so that a million of them take little memory.
 
+    Records stay compressed, as they are in the tables' files, until they are asked for.
+
     Args:
-        paths: Paths of the shards.
-        counts: Number of samples in each shard.
-        table: Table with a row per sample, as described at the top of this module.
+        files: The shards.
+        tables: Their tables of contents, as :func:`read_table` gives them.
     """
 
-    def __init__(self, paths: Sequence[Path], counts: Sequence[int], table: pa.Table) -> None:
-        self.paths = list(paths)
-        self.shard = np.repeat(np.arange(len(paths), dtype=np.int32), counts)  # (N,)
-        table = table.combine_chunks()
-        self.extensions = [n.removesuffix(".start") for n in table.column_names if n.endswith(".start")]
-        self._keys, self._texts = _one(table["key"]), _one(table["record"])
+    def __init__(self, files: Sequence[StoredFile], tables: Sequence["Table"]) -> None:
+        self.files, self._tables = list(files), [table.content for table in tables]
+        counts = [len(table.columns) for table in tables]
+        self.shard = np.repeat(np.arange(len(files), dtype=np.int32), counts)  # (N,)
+        self._rows = np.concatenate([np.arange(count, dtype=np.int32) for count in counts])  # (N,) in its shard
+        columns = pa.concat_tables([table.columns for table in tables])
+        self._keys = _one(columns["key"])
+        self.extensions = sorted(
+            name.removesuffix(".start") for name in columns.column_names if name.endswith(".start")
+        )
         self._spans = {
-            e: np.stack([table[f"{e}.{part}"].to_numpy() for part in ("start", "size", "crc32c")], 1)
-            for e in self.extensions
+            e: np.stack([columns[column].to_numpy() for column in _places(e)], 1) for e in self.extensions
         }  # (N, 3) each
+
+    @cached_property
+    def remote(self) -> bool:
+        """Whether a shard lies in a remote store."""
+        return any(file.store.remote for file in self.files)
 
     def __len__(self) -> int:
         return len(self.shard)
@@ -180,8 +214,11 @@ class Contents(Sequence[Content]):
         if not -len(self) <= number < len(self):
             raise IndexError(number)
         number %= len(self)
-        spans = {e: Span(*map(int, rows[number])) for e, rows in self._spans.items()}
-        return Content(self._keys[number].as_py(), self.paths[self.shard[number]], self._texts[number].as_py(), spans)
+        spans = {e: Span(*rows[number].tolist()) for e, rows in self._spans.items()}
+        shard = self.shard[number]
+        return Content(
+            self._keys[number].as_py(), self.files[shard], int(self._rows[number]), self._tables[shard], spans
+        )
 
     def keys(self) -> list[str]:
         """Keys of all samples, in order."""
@@ -190,16 +227,23 @@ class Contents(Sequence[Content]):
     def take(self, numbers: Sequence[int]) -> "Contents":
         """A table of contents of the samples with these numbers."""
         part, chosen = object.__new__(Contents), np.asarray(numbers, dtype=np.int64)
-        part.paths, part.extensions, part.shard = self.paths, self.extensions, self.shard[chosen]
-        part._keys, part._texts = self._keys.take(pa.array(chosen)), self._texts.take(pa.array(chosen))
+        part.files, part._tables, part.extensions = self.files, self._tables, self.extensions
+        part.shard, part._rows, part._keys = self.shard[chosen], self._rows[chosen], self._keys.take(pa.array(chosen))
         part._spans = {e: rows[chosen] for e, rows in self._spans.items()}
         return part
 
     def repeated(self) -> str | None:
         """The key that occurs most often, if one occurs more than once."""
+        if len(self._keys.unique()) == len(self._keys):
+            return None
         values = self._keys.value_counts()
-        counts = values.field("counts").to_numpy()
-        return values.field("values")[int(counts.argmax())].as_py() if len(counts) and counts.max() > 1 else None
+        return values.field("values")[int(values.field("counts").to_numpy().argmax())].as_py()
+
+
+@lru_cache(maxsize=64)
+def _records(table: bytes) -> pa.Array:
+    """Records of a shard; those of the last few shards are kept, because samples are mostly asked for in order."""
+    return _one(pq.ParquetFile(pa.BufferReader(table)).read(["record"], use_threads=False)["record"])
 
 
 def _one(column: pa.ChunkedArray) -> pa.Array:
@@ -243,8 +287,8 @@ def walk(path: Path, members: Iterable[str], checksums: bool = True) -> pa.Table
             raise ShardError(f"{path.name}, key {key!r}: has members {have}, needs {members}")
     columns: dict[str, pa.Array] = {"key": pa.array(list(rows), pa.string())}
     for e in members:
-        for place, part in enumerate(("start", "size", "crc32c")):
-            columns[f"{e}.{part}"] = pa.array([row[e][place] for row in rows.values()], pa.int64())
+        for place, column in enumerate(_places(e)):
+            columns[column] = pa.array([row[e][place] for row in rows.values()], pa.int64())
     columns["record"] = pa.array([row["record"] for row in rows.values()], pa.large_string())
     return pa.table(columns)
 
@@ -272,40 +316,53 @@ def _short(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def write_table(path: Path, table: pa.Table) -> None:
-    """Write a table of contents as Parquet."""
-    with open(path, "wb") as file:  # arrow would take a name for an address
-        pq.write_table(table, file, compression="zstd")
+def packed(table: pa.Table) -> bytes:
+    """A table of contents as Parquet."""
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd")
+    return sink.getvalue()
 
 
-def read_table(path: Path, members: Iterable[str], samples: int) -> pa.Table:
-    """Read a table of contents.
+@dataclass(frozen=True)
+class Table:
+    """The table of contents of a shard.
+
+    Attributes:
+        content: The whole table as Parquet.
+        columns: Keys, and places and checksums of the members, without the records.
+    """
+
+    content: bytes
+    columns: pa.Table
+
+
+def _places(extension: str) -> list[str]:
+    """Columns that say where the members with an extension are."""
+    return [f"{extension}.{part}" for part in ("start", "size", "crc32c")]
+
+
+def read_table(content: bytes, name: str, members: Iterable[str], samples: int) -> Table:
+    """Read a table of contents, without its records.
 
     Args:
-        path: Path of the Parquet file.
+        content: The table as Parquet.
+        name: Name of its file, for messages.
         members: Extensions that every sample has.
         samples: Number of samples according to the index.
 
     Raises:
-        ShardError: If the file is no such table, or has other members or another number of samples.
+        ShardError: If it is no such table, or has other members or another number of samples.
     """
-    wanted = {"key", "record", *(f"{e}.{part}" for e in members for part in ("start", "size", "crc32c"))}
+    wanted = ["key", *(column for extension in sorted(members) for column in _places(extension))]
     try:
-        # an open file, because arrow would take a name for an address (`s3:x`), and a folder like `lr=1` for a column
-        with open(path, "rb") as file:
-            table = pq.ParquetFile(file).read(use_threads=False)
+        file = pq.ParquetFile(pa.BufferReader(content))
+        there, rows = set(file.schema_arrow.names), file.metadata.num_rows
+        columns = file.read(wanted, use_threads=False) if there == {*wanted, "record"} and rows == samples else None
     except (OSError, pa.ArrowException) as error:
+        raise ShardError(f"{name} cannot be read ({_short(error)}); `videoalign shards index` makes it anew") from None
+    if columns is None:
         raise ShardError(
-            f"{path.name} cannot be read ({_short(error)}); `videoalign shards index` makes it anew"
-        ) from None
-    if set(table.column_names) != wanted or len(table) != samples:
-        raise ShardError(
-            f"{path.name} is not the table of contents that the index says ({len(table)} samples, the index says "
-            f"{samples}); `videoalign shards index` makes it anew"
+            f"{name} is not the table of contents that the index says ({rows} samples, the index says {samples}); "
+            "`videoalign shards index` makes it anew"
         )
-    return table
-
-
-def joined(tables: Sequence[pa.Table]) -> pa.Table:
-    """The tables of several shards as one table, in order."""
-    return pa.concat_tables(tables)
+    return Table(content, columns)

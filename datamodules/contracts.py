@@ -280,7 +280,7 @@ class HasExtraFiles(Protocol):
 class HasExamples(Protocol):
     """A DataModule that decodes held-out pairs for pictures: VideoPairs.
 
-    The callback ExamplePairs asks it.
+    The callbacks ExamplePairs and RewardReport ask it.
     """
 
     def examples(self, count: int) -> Sequence[VideoPair]:
@@ -289,6 +289,9 @@ class HasExamples(Protocol):
         Args:
             count: Number of pairs.
         """
+
+    def find_pairs(self, keys: Sequence[str]) -> Sequence[VideoPair]:
+        """Held-out pairs by their keys, in that order."""
 
 
 @offered_by("a DataModule with benchmarks (VideoPairs or a subclass)")

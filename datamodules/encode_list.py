@@ -17,7 +17,7 @@ from .contents import Content, ShardError
 from .contracts import DescribesSamples, HasGenerator, require
 from .parts import Parts
 from .ratings import prompt_of
-from .shards import SIDES, Index, ShardSet, sha256
+from .shards import SIDES, Index, ShardSet
 from .stream import at_least, dealt, in_turn, own_share
 from .video import decode
 
@@ -169,10 +169,10 @@ class EncodeList(L.LightningDataModule):
             held = f"{shards.index.kind} as {shards.index.media}"
             raise ShardError(f"{self.data} holds {held}; pairs or videos with mp4 files are encoded")
         self.kind = shards.index.kind
-        self.contents = list(shards.contents())
+        self.contents = shards.contents()
         latents = {**generator.identity(), "of": self.kind, **asdict(self.clip), "precision": self.precision}
         described = require(module, DescribesSamples, who).making()
-        making = {"data": sha256(shards.path / "index.json"), "latents": latents, **described}
+        making = {"data": shards.digest, "latents": latents, **described}
         self.parts = Parts(self.out, Index("latents", media="safetensors", latents=latents), making, len(self.contents))
 
     @property
@@ -183,6 +183,6 @@ class EncodeList(L.LightningDataModule):
     def predict_dataloader(self) -> DataLoader:
         """This rank's batches of the samples that are not written yet."""
         written = self.parts.done()
-        done = {number for number, content in enumerate(self.contents) if content.key in written}
+        done = {number for number, key in enumerate(self.contents.keys()) if key in written}
         share = own_share(in_turn(len(self.contents), self.batch_size), self.trainer, done)
         return dealt(_Batches(self.contents, share, self.kind, self.clip), self.workers)

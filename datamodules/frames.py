@@ -80,7 +80,7 @@ class FrameReader:
                 if stored.get(name) != wanted[name]
             ]
             raise ShardError(
-                f"{shards.path} holds frames that were decoded for another model ({'; '.join(different)}). "
+                f"{shards.name} holds frames that were decoded for another model ({'; '.join(different)}). "
                 "Encode the frames anew for this one, or use the set with the mp4 files."
             )
 
@@ -102,7 +102,7 @@ def encode_frames(
 
     Args:
         source: Set with mp4 files.
-        out: Folder to write.
+        out: Folder or address to write.
         sampling: Frame sampling of the model that will read the frames.
         factor: Frame sides become multiples of this (patch x merge).
         pool: Processes that decode; None decodes in this one.
@@ -111,7 +111,7 @@ def encode_frames(
         Number of samples written so far.
     """
     if source.index.media != "mp4":
-        raise ShardError(f"{source.path} holds decoded frames already")
+        raise ShardError(f"{source.name} holds decoded frames already")
     reader = FrameReader(source, sampling, factor)
     kind = source.index.kind
     with ShardWriter(out, kind, "safetensors", {**sampling.to_dict(), "factor": factor}) as writer:

@@ -18,12 +18,12 @@ import pyarrow.parquet as pq
 from .. import VideoAlignError
 from ..models.benchmark_protocols import VOTES
 from ..models.dimensions import OVERALL
-from ..models.files import claims_out, scratch_folder
 from .import_csv import REQUIRED
 from .importing import Progress, Report, Row, rated_row, read_rows, write_set
 from .limits import FILE_BYTES
 from .media import Folder, Media, open_media
 from .tables import read_table
+from .uploads import claims_set, scratch_beside
 
 CSV = "videogen-rewardbench.csv"
 _COLUMNS = ("prompt", "left_video", "right_video", "vote_type")
@@ -32,10 +32,10 @@ _STEP = 16
 """Rows that are in memory at once; a row may hold two videos."""
 
 
-@claims_out
+@claims_set
 def import_videogen_rewardbench(
     source: Path,
-    out: Path,
+    out: str | Path,
     videos: Path | None = None,
     skip_bad_rows: bool = False,
     allow_missing: bool = False,
@@ -47,7 +47,7 @@ def import_videogen_rewardbench(
 
     Args:
         source: Folder with ``videogen-rewardbench.csv``, and ``videos/`` or ``videos.zip``.
-        out: Folder to write.
+        out: Folder or address to write.
         videos: Folder or zip archive of the videos, if they are not in ``source``.
         skip_bad_rows: Leave invalid rows out; otherwise any of them stops the import.
         allow_missing: Leave out rows whose videos are missing.
@@ -74,10 +74,10 @@ def import_videogen_rewardbench(
     return write_set(report, str(table), media, out, "videos", skip_bad_rows, allow_missing, pool, progress, seed)
 
 
-@claims_out
+@claims_set
 def import_genai_bench(
     source: Path,
-    out: Path,
+    out: str | Path,
     videos: Path | None = None,
     split: str | None = None,
     skip_bad_rows: bool = False,
@@ -92,7 +92,7 @@ def import_genai_bench(
         source: Parquet, JSON or JSON-lines file, a folder of them, or a folder of the ``datasets`` library, with the
             columns prompt, left_video, right_video and vote_type; videos as paths, as addresses in the web (of files
             that were downloaded under ``videos``), or as embedded bytes.
-        out: Folder to write.
+        out: Folder or address to write.
         videos: Folder or zip archive that paths are relative to; the source's folder if not given.
         split: Name of the split, where the source has several.
         skip_bad_rows: Leave invalid rows out; otherwise any of them stops the import.
@@ -108,7 +108,7 @@ def import_genai_bench(
         VideoAlignError: If the source is no such table, or rows are invalid and not left out.
     """
     files = _files(source, split)
-    with scratch_folder(out.with_name(f"{out.name}.videos")) as spool:
+    with scratch_beside(out, "videos") as spool:
         rows = list(_unpacked(files, spool))
         if embedded := any(spool.iterdir()):
             rows = [(line, _all_embedded(cells, spool)) for line, cells in rows]

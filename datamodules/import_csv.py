@@ -4,39 +4,41 @@ from concurrent.futures import Executor
 from pathlib import Path
 
 from ..models.dimensions import DIMENSIONS
-from ..models.files import claims_out
 from .importing import Progress, Report, rated_row, read_rows, write_set
 from .media import open_media
 from .shards import Kind
 from .tables import read_table
+from .uploads import claims_set
 
 REQUIRED = ("path_A", "path_B", "prompt", *DIMENSIONS)
 
 
-@claims_out
+@claims_set
 def import_csv(
     ratings: Path,
     videos: Path,
-    out: Path,
+    out: str | Path,
     kind: Kind = "pairs",
     skip_bad_rows: bool = False,
     allow_missing: bool = False,
     pool: Executor | None = None,
     progress: Progress = lambda what, done, of: None,
     seed: int = 0,
+    held_out: float = 0.0,
 ) -> Report:
     """Write the rated pairs of a CSV as a set.
 
     Args:
         ratings: Path of the CSV.
         videos: Folder or zip archive that its paths are relative to.
-        out: Folder to write.
+        out: Folder or address to write.
         kind: ``pairs`` to train on, or ``videos`` with ``pairs.csv`` for a benchmark.
         skip_bad_rows: Leave invalid rows out; otherwise any of them stops the import.
         allow_missing: Leave out rows whose videos are missing.
         pool: Processes that check the videos.
         progress: Callback that is told the progress.
-        seed: Seed of the order of the samples.
+        seed: Seed of the order of the samples, and of the choice of those that are held out.
+        held_out: Share of the samples that become the set ``val`` in ``out``, see :func:`.importing.write_set`.
 
     Returns:
         The rows and videos of the import.
@@ -46,4 +48,6 @@ def import_csv(
     """
     media = open_media(videos)
     report = read_rows(read_table(ratings, REQUIRED), media, rated_row)
-    return write_set(report, str(ratings), media, out, kind, skip_bad_rows, allow_missing, pool, progress, seed)
+    return write_set(
+        report, str(ratings), media, out, kind, skip_bad_rows, allow_missing, pool, progress, seed, held_out
+    )

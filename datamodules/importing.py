@@ -1,28 +1,25 @@
 """Import of rated pairs: a table's rows and the videos that they name become a set of shards."""
 
 import math
-import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from .. import VideoAlignError
 from ..models.dimensions import DIMENSIONS
-from ..models.files import claims_out
-from .benchmark import PAIRS
 from .media import Media, MissingVideo
+from .new_samples import NewSample, Progress, write_samples
 from .parallel import in_order
-from .ratings import COLUMNS, LABELS, check_score, share_table
-from .shards import Kind, ShardWriter
+from .ratings import COLUMNS, LABELS, check_score, prompt_key, share_table
+from .shards import Kind
+from .split_sets import Compared
+from .uploads import claims_set
 from .verify import GLANCE
 from .video import Clip, examine
 
-X = TypeVar("X")
-Progress = Callable[[str, int, int], None]
-"""Callback for progress: name of the stage, items done, items in all."""
 SHOWN = 20
 """Largest number of missing videos, and of merged lines, that a report names."""
 _EXCHANGED = {"A": "B", "B": "A", "leftvote": "rightvote", "rightvote": "leftvote"}
@@ -73,6 +70,7 @@ class Report:
         rejected: Invalid lines with reasons.
         missing: Missing videos, with the lines that name them.
         clips: Frame count, frame rate and size of the videos, by path.
+        shares: Counts of the sets ``train`` and ``val``, as text; empty where one set was written.
     """
 
     rows: list[Row] = field(default_factory=list)
@@ -80,6 +78,7 @@ class Report:
     rejected: list[tuple[int, str]] = field(default_factory=list)
     missing: dict[str, list[int]] = field(default_factory=dict)
     clips: dict[str, Clip] = field(default_factory=dict)
+    shares: str = ""
 
     def text(self) -> str:
         """Counts, label shares, missing videos, and each rejected row with its reason."""
@@ -87,9 +86,7 @@ class Report:
         if self.rows:
             lines.append(share_table([row.labels for row in self.rows]))
         if self.merged:
-            named = ", ".join(map(str, self.merged[:SHOWN])) + (", ..." if len(self.merged) > SHOWN else "")
-            repeated = "rows say again what earlier ones say, and were merged with them"
-            lines.append(f"{len(self.merged)} {repeated} (lines {named})")
+            lines.append(merged_text(self.merged))
         if self.missing:
             pairs = {line for named in self.missing.values() for line in named}
             lines.append(f"{len(self.missing)} videos are not there, which {len(pairs)} rows name")
@@ -99,14 +96,22 @@ class Report:
             ]
             lines += [f"  ... and {len(self.missing) - SHOWN} more"] if len(self.missing) > SHOWN else []
         lines += [f"{len(self.rejected)} rows rejected"]
-        return "\n".join(lines + [f"  line {line}: {reason}" for line, reason in self.rejected])
+        lines += [f"  line {line}: {reason}" for line, reason in self.rejected]
+        return "\n".join([*lines, self.shares] if self.shares else lines)
+
+
+def merged_text(lines: Sequence[int]) -> str:
+    """A note on rows that repeat earlier ones, with the numbers of the first few."""
+    named = ", ".join(map(str, lines[:SHOWN])) + (", ..." if len(lines) > SHOWN else "")
+    return f"{len(lines)} rows say again what earlier ones say, and were merged with them (lines {named})"
 
 
 def read_rows(table: Iterable[tuple[int, dict[str, str] | str]], media: Media, row: Callable[..., Row]) -> Report:
     """Sort rows into valid and invalid ones. Checks that the videos exist, and does not read them.
 
-    A row that rates a pair again is merged with the first one if both ratings agree, also with A and B exchanged. If
-    they differ it is invalid, because nothing tells which of the two is right.
+    A row that rates a pair again is merged with the first one if both agree in labels, scores, models and votes, also
+    with A and B exchanged and whatever spaces and capitals the prompt has; other columns are not compared. If they
+    differ it is invalid, because nothing tells which of the two is right.
 
     Args:
         table: Line numbers with cells by column, or with the reason why the line has none.
@@ -133,7 +138,7 @@ def read_rows(table: Iterable[tuple[int, dict[str, str] | str]], media: Media, r
             if not cells["prompt"].strip():
                 raise VideoAlignError("there is no prompt")
             sound = row(line, cells, tuple(paths))
-            first = seen.setdefault((frozenset(paths), sound.prompt), sound)
+            first = seen.setdefault((frozenset(paths), prompt_key(sound.prompt)), sound)
             if first is sound:
                 report.rows.append(sound)
             elif other := [what for what, said in sound.rating().items() if said != first.rating()[what]]:
@@ -209,18 +214,19 @@ def video_record(prompt: str, source: str, path: str, clip: Clip) -> dict[str, A
     return {"prompt": prompt, "source": source, "path": path, **shape}
 
 
-@claims_out
+@claims_set
 def write_set(
     report: Report,
     name: str,
     media: Media,
-    out: Path,
+    out: str | Path,
     kind: Kind,
     skip_bad_rows: bool = False,
     allow_missing: bool = False,
     pool: Executor | None = None,
     progress: Progress = lambda what, done, of: None,
     seed: int = 0,
+    held_out: float = 0.0,
 ) -> Report:
     """Check the videos of the valid rows and write the set.
 
@@ -231,14 +237,16 @@ def write_set(
         report: Result of :func:`read_rows`.
         name: Name of the table, for messages.
         media: Files of its videos.
-        out: Folder to write.
+        out: Folder or address to write.
         kind: ``pairs`` (a sample holds both videos; for training) or ``videos`` (each video once, and ``pairs.csv``;
             for benchmarks).
         skip_bad_rows: Leave invalid rows out; otherwise any of them stops the import.
         allow_missing: Leave out rows whose videos are missing.
         pool: Processes that check the videos.
         progress: Callback that is told the progress.
-        seed: Seed of the order of the samples.
+        seed: Seed of the order of the samples, and of the choice of those that are held out.
+        held_out: Share of the samples that become the set ``val`` in ``out``, the others being ``train`` there; 0
+            writes one set.
 
     Returns:
         The report, completed by the check of the videos.
@@ -259,19 +267,14 @@ def write_set(
         remedies.append("Mend the rejected rows, or leave them out with --skip-bad-rows.")
     if remedies:
         raise VideoAlignError("\n".join([f"{name} was not imported.", report.text(), *remedies]))
-    with ShardWriter(out, kind) as writer:
-        for done, total in (_write_pairs if kind == "pairs" else _write_videos)(writer, report, media, seed):
-            progress("samples written", done, total)
+    samples, rows = _pair_samples(report) if kind == "pairs" else _video_samples(report)
+    report.shares = write_samples(samples, rows, media, out, kind, seed, held_out, pool, progress)
     return report
 
 
-def shuffled(items: Iterable[X], seed: int) -> list[X]:
-    """Items in a random order that depends on the seed alone."""
-    return random.Random(seed).sample(items := list(items), len(items))
-
-
-def _write_pairs(writer: ShardWriter, report: Report, media: Media, seed: int) -> Iterator[tuple[int, int]]:
-    for number, row in enumerate(shuffled(report.rows, seed), 1):
+def _pair_samples(report: Report) -> tuple[list[NewSample], list[Compared]]:
+    samples = []
+    for row in report.rows:
         clips = [report.clips[path] for path in row.paths]
         record = {
             "prompt": row.prompt,
@@ -282,22 +285,32 @@ def _write_pairs(writer: ShardWriter, report: Report, media: Media, seed: int) -
             "fps": {s: c.fps for s, c in zip("AB", clips)},
             "num_frames": {s: c.frames for s, c in zip("AB", clips)},
         }
-        writer.write(f"{row.line:06d}", {side: media.read(path) for side, path in zip("ab", row.paths)}, record)
-        yield number, len(report.rows)
+        samples.append(NewSample(f"{row.line:06d}", row.paths, row.sources, record))
+    return samples, []
 
 
-def _write_videos(writer: ShardWriter, report: Report, media: Media, seed: int) -> Iterator[tuple[int, int]]:
-    """Each video once per prompt that it was rated for, then the table."""
+def _video_samples(report: Report) -> tuple[list[NewSample], list[Compared]]:
+    """Each video once per prompt that it was rated for, and the rows of the table."""
     sources = {(p, row.prompt): s for row in report.rows for p, s in zip(row.paths, row.sources)}
-    keys = {video: f"{number:06d}" for number, video in enumerate(sources)}
-    for number, ((path, prompt), key) in enumerate(shuffled(keys.items(), seed), 1):
-        writer.write(key, {"": media.read(path)}, video_record(prompt, sources[path, prompt], path, report.clips[path]))
-        yield number, len(keys)
-    writer.write_table(PAIRS, [_table_row(row, keys) for row in report.rows])
+    numbers = {video: number for number, video in enumerate(sources)}
+    samples = [
+        NewSample(
+            f"{number:06d}",
+            (path,),
+            (sources[path, prompt],),
+            video_record(prompt, sources[path, prompt], path, report.clips[path]),
+        )
+        for (path, prompt), number in numbers.items()
+    ]
+    rows = []
+    for row in report.rows:
+        a, b = (numbers[path, row.prompt] for path in row.paths)
+        rows.append(Compared(a, b, _table_row(row, (samples[a].key, samples[b].key))))
+    return samples, rows
 
 
-def _table_row(row: Row, keys: dict[tuple[str, str], str]) -> dict[str, str]:
-    """A row of ``pairs.csv``; ``keys`` are those of the videos by (path, prompt)."""
-    ends = {f"key_{side}": keys[path, row.prompt] for side, path in zip("AB", row.paths)}
+def _table_row(row: Row, keys: tuple[str, str]) -> dict[str, str]:
+    """A row of ``pairs.csv``; ``keys`` are those of the videos A and B."""
+    ends = {f"key_{side}": key for side, key in zip("AB", keys)}
     models = {f"{side}_model": source for side, source in zip("AB", row.sources)}
     return {**ends, "prompt": row.prompt, **models, **{c: row.labels.get(c, "") for c in COLUMNS}, **row.votes}

@@ -12,7 +12,7 @@ def info(folder: str) -> str:
     """Kind, counts, sizes, label shares and sources of a set, as text.
 
     Args:
-        folder: Folder of the set.
+        folder: Folder or address of the set.
     """
     shards = ShardSet(folder)
     index = shards.index
@@ -20,7 +20,7 @@ def info(folder: str) -> str:
     settings = index.latents or index.frames or {}
     media = {"mp4": "mp4 files"}.get(index.media, "tensors" if index.kind == "latents" else "decoded frames")
     media += f" ({', '.join(f'{k} {v}' for k, v in settings.items())})" if settings else ""
-    lines = [f"{shards.path}: {index.samples} {index.kind} as {media}, {len(index.shards)} shards, {size / 1e6:.1f} MB"]
+    lines = [f"{shards.name}: {index.samples} {index.kind} as {media}, {len(index.shards)} shards, {size / 1e6:.1f} MB"]
     records, prompts, frames = [], set(), []
     for content in shards.contents():
         records.append(content.record)

@@ -10,7 +10,6 @@ import contextlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -28,7 +27,7 @@ from .contracts import HasGenerator, HasReferenceErrors, require
 from .latent_files import NULL, OF, load_latents
 from .ratings import labels_of, prompt_of
 from .reference_errors import ReferenceErrors
-from .shards import ShardSet, sha256
+from .shards import ShardSet
 from .stream import FilledCollate, ShardLoader, ShardStream, Share, at_least, training_share
 
 
@@ -255,10 +254,10 @@ class LatentPairs(L.LightningDataModule):
                 )
             self.sets[which] = self._open(path, identity)
         first = next(iter(self.sets.values())).shards
-        self.null = _load_null(first.path)
+        self.null = _load_null(first)
         self.cached = None
         if self.reference_path and stage == "fit":
-            data = sha256(first.path / "index.json")
+            data = first.digest
             settings = require(module, HasReferenceErrors, f"{who} with data.reference").reference_made()
             self.cached = ReferenceErrors(self.reference_path, data, settings)
 
@@ -266,14 +265,17 @@ class LatentPairs(L.LightningDataModule):
         shards = ShardSet(path, "latents")
         stored = shards.index.latents or {}
         if different := {k: (stored.get(k), v) for k, v in identity.items() if stored.get(k) != v}:
-            differences = ", ".join(f"{k}: {str(a)[:16]}, here {b[:16]}" for k, (a, b) in different.items())
+            short = {k: [str(one)[: 16 if k == "vae" else 80] for one in both] for k, both in different.items()}
+            differences = ", ".join(f"{k}: {a}, here {b}" for k, (a, b) in short.items())
             raise VideoAlignError(
-                f"{path} holds latents of another generator ({differences}); "
+                f"{shards.name} holds latents of another generator ({differences}); "
                 "encode the videos with this one's autoencoder"
             )
         of = stored.get("of")
         if of not in OF:
-            raise VideoAlignError(f"{path}: index.json does not say whether its latents are of pairs or of videos")
+            raise VideoAlignError(
+                f"{shards.name}: index.json does not say whether its latents are of pairs or of videos"
+            )
         judged: dict[str, Judged] = {}
         left_out = {"tied or closer": 0, "without a label that is asked for": 0}
         kept: list[int] = []
@@ -286,10 +288,11 @@ class LatentPairs(L.LightningDataModule):
                 left_out["without a label that is asked for" if math.isnan(one.margin) else "tied or closer"] += 1
         if any(left_out.values()):
             counts = ", ".join(f"{n} {why}" for why, n in left_out.items() if n)
-            rank_zero_info(f"{path}: {len(judged)} pairs are used, {counts} left out")
+            rank_zero_info(f"{shards.name}: {len(judged)} pairs are used, {counts} left out")
         if not judged:
             raise VideoAlignError(
-                f"{path}: no pair has a margin above {self.min_margin} under weights {self.weights}, so nothing is left"
+                f"{shards.name}: no pair has a margin above {self.min_margin} under weights {self.weights}, "
+                "so nothing is left"
             )
         return _Opened(shards, contents.take(kept), judged)
 
@@ -304,7 +307,7 @@ class LatentPairs(L.LightningDataModule):
         cached = self.cached if training else None
         decode = Decoder(opened.shards.index.latents["of"], opened.judged, self.seed, training, cached)
         stream = ShardStream(
-            opened.contents, decode, share, trainer.global_rank, self.seed, self.shuffle_buffer, str(opened.shards.path)
+            opened.contents, decode, share, trainer.global_rank, self.seed, self.shuffle_buffer, opened.shards.name
         )
         workers = min(self.workers, share.batches)
         options = {
@@ -366,10 +369,10 @@ def _first_decoded(contents: Contents, decode: Decoder, among: int = 16) -> Samp
     return None
 
 
-def _load_null(folder: Path) -> Tensor:
+def _load_null(shards: ShardSet) -> Tensor:
     try:
-        return safetensors.torch.load_file(folder / NULL)["prompt"]
-    except (OSError, SafetensorError, KeyError) as error:
+        return safetensors.torch.load(shards.file(NULL))["prompt"]
+    except (ShardError, OSError, SafetensorError, KeyError) as error:
         raise ShardError(
-            f"{folder / NULL} is missing or damaged ({error}): the embedding of the empty prompt"
+            f"{shards.name}/{NULL} is missing or damaged ({error}): the embedding of the empty prompt"
         ) from None

@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
 from .. import VideoAlignError
+from ..models.hub_address import in_cache
 from .limits import FILE_BYTES
 
 
@@ -79,11 +80,8 @@ class Folder(Media):
                 return False
         except OSError:  # a name that is too long, such as a prompt in the column of paths
             return False
-        if not file.resolve().is_relative_to(self.root.resolve()):
-            raise VideoAlignError(
-                f"path {name!r} is a link out of the videos' folder (as in a hub's cache); "
-                "copy the files into one folder"
-            )
+        if not file.resolve().is_relative_to(self.root.resolve()) and not in_cache(file):
+            raise VideoAlignError(f"path {name!r} is a link out of the videos' folder; copy the files into one folder")
         return True
 
     def source(self, name: str) -> Path:

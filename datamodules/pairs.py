@@ -1,6 +1,7 @@
 """Rated pairs and benchmark videos as batches: the DataModule that trains and evaluates reward models."""
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,7 @@ class VideoCollate(FilledCollate):
         prompts = [sample.prompt for sample in samples]
         if self.benchmark is None:
             videos = [pair.videos[0] for pair in samples] + [pair.videos[1] for pair in samples]  # A..., then B...
+            batch["sources"] = [pair.sources for pair in samples]
             batch["labels"] = torch.stack([pair.labels for pair in samples])  # (N, 4)
             batch["scores"] = torch.stack([pair.scores for pair in samples], 1)  # (2, N, 3)
             prompts = prompts * 2
@@ -197,7 +199,7 @@ class VideoPairs(L.LightningDataModule):
         if self.train_keys:
             chosen = read_keys(self.train_keys)
             if missing := chosen - set(keys):
-                raise VideoAlignError(f"data.train_keys {self.train_keys}: {shards.path} has no pair {min(missing)!r}")
+                raise VideoAlignError(f"data.train_keys {self.train_keys}: {shards.name} has no pair {min(missing)!r}")
         else:
             drawn = sorted(keys, key=lambda key: draw_seed("share", key))
             chosen = set(drawn[: max(1, round(self.train_share * len(keys)))])
@@ -212,9 +214,7 @@ class VideoPairs(L.LightningDataModule):
             if training
             else Share(len(contents), self.val_batch_size, trainer.world_size, training)
         )
-        stream = ShardStream(
-            contents, decode, share, trainer.global_rank, self.seed, self.shuffle_buffer, str(shards.path)
-        )
+        stream = ShardStream(contents, decode, share, trainer.global_rank, self.seed, self.shuffle_buffer, shards.name)
         options = {
             "persistent_workers": training and self.workers > 0,  # an epoch may be short
             "pin_memory": trainer.strategy.root_device.type == "cuda",
@@ -255,3 +255,15 @@ class VideoPairs(L.LightningDataModule):
         shards = self._pairs("val")
         decode = PairDecoder(FrameReader(shards, self.processor.sampling, self.processor.factor), None)
         return [decode(raw, 0) for raw, _ in zip(shards, range(count))]
+
+    def find_pairs(self, keys: Sequence[str]) -> list[VideoPair]:
+        """Held-out pairs by their keys, decoded, in that order.
+
+        Args:
+            keys: Keys of held-out pairs.
+        """
+        shards = self._pairs("val")
+        decode = PairDecoder(FrameReader(shards, self.processor.sampling, self.processor.factor), None)
+        contents = shards.contents()
+        places = {key: number for number, key in enumerate(contents.keys())}
+        return [decode(contents[places[key]].raw(), 0) for key in keys]

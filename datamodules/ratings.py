@@ -1,6 +1,7 @@
 """Labels and scores of rated pairs, which are words on disk and numbers in tensors."""
 
 import math
+import unicodedata
 from typing import TYPE_CHECKING
 
 from ..models.dimensions import DIMENSIONS, OVERALL
@@ -86,6 +87,11 @@ def prompt_of(record: dict, name: str) -> str:
     if not isinstance(prompt, str) or not prompt.strip():
         raise ShardError(f"{name}: there is no prompt")
     return prompt
+
+
+def prompt_key(prompt: str) -> str:
+    """A prompt as it is compared with others: Unicode's compatible form, one space between words, no capitals."""
+    return " ".join(unicodedata.normalize("NFKC", prompt).split()).casefold()
 
 
 def shares(rows: list[dict[str, str]]) -> dict[str, dict[str, int]]:

@@ -20,7 +20,8 @@ from ..models.flow import draw_seed
 from ..models.locks import Hold
 from .contracts import HasGenerator, require
 from .latent_files import OF, load_latents
-from .shards import ShardSet, sha256
+from .shards import ShardSet
+from .stores import together
 from .stream import at_least, dealt, in_turn, own_share
 
 RECORD, TENSORS = "reference.json", "reference.safetensors"
@@ -92,7 +93,7 @@ class ReferenceDraws(L.LightningDataModule):
         if any(stored.get(k) != v for k, v in identity.items()):
             raise VideoAlignError(f"{self.data} holds latents of another generator")
         self.sides, self.contents = OF[stored["of"]], list(shards.contents())
-        self.made = {"data": sha256(shards.path / "index.json")}
+        self.made = {"data": shards.digest}
         self.items = [(number, k) for k in range(self.draws) for number in range(len(self.contents))]
 
     def seed_of(self, number: int, k: int) -> int:
@@ -146,7 +147,8 @@ class _Draws:
         if not self.batches[index]:
             return {"items": []}
         contents = [self.contents[number] for number, _ in self.batches[index]]
-        samples = [load_latents(content.read("safetensors"), content.name) for content in contents]
+        media = together(lambda content: content.read("safetensors"), contents)
+        samples = [load_latents(one, content.name) for one, content in zip(media, contents)]
         latents = [torch.stack([sample[side] for side in self.sides]) for sample in samples]
         return {
             "items": self.batches[index],

@@ -16,6 +16,8 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 from .. import VideoAlignError
 from .contents import Contents, RawSample
+from .fitted_schedule import fit_schedule
+from .stores import threads
 
 
 class Dropped(NamedTuple):  # not a frozen dataclass: Lightning cannot move one to a device
@@ -148,7 +150,8 @@ def shuffled(samples: Iterator, size: int, rng: random.Random) -> Iterator:
 
 
 def training_share(trainer: Any, samples: int, batch: int) -> Share:
-    """How a training run deals out ``samples``, ``batch`` of them per rank and micro-batch."""
+    """How a training run deals out ``samples``, ``batch`` of them per rank and micro-batch; fits its schedule first."""
+    fit_schedule(trainer, samples, batch)
     return Share(samples, batch, trainer.world_size, True, trainer.accumulate_grad_batches)
 
 
@@ -236,10 +239,25 @@ class ShardStream:
 
     def __getitem__(self, slot: Slot) -> Item:
         content = self.contents[slot.number]
+        return self._item(slot, content.key, content.raw)
+
+    def __getitems__(self, slots: list[Slot]) -> list[Item]:
+        """The samples of a batch; those in a store are fetched while earlier ones are decoded."""
+        if not self.contents.remote:
+            return [self[slot] for slot in slots]
+        contents = [self.contents[slot.number] for slot in slots]
+        waiting = [threads().submit(content.raw) for content in contents]
         try:
-            return Item(self.decode(content.raw(), slot.epoch), slot.valid)
-        except VideoAlignError as error:
-            return Item(Dropped(content.key, str(error), padding=not slot.valid), False)
+            return [self._item(s, c.key, future.result) for s, c, future in zip(slots, contents, waiting)]
+        finally:
+            for future in waiting:
+                future.cancel()
+
+    def _item(self, slot: Slot, key: str, read: Callable[[], RawSample]) -> Item:
+        try:
+            return Item(self.decode(read(), slot.epoch), slot.valid)
+        except VideoAlignError as error:  # no StoreError: a store's trouble does not make a sample unusable
+            return Item(Dropped(key, str(error), padding=not slot.valid), False)
 
     def slots(self, epoch: int, skip: int = 0) -> Iterator[list[Slot]]:
         """This rank's batches of an epoch, from number ``skip`` on."""

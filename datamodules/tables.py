@@ -8,19 +8,24 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .. import VideoAlignError
+from .spreadsheets import original
 
 _SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}
 Line = tuple[int, dict[str, str] | str]
 """Number of a row's last line in its file, and its cells by column or the reason why it has none."""
 
 
-def read_table(path: str | Path, required: Sequence[str] = (), name: str = "", fill: bool = False) -> list[Line]:
+def read_table(
+    path: str | Path | bytes, required: Sequence[str] = (), name: str = "", fill: bool = False
+) -> list[Line]:
     """Rows of a CSV in UTF-8 (with a byte order mark or without), separated by commas.
 
+    An apostrophe that keeps spreadsheets from running a cell as a formula is taken away, see :mod:`.spreadsheets`.
+
     Args:
-        path: Path of the file.
+        path: Path of the file, or its content.
         required: Columns that the table must have.
-        name: What to call the file in messages, such as ``--csv list.csv``; its path if not given.
+        name: What to call the file in messages, such as ``--csv list.csv``; its path if not given. Content needs one.
         fill: Whether missing cells at the end of a row count as empty.
 
     Returns:
@@ -45,17 +50,17 @@ def read_table(path: str | Path, required: Sequence[str] = (), name: str = "", f
         if len(values) != len(header):
             table.append((line, f"has {len(values)} fields, the header {len(header)}"))
         else:
-            table.append((line, {header[place]: values[place] for place in named}))
+            table.append((line, {header[place]: original(values[place]) for place in named}))
     return table
 
 
 def sound_rows(
-    path: str | Path, required: Sequence[str] = (), name: str = "", fill: bool = False
+    path: str | Path | bytes, required: Sequence[str] = (), name: str = "", fill: bool = False
 ) -> list[tuple[int, dict[str, str]]]:
     """Rows of a table all of whose rows must be valid.
 
     Args:
-        path: Path of the file.
+        path: Path of the file, or its content.
         required: Columns that the table must have.
         name: What to call the file in messages; its path if not given.
         fill: Whether missing cells at the end of a row count as empty.
@@ -73,11 +78,11 @@ def sound_rows(
     return table
 
 
-def read_text(path: str | Path, name: str = "", kind: str = "text") -> str:
+def read_text(path: str | Path | bytes, name: str = "", kind: str = "text") -> str:
     """Content of a text file in UTF-8, without its byte order mark.
 
     Args:
-        path: Path of the file.
+        path: Path of the file, or its content.
         name: What to call the file in messages; its path if not given.
         kind: Format that the file should have, for messages.
 
@@ -86,7 +91,7 @@ def read_text(path: str | Path, name: str = "", kind: str = "text") -> str:
     """
     name = f"{name or path} cannot be read as {kind}"
     try:
-        content = Path(path).read_bytes()
+        content = path if isinstance(path, bytes) else Path(path).read_bytes()
     except FileNotFoundError:
         raise VideoAlignError(f"{name}: {path}: there is no such file") from None
     except (OSError, ValueError) as error:

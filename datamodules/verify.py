@@ -2,21 +2,32 @@
 
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 from safetensors import SafetensorError
 
 from .. import VideoAlignError
 from ..models.frame_sampling import FrameSampling
-from .contents import Contents, RawSample, ShardError, read_table, table_name, walk
+from .addresses import short_name
+from .benchmark import PAIRS
+from .contents import Contents, RawSample, ShardError, packed, read_table, table_name, walk
 from .frames import load_frames
 from .latent_files import load_latents
 from .ratings import COLUMNS, LABELS, labels_of, prompt_of, scores_of, sources_of
-from .shards import SIDES, Shard, ShardSet, sha256
+from .set_index import INDEX, SIDES, Index, Shard, is_plain, sha256
+from .shards import ShardSet
+from .stored_sets import StoredSet, is_content
+from .stores import LocalStore, StoredFile
+from .tables import sound_rows
 from .video import decode
 
 GLANCE = FrameSampling(fps=None, num_frames=4, min_pixels=0, max_pixels=64 * 64)
 """Frame sampling of a check: few frames, and no enlargement."""
+
+PUBLISHED = {"README.md", ".gitattributes", ".cache", "LICENSE", "NOTICE"}
+"""What a set of the hub has beside its own files: a card, and what the hub and its client add."""
 
 
 def open_damaged(folder: str) -> ShardSet:
@@ -32,56 +43,71 @@ def verify(shards: ShardSet) -> Iterator[str]:
 
     Yields:
         A message for each damage.
+
+    Raises:
+        StoreError: If a store does not give a file for another reason than that it is missing.
     """
-    yield from shards.size_problems()
-    index = shards.index
-    listed = {shard.name for shard in index.shards} | set(index.tables) | {"index.json"}
-    listed |= {table_name(shard.name) for shard in index.shards if shard.contents}
-    yield from (
-        f"{p.name} is in the folder, but not in the index"
-        for p in sorted(shards.path.iterdir())
-        if p.name not in listed
-    )
     keys: Counter[str] = Counter()
-    for shard in index.shards:
-        path = shards.path / shard.name
-        if "/" in shard.name or not path.is_file():
-            continue
-        if sha256(path) != shard.sha256:
-            yield f"{shard.name}: its sha256 is not the index's; the content has changed"
-        try:
-            table = walk(path, index.members())
-        except ShardError as error:
-            yield str(error)
-            continue
-        if len(table) != shard.samples:
-            yield f"{shard.name} holds {len(table)} samples, the index says {shard.samples}"
-        yield from _contents(shards, shard, table)
-        for content in Contents([path], [len(table)], table):
-            keys[content.key] += 1
-            yield from _sample(content.raw(), shards)
+    for part in shards.parts:
+        prefix = f"{short_name(part.name)}/" if len(shards.parts) > 1 else ""
+        yield from (f"{prefix}{problem}" for problem in _part(part, keys))
     yield from (f"key {key!r} occurs {count} times" for key, count in keys.items() if count > 1)
-    for name, digest in index.tables.items():
-        yield from _file(shards, name, digest)
-        if name.endswith(".csv") and (shards.path / name).is_file():
-            yield from _table(shards, name, set(keys))
+    for part in shards.parts:
+        for name, digest in part.index.tables.items():
+            yield from _table(part, name, digest, set(keys))
 
 
-def _contents(shards: ShardSet, shard: Shard, table: pa.Table) -> Iterator[str]:
-    """Differences between the table of contents beside a shard and the shard itself."""
-    if shard.contents is None:
-        return
-    path = shards.path / table_name(shard.name)
-    if not path.is_file():
-        yield f"{path.name} is missing; `videoalign shards index {shards.path}` makes it anew"
-        return
-    if sha256(path) != shard.contents:
-        yield f"{path.name}: its sha256 is not the index's; the content has changed"
+def _part(part: StoredSet, keys: Counter[str]) -> Iterator[str]:
+    """Damage of the shards of a set in one place; their keys are counted."""
+    yield from part.size_problems()
+    index = part.index
+    listed = {name for name, _, _ in index.files()} | {INDEX} | PUBLISHED
+    there = part.store.names()
+    yield from (f"{name} is in the folder, but not in the index" for name in sorted((there or set()) - listed))
+    for shard in index.shards:
+        if not is_plain(shard.name) or (there is not None and shard.name not in there):
+            if is_plain(shard.name) and part.store.remote:
+                yield f"{shard.name} is missing"
+            continue
+        with part.store.whole(shard.name, shard.bytes) as path:
+            if path.is_file():
+                yield from _shard(part, shard, path, keys)
+
+
+def _shard(part: StoredSet, shard: Shard, path: Path, keys: Counter[str]) -> Iterator[str]:
+    if sha256(path) != shard.sha256:
+        yield f"{shard.name}: its sha256 is not the index's; the content has changed"
     try:
-        written = read_table(path, shards.index.members(), shard.samples)
+        table = walk(path, part.index.members())
     except ShardError as error:
         yield str(error)
         return
+    if len(table) != shard.samples:
+        yield f"{shard.name} holds {len(table)} samples, the index says {shard.samples}"
+    yield from _contents(part, shard, table)
+    file, content = StoredFile(LocalStore(path.parent), path.name), packed(table)
+    for sample in Contents([file], [read_table(content, shard.name, part.index.members(), len(table))]):
+        keys[sample.key] += 1
+        yield from _sample(sample.raw(), part.index)
+
+
+def _contents(part: StoredSet, shard: Shard, table: pa.Table) -> Iterator[str]:
+    """Differences between the table of contents beside a shard and the shard itself."""
+    if shard.contents is None:
+        return
+    name = table_name(shard.name)
+    content = part.small(name, shard.contents)
+    if content is None:
+        yield f"{name} is missing; `videoalign shards index {part.name}` makes it anew"
+        return
+    if not is_content(shard.contents, content):
+        yield f"{name}: its sha256 is not the index's; the content has changed"
+    try:
+        read_table(content, name, part.index.members(), shard.samples)
+    except ShardError as error:
+        yield str(error)
+        return
+    written = pq.ParquetFile(pa.BufferReader(content)).read(use_threads=False)
     if not written.select(table.column_names).equals(table):
         there, here = (dict(zip(t["key"].to_pylist(), t.to_pylist())) for t in (written, table))
         different = sorted(key for key in there.keys() | here.keys() if there.get(key) != here.get(key))
@@ -89,23 +115,23 @@ def _contents(shards: ShardSet, shard: Shard, table: pa.Table) -> Iterator[str]:
         yield f"{shard.name}: {changed}, the first of them key {different[:1]}"
 
 
-def _sample(sample: RawSample, shards: ShardSet) -> Iterator[str]:
+def _sample(sample: RawSample, index: Index) -> Iterator[str]:
     try:
         record = sample.record()
         prompt_of(record, sample.name)
-        if shards.index.kind == "pairs":
+        if index.kind == "pairs":
             labels_of(record, sample.name)
             scores_of(record, sample.name)
             sources_of(record, sample.name)
     except VideoAlignError as error:
         yield str(error)
-    for side in SIDES[shards.index.kind]:
-        member = f"{side}.{shards.index.media}".lstrip(".")
+    for side in SIDES[index.kind]:
+        member = f"{side}.{index.media}".lstrip(".")
         name = f"{sample.name}, {member}"
         try:
-            if shards.index.kind == "latents":
+            if index.kind == "latents":
                 load_latents(sample.members[member], name)
-            elif shards.index.media == "mp4":
+            elif index.media == "mp4":
                 decode(sample.members[member], GLANCE, 2, name)
             else:
                 load_frames(sample.members[member], name)
@@ -113,19 +139,32 @@ def _sample(sample: RawSample, shards: ShardSet) -> Iterator[str]:
             yield str(error)
 
 
-def _file(shards: ShardSet, name: str, digest: str) -> Iterator[str]:
-    path = shards.path / name
-    if not path.is_file():
+def _table(part: StoredSet, name: str, digest: str, keys: set[str]) -> Iterator[str]:
+    """Damage of a further file of a set, and of the pairs in it."""
+    if not is_plain(name):
+        return
+    content = part.small(name, digest)
+    if content is None:
         yield f"{name} is missing"
-    elif sha256(path) != digest:
+        return
+    if not is_content(digest, content):
         yield f"{name}: its sha256 is not the index's; the content has changed"
+    if name.endswith(".csv"):
+        yield from _pairs(content, name, part.name, keys)
 
 
-def _table(shards: ShardSet, name: str, keys: set[str]) -> Iterator[str]:
+def _pairs(content: bytes, name: str, folder: str, keys: set[str]) -> Iterator[str]:
     try:
-        rows = shards.table(name)
+        rows = [row for _, row in sound_rows(content, name=f"{folder}/{name}")]
     except VideoAlignError as error:
         yield str(error)
+        return
+    if name != PAIRS:  # a table of single videos, such as scores, or one of what is no video
+        yield from (
+            f"{name}, line {number}: video {row['key']!r} is not in the set"
+            for number, row in enumerate(rows, 2)
+            if "key" in row and row["key"] not in keys
+        )
         return
     pairs: Counter[tuple] = Counter()
     for number, row in enumerate(rows, 2):

@@ -67,7 +67,7 @@ def videos_of(shards: ShardSet, processor: RewardProcessor) -> dict[str, Listed]
         for side in SIDES[shards.index.kind]:
             name, extension = f"{content.key}.{side}".rstrip("."), f"{side}.{media}".lstrip(".")
             length = _length(content.record, processor) or content.spans[extension].size
-            videos[name] = Listed(name, prompt, str(content.path), (content, extension), media != "mp4", length)
+            videos[name] = Listed(name, prompt, str(content.file), (content, extension), media != "mp4", length)
     return videos
 
 

@@ -6,35 +6,41 @@ from concurrent.futures import Executor
 from pathlib import Path
 
 from .. import VideoAlignError
-from ..models.files import claims_out
-from .importing import Progress, look, shuffled, video_record
-from .media import open_media
+from .importing import look, merged_text, video_record
+from .media import Media, open_media
+from .new_samples import NewSample, Progress, write_samples
+from .ratings import prompt_key
 from .shards import ShardSet, ShardWriter
 from .tables import read_table
+from .uploads import claims_set
 
 REQUIRED = ("path", "prompt", "source")
 
 
-@claims_out
+@claims_set
 def import_videos(
     table: Path,
     videos: Path,
-    out: Path,
+    out: str | Path,
     skip_bad_rows: bool = False,
     pool: Executor | None = None,
     progress: Progress = lambda what, done, of: None,
     seed: int = 0,
+    held_out: float = 0.0,
 ) -> str:
     """Write the videos that a CSV names as a *videos* set.
+
+    A row that says again what an earlier one says is merged with it, whatever spaces and capitals its prompt has.
 
     Args:
         table: CSV with ``path, prompt, source``, the source being the name of the model that made the video.
         videos: Folder or zip archive that its paths are relative to.
-        out: Folder to write.
+        out: Folder or address to write.
         skip_bad_rows: Leave invalid rows out; otherwise any of them stops the import.
         pool: Processes that check the videos.
         progress: Callback that is told the progress.
         seed: Seed of the order of the samples, see :func:`.importing.write_set`.
+        held_out: Share of the videos that become the set ``val`` in ``out``, the others being ``train`` there.
 
     Returns:
         Summary of the set, as text.
@@ -42,8 +48,30 @@ def import_videos(
     Raises:
         VideoAlignError: If rows are invalid and not left out; the message lists each with its reason.
     """
-    media, rejected, sound = open_media(videos), [], []
-    seen: dict[tuple[str, str], int] = {}
+    media = open_media(videos)
+    sound, merged, rejected = _sorted_rows(table, media)
+    clips, bad = look(media, (path for _, path, _, _ in sound), pool, progress)
+    rejected += [(line, bad[path]) for line, path, _, _ in sound if path in bad]
+    sound = [row for row in sound if row[1] in clips]
+    reasons = [f"  line {line}: {reason}" for line, reason in sorted(rejected)]
+    repeated = [merged_text(merged)] if merged else []
+    report = "\n".join([*repeated, f"{len(rejected)} rows rejected", *reasons])
+    if not sound or (rejected and not skip_bad_rows):
+        remedy = "Mend them, or leave them out with --skip-bad-rows." if sound else "No row is sound."
+        raise VideoAlignError(f"{table} was not imported.\n{report}\n{remedy}")
+    samples = [
+        NewSample(f"{line:06d}", (path,), (source,), video_record(prompt, source, path, clips[path]))
+        for line, path, prompt, source in sound
+    ]
+    shares = write_samples(samples, [], media, out, "videos", seed, held_out, pool, progress)
+    sources, prompts = Counter(source for *_, source in sound), {prompt for _, _, prompt, _ in sound}
+    return "\n".join(filter(None, [_counts(sources, len(prompts)), report, shares]))
+
+
+def _sorted_rows(table: Path, media: Media) -> tuple[list[tuple[int, str, str, str]], list[int], list[tuple[int, str]]]:
+    """Rows as (line, path, prompt, source), lines that repeat an earlier row, and invalid lines with reasons."""
+    sound, merged, rejected = [], [], []
+    seen: dict[tuple[str, str], tuple[int, str]] = {}
     for line, cells in read_table(table, REQUIRED):
         try:
             if isinstance(cells, str):
@@ -51,36 +79,30 @@ def import_videos(
             if empty := [name for name in REQUIRED if not cells[name].strip()]:
                 raise VideoAlignError(f"there is no {' and no '.join(empty)}")
             path, prompt, source = media.find(cells["path"]), cells["prompt"].strip(), cells["source"].strip()
-            if (first := seen.setdefault((path, prompt), line)) != line:
-                raise VideoAlignError(f"repeats line {first}: the same video and prompt")
-            sound.append((line, path, prompt, source))
+            first, made_by = seen.setdefault((path, prompt_key(prompt)), (line, source))
+            if first == line:
+                sound.append((line, path, prompt, source))
+            elif made_by == source:
+                merged.append(line)
+            else:
+                raise VideoAlignError(f"repeats line {first}: the same video and prompt, but another source")
         except VideoAlignError as error:
             rejected.append((line, str(error)))
-    clips, bad = look(media, (path for _, path, _, _ in sound), pool, progress)
-    rejected += [(line, bad[path]) for line, path, _, _ in sound if path in bad]
-    sound = [row for row in sound if row[1] in clips]
-    reasons = [f"  line {line}: {reason}" for line, reason in sorted(rejected)]
-    report = "\n".join([f"{len(rejected)} rows rejected", *reasons])
-    if not sound or (rejected and not skip_bad_rows):
-        remedy = "Mend them, or leave them out with --skip-bad-rows." if sound else "No row is sound."
-        raise VideoAlignError(f"{table} was not imported.\n{report}\n{remedy}")
-    with ShardWriter(out, "videos") as writer:
-        for number, (line, path, prompt, source) in enumerate(shuffled(sound, seed), 1):
-            writer.write(f"{line:06d}", {"": media.read(path)}, video_record(prompt, source, path, clips[path]))
-            progress("samples written", number, len(sound))
-    sources, prompts = Counter(source for *_, source in sound), {prompt for _, _, prompt, _ in sound}
-    return f"{_counts(sources, len(prompts))}\n{report}"
+    return sound, merged, rejected
 
 
-@claims_out
+@claims_set
 def join(
-    sets: Sequence[Path], out: Path, sources: Sequence[str] = (), progress: Progress = lambda what, done, of: None
+    sets: Sequence[str | Path],
+    out: str | Path,
+    sources: Sequence[str] = (),
+    progress: Progress = lambda what, done, of: None,
 ) -> str:
     """Write the videos of several *videos* sets as one, such as those of several runs of `videoalign generate`.
 
     Args:
-        sets: Folders of the sets.
-        out: Folder to write.
+        sets: Folders or addresses of the sets.
+        out: Folder or address to write.
         sources: Names of the models, one for each set, in place of those in the records.
         progress: Callback that is told the progress.
 
@@ -93,7 +115,7 @@ def join(
     shards = [ShardSet(path, "videos") for path in sets]
     if sources and len(sources) != len(shards):
         raise VideoAlignError(f"--sources names {len(sources)} models, of {len(shards)} sets")
-    if frames := [one.path for one in shards if one.index.media != "mp4"]:
+    if frames := [one.name for one in shards if one.index.media != "mp4"]:
         raise VideoAlignError(f"{frames[0]} holds decoded frames; join the sets with mp4 files")
     counts, prompts, total = Counter(), set(), sum(one.index.samples for one in shards)
     with ShardWriter(out, "videos") as writer:
@@ -102,7 +124,7 @@ def join(
                 source = sources[number] if sources else content.record.get("source")
                 if not source:
                     raise VideoAlignError(
-                        f"{one.path}: video {content.key!r} names no source; name one for each set with --sources"
+                        f"{one.name}: video {content.key!r} names no source; name one for each set with --sources"
                     )
                 writer.write(f"{number}-{content.key}", {"": content.read("mp4")}, {**content.record, "source": source})
                 counts[source] += 1

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
 from peft.utils.other import get_pattern_key
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
@@ -28,6 +27,7 @@ from .. import VideoAlignError
 from .checksums import check_seal
 from .finite import require_weights
 from .generator import Generator
+from .hub import resolved
 
 FILES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
 """Names of the files of diffusers and peft. A file with another name is read if it is the only one in its folder."""
@@ -121,12 +121,12 @@ def read_adapters(path: str) -> tuple[dict[str, Tensor], Stated]:
     """Read the tensors of adapters, in fp32 or finer, and the rank and alpha that are stated for them.
 
     Args:
-        path: Folder with one safetensors file of adapters, that file, or a hub id.
+        path: Folder with one safetensors file of adapters, that file, or an address of either on the hub.
 
     Raises:
         VideoAlignError: Where the file is missing, damaged, empty or ambiguous, or states no plain LoRA.
     """
-    file = _file_of(path)
+    file = file_of(path)
     tensors, metadata = _content(file, path)
     config = file.parent / "adapter_config.json"
     try:
@@ -144,15 +144,16 @@ def read_adapters(path: str) -> tuple[dict[str, Tensor], Stated]:
     return {name: t.float() if t.dtype in low else t for name, t in tensors.items()}, stated[0]
 
 
-def _file_of(path: str) -> Path:
-    """Find the one safetensors file of a folder or hub id, or take the file itself."""
-    place = Path(path)
-    if not place.exists():
-        try:
-            place = Path(snapshot_download(path, allow_patterns=["*.safetensors", "adapter_config.json"]))
-        except Exception as error:  # the hub's client raises errors of many kinds
-            why = str(error).splitlines()[0][:160]
-            raise refusal(path, f"it is neither a folder or file nor a hub id that could be reached ({why})") from None
+def file_of(path: str) -> Path:
+    """Find the one safetensors file of a folder or hub id, or take the file itself.
+
+    Args:
+        path: Folder, file, or an address of either on the hub.
+
+    Raises:
+        VideoAlignError: Where there is no such file, or several.
+    """
+    place = resolved(path, "folder or file of adapters", parts=("*.safetensors", "adapter_config.json"), file=True)
     if place.is_file():
         if place.suffix != ".safetensors":
             raise refusal(path, "only safetensors files are read, nothing is unpickled; convert it first")

@@ -9,11 +9,16 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 
 from .. import VideoAlignError
 from .files import check_readable
+from .hub import resolved
 from .vision_attention import batch_vision_attention
 from .whole import load_whole
 
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 """Model types, as ``config.json`` names them, whose inputs this package prepares."""
+PROCESSOR_FILES = ("*.json", "*.jinja", "*.txt")
+"""Files of a tokenizer and of preprocessing."""
+FILES = (*PROCESSOR_FILES, "*.safetensors")
+"""Files of a backbone that are read."""
 
 
 def load_backbone(backbone: str | Path, attention: str = "sdpa", dtype: str = "float32") -> nn.Module:
@@ -28,13 +33,13 @@ def load_backbone(backbone: str | Path, attention: str = "sdpa", dtype: str = "f
         VideoAlignError: Where there is no such model, it is of another family, or its files are not whole
             (see :func:`.whole.load_whole`).
     """
-    check_readable(backbone)
+    folder = resolved(backbone, "folder of a backbone", parts=FILES, now=["config.json"])
+    check_readable(folder)
     try:
-        config = AutoConfig.from_pretrained(backbone)
+        config = AutoConfig.from_pretrained(folder)
     except (OSError, ValueError, json.JSONDecodeError) as error:
         raise VideoAlignError(
-            f"backbone {str(backbone)!r} is neither a model folder nor a hub id that could be reached "
-            f"({str(error).splitlines()[0][:160]})"
+            f"backbone {str(backbone)!r} is no model folder ({str(error).splitlines()[0][:160]})"
         ) from None
     if config.model_type not in FAMILIES:
         raise VideoAlignError(
@@ -42,7 +47,7 @@ def load_backbone(backbone: str | Path, attention: str = "sdpa", dtype: str = "f
         )
     model = load_whole(
         AutoModelForImageTextToText,
-        backbone,
+        resolved(backbone, "folder of a backbone", parts=FILES),
         f"backbone {backbone}",
         ignore_mismatched_sizes=True,
         dtype=getattr(torch, dtype),

@@ -10,10 +10,12 @@ from dataclasses import dataclass, field
 import numpy as np
 from torch import Tensor
 
+from .. import VideoAlignError
 from .dimensions import DIMENSIONS, OVERALL
 from .frame_sampling import FrameSampling
 from .preference import _as_arrays, _correct
 from .published import TABLE_2
+from .registry import Registry
 
 
 @dataclass(frozen=True)
@@ -29,26 +31,43 @@ class BenchmarkProtocol:
         sampling: Frame rate and frame size of the videos (VideoAlign, section 5.1 and Table 9).
         overall: The overall reward: ``sum`` of the normalised dimensions, or the name of one dimension.
         columns: Columns in which pairs are rated.
-        published: Accuracies without and with ties, in per cent, by column and method (VideoAlign, Table 2).
+        published: Accuracies without and with ties, in per cent, by column and method; empty where there are none.
+        source: Where the published accuracies are from, for the report.
     """
 
     title: str
     sampling: FrameSampling
     overall: str
     columns: tuple[str, ...]
-    published: dict[str, dict[str, tuple[float, float]]] = field(repr=False)
+    published: dict[str, dict[str, tuple[float, float]]] = field(repr=False, default_factory=dict)
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        known = (*DIMENSIONS, OVERALL)
+        if self.overall not in ("sum", *DIMENSIONS) or not self.columns or not set(self.columns) <= set(known):
+            raise VideoAlignError(
+                f"benchmark {self.title}: overall {self.overall!r} must be sum or one of {', '.join(DIMENSIONS)}, and "
+                f"columns {self.columns} some of {', '.join(known)}"
+            )
+        if odd := set(self.published) - set(self.columns):
+            raise VideoAlignError(f"benchmark {self.title}: published names the columns {sorted(odd)}, which it lacks")
 
 
 VOTES = {"leftvote": "A", "rightvote": "B", "tievote": "same", "bothbad_vote": "same"}
 """GenAI-Bench's votes as labels; the paper scores its two kinds of ties as one."""
 
-PROTOCOLS = {
+_TABLE_2 = (
+    "Published rows: VideoAlign, v2 Table 2. w/o: decided pairs only, equal rewards are wrong (LiFT's were broken at "
+    "random)."
+)
+_OWN = {
     "videogen-rewardbench": BenchmarkProtocol(
         title="VideoGen-RewardBench",
         sampling=FrameSampling(fps=2.0, max_pixels=448 * 448),
         overall="sum",
         columns=(OVERALL, *DIMENSIONS),
         published=TABLE_2["videogen-rewardbench"],
+        source=_TABLE_2,
     ),
     "genai-bench": BenchmarkProtocol(
         title="GenAI-Bench (video)",
@@ -56,8 +75,16 @@ PROTOCOLS = {
         overall="TA",
         columns=(OVERALL,),
         published=TABLE_2["genai-bench"],
+        source=_TABLE_2,
     ),
 }
+PROTOCOLS: Registry[BenchmarkProtocol] = Registry(
+    "videoalign.benchmarks",
+    "benchmark",
+    _OWN,
+    lambda thing: isinstance(thing, BenchmarkProtocol),
+    "a BenchmarkProtocol",
+)
 """Protocols by the benchmark's name on the command line."""
 
 

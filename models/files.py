@@ -252,14 +252,36 @@ def read_json(path: Path, what: str) -> Any:
     Raises:
         VideoAlignError: Where the file is missing or cannot be read.
     """
+    return parse_json(read_bytes(path, what), path, what)
+
+
+def read_bytes(path: Path, what: str) -> bytes:
+    """Read a file that must exist, see :func:`read_json`."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return path.read_bytes()
     except FileNotFoundError:
         raise VideoAlignError(f"{path.parent} is not {what}: it has no {path.name}") from None
     except PermissionError:
         raise VideoAlignError(_denied(path)) from None
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise VideoAlignError(f"{path}: {what} needs it, but it cannot be read ({error})") from None
+
+
+def parse_json(content: bytes, name: str | Path, what: str) -> Any:
+    """Parse JSON.
+
+    Args:
+        content: Content of a file.
+        name: What to call the file in messages.
+        what: Kind of its folder, for messages.
+
+    Raises:
+        VideoAlignError: Where it is no JSON in UTF-8.
+    """
+    try:
+        return json.loads(content.decode("utf-8"))
+    except ValueError as error:
+        raise VideoAlignError(f"{name}: {what} needs it, but it cannot be read ({error})") from None
 
 
 def read_results(path: Path, what: str) -> Any:

@@ -7,7 +7,7 @@ diffusers' flow transformers predict that velocity and take 1000 t.
 
 import contextlib
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import ClassVar
 
 import torch
@@ -263,6 +263,7 @@ class Generator(nn.Module):
         cfg_scale: float = 1.0,
         null: Condition | None = None,
         transformer: nn.Module | None = None,
+        on_step: Callable[[], None] | None = None,
     ) -> Tensor:
         """Sample normalised latents (B, C, F, H, W) through the pipeline and its own scheduler.
 
@@ -273,6 +274,7 @@ class Generator(nn.Module):
             cfg_scale: Classifier-free guidance scale; 1 turns it off.
             null: Condition of the empty prompt, with a batch size of 1; needed where ``cfg_scale`` is above 1.
             transformer: Transformer to sample from instead of the pipeline's own.
+            on_step: Called after each scheduler step.
 
         Raises:
             VideoAlignError: Where ``cfg_scale`` is above 1 without ``null``.
@@ -281,11 +283,12 @@ class Generator(nn.Module):
             raise VideoAlignError(f"cfg_scale {cfg_scale} needs the embedding of the empty prompt")
         if null is not None:
             null = {name: tensor.expand(len(noise), *tensor.shape[1:]) for name, tensor in null.items()}
+        options: dict[str, object] = {"num_inference_steps": steps, "guidance_scale": cfg_scale}
+        if on_step:
+            options["callback_on_step_end"] = lambda *_: on_step() or {}  # diffusers wants a dictionary
         self.pipeline.transformer = transformer or self.transformer
         try:
-            return self._denoise(
-                condition, null, noise.float(), num_inference_steps=steps, guidance_scale=cfg_scale
-            ).float()
+            return self._denoise(condition, null, noise.float(), **options).float()
         finally:
             self.pipeline.transformer = self.transformer
 
@@ -293,7 +296,11 @@ class Generator(nn.Module):
         """The family and a digest of the autoencoder. Latents work only with generators of the same identity."""
         vae = fingerprint(self.require("vae"))
         moments = torch.cat([part.flatten() for part in self.moments()]).float().cpu().numpy().tobytes()
-        return {"family": type(self).__name__, "vae": hashlib.sha256(vae.encode() + moments).hexdigest()}
+        kind = type(self)
+        # of two packages' families with one name, each has latents of its own
+        own = kind.__module__.partition(".")[0] == __name__.partition(".")[0]
+        family = kind.__name__ if own else f"{kind.__module__}.{kind.__qualname__}"
+        return {"family": family, "vae": hashlib.sha256(vae.encode() + moments).hexdigest()}
 
     @contextlib.contextmanager
     def without_adapters(self) -> Iterator[None]:

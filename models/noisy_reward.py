@@ -24,6 +24,7 @@ from .files import check_readable, new_folder, read_json, write_json
 from .fingerprint import fingerprint
 from .finite import NOT_WRITTEN, require_finite
 from .generator import Condition, Generator
+from .hub import resolved
 from .lora import LoRA, add_lora, merge_lora
 from .reward_statistics import Statistics
 
@@ -194,14 +195,14 @@ class NoisyReward(nn.Module):
         """Load a folder of :meth:`save_pretrained`, in eval mode and frozen.
 
         Args:
-            folder: Folder to load.
+            folder: Folder or hub id to load.
             generator: Generator that the reward was trained for.
 
         Raises:
             VideoAlignError: Where the folder is of another generator or other dimensions, is not whole, or is not the
                 one that was exported.
         """
-        folder = Path(folder)
+        folder = resolved(folder, "folder of a noisy reward", parts=(RECORD, "model.safetensors"))
         record = read_json(folder / RECORD, "a noisy reward's folder")
         try:
             if (record["format"], record["version"]) != (FORMAT, VERSION):

@@ -28,13 +28,18 @@ from .dimensions import DIMENSIONS
 from .files import check_readable, read_json
 from .finite import require_weights
 from .frame_sampling import FrameSampling
+from .hub import folders_of, resolved
 from .lora import LoRA
-from .reward_folder import RECORD
+from .reward_folder import PARTS, RECORD
 from .template import OFFICIAL_CONSTANT, Template
 from .video_reward import Statistics, VideoReward
 
 CONFIG = "model_config.json"
 """Name of the file that marks a folder as an official reward model."""
+WEIGHTS = ("model.pth", "adapter_model.safetensors", "non_lora_state_dict.pth")
+"""Files of a checkpoint: all tensors; or the adapters, and all others."""
+OFFICIAL = (CONFIG, *(f"checkpoint-*/{name}" for name in WEIGHTS))
+"""What an official folder consists of; its optimizer's states are not needed."""
 TEMPLATE_TYPE = "detailed_special"
 """Official name of the template with three reward tokens, the only one that gives three rewards."""
 TEMPLATE_SHA256 = "9a66657a4a2337fc861a651d1606a8439de13c62befc88cd01ed527ca7c44def"
@@ -56,7 +61,7 @@ def load_reward(
     """Load a reward model in eval mode, from a folder of this package or from an official one.
 
     Args:
-        folder: Folder with ``reward.json`` (see :mod:`.reward_folder`) or ``model_config.json``.
+        folder: Folder or hub id, with ``reward.json`` (see :mod:`.reward_folder`) or ``model_config.json``.
         backbone: Folder or hub id of the backbone, if it is not where the folder says.
         template: Text around the video; needed for official folders, which do not hold it.
         step: Step of the official checkpoint; the latest one if not given.
@@ -65,15 +70,15 @@ def load_reward(
     Raises:
         VideoAlignError: Where the folder is of neither layout, is not whole, or does not fit the backbone.
     """
-    folder = Path(folder)
-    if (folder / RECORD).is_file():
+    found = resolved(folder, "folder of a reward model", parts=(*PARTS, *OFFICIAL), now=(RECORD, CONFIG))
+    if (found / RECORD).is_file():
         if template is not None or step is not None:
             raise VideoAlignError(
                 f"{folder} holds its own template and one set of weights; --template, --official-repo and "
                 "--checkpoint-step are for official checkpoints"
             )
         return VideoReward.from_pretrained(folder, backbone, **changes)
-    if (folder / CONFIG).is_file():
+    if (found / CONFIG).is_file():
         return load_official(folder, backbone, template, step, **changes)
     raise VideoAlignError(
         f"{folder} is no reward model: it holds neither {RECORD} (a folder of `videoalign fit`, `export` or `convert`) "
@@ -91,7 +96,7 @@ def load_official(
     """Load an official folder as a :class:`VideoReward` in eval mode.
 
     Args:
-        folder: Folder with ``model_config.json``.
+        folder: Folder or hub id, with ``model_config.json``.
         backbone: Folder or hub id of the backbone, if it is not where the folder says.
         template: Text around the video, which the folder does not hold.
         step: Step of the checkpoint; the latest one if not given.
@@ -100,8 +105,7 @@ def load_official(
     Raises:
         VideoAlignError: Where there is no template, the folder is not whole, or it does not fit the backbone.
     """
-    folder = Path(folder)
-    config = _Config(folder / CONFIG)
+    config = _Config(resolved(folder, "folder of a reward model", parts=OFFICIAL, now=(CONFIG,)) / CONFIG)
     if template is None:
         raise VideoAlignError(
             f"{folder} was trained with the official text {TEMPLATE_TYPE!r}, which this package does not ship and "
@@ -223,20 +227,21 @@ class _Config:
             ) from None
 
 
-def _checkpoint(folder: Path, step: int | None) -> Path:
-    """Find the folder ``checkpoint-N`` of a step, or of the latest one."""
-    steps = {int(m[1]): p for p in folder.iterdir() if p.is_dir() and (m := re.fullmatch(r"checkpoint-(\d+)", p.name))}
+def _checkpoint(folder: str | Path, step: int | None) -> Path:
+    """Find the folder ``checkpoint-N`` of a step, or of the latest one; on the hub only that one is fetched."""
+    steps = {int(m[1]): name for name in folders_of(folder) if (m := re.fullmatch(r"checkpoint-(\d+)", name))}
     if not steps:
         raise VideoAlignError(f"{folder} has no checkpoint-N folder beside {CONFIG}")
     if step is not None and step not in steps:
         raise VideoAlignError(f"{folder} has no checkpoint-{step}; there are: {', '.join(map(str, sorted(steps)))}")
-    return steps[max(steps) if step is None else step]
+    name = steps[max(steps) if step is None else step]
+    parts = (CONFIG, *(f"{name}/{file}" for file in WEIGHTS))
+    return resolved(folder, "folder of a reward model", parts=parts) / name
 
 
 def _tensors(checkpoint: Path) -> dict[str, Tensor]:
     """Read the tensors of either form, by the names of this package."""
-    files = ("model.pth", "adapter_model.safetensors", "non_lora_state_dict.pth")
-    whole, adapters, others = (checkpoint / name for name in files)
+    whole, adapters, others = (checkpoint / name for name in WEIGHTS)
     if whole.is_file():
         return _renamed(_load_pth(whole), whole)
     if missing := [path.name for path in (adapters, others) if not path.is_file()]:

@@ -13,9 +13,11 @@ from torch import Tensor
 from transformers import AutoProcessor, Qwen3VLProcessor
 
 from .. import VideoAlignError
+from .backbone import FILES, PROCESSOR_FILES
 from .files import check_readable
 from .frame_sampling import FRAME_FACTOR, FrameSampling
-from .reward_folder import RewardFolder
+from .hub import resolved
+from .reward_folder import PARTS, RewardFolder
 from .template import Template
 
 
@@ -60,9 +62,10 @@ class RewardProcessor:
         self, backbone: str | Path, template: Template, sampling: FrameSampling, max_prompt_tokens: int = 4096
     ) -> None:
         self.template, self.sampling, self.max_prompt_tokens = template, sampling, max_prompt_tokens
-        check_readable(backbone)
+        folder = resolved(backbone, "folder of a backbone", parts=FILES, now=PROCESSOR_FILES)
+        check_readable(folder)
         try:
-            self.huggingface = AutoProcessor.from_pretrained(backbone)
+            self.huggingface = AutoProcessor.from_pretrained(folder)
             video = self.huggingface.video_processor
         except (OSError, ValueError, AttributeError, KeyError) as error:
             why = str(error).splitlines()[0][:200]
@@ -259,15 +262,16 @@ class RewardProcessor:
         return x.permute(0, 3, 6, 4, 7, 2, 1, 5, 8).reshape(t * h * w, -1), (t, h, w)
 
 
-def processor_of(folder: Path) -> RewardProcessor:
+def processor_of(folder: str | Path) -> RewardProcessor:
     """Load the processor of an exported reward model, without its network.
 
     Args:
-        folder: Folder of the reward model.
+        folder: Folder or hub id of the reward model.
 
     Raises:
         VideoAlignError: Where it is no such folder, or is damaged.
     """
+    folder = resolved(folder, "folder of a reward model", parts=PARTS)
     content = RewardFolder.load(folder)
     template = Template(content.template, str(folder / "template.txt"))
     return RewardProcessor(folder / "processor", template, FrameSampling(**content.sampling))

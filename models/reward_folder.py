@@ -29,6 +29,8 @@ from .reward_statistics import Statistics
 FORMAT, VERSION = "videoalign-reward", 1
 RECORD = "reward.json"
 """Name of the file that marks a folder as a reward model."""
+PARTS = (RECORD, "template.txt", "trained.safetensors", "adapter/", "processor/", "backbone/")
+"""What such a folder consists of."""
 _KEYS = ("settings", "sampling", "statistics", "backbone")
 _PEFT = "base_model.model."
 
@@ -43,6 +45,7 @@ class RewardFolder:
         statistics: Mean and standard deviation of the rewards; zeros and ones where they were never measured.
         template: Text around the video.
         backbone: Folder or hub id of the backbone; None where the folder contains it.
+        backbone_revision: Commit of the backbone, where it is on the hub.
         owns_backbone: Whether the backbone in the folder differs from every other one, and so cannot be replaced.
         trained: Tensors that were trained, by the names of the network, adapters included.
     """
@@ -54,6 +57,7 @@ class RewardFolder:
     backbone: str | None
     owns_backbone: bool
     trained: dict[str, Tensor]
+    backbone_revision: str | None = None
 
     def save(self, folder: Path, processor: Any, adapter: LoraConfig | None, backbone: Any = None) -> None:
         """Write the folder. It replaces an earlier reward model of that name when it is whole.
@@ -84,6 +88,7 @@ class RewardFolder:
             if backbone is not None:
                 backbone.save_pretrained(out / "backbone")
             record = {name: getattr(self, name) for name in (*_KEYS, "owns_backbone")}
+            record |= {"backbone_revision": self.backbone_revision} if self.backbone_revision else {}
             record["sha256"] = {"files": checksums(out), **_numbers(record)}
             write_json(out / RECORD, {"format": FORMAT, "version": VERSION, "dimensions": DIMENSIONS, **record})
 
@@ -118,9 +123,11 @@ class RewardFolder:
                 trained[f"backbone.{stem}.default.{last}"] = tensor
         template = (folder / "template.txt").read_text(encoding="utf-8").removesuffix("\n")
         inside = folder / "backbone"
-        backbone = str(inside) if inside.exists() else record["backbone"]
+        backbone, revision = record["backbone"], record.get("backbone_revision")
+        if inside.exists():
+            backbone, revision = str(inside), None
         values = (record[name] for name in ("settings", "sampling", "statistics"))
-        return cls(*values, template, backbone, bool(record.get("owns_backbone")), trained)
+        return cls(*values, template, backbone, bool(record.get("owns_backbone")), trained, revision)
 
 
 def _numbers(record: dict[str, Any]) -> dict[str, str]:

@@ -16,10 +16,11 @@ from .. import VideoAlignError
 from .backbone import load_backbone
 from .finite import NOT_WRITTEN, require_finite, require_weights
 from .frame_sampling import FrameSampling
+from .hub import at_commit, commit_of, resolved
 from .lora import LoRA, add_lora
 from .precision import cast_inputs, train_in_float32
 from .processor import RewardProcessor
-from .reward_folder import RECORD, RewardFolder
+from .reward_folder import PARTS, RECORD, RewardFolder
 from .reward_statistics import Statistics
 from .reward_tokens import RewardHead, TokenRows
 from .template import Template
@@ -108,6 +109,7 @@ class VideoReward(nn.Module):
         self.owns_backbone = False  # whether frozen tensors differ from those of the backbone's folder
         self.processor = RewardProcessor(processor or backbone, template, sampling, max_prompt_tokens)
         self.backbone = load_backbone(backbone, attention, dtype).model
+        self.backbone_revision = commit_of(backbone)
         self.config = self.backbone.config
         self._check_geometry()
         tokens = self.backbone.get_input_embeddings()
@@ -260,6 +262,7 @@ class VideoReward(nn.Module):
             backbone=None if backbone else self.backbone_name,
             owns_backbone=self.owns_backbone,
             trained={name: state[name].detach().cpu().contiguous() for name in self.trained_names()},
+            backbone_revision=None if backbone else self.backbone_revision,
         )
         require_finite(f"weights for {folder}", content.trained, NOT_WRITTEN)
         copy = self._own_backbone(state) if backbone else None
@@ -267,7 +270,8 @@ class VideoReward(nn.Module):
 
     def _own_backbone(self, state: dict[str, Tensor]) -> nn.Module:
         """Make a model of the backbone by itself, with the frozen tensors of this network."""
-        model = load_backbone(self.backbone_name, dtype=self.settings["dtype"])
+        name = at_commit(self.backbone_name, self.backbone_revision)
+        model = load_backbone(name, dtype=self.settings["dtype"])
         trained = set(self.trained_names())
         frozen = {
             re.sub(r"\.base(_layer)?\.", ".", name.removeprefix("backbone.")): tensor.detach().cpu()
@@ -294,7 +298,7 @@ class VideoReward(nn.Module):
         In a YAML experiment ``class_path: videoalign.models.VideoReward.from_pretrained`` continues from its weights.
 
         Args:
-            folder: Folder to load.
+            folder: Folder or hub id to load.
             backbone: Folder or hub id of the backbone, if it is not where the folder says.
             attention: Attention implementation: ``sdpa``, ``eager`` or ``flash_attention_2``; the folder's if not
                 given.
@@ -305,7 +309,7 @@ class VideoReward(nn.Module):
             VideoAlignError: Where a file is missing or not the one that was exported, or a tensor is missing,
                 unexpected, misshapen or not finite.
         """
-        folder = Path(folder)
+        folder = resolved(folder, "folder of a reward model", parts=PARTS)
         content = RewardFolder.load(folder)
         if backbone and content.owns_backbone:
             raise VideoAlignError(
@@ -320,7 +324,10 @@ class VideoReward(nn.Module):
             raise VideoAlignError(f"{folder / RECORD} has settings that this release does not know ({error})") from None
         template = Template(content.template, str(folder / "template.txt"))
         settings |= {"processor": folder / "processor", "gradient_checkpointing": gradient_checkpointing}
-        network = cls(backbone or content.backbone, template, sampling, **settings)
+        recorded = at_commit(content.backbone, content.backbone_revision)
+        network = cls(backbone or recorded, template, sampling, **settings)
+        if not backbone and content.backbone_revision:
+            network.backbone_name = content.backbone  # as it was named, without the commit
         network.load_tensors(content.trained, folder)
         network.statistics = statistics.check(str(folder / RECORD))
         network.owns_backbone = content.owns_backbone

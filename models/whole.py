@@ -19,7 +19,6 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers.utils import cached_file
 
 from .. import VideoAlignError
 from .checksums import check_seal
@@ -36,7 +35,7 @@ def load_whole(kind: type, source: str | Path, where: str, part: str = "", **opt
 
     Args:
         kind: Class of the model, with ``from_pretrained``.
-        source: Folder, or hub id.
+        source: Folder of the model, or of the pipeline that it is a part of.
         where: Name of the model, for messages, such as "backbone runs/tiny".
         part: Folder inside ``source`` that holds the model; empty for ``source`` itself.
         options: Further arguments of ``from_pretrained``.
@@ -45,9 +44,7 @@ def load_whole(kind: type, source: str | Path, where: str, part: str = "", **opt
         VideoAlignError: Where files are missing or damaged, or a tensor is missing, unexpected, misshapen, quantised,
             or not finite.
     """
-    folder = Path(source, part)
-    if folder.is_dir():
-        check_files(folder, where)
+    check_files(Path(source, part), where)
     try:
         with _silence():
             model, found = kind.from_pretrained(
@@ -55,8 +52,6 @@ def load_whole(kind: type, source: str | Path, where: str, part: str = "", **opt
             )
     except Exception as error:  # libraries raise errors of many kinds for files that they cannot load
         raise VideoAlignError(f"{where}: {_first_line(error)}") from error
-    if not folder.is_dir():  # the files of a hub id are on this machine only now
-        check_files(Path(cached_file(str(source), "config.json", subfolder=part)).parent, where)
     _account(found, where)
     if meta := [name for name, tensor in model.state_dict().items() if tensor.is_meta]:
         raise VideoAlignError(f"{where}: {len(meta)} of the model's tensors are not in its files, such as {meta[0]!r}")

@@ -121,7 +121,12 @@ def loaded(datamodule, model, stage="fit", world=1, rank=0):
     """The datamodule, set up without Lightning's trainer."""
     root = SimpleNamespace(root_device=torch.device("cpu"))
     datamodule.trainer = SimpleNamespace(
-        world_size=world, accumulate_grad_batches=1, global_rank=rank, lightning_module=model, strategy=root
+        world_size=world,
+        accumulate_grad_batches=1,
+        val_check_interval=1.0,
+        global_rank=rank,
+        lightning_module=model,
+        strategy=root,
     )
     datamodule.setup(stage)
     return datamodule

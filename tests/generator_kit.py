@@ -12,7 +12,8 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from helpers import QUIET, call, flags
-from videoalign.callbacks import EMA, side_by_side
+from videoalign.callbacks import EMA
+from videoalign.callbacks.run_media import Media
 from videoalign.commands.lightning_cli import run as experiment
 from videoalign.datamodules.encode_list import ClipSize
 from videoalign.datamodules.shards import ShardSet, ShardWriter
@@ -262,11 +263,11 @@ def won(tmp_path_factory, trained, generators, latents, judge, prompts) -> Simpl
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory, generators, latents) -> dict[str, SimpleNamespace]:
     """Some steps of Flow-DPO with an average, samples at every second step, an export, a checkpoint."""
-    runs, shown, add = {}, [], side_by_side.add_animation
+    runs, shown, add = {}, [], Media.clip
 
-    def recording(*args):
-        shown.append(np.stack(args[2]))
-        add(*args)
+    def recording(media, tag, clip):
+        shown.append(clip.sides)
+        add(media, tag, clip)
 
     for family in FAMILIES:
         folder = tmp_path_factory.mktemp(f"trained_{family}")
@@ -286,7 +287,7 @@ def trained(tmp_path_factory, generators, latents) -> dict[str, SimpleNamespace]
             optimizer=node("torch.optim.AdamW", lr=0.05),
         )
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(side_by_side, "add_animation", recording)
+            patch.setattr(Media, "clip", recording)
             cli = experiment(["fit", "--config", str(config)])
         ema = next(c for c in cli.trainer.callbacks if isinstance(c, EMA))
         runs[family] = SimpleNamespace(

@@ -1,5 +1,6 @@
 """The annotation page as it is served: people at the keyboard in a real browser, and a server that is killed."""
 
+import itertools
 import json
 import signal
 import socket
@@ -48,7 +49,7 @@ def served(videos, tmp_path, request):
 
 
 @contextmanager
-def serving(videos, tmp_path, text):
+def serving(videos, tmp_path, text, *more):
     """A server in a process of its own: (url, file, stop, start)."""
     rules = tmp_path / "rules.yaml"
     rules.write_text(text)
@@ -60,7 +61,7 @@ def serving(videos, tmp_path, text):
     def start():
         command = [sys.executable, "-m", "videoalign", "annotate", "serve", "--videos", videos, "--db", db]
         command += ["--protocol", rules, "--port", str(port)]
-        command += ["--per-prompt", "1", "--validation", "0", "--benchmark", "0"]
+        command += ["--per-prompt", "1", "--validation", "0", "--benchmark", "0", *more]
         running.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
         end = time.monotonic() + 180  # imports take long on a busy machine
         while time.monotonic() < end:
@@ -272,8 +273,96 @@ def test_the_page_fits_a_phone(served):
         chrome.open(f"{url}/a/{Store(db).invite('phone')}")
         chrome.until(SHOWN)
         assert chrome.look("document.documentElement.scrollWidth <= innerWidth")
+        assert chrome.look("videos[1].getBoundingClientRect().top >= videos[0].getBoundingClientRect().bottom")
+        assert chrome.look("videos.every(v => v.getBoundingClientRect().width > 0.9 * innerWidth)")
+        tap(chrome, "videos[1]")
+        size = "(v => [v.left, v.top, v.width, v.height])(videos[1].getBoundingClientRect())"
+        assert chrome.look(f"{size}.join() === [0, 0, innerWidth, innerHeight].join()")
+        tap(chrome, "videos[1]")
+        assert chrome.look("!document.querySelector('.enlarged')")
+        tap(chrome, "document.querySelector('#help')")
+        chrome.until("document.querySelector('#guideline').open")
+        dialog = "document.querySelector('#guideline')"
+        assert chrome.look(f"{dialog}.scrollHeight > {dialog}.clientHeight && {dialog}.scrollTop === 0")
+        heading, top = (
+            "document.querySelector('#guideline h1').getBoundingClientRect()",
+            f"{dialog}.getBoundingClientRect()",
+        )
+        assert chrome.look(f"{heading}.top >= {top}.top && {heading}.bottom <= innerHeight")
+        chrome.key("h")
         buttons = "[...document.querySelectorAll('button')].filter(b => b.offsetParent)"
         assert chrome.look(f"Math.min(...{buttons}.map(b => b.getBoundingClientRect().height))") >= 40
+
+
+def tap(chrome, element):
+    """Press the middle of an element with a mouse."""
+    x, y = middle(chrome, element)
+    mouse(chrome, "mousePressed", x, y)
+    mouse(chrome, "mouseReleased", x, y)
+
+
+def middle(chrome, element):
+    chrome.look(f"{element}.scrollIntoView({{block: 'center'}})")
+    return chrome.look(f"(r => [r.x + r.width / 2, r.y + r.height / 2])({element}.getBoundingClientRect())")
+
+
+def mouse(chrome, kind, x, y):
+    chrome("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", buttons=1, clickCount=1)
+
+
+@pytest.fixture
+def three(tmp_path):
+    """Two prompts with three videos of one second each."""
+    rng = np.random.default_rng(0)
+    with ShardWriter(tmp_path / "three", "videos") as writer:
+        for prompt, source in itertools.product(range(2), "xyz"):
+            frames = rng.integers(0, 255, (8, 32, 32, 3), dtype=np.uint8)
+            record = {"prompt": f"a {prompt}", "source": source, "fps": 8, "num_frames": 8}
+            writer.write(f"{source}{prompt}", {"": encode(frames, 8)}, record)
+    return tmp_path / "three"
+
+
+@needs_browser
+def test_a_ranking_by_keys_taps_and_dragging_is_sent_once_the_videos_were_seen(three, tmp_path):
+    rules = "{kind: ranking, votes: 1, repeats: 0.0}"
+    with serving(three, tmp_path, rules, "--refuse-fast") as (url, db, _, _), Chrome() as chrome:
+        chrome.open(f"{url}/a/{Store(db).invite('a')}")
+        chrome.until(f"!busy && {SHOWN}")
+        chrome.keys("2", "1", "t", "3")  # by keys
+        assert chrome.look("state.choices.VQ") == "B>A=C"
+        chip = "[...document.querySelectorAll('[data-column=MQ] .chip')].find(c => c.dataset.letter === '{}')"
+        for letter in "CAB":  # by taps
+            tap(chrome, chip.format(letter))
+        assert chrome.look("state.choices.MQ") == "C>A>B"
+        for letter, rank in (("B", 0), ("A", 2), ("C", 2)):  # by dragging
+            field = "document.querySelector('[data-column=TA]')"
+            x, y = middle(chrome, f"[...{field}.querySelectorAll('.chip')].find(c => c.dataset.letter === '{letter}')")
+            mouse(chrome, "mousePressed", x, y)
+            there = f"{field}.querySelectorAll('.rank')[{rank}].getBoundingClientRect()"
+            x, y = chrome.look(f"[{there}.x + {there}.width - 8, {there}.y + {there}.height / 2]")
+            mouse(chrome, "mouseMoved", x - 20, y)
+            mouse(chrome, "mouseMoved", x, y)
+            mouse(chrome, "mouseReleased", x, y)
+        assert chrome.look("state.choices.TA") == "B>A=C"
+        chrome.look("whole = played; played = () => 0.5")  # however slow this machine is, nobody has seen it all
+        chrome.key("Enter")
+        chrome.until("document.querySelector('#message').textContent.includes('watch the videos')")
+        assert not Store(db).votes()
+        chrome.look("played = whole")
+        chrome.until("videos.every(v => played(v) > 0.95)")
+        chrome.key("Enter")
+        chrome.until(f"!busy && {RATED} == 1")
+        assert chrome.look("Object.keys(state.choices).length === 0")
+        ((vote,),) = Store(db).votes().values()
+        said = dict(zip(("VQ", "MQ", "TA"), ("B>A=C", "C>A>B", "B>A=C")))
+        (history,) = Store(db).round().history
+        letters = dict(zip("ABC", history["screen"]))
+        for column, text in said.items():
+            tiers = [sorted(letters[letter] for letter in tier.split("=")) for tier in text.split(">")]
+            assert [sorted(tier.split("=")) for tier in vote.choices[column].split(">")] == tiers
+        assert not vote.is_fast
+        chrome.keys("1", "2", "Backspace", "3", "2")
+        assert chrome.look("state.choices.VQ") == "A>C>B"
 
 
 def test_a_killed_server_loses_no_acknowledged_vote(served):

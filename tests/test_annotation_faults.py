@@ -638,7 +638,7 @@ def test_a_flag_after_a_review_counts_also_when_the_clock_was_set_back(round_, m
     store.vote(reviewer, store.task(reviewer).ticket, dict.fromkeys(COLUMNS, "same"))
     now = time.time()
     monkeypatch.setattr(time, "time", lambda: now - 86_400)
-    repetition = {"annotator_id": people[0].id, "pair_id": row.id, "occasion": 1, "swapped": False, "ticket": "t"}
+    repetition = {"annotator_id": people[0].id, "pair_id": row.id, "occasion": 1, "order": 0, "ticket": "t"}
     store.file.write(lambda session: session.query(HoldRow).delete())
     store.file.write(lambda session: session.add(HoldRow(**repetition, since=now)))
     store.vote(people[0], "t", {}, flags=["unsafe"])

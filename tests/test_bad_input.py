@@ -296,7 +296,9 @@ SHARDS = {
     "encode-frames: odd count": Case(encode_frames("--num-frames", "3"), "num_frames must be an even number"),
     "encode-frames: no pixels": Case(encode_frames("--max-pixels", "0"), "max_pixels must be positive"),
     "encode-frames: factor 0": Case(encode_frames("--factor", "0"), "factor"),
-    "encode-frames: no model": Case(encode_frames("--model", "none"), "none is not a reward model's folder"),
+    "encode-frames: no model": Case(
+        encode_frames("--model", "none"), "none: there is no such folder of a reward model"
+    ),
     "encode-frames: no workers": Case(encode_frames("--workers", "0"), "workers"),
     "sprites: no pairs": Case(command("sprites --out out --train 0 --workers 1"), "from 1 on"),
     "sprites: no rated pairs": Case(

@@ -259,7 +259,7 @@ def test_foreign_pipelines_are_refused(change, words, folders, tmp_path):
 
 
 def test_a_missing_pipeline_part_or_folder_is_named(folders, tmp_path):
-    with pytest.raises(VideoAlignError, match="neither a pipeline folder"):
+    with pytest.raises(VideoAlignError, match="none: there is no such folder of a generator"):
         load_generator(tmp_path / "none")
     with pytest.raises(VideoAlignError, match=r"'unet'.*transformer, vae"):
         load_generator(folders["wan"], parts=["unet"])

@@ -141,7 +141,7 @@ def test_unusable_samples_do_not_count_in_the_mean(folders, wan, tmp_path):
     with torch.no_grad():
         errors, _ = model.errors(batch["latents"][:1, :3], batch["seeds"][:3], batch["prompts"][:3])
     step = fit(model, data(path, max_dropped=0.2)).steps[0]
-    assert step["train/loss"] == step["train/error/chosen"] == pytest.approx(errors.mean().item(), rel=1e-5)
+    assert step["train/loss"] == step["train/velocity_error/chosen"] == pytest.approx(errors.mean().item(), rel=1e-5)
 
 
 # --- preferences ----------------------------------------------------------------------------------

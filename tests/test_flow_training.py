@@ -98,7 +98,7 @@ def test_dpo_begins_at_ln_2_with_no_margin(lora, family, folders, pairs):
     assert steps[0]["train/loss"] == LN2
     assert steps[0]["train/rewards/margins"] == 0.0 and steps[0]["train/rewards/accuracies"] == 0.5
     for side in ("chosen", "rejected"):
-        assert steps[0][f"train/error/{side}"] == steps[0][f"train/error/{side}/reference"] > 0
+        assert steps[0][f"train/velocity_error/{side}"] == steps[0][f"train/velocity_error/{side}/reference"] > 0
     assert steps[1]["train/rewards/margins"] != 0.0
 
 
@@ -124,7 +124,7 @@ def test_cached_reference_errors_train_as_computed_ones(folders, pairs, tmp_path
     want = fit(computed, data(pairs["wan"], batch_size=8), steps=2)
     close(found.gradients, want.gradients, rtol=1e-4, atol=1e-6)
     assert found.steps[0] == pytest.approx(want.steps[0], rel=1e-4, abs=1e-5)
-    key = "train/error/chosen/reference"  # drawn anew in the second epoch, or not
+    key = "train/velocity_error/chosen/reference"  # drawn anew in the second epoch, or not
     assert found.steps[1][key] == found.steps[0][key]
     assert want.steps[1][key] != want.steps[0][key]
     other = make(FlowDPO, folders["wan"], times=TimeLaw(shift=3.0))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers import plain_clip
+from helpers import call, plain_clip
 from videoalign import VideoAlignError
 from videoalign.datamodules.benchmark import Benchmark
 from videoalign.datamodules.import_csv import import_csv
@@ -77,6 +77,9 @@ SAME = {
     "the row": FIRST,
     "A and B exchanged": "1.mp4,0.mp4,a cat,B,A,same,2,4,ltx,wan",
     "another spelling": "./0.mp4,1.mp4, a cat ,A,B,same,4.0,2,wan,ltx",
+    "other capitals and spaces in the prompt": '0.mp4,1.mp4,"A  Cat\n",A,B,same,4,2,wan,ltx',
+    "quotes around every cell": ",".join(f'"{cell}"' for cell in FIRST.split(",")),
+    "spaces around labels": "0.mp4,1.mp4,a cat, A,B ,same,4,2,wan,ltx",
 }
 
 
@@ -86,8 +89,10 @@ def test_rows_that_say_the_same_are_merged(videos: Path, tmp_path: Path, row: st
     ratings = table(tmp_path, FIRST, "2.mp4,3.mp4,a dog,A,A,A,,,,", row, row)
     report = import_csv(ratings, videos, tmp_path / "set", kind)
     assert [r.line for r in report.rows] == [2, 3]
-    assert report.merged == [4, 5]
-    assert "2 rows say again what earlier ones say, and were merged with them (lines 4, 5)" in report.text()
+    first, second = (4 + row.count("\n"), 5 + 2 * row.count("\n"))  # a row is named by its last line
+    assert report.merged == [first, second]
+    merged = f"2 rows say again what earlier ones say, and were merged with them (lines {first}, {second})"
+    assert merged in report.text()
     assert "0 rows rejected" in report.text()
     assert ShardSet(tmp_path / "set").index.samples == (2 if kind == "pairs" else 4)
 
@@ -100,6 +105,7 @@ OTHER = {
     "exchanged, but for the scores": ("1.mp4,0.mp4,a cat,B,A,same,4,2,ltx,wan", "scores"),
     "scores": ("0.mp4,1.mp4,a cat,A,B,same,4,3,wan,ltx", "scores"),
     "models": ("0.mp4,1.mp4,a cat,A,B,same,4,2,ltx,wan", "models"),
+    "labels, under other capitals": ("0.mp4,1.mp4,A Cat,A,A,same,4,2,wan,ltx", "labels"),
     "labels and models": ("0.mp4,1.mp4,a cat,B,B,same,4,2,ltx,wan", "labels and models"),
 }
 
@@ -117,3 +123,55 @@ def test_another_prompt_is_another_pair(videos: Path, tmp_path: Path) -> None:
     report = import_csv(table(tmp_path, FIRST, FIRST.replace("a cat", "a dog")), videos, tmp_path / "set")
     assert len(report.rows) == 2
     assert not report.merged
+
+
+OFFICIAL = "path_A,path_B,prompt,VQ,MQ,TA,fps_A,num_frames_A,fps_B,num_frames_B"
+"""The header of the official repository's example.csv."""
+
+
+def official_example(folder: Path) -> Path:
+    """Twelve rows in the official example's form, of which nine repeat: prompts in quotes, paths in two spellings."""
+    prompts = (
+        '"The camera remains still, a girl sits down, warm light."',
+        "A cat sleeps.",
+        '"A ""red"" kite, flying."',
+    )
+    labels, ends = ("B,B,A", "same,same,A", "A,invalid,B"), ((0, 1), (2, 3), (1, 2))
+    rows = [
+        f"videos/{a}.mp4,./videos/{b}.mp4,{prompts[n]},{labels[n]},24.0,126.0,30.0,{152.0 + repetition}"
+        for repetition in range(4)
+        for n, (a, b) in enumerate(ends)
+    ]
+    return table(folder, *rows, header=OFFICIAL)
+
+
+@pytest.mark.parametrize("kind", ["pairs", "videos"])
+def test_the_official_example_is_imported(
+    videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture, kind: str
+) -> None:
+    (tmp_path / "data" / "videos").mkdir(parents=True)
+    for number in range(4):
+        (tmp_path / "data/videos" / f"{number}.mp4").write_bytes((videos / f"{number}.mp4").read_bytes())
+    given = ("shards", "import-csv", official_example(tmp_path), "--videos", tmp_path / "data", "--kind", kind)
+    assert call(*given, "--workers", 1, "--out", tmp_path / "set") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "3 pairs of 4 unique videos"
+    merged = "9 rows say again what earlier ones say, and were merged with them"
+    assert f"{merged} (lines 5, 6, 7, 8, 9, 10, 11, 12, 13)" in lines
+    if kind == "pairs":
+        found = {c.key: c.record for c in ShardSet(tmp_path / "set").contents()}
+        assert found["000002"]["prompt"] == "The camera remains still, a girl sits down, warm light."
+        assert found["000004"]["labels"] == {"VQ": "A", "MQ": "invalid", "TA": "B"}
+        assert found["000004"]["prompt"] == 'A "red" kite, flying.'
+    else:
+        assert len(Benchmark(tmp_path / "set").rows) == 3
+
+
+def test_unrated_videos_that_repeat_are_merged(videos: Path, tmp_path: Path) -> None:
+    rows = ("0.mp4,a cat,wan", "1.mp4,a cat,wan", "./0.mp4, A  cat,wan", "0.mp4,a dog,wan")
+    text = import_videos(table(tmp_path, *rows, header="path,prompt,source"), videos, tmp_path / "set")
+    assert "1 rows say again what earlier ones say, and were merged with them (lines 4)" in text
+    assert sorted(samples(tmp_path / "set")) == [("000002", "a cat"), ("000003", "a cat"), ("000005", "a dog")]
+    contradicting = table(tmp_path, *rows, "0.mp4,a cat,ltx", header="path,prompt,source")
+    with pytest.raises(VideoAlignError, match="line 6: repeats line 2: the same video and prompt, but another source"):
+        import_videos(contradicting, videos, tmp_path / "two")

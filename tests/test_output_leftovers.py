@@ -19,7 +19,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from output_kit import a_set, mine, names, nobody
 from videoalign import VideoAlignError
-from videoalign.callbacks.tensorboard import own_folders
+from videoalign.callbacks.run_folder import own_folders
 from videoalign.datamodules.parts import Parts
 from videoalign.datamodules.shards import Index, ShardSet, ShardWriter
 from videoalign.models import locks

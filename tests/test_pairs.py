@@ -71,6 +71,7 @@ def trainer(processor: RewardProcessor, world: int = 1, rank: int = 0) -> Simple
     return SimpleNamespace(
         world_size=world,
         accumulate_grad_batches=1,
+        val_check_interval=1.0,
         global_rank=rank,
         lightning_module=SimpleNamespace(processor=processor),
         strategy=SimpleNamespace(root_device=torch.device("cpu")),

@@ -21,7 +21,6 @@ from videoalign.callbacks.plots import (
     DPI,
     LINES,
     ORANGE,
-    add_chart,
     bars,
     curve,
     legend_below,
@@ -32,6 +31,7 @@ from videoalign.callbacks.plots import (
     save_png,
     text_table,
 )
+from videoalign.callbacks.run_media import TensorBoardMedia
 from videoalign.models.intervals import Interval
 
 ROOT = Path(videoalign.__file__).parent
@@ -75,7 +75,7 @@ def test_charts_are_no_figures_of_the_process(tmp_path):
     curve(axis, [1, 2], [Interval.over([0.1]), Interval.over([0.2])], "a")
     save_png(figure, tmp_path / "a.png")
     with SummaryWriter(str(tmp_path / "events")) as writer:
-        add_chart(writer, "chart", figure, 3)
+        TensorBoardMedia(writer).figure("chart", figure, 3)
     assert plt.get_fignums() == before
 
 
@@ -162,6 +162,6 @@ def test_a_chart_is_the_same_in_a_file_and_in_tensorboard(tmp_path):
     shown = pixels(figure)
     assert shown.shape == (300, 400, 3) and shown.dtype == np.uint8 and len(np.unique(shown)) > 10
     with SummaryWriter(str(tmp_path / "events")) as writer:
-        add_chart(writer, "chart", figure, 3)
+        TensorBoardMedia(writer).figure("chart", figure, 3)
     (event,) = EventAccumulator(str(tmp_path / "events")).Reload().Images("chart")
     assert (event.step, event.width, event.height) == (3, 400, 300)

@@ -67,7 +67,7 @@ def test_training_with_the_cache_is_training_without(cache, generators, latents,
     def recording(self, optimizer):
         before_step(self, optimizer)
         logged = self.trainer.callback_metrics
-        names = ("loss", "error/chosen/reference", "error/rejected/reference")
+        names = ("loss", "velocity_error/chosen/reference", "velocity_error/rejected/reference")
         losses.setdefault(which, []).append([logged[f"train/{name}"].item() for name in names])
 
     monkeypatch.setattr(FlowDPO, "on_before_optimizer_step", recording)

@@ -152,8 +152,9 @@ def test_spoiled_template_is_named(copy):
 
 
 def test_a_folder_of_something_else_is_refused(backbone, tmp_path):
-    for folder in (backbone, tmp_path, tmp_path / "nothing"):
-        with pytest.raises(VideoAlignError, match=r"not a reward model's folder: it has no reward\.json"):
+    nothing, other = "there is no such folder of a reward model", r"not a reward model's folder: it has no reward\.json"
+    for folder, why in ((backbone, other), (tmp_path, other), (tmp_path / "nothing", nothing)):
+        with pytest.raises(VideoAlignError, match=why):
             VideoReward.from_pretrained(folder)
 
 

@@ -73,12 +73,12 @@ def test_fit_trains_logs_and_measures_statistics(loss, network, world, tmp_path)
     for name, parameter in network.named_parameters():
         assert parameter.requires_grad != torch.equal(parameter, before[name]), name
     logged = set(trainer.callback_metrics)
-    assert {"train/loss", "val/loss", "val/num_pairs", "data/dropped"} <= logged
+    assert {"train/loss", "val/loss", "val/num_pairs", "vitals/dropped"} <= logged
     assert {
         f"val/{kind}/{d}" for kind in ("accuracy", "accuracy_with_ties", "calibration") for d in ("VQ", "MQ", "TA")
     } <= logged
     assert ("val/tie_probability/VQ" in logged) == (loss == "btt")
-    assert {"bench/recent/accuracy/Overall", "bench/recent/accuracy_with_ties/TA"} <= logged
+    assert {"val/bench/recent/accuracy/Overall", "val/bench/recent/accuracy_with_ties/TA"} <= logged
     assert trainer.callback_metrics["val/num_pairs"] == 9
     # statistics are those of the last weights on the held-out pairs
     network.eval()
@@ -195,7 +195,7 @@ def test_unusable_pairs_are_left_out_and_counted(batch_size, network, world, tmp
     trainer = L.Trainer(**QUIET, max_epochs=1, logger=False, enable_checkpointing=False, limit_val_batches=0)
     data = VideoPairs(str(tmp_path / "set"), str(world / "val"), batch_size=batch_size, workers=0, max_dropped=0.1)
     trainer.fit(model, data)
-    assert trainer.global_step == 24 // batch_size and trainer.callback_metrics["data/dropped"] == 2
+    assert trainer.global_step == 24 // batch_size and trainer.callback_metrics["vitals/dropped"] == 2
     data = VideoPairs(str(tmp_path / "set"), str(world / "val"), batch_size=batch_size, workers=0, max_dropped=0.05)
     with pytest.raises(VideoAlignError, match=r"2 of 24 samples could not be used.*max_dropped"):
         L.Trainer(**QUIET, max_epochs=1, logger=False, enable_checkpointing=False, limit_val_batches=0).fit(model, data)
@@ -215,9 +215,9 @@ def test_callbacks_write_what_people_look_at(network, world, tmp_path):
 
     events = EventAccumulator(trainer.log_dir, size_guidance={"images": 0, "tensors": 0}).Reload()
     images = events.Tags()["images"]
-    assert {"examples/1", "examples/2", "val/reliability", "bench/recent"} <= set(images)
-    assert events.Images("examples/1")[0].encoded_image_string[:6] in (b"GIF89a", b"GIF87a")
-    assert "bench/recent/text_summary" in events.Tags()["tensors"]
+    assert {"val/examples/1", "val/examples/2", "val/reliability", "val/bench/recent"} <= set(images)
+    assert events.Images("val/examples/1")[0].encoded_image_string[:6] in (b"GIF89a", b"GIF87a")
+    assert "val/bench/recent/text_summary" in events.Tags()["tensors"]
     record = json.loads((Path(trainer.log_dir) / "reward_bench" / "recent.json").read_text())
     assert set(record["accuracies"]) == {"VQ", "MQ", "TA", "Overall"}
     assert record["step"] == 6

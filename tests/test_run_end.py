@@ -49,7 +49,8 @@ def tiny(sets, backbone, tmp_path, monkeypatch):
             "model.network.backbone": backbone, "data.train": pairs, "data.val": pairs, "data.workers": 0,
             "data.benchmarks": f"{{rated: {sets / 'rated'}}}", "trainer.max_steps": 4,
             "trainer.callbacks": "[ExportReward, videoalign.callbacks.Checkpoint]",
-            "trainer.callbacks.every_n_train_steps": 2, "trainer.check_val_every_n_epoch": 1, "trainer.num_sanity_val_steps": 1,
+            "trainer.callbacks.every_n_train_steps": 2, "trainer.check_val_every_n_epoch": 1,
+            "trainer.num_sanity_val_steps": 1,
         }.items()),
     ]  # fmt: skip
 

@@ -67,7 +67,7 @@ def test_a_table_of_files_becomes_a_set_that_can_be_rated(files, tmp_path, capsy
         ("wan,a cat,nowhere.mp4", "there is no file"),
         ("wan,,wan/0.mp4", "there is no prompt"),
         (",a cat,wan/1.mp4", "there is no source"),
-        ("wan,a cat,wan/0.mp4", "repeats line 2"),
+        ("ltx,a cat,wan/0.mp4", "repeats line 2: the same video and prompt, but another source"),
         ("wan,a cat,broken.mp4", "broken.mp4"),
         ("wan,a cat,../x.mp4", "not a path inside"),
     ],

@@ -131,7 +131,10 @@ def test_win_rates_are_shown_in_tensorboard(won):
     assert scalars["test/drift"] == pytest.approx(saved["drift"], rel=1e-4)
     text = found.Tensors("test/win_rate/text_summary")[-1].tensor_proto.string_val[0].decode()
     assert all(f"| {column} | {row['win_rate']:.3f}" in text for column, row in saved["columns"].items())
-    assert "test/win_rate" in found.Tags()["images"]
+    assert {"test/win_rate", "test/samples/0", "test/samples/2"} <= set(found.Tags()["images"])
+    clips = json.loads((won.run / "samples" / "000000" / "clips.json").read_text())
+    assert [[side["label"] for side in clip["sides"]] for clip in clips] == [["policy", "reference"]] * 3
+    assert clips[0]["table"][0] == ["", *COLUMNS] and clips[0]["prompt"] in saved["prompts"]
 
 
 @pytest.mark.parametrize(

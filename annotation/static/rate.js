@@ -1,13 +1,16 @@
 "use strict";
-// The page on which people rate a pair: two videos play in step, each choice has a key, and nothing needs a mouse.
+// The page on which people rate: videos play in step, each choice has a key, and nothing needs a mouse.
+// In rankings, rank.js makes the choices.
 const settings = JSON.parse(document.body.dataset.settings);
 const here = location.pathname.replace(/\/$/, "");
 const $ = (id) => document.getElementById(id);
-const videos = [$("left"), $("right")];
+const screens = [...document.querySelectorAll("main video")];
+let videos = screens; // those in use: a ranking may have fewer
 const rows = [...document.querySelectorAll("fieldset[data-column]")];
+const KEYS = { pairs: ["123", "456", "789", "iop"], single: ["12345", "67890", "qwert", "yiopn"] };
 const CHOICE = {}; // column and choice by key
 rows.forEach((row, i) => row.querySelectorAll(".choice").forEach((button, j) => {
-  const key = { 0: "123", 1: "456", 2: "789", 3: "iop" }[i][j];
+  const key = KEYS[settings.kind][i][j];
   CHOICE[key] = [row.dataset.column, button.dataset.choice];
   button.querySelector("kbd").textContent = key;
 }));
@@ -30,16 +33,23 @@ function say(text, kind = "") { $("message").textContent = text; $("message").cl
 
 async function show() {
   const found = await ask("/task");
-  const { mine, last_hour, open, pairs, review } = found.progress;
-  $("progress").textContent = `${mine} rated by you, ${last_hour} in the last hour; ` +
-    `${open} of ${pairs} pairs need votes` + (review ? `, ${review} a reviewer` : "");
+  const { kind, done, total, round, last_hour } = found.progress;
+  $("progress").textContent = `${done} of ${total} ${kind === "review" ? "decided" : "done"}` +
+    (kind === "training" ? "" : `, ${last_hour} in the last hour`);
+  Object.assign($("share"), { max: total || 1, value: done });
   task = found.task;
   $("rating").hidden = !task;
   $("done").hidden = !!task;
   $("prompt").textContent = task ? task.prompt : "";
-  $("kind").textContent = task ? { training: "training round:", review: "review:", work: "" }[task.kind] : "";
+  $("kind").textContent = task ? { training: `training round ${round}:`, review: "review:", work: "" }[task.kind] : "";
   state = { choices: {}, flags: new Set() };
   document.querySelectorAll("select").forEach((select) => { select.value = ""; });
+  enlarge(null);
+  $("image").hidden = !task?.image;
+  if (task?.image) $("image").src = `${here}/image/${task.ticket}`;
+  videos = screens.slice(0, task ? task.videos : 0);
+  screens.forEach((video) => { video.closest("figure").hidden = !videos.includes(video); });
+  if (settings.kind === "ranking") ranking.reset(videos.length);
   draw();
   if (!task) return;
   videos.forEach((video) => { video.src = `${here}/video/${task.ticket}/${video.id}`; video.loop = false; });
@@ -73,7 +83,7 @@ function flag(name) {
   draw();
 }
 
-// --- two videos in step: the left one leads while it lasts ---
+// --- videos in step: the left one leads while it lasts ---
 const pressed = (id) => $(id).getAttribute("aria-pressed") === "true";
 const toggle = (id) => $(id).setAttribute("aria-pressed", !pressed(id));
 
@@ -97,14 +107,28 @@ videos.forEach((video) => video.addEventListener("ended", () => {
   if (pressed("loop") && videos.every((v) => v.ended)) play(true);
 }));
 setInterval(() => {
-  const [lead, other] = videos;
-  const bothPlay = !lead.paused && !lead.ended && !other.ended;
-  if (bothPlay && Math.abs(lead.currentTime - other.currentTime) > 0.08) other.currentTime = lead.currentTime;
+  const [lead, ...others] = videos;
+  if (!lead) return;
+  others.filter((other) => !lead.paused && !lead.ended && !other.ended).forEach((other) => {
+    if (Math.abs(lead.currentTime - other.currentTime) > 0.08) other.currentTime = lead.currentTime;
+  });
   $("place").textContent = lead.duration ? `${lead.currentTime.toFixed(2)} / ${lead.duration.toFixed(2)} s` : "";
 }, 100);
 
 function full() {
   document.fullscreenElement ? document.exitFullscreen() : document.querySelector(".videos").requestFullscreen();
+}
+
+// a tap makes one picture as large as the window, another one puts it back
+function enlarge(picture) {
+  document.querySelectorAll(".enlarged").forEach((one) => one !== picture && one.classList.remove("enlarged"));
+  if (picture) picture.classList.toggle("enlarged");
+}
+document.querySelectorAll(".large").forEach((one) => one.addEventListener("click", () => enlarge(one)));
+
+// seconds of a video that were played, each counted once
+function played(video) {
+  return [...Array(video.played.length).keys()].reduce((sum, i) => sum + video.played.end(i) - video.played.start(i), 0);
 }
 
 // --- sending ---
@@ -118,13 +142,16 @@ async function send() {
   busy = true;
   draw();
   try {
-    const vote = { ticket: task.ticket, choices: state.choices, scores, flags: [...state.flags] };
+    const watched = videos.map(played);
+    const vote = { ticket: task.ticket, choices: state.choices, scores, flags: [...state.flags], watched };
     const { reference } = await ask("/vote", vote);
-    const wrong = Object.entries(reference || {}).filter(([column, right]) => state.choices[column] !== right);
+    const near = settings.kind === "single" ? 1 : 0; // scores that differ by 1 are right
+    const isRight = (said, right) => said === right || Math.abs(said - right) <= near;
+    const wrong = Object.entries(reference || {}).filter(([column, right]) => !isRight(state.choices[column], right));
     if (wrong.length) {
       const told = wrong.map(([column, right]) => `${settings.words[column]}: ${right}`);
-      say(`The right choices for the last pair were: ${told.join(", ")}`, "bad");
-    } else say(reference ? "All your choices were right." : "", "good");
+      say(`The right answers were: ${told.join(", ")}`, "bad");
+    } else say(reference ? "All your answers were right." : "", "good");
   } catch (error) {
     say(error.message, "bad");
     if (error.status !== 409) { busy = false; draw(); return; } // try again; a dead ticket brings a new pair instead
@@ -133,7 +160,7 @@ async function send() {
 }
 
 async function next() {
-  try { await show(); } catch (error) { say(`The next pair did not come (${error.message}); reload the page.`, "bad"); }
+  try { await show(); } catch (error) { say(`The next one did not come (${error.message}); reload the page.`, "bad"); }
   busy = false;
   draw();
 }
@@ -143,21 +170,23 @@ async function undo() {
   draw();
   try {
     const answer = await ask("/undo", {});
-    say(answer.undone ? "Your last vote is taken back; rate the pair again." : "There is no vote to take back.");
+    say(answer.undone ? "Your last vote is taken back; rate it again." : "There is no vote to take back.");
   } catch (error) { say(error.message, "bad"); }
   await next();
 }
 
 function guideline() {
   const dialog = $("guideline");
-  dialog.open ? dialog.close() : dialog.showModal();
+  if (dialog.open) return dialog.close();
+  dialog.showModal();
+  dialog.scrollTop = 0;
 }
 
 // --- keys and buttons ---
 const ACTIONS = {
   " ": () => play(!playing()), ArrowLeft: () => step(-1), ArrowRight: () => step(1), l: () => toggle("loop"),
   s: () => { toggle("slow"); play(playing()); }, f: full, h: guideline, u: undo, Enter: send,
-  x: () => flag("unsafe"), b: () => flag("broken"),
+  x: () => flag("unsafe"), b: () => flag("broken"), Escape: () => enlarge(null),
 };
 const BUTTONS = {
   play: " ", back: "ArrowLeft", forward: "ArrowRight", loop: "l", slow: "s", full: "f", help: "h", undo: "u",
@@ -187,7 +216,8 @@ document.addEventListener("keydown", (event) => {
   // until the frame after it was closed
   if ((key === " " || key === "Enter") && event.target.closest("button, summary, a")?.offsetParent) return;
   if ($("guideline").open && key !== "h") return;
-  const action = ACTIONS[key] || (CHOICE[key] && (() => choose(...CHOICE[key])));
+  const choice = settings.kind === "ranking" ? task && ranking.action(key) : CHOICE[key] && (() => choose(...CHOICE[key]));
+  const action = choice || ACTIONS[key];
   if (!action || (busy && key !== "h")) return;
   event.preventDefault();
   action();

@@ -64,7 +64,7 @@ class Captions(L.LightningDataModule):
         decode = partial(_decode, FrameReader(shards, processor.sampling, processor.factor), self.seed)
         share = training_share(self.trainer, len(shards), self.batch_size)
         stream = ShardStream(
-            shards.contents(), decode, share, self.trainer.global_rank, self.seed, self.shuffle_buffer, str(shards.path)
+            shards.contents(), decode, share, self.trainer.global_rank, self.seed, self.shuffle_buffer, shards.name
         )
         return ShardLoader(
             stream, partial(_collate, processor), self.workers, options={"persistent_workers": self.workers > 0}

@@ -56,6 +56,6 @@ class Clips(L.LightningDataModule):
         share = training_share(self.trainer, len(shards), self.batch_size)
         decode = partial(_decode, self.clip)
         stream = ShardStream(
-            shards.contents(), decode, share, self.trainer.global_rank, self.seed, self.shuffle_buffer, str(shards.path)
+            shards.contents(), decode, share, self.trainer.global_rank, self.seed, self.shuffle_buffer, shards.name
         )
         return ShardLoader(stream, _collate, self.workers, options={"persistent_workers": self.workers > 0})

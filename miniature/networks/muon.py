@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Muon, Optimizer
 
+from ... import VideoAlignError
+
 
 class MuonAdamW(Optimizer):
     """Muon (Jordan et al., 2024) for matrices and convolutions, AdamW for everything else.
@@ -15,7 +17,8 @@ class MuonAdamW(Optimizer):
     through a view of the same memory.
 
     Args:
-        params: Parameters to train.
+        params: Parameters to train, or groups of them. It makes two groups of its own, ``matrices`` and ``rest``, so
+            that groups with rates of their own are refused.
         lr: Learning rate of matrices, whose updates are orthogonal.
         rest_lr: Learning rate of all other parameters.
         momentum: Momentum of Muon.
@@ -25,14 +28,18 @@ class MuonAdamW(Optimizer):
 
     def __init__(
         self,
-        params: Iterable[Tensor],
+        params: Iterable[Tensor | dict[str, Any]],
         lr: float = 0.02,
         rest_lr: float = 2e-3,
         momentum: float = 0.95,
         betas: tuple[float, float] = (0.9, 0.98),
         weight_decay: float = 0.01,
     ) -> None:
-        every = list(params)
+        every = []
+        for given in params:
+            if isinstance(given, dict) and "lr" in given:
+                raise VideoAlignError(f"model.groups: MuonAdamW has no rates by group, such as {given.get('name')}'s")
+            every += given["params"] if isinstance(given, dict) else [given]
         matrices = [p for p in every if p.ndim >= 2 and 1 < len(p) < p.numel()]
         known = {id(p) for p in matrices}
         rest = [p for p in every if id(p) not in known]
@@ -46,7 +53,11 @@ class MuonAdamW(Optimizer):
         self._adam = AdamW(rest, lr=rest_lr, betas=tuple(betas), weight_decay=0.0)
         # schedulers, clipping and checkpoints see the parameters themselves
         super().__init__(
-            [{**self._muon.param_groups[0], "params": matrices}, {**self._adam.param_groups[0], "params": rest}], {}
+            [
+                {**self._muon.param_groups[0], "params": matrices, "name": "matrices"},
+                {**self._adam.param_groups[0], "params": rest, "name": "rest"},
+            ],
+            {},
         )
 
     @torch.no_grad()
@@ -61,7 +72,9 @@ class MuonAdamW(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for inner, group in zip((self._muon, self._adam), self.param_groups):
-            inner.param_groups[0].update({name: value for name, value in group.items() if name != "params"})
+            inner.param_groups[0].update(
+                {name: value for name, value in group.items() if name not in ("params", "name")}
+            )
         self._adam.state = self.state
         for parameter, view in self._views:
             if parameter.data_ptr() != view.data_ptr():

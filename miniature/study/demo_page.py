@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ...callbacks.reward_bench import table as accuracy_table
-from ...callbacks.tensorboard import enlarge, gif
+from ...callbacks.side_clips import enlarge, gif
 from ...commands.comparison import COLUMNS
 from ...datamodules.contents import Content
 from ...datamodules.encode_list import clips_of

@@ -1,0 +1,1 @@
+"""A generator family, a judge and a benchmark for videoalign, from outside of it."""
