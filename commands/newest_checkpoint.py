@@ -1,7 +1,8 @@
-"""Which file ``--ckpt_path last`` means: the newest checkpoint of all runs of an experiment.
+"""Which file ``--ckpt_path last`` means: the newest checkpoint of the runs of an experiment.
 
 Every run writes into a folder of its own, and Lightning looks for ``last`` in that of the run that begins, where
-nothing is yet. A job that a scheduler starts again goes on from what its earlier runs have written.
+nothing is yet. A job that a scheduler starts again goes on from what its earlier runs have written. Where the logger's version is
+given, only the runs under that name count.
 """
 
 import sys
@@ -84,6 +85,8 @@ def _places(trainer: L.Trainer) -> Iterator[tuple[Path, str]]:
         yield root / "checkpoints", "*.ckpt"
     elif not folders or any(not getattr(callback, "dirpath", None) for callback in trainer.checkpoint_callbacks):
         logger = trainer.loggers[0]
-        yield Path(logger.save_dir or root) / str(logger.name), "*/checkpoints/*.ckpt"
+        version = getattr(logger, "_version", None)  # given by the user: the property would number the run now
+        run = "*" if version is None else version if isinstance(version, str) else f"version_{version}"
+        yield Path(logger.save_dir or root) / str(logger.name), f"{run}/checkpoints/*.ckpt"
     if SLURMEnvironment.detect():
         yield root, "hpc_ckpt_*.ckpt"

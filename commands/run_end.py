@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.utilities.model_helpers import is_overridden
 
+from ..callbacks import samples_page
 from ..callbacks.plots import text_table
 from ..callbacks.reports import Report, Reports, shown
-from ..callbacks.tensorboard import folder_of
+from ..callbacks.run_folder import folder_of
 
 DONE = {"fit": "trained", "validate": "validated", "test": "tested", "predict": "predicted with"}
 STOPPED = {"fit": "training", "validate": "validation", "test": "test", "predict": "prediction"}
@@ -23,7 +25,9 @@ ROWS = 14
 VIEWERS: Mapping[str, Callable[[Any], str]] = {
     "TensorBoardLogger": lambda logger: f"tensorboard --logdir {_quoted(logger.root_dir)}",
     "MLFlowLogger": lambda logger: f"mlflow ui --backend-store-uri {shlex.quote(str(logger._tracking_uri))}",
-    "WandbLogger": lambda logger: f"wandb sync {_quoted(logger.save_dir)}" if logger._offline else "",
+    "WandbLogger": lambda logger: (
+        f"wandb sync {_quoted(logger.save_dir)}/wandb/offline-run-*-{logger.version}" if logger._offline else ""
+    ),
 }
 """Commands that show what a logger wrote, by the logger's class."""
 
@@ -104,7 +108,11 @@ class RunEnd(L.Callback):
     def _results(self, reports: list[Report]) -> list[tuple[str, str]]:
         every = [found for report in reports for found in report.results.items()]
         found = [(name, shown(what) if isinstance(what, Path) else what) for name, what in every]
-        return [*found, *([("logs", shown(self.folder))] if self.folder else [])]
+        if self.folder:
+            page = self.folder / samples_page.NAME
+            found += [("clips", f"{shown(page)}   (open it in a browser)")] if page.exists() else []
+            found.append(("logs", shown(self.folder)))
+        return found
 
     def _commands(self, trainer: L.Trainer, reports: list[Report]) -> dict[str, str]:
         commands = {}
@@ -115,7 +123,8 @@ class RunEnd(L.Callback):
         checkpoint = best_checkpoint(trainer)
         if trainer.state.fn == "fit" and checkpoint and self.measured and config.is_file():
             options = f"--config {_quoted(config)} --ckpt_path {_quoted(checkpoint)}"
-            commands[f"videoalign test {options}"] = "measure again"
+            kind = "test" if is_overridden("test_step", trainer.lightning_module) else "validate"
+            commands[f"videoalign {kind} {options}"] = "measure again"
         for report in reports:
             commands |= report.commands
         commands.pop("", None)

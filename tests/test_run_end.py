@@ -50,6 +50,7 @@ def tiny(sets, backbone, tmp_path, monkeypatch):
             "data.benchmarks": f"{{rated: {sets / 'rated'}}}", "trainer.max_steps": 4,
             "trainer.callbacks": "[ExportReward, videoalign.callbacks.Checkpoint]",
             "trainer.callbacks.every_n_train_steps": 2, "trainer.check_val_every_n_epoch": 1,
+            "trainer.val_check_interval": 1.0,
             "trainer.num_sanity_val_steps": 1,
         }.items()),
     ]  # fmt: skip
@@ -144,6 +145,10 @@ def test_a_stopped_run_shows_what_it_has_and_last_goes_on(tiny, capsys, tmp_path
     assert re.search(r"^trained RewardModel: 6 steps, 4 of them before \(2 epochs\)", said.out, re.M)
     measured = printed(capsys, "validate", *tiny)
     assert "validated RewardModel at runs/debug/tiny/version_1/checkpoints/last.ckpt" in measured.out
+    assert call("validate", *tiny, "--trainer.logger.version=mine") == 2, (
+        "a run of a given name has its own checkpoints"
+    )
+    assert "there is no checkpoint in runs/debug/tiny yet" in capsys.readouterr().err
     assert call("validate", *tiny, "--ckpt_path=best") == 2
     assert "--ckpt_path best is known only while a run lasts" in capsys.readouterr().err
 
@@ -154,10 +159,12 @@ def test_an_early_stop_says_why(tiny, capsys):
     assert re.search(r"^ended early: .*val/loss", said.out, re.M) and ": 3 steps" in said.out
 
 
-@pytest.mark.parametrize("recipe, option", [("flow", "--lora"), ("nrg", "--noisy-reward")])
-def test_a_tuned_generator_is_sampled_by_the_command_that_is_shown(
-    recipe, option, wan, tmp_path, monkeypatch, capsys, folders
-):
+LAPTOP = ["--config", "experiments/miniature.yaml"]
+RECIPES = {"flow/wan_sft": ("--lora", []), "nrg/wan": ("--noisy-reward", ["--model.shape.blocks=1"])}
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_tuned_generator_is_sampled_by_the_command_that_is_shown(recipe, tmp_path, monkeypatch, capsys, folders):
     monkeypatch.chdir(tmp_path)
     with ShardWriter("videos", "pairs") as writer:
         for i in range(3):
@@ -165,22 +172,20 @@ def test_a_tuned_generator_is_sampled_by_the_command_that_is_shown(
             rewards = {"A": {"VQ": i, "MQ": 1.0, "TA": 2.0}, "B": {"VQ": -1.0, "MQ": 0.0, "TA": 0.0}}
             writer.write(f"{i}", clips, {"prompt": "a red circle", "labels": LABELS[i], "rewards": rewards})
     generator = f"--model.generator={folders['wan']}"
-    encoded = printed(
-        capsys,
-        "predict",
-        "--config",
-        "experiments/debug/encode.yaml",
-        generator,
-        "--data.data=videos",
-        "--data.out=latents",
-    )
+    clip = f"--data.clip={{num_frames: {CLIP.num_frames}, height: 64, width: 64}}"
+    options = [*LAPTOP, generator, clip, "--data.data=videos", "--data.out=latents"]
+    encoded = printed(capsys, "predict", "--config", "experiments/encode/wan.yaml", *options)
     assert re.search(r"^predicted with EncodeLatents in \d+ s$", encoded.out, re.M)
     assert re.search(r"^set +latents$", encoded.out, re.M)
     assert call(*commands(encoded.out)["describe it"][1:]) == 0
-    options = ["--data.train=latents", "--trainer.max_steps=1", "--data.val=latents"]
-    said = printed(capsys, "fit", "--config", f"experiments/debug/{recipe}.yaml", generator, *options)
+    option, more = RECIPES[recipe]
+    options = [generator, "--data.train=latents", "--data.val=latents", "--trainer.max_steps=2", *more]
+    callbacks = "--trainer.callbacks=[ExportReward, videoalign.callbacks.Checkpoint]"
+    options.append(callbacks if more else callbacks.replace("ExportReward", "ExportGenerator"))
+    said = printed(capsys, "fit", "--config", f"experiments/{recipe}.yaml", *LAPTOP, *options)
+    printed(capsys, *commands(said.out)["measure again"][1:])
     echo, text, _, prompts, _, *sample = commands(said.out)["sample videos"]
-    assert echo == "echo" and option in sample and sample[sample.index("--num-frames") + 1] == "9"
+    assert echo == "echo" and option in sample and sample[sample.index("--num-frames") + 1] == str(CLIP.num_frames)
     Path(prompts).write_text(text)
     printed(capsys, *sample[1:], "--steps", 2)
     assert Path(sample[sample.index("--out") + 1], "index.json").exists()
