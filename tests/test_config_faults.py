@@ -54,7 +54,7 @@ FILES = {
     "unknown key with an empty value": ("trainr: {}\n", r"line 1: trainr is not a key; did you mean trainer\?"),
     "unknown key of the model": (
         "model:\n  init_args:\n    lerning_rate: 3\n",
-        r"line 3: model.init_args.lerning_rate is no parameter of RewardModel; choose one of decay, loss, network",
+        r"line 3: model.init_args.lerning_rate is no parameter of RewardModel; choose one of decay, .*loss, network",
     ),
     "unknown key of the data": (
         "data:\n  init_args:\n    batchsize: 3\n",
@@ -323,7 +323,7 @@ COMMANDS = {
     "too much": ("shards info x y", r"y belongs to no option"),
     "help of nothing": ("help fti", r"there is no command fti; did you mean fit\?"),
     "fit alone": ("fit", r"fit needs an experiment(.|\n)*experiments/debug/tiny.yaml +Tests the training"),
-    "predict alone": ("predict", r"predict needs an experiment(.|\n)*experiments/debug/encode.yaml"),
+    "predict alone": ("predict", r"predict needs an experiment(.|\n)*experiments/encode/wan.yaml"),
     "no such file": ("fit --config none.yaml", r"--config none.yaml .*No such file"),
     "a folder": ("fit --config folder", r"--config folder .*Is a directory"),
     "empty": ("fit --config empty.yaml", r"--config empty.yaml is empty"),
