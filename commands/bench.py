@@ -76,7 +76,7 @@ def _named(name: str, given: list[str]) -> "Judge":
     import yaml
 
     from .judge import named
-    from .lightning_cli import quiet
+    from .quiet import quiet
 
     quiet()
     args: dict[str, Any] = {}

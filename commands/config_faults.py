@@ -92,7 +92,8 @@ def explained(args: Sequence[str], group: Group, otherwise: str = "") -> str:
         group: The keys that the command takes.
         otherwise: What the parser says, for faults that are not found here.
     """
-    for option, value in given(args, FLAGS):
+    every = list(given(args, FLAGS))
+    for option, value in every:
         if not option:
             advice = (
                 f"write --config {value}" if value.endswith((".yaml", ".yml", ".json")) else "options begin with --"
@@ -100,13 +101,18 @@ def explained(args: Sequence[str], group: Group, otherwise: str = "") -> str:
             return f"{value} belongs to no option; {advice}"
         if option in CONFIG and not value:
             return f"{option} needs a file behind it"
-    try:
-        found = sorted(faults(read_settings(args, FLAGS), group, ""), key=lambda fault: fault.missing)
-    except VideoAlignError as error:
-        return str(error)
-    except Exception:  # a type that is not understood here must not hide what the parser says
-        found = []
-    return str(found[0]) if found else otherwise
+    # the whole first; then as the parser reads: it refuses a value that a later one would replace
+    for count in (len(every), *range(1, len(every))):
+        settings = [f"{option}={value}" for option, value in every[:count]]
+        try:
+            found = sorted(faults(read_settings(settings, FLAGS), group, ""), key=lambda fault: fault.missing)
+        except VideoAlignError as error:
+            return str(error)
+        except Exception:  # a type that is not understood here must not hide what the parser says
+            found = []
+        if found and (count == len(every) or not found[0].missing):
+            return str(found[0])
+    return otherwise
 
 
 def unknown(setting: Setting, group: Group, key: str = "") -> Iterator[Fault]:

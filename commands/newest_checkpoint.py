@@ -1,15 +1,16 @@
-"""Which file ``--ckpt_path last`` means: the newest checkpoint of all runs of an experiment.
+"""Which file ``--ckpt_path last`` means: the newest checkpoint of the runs of an experiment.
 
 Every run writes into a folder of its own, and Lightning looks for ``last`` in that of the run that begins, where
-nothing is yet. A job that a scheduler starts again goes on from what its earlier runs have written.
+nothing is yet. A job that a scheduler starts again goes on from what its earlier runs have written. Where the logger's version is
+given, only the runs under that name count.
 """
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import lightning as L
 from lightning.pytorch.plugins.environments import SLURMEnvironment
-from lightning.pytorch.utilities import rank_zero_info
 
 from .. import VideoAlignError
 from ..callbacks.reports import shown
@@ -65,7 +66,8 @@ def resolved(path: str | None, trainer: L.Trainer, command: str) -> str | None:
     where = " or ".join(dict.fromkeys(shown(folder) for folder, _ in _places(trainer)))
     if command != "fit":
         raise VideoAlignError(f"--ckpt_path last: there is no checkpoint in {where} yet")
-    rank_zero_info(f"no checkpoint in {where} yet: the run starts from its beginning")
+    if trainer.is_global_zero:
+        print(f"no checkpoint in {where} yet: the run starts from its beginning", file=sys.stderr, flush=True)
     return None
 
 
@@ -83,6 +85,8 @@ def _places(trainer: L.Trainer) -> Iterator[tuple[Path, str]]:
         yield root / "checkpoints", "*.ckpt"
     elif not folders or any(not getattr(callback, "dirpath", None) for callback in trainer.checkpoint_callbacks):
         logger = trainer.loggers[0]
-        yield Path(logger.save_dir or root) / str(logger.name), "*/checkpoints/*.ckpt"
+        version = getattr(logger, "_version", None)  # given by the user: the property would number the run now
+        run = "*" if version is None else version if isinstance(version, str) else f"version_{version}"
+        yield Path(logger.save_dir or root) / str(logger.name), f"{run}/checkpoints/*.ckpt"
     if SLURMEnvironment.detect():
         yield root, "hpc_ckpt_*.ckpt"

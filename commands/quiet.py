@@ -12,12 +12,13 @@ _WARNINGS = (
     ".*treespec, LeafSpec",  # Lightning's own use of a deprecated call
     r"Found \d+ module\(s\) in eval mode",  # what is frozen stays so
     "The dirpath has changed from",  # every run has a folder of its own
+    r"It is recommended to use `self.log\(.*sync_dist=True",  # what is logged is the mean of all ranks already
     "Total length of `.*` across ranks is zero",  # the DataModule says which set is missing
     "The `local_dir_use_symlinks` argument",  # diffusers' own use of a deprecated argument
 )
 _SAID = re.compile(
-    "Tip:|^(Restoring states from|Loaded model weights|Seed set to|[GTH]PU available|`weights_only` was not set)"
-    r"|CUDA_VISIBLE_DEVICES|^`Trainer\.\w+` stopped: `max_|^Using .* (precision|AMP)|with model summary callbacks"
+    r"Tip:|CUDA_VISIBLE_DEVICES|with model summary callbacks|^`Trainer\.\w+` stopped: `max_|^Using .* (precision|AMP)|"
+    r"^(\[rank: \d+\] )?(Restoring states from|Loaded model weights|Seed set to|[GTH]PU available|`weights_only` was)"
 )
 """Lines that the summary of the model, the end of a run or the configuration says better."""
 

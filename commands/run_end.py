@@ -8,11 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.utilities.model_helpers import is_overridden
 
+from ..callbacks import samples_page
 from ..callbacks.plots import text_table
 from ..callbacks.reports import Report, Reports, shown
+from ..callbacks.run_folder import folder_of
 
 DONE = {"fit": "trained", "validate": "validated", "test": "tested", "predict": "predicted with"}
+STOPPED = {"fit": "training", "validate": "validation", "test": "test", "predict": "prediction"}
+"""Beginnings of the block of a run that ended, and of one that was stopped."""
 STAGES = ("val/", "test/", "bench/")
 """Beginnings of the names of what is measured on held-out data."""
 ROWS = 14
@@ -20,7 +25,9 @@ ROWS = 14
 VIEWERS: Mapping[str, Callable[[Any], str]] = {
     "TensorBoardLogger": lambda logger: f"tensorboard --logdir {_quoted(logger.root_dir)}",
     "MLFlowLogger": lambda logger: f"mlflow ui --backend-store-uri {shlex.quote(str(logger._tracking_uri))}",
-    "WandbLogger": lambda logger: f"wandb sync {_quoted(logger.save_dir)}" if logger._offline else "",
+    "WandbLogger": lambda logger: (
+        f"wandb sync {_quoted(logger.save_dir)}/wandb/offline-run-*-{logger.version}" if logger._offline else ""
+    ),
 }
 """Commands that show what a logger wrote, by the logger's class."""
 
@@ -29,12 +36,14 @@ class RunEnd(L.Callback):
     """Remembers when a run began and what its validations measured, and prints the block at its end."""
 
     def __init__(self) -> None:
-        self.began = self.first_step = None
+        self.began: float | None = None
+        self.first_step = 0
+        self.folder: Path | None = None
         self.measured: list[tuple[int, dict[str, float]]] = []
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """The time counts from here on."""
-        self.began = time.perf_counter()
+        """The time counts from here on. Collective: every rank must call it."""
+        self.began, self.folder = time.perf_counter(), folder_of(trainer)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """A resumed training begins at a later step."""
@@ -57,7 +66,7 @@ class RunEnd(L.Callback):
         """
         fit = trainer.state.fn == "fit"
         reports = [part.run_report(trainer) for part in trainer.callbacks if isinstance(part, Reports)]
-        results = [*(_checkpoints(trainer) if fit else ()), *_results(trainer, reports)]
+        results = [*(_checkpoints(trainer) if fit else ()), *self._results(reports)]
         width = max((len(name) for name, _ in results), default=0) + 2
         lines = ["", self._head(trainer, done), *self._tables(), ""]
         lines += [f"{name:{width}}{text}" for name, text in results]
@@ -68,7 +77,7 @@ class RunEnd(L.Callback):
 
     def _head(self, trainer: L.Trainer, done: bool) -> str:
         name = type(trainer.lightning_module).__name__
-        text = f"{DONE[trainer.state.fn]} {name}" if done else f"unfinished {trainer.state.fn} of {name}"
+        text = f"{DONE[trainer.state.fn]} {name}" if done else f"unfinished {STOPPED[trainer.state.fn]} of {name}"
         if trainer.state.fn == "fit":
             steps = trainer.global_step
             before = f", {self.first_step} of them before" if self.first_step else ""
@@ -96,16 +105,26 @@ class RunEnd(L.Callback):
         loss, step = min(losses)
         return f"; the lowest val/loss was {loss:.3f} at step {step}"
 
+    def _results(self, reports: list[Report]) -> list[tuple[str, str]]:
+        every = [found for report in reports for found in report.results.items()]
+        found = [(name, shown(what) if isinstance(what, Path) else what) for name, what in every]
+        if self.folder:
+            page = self.folder / samples_page.NAME
+            found += [("clips", f"{shown(page)}   (open it in a browser)")] if page.exists() else []
+            found.append(("logs", shown(self.folder)))
+        return found
+
     def _commands(self, trainer: L.Trainer, reports: list[Report]) -> dict[str, str]:
         commands = {}
         for logger in trainer.loggers:
             if viewer := VIEWERS.get(type(logger).__name__):
                 commands[viewer(logger)] = "look at curves"
-        config = Path(trainer.log_dir or "", "config.yaml")
+        config = Path(self.folder or "", "config.yaml")
         checkpoint = best_checkpoint(trainer)
         if trainer.state.fn == "fit" and checkpoint and self.measured and config.is_file():
             options = f"--config {_quoted(config)} --ckpt_path {_quoted(checkpoint)}"
-            commands[f"videoalign test {options}"] = "measure again"
+            kind = "test" if is_overridden("test_step", trainer.lightning_module) else "validate"
+            commands[f"videoalign {kind} {options}"] = "measure again"
         for report in reports:
             commands |= report.commands
         commands.pop("", None)
@@ -132,13 +151,6 @@ def _checkpoints(trainer: L.Trainer) -> list[tuple[str, str]]:
         paths["last"] = paths["last"] or ("" if callback.monitor else callback.best_model_path)
         found += [(f"{n} checkpoint", f"{shown(p)}{by if n == 'best' else ''}") for n, p in paths.items() if p]
     return list(dict.fromkeys(found)) or [("checkpoints", "none were written")]
-
-
-def _results(trainer: L.Trainer, reports: list[Report]) -> list[tuple[str, str]]:
-    found = [
-        (name, shown(path) if isinstance(path, Path) else path) for r in reports for name, path in r.results.items()
-    ]
-    return [*found, ("logs", shown(trainer.log_dir))] if trainer.loggers and trainer.log_dir else found
 
 
 def _held_out(trainer: L.Trainer) -> dict[str, float]:

@@ -244,7 +244,7 @@ class LatentPairs(L.LightningDataModule):
     def video_size(self) -> dict[str, int]:
         """Size of the videos that were encoded, by the names that `videoalign generate` gives it."""
         made = next(iter(self.sets.values())).shards.index.latents
-        return {name: made[name] for name in ("num_frames", "height", "width", "fps") if made.get(name)}
+        return {name: round(made[name]) for name in ("num_frames", "height", "width", "fps") if made.get(name)}
 
     def prompt_scores(self) -> dict[str, Tensor]:
         """Weighted rewards of all training samples of each prompt, with which Flow-RWR normalises."""
