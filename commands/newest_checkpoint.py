@@ -1,8 +1,8 @@
 """Which file ``--ckpt_path last`` means: the newest checkpoint of the runs of an experiment.
 
 Every run writes into a folder of its own, and Lightning looks for ``last`` in that of the run that begins, where
-nothing is yet. A job that a scheduler starts again goes on from what its earlier runs have written. Where the logger's version is
-given, only the runs under that name count.
+nothing is yet. A job that a scheduler starts again goes on from what its earlier runs have written. Where the logger's
+version is given, only the runs under that name count.
 """
 
 import sys
