@@ -37,7 +37,7 @@ def register(commands: Commands) -> None:
 
 
 def _run(o: argparse.Namespace) -> None:
-    from ..datamodules.latents import Weights
+    from ..datamodules.judgements import Weights
     from .preference_pairs import pairs_from_rewards
 
     text = pairs_from_rewards(judge_of(o), o.data, o.out, o.mode, Weights(*o.weights), o.margin)

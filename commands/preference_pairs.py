@@ -15,7 +15,7 @@ from torch import Tensor
 from .. import VideoAlignError
 from ..datamodules.addresses import is_address, short_name
 from ..datamodules.contents import Content
-from ..datamodules.latents import Weights
+from ..datamodules.judgements import Weights
 from ..datamodules.ratings import WORDS
 from ..datamodules.shards import SIDES, ShardSet, ShardWriter
 from ..datamodules.uploads import claims_set

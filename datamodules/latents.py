@@ -7,7 +7,6 @@ Legend: N pairs or videos; S sides, 2 (preferred, other) or 1; D dimensions.
 """
 
 import contextlib
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -20,89 +19,14 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from .. import VideoAlignError
-from ..models.dimensions import DIMENSIONS
 from ..models.flow import draw_seed
 from .contents import Contents, RawSample, ShardError
 from .contracts import HasGenerator, HasReferenceErrors, require
+from .judgements import Judged, Judgements, Weights
 from .latent_files import NULL, OF, load_latents
-from .ratings import labels_of, prompt_of
 from .reference_errors import ReferenceErrors
 from .shards import ShardSet
 from .stream import FilledCollate, ShardLoader, ShardStream, Share, at_least, training_share
-
-
-@dataclass(frozen=True)
-class Weights:
-    """Weight of each dimension in the preference: 1:1:1 in the paper, 0:0:1 for text alignment alone."""
-
-    VQ: float = 1.0
-    """Weight of visual quality."""
-    MQ: float = 1.0
-    """Weight of motion quality."""
-    TA: float = 1.0
-    """Weight of text alignment."""
-
-    def __post_init__(self) -> None:
-        values = (self.VQ, self.MQ, self.TA)
-        if not all(math.isfinite(v) and v >= 0 for v in values) or not sum(values) > 0:
-            raise VideoAlignError(f"weights of VQ, MQ and TA {values} must not be negative, and one at least positive")
-
-    def __call__(self, values: Tensor) -> Tensor:
-        """Weighted mean over the last axis (D); a dimension of weight 0 may be missing (NaN)."""
-        weights = torch.tensor([self.VQ, self.MQ, self.TA])
-        return torch.where(weights != 0, weights * values, 0.0).sum(-1) / weights.sum()
-
-
-@dataclass(frozen=True)
-class Judged:
-    """The judgement of a sample, from its record alone.
-
-    Attributes:
-        prompt: Text that the videos were generated from.
-        scores: Weighted rewards (S,), or half the weighted label with either sign; the preferred side first. NaN where
-            unknown.
-        rewards: Rewards (S, D) in the same order; NaN where there is none.
-        labels: Labels (D,) of the first side against the second; NaN where there is none.
-        swapped: Whether B is the preferred side.
-    """
-
-    prompt: str
-    scores: Tensor
-    rewards: Tensor
-    labels: Tensor
-    swapped: bool
-
-    @property
-    def margin(self) -> float:
-        """How much better the preferred side is."""
-        return float(self.scores[0] - self.scores[-1])
-
-
-def judge(record: dict, of: str, weights: Weights, name: str) -> Judged:
-    """Decide which side of a sample is preferred, and by how much: by its rewards, or by its labels without rewards.
-
-    Args:
-        record: JSON record of the sample.
-        of: Kind of the videos, ``pairs`` or ``videos``.
-        weights: Weights of the dimensions.
-        name: What to call the sample in messages.
-    """
-    rewards = torch.full((len(OF[of]), len(DIMENSIONS)), torch.nan)
-    if (given := record.get("rewards")) is not None:
-        rows = [given.get(side, {}) for side in "AB"] if of == "pairs" else [given]
-        try:
-            rewards = torch.tensor([[float(row.get(d, math.nan)) for d in DIMENSIONS] for row in rows])
-        except (TypeError, ValueError, AttributeError):
-            raise ShardError(f"{name}: rewards {given!r} are no numbers by dimension") from None
-    scores, labels = weights(rewards), torch.full((len(DIMENSIONS),), torch.nan)
-    if of == "pairs":
-        if record.get("labels") is not None or scores.isnan().any():
-            labels = labels_of(record, name)[: len(DIMENSIONS)]
-        if scores.isnan().any():
-            scores = torch.stack([weights(labels), -weights(labels)]) / 2
-    swapped = of == "pairs" and bool(scores[1] > scores[0])
-    order = [1, 0] if swapped else slice(None)
-    return Judged(prompt_of(record, name), scores[order], rewards[order], -labels if swapped else labels, swapped)
 
 
 @dataclass(frozen=True)
@@ -131,7 +55,7 @@ class Decoder:
 
     Args:
         of: Kind of the videos, ``pairs`` or ``videos``.
-        judged: Judgements by key.
+        weights: Weights of the dimensions in the preference.
         seed: Seed of noise and times.
         training: Whether noise and times change with the epoch.
         cached: Gives seed and reference errors (S,) of a key in an epoch; None without a cache.
@@ -140,15 +64,16 @@ class Decoder:
     def __init__(
         self,
         of: str,
-        judged: dict[str, Judged],
+        weights: Weights,
         seed: int,
         training: bool,
         cached: Callable[[str, int], tuple[int, Tensor]] | None,
     ) -> None:
-        self.of, self.judged, self.seed, self.training, self.cached = of, judged, seed, training, cached
+        self.of, self.weights, self.seed, self.training, self.cached = of, weights, seed, training, cached
 
     def __call__(self, raw: RawSample, epoch: int) -> Sample:
-        tensors, judged = load_latents(raw.members["safetensors"], raw.name), self.judged[raw.key]
+        tensors = load_latents(raw.members["safetensors"], raw.name)
+        judged = Judgements([(raw.record(), raw.name)], self.of, self.weights)[0]
         if not {*OF[self.of]} <= tensors.keys():
             raise ShardError(f"{raw.name} does not hold latents of {self.of}")
         latents = torch.stack([tensors[side] for side in OF[self.of]])
@@ -221,7 +146,7 @@ class LatentPairs(L.LightningDataModule):
         batch_size: int = 8,
         val_batch_size: int | None = None,
         workers: int = 1,
-        weights: Weights = Weights(),
+        weights: Weights = Weights(),  # noqa: B008  frozen
         min_margin: float | None = 0.0,
         reference: str | None = None,
         shuffle_buffer: int = 8192,
@@ -276,25 +201,24 @@ class LatentPairs(L.LightningDataModule):
             raise VideoAlignError(
                 f"{shards.name}: index.json does not say whether its latents are of pairs or of videos"
             )
-        judged: dict[str, Judged] = {}
-        left_out = {"tied or closer": 0, "without a label that is asked for": 0}
-        kept: list[int] = []
-        for number, content in enumerate(contents := shards.contents()):
-            one = judge(content.record, of, self.weights, content.name)
-            if of == "videos" or self.min_margin is None or one.margin > self.min_margin:
-                judged[content.key] = one
-                kept.append(number)
-            else:
-                left_out["without a label that is asked for" if math.isnan(one.margin) else "tied or closer"] += 1
-        if any(left_out.values()):
-            counts = ", ".join(f"{n} {why}" for why, n in left_out.items() if n)
-            rank_zero_info(f"{shards.name}: {len(judged)} pairs are used, {counts} left out")
-        if not judged:
+        contents = shards.contents()
+        judged = Judgements(((content.record, content.name) for content in contents), of, self.weights)
+        margins = judged.margins  # (N,)
+        kept = torch.arange(len(judged))
+        if of == "pairs" and self.min_margin is not None:
+            kept = kept[margins > self.min_margin]
+        if len(kept) < len(judged):
+            unknown = int(margins.isnan().sum())
+            tied = len(judged) - len(kept) - unknown
+            reasons = {"tied or closer": tied, "without a label that is asked for": unknown}
+            counts = ", ".join(f"{n} {why}" for why, n in reasons.items() if n)
+            rank_zero_info(f"{shards.name}: {len(kept)} pairs are used, {counts} left out")
+        if not len(kept):
             raise VideoAlignError(
                 f"{shards.name}: no pair has a margin above {self.min_margin} under weights {self.weights}, "
                 "so nothing is left"
             )
-        return _Opened(shards, contents.take(kept), judged)
+        return _Opened(shards, contents.take(kept.tolist()), judged.take(kept))
 
     def _loader(self, which: str, training: bool) -> ShardLoader:
         opened, trainer = self.sets[which], self.trainer
@@ -305,7 +229,7 @@ class LatentPairs(L.LightningDataModule):
             else Share(count, self.val_batch_size, trainer.world_size, training)
         )
         cached = self.cached if training else None
-        decode = Decoder(opened.shards.index.latents["of"], opened.judged, self.seed, training, cached)
+        decode = Decoder(opened.shards.index.latents["of"], self.weights, self.seed, training, cached)
         stream = ShardStream(
             opened.contents, decode, share, trainer.global_rank, self.seed, self.shuffle_buffer, opened.shards.name
         )
@@ -324,14 +248,14 @@ class LatentPairs(L.LightningDataModule):
 
     def prompt_scores(self) -> dict[str, Tensor]:
         """Weighted rewards of all training samples of each prompt, with which Flow-RWR normalises."""
-        scores: dict[str, list[Tensor]] = {}
-        for judged in self.sets["train"].judged.values():
-            scores.setdefault(judged.prompt, []).append(judged.scores)
-        return {prompt: torch.cat(values) for prompt, values in scores.items()}
+        judged, numbers = self.sets["train"].judged, {}
+        for number, prompt in enumerate(judged.prompts):
+            numbers.setdefault(prompt, []).append(number)
+        return {prompt: judged.scores[found].flatten() for prompt, found in numbers.items()}
 
     def has_rewards(self) -> bool:
         """Whether every training sample has rewards; pairs with labels alone have scores, but no rewards."""
-        return not any(self.weights(judged.rewards).isnan().any() for judged in self.sets["train"].judged.values())
+        return not bool(self.weights(self.sets["train"].judged.rewards).isnan().any())
 
     def train_dataloader(self) -> ShardLoader:
         """Batches, shuffled anew each epoch."""
@@ -353,12 +277,12 @@ class _Opened:
     Attributes:
         shards: The set.
         contents: Samples to use.
-        judged: Their judgements by key.
+        judged: Their judgements, in the same order.
     """
 
     shards: ShardSet
     contents: Contents
-    judged: dict[str, Judged]
+    judged: Judgements
 
 
 def _first_decoded(contents: Contents, decode: Decoder, among: int = 16) -> Sample | None:

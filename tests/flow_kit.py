@@ -142,4 +142,5 @@ def close(found, want, **tolerance):
 def kept(path, folder, **options):
     """The pairs of a set that are used: (A is preferred, margin) by key."""
     datamodule = loaded(data(path, **options), SimpleNamespace(generator=load_generator(folder)))
-    return {key: (not judged.swapped, judged.margin) for key, judged in datamodule.sets["train"].judged.items()}
+    opened = datamodule.sets["train"]
+    return dict(zip(opened.contents.keys(), zip((~opened.judged.swapped).tolist(), opened.judged.margins.tolist())))

@@ -2,7 +2,6 @@
 
 import contextlib
 import itertools
-import json
 import math
 import random
 import sqlite3

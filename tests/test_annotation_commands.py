@@ -330,8 +330,9 @@ def test_an_export_trains_a_reward_model(store, videos, backbone, tmp_path):
     config = yaml.safe_load((Path(__file__).parents[1] / "experiments/debug/tiny.yaml").read_text())
     config["trainer"] |= {"max_steps": 3, "logger": False, "enable_checkpointing": False}
     config["trainer"]["default_root_dir"] = str(tmp_path)
-    config["trainer"]["callbacks"] = [config["trainer"]["callbacks"][2]]
-    config["trainer"]["callbacks"][0]["init_args"]["out"] = str(tmp_path / "reward")
+    (export_reward,) = (c for c in config["trainer"]["callbacks"] if c["class_path"].endswith("ExportReward"))
+    export_reward["init_args"]["out"] = str(tmp_path / "reward")
+    config["trainer"]["callbacks"] = [export_reward]
     network = config["model"]["init_args"]["network"]["init_args"]
     network |= {"backbone": str(backbone), "sampling": {"fps": 8.0, "min_pixels": 0}}
     sets = {"train": str(tmp_path / "rated/train"), "val": str(tmp_path / "rated/validation")}

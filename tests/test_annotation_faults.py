@@ -775,7 +775,7 @@ LOCAL = {"127.0.0.1", "localhost", "[::1]"}
 def test_the_server_answers_to_what_it_was_told(numbers, tmp_path, monkeypatch, capsys, host, allow_host, more, noted):
     seen = []
     monkeypatch.setattr("videoalign.annotation.serving.listen", lambda *given: None)
-    monkeypatch.setattr("videoalign.annotation.server.make_app", lambda *given: seen.append(given[-1]))
+    monkeypatch.setattr("videoalign.annotation.server.make_app", lambda *given: seen.append(given[4]))
     options = {"videos": numbers, "db": tmp_path / "votes.db", "validation": 0, "benchmark": 0, "host": host}
     annotate("serve", **options, **({"allow_host": allow_host} if allow_host else {}))
     assert seen == [LOCAL | more]

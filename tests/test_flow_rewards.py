@@ -12,7 +12,7 @@ from flow_kit import PROMPTS, SHAPE, close, data, fit, graded, kept, loaded, mak
 from helpers import randn
 from videoalign import VideoAlignError
 from videoalign.alignment import FlowDPO, FlowRWR, FlowSFT
-from videoalign.datamodules.latents import Weights
+from videoalign.datamodules.judgements import Weights
 from videoalign.models.flow_losses import RewardWeights
 
 # --- Flow-RWR -------------------------------------------------------------------------------------

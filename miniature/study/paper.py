@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 from ... import VideoAlignError
 from ...commands.arms import Arm, Sweep
 from ...commands.reward_judge import RewardJudge
-from ...datamodules.latents import Weights
+from ...datamodules.judgements import Weights
 from ...datamodules.shards import ShardSet, ShardWriter
 from ...models.dimensions import DIMENSIONS
 from ...models.files import write_json

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
 
-from ...datamodules.latents import Weights
+from ...datamodules.judgements import Weights
 from .configured import Settings, check
 from .steps import Steps
 from .units import Unit

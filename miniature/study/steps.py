@@ -13,7 +13,7 @@ from ...commands.lightning_cli import run
 from ...commands.preference_pairs import pairs_from_rewards
 from ...commands.reward_judge import RewardJudge
 from ...datamodules.frames import encode_frames
-from ...datamodules.latents import Weights
+from ...datamodules.judgements import Weights
 from ...datamodules.parallel import pool
 from ...datamodules.shards import ShardSet
 from ...models.files import new_folder, write_json
