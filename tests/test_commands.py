@@ -41,7 +41,6 @@ def project(tmp_path_factory, backbone):
     config = yaml.safe_load((Path(__file__).parents[1] / "experiments/debug/tiny.yaml").read_text())
     config["trainer"] |= {"max_steps": 2, "default_root_dir": str(folder), "enable_progress_bar": False}
     config["trainer"]["logger"]["init_args"]["save_dir"] = str(folder / "runs")
-    config["trainer"]["callbacks"].append({"class_path": "ModelCheckpoint", "init_args": {"every_n_train_steps": 1}})
     config["model"]["init_args"]["network"]["init_args"]["backbone"] = str(backbone)
     config["data"]["init_args"] |= {"train": str(folder / "pairs"), "val": str(folder / "pairs"), "workers": 0}
     (folder / "tiny.yaml").write_text(yaml.safe_dump(config))
@@ -109,7 +108,7 @@ def test_bench_prints_and_saves(project, model, tmp_path, capsys):
 
 
 def test_export_of_a_checkpoint_equals_the_export_at_the_end(project, model, tmp_path):
-    (checkpoint,) = (model.parent / "checkpoints").glob("*.ckpt")
+    checkpoint = model.parent / "checkpoints" / "last.ckpt"
     assert call("export", "--checkpoint", checkpoint, "--out", tmp_path / "again", "--with-backbone") == 0
     one, other = VideoReward.from_pretrained(model), VideoReward.from_pretrained(tmp_path / "again")
     for name, parameter in one.named_parameters():
@@ -178,7 +177,7 @@ def test_pairs_of_videos_that_are_not_there_are_refused(project, model, tmp_path
 
 
 def test_export_does_not_overwrite_what_is_not_a_reward_model(model, tmp_path, capsys):
-    (checkpoint,) = (model.parent / "checkpoints").glob("*.ckpt")
+    checkpoint = model.parent / "checkpoints" / "last.ckpt"
     (tmp_path / "notes.txt").write_text("precious")
     assert call("export", "--checkpoint", checkpoint, "--out", tmp_path) == 2
     assert "exists already" in capsys.readouterr().err
