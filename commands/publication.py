@@ -185,6 +185,10 @@ def _transformer(folder: Path, base: str | None) -> Subject:
 # --- data -------------------------------------------------------------------------------------------------------------
 
 
+ROUND = ("card.md", "votes.jsonl", "decided.csv", "masks.csv", "scores.csv", "rankings.csv", "images")
+"""What `annotate export` writes beside the sets."""
+
+
 def _data(folder: Path, base: str | None) -> Subject:
     if (folder / INDEX).is_file():
         sets, around = {"": folder}, folder.parent / CARD
@@ -198,7 +202,7 @@ def _data(folder: Path, base: str | None) -> Subject:
         subject.files += [f"{name}/{file}".lstrip("/") for file in _sound(place)]
     described = _described(around, sets)
     if folder == around.parent:
-        subject.files += _below(folder, CARD, "card.md", "votes.jsonl", "decided.csv", "masks.csv")
+        subject.files += _below(folder, CARD, *ROUND)
     subject.facts = {"sets": {name: _counts(place) for name, place in sets.items()}, **described}
     return subject
 
