@@ -124,8 +124,9 @@ def surprises(pairs: HeldOut, theta: float) -> tuple[list[int], list[int]]:
         theta: Tie parameter of the probabilities. At 1 a tie has no probability, and labels of a tie do not count.
 
     Returns:
-        Numbers of the pairs with a label that counts, from the least probable label to the most probable one; and of
-        those that people decided in some dimension, from the one whose labels are most probable together to the least.
+        Numbers of the pairs for which another outcome is more probable than a label, from the least probable label on;
+        and of those that people decided in some dimension, from the one whose labels are most probable together to the
+        least.
     """
     outcome = probabilities(pairs.margins.double(), theta)  # (N, D, 3)
     known = ~pairs.labels.isnan() & ((pairs.labels != 0) | (theta > 1))
@@ -135,6 +136,7 @@ def surprises(pairs: HeldOut, theta: float) -> tuple[list[int], list[int]]:
     # the mean, so that a pair with fewer labels is not thought to be surer
     together = torch.where(known, logs, 0.0).sum(1) / known.sum(1)
     decided = (known & (pairs.labels != 0)).any(1)
-    mistakes = [n for n in worst.argsort(stable=True).tolist() if known[n].any()]
+    wrong = (known & (outcome.argmax(-1, keepdim=True) != index).squeeze(-1)).any(1)
+    mistakes = [n for n in worst.argsort(stable=True).tolist() if wrong[n]]
     agreements = [n for n in together.argsort(descending=True, stable=True).tolist() if decided[n]]
     return mistakes, agreements

@@ -47,8 +47,8 @@ def open_scores(folder: Path, record: dict[str, Any]) -> None:
     found = read_json(folder / RECORD, "a folder of rewards")
     if different := sorted(k for k in {*found, *record} if found.get(k) != record.get(k)):
         raise VideoAlignError(
-            f"{folder} holds rewards of another run ({', '.join(different)} differ). Name another --out, or remove "
-            "that folder."
+            f"{folder} holds rewards of another model or other settings "
+            f"({', '.join(different)} differ). Name another --out, or remove that folder."
         )
 
 

@@ -2,6 +2,8 @@
 
 import contextlib
 import itertools
+import re
+import shutil
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -12,6 +14,9 @@ from fsspec.implementations.local import LocalFileSystem
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from ..models.locks import first_process
+
+_AT_THE_BEGINNING = re.compile(r"events\.out\.tfevents\..*|hparams\.yaml|config(-\d+)?\.yaml")
+"""Names of the files that a run has written before its first batch."""
 
 
 def own_folder(trainer: L.Trainer) -> Path | None:
@@ -53,6 +58,18 @@ def own_folders(trainer: L.Trainer) -> L.Trainer:
         if isinstance(logger._fs, LocalFileSystem) and first_process():
             logger._get_next_version = partial(_claimed, logger, logger._get_next_version)
     return trainer
+
+
+def forget(trainer: L.Trainer) -> None:
+    """Remove the folder of a run that ended before it did anything: it would take a number, and a line of TensorBoard.
+
+    A folder that holds more than a logger and the configuration write at the beginning stays.
+    """
+    for logger in trainer.loggers if trainer.is_global_zero else []:
+        if isinstance(logger, TensorBoardLogger) and isinstance(logger._fs, LocalFileSystem):
+            folder = Path(logger.log_dir)
+            if folder.is_dir() and all(_AT_THE_BEGINNING.fullmatch(path.name) for path in folder.iterdir()):
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _sorted_last(log: Callable[..., None], metrics: Mapping[str, Any], step: int | None = None) -> None:

@@ -6,9 +6,9 @@ is added here is what the overview, shell completion and `--help` know of them.
 
 import textwrap
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 
 from .. import VideoAlignError
+from .config_files import FOLDER, configured
 from .parsing import GOES_ON, Commands, Help, command
 
 EXPERIMENTS = {
@@ -22,7 +22,6 @@ EXPERIMENTS = {
     "compare": ("sample, guide and judge several ways side by side, in one table", GOES_ON),
 }
 """Commands that are configured by YAML: what they are for, and what is left when they are stopped."""
-FOLDER = Path(__file__).parents[1] / "experiments"
 MORE = """
 A value of the file is set by its key behind it: --trainer.max_steps 100, --data.batch_size 4, --model.optimizer.lr
 1e-5 (init_args is left out). Several files are merged, later ones win.
@@ -94,6 +93,7 @@ def run(args: list[str], replaced: Mapping[str, Mapping[str, str]]) -> None:
     if not options:
         raise VideoAlignError(f"{name} needs an experiment: videoalign {name} --config FILE\n\n{_listed(name)}")
     args = [name, *("--help" if option == "--help-all" else option for option in options)]
+    args = configured(args)  # before anything heavy is imported
     from . import lightning_cli
 
     if name == "compare":

@@ -6,7 +6,6 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -30,9 +29,10 @@ from ..callbacks.run_media import media_of
 from ..callbacks.stoppable import stoppable
 from ..datamodules import encode_list, latents, pairs, prompts, reference_errors  # noqa: F401
 from ..models.files import write_text
-from ..models.yaml_text import check_yaml, read_config, too_large
+from ..models.yaml_text import check_yaml, too_large
 from ..redaction import redacted_tree
 from .config_faults import FLAGS, Group, explained, group_of, unknown
+from .config_files import configured, put_behind
 from .logger_errors import explained_loggers
 from .newest_checkpoint import check_exists, resolved
 from .quiet import quiet
@@ -158,8 +158,11 @@ class ExperimentCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Numbers that no 64 bits hold fail anywhere, or count for ever."""
-        with explaining(args[1:], self.keys_of(args[0])):
-            super().parse_arguments(parser, args)
+        try:
+            with explaining(args[1:], self.keys_of(args[0])):
+                super().parse_arguments(parser, args)
+        except VideoAlignError as error:
+            raise VideoAlignError(f"{error}{put_behind(args)}") from error
         check_exists(self.config[args[0]].get("ckpt_path"))
         if key := too_large(self.config.as_dict()):
             raise VideoAlignError(f"{key.partition('.')[2]}: this number does not fit into 64 bits; make it smaller")
@@ -223,31 +226,6 @@ class ExperimentCLI(LightningCLI):
         """What YAML and command line say holds; Lightning would let a checkpoint's values override them silently."""
 
 
-def _configured(args: list[str]) -> list[str]:
-    """Arguments with the configuration files that they name found and looked at."""
-    result = []
-    for before, arg in zip(["", *args], args):
-        option, equals, path = arg.partition("=")
-        if before in ("-c", "--config"):
-            arg = packaged(arg)
-            read_config(arg)
-        elif equals and option in ("-c", "--config"):
-            path = packaged(path)
-            read_config(path)
-            arg = f"{option}={path}"
-        result.append(arg)
-    return result
-
-
-def packaged(path: str) -> str:
-    """A path like ``experiments/...yaml`` that is not in the current folder, found in the installed package."""
-    if not Path(path).exists() and path.startswith("experiments/"):
-        with as_file(files("videoalign") / path) as inside:
-            if inside.exists():
-                return str(inside)
-    return path
-
-
 def call(function: Callable[..., Any], args: list[str], replaced: Mapping[str, str] | None = None) -> None:
     """Call a function with arguments from YAML files and the command line, as `fit` takes its.
 
@@ -257,7 +235,7 @@ def call(function: Callable[..., Any], args: list[str], replaced: Mapping[str, s
         replaced: Keys of earlier releases that are refused, and what replaced them.
     """
     quiet()
-    args = _configured(args)
+    args = configured(args)
     parser = _Parser(parser_mode="omegaconf+", allow_abbrev=False, description=function.__doc__.splitlines()[0])
     parser.add_argument(
         "-c", "--config", action=jsonargparse.ActionConfigFile, help="YAML file; may be given repeatedly"
@@ -289,7 +267,7 @@ def run(args: list[str], kind: type[ExperimentCLI] = ExperimentCLI) -> Lightning
         The CLI object, with ``trainer``, ``model`` and ``datamodule``.
     """
     quiet()
-    args = _configured(args)
+    args = configured(args)
     every = kind.subcommands()  # the parser of one command takes a second, those of all of them four
     kind = type(kind.__name__, (kind,), {"subcommands": staticmethod(lambda: {args[0]: every[args[0]]})})
     with explained_loggers():

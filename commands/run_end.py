@@ -13,7 +13,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from ..callbacks import samples_page
 from ..callbacks.plots import text_table
 from ..callbacks.reports import Report, Reports, shown
-from ..callbacks.run_folder import folder_of
+from ..callbacks.run_folder import folder_of, forget
 
 DONE = {"fit": "trained", "validate": "validated", "test": "tested", "predict": "predicted with"}
 STOPPED = {"fit": "training", "validate": "validation", "test": "test", "predict": "prediction"}
@@ -40,6 +40,7 @@ class RunEnd(L.Callback):
         self.first_step = 0
         self.folder: Path | None = None
         self.measured: list[tuple[int, dict[str, float]]] = []
+        self.ran = False
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """The time counts from here on. Collective: every rank must call it."""
@@ -55,6 +56,17 @@ class RunEnd(L.Callback):
             self.measured.append((trainer.global_step, _held_out(trainer)))
 
     on_test_end = on_validation_end
+
+    def on_train_batch_start(self, *given: Any) -> None:
+        """From the first batch on a run leaves something worth keeping."""
+        self.ran = True
+
+    on_validation_batch_start = on_test_batch_start = on_predict_batch_start = on_train_batch_start
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """A run that was refused, for its data for instance, leaves no folder."""
+        if not self.ran:
+            forget(trainer)
 
     def block(self, trainer: L.Trainer, done: bool) -> str:
         """The text to print.

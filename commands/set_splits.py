@@ -67,9 +67,9 @@ def register(shards: Commands) -> None:
     parser.add_argument(
         "--shares",
         type=shares,
-        default={"train": 0.9, "val": 0.1},
+        default="train=0.9,val=0.1",
         metavar="NAME=SHARE,...",
-        help="names and sizes of the sets, which add up to 1 (default: train=0.9,val=0.1)",
+        help="names and sizes of the sets, which add up to 1",
     )
     add_out(parser, "folder that is written, with a folder for each share; it must not exist yet")
     add_seed(parser, "seed of the choice")

@@ -53,6 +53,8 @@ class Media:
             inner = [folder for folder in self.within if pure.parts[0] == folder and len(pure.parts) > 1]
             names = [str(pure), *(f"{f}/{pure}" for f in self.within), *(str(pure.relative_to(f)) for f in inner)]
             missing = f"there is no file {self.root / pure}"
+            if len(pure.parts) > 1 and pure.parts[0] == self.root.name and (self.root.parent / pure).is_file():
+                missing += f"; its path begins with {self.root.name} already: name {self.root.parent} instead"
         for name in names:
             if self._has(name):
                 return name

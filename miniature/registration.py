@@ -98,10 +98,12 @@ def _miniature(options: argparse.Namespace) -> None:
     shape = (options.family, prompts, options.hidden, options.layers)
     if options.family in GENERATORS:
         make_generator(options.out, *shape, max_tokens=options.max_tokens, seed=options.seed)
+        print(f"{options.out}: a {options.family} pipeline with random weights")
         return
     if options.max_tokens:
         raise VideoAlignError("--max-tokens is for Wan and LTX pipelines; a reward model reads prompts of any length")
     make_qwen(options.out, *shape, seed=options.seed)
+    print(f"{options.out}: a {options.family} with random weights")
 
 
 def _demo(options: argparse.Namespace) -> None:

@@ -118,7 +118,10 @@ class VideoReward(nn.Module):
         self.backbone.set_input_embeddings(TokenRows(tokens, self.processor.reward_ids))
         self.head = RewardHead(tokens.embedding_dim, head_rows)
         if gradient_checkpointing:
-            self.backbone.gradient_checkpointing_enable({"use_reentrant": False})
+            # transformers renames it in 5.23
+            name = "activation_checkpointing_enable"
+            enable = getattr(self.backbone, name, self.backbone.gradient_checkpointing_enable)
+            enable({"use_reentrant": False})
 
     def _check_geometry(self) -> None:
         vision, geometry = self.config.vision_config, self.processor.geometry

@@ -129,7 +129,7 @@ def test_rewards_of_something_else_are_refused(what, whole, kit, finished, tmp_p
     assert call("bench", *itertools.chain(*given.items()), *rest) == 2
     captured = capsys.readouterr()
     differ = {"dtype": "dtype, weights"}.get(what, what)  # bfloat16 weights are other weights, too
-    assert f"holds rewards of another run ({differ} differ)" in captured.err
+    assert f"holds rewards of another model or other settings ({differ} differ)" in captured.err
     assert "Name another --out" in captured.err
     assert file.read_bytes() == before
     assert not captured.out

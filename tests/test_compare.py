@@ -439,6 +439,6 @@ def test_shipped_comparisons_are_read(path, monkeypatch):
 
 
 def test_help_needs_no_configuration(capsys):
-    assert call("compare", "--help") == 0
+    assert call("compare", "--help-all") == 0
     text = capsys.readouterr().out
     assert all(option in text for option in ("--generator", "--sweeps", "--sampling.steps"))

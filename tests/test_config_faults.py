@@ -405,3 +405,20 @@ def test_a_bug_in_a_message_does_not_hide_the_parsers(keys, monkeypatch):
     assert explained([*TINY], keys("fit"), "the parser's words") == "the parser's words"
     with pytest.raises(VideoAlignError, match="the parser's words"), lightning_cli.explaining([], keys("fit")):
         raise VideoAlignError("the parser's words")
+
+
+def test_a_file_that_is_put_behind_others_says_so(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert call("fit", "--config", "experiments/flow/wan_dpo.yaml", "--config", "experiments/miniature.yaml") == 2
+    err = capsys.readouterr().err
+    assert "experiments/flow/wan_dpo.yaml is put behind experiments/flow/wan_sft.yaml" in err
+
+
+def test_a_run_that_is_refused_leaves_no_folder(backbone, tmp_path, monkeypatch, capsys):
+    """Else the first good run would not be version_0, which the documentation names."""
+    monkeypatch.chdir(tmp_path)
+    options = [f"--model.network.backbone={backbone}", "--data.train=nowhere", "--data.val=nowhere"]
+    assert call("fit", "--config", "experiments/debug/tiny.yaml", *options) == 2
+    assert "nowhere" in capsys.readouterr().err
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert not list(tmp_path.glob("runs/debug/tiny/version_*"))

@@ -14,6 +14,7 @@ import torch
 
 import videoalign.commands.lightning_cli as experiment
 from videoalign.cli import main
+from videoalign.commands.config_files import packaged
 
 ROOT = Path(experiment.__file__).parents[1]
 EXPERIMENTS = sorted((ROOT / "experiments").rglob("*.yaml"))
@@ -72,8 +73,8 @@ def test_checkpoint_values_do_not_override_the_command_line():
 
 def test_packaged_experiments_are_found_from_anywhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert Path(experiment.packaged("experiments/sprites/reward_btt.yaml")).exists()
-    assert experiment.packaged("experiments/none.yaml") == "experiments/none.yaml"
+    assert Path(packaged("experiments/sprites/reward_btt.yaml")).exists()
+    assert packaged("experiments/none.yaml") == "experiments/none.yaml"
 
 
 def test_the_algorithm_of_contributing_works_from_yaml(tmp_path, monkeypatch, capsys):

@@ -89,11 +89,12 @@ def test_surprises_are_ordered_by_what_the_model_gave_to_the_label(theta):
         outcomes = probabilities(margins, theta).tolist()
         counted = [d for d in range(3) if not math.isnan(labels[d]) and (labels[d] != 0 or theta > 1)]
         values = [math.log(outcomes[d][{1: 0, 0: 1, -1: 2}[labels[d]]]) for d in counted]
-        given.append((values, any(labels[d] for d in counted)))
+        wrong = any(value < math.log(max(outcomes[d])) for value, d in zip(values, counted))
+        given.append((values, any(labels[d] for d in counted), wrong))
     mistakes, agreements = surprises(pairs, theta)
-    assert mistakes == sorted((n for n, (v, _) in enumerate(given) if v), key=lambda n: min(given[n][0]))
+    assert mistakes == sorted((n for n, (_, _, wrong) in enumerate(given) if wrong), key=lambda n: min(given[n][0]))
     assert agreements == sorted(
-        (n for n, (_, decided) in enumerate(given) if decided), key=lambda n: -np.mean(given[n][0])
+        (n for n, (_, decided, _) in enumerate(given) if decided), key=lambda n: -np.mean(given[n][0])
     )
     assert len(mistakes) < 60 or theta > 1
 
