@@ -101,7 +101,7 @@ GENERATE_REFUSED = {
     "guidance": (["--cfg-scale", 0.5], "cfg_scale 0.5"),
     "guidance nan": (["--cfg-scale", "nan"], "cfg_scale nan"),
     "no generator": (["--generator", "none/at/all"], "none/at/all"),
-    "no adapters": (["--lora", "none/at/all"], "adapters none/at/all cannot be loaded"),
+    "no adapters": (["--lora", "none/at/all"], "none/at/all: there is no such folder or file of adapters"),
     "steps": (["--steps", 0], "must be a whole number from 1 on"),
     "samples": (["--samples", 0], "must be a whole number from 1 on"),
 }

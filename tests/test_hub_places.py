@@ -125,7 +125,7 @@ def test_another_pipeline_is_refused_before_its_weights_follow(reached):
         "scheduler/x.json": b"{}",
     }
     reached.add("ORG/flux", files)
-    with pytest.raises(Exception, match="pipeline 'FluxPipeline' is not one of"):
+    with pytest.raises(Exception, match="generator family 'FluxPipeline' is not one of"):
         load_generator("ORG/flux")
     assert fetched(reached) == {"model_index.json"}
 

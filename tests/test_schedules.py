@@ -1,5 +1,6 @@
 """Schedules and small sets: what shrinks, what stays, and runs that would never validate."""
 
+import logging
 import random
 import warnings
 from functools import partial
@@ -132,6 +133,12 @@ def train(folders, latents, **options):
     model, steps = make(FlowSFT, folders["wan"]), Steps()
     fit(model, data(latents, batch_size=2), -1, [steps], max_epochs=2, **options)
     return model, steps.steps
+
+
+@pytest.fixture(autouse=True)
+def told(caplog):
+    """Lines that ask nothing are heard, also behind a command that has silenced Lightning."""
+    caplog.set_level(logging.INFO, logger="lightning.pytorch")
 
 
 def test_a_set_below_one_accumulation_is_one_smaller_step(folders, latents, caplog):
