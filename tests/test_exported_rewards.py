@@ -277,7 +277,8 @@ reward = VideoReward(backbone, "plain", FrameSampling(fps=8.0, min_pixels=0), lo
 reward.save_pretrained(out / "reward", backbone=True)
 module = FlowSFT(str(wan), parts=("transformer",))
 export = ExportGenerator(str(out / "lora"))
-export.on_fit_end(SimpleNamespace(is_global_zero=True, loggers=[], logger=None, strategy=None, log_dir=None), module)
+alone = SimpleNamespace(broadcast=lambda value: value)
+export.on_fit_end(SimpleNamespace(is_global_zero=True, loggers=[], logger=None, strategy=alone, log_dir=None), module)
 """
 
 
