@@ -1,13 +1,9 @@
 """Checkpoints whose ``last.ckpt`` holds the last step."""
 
-from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
-
-STOPPED = "stopped-step="
-"""Beginning of the name of a checkpoint that is written when a signal stops training."""
 
 
 @runtime_checkable
@@ -82,11 +78,6 @@ class Checkpoint(ModelCheckpoint):
         if self._ending:
             checkpoint["loops"]["fit_loop"] = self._loops
             checkpoint["epoch"] = self._loops["epoch_progress"]["current"]["completed"]
-
-    def _find_last_checkpoints(self, trainer: L.Trainer) -> set[str]:
-        """Candidates for ``--ckpt_path last``, which takes the newest: also those that a signal left."""
-        folder = Path(self._ModelCheckpoint__resolve_ckpt_dir(trainer))
-        return super()._find_last_checkpoints(trainer) | {str(path) for path in folder.glob(f"{STOPPED}*.ckpt")}
 
     def _save_checkpoint(self, trainer: L.Trainer, filepath: str) -> None:
         super()._save_checkpoint(trainer, filepath)

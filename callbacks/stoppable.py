@@ -17,7 +17,6 @@ from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
 
 from .. import ranks, stopping
-from .checkpoint import STOPPED
 
 PATIENCE = 20.0
 """Seconds in which the first rank may end by itself when another one has ended with an error."""
@@ -253,7 +252,7 @@ class StopAtSignal(L.Callback):
             return trainer._checkpoint_connector.hpc_save_path(trainer.default_root_dir)
         folder = getattr(trainer.checkpoint_callbacks[0], "dirpath", None)
         folder = folder or f"{trainer.log_dir or trainer.default_root_dir}/checkpoints"
-        return f"{folder}/{STOPPED}{trainer.global_step}.ckpt"
+        return f"{folder}/stopped-step={trainer.global_step}.ckpt"
 
 
 def _silently() -> None:

@@ -18,7 +18,7 @@ from ..callbacks.run_folder import folder_of, forget
 DONE = {"fit": "trained", "validate": "validated", "test": "tested", "predict": "predicted with"}
 STOPPED = {"fit": "training", "validate": "validation", "test": "test", "predict": "prediction"}
 """Beginnings of the block of a run that ended, and of one that was stopped."""
-STAGES = ("val/", "test/", "bench/")
+STAGES = ("val/", "test/")
 """Beginnings of the names of what is measured on held-out data."""
 ROWS = 14
 """Largest number of rows of a table."""
