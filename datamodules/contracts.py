@@ -316,8 +316,8 @@ class HasNullPrompt(Protocol):
     """
 
     @property
-    def null(self) -> Tensor:
-        """Embedding (L, E) of the empty prompt."""
+    def null(self) -> Mapping[str, Tensor]:
+        """The empty prompt, encoded: ``prompt`` (L, E) and what else the family encodes of a prompt."""
 
 
 @offered_by("a DataModule of latents (LatentPairs or a subclass)")
