@@ -6,12 +6,12 @@ from typing import Any, Literal
 import lightning as L
 import safetensors.torch
 import torch
+from torch import Tensor
 
 from ..datamodules.contracts import EncodesVideos, require
 from ..datamodules.latent_files import NULL, OF
 from ..models.fingerprint import fingerprint
 from ..models.finite import by_name, require_finite
-from ..models.generator import Encoded
 from ..models.generator_folder import load_generator
 
 
@@ -44,7 +44,7 @@ class EncodeLatents(L.LightningModule):
         self.save_hyperparameters()
         self.generator = load_generator(generator, dtype, parts, family=family)
         self.truncate, self.negative = truncate, negative
-        self._embedded: dict[str, Encoded] = {}
+        self._embedded: dict[str, dict[str, Tensor]] = {}
 
     def setup(self, stage: str) -> None:
         """Refuse a DataModule that gives no videos to encode."""
@@ -62,7 +62,7 @@ class EncodeLatents(L.LightningModule):
             "negative": self.negative,
         }
 
-    def embed(self, prompts: Sequence[str]) -> list[Encoded]:
+    def embed(self, prompts: Sequence[str]) -> list[dict[str, Tensor]]:
         """Encoded prompts, on the CPU; a few hundred are cached, because pairs often share a prompt."""
         if new := [p for p in dict.fromkeys(prompts) if p not in self._embedded]:
             if len(self._embedded) > 256:
@@ -72,7 +72,7 @@ class EncodeLatents(L.LightningModule):
             self._embedded |= {p: {name: tensor.cpu() for name, tensor in e.items()} for p, e in zip(new, found)}
         return [self._embedded[p] for p in prompts]
 
-    def _images(self, batch: dict[str, Any], dtype: torch.dtype) -> list[Encoded]:
+    def _images(self, batch: dict[str, Any], dtype: torch.dtype) -> list[dict[str, Tensor]]:
         """The batch's images, encoded, on the CPU; their latents in the dtype of the videos'. Empty without images."""
         if "images" not in batch:
             return [{}] * len(batch["keys"])
@@ -106,5 +106,5 @@ class EncodeLatents(L.LightningModule):
         return {NULL: _dumped(self.embed([self.negative])[0])}
 
 
-def _dumped(tensors: Encoded) -> bytes:
+def _dumped(tensors: dict[str, Tensor]) -> bytes:
     return safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()})

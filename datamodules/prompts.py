@@ -78,7 +78,7 @@ def read_items(path: str | Path) -> list[Item]:
     images = {line: Path(path).parent / named[line] for line, _ in rows if named[line]}
     digests = _digests(images, name)
     items = [Item(prompt, images.get(line), digests.get(line, "")) for line, prompt in rows]
-    return list({(item.prompt, item.sha256): item for item in reversed(items)}.values())[::-1]
+    return list({(item.prompt, item.sha256): item for item in items}.values())
 
 
 def _digests(images: dict[int, Path], name: str) -> dict[int, str]:

@@ -75,7 +75,7 @@ def read_image(content: bytes | Path, name: str) -> SampleImage:
         try:
             content = content.read_bytes()
         except OSError as error:
-            raise ImageError(f"{name} cannot be read ({error.strerror or error})") from None
+            raise ImageError(f"{name} cannot be read as an image ({error.strerror or error})") from None
     return SampleImage(TYPES[_opened(content, name).format], content)
 
 
