@@ -6,10 +6,10 @@ from typing import Any, Literal
 import lightning as L
 import safetensors.torch
 import torch
-from torch import Tensor
 
 from ..datamodules.contracts import EncodesVideos, require
 from ..datamodules.latent_files import NULL, OF
+from ..models.family import Encoded
 from ..models.fingerprint import fingerprint
 from ..models.finite import by_name, require_finite
 from ..models.generator_folder import load_generator
@@ -37,14 +37,14 @@ class EncodeLatents(L.LightningModule):
         dtype: Literal["float32", "bfloat16"] = "float32",
         truncate: bool = False,
         negative: str = "",
-        parts: Sequence[str] = ("vae", "text_encoder", "transformer"),
+        parts: Sequence[str] = ("vae", "text_encoder"),
         family: str | None = None,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
         self.generator = load_generator(generator, dtype, parts, family=family)
         self.truncate, self.negative = truncate, negative
-        self._embedded: dict[str, dict[str, Tensor]] = {}
+        self._embedded: dict[str, Encoded] = {}
 
     def setup(self, stage: str) -> None:
         """Refuse a DataModule that gives no videos to encode."""
@@ -56,13 +56,15 @@ class EncodeLatents(L.LightningModule):
 
     def making(self) -> dict[str, Any]:
         """Settings that the embeddings depend on, as plain values."""
+        images = getattr(self.generator.pipeline, "image_encoder", None)
         return {
+            **({"image_encoder": fingerprint(images)} if images is not None else {}),
             "text_encoder": fingerprint(self.generator.require("text_encoder")),
             "truncate": self.truncate,
             "negative": self.negative,
         }
 
-    def embed(self, prompts: Sequence[str]) -> list[dict[str, Tensor]]:
+    def embed(self, prompts: Sequence[str]) -> list[Encoded]:
         """Encoded prompts, on the CPU; a few hundred are cached, because pairs often share a prompt."""
         if new := [p for p in dict.fromkeys(prompts) if p not in self._embedded]:
             if len(self._embedded) > 256:
@@ -72,7 +74,7 @@ class EncodeLatents(L.LightningModule):
             self._embedded |= {p: {name: tensor.cpu() for name, tensor in e.items()} for p, e in zip(new, found)}
         return [self._embedded[p] for p in prompts]
 
-    def _images(self, batch: dict[str, Any], dtype: torch.dtype) -> list[dict[str, Tensor]]:
+    def _images(self, batch: dict[str, Any], dtype: torch.dtype) -> list[Encoded]:
         """The batch's images, encoded, on the CPU; their latents in the dtype of the videos'. Empty without images."""
         if "images" not in batch:
             return [{}] * len(batch["keys"])
@@ -106,5 +108,5 @@ class EncodeLatents(L.LightningModule):
         return {NULL: _dumped(self.embed([self.negative])[0])}
 
 
-def _dumped(tensors: dict[str, Tensor]) -> bytes:
+def _dumped(tensors: Encoded) -> bytes:
     return safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()})

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from .. import VideoAlignError
+from ..models.family import Encoded
 from .contents import ShardError
 
 NULL = "null.safetensors"
@@ -25,7 +26,7 @@ Sources = Literal["file", "first_frame"]
 the first frames of the videos."""
 
 
-def conditions_of(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def conditions_of(tensors: Mapping[str, Tensor]) -> Encoded:
     """What a sample is conditioned on: its tensors without the latents of its videos.
 
     Args:

@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from .. import VideoAlignError
+from ..models.family import Encoded
 from ..models.flow import draw_seed
 from .contents import Contents, RawSample, ShardError
 from .contracts import HasGenerator, HasReferenceErrors, require
@@ -45,7 +46,7 @@ class Sample:
 
     key: str
     latents: Tensor
-    encoded: dict[str, Tensor]
+    encoded: Encoded
     judged: Judged
     seed: int
     reference: Tensor
@@ -170,7 +171,7 @@ class LatentPairs(L.LightningDataModule):
         self.batch_size, self.val_batch_size, self.workers = batch_size, val_batch_size or batch_size, workers
         self.weights, self.min_margin, self.reference_path = weights, min_margin, reference
         self.shuffle_buffer, self.max_dropped, self.seed = shuffle_buffer, max_dropped, seed
-        self.null: dict[str, Tensor] | None = None
+        self.null: Encoded | None = None
 
     def setup(self, stage: str) -> None:
         """Open the sets, refuse those of another generator, and choose the pairs to use."""
@@ -304,7 +305,7 @@ def _first_decoded(contents: Contents, decode: Decoder, among: int = 16) -> Samp
     return None
 
 
-def _load_null(shards: ShardSet) -> dict[str, Tensor]:
+def _load_null(shards: ShardSet) -> Encoded:
     try:
         tensors = safetensors.torch.load(shards.file(NULL))
         return {"prompt": tensors["prompt"], **conditions_of(tensors)}
