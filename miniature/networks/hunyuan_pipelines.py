@@ -42,7 +42,7 @@ def _qwen(shape: Shape) -> dict:
         tokenizer_object=byte_level(shape, special), additional_special_tokens=special[1:], chat_template=CHAT
     )
     tokenizer.padding_side = "right"
-    tokenizer.model_max_length = shape.max_tokens or tokenizer.model_max_length
+    tokenizer.model_max_length = PREFIX + shape.max_tokens if shape.max_tokens else tokenizer.model_max_length
     half = WIDTH // 4 // 2
     config = Qwen2_5_VLTextConfig(
         vocab_size=len(tokenizer),
