@@ -1,16 +1,15 @@
 """HunyuanVideo 1.5: videos from prompts, or from an image and a prompt (Tencent, 2025).
 
-A prompt has two parts: the states of a Qwen2.5-VL that reads it in a chat template, after the template's beginning
-(``prompt``), and those of a ByT5 that reads the words in quotes (``prompt_2``, empty without any). The transformer
-takes the noisy latents, those of the image (zeros without one) and a mask of the given frame.
+A prompt has two parts: states of a Qwen2.5-VL that reads it in a chat template, without the template's beginning, and of
+a ByT5 that reads the words in quotes (``prompt_2``, maybe empty). The image is further channels, and SigLIP's states.
 """
 
 import numpy as np
 import torch
 from diffusers import SchedulerMixin
 from diffusers.pipelines.hunyuan_video1_5.pipeline_hunyuan_video1_5 import format_text_input
+from PIL.Image import Image
 from torch import Tensor, nn
-from torchvision.transforms.functional import to_pil_image
 
 from .. import VideoAlignError
 from .family import Condition, Encoded
@@ -18,7 +17,7 @@ from .generator import Generator
 
 
 class HunyuanVideo15(Generator):
-    """Adapter for diffusers' :class:`~diffusers.HunyuanVideo15Pipeline`. Masks hide the padding of both prompt parts."""
+    """Adapter for diffusers' :class:`~diffusers.HunyuanVideo15Pipeline`. Masks hide the padding of prompts."""
 
     class_name = "HunyuanVideo15Pipeline"
     blocks = "transformer_blocks"
@@ -30,10 +29,8 @@ class HunyuanVideo15(Generator):
     def __init__(self, *args: object, **options: object) -> None:
         super().__init__(*args, **options)
         if self.config.use_meanflow:
-            raise VideoAlignError(
-                "this HunyuanVideo 1.5 is distilled (use_meanflow) and gives mean velocities, not the flow that is "
-                "trained here; use one that is not distilled"
-            )
+            why = "it gives mean velocities, not the flow that is trained here; use one that is not"
+            raise VideoAlignError(f"this HunyuanVideo 1.5 is distilled (use_meanflow): {why}")
         most = self.pipeline.tokenizer.model_max_length - self.pipeline.prompt_template_encode_start_idx
         self.max_tokens = self.pipeline.tokenizer_max_length = min(type(self).max_tokens, most)
         if self.vae is not None:
@@ -62,7 +59,7 @@ class HunyuanVideo15(Generator):
         return not (f".{self.config.num_layers - 1}." in layer and any(word in layer for word in unread))
 
     def token_counts(self, prompts: list[str]) -> list[int]:
-        """Number of tokens of each prompt in the chat template, after the template's beginning."""
+        """Number of tokens of each prompt in the chat template, without the template's beginning."""
         chats = format_text_input(prompts, self.pipeline.system_message)
         found = self.pipeline.tokenizer.apply_chat_template(chats, add_generation_prompt=True, return_dict=True)
         return [len(ids) - self.pipeline.prompt_template_encode_start_idx for ids in found.input_ids]
@@ -79,7 +76,7 @@ class HunyuanVideo15(Generator):
         given, mask, kind = torch.zeros_like(x), torch.zeros_like(x[:, :1]), net.dtype
         if "image" in condition:
             given[:, :, :1], mask[:, :, :1] = condition["image"], 1
-        nothing = x.new_zeros(len(x), self.pipeline.vision_num_semantic_tokens, self.config.image_embed_dim)
+        nothing = x.new_zeros(len(x), self.pipeline.vision_num_semantic_tokens, net.config.image_embed_dim)
         return net(
             torch.cat([x, given, mask], 1).to(kind),
             self.timesteps(t).to(kind),  # its layers cannot take a time of another dtype than their own
@@ -93,16 +90,12 @@ class HunyuanVideo15(Generator):
 
 
 class HunyuanVideo15Image(HunyuanVideo15):
-    """Adapter for :class:`~diffusers.HunyuanVideo15ImageToVideoPipeline`: the image's latents, and SigLIP's states."""
+    """Adapter for :class:`~diffusers.HunyuanVideo15ImageToVideoPipeline`."""
 
     class_name = "HunyuanVideo15ImageToVideoPipeline"
     further_parts = {"text_encoder": ("text_encoder_2", "image_encoder")}
     image = "required"
 
-    def encode_images(self, images: Tensor, num_frames: int) -> list[Encoded]:
-        """Encode images (B, 3, H, W), uint8, by the autoencoder and by SigLIP."""
-        encoder, extractor = self.require("image_encoder"), self.pipeline.feature_extractor
-        pictures = [to_pil_image(one.cpu()) for one in images]
-        with torch.no_grad():
-            states = self.pipeline._get_image_embeds(encoder, extractor, pictures, encoder.device)  # (B, L, E)
-        return [one | {"image_embeds": e} for one, e in zip(super().encode_images(images, num_frames), states)]
+    def _embed_images(self, images: list[Image]) -> Tensor:
+        encoder = self.require("image_encoder")
+        return self.pipeline._get_image_embeds(encoder, self.pipeline.feature_extractor, images, encoder.device)

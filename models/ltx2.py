@@ -1,15 +1,13 @@
 """LTX-2: the video of a model of video and sound (HaCohen et al., 2026).
 
-Video and sound are two streams that read each other. Here the video is trained and sampled *alone*: the transformer runs
-with ``isolate_modalities``, in which neither stream reads the other, and the sound is one silent token. Layers of the
-sound, and those between the streams, take no part and keep their weights; autoencoder and vocoder of the sound are not
-loaded.
+Video and sound are two streams that read each other. Here the video is trained and sampled *alone*: with
+``isolate_modalities`` neither stream reads the other, and the sound is one silent token. Layers of the sound, and those
+between the streams, take no part; autoencoder and vocoder of the sound are not loaded.
 
-An encoded prompt is what the connectors make of the text encoder's states, since those of all layers would be 188,160
-wide. Connectors fill the padding with registers of their own, so that every prompt is as long as the longest.
+An encoded prompt is what the connectors make of the text encoder's states, which would be 188,160 wide. Connectors fill
+the padding with registers of their own, so that every prompt is as long as the longest.
 """
 
-import torch
 from torch import Tensor, cat, nn
 
 from .family import Condition, Encoded
