@@ -8,7 +8,7 @@ diffusers' flow transformers predict that velocity and take 1000 t.
 import contextlib
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from diffusers import DiffusionPipeline
@@ -24,6 +24,8 @@ Condition = dict[str, Tensor]
 tokens and 0 after them."""
 PARTS = ("transformer", "vae", "text_encoder")
 """Parts of a pipeline that can be loaded or left out."""
+START = "start"
+"""Name in peft of the frozen copy of the adapters that training went on from."""
 
 
 class Generator(nn.Module):
@@ -47,6 +49,10 @@ class Generator(nn.Module):
     """Length of the longest prompt, in tokens: the family's value in training, or the tokenizer's if it is smaller."""
     side: ClassVar[int]
     """Number of pixels that height and width of videos are multiples of."""
+    expert: Literal["high", "low"] | None = None
+    """Which of two experts :attr:`transformer` is; None where there is one transformer."""
+    other: nn.Module | None = None
+    """The other expert, where it was loaded."""
 
     def __init__(self, pipeline: DiffusionPipeline, fps: float = 25.0) -> None:
         super().__init__()
@@ -306,15 +312,19 @@ class Generator(nn.Module):
     def without_adapters(self) -> Iterator[None]:
         """Turn the transformer into the reference during a block, by leaving its LoRA adapters out.
 
-        Only a flag of the layers changes, and no parameter's ``requires_grad``, so that sharded modules and
-        checkpointed activations of an earlier pass stay valid. The block must end before the policy's backward pass.
+        Where training went on from adapters, their frozen copy :data:`START` takes the adapters' place. Only flags of
+        the layers change, and no parameter's ``requires_grad``, so that sharded modules and checkpointed activations of
+        an earlier pass stay valid. The block must end before the policy's backward pass.
         """
         layers = [m for m in self.transformer.modules() if isinstance(m, BaseTunerLayer)]
-        before = [layer._disable_adapters for layer in layers]
+        before = [(layer._disable_adapters, layer._active_adapter) for layer in layers]
         for layer in layers:
-            layer._disable_adapters = True
+            if START in layer.lora_A:
+                layer._active_adapter = [START]
+            else:
+                layer._disable_adapters = True
         try:
             yield
         finally:
-            for layer, off in zip(layers, before):
-                layer._disable_adapters = off
+            for layer, (off, active) in zip(layers, before):
+                layer._disable_adapters, layer._active_adapter = off, active
