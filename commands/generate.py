@@ -5,7 +5,7 @@ import os
 from typing import Any
 
 from .. import VideoAlignError
-from .lora import add_loras
+from .lora import add_family, add_loras
 from .parsing import GOES_ON, Commands, add_batch, add_devices, add_dtype, add_out, add_seed, command, count, weights
 
 SIZES = {
@@ -29,6 +29,8 @@ GENERATE = (
     "dtype",
     "source",
     "family",
+    "cfg_scale_2",
+    "shift",
 )
 """Options that are arguments of :class:`videoalign.alignment.Generate`."""
 PROMPTS = ("prompts", "out", "samples", "batch_size", "seed")
@@ -51,6 +53,14 @@ def register(commands: Commands) -> None:
     parser.add_argument(
         "--cfg-scale", type=float, default=1.0, help="classifier-free guidance scale; 1 turns guidance off"
     )
+    parser.add_argument(
+        "--cfg-scale-2",
+        type=float,
+        help="scale of the second of two experts (Wan2.2-A14B), which works at low noise (default: --cfg-scale)",
+    )
+    parser.add_argument(
+        "--shift", type=float, help="shift of the scheduler's time steps (default: what the generator's authors use)"
+    )
     parser.add_argument("--negative", help="negative prompt of classifier-free guidance (default: the empty prompt)")
     parser.add_argument("--noisy-reward", help="folder or hub id of a noisy reward that steers sampling (Flow-NRG)")
     parser.add_argument(
@@ -64,10 +74,7 @@ def register(commands: Commands) -> None:
         help="guidance strength of the noisy reward, in its standard deviations; 0 leaves samples as they are "
         "(default: 100)",
     )
-    parser.add_argument(
-        "--family",
-        help="class of the generator's family by import path, package.module:Name (default: by its pipeline)",
-    )
+    add_family(parser)
     add_loras(parser, "LoRA adapters")
     parser.add_argument("--source", help="name of the model in the records (default: the generator's)")
     add_dtype(parser, "float32")

@@ -30,12 +30,23 @@ def register(commands: Commands) -> None:
         "written for the others)",
     )
 
+    add_family(parser)
+
     text = "fold LoRA adapters into the weights of a pipeline, as a folder that needs no adapters"
     parser = command(commands, "fuse", _fuse, text)
     parser.add_argument("--generator", required=True, help=GENERATOR)
     add_loras(parser, "LoRA adapters that are folded in", required=True)
     add_out(parser)
     add_dtype(parser, "that of the files")
+    add_family(parser)
+
+
+def add_family(parser: argparse.ArgumentParser) -> None:
+    """Add ``--family``, for generators whose family no installed package offers."""
+    parser.add_argument(
+        "--family",
+        help="class of the generator's family by import path, package.module:Name (default: by its pipeline)",
+    )
 
 
 def add_loras(parser: argparse.ArgumentParser, text: str, required: bool = False) -> None:
@@ -62,7 +73,7 @@ def _convert(o: argparse.Namespace) -> None:
     from .quiet import quiet
 
     quiet()
-    layers = convert_adapters(parse(o.adapters), o.to, o.out, o.generator, o.alpha)
+    layers = convert_adapters(parse(o.adapters), o.to, o.out, o.generator, o.alpha, o.family)
     print(f"adapters of {layers} layers in {o.out}")
 
 
@@ -72,7 +83,7 @@ def _fuse(o: argparse.Namespace) -> None:
     from .quiet import quiet
 
     quiet()
-    changed = fuse(o.generator, specs_of(o.lora), o.out, o.dtype)
+    changed = fuse(o.generator, specs_of(o.lora), o.out, o.dtype, o.family)
     print(
         f"{' and '.join(f'{count} layers of {name}' for name, count in changed.items())} changed; pipeline in {o.out}"
     )

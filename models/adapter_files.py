@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from .. import VideoAlignError
 from .checksums import check_seal
 from .finite import require_weights
+from .generator import EXPERTS
 from .hub import resolved
 from .lora_names import COMFYUI, DIFFUSERS, by_any_name
 
@@ -36,8 +37,6 @@ METADATA = "lora_adapter_metadata"
 """Key under which diffusers keeps rank and alpha in a file's metadata."""
 EXPERT = "videoalign.expert"
 """Key of the metadata under which an export of this package states the expert that its adapters belong to."""
-EXPERTS = ("high", "low")
-"""The two experts of a generator: for high noise, and for low noise."""
 _SIDES = {"lora_A": "A", "lora_B": "B", "lora_down": "A", "lora_up": "B"}
 _INSIDE = re.compile(r"\.(base_layer|lora_[AB])(\.|$)")
 """Modules that peft puts inside an adapted layer."""
@@ -72,7 +71,7 @@ class Stated:
         alpha: Alpha of all layers.
         ranks: Ranks by patterns of layer names.
         alphas: Alphas by patterns of layer names.
-        expert: Expert that the adapters belong to, one of :data:`EXPERTS`.
+        expert: Expert that the adapters belong to, one of :data:`.generator.EXPERTS`.
     """
 
     rank: int | None = None

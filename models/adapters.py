@@ -9,7 +9,7 @@ The update is ``alpha / rank * B A``. Where no alpha is stated, it is ``B A``, a
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,8 +17,8 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from .adapter_files import EXPERTS, Stated, converted, read_adapters, refusal
-from .generator import Generator
+from .adapter_files import Stated, converted, read_adapters, refusal
+from .generator import EXPERTS, Generator
 from .lora_specs import Loras, specs_of
 
 
@@ -110,11 +110,11 @@ def _fitting(transformer: nn.Module, layer: str, parts: Mapping[str, Tensor], st
     return Update(a, b, alpha)
 
 
-def expert_of(experts: Mapping[str | None, nn.Module], said: str | None, asked: str | None, path: str) -> str | None:
+def expert_of(experts: Collection[str | None], said: str | None, asked: str | None, path: str) -> str | None:
     """Find the expert that adapters belong to: what their file says, what the user says, or the only one.
 
     Args:
-        experts: Transformers by expert; a generator without experts has one under None.
+        experts: Experts that are there; None alone for a generator without experts.
         said: Expert that the file states, if any.
         asked: Expert that the user named, if any.
         path: Path that the user named, for messages.
@@ -148,7 +148,7 @@ def expert_of(experts: Mapping[str | None, nn.Module], said: str | None, asked: 
     return expert
 
 
-def experts_of(generator: Generator) -> dict[str | None, nn.Module]:
+def transformers_of(generator: Generator) -> dict[str | None, nn.Module]:
     """Transformers of a generator by expert; one under None where it has no experts.
 
     Args:
@@ -158,6 +158,17 @@ def experts_of(generator: Generator) -> dict[str | None, nn.Module]:
     if generator.other is None:
         return own
     return own | {next(name for name in EXPERTS if name != generator.expert): generator.other}
+
+
+def folders_of(generator: Generator) -> dict[str | None, str]:
+    """Names of the transformers' folders in a pipeline by expert; one under None where it has no experts.
+
+    Args:
+        generator: Generator, with or without weights.
+    """
+    if generator.boundary is None:
+        return {None: "transformer"}
+    return dict(zip(EXPERTS, ("transformer", "transformer_2")))
 
 
 def load_adapters(
@@ -176,7 +187,7 @@ def load_adapters(
     Raises:
         VideoAlignError: Where the adapters do not fit, see :func:`read_updates`, or are of another expert.
     """
-    path, experts = str(path), experts_of(generator)
+    path, experts = str(path), transformers_of(generator)
     updates, stated = read_updates(next(iter(experts.values())), path)
     transformer = experts[expert_of(experts, stated.expert, expert, path)]
     _inject(transformer, updates, name, path)

@@ -13,20 +13,27 @@ from torch import Tensor
 from .. import VideoAlignError
 from ..bars import Bar
 from .adapter_files import listed
-from .adapters import Update, expert_of, read_updates
+from .adapters import Update, expert_of, folders_of, read_updates
 from .checksums import seal
 from .files import new_folder
 from .finite import require_finite
+from .generator import Generator
+from .generator_folder import load_generator
 from .hub import resolved
 from .lora_specs import LoraSpec
-from .skeletons import Skeleton, skeleton_of
 from .whole import STEMS, check_files
 
 Scaled = list[tuple[float, Update]]
 """Updates of one layer, each with its factor."""
 
 
-def fuse(generator: str | Path, loras: Sequence[LoraSpec], out: str | Path, dtype: str | None = None) -> dict[str, int]:
+def fuse(
+    generator: str | Path,
+    loras: Sequence[LoraSpec],
+    out: str | Path,
+    dtype: str | None = None,
+    family: str | None = None,
+) -> dict[str, int]:
     """Write a pipeline with adapters folded into its weights, W + scale * alpha / rank * B A, computed in fp32.
 
     Weights files are read and written one at a time, so that memory holds one of them. All parts but transformers are
@@ -37,6 +44,7 @@ def fuse(generator: str | Path, loras: Sequence[LoraSpec], out: str | Path, dtyp
         loras: Adapters, each for one transformer.
         out: Folder to write; it must not exist yet.
         dtype: Dtype of the transformers' weights, such as ``bfloat16``; that of the files if not given.
+        family: Class of the generator's family, see :func:`.generator_folder.load_generator`.
 
     Returns:
         The number of changed layers by the name of the transformer's folder.
@@ -47,35 +55,35 @@ def fuse(generator: str | Path, loras: Sequence[LoraSpec], out: str | Path, dtyp
     """
     if not loras:
         raise VideoAlignError("fuse needs at least one set of adapters")
-    skeleton = skeleton_of(generator)
+    pipeline = load_generator(generator, parts=(), family=family)
     with new_folder(out) as folder:
-        updates = _by_folder(skeleton, loras)
-        source = _source(generator, skeleton)
+        updates = _by_folder(pipeline, loras)
+        source = _source(generator)
         parts = _parts(source)
         for name in parts:
-            if name not in skeleton.folders.values():
+            if name not in folders_of(pipeline).values():
                 shutil.copytree(source / name, folder / name)
         for path in (source / "model_index.json", *source.glob("LICENSE*")):
             shutil.copyfile(path, folder / path.name)
-        for name in skeleton.folders.values():
+        for name in folders_of(pipeline).values():
             where = f"the {name} of generator {generator}"
             _fuse_part(source / name, folder / name, updates.get(name, {}), dtype and getattr(torch, dtype), where)
     return {name: len(layers) for name, layers in updates.items()}
 
 
-def _by_folder(skeleton: Skeleton, loras: Sequence[LoraSpec]) -> dict[str, dict[str, Scaled]]:
+def _by_folder(pipeline: Generator, loras: Sequence[LoraSpec]) -> dict[str, dict[str, Scaled]]:
     """Updates of every layer, by the name of the transformer's folder."""
     found: dict[str, dict[str, Scaled]] = {}
+    folders = folders_of(pipeline)
     for lora in loras:
-        updates, stated = read_updates(skeleton.transformer, lora.path)
-        expert = expert_of(skeleton.experts, stated.expert, lora.expert, lora.path)
-        layers = found.setdefault(skeleton.folders[expert], {})
+        updates, stated = read_updates(pipeline.structure["transformer"], lora.path)
+        layers = found.setdefault(folders[expert_of(folders, stated.expert, lora.expert, lora.path)], {})
         for layer, update in updates.items():
             layers.setdefault(layer, []).append((lora.scale, update))
     return found
 
 
-def _source(generator: str | Path, skeleton: Skeleton) -> Path:
+def _source(generator: str | Path) -> Path:
     """The pipeline's folder on this machine, with all parts that its index lists."""
     index = resolved(generator, "folder of a generator", parts=["model_index.json"])
     return resolved(generator, "folder of a generator", parts=["model_index.json", *(f"{p}/" for p in _parts(index))])

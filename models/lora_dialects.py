@@ -22,13 +22,13 @@ from torch import Tensor, nn
 
 from .. import VideoAlignError
 from .adapter_files import EXPERT, METADATA, file_of, linear_layers, listed
-from .adapters import Update, expert_of, read_updates, settings_of
+from .adapters import Update, expert_of, folders_of, read_updates, settings_of
 from .checksums import seal
 from .files import check_free, new_file
+from .generator_folder import load_generator
 from .locks import held
 from .lora_names import COMFYUI, DIFFUSERS, original_name, underscored
 from .lora_specs import LoraSpec
-from .skeletons import Skeleton, skeleton_of
 
 DialectName = Literal["diffusers", "comfyui", "musubi"]
 
@@ -182,6 +182,7 @@ def convert_adapters(
     out: str | Path,
     generator: str | Path,
     alpha: Literal["baked", "written"] | None = None,
+    family: str | None = None,
 ) -> int:
     """Write a file of adapters in the form of another tool. No weights of the generator are read.
 
@@ -192,6 +193,7 @@ def convert_adapters(
         generator: Folder or hub id of the pipeline, whose configuration gives names and shapes.
         alpha: Whether alpha / rank is multiplied into B, or stated. By default it is baked for ComfyUI, which many
             programs imitate without reading alpha, and written for the others.
+        family: Class of the generator's family, see :func:`.generator_folder.load_generator`.
 
     Returns:
         The number of layers that were written.
@@ -203,27 +205,23 @@ def convert_adapters(
         raise VideoAlignError(f"output {out}: adapters are written into one file, whose name ends in .safetensors")
     with held(out):
         check_free(out)
-        skeleton = skeleton_of(generator)
-        updates, stated = read_updates(skeleton.transformer, source.path)
-        expert = _stated_expert(skeleton, stated.expert, source)
+        pipeline = load_generator(generator, parts=(), family=family)
+        transformer = pipeline.structure["transformer"]
+        updates, stated = read_updates(transformer, source.path)
+        expert = None
+        if stated.expert or source.expert:  # a file that states none may go on doing so
+            expert = expert_of(folders_of(pipeline), stated.expert, source.expert, source.path)
         updates = {layer: replace(u, alpha=u.alpha * source.scale) for layer, u in updates.items()}
         if (alpha or ("baked" if dialect == "comfyui" else "written")) == "baked":
             updates = {layer: update.baked() for layer, update in updates.items()}
-        tensors, metadata = written(updates, dialect, skeleton.transformer)
+        tensors, metadata = written(updates, dialect, transformer)
         tensors = _stored(tensors, source.path)
-        check_read_by_diffusers(tensors, updates, skeleton.pipeline, dialect)
+        check_read_by_diffusers(tensors, updates, type(pipeline.pipeline), dialect)
         if expert:
             metadata[EXPERT] = expert
         with new_file(out) as partial:
             save_adapters(partial, tensors, metadata)
     return len(updates)
-
-
-def _stated_expert(skeleton: Skeleton, said: str | None, source: LoraSpec) -> str | None:
-    """The expert that the new file states; a file that states none may go on doing so."""
-    if said is None and source.expert is None:
-        return None
-    return expert_of(skeleton.experts, said, source.expert, source.path)
 
 
 def _stored(tensors: dict[str, Tensor], path: str) -> dict[str, Tensor]:

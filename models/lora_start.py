@@ -32,7 +32,7 @@ def add_adapters(generator: Generator, lora: LoRA) -> LoraConfig:
         VideoAlignError: Where a target selects no layer, or ``lora.start`` does not fit the generator or the settings.
     """
     policy = generator.require("transformer")
-    names = linear_names(policy, lora.targets)
+    names = [name for name in linear_names(policy, lora.targets) if generator.adaptable(name)]
     updates = _start(generator, lora, names) if lora.start else {}
     config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=names)
     policy.add_adapter(config)

@@ -10,9 +10,15 @@ import torch
 from videoalign.miniature.networks.pipelines import make_generator
 from videoalign.models.adapter_files import linear_layers
 from videoalign.models.adapters import Update, settings_of, tensors_of
+from videoalign.models.generator_folder import load_generator
 from videoalign.models.lora_dialects import save_adapters, stating
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+
+
+def skeleton(folder) -> torch.nn.Module:
+    """The transformer of a pipeline without its weights."""
+    return load_generator(folder, parts=()).structure["transformer"]
 
 
 def random_updates(transformer, ends=ATTENTION, rank=3, alpha=6.0, seed=0) -> dict[str, Update]:

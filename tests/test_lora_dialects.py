@@ -1,6 +1,7 @@
 """Adapters in the forms of other tools: what diffusers' own converters read back is what was written."""
 
 import re
+import shutil
 
 import diffusers
 import pytest
@@ -9,14 +10,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from helpers import call
-from lora_kit import ATTENTION, random_updates, write_updates
+from lora_kit import ATTENTION, random_updates, skeleton, write_updates
 from videoalign import VideoAlignError
 from videoalign.models.adapter_files import EXPERT, linear_layers
 from videoalign.models.adapters import read_updates
 from videoalign.models.lora_dialects import check_read_by_diffusers, written
 from videoalign.models.lora_names import original_name
 from videoalign.models.lora_specs import LoraSpec, parse, specs_of
-from videoalign.models.skeletons import skeleton_of
 
 WAN = {"num_attention_heads": 2, "attention_head_dim": 12, "ffn_dim": 16, "num_layers": 2, "text_dim": 8, "freq_dim": 8}
 IMAGE = {**WAN, "image_dim": 8, "added_kv_proj_dim": 24}
@@ -142,7 +142,7 @@ def folder(pipelines):
 
 @pytest.fixture
 def source(folder, tmp_path):
-    return write_updates(tmp_path / "own.safetensors", random_updates(skeleton_of(folder).transformer, alpha=7.5))
+    return write_updates(tmp_path / "own.safetensors", random_updates(skeleton(folder), alpha=7.5))
 
 
 @pytest.mark.parametrize(("to", "more"), FORMS)
@@ -153,7 +153,7 @@ def test_plain_diffusers_gives_the_same_output_with_every_form_and_we_read_it_ba
     torch.testing.assert_close(output(folder, out), want, rtol=1e-5, atol=1e-6)
     assert (want - output(folder, None)).abs().max() > 0.1
     assert [path.name for path in out.parent.iterdir()] == [out.name]
-    transformer = skeleton_of(folder).transformer
+    transformer = skeleton(folder)
     ours, theirs = read_updates(transformer, source)[0], read_updates(transformer, out)[0]
     assert ours.keys() == theirs.keys()
     for layer, update in ours.items():
@@ -165,7 +165,7 @@ def test_plain_diffusers_gives_the_same_output_with_every_form_and_we_read_it_ba
 
 
 def test_half_precision_a_scale_and_the_expert_are_kept(experts, tmp_path):
-    updates = random_updates(skeleton_of(experts).transformer, alpha=3.0)
+    updates = random_updates(skeleton(experts), alpha=3.0)
     source = write_updates(tmp_path / "own.safetensors", updates, "low")
     half = {name: tensor.bfloat16() for name, tensor in load_file(source).items()}
     with safe_open(source, "pt") as content:
@@ -183,9 +183,7 @@ def test_half_precision_a_scale_and_the_expert_are_kept(experts, tmp_path):
 
 
 def test_no_weights_are_read(folder, source, tmp_path):
-    for name in ("model_index.json", "transformer/config.json"):
-        (tmp_path / "bare" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "bare" / name).write_bytes((folder / name).read_bytes())
+    shutil.copytree(folder, tmp_path / "bare", ignore=shutil.ignore_patterns("*.safetensors"))
     assert convert(source, "musubi", tmp_path / "out.safetensors", tmp_path / "bare") == 0
 
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from flow_kit import LN2, SMALL, data, fit, make
 from helpers import call, randn
-from lora_kit import ATTENTION, random_updates, write_updates
+from lora_kit import ATTENTION, random_updates, skeleton, write_updates
 from videoalign import VideoAlignError
 from videoalign.alignment import FlowDPO, FlowSFT
 from videoalign.callbacks import ExportGenerator
@@ -24,7 +24,6 @@ from videoalign.models.adapter_files import EXPERT
 from videoalign.models.adapters import apply_loras, load_adapters, read_updates
 from videoalign.models.generator_folder import load_generator
 from videoalign.models.lora import LoRA, add_lora
-from videoalign.models.skeletons import skeleton_of
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +34,7 @@ def folder(pipelines):
 @pytest.fixture(scope="module")
 def files(folder, tmp_path_factory):
     """Two files of adapters: on attention, and on the feed-forward layers with another rank."""
-    root, transformer = tmp_path_factory.mktemp("files"), skeleton_of(folder).transformer
+    root, transformer = tmp_path_factory.mktemp("files"), skeleton(folder)
     one = write_updates(root / "one.safetensors", random_updates(transformer, alpha=7.5))
     more = random_updates(transformer, ("to_q", "ffn.net.2"), rank=2, alpha=1.0, seed=1)
     return one, write_updates(root / "two.safetensors", more)
@@ -116,7 +115,7 @@ def both(experts):
 
 
 def expert_file(experts, path, expert, seed=0):
-    return write_updates(path, random_updates(skeleton_of(experts).transformer, alpha=4.0, seed=seed), expert)
+    return write_updates(path, random_updates(skeleton(experts), alpha=4.0, seed=seed), expert)
 
 
 def test_a_file_goes_to_the_expert_that_it_states_or_that_is_named(both, experts, tmp_path):
@@ -148,8 +147,8 @@ def test_adapters_of_an_expert_are_refused_where_it_is_not_loaded(experts, folde
     alone = load_generator(experts, parts=("transformer",), expert="high")
     with pytest.raises(VideoAlignError, match="the expert 'low', but the generator was loaded with 'high' alone"):
         load_adapters(alone, file)
-    wan = write_updates(tmp_path / "b.safetensors", random_updates(skeleton_of(folder).transformer), "low")
-    with pytest.raises(VideoAlignError, match="of the expert 'low' of two, but this generator has a single"):
+    wan = write_updates(tmp_path / "b.safetensors", random_updates(skeleton(folder)), "low")
+    with pytest.raises(VideoAlignError, match=r"the expert .low. of two, but this generator has a single"):
         load_adapters(load_generator(folder, parts=("transformer",)), wan)
 
 
@@ -216,7 +215,7 @@ FUSED = {
 @pytest.mark.parametrize("what", FUSED)
 def test_what_cannot_be_fused_is_refused_and_nothing_is_left(what, experts, folder, tmp_path, capfd):
     build, words = FUSED[what]
-    updates = random_updates(skeleton_of(experts if what == "no expert" else folder).transformer)
+    updates = random_updates(skeleton(experts if what == "no expert" else folder))
     generator, lora = build(experts, folder, write_updates(tmp_path / "a.safetensors", updates))
     assert fused(generator, tmp_path / "out", lora) == 2
     assert words in capfd.readouterr().err
@@ -229,7 +228,7 @@ def test_what_cannot_be_fused_is_refused_and_nothing_is_left(what, experts, fold
 @pytest.fixture
 def begun(folders, tmp_path):
     """Adapters that a training goes on from: the layers, rank and alpha of SMALL."""
-    updates = random_updates(skeleton_of(folders["wan"]).transformer, ATTENTION, rank=4, alpha=8.0)
+    updates = random_updates(skeleton(folders["wan"]), ATTENTION, rank=4, alpha=8.0)
     return write_updates(tmp_path / "begun.safetensors", updates)
 
 
@@ -280,7 +279,7 @@ def test_a_bfloat16_generator_holds_both_copies_in_fp32(folders, pairs, begun):
 
 def test_a_cache_of_reference_errors_knows_the_start(folders, pairs, begun, tmp_path):
     plain, one = make(FlowDPO, folders["wan"], False), started(FlowDPO, folders, begun)
-    updates = random_updates(skeleton_of(folders["wan"]).transformer, ATTENTION, rank=4, alpha=8.0, seed=3)
+    updates = random_updates(skeleton(folders["wan"]), ATTENTION, rank=4, alpha=8.0, seed=3)
     other = started(FlowDPO, folders, write_updates(tmp_path / "other.safetensors", updates))
     for module in (plain, one, other):
         fit(module, data(pairs["wan"]), 1)
@@ -311,16 +310,16 @@ def test_a_start_that_the_settings_contradict_is_refused(what, folders, begun):
 
 
 def test_starts_of_another_expert_or_for_a_reward_are_refused(folders, begun, tmp_path):
-    updates = random_updates(skeleton_of(folders["wan"]).transformer, ATTENTION, rank=4, alpha=8.0)
-    with pytest.raises(VideoAlignError, match="single transformer"):
+    updates = random_updates(skeleton(folders["wan"]), ATTENTION, rank=4, alpha=8.0)
+    with pytest.raises(VideoAlignError, match="has a single transformer"):
         started(FlowSFT, folders, write_updates(tmp_path / "a.safetensors", updates, "low"))
-    with pytest.raises(VideoAlignError, match="lora.start is for generators"):
+    with pytest.raises(VideoAlignError, match=r"lora\.start is for generators"):
         add_lora(torch.nn.ModuleDict({"a": torch.nn.Linear(2, 2)}), LoRA(start="x"), ["a"])
 
 
 @pytest.mark.parametrize("expert", ["high", "low"])
 def test_an_expert_is_exported_with_its_name_and_goes_on_from_its_own(expert, experts, tmp_path):
-    updates = random_updates(skeleton_of(experts).transformer, ATTENTION, rank=4, alpha=8.0)
+    updates = random_updates(skeleton(experts), ATTENTION, rank=4, alpha=8.0)
     mine = write_updates(tmp_path / "a.safetensors", updates, expert)
     options = {"lora": LoRA(**{**vars(SMALL), "start": str(mine)}), "expert": expert}
     module = make(FlowSFT, str(experts), **options)
