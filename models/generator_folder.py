@@ -14,15 +14,18 @@ from .. import VideoAlignError
 from .files import check_readable
 from .generator import EXPERTS, PARTS, Generator
 from .hub import resolved
+from .hunyuan15 import HunyuanVideo15, HunyuanVideo15Image
 from .ltx import LTX, LTXImage
+from .ltx2 import LTX2, LTX2Image
 from .registry import Registry
 from .wan import Wan, WanImage
 from .whole import load_whole
 
+_FAMILIES = (Wan, WanImage, LTX, LTXImage, LTX2, LTX2Image, HunyuanVideo15, HunyuanVideo15Image)
 GENERATORS: Registry[type[Generator]] = Registry(
     "videoalign.generators",
     "generator family",
-    {family.class_name: family for family in (Wan, WanImage, LTX, LTXImage)},
+    {family.class_name: family for family in _FAMILIES},
     lambda thing: isinstance(thing, type) and issubclass(thing, Generator),
     "a subclass of videoalign.models.generator.Generator",
 )
@@ -78,12 +81,16 @@ def load_generator(
         experts = experts_of(index, path, expert)
         wanted = [part for part in wanted if part != "transformer"] + experts
     folder = resolved(path, "folder of a generator", parts=files_of(wanted))
-    every = {*PARTS, *kind.left_out, *(more for further in kind.further_parts.values() for more in further)}
-    every |= {"transformer_2"} & index.keys()
+    further = {more for names in kind.further_parts.values() for more in names}
+    every = {*PARTS, *kind.left_out, *further} | ({"transformer_2"} & index.keys())
     modules = {part: _load_part(folder, path, part, index, dtype) if part in wanted else None for part in every}
     skeletons = {part: _skeleton(folder, path, part, index) for part in ("transformer", "vae") if part not in parts}
     try:
-        pipeline = kind.pipeline_class().from_pretrained(folder, dtype=torch.float32, **modules)
+        pipeline = kind.pipeline_class().from_pretrained(
+            folder, dtype=torch.float32, **modules | dict.fromkeys(further)
+        )
+        # later, since diffusers warns of classes that one pipeline alone has
+        pipeline.register_modules(**{name: modules[name] for name in further if modules[name] is not None})
     except Exception as error:  # diffusers raises errors of many kinds for the tokenizer's and scheduler's files
         text = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise VideoAlignError(f"generator {path}: {text[:300]}") from error
