@@ -37,7 +37,7 @@ class EncodeLatents(L.LightningModule):
         dtype: Literal["float32", "bfloat16"] = "float32",
         truncate: bool = False,
         negative: str = "",
-        parts: Sequence[str] = ("vae", "text_encoder", "transformer"),
+        parts: Sequence[str] = ("vae", "text_encoder"),
         family: str | None = None,
     ) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ class EncodeLatents(L.LightningModule):
                 self._embedded.clear()
                 new = list(dict.fromkeys(prompts))
             embeddings = self.generator.encode_prompts(new, self.truncate)
-            self._embedded |= {p: e.cpu() for p, e in zip(new, embeddings)}
+            self._embedded |= {p: e["prompt"].cpu() for p, e in zip(new, embeddings)}
         return [self._embedded[p] for p in prompts]
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> list[tuple[str, dict[str, bytes], dict]]:

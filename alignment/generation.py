@@ -1,6 +1,5 @@
 """`videoalign generate`: a predict run that samples videos from a generator, with recorded seeds."""
 
-import contextlib
 import time
 from dataclasses import asdict
 from typing import Any, Literal
@@ -13,11 +12,11 @@ from .. import VideoAlignError
 from ..datamodules.video import encode
 from ..models.adapters import load_adapters
 from ..models.dimensions import DIMENSIONS
+from ..models.family import Condition
 from ..models.finite import by_name, require_finite
 from ..models.flow import draw, interpolate
-from ..models.generator import Condition
 from ..models.generator_folder import load_generator
-from ..models.guidance import Guidance, guided
+from ..models.guidance import Guidance, steering
 from ..models.hub import commits_of
 from ..models.noisy_reward import NoisyReward
 
@@ -52,6 +51,9 @@ class Generate(L.LightningModule):
         guide: Times and strength of the steering by the noisy reward.
         family: Class of the generator's family, by import path (``package.module:Name``) or name; found by the
             pipeline's class if not given.
+        cfg_scale_2: Scale of the second of two experts (Wan2.2-A14B), which works at low noise; ``cfg_scale`` if not
+            given.
+        shift: Shift of the scheduler's time steps; the authors' own if not given.
     """
 
     def __init__(
@@ -71,12 +73,18 @@ class Generate(L.LightningModule):
         noisy_reward: str | None = None,
         guide: Guidance | None = None,
         family: str | None = None,
+        cfg_scale_2: float | None = None,
+        shift: float | None = None,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters(ignore=["guide", *([] if family else ["family"])])
-        if steps < 1 or not cfg_scale >= 1 or fps < 1:
+        options = {"family": family, "cfg_scale_2": cfg_scale_2, "shift": shift}
+        # videos of earlier releases were made without them, and are gone on with
+        self.save_hyperparameters(ignore=["guide", *(name for name, value in options.items() if value is None)])
+        if steps < 1 or not cfg_scale >= 1 or fps < 1 or (cfg_scale_2 is not None and not cfg_scale_2 >= 1):
             raise VideoAlignError(f"steps {steps}, cfg_scale {cfg_scale} and fps {fps} must be at least 1")
         self.generator = load_generator(generator, dtype, fps=fps, family=family)
+        if cfg_scale_2 is not None and self.generator.boundary is None:
+            raise VideoAlignError("cfg_scale_2 is the scale of a second expert, and this generator has one transformer")
         if lora:
             load_adapters(self.generator, lora)
         self.noisy_reward = NoisyReward.from_pretrained(noisy_reward, self.generator) if noisy_reward else None
@@ -86,7 +94,8 @@ class Generate(L.LightningModule):
         if guide and not noisy_reward:
             raise VideoAlignError("guidance needs a noisy reward: name its folder (--noisy-reward)")
         self.shape = self.generator.latent_shape(num_frames, height, width)
-        self.steps, self.cfg_scale, self.negative = steps, cfg_scale, negative
+        self.steps, self.negative = steps, negative
+        self.cfg_scale, self.cfg_scale_2, self.shift = cfg_scale, cfg_scale_2, shift
 
     def making(self) -> dict[str, Any]:
         """Settings that the videos depend on, as plain values."""
@@ -102,16 +111,17 @@ class Generate(L.LightningModule):
         if not batch["keys"]:
             return []
         generator, h = self.generator, self.hparams
-        condition = generator.condition(generator.encode_prompts(batch["prompts"]))
-        null = generator.condition(generator.encode_prompts([self.negative])) if self.cfg_scale > 1 else None
+        encoded = generator.encode_prompts(batch["prompts"])
+        condition = generator.condition(encoded)
+        guided = max(self.cfg_scale, self.cfg_scale_2 or 1) > 1
+        null = generator.null_condition(generator.encode_prompts([self.negative])[0]) if guided else None
         _, noise = draw(torch.tensor(batch["seeds"]), torch.Size(self.shape), self.device)
         # on a CPU the time of all cores that compute, whatever else the machine does meanwhile
         clock = time.monotonic if self.device.type == "cuda" else time.process_time
-        begun, steering = clock(), contextlib.nullcontext()
-        if self.noisy_reward:
-            steering = guided(generator.pipeline, self.noisy_reward, self.guide)
-        with steering:
-            latents = generator.sample(condition, noise, self.steps, self.cfg_scale, null)
+        begun = clock()
+        steer = steering(self.noisy_reward, self.guide, condition) if self.noisy_reward else None
+        scales = {"cfg_scale": self.cfg_scale, "cfg_scale_2": self.cfg_scale_2, "shift": self.shift, "null": null}
+        latents = generator.sample(condition, noise, self.steps, steer=steer, **scales)
         if self.device.type == "cuda":
             torch.cuda.synchronize()
         seconds = (clock() - begun) / len(latents)

@@ -59,7 +59,7 @@ def alignment(folder: Path) -> None:
 
 def _forwards(name: str, module: FlowDPO, batch: dict[str, Any]) -> Callable[[], Tensor]:
     """Compare ways to get policy's and reference's errors; returns the usual step."""
-    latents, seeds, prompts = batch["latents"], batch["seeds"], batch["prompts"]
+    latents, seeds, prompts = batch["latents"], batch["seeds"], batch["conditions"]
     trained = [p for p in module.parameters() if p.requires_grad]
 
     def step(errors: Tensor, reference: Tensor) -> Tensor:
@@ -119,7 +119,7 @@ def _encoding(
             vae.encode(pixels)
 
     def train() -> None:
-        module.errors(short, batch["seeds"], batch["prompts"])[0].sum().backward()
+        module.errors(short, batch["seeds"], batch["conditions"])[0].sum().backward()
 
     slow, fast = timed(own_size, train, repeats=1)
     slow = [a + b for a, b in zip(slow, fast)]

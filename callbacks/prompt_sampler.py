@@ -1,7 +1,8 @@
 """Samples of policy and reference from the same prompts and noise, for the callbacks that compare their videos."""
 
+import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +15,7 @@ from .. import VideoAlignError
 from ..bars import Bar
 from ..datamodules.contracts import AlignsGenerator, require
 from ..models.flow import draw, draw_seed, interpolate
+from ..models.generator import EXPERTS
 from ..models.generator_folder import load_generator
 
 
@@ -34,6 +36,10 @@ class Sampling:
     """Number of scheduler steps."""
     cfg_scale: float = 1.0
     """Classifier-free guidance scale; 1 turns it off."""
+    cfg_scale_2: float | None = None
+    """Scale of the second of two experts (Wan2.2-A14B), which works at low noise; ``cfg_scale`` if not given."""
+    shift: float | None = None
+    """Shift of the scheduler's time steps; the authors' own if not given."""
     negative: str = ""
     """Negative prompt of classifier-free guidance."""
     batch_size: int = 1
@@ -158,20 +164,33 @@ class PromptSampler:
         encoder = load_generator(self.aligned.name, dtype, ("text_encoder",), family=type(self.aligned.generator)).to(
             module.device
         )
-        self.embeds = encoder.encode_prompts([*prompts, sampling.negative])
+        self.encoded = encoder.encode_prompts([*prompts, sampling.negative])
         del encoder
-        if module.device.type == "cuda":
-            torch.cuda.empty_cache()
+        _free(module.device)
 
-    def begin(self, who: str, rounds: int) -> None:
-        """Show the progress of the next calls of :meth:`both`.
+    @contextlib.contextmanager
+    def sampling_of(self, who: str, rounds: int) -> Iterator[None]:
+        """Show the progress of the next calls of :meth:`both`; meanwhile the expert that does not train is in memory.
 
         Args:
             who: Class of the callback that samples, for messages.
             rounds: Number of calls.
         """
-        shown, device = self.module.trainer.is_global_zero, self.module.device
+        shown, device, generator = self.module.trainer.is_global_zero, self.module.device, self.aligned.generator
         self._stepped = SamplingProgress(who, 2 * rounds, self.sampling.steps, device, shown)
+        lent = generator.boundary is not None and generator.other is None
+        if lent:
+            absent = next(name for name in EXPERTS if name != generator.expert)
+            dtype = str(generator.transformer.dtype).removeprefix("torch.")
+            kind = type(generator)
+            loaded = load_generator(self.aligned.name, dtype, ("transformer",), family=kind, expert=absent)
+            generator.other = loaded.transformer.to(device)
+        try:
+            yield
+        finally:
+            if lent:
+                generator.other = None
+                _free(device)
 
     def noise(self, items: Sequence[tuple[int, int]]) -> Tensor:
         """Draw the noise of (prompt, number) items, which depends on the seed, the prompt's text and the number alone.
@@ -202,13 +221,15 @@ class PromptSampler:
         generator, s = self.aligned.generator, self.sampling
         if generator.vae is None:
             raise VideoAlignError("videos cannot be decoded: add vae to model.parts")
-        condition = generator.condition([self.embeds[p] for p, _ in items])
-        null = generator.condition(self.embeds[-1:]) if s.cfg_scale > 1 else None
+        condition = generator.condition([self.encoded[p] for p, _ in items])
+        guided = max(s.cfg_scale, s.cfg_scale_2 or 1) > 1
+        null = generator.null_condition(self.encoded[-1]) if guided else None
+        options = {name: getattr(s, name) for name in ("steps", "cfg_scale", "cfg_scale_2", "shift")} | {"null": null}
         noise = self.noise(items)
         with self._precision():
-            policy = generator.sample(condition, noise, s.steps, s.cfg_scale, null, None, self._stepped)
+            policy = generator.sample(condition, noise, on_step=self._stepped, **options)
         with self._precision(), self.aligned.as_reference() as net:
-            return policy, generator.sample(condition, noise, s.steps, s.cfg_scale, null, net, self._stepped)
+            return policy, generator.sample(condition, noise, transformer=net, on_step=self._stepped, **options)
 
     @torch.no_grad()
     def drift(self, latents: Tensor, items: Sequence[tuple[int, int]], draws: int = 4) -> Tensor:
@@ -217,19 +238,26 @@ class PromptSampler:
         Args:
             latents: (N, C, F, H, W) latents that are noised for it.
             items: N pairs of a prompt's place in the list and the number of its noise.
-            draws: Number of flow times, which are the middles of as many equal parts of (0, 1).
+            draws: Number of flow times, which are the middles of as many equal parts of the transformer's times.
 
         Returns:
             (N,) mean squared difference of the two velocities.
         """
         generator = self.aligned.generator
-        condition, noise = generator.condition([self.embeds[p] for p, _ in items]), self.noise(items)
+        condition, noise = generator.condition([self.encoded[p] for p, _ in items]), self.noise(items)
+        clean, (lowest, highest) = generator.clean_frames(condition), generator.interval()
         total = torch.zeros(len(items), device=latents.device)
         for i in range(draws):
-            t = torch.full((len(items),), (i + 0.5) / draws, device=latents.device)
-            x = interpolate(latents, noise, t)
+            t = torch.full((len(items),), lowest + (highest - lowest) * (i + 0.5) / draws, device=latents.device)
+            x = generator.with_image(interpolate(latents, noise, t), condition)
             with self._precision():
                 mine = generator.velocity(x, t, condition)
             with self._precision(), self.aligned.as_reference() as net:
-                total += (mine - generator.velocity(x, t, condition, net)).square().flatten(1).mean(1)
+                change = mine - generator.velocity(x, t, condition, net)
+            total += change[:, :, clean:].square().flatten(1).mean(1)
         return total / draws
+
+
+def _free(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.empty_cache()

@@ -40,14 +40,18 @@ class SideBySide(SamplesPrompts):
         if (self.count - 1) % self.every:
             return
         self.sampler = self.sampler or PromptSampler(pl_module, self.sampling, self.prompts)
-        self.sampler.begin("SideBySide", len(self.prompts))
-        media = media_of(trainer)
-        for number, prompt in enumerate(self.prompts):
-            policy, reference = self.sampler.both([(number, 0)])
-            if media is None:
-                continue
-            sides = [f"{side}, prompt {prompt[:60]}" for side in ("policy", "reference")]
-            generator = require(pl_module, AlignsGenerator, "callbacks.SideBySide").generator
-            videos = generator.decode(torch.cat([policy, reference]), sides).cpu()  # (2, T, 3, H, W)
-            both = dict(zip(("policy", "reference"), map(frames_of, videos)))
-            media.clip(f"val/samples/{number} {prompt[:60]}", Clip(both, self.sampling.fps, prompt, height=128))
+        with self.sampler.sampling_of("SideBySide", len(self.prompts)):
+            for number in range(len(self.prompts)):
+                self._show(trainer, pl_module, number)
+
+    def _show(self, trainer: L.Trainer, module: L.LightningModule, number: int) -> None:
+        """Sample and show the videos of a prompt."""
+        prompt, media = self.prompts[number], media_of(trainer)
+        policy, reference = self.sampler.both([(number, 0)])
+        if media is None:
+            return
+        sides = [f"{side}, prompt {prompt[:60]}" for side in ("policy", "reference")]
+        generator = require(module, AlignsGenerator, "callbacks.SideBySide").generator
+        videos = generator.decode(torch.cat([policy, reference]), sides).cpu()  # (2, T, 3, H, W)
+        both = dict(zip(("policy", "reference"), map(frames_of, videos)))
+        media.clip(f"val/samples/{number} {prompt[:60]}", Clip(both, self.sampling.fps, prompt, height=128))

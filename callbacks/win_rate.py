@@ -85,17 +85,17 @@ class WinRate(SamplesPrompts):
         rounds = -(-len(batches) // world)  # every rank samples as often: sharded layers are collective
         found: dict[tuple[int, int], list] = {}
         self._films = {}
-        sampler.begin("WinRate", rounds)
-        for number in range(rounds):
-            batch = batches[(number * world + rank) % len(batches)]
-            policy, reference = sampler.both(batch)
-            drift = sampler.drift(reference, batch)
-            rewards = [
-                self._rewards(judge, pl_module, latents, batch, side)
-                for side, latents in (("policy", policy), ("reference", reference))
-            ]
-            for item, *row in zip(batch, *(r.tolist() for r in rewards), drift.tolist()):
-                found[item] = row
+        with sampler.sampling_of("WinRate", rounds):
+            for number in range(rounds):
+                batch = batches[(number * world + rank) % len(batches)]
+                policy, reference = sampler.both(batch)
+                drift = sampler.drift(reference, batch)
+                rewards = [
+                    self._rewards(judge, pl_module, latents, batch, side)
+                    for side, latents in (("policy", policy), ("reference", reference))
+                ]
+                for item, *row in zip(batch, *(r.tolist() for r in rewards), drift.tolist()):
+                    found[item] = row
         self._films = self._gather(trainer, self._films)
         self._report(trainer, pl_module, self._gather(trainer, found))
 

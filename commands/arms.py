@@ -216,7 +216,7 @@ def sample_arm(
         "generator": generator,
         "prompts": read_prompts(prompts),
         "samples": samples,
-        "sampling": asdict(sampling),
+        "sampling": {key: value for key, value in asdict(sampling).items() if value is not None},
         "arm": {key: value for key, value in asdict(arm).items() if key != "family" or value},
     }
     made = json.loads(json.dumps(made))
@@ -240,6 +240,7 @@ def _generate_arguments(name: str, arm: Arm, generator: str, sampling: Sampling)
     """An arm as arguments of :class:`~videoalign.alignment.Generate`."""
     size = ("num_frames", "height", "width", "fps", "steps", "cfg_scale", "negative")
     arguments = {key: getattr(sampling, key) for key in size}
+    arguments |= {key: value for key in ("cfg_scale_2", "shift") if (value := getattr(sampling, key)) is not None}
     arguments |= {"generator": arm.generator or generator, "lora": arm.lora, "source": name}
     arguments |= {"family": arm.family} if arm.family else {}
     if arm.noisy_reward:

@@ -28,6 +28,8 @@ GENERATE = (
     "dtype",
     "source",
     "family",
+    "cfg_scale_2",
+    "shift",
 )
 """Options that are arguments of :class:`videoalign.alignment.Generate`."""
 PROMPTS = ("prompts", "out", "samples", "batch_size", "seed")
@@ -49,6 +51,14 @@ def register(commands: Commands) -> None:
         parser.add_argument(f"--{name}", type=count(1), default=value, help=text)
     parser.add_argument(
         "--cfg-scale", type=float, default=1.0, help="classifier-free guidance scale; 1 turns guidance off"
+    )
+    parser.add_argument(
+        "--cfg-scale-2",
+        type=float,
+        help="scale of the second of two experts (Wan2.2-A14B), which works at low noise (default: --cfg-scale)",
+    )
+    parser.add_argument(
+        "--shift", type=float, help="shift of the scheduler's time steps (default: what the generator's authors use)"
     )
     parser.add_argument("--negative", help="negative prompt of classifier-free guidance (default: the empty prompt)")
     parser.add_argument("--noisy-reward", help="folder or hub id of a noisy reward that steers sampling (Flow-NRG)")

@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from .. import VideoAlignError
+from ..models.family import Encoded
 from ..models.flow import draw_seed
 from .contents import Contents, RawSample, ShardError
 from .contracts import HasGenerator, HasReferenceErrors, require
@@ -107,7 +108,7 @@ class LatentCollate(FilledCollate):
         return {
             "keys": [sample.key for sample in samples],
             "latents": torch.stack([sample.latents for sample in samples], 1).float(),  # (S, N, C, F, H, W)
-            "prompts": [sample.prompt for sample in samples],  # N of (L, E)
+            "conditions": [{"prompt": sample.prompt} for sample in samples],
             "texts": [sample.judged.prompt for sample in samples],
             "scores": torch.stack([sample.judged.scores for sample in samples], 1),  # (S, N)
             "labels": torch.stack([sample.judged.labels for sample in samples]),  # (N, D)
@@ -163,7 +164,7 @@ class LatentPairs(L.LightningDataModule):
         self.batch_size, self.val_batch_size, self.workers = batch_size, val_batch_size or batch_size, workers
         self.weights, self.min_margin, self.reference_path = weights, min_margin, reference
         self.shuffle_buffer, self.max_dropped, self.seed = shuffle_buffer, max_dropped, seed
-        self.null: Tensor | None = None
+        self.null: Encoded | None = None
 
     def setup(self, stage: str) -> None:
         """Open the sets, refuse those of another generator, and choose the pairs to use."""
@@ -292,9 +293,9 @@ def _first_decoded(contents: Contents, decode: Decoder, among: int = 16) -> Samp
     return None
 
 
-def _load_null(shards: ShardSet) -> Tensor:
+def _load_null(shards: ShardSet) -> Encoded:
     try:
-        return safetensors.torch.load(shards.file(NULL))["prompt"]
+        return {"prompt": safetensors.torch.load(shards.file(NULL))["prompt"]}
     except (ShardError, OSError, SafetensorError, KeyError) as error:
         raise ShardError(
             f"{shards.name}/{NULL} is missing or damaged ({error}): the embedding of the empty prompt"

@@ -153,6 +153,6 @@ class _Draws:
         return {
             "items": self.batches[index],
             "latents": torch.stack(latents, 1).float(),  # (S, N, C, F, H, W)
-            "prompts": [sample["prompt"] for sample in samples],
+            "conditions": [{"prompt": sample["prompt"]} for sample in samples],
             "seeds": torch.tensor(self.seeds[index]),
         }
