@@ -15,7 +15,7 @@ from .hub import resolved
 from .ltx import LTX
 from .registry import Registry
 from .wan import Wan
-from .whole import load_whole
+from .whole import load_whole, only_shapes
 
 GENERATORS: Registry[type[Generator]] = Registry(
     "videoalign.generators",
@@ -36,6 +36,8 @@ def files_of(parts: Sequence[str]) -> list[str]:
     Args:
         parts: Names of the parts whose weights are read.
     """
+    if only_shapes():
+        return ["model_index.json", "scheduler/", *(f"{part}/config.json" for part in parts)]
     return ["model_index.json", "scheduler/", "tokenizer/", *(f"{p}/{end}" for p in parts for end in _WEIGHTS)]
 
 
@@ -76,6 +78,8 @@ def load_generator(
     kind.check(index, path)
     folder = resolved(path, "folder of a generator", parts=files)
     modules = {part: _load_part(folder, path, part, index, dtype) if part in parts else None for part in PARTS}
+    if only_shapes():
+        modules["tokenizer"] = None
     try:
         pipeline = kind.pipeline_class().from_pretrained(folder, dtype=torch.float32, **modules)
     except Exception as error:  # diffusers raises errors of many kinds for the tokenizer's and scheduler's files
