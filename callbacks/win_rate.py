@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .. import EverywhereError, VideoAlignError
 from ..datamodules.contracts import AlignsGenerator, require
+from ..datamodules.data_ranks import data_ranks
 from ..datamodules.prompts import read_items
 from ..datamodules.ratings import COLUMNS
 from ..datamodules.video import resample
@@ -81,12 +82,13 @@ class WinRate(SamplesPrompts):
         judge.need_statistics(self.reward_model)
         items = [(p, n) for p in range(len(self.prompts)) for n in range(self.samples)]
         batches = [items[i : i + self.sampling.batch_size] for i in range(0, len(items), self.sampling.batch_size)]
-        rounds = -(-len(batches) // trainer.world_size)  # every rank samples as often: sharded layers are collective
+        rank, world = data_ranks(trainer)
+        rounds = -(-len(batches) // world)  # every rank samples as often: sharded layers are collective
         found: dict[tuple[int, int], list] = {}
         self._films = {}
         with sampler.sampling_of("WinRate", rounds):
             for number in range(rounds):
-                batch = batches[(number * trainer.world_size + trainer.global_rank) % len(batches)]
+                batch = batches[(number * world + rank) % len(batches)]
                 policy, reference = sampler.both(batch)
                 drift = sampler.drift(reference, batch)
                 rewards = [

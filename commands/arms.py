@@ -28,6 +28,7 @@ from ..models.files import read_json, write_json
 from ..models.finite import by_name, require_finite
 from ..models.guidance import Guidance
 from ..models.locks import beside, held, real
+from ..models.lora_specs import specs_of
 from .comparison import OWN_VIEW, RatedArm, found_of, save
 from .generating import generate
 from .judge import Judge, ratings_of
@@ -45,8 +46,9 @@ class Arm:
 
     generator: str | None = None
     """Folder or hub id of another pipeline."""
-    lora: str | None = None
-    """Folder, file or hub id of LoRA adapters."""
+    lora: str | list[str] | None = None
+    """Folder, file or hub id of LoRA adapters, or a list of several; each may end in ``,scale=S`` and ``,expert=high``
+    or ``,expert=low``."""
     noisy_reward: str | None = None
     """Folder or hub id of a noisy reward; without a guide it only rates the videos."""
     guide: Guidance | None = None
@@ -57,6 +59,7 @@ class Arm:
     def __post_init__(self) -> None:
         if self.guide and not self.noisy_reward:
             raise VideoAlignError("an arm with a guide needs a noisy reward: name its folder under noisy_reward")
+        specs_of(self.lora)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,8 +72,9 @@ class Sweep:
     """Strengths of guidance, ascending; 0 is the base."""
     guide: Guidance = field(default_factory=Guidance)
     """Settings of the guidance but for its strength: weights, bounds, what the reward reads."""
-    lora: str | None = None
-    """Folder, file or hub id of LoRA adapters that all arms of the sweep sample with."""
+    lora: str | list[str] | None = None
+    """Folder, file or hub id of LoRA adapters that all arms of the sweep sample with, or a list of several, as in an
+    arm."""
 
     def __post_init__(self) -> None:
         ascending = all(a < b for a, b in zip(self.strengths, self.strengths[1:]))

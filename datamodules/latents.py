@@ -24,6 +24,7 @@ from ..models.family import Encoded
 from ..models.flow import draw_seed
 from .contents import Contents, RawSample, ShardError
 from .contracts import HasGenerator, HasReferenceErrors, require
+from .data_ranks import data_ranks
 from .judgements import Judged, Judgements, Weights
 from .latent_files import NULL, OF, check_images, conditions_of, load_latents
 from .reference_errors import ReferenceErrors
@@ -231,18 +232,16 @@ class LatentPairs(L.LightningDataModule):
 
     def _loader(self, which: str, training: bool) -> ShardLoader:
         opened, trainer = self.sets[which], self.trainer
-        count = len(opened.contents)
+        count, (rank, world) = len(opened.contents), data_ranks(trainer)
         share = (
             training_share(trainer, count, self.batch_size)
             if training
-            else Share(count, self.val_batch_size, trainer.world_size, training)
+            else Share(count, self.val_batch_size, world, training)
         )
         cached = self.cached if training else None
         of = opened.shards.index.latents["of"]
         decode = Decoder(of, self.weights, self.seed, training, cached, opened.images)
-        stream = ShardStream(
-            opened.contents, decode, share, trainer.global_rank, self.seed, self.shuffle_buffer, opened.shards.name
-        )
+        stream = ShardStream(opened.contents, decode, share, rank, self.seed, self.shuffle_buffer, opened.shards.name)
         workers = min(self.workers, share.batches)
         options = {
             "persistent_workers": training and workers > 0,
