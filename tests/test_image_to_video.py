@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from PIL import Image
 from generator_kit import CALLBACKS, CLIP, SIZE, encode_config, flow_config, node, reference_config, samples_of
 from helpers import call, flags, noise_clip, write_latents
 from videoalign import VideoAlignError
+from videoalign.alignment.generation import Generate
 from videoalign.annotation.beginning import begin
 from videoalign.annotation.shown import shown_by
 from videoalign.commands.lightning_cli import run as experiment
@@ -114,16 +116,11 @@ def test_images_of_samples_are_encoded_once_beside_both_sides(latents, pipelines
     assert call("shards", "verify", latents) == 0 and call("shards", "info", latents) == 0
 
 
-def test_images_are_scaled_to_cover_the_frame_and_cut_in_the_middle():
+def test_images_are_scaled_to_cover_the_frame_and_cut_in_the_middle(tmp_path):
     picture = np.zeros((20, 60, 3), np.uint8)
     picture[:, 20:40] = 200  # the middle third is what a square keeps
-    buffer = Path("image.png")
-    path = Path.cwd() / buffer
-    try:
-        Image.fromarray(picture).save(path)
-        found = VIDEO.image(path.read_bytes(), "image")
-    finally:
-        path.unlink()
+    Image.fromarray(picture).save(tmp_path / "wide.png")
+    found = VIDEO.image((tmp_path / "wide.png").read_bytes(), "image")
     assert found.shape == (3, 32, 32) and (found[..., 4:-4] > 190).all()
 
 
@@ -180,8 +177,6 @@ def test_images_that_generator_or_set_do_not_fit_are_refused(
     folder = {"image": pipelines, "text": generators}[kind] / name
     config = encode_config(tmp_path / "e.yaml", folder, samples / data, tmp_path / "out", images=images)
     assert call("predict", "--config", config) == 2
-    import re
-
     assert re.search(message, capfd.readouterr().err)
     assert not (tmp_path / "out").exists()
 
@@ -345,8 +340,6 @@ def test_generated_videos_are_encoded_with_their_images(generated, pipelines, tm
 def test_interrupted_sampling_goes_on_only_with_the_same_images(pipelines, prompts, tmp_path, capfd, monkeypatch):
     for path in prompts.parent.iterdir():
         shutil.copy(path, tmp_path)
-    from videoalign.alignment.generation import Generate
-
     with monkeypatch.context() as patch:
         patch.setattr(Generate, "extra_files", lambda self: 1 / 0)
         assert generate(pipelines / "ltx", tmp_path / "prompts.csv", tmp_path / "set") == 1
@@ -410,8 +403,8 @@ def test_pairs_from_rewards_keep_the_image(samples, judge, tmp_path):
     given = flags(model=judge, device="cpu", workers=0, batch_size=3)
     for data, mode in (("videos", "best-worst"), ("pairs", "relabel")):
         out = tmp_path / data
-        call_ = call("shards", "pairs-from-rewards", *given, *flags(data=samples / data, out=out), "--mode", mode)
-        assert call_ == 0
+        status = call("shards", "pairs-from-rewards", *given, *flags(data=samples / data, out=out), "--mode", mode)
+        assert status == 0
         images = {image_of(content).sha256 for content in ShardSet(samples / data).contents()}
         assert {image_of(content).sha256 for content in ShardSet(out).contents()} == images
 
@@ -423,8 +416,8 @@ def test_rounds_show_the_images_of_the_set(samples, tmp_path):
     for content in ShardSet(samples / "videos").contents():
         assert shown.images[content.key].read_bytes() == image_of(content).content
     images = {content.key: content.image_id for content in ShardSet(samples / "videos").contents()}
-    keys = [pair.keys for pair in store.round().rows] if hasattr(store.round(), "rows") else []
-    assert all(images[a] == images[b] for a, b in keys)
+    pairs = [(pair.key_a, pair.key_b) for pair in store.round().pairs]
+    assert pairs and all(images[a] == images[b] for a, b in pairs)
 
 
 def test_rounds_of_sets_without_images_show_none(generated, clips, tmp_path):
