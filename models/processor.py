@@ -74,8 +74,12 @@ class RewardProcessor:
                 "Name a model folder with tokenizer and preprocessor files, or a hub id."
             ) from None
         self.tokenizer = self.huggingface.tokenizer
-        sizes = (video.patch_size, video.temporal_patch_size, video.merge_size)
-        self.geometry = VisionGeometry(*sizes, tuple(video.image_mean), tuple(video.image_std))
+        self.geometry = self._geometry(video)
+        if template.image and self._geometry(self.huggingface.image_processor) != self.geometry:
+            raise VideoAlignError(
+                f"{backbone}: its preprocessing cuts or normalises images otherwise than videos, so template "
+                f"{template.name!r} cannot show an image"
+            )
         if FRAME_FACTOR % self.geometry.temporal_patch:
             raise VideoAlignError(
                 f"{backbone}: a temporal patch of {self.geometry.temporal_patch} frames is not supported"
@@ -88,6 +92,12 @@ class RewardProcessor:
                 "fix; sample by rate (sampling.fps)"
             )
         self._ids()
+
+    @staticmethod
+    def _geometry(processor) -> VisionGeometry:
+        """How a processor of transformers, of videos or images, cuts and normalises."""
+        sizes = (processor.patch_size, processor.temporal_patch_size, processor.merge_size)
+        return VisionGeometry(*sizes, tuple(processor.image_mean), tuple(processor.image_std))
 
     def _ids(self) -> None:
         """Give the reward tokens ids after the tokenizer's own, and tokenise the fixed text once."""
