@@ -91,9 +91,11 @@ def load_generator(
         modules |= dict.fromkeys({*_WITH_ENCODERS} & index.keys())
     skeletons = {part: _skeleton(folder, path, part, index) for part in ("transformer", "vae") if part not in parts}
     try:
+        # some pipelines read the settings of parts that were not loaded
         pipeline = kind.pipeline_class().from_pretrained(
-            folder, dtype=torch.float32, **modules | dict.fromkeys(further)
+            folder, dtype=torch.float32, **modules | dict.fromkeys(further) | skeletons
         )
+        pipeline.register_modules(**{name: modules[name] for name in skeletons})
         # later, since diffusers warns of classes that one pipeline alone has
         pipeline.register_modules(**{name: modules[name] for name in further if modules[name] is not None})
     except Exception as error:  # diffusers raises errors of many kinds for the tokenizer's and scheduler's files
