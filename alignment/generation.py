@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import VideoAlignError
+from ..datamodules.sample_images import read_image
 from ..datamodules.video import encode
 from ..models.adapters import apply_loras
 from ..models.dimensions import DIMENSIONS
@@ -109,13 +111,17 @@ class Generate(L.LightningModule):
         """Sample the videos of a batch.
 
         Returns:
-            Key, members and record of each sample of a *videos* set.
+            Key, members and record of each sample of a *videos* set. The image that a video begins with is one of its
+            members.
         """
         if not batch["keys"]:
             return []
         generator, h = self.generator, self.hparams
         encoded = generator.encode_prompts(batch["prompts"])
-        condition = generator.condition(encoded)
+        if "images" in batch:
+            images = generator.encode_images(batch["images"], h["num_frames"])
+            encoded = [prompt | image for prompt, image in zip(encoded, images)]
+        condition = generator.condition(encoded, self.device)
         guided = max(self.cfg_scale, self.cfg_scale_2 or 1) > 1
         null = generator.null_condition(generator.encode_prompts([self.negative])[0]) if guided else None
         _, noise = draw(torch.tensor(batch["seeds"]), torch.Size(self.shape), self.device)
@@ -130,15 +136,21 @@ class Generate(L.LightningModule):
         seconds = (clock() - begun) / len(latents)
         videos = generator.decode(latents, batch["keys"])  # (N, T, 3, H, W); refuses what is not finite
         views = self._views(latents, noise, condition, batch["keys"])
+        files = batch.get("image_files") or [None] * len(views)
         samples = []
-        for key, prompt, seed, video, view in zip(batch["keys"], batch["prompts"], batch["seeds"], videos.cpu(), views):
+        rows = zip(batch["keys"], batch["prompts"], batch["seeds"], videos.cpu(), views, files)
+        for key, prompt, seed, video, view, file in rows:
             record = {"prompt": prompt, "source": h["source"], "seed": seed, "guidance": h["cfg_scale"]}
             record |= {name: h[name] for name in ("steps", "fps", "num_frames", "height", "width")}
             if self.noisy_reward:
                 record |= {"guide": asdict(self.guide), "reward": h["noisy_reward"]}
                 record["noisy_reward"] = dict(zip(DIMENSIONS, view))
             record["seconds"] = round(seconds, 4)
-            samples.append((key, {"mp4": encode(video.permute(0, 2, 3, 1).numpy(), h["fps"], h["crf"])}, record))
+            members = {"mp4": encode(video.permute(0, 2, 3, 1).numpy(), h["fps"], h["crf"])}
+            if file:
+                image = read_image(Path(file), file)
+                members[image.kind], record["image"] = image.content, image.entry(Path(file).name)
+            samples.append((key, members, record))
         return samples
 
     def _views(self, latents: Tensor, noise: Tensor, condition: Condition, keys: list[str]) -> list:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .. import VideoAlignError
 from ..callbacks.prompt_sampler import Sampling
-from ..datamodules.prompts import read_prompts
+from ..datamodules.prompts import read_items
 from ..datamodules.shards import ShardSet
 from ..models.dimensions import DIMENSIONS
 from ..models.files import read_json, write_json
@@ -108,7 +108,7 @@ def compare(
 
     Args:
         generator: Folder or hub id of the pipeline.
-        prompts: CSV with a column ``prompt``, or text file with one prompt a line.
+        prompts: CSV with a column ``prompt`` (and ``image``), or text file with one prompt a line.
         out: Folder of all results.
         sampling: How videos are sampled.
         judges: Judges that rate the videos, by name. The first one says what is better.
@@ -124,7 +124,7 @@ def compare(
     Returns:
         What is saved as ``OUT/comparison.json``.
     """
-    folder, texts = Path(out), read_prompts(prompts)
+    folder, texts = Path(out), [item.prompt for item in read_items(prompts)]
     sampling, chooser = sampling.complete(), _chooser(judges, best_of)
     every, curves = plan(arms or {}, sweeps or {})
     with held(folder):
@@ -216,9 +216,12 @@ def sample_arm(
         VideoAlignError: Where its videos are there, but were sampled with other settings.
     """
     videos, record = folder / VIDEOS / name, folder / VIDEOS / f"{name}.json"
+    items = read_items(prompts)
+    images = {"images": [item.sha256 for item in items]} if items[0].image else {}
     made = {
         "generator": generator,
-        "prompts": read_prompts(prompts),
+        "prompts": [item.prompt for item in items],
+        **images,
         "samples": samples,
         "sampling": {key: value for key, value in asdict(sampling).items() if value is not None},
         "arm": {key: value for key, value in asdict(arm).items() if key != "family" or value},

@@ -33,6 +33,9 @@ GENERATE = (
     "shift",
 )
 """Options that are arguments of :class:`videoalign.alignment.Generate`."""
+PROMPTS_FILE = (
+    "CSV with a column prompt (and one of image, a path, for image-to-video), or text file with a prompt a line"
+)
 PROMPTS = ("prompts", "out", "samples", "batch_size", "seed")
 """Options that are arguments of :class:`videoalign.datamodules.prompts.Prompts`."""
 
@@ -45,7 +48,7 @@ def register(commands: Commands) -> None:
     )
     parser = command(commands, "generate", _run, text, GOES_ON)
     parser.add_argument("--generator", required=True, help="folder of a diffusers pipeline, or hub id")
-    parser.add_argument("--prompts", required=True, help="CSV with a column prompt, or text file with a prompt a line")
+    parser.add_argument("--prompts", required=True, help=PROMPTS_FILE)
     add_out(parser, "folder that is written; an interrupted run goes on there")
     parser.add_argument("--samples", type=count(1), default=1, help="videos per prompt")
     for name, (value, text) in SIZES.items():
