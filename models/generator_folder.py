@@ -90,10 +90,13 @@ def load_generator(
     if only_shapes():
         modules |= dict.fromkeys({*_WITH_ENCODERS} & index.keys())
     skeletons = {part: _skeleton(folder, path, part, index) for part in ("transformer", "vae") if part not in parts}
+    # HunyuanVideo's pipelines read the autoencoder's settings while they are built
+    vae = {"vae": skeletons["vae"]} if "vae" in skeletons else {}
     try:
         pipeline = kind.pipeline_class().from_pretrained(
-            folder, dtype=torch.float32, **modules | dict.fromkeys(further)
+            folder, dtype=torch.float32, **modules | vae | dict.fromkeys(further)
         )
+        pipeline.register_modules(**dict.fromkeys(vae))
         # later, since diffusers warns of classes that one pipeline alone has
         pipeline.register_modules(**{name: modules[name] for name in further if modules[name] is not None})
     except Exception as error:  # diffusers raises errors of many kinds for the tokenizer's and scheduler's files
