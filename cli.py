@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from . import EverywhereError, __version__, ranks, stopping
 from .annotation import commands as annotate
-from .commands import bench, convert, experiment, generate, plan, push, score, shard_sets
+from .commands import bench, convert, experiment, generate, lora_tools, plan, push, score, shard_sets
 from .commands.parsing import ANEW, Parser
 from .errors import BUG, describe, lost_peer
 from .miniature import registration as miniature
