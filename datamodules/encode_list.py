@@ -175,6 +175,10 @@ class EncodeList(L.LightningDataModule):
         making = {"data": shards.digest, "latents": latents, **described}
         self.parts = Parts(self.out, Index("latents", media="safetensors", latents=latents), making, len(self.contents))
 
+    def all_prompts(self) -> list[str]:
+        """Texts of the prompts of all samples; those whose record has none are dropped later."""
+        return [prompt_of(c.record, c.name) for c in self.contents if str(c.record.get("prompt") or "").strip()]
+
     @property
     def allowed_drops(self) -> int:
         """Largest number of samples that may be unusable."""

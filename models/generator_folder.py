@@ -15,6 +15,7 @@ from .files import check_readable
 from .generator import EXPERTS, PARTS, Generator
 from .hub import resolved
 from .ltx import LTX, LTXImage
+from .memory import Memory
 from .registry import Registry
 from .wan import Wan, WanImage
 from .whole import load_whole
@@ -51,6 +52,7 @@ def load_generator(
     fps: float = 25.0,
     family: str | type[Generator] | None = None,
     expert: str | None = None,
+    memory: Memory | None = None,
 ) -> Generator:
     """Load a generator from a pipeline folder or hub id, with every tensor of the loaded parts accounted for.
 
@@ -63,6 +65,7 @@ def load_generator(
         family: Class of the family, its name in :data:`GENERATORS` or its import path; the one that has the name of the
             pipeline's class if not given.
         expert: Which of two experts is loaded, ``high`` or ``low``; both if not given.
+        memory: How weights are held and computed; as they are loaded if not given.
 
     Raises:
         VideoAlignError: Where there is no such pipeline, it is of no known family, its files do not fit its models
@@ -80,14 +83,20 @@ def load_generator(
     folder = resolved(path, "folder of a generator", parts=files_of(wanted))
     every = {*PARTS, *kind.left_out, *(more for further in kind.further_parts.values() for more in further)}
     every |= {"transformer_2"} & index.keys()
-    modules = {part: _load_part(folder, path, part, index, dtype) if part in wanted else None for part in every}
+    memory = memory or Memory()
+    more = {part: memory.loading(part, getattr(torch, dtype)) for part in wanted}
+    modules = {
+        part: _load_part(folder, path, part, index, dtype, more[part]) if part in wanted else None for part in every
+    }
     skeletons = {part: _skeleton(folder, path, part, index) for part in ("transformer", "vae") if part not in parts}
     try:
         pipeline = kind.pipeline_class().from_pretrained(folder, dtype=torch.float32, **modules)
     except Exception as error:  # diffusers raises errors of many kinds for the tokenizer's and scheduler's files
         text = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise VideoAlignError(f"generator {path}: {text[:300]}") from error
-    return kind(pipeline, fps, skeletons, expert)
+    generator = kind(pipeline, fps, skeletons, expert)
+    memory.apply(generator)
+    return generator
 
 
 def read_index(path: str | Path) -> tuple[dict[str, Any], Path]:
@@ -184,13 +193,15 @@ def _class_of(path: str | Path, part: str, index: dict) -> type[nn.Module] | Non
     return getattr(import_module(place), kind)
 
 
-def _load_part(folder: Path, path: str | Path, part: str, index: dict, dtype: str) -> nn.Module | None:
+def _load_part(
+    folder: Path, path: str | Path, part: str, index: dict, dtype: str, options: dict[str, Any]
+) -> nn.Module | None:
     """Load a part of a pipeline; None where its index has none. ``path`` is what the user named, for messages."""
     kind = _class_of(path, part, index)
     if kind is None:
         return None
     # transformers raises at a wrong shape without naming the tensor; with this option it goes on and reports it
-    more = {"ignore_mismatched_sizes": True} if kind.__module__.startswith("transformers.") else {}
+    more = {"ignore_mismatched_sizes": True} if kind.__module__.startswith("transformers.") else options
     dtype = torch.float32 if part == "vae" else getattr(torch, dtype)
     return load_whole(kind, folder, f"the {part} of generator {path}", part, dtype=dtype, **more)
 
