@@ -1,7 +1,7 @@
 """HunyuanVideo 1.5: videos from prompts, or from an image and a prompt (Tencent, 2025).
 
-A prompt has two parts: states of a Qwen2.5-VL that reads it in a chat template, without the template's beginning, and of
-a ByT5 that reads the words in quotes (``prompt_2``, maybe empty). The image is further channels, and SigLIP's states.
+A prompt has two parts: states of a Qwen2.5-VL that reads it in a chat template, without those of the template's
+beginning, and of a ByT5 that reads the words in quotes (``prompt_2``, maybe empty).
 """
 
 import numpy as np
@@ -60,9 +60,9 @@ class HunyuanVideo15(Generator):
 
     def token_counts(self, prompts: list[str]) -> list[int]:
         """Number of tokens of each prompt in the chat template, without the template's beginning."""
-        chats = format_text_input(prompts, self.pipeline.system_message)
-        found = self.pipeline.tokenizer.apply_chat_template(chats, add_generation_prompt=True, return_dict=True)
-        return [len(ids) - self.pipeline.prompt_template_encode_start_idx for ids in found.input_ids]
+        pipeline, chats = self.pipeline, format_text_input(prompts, self.pipeline.system_message)
+        found = pipeline.tokenizer.apply_chat_template(chats, add_generation_prompt=True, return_dict=True)
+        return [len(ids) - pipeline.prompt_template_encode_start_idx for ids in found.input_ids]
 
     def _embed(self, prompts: list[str], lengths: list[int]) -> list[Encoded]:
         found = self.pipeline.encode_prompt(prompts, device=self.text_encoder.device, batch_size=len(prompts))
