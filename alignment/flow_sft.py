@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
-from peft import LoraConfig
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
@@ -17,11 +16,12 @@ from ..datamodules.contracts import HasNullPrompt, require
 from ..models.family import Encoded
 from ..models.fingerprint import fingerprint
 from ..models.flow import TimeLaw, draw, draw_seed, interpolate, squared_error
+from ..models.generator import START
 from ..models.generator_folder import load_generator
 from ..models.hub import address_of, commit_of
-from ..models.lora import LoRA, linear_names
+from ..models.lora import LoRA
+from ..models.lora_start import add_adapters
 from ..models.parallelize import shard
-from ..models.precision import train_in_float32
 from .experts import Expert, require_one_expert
 from .export_uses import of_generator, quoted
 from .parameter_groups import ParameterGroup
@@ -112,12 +112,9 @@ class FlowSFT(Training):
             self.policy.requires_grad_(True)
         else:
             self.reference = None
-            names = [n for n in linear_names(self.policy, lora.targets) if self.generator.adaptable(n)]
-            config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=names)
-            self.policy.add_adapter(config)
+            config = add_adapters(self.generator, lora)
             if address_of(generator):  # exported adapters name their base; a local path means nothing elsewhere
                 config.base_model_name_or_path, config.revision = generator, commit_of(generator)
-            train_in_float32(self.policy)
         self.policy.train()
         if compile:
             self.policy.compile_repeated_blocks()
@@ -191,7 +188,7 @@ class FlowSFT(Training):
 
     def reference_made(self) -> dict[str, Any]:
         """Settings that the reference's errors depend on besides the latents, as plain values."""
-        base = {name: p for name, p in self.policy.named_parameters() if ".lora_" not in name}
+        base = {name: p for name, p in self.policy.named_parameters() if ".lora_" not in name or f".{START}." in name}
         return {
             "transformer": fingerprint(base),
             "times": self.times.to_dict(),

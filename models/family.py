@@ -57,7 +57,7 @@ class Family(nn.Module):
     text encoder."""
     left_out: ClassVar[Sequence[str]] = ()
     """Parts of the pipeline that are never loaded."""
-    plain_pipeline: ClassVar[bool] = True
+    plain_pipeline: bool = True
     """Whether :func:`.guidance.guided` can steer the pipeline itself: its scheduler gets the latents as :meth:`packed`
     gives them, and its ``encode_prompt`` what :meth:`encoded` takes."""
     behind: ClassVar[Sequence[str]] = ("norm_out", "proj_out", "scale_shift_table")

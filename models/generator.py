@@ -25,6 +25,8 @@ Steer = Callable[[Tensor, float, Tensor, nn.Module, int], Tensor]
 transformer that gave it, and the number of the step."""
 PARTS = ("transformer", "vae", "text_encoder")
 """Parts of a pipeline that can be loaded or left out."""
+START = "start"
+"""Name in peft of the frozen copy of the adapters that training went on from."""
 EXPERTS = ("high", "low")
 """Experts of a generator with two transformers: the one for times above its boundary, and the one below."""
 
@@ -356,18 +358,22 @@ class Generator(Family):
     def without_adapters(self) -> Iterator[None]:
         """Turn the transformer into the reference during a block, by leaving its LoRA adapters out.
 
-        Only a flag of the layers changes, and no parameter's ``requires_grad``, so that sharded modules and
-        checkpointed activations of an earlier pass stay valid. The block must end before the policy's backward pass.
+        Where training went on from adapters, their frozen copy :data:`START` takes the adapters' place. Only flags of
+        the layers change, and no parameter's ``requires_grad``, so that sharded modules and checkpointed activations of
+        an earlier pass stay valid. The block must end before the policy's backward pass.
         """
         layers = [m for m in self.transformer.modules() if isinstance(m, BaseTunerLayer)]
-        before = [layer._disable_adapters for layer in layers]
+        before = [(layer._disable_adapters, layer._active_adapter) for layer in layers]
         for layer in layers:
-            layer._disable_adapters = True
+            if START in layer.lora_A:
+                layer._active_adapter = [START]
+            else:
+                layer._disable_adapters = True
         try:
             yield
         finally:
-            for layer, off in zip(layers, before):
-                layer._disable_adapters = off
+            for layer, (off, active) in zip(layers, before):
+                layer._disable_adapters, layer._active_adapter = off, active
 
 
 def _shifted(scheduler: SchedulerMixin, shift: float) -> SchedulerMixin:

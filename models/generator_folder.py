@@ -19,7 +19,7 @@ from .ltx import LTX, LTXImage
 from .ltx2 import LTX2, LTX2Image
 from .registry import Registry
 from .wan import Wan, WanImage
-from .whole import load_whole
+from .whole import load_whole, only_shapes
 
 _FAMILIES = (Wan, WanImage, LTX, LTXImage, LTX2, LTX2Image, HunyuanVideo15, HunyuanVideo15Image)
 GENERATORS: Registry[type[Generator]] = Registry(
@@ -33,7 +33,8 @@ GENERATORS: Registry[type[Generator]] = Registry(
 _WEIGHTS = ("*.json", "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model-*-of-*.safetensors")
 _WEIGHTS += ("model.safetensors", "model-*-of-*.safetensors")
 """Files of a part that are read; other ones are of other precisions or other programs."""
-_SETTINGS = ("scheduler", "tokenizer", "tokenizer_2", "image_processor", "feature_extractor", "guider")
+_WITH_ENCODERS = ("tokenizer", "tokenizer_2", "image_processor", "feature_extractor")
+_SETTINGS = ("scheduler", "guider", *_WITH_ENCODERS)
 """Folders without weights, which are read whole."""
 
 
@@ -43,6 +44,8 @@ def files_of(parts: Sequence[str]) -> list[str]:
     Args:
         parts: Names of the parts whose weights are read.
     """
+    if only_shapes():
+        return ["model_index.json", "scheduler/", "guider/", *(f"{part}/config.json" for part in parts)]
     settings = ["model_index.json", *(f"{name}/" for name in _SETTINGS), "*/config.json"]
     return [*settings, *(f"{part}/{end}" for part in parts for end in _WEIGHTS)]
 
@@ -84,6 +87,8 @@ def load_generator(
     further = {more for names in kind.further_parts.values() for more in names}
     every = {*PARTS, *kind.left_out, *further} | ({"transformer_2"} & index.keys())
     modules = {part: _load_part(folder, path, part, index, dtype) if part in wanted else None for part in every}
+    if only_shapes():
+        modules |= dict.fromkeys({*_WITH_ENCODERS} & index.keys())
     skeletons = {part: _skeleton(folder, path, part, index) for part in ("transformer", "vae") if part not in parts}
     try:
         pipeline = kind.pipeline_class().from_pretrained(

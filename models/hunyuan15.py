@@ -31,8 +31,9 @@ class HunyuanVideo15(Generator):
         if self.config.use_meanflow:
             why = "it gives mean velocities, not the flow that is trained here; use one that is not"
             raise VideoAlignError(f"this HunyuanVideo 1.5 is distilled (use_meanflow): {why}")
-        most = self.pipeline.tokenizer.model_max_length - self.pipeline.prompt_template_encode_start_idx
-        self.max_tokens = self.pipeline.tokenizer_max_length = min(type(self).max_tokens, most)
+        if self.pipeline.tokenizer is not None:
+            most = self.pipeline.tokenizer.model_max_length - self.pipeline.prompt_template_encode_start_idx
+            self.max_tokens = self.pipeline.tokenizer_max_length = min(type(self).max_tokens, most)
         if self.vae is not None:
             self.vae.enable_slicing()  # one video at a time: its attention's mask does not fit several
 

@@ -31,6 +31,10 @@ class Wan(Generator):
         return bool(self.pipeline.config.get("expand_timesteps"))
 
     @property
+    def plain_pipeline(self) -> bool:
+        return self.boundary is None
+
+    @property
     def image(self) -> str:
         return "optional" if self.begins_with_image else "none"
 
@@ -86,7 +90,7 @@ class WanImage(Wan):
 
     class_name = "WanImageToVideoPipeline"
     further_parts = {"text_encoder": ("image_encoder",)}
-    image = "required"
+    image, plain_pipeline = "required", False
 
     def _inputs(self, x: Tensor, t: Tensor, condition: Condition) -> tuple[Tensor, Tensor]:
         if self.begins_with_image:

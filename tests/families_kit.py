@@ -148,7 +148,8 @@ def plainly(pipeline, name, noise, start, prompts=PROMPTS, guidance=1.0, steps=3
     if name.startswith("ltx"):
         options["frame_rate"] = 25
     if name.startswith("ltx2"):  # of its several kinds of guidance the classifier-free one alone
-        options |= {"stg_scale": 0.0, "modality_scale": 1.0, "guidance_rescale": 0.0}
+        options |= {"stg_scale": 0.0, "modality_scale": 1.0, "guidance_rescale": 0.0, "audio_stg_scale": 0.0}
+        options |= {"audio_modality_scale": 1.0, "audio_guidance_scale": guidance}
     if name == "ltx2-i2v":  # nor is the image compressed first, as a frame of a video would be
         options["image_crf"] = 0
     if name == "ltx-i2v":  # which draws from the autoencoder's posterior of the image, and does not take its mode
