@@ -100,6 +100,11 @@ class Family(nn.Module):
         """Mean and standard deviation of the autoencoder's latents, broadcasting over (B, C, F, H, W)."""
         raise NotImplementedError
 
+    def normalised(self, latents: Tensor) -> Tensor:
+        """Latents of the autoencoder's own scale (B, C, F, H, W), normalised as the pipeline rounds them."""
+        mean, std = self.moments()
+        return (latents - mean) / std
+
     def velocity(self, x: Tensor, t: Tensor, condition: Condition, transformer: nn.Module | None = None) -> Tensor:
         """Velocity (B, C, F, H, W) of the transformer, in fp32.
 

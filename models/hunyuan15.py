@@ -1,7 +1,6 @@
 """HunyuanVideo 1.5: videos from prompts, or from an image and a prompt (Tencent, 2025).
 
-A prompt has two parts: states of a Qwen2.5-VL that reads it in a chat template, without those of the template's
-beginning, and of a ByT5 that reads the words in quotes (``prompt_2``, maybe empty).
+A prompt has two parts: states of a Qwen2.5-VL, without its template's, and a ByT5's of quoted words (``prompt_2``).
 """
 
 import numpy as np
@@ -24,13 +23,11 @@ class HunyuanVideo15(Generator):
     max_tokens = 1000
     further_parts = {"text_encoder": ("text_encoder_2",)}
     plain_pipeline = False
-    behind = ("norm_out", "proj_out")
 
     def __init__(self, *args: object, **options: object) -> None:
         super().__init__(*args, **options)
         if self.config.use_meanflow:
-            why = "it gives mean velocities, not the flow that is trained here; use one that is not"
-            raise VideoAlignError(f"this HunyuanVideo 1.5 is distilled (use_meanflow): {why}")
+            raise VideoAlignError("a distilled HunyuanVideo 1.5 (use_meanflow) gives mean velocities, not the flow's")
         if self.pipeline.tokenizer is not None:
             most = self.pipeline.tokenizer.model_max_length - self.pipeline.prompt_template_encode_start_idx
             self.max_tokens = self.pipeline.tokenizer_max_length = min(type(self).max_tokens, most)
@@ -53,6 +50,9 @@ class HunyuanVideo15(Generator):
         """Mean 0, and the inverse of the autoencoder's scaling factor, (1, 1, 1, 1, 1) each."""
         mean = torch.zeros(1, 1, 1, 1, 1, device=self.vae.device)
         return mean, mean + 1 / self.vae.config.scaling_factor
+
+    def normalised(self, latents: Tensor) -> Tensor:
+        return latents * self.vae.config.scaling_factor
 
     def adaptable(self, layer: str) -> bool:
         """Whether a layer takes part: nothing reads what the last block makes of the prompt."""

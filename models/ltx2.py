@@ -87,7 +87,10 @@ class LTX2(LTX):
 
 
 class LTX2Image(LTX2):
-    """Adapter for :class:`~diffusers.LTX2ImageToVideoPipeline`: the image is the first latent frame, at time 0."""
+    """Adapter for :class:`~diffusers.LTX2ImageToVideoPipeline`: the image is the first latent frame, at time 0.
+
+    Images are encoded as they are; diffusers compresses them as a video first (``image_crf``), which a clip's frame is.
+    """
 
     class_name = "LTX2ImageToVideoPipeline"
     image = "required"
