@@ -171,8 +171,13 @@ class Family(nn.Module):
         """
         scheduler.set_timesteps(steps, device=x.device)
 
-    def adaptable(self, layer: str) -> bool:
-        """Whether a linear layer of the transformer takes part in the velocity, so that adapters of it can train."""
+    def adaptable(self, layer: str, blocks: int | None = None) -> bool:
+        """Whether a layer of the transformer takes part in the velocity, so that it, or an adapter of it, can train.
+
+        Args:
+            layer: Name of the layer, or of a parameter.
+            blocks: Number of the transformer's blocks, where there are fewer than in the generator's own.
+        """
         return True
 
     @staticmethod

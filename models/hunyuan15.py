@@ -21,6 +21,7 @@ class HunyuanVideo15(Generator):
     class_name = "HunyuanVideo15Pipeline"
     blocks = "transformer_blocks"
     max_tokens = 1000
+    side = 16
     further_parts = {"text_encoder": ("text_encoder_2",)}
     plain_pipeline = False
 
@@ -33,10 +34,6 @@ class HunyuanVideo15(Generator):
             self.max_tokens = self.pipeline.tokenizer_max_length = min(type(self).max_tokens, most)
         if self.vae is not None:
             self.vae.enable_slicing()  # one video at a time: its attention's mask does not fit several
-
-    @property
-    def side(self) -> int:
-        return self.ratios[1] * self.config.patch_size
 
     @property
     def ratios(self) -> tuple[int, int]:
@@ -54,10 +51,11 @@ class HunyuanVideo15(Generator):
     def normalised(self, latents: Tensor) -> Tensor:
         return latents * self.vae.config.scaling_factor
 
-    def adaptable(self, layer: str) -> bool:
+    def adaptable(self, layer: str, blocks: int | None = None) -> bool:
         """Whether a layer takes part: nothing reads what the last block makes of the prompt."""
         unread = ("add_q_proj", "norm_added_q", "to_add_out", "ff_context")
-        return not (f".{self.config.num_layers - 1}." in layer and any(word in layer for word in unread))
+        last = f".{(blocks or self.config.num_layers) - 1}."
+        return not (last in layer and any(word in layer for word in unread))
 
     def token_counts(self, prompts: list[str]) -> list[int]:
         """Number of tokens of each prompt in the chat template, without the template's beginning."""

@@ -29,7 +29,7 @@ class LTX2(LTX):
     def text_width(self) -> int:
         return self.config.caption_channels if self.config.use_prompt_embeddings else self.config.cross_attention_dim
 
-    def adaptable(self, layer: str) -> bool:
+    def adaptable(self, layer: str, blocks: int | None = None) -> bool:
         """Whether a layer is of the video stream: layers of the sound, and those between both, take no part."""
         return not any(word in layer for word in ("audio", "av_cross", "a2v"))
 

@@ -7,7 +7,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
+from diffusers import DiffusionPipeline
 from PIL import Image
 
 from helpers import randn
@@ -158,11 +158,6 @@ def plainly(pipeline, name, noise, start, prompts=PROMPTS, guidance=1.0, steps=3
         found = pipeline(**options).frames
     found = torch.as_tensor(np.asarray(found) if output != "latent" else found)
     return found.transpose(1, 2).unflatten(2, noise.shape[2:]) if found.ndim == 3 else found
-
-
-def euler(generator, shift=1.0):
-    """Let a generator sample with Euler steps of a shift."""
-    generator.pipeline.scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
 
 
 def without_ftfy(monkeypatch):
