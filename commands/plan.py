@@ -21,7 +21,7 @@ def register(commands: Commands) -> None:
 
 def _options(parser: argparse.ArgumentParser) -> None:
     """Options of the command beside those of `videoalign fit`."""
-    parser.add_argument("--num-frames", type=count(1), help="number of frames of a clip, where there are no latents yet")
+    parser.add_argument("--num-frames", type=count(1), help="frames of a clip, where there are no latents yet")
     parser.add_argument("--height", type=count(1), help="height of a clip in pixels, where there are no latents yet")
     parser.add_argument("--width", type=count(1), help="width of a clip in pixels, where there are no latents yet")
     parser.add_argument("--gpus", type=count(1), help="number of GPUs of DDP and FSDP2, if not the experiment's")
