@@ -2,6 +2,7 @@
 
 from ..models.flow_losses import ConstantBeta, QuadraticBeta
 from .cache_reference import CacheReference
+from .context_parallel import ContextParallel
 from .encode import EncodeLatents
 from .flow_dpo import FlowDPO
 from .flow_ipo import FlowIPO
@@ -14,6 +15,7 @@ from .reward_model import RewardModel
 __all__ = [
     "CacheReference",
     "ConstantBeta",
+    "ContextParallel",
     "EncodeLatents",
     "FlowDPO",
     "FlowIPO",

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..datamodules.contracts import SavesReference, require
 from ..models.flow import TimeLaw
+from .experts import Expert
 from .flow_sft import FlowSFT
 
 
@@ -23,6 +24,7 @@ class CacheReference(FlowSFT):
         fps: Frame rate of the videos, where the family asks for it (LTX).
         family: Class of the generator's family, by import path (``package.module:Name``) or name; found by the
             pipeline's class if not given.
+        expert: Which of two experts' errors are computed, ``high`` or ``low``.
     """
 
     def __init__(
@@ -32,8 +34,9 @@ class CacheReference(FlowSFT):
         dtype: Literal["float32", "bfloat16"] = "float32",
         fps: float = 25.0,
         family: str | None = None,
+        expert: Expert | None = None,
     ) -> None:
-        super().__init__(generator, times=times, dtype=dtype, fps=fps, family=family)
+        super().__init__(generator, times=times, dtype=dtype, fps=fps, family=family, expert=expert)
         self._errors: list[tuple[Tensor, Tensor]] = []
 
     def setup(self, stage: str) -> None:
@@ -54,7 +57,7 @@ class CacheReference(FlowSFT):
         if not batch["items"]:
             return
         with self.as_reference() as net:
-            errors, _ = self.errors(batch["latents"], batch["seeds"], batch["prompts"], net)
+            errors, _ = self.errors(batch["latents"], batch["seeds"], batch["conditions"], net)
         self._errors.append((torch.tensor(batch["items"]), errors.T.cpu()))
 
     def on_predict_end(self) -> None:

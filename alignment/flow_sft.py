@@ -8,19 +8,21 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
-from peft import LoraConfig
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from .. import VideoAlignError
 from ..datamodules.contracts import HasNullPrompt, require
+from ..models.family import Encoded
 from ..models.fingerprint import fingerprint
 from ..models.flow import TimeLaw, draw, draw_seed, interpolate, squared_error
+from ..models.generator import START
 from ..models.generator_folder import load_generator
 from ..models.hub import address_of, commit_of
-from ..models.lora import LoRA, linear_names
+from ..models.lora import LoRA
+from ..models.lora_start import add_adapters
 from ..models.parallelize import shard
-from ..models.precision import train_in_float32
+from .experts import Expert, require_one_expert
 from .export_uses import of_generator, quoted
 from .parameter_groups import ParameterGroup
 from .training import Decay, Training
@@ -36,7 +38,7 @@ class FlowSFT(Training):
     else is here: policy and reference, LoRA adapters, noise and times, precision, logging and checkpoints.
 
     Metrics: ``train/loss``, ``train/velocity_error/*`` and those of the algorithm; at validation the same under
-    ``val/``, at fixed noise and times.
+    ``val/``, at fixed noise and times. Of a generator with two experts they are ``train/loss/high`` and so on.
 
     Args:
         generator: Folder or hub id of a Wan or LTX pipeline.
@@ -58,6 +60,8 @@ class FlowSFT(Training):
             trained from scratch can be sampled with classifier-free guidance. Fine-tuning leaves it at 0.
         family: Class of the generator's family, by import path (``package.module:Name``) or name; found by the
             pipeline's class if not given.
+        expert: Which of two experts trains (Wan2.2-A14B): ``high``, for times above the generator's boundary, or
+            ``low``. Times are those of its interval; the other expert is not loaded but to sample videos.
     """
 
     own_groups = {"adapters": ("*.lora_*",), "transformer": ("*",)}
@@ -82,6 +86,7 @@ class FlowSFT(Training):
         parts: Sequence[str] = ("transformer", "vae"),
         null_share: float = 0.0,
         family: str | None = None,
+        expert: Expert | None = None,
     ) -> None:
         super().__init__(optimizer, warmup, decay, groups)
         if not 0 <= null_share < 1:
@@ -91,8 +96,9 @@ class FlowSFT(Training):
                 f"model.null_share: {type(self).__name__} compares with a reference at the same prompt; leave it at 0"
             )
         self.null_share = null_share
-        self.generator = load_generator(generator, dtype, parts, fps, family)
-        self.name, self.lora, self.times = generator, lora, times
+        self.generator = load_generator(generator, dtype, parts, fps, family, expert)
+        require_one_expert(self.generator, expert)
+        self.name, self.lora, self.times = generator, lora, times.within(*self.generator.interval())
         if gradient_checkpointing:
             self.policy.enable_gradient_checkpointing()
         if lora is None:
@@ -106,12 +112,9 @@ class FlowSFT(Training):
             self.policy.requires_grad_(True)
         else:
             self.reference = None
-            names = linear_names(self.policy, lora.targets)
-            config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=names)
-            self.policy.add_adapter(config)
+            config = add_adapters(self.generator, lora)
             if address_of(generator):  # exported adapters name their base; a local path means nothing elsewhere
                 config.base_model_name_or_path, config.revision = generator, commit_of(generator)
-            train_in_float32(self.policy)
         self.policy.train()
         if compile:
             self.policy.compile_repeated_blocks()
@@ -126,7 +129,7 @@ class FlowSFT(Training):
         if stage == "fit" and self.null_share:
             self._null()
 
-    def _null(self) -> Tensor:
+    def _null(self) -> Encoded:
         return require(self.trainer.datamodule, HasNullPrompt, f"{type(self).__name__} with model.null_share").null
 
     def configure_model(self) -> None:
@@ -150,14 +153,16 @@ class FlowSFT(Training):
                     yield self.policy
 
     def errors(
-        self, latents: Tensor, seeds: Tensor, prompts: Sequence[Tensor], net: nn.Module | None = None
+        self, latents: Tensor, seeds: Tensor, conditions: Sequence[Encoded], net: nn.Module | None = None
     ) -> tuple[Tensor, Tensor]:
         """Velocity errors; both sides of a pair share noise and time, and go through the network in one forward.
+
+        Frames that are the image's are neither noised nor counted.
 
         Args:
             latents: Normalised latents (S, N, C, F, H, W).
             seeds: Seeds (N,) of noise and times.
-            prompts: Embeddings (L, E) of the N prompts.
+            conditions: Prompt, and maybe image, of the N samples.
             net: Transformer whose errors are computed; the policy if not given.
 
         Returns:
@@ -167,9 +172,11 @@ class FlowSFT(Training):
         t = self.times(uniform)
         sides = len(latents)
         x0, x1 = latents.flatten(0, 1), noise.repeat(sides, *[1] * (noise.ndim - 1))
-        condition = self.generator.condition([p.to(latents.device) for p in prompts] * sides)
-        velocity = self.generator.velocity(interpolate(x0, x1, t.repeat(sides)), t.repeat(sides), condition, net)
-        return squared_error(velocity, x0, x1).unflatten(0, (sides, -1)), t
+        condition = self.generator.condition(list(conditions) * sides, latents.device)
+        x = self.generator.with_image(interpolate(x0, x1, t.repeat(sides)), condition)
+        velocity = self.generator.velocity(x, t.repeat(sides), condition, net)
+        clean = self.generator.clean_frames(condition)
+        return squared_error(velocity, x0, x1, clean).unflatten(0, (sides, -1)), t
 
     def reference_errors(self, batch: dict[str, Any], latents: Tensor) -> Tensor:
         """Errors (S, N) of the reference, from the cache or computed now."""
@@ -177,11 +184,11 @@ class FlowSFT(Training):
         if not cached.isnan().any():
             return cached
         with self.as_reference() as net:
-            return self.errors(latents, batch["seeds"], batch["prompts"], net)[0]
+            return self.errors(latents, batch["seeds"], batch["conditions"], net)[0]
 
     def reference_made(self) -> dict[str, Any]:
         """Settings that the reference's errors depend on besides the latents, as plain values."""
-        base = {name: p for name, p in self.policy.named_parameters() if ".lora_" not in name}
+        base = {name: p for name, p in self.policy.named_parameters() if ".lora_" not in name or f".{START}." in name}
         return {
             "transformer": fingerprint(base),
             "times": self.times.to_dict(),
@@ -191,12 +198,12 @@ class FlowSFT(Training):
             "device": self.trainer.strategy.root_device.type,
         }
 
-    def _some_without(self, prompts: Sequence[Tensor], seeds: Tensor) -> Sequence[Tensor]:
-        """Embeddings of prompts, a share of them replaced by the empty prompt's as the samples' seeds decide."""
+    def _some_without(self, conditions: Sequence[Encoded], seeds: Tensor) -> Sequence[Encoded]:
+        """Conditions, the prompt of a share of them replaced by the empty one as the samples' seeds decide."""
         if not self.null_share:
-            return prompts
-        null, seeds = self._null(), seeds.tolist()
-        return [null if draw_seed("null", s) % 1000 < 1000 * self.null_share else p for p, s in zip(prompts, seeds)]
+            return conditions
+        null, chosen = self._null(), [draw_seed("null", s) % 1000 < 1000 * self.null_share for s in seeds.tolist()]
+        return [one | null if empty else one for one, empty in zip(conditions, chosen)]
 
     def _sides(self, values: Tensor) -> Tensor:
         """The part of values (sides, ...) that belongs to the sides that the loss reads."""
@@ -232,8 +239,9 @@ class FlowSFT(Training):
             )
         latents = self._sides(batch["latents"])
         reference = self.reference_errors(batch, latents) if self.needs_reference else None
-        prompts = self._some_without(batch["prompts"], batch["seeds"]) if stage == "train" else batch["prompts"]
-        errors, t = self.errors(latents, batch["seeds"], prompts)
+        conditions = batch["conditions"]
+        conditions = self._some_without(conditions, batch["seeds"]) if stage == "train" else conditions
+        errors, t = self.errors(latents, batch["seeds"], conditions)
         losses, values = self.loss(batch, errors, reference, t)
         valid = batch["valid"]
         loss = None
@@ -248,6 +256,13 @@ class FlowSFT(Training):
         for name, value in values.items():
             means.add(name, value, valid)
         return loss
+
+    def logged(self, name: str) -> str:
+        """The name of a logged value, with the expert that it belongs to.
+
+        Errors of the two experts differ by their size alone, by tens of times; no chart may lay them over each other.
+        """
+        return f"{name}/{self.generator.expert}" if self.generator.expert else name
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Loss of a batch."""

@@ -1,8 +1,8 @@
 """`videoalign generate`: a predict run that samples videos from a generator, with recorded seeds."""
 
-import contextlib
 import time
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
@@ -10,15 +10,17 @@ import torch
 from torch import Tensor
 
 from .. import VideoAlignError
+from ..datamodules.sample_images import read_image
 from ..datamodules.video import encode
-from ..models.adapters import load_adapters
+from ..models.adapters import apply_loras
 from ..models.dimensions import DIMENSIONS
+from ..models.family import Condition
 from ..models.finite import by_name, require_finite
 from ..models.flow import draw, interpolate
-from ..models.generator import Condition
 from ..models.generator_folder import load_generator
-from ..models.guidance import Guidance, guided
+from ..models.guidance import Guidance, steering
 from ..models.hub import commits_of
+from ..models.lora_specs import Loras, adapter_commits
 from ..models.noisy_reward import NoisyReward
 
 VIEWED_AT = 0.1
@@ -43,7 +45,9 @@ class Generate(L.LightningModule):
         fps: Frame rate of the videos, in frames per second, at least 1.
         steps: Number of scheduler steps, at least 1.
         cfg_scale: Classifier-free guidance scale, at least 1; 1 turns it off.
-        lora: Folder, file or hub id of LoRA adapters, in the names of diffusers, peft, ComfyUI, DiffSynth or kohya.
+        lora: Folder, file or hub id of LoRA adapters, in the names of diffusers, peft, ComfyUI, DiffSynth or kohya, or
+            a list of several. Each may end in ``,scale=S``, and for a generator with two experts in ``,expert=high`` or
+            ``,expert=low``, where its file does not state the expert.
         negative: Negative prompt of classifier-free guidance.
         dtype: Dtype of the transformer.
         source: Name of the generator, which is written into the videos' records.
@@ -52,6 +56,9 @@ class Generate(L.LightningModule):
         guide: Times and strength of the steering by the noisy reward.
         family: Class of the generator's family, by import path (``package.module:Name``) or name; found by the
             pipeline's class if not given.
+        cfg_scale_2: Scale of the second of two experts (Wan2.2-A14B), which works at low noise; ``cfg_scale`` if not
+            given.
+        shift: Shift of the scheduler's time steps; the authors' own if not given.
     """
 
     def __init__(
@@ -63,7 +70,7 @@ class Generate(L.LightningModule):
         fps: int = 16,
         steps: int = 50,
         cfg_scale: float = 1.0,
-        lora: str | None = None,
+        lora: Loras = None,
         negative: str = "",
         dtype: Literal["float32", "bfloat16"] = "float32",
         source: str = "generator",
@@ -71,14 +78,19 @@ class Generate(L.LightningModule):
         noisy_reward: str | None = None,
         guide: Guidance | None = None,
         family: str | None = None,
+        cfg_scale_2: float | None = None,
+        shift: float | None = None,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters(ignore=["guide", *([] if family else ["family"])])
-        if steps < 1 or not cfg_scale >= 1 or fps < 1:
+        options = {"family": family, "cfg_scale_2": cfg_scale_2, "shift": shift}
+        # videos of earlier releases were made without them, and are gone on with
+        self.save_hyperparameters(ignore=["guide", *(name for name, value in options.items() if value is None)])
+        if steps < 1 or not cfg_scale >= 1 or fps < 1 or (cfg_scale_2 is not None and not cfg_scale_2 >= 1):
             raise VideoAlignError(f"steps {steps}, cfg_scale {cfg_scale} and fps {fps} must be at least 1")
         self.generator = load_generator(generator, dtype, fps=fps, family=family)
-        if lora:
-            load_adapters(self.generator, lora)
+        if cfg_scale_2 is not None and self.generator.boundary is None:
+            raise VideoAlignError("cfg_scale_2 is the scale of a second expert, and this generator has one transformer")
+        apply_loras(self.generator, lora)
         self.noisy_reward = NoisyReward.from_pretrained(noisy_reward, self.generator) if noisy_reward else None
         if self.noisy_reward:  # its gradient would otherwise hold all tokens of all blocks
             self.noisy_reward.trunk.enable_gradient_checkpointing()
@@ -86,46 +98,59 @@ class Generate(L.LightningModule):
         if guide and not noisy_reward:
             raise VideoAlignError("guidance needs a noisy reward: name its folder (--noisy-reward)")
         self.shape = self.generator.latent_shape(num_frames, height, width)
-        self.steps, self.cfg_scale, self.negative = steps, cfg_scale, negative
+        self.steps, self.negative = steps, negative
+        self.cfg_scale, self.cfg_scale_2, self.shift = cfg_scale, cfg_scale_2, shift
 
     def making(self) -> dict[str, Any]:
         """Settings that the videos depend on, as plain values."""
-        commits = commits_of(**{name: self.hparams[name] for name in ("generator", "lora", "noisy_reward")})
+        commits = commits_of(**{name: self.hparams[name] for name in ("generator", "noisy_reward")})
+        commits |= adapter_commits(self.hparams["lora"])
         return {**self.hparams, **commits, **({"guide": asdict(self.guide)} if self.noisy_reward else {})}
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> list[tuple[str, dict[str, bytes], dict]]:
         """Sample the videos of a batch.
 
         Returns:
-            Key, members and record of each sample of a *videos* set.
+            Key, members and record of each sample of a *videos* set. The image that a video begins with is one of its
+            members.
         """
         if not batch["keys"]:
             return []
         generator, h = self.generator, self.hparams
-        condition = generator.condition(generator.encode_prompts(batch["prompts"]))
-        null = generator.condition(generator.encode_prompts([self.negative])) if self.cfg_scale > 1 else None
+        encoded = generator.encode_prompts(batch["prompts"])
+        if "images" in batch:
+            images = generator.encode_images(batch["images"], h["num_frames"])
+            encoded = [prompt | image for prompt, image in zip(encoded, images)]
+        condition = generator.condition(encoded, self.device)
+        guided = max(self.cfg_scale, self.cfg_scale_2 or 1) > 1
+        null = generator.null_condition(generator.encode_prompts([self.negative])[0]) if guided else None
         _, noise = draw(torch.tensor(batch["seeds"]), torch.Size(self.shape), self.device)
         # on a CPU the time of all cores that compute, whatever else the machine does meanwhile
         clock = time.monotonic if self.device.type == "cuda" else time.process_time
-        begun, steering = clock(), contextlib.nullcontext()
-        if self.noisy_reward:
-            steering = guided(generator.pipeline, self.noisy_reward, self.guide)
-        with steering:
-            latents = generator.sample(condition, noise, self.steps, self.cfg_scale, null)
+        begun = clock()
+        steer = steering(self.noisy_reward, self.guide, condition) if self.noisy_reward else None
+        scales = {"cfg_scale": self.cfg_scale, "cfg_scale_2": self.cfg_scale_2, "shift": self.shift, "null": null}
+        latents = generator.sample(condition, noise, self.steps, steer=steer, **scales)
         if self.device.type == "cuda":
             torch.cuda.synchronize()
         seconds = (clock() - begun) / len(latents)
         videos = generator.decode(latents, batch["keys"])  # (N, T, 3, H, W); refuses what is not finite
         views = self._views(latents, noise, condition, batch["keys"])
+        files = batch.get("image_files") or [None] * len(views)
         samples = []
-        for key, prompt, seed, video, view in zip(batch["keys"], batch["prompts"], batch["seeds"], videos.cpu(), views):
+        rows = zip(batch["keys"], batch["prompts"], batch["seeds"], videos.cpu(), views, files)
+        for key, prompt, seed, video, view, file in rows:
             record = {"prompt": prompt, "source": h["source"], "seed": seed, "guidance": h["cfg_scale"]}
             record |= {name: h[name] for name in ("steps", "fps", "num_frames", "height", "width")}
             if self.noisy_reward:
                 record |= {"guide": asdict(self.guide), "reward": h["noisy_reward"]}
                 record["noisy_reward"] = dict(zip(DIMENSIONS, view))
             record["seconds"] = round(seconds, 4)
-            samples.append((key, {"mp4": encode(video.permute(0, 2, 3, 1).numpy(), h["fps"], h["crf"])}, record))
+            members = {"mp4": encode(video.permute(0, 2, 3, 1).numpy(), h["fps"], h["crf"])}
+            if file:
+                image = read_image(Path(file), file)
+                members[image.kind], record["image"] = image.content, image.entry(Path(file).name)
+            samples.append((key, members, record))
         return samples
 
     def _views(self, latents: Tensor, noise: Tensor, condition: Condition, keys: list[str]) -> list:

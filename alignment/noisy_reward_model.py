@@ -20,6 +20,7 @@ from ..models.lora import LoRA
 from ..models.metrics import Calibration, RewardMoments
 from ..models.noisy_reward import NoisyReward, NoisyRewardShape
 from ..models.video_reward import Statistics
+from .experts import Expert, require_one_expert
 from .export_uses import of_generator, quoted
 from .parameter_groups import ParameterGroup
 from .training import Decay, Training
@@ -58,6 +59,7 @@ class NoisyRewardModel(Training):
         gradient_checkpointing: Whether the blocks' activations are computed again in the backward pass, to save memory.
         family: Class of the generator's family, by import path (``package.module:Name``) or name; found by the
             pipeline's class if not given.
+        expert: Which of two experts' blocks are copied (Wan2.2-A14B): ``high`` or ``low``. They read all times.
     """
 
     own_groups = {"adapters": ("*.lora_*",), "blocks": ("network.trunk.*",), "head": ("*",)}
@@ -79,6 +81,7 @@ class NoisyRewardModel(Training):
         fps: float = 25.0,
         gradient_checkpointing: bool = False,
         family: str | None = None,
+        expert: Expert | None = None,
     ) -> None:
         super().__init__(optimizer, warmup, decay, groups)
         if loss == "btt":
@@ -86,7 +89,8 @@ class NoisyRewardModel(Training):
         elif loss != "bt":
             raise VideoAlignError(f"model.loss {loss!r} is unknown; choose bt or btt")
         # not registered as a submodule: the generator only knows how to call the copied blocks
-        loaded = load_generator(generator, parts=("transformer", "vae"), fps=fps, family=family)
+        loaded = load_generator(generator, parts=("transformer", "vae"), fps=fps, family=family, expert=expert)
+        require_one_expert(loaded, expert)
         object.__setattr__(self, "generator", loaded)
         self.network = NoisyReward(self.generator, shape).train()
         if lora is not None:
@@ -111,8 +115,9 @@ class NoisyRewardModel(Training):
         t = torch.zeros_like(t) if self.clean and self.training else t
         other = noise if self.shared_noise else draw(batch["seeds"] ^ 1, latents.shape[2:], latents.device)[1]
         noise = torch.stack([noise, other])
+        condition = self.generator.condition(batch["conditions"] * 2, latents.device)
         x = interpolate(latents.flatten(0, 1), noise.flatten(0, 1), t.repeat(2))
-        condition = self.generator.condition([prompt.to(latents.device) for prompt in batch["prompts"]] * 2)
+        x = self.generator.with_image(x, condition)
         return self.network(x, t.repeat(2), condition).unflatten(0, (2, -1))
 
     def _losses(self, rewards: Tensor, labels: Tensor) -> preference.LabelLosses:

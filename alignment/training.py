@@ -172,11 +172,15 @@ class Training(L.LightningModule):
         """The values to log for the means of a step or an epoch; an algorithm may add to them or replace them."""
         return means
 
+    def logged(self, name: str) -> str:
+        """The name under which a value is logged, behind ``train/``, ``val/`` or ``test/``."""
+        return name
+
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Log the means of a step, over all its micro-batches. Collective."""
         for name, value in self.derived(self.step_means.compute()).items():
             bar = name.startswith("loss")
-            self.log(f"train/{name}", value, prog_bar=bar, on_step=True, on_epoch=False, batch_size=1)
+            self.log(f"train/{self.logged(name)}", value, prog_bar=bar, on_step=True, on_epoch=False, batch_size=1)
         self.step_means.reset()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
@@ -197,7 +201,7 @@ class Training(L.LightningModule):
         """Log the means of the held-out samples. Collective."""
         stage = "test" if self.trainer.testing else "val"
         for name, value in self.derived(self.held_out_means.compute()).items():
-            self.log(f"{stage}/{name}", value, batch_size=1)
+            self.log(f"{stage}/{self.logged(name)}", value, batch_size=1)
 
     def on_test_epoch_start(self) -> None:
         """Begin a test like a validation."""

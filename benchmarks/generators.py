@@ -15,7 +15,7 @@ from videoalign.miniature.networks.qwen import make_qwen
 from videoalign.models import FrameSampling, VideoReward
 from videoalign.models.generator import Generator
 from videoalign.models.generator_folder import load_generator
-from videoalign.models.guidance import guided
+from videoalign.models.guidance import Guidance, steering
 from videoalign.models.noisy_reward import NoisyReward, NoisyRewardShape
 
 
@@ -59,7 +59,7 @@ def alignment(folder: Path) -> None:
 
 def _forwards(name: str, module: FlowDPO, batch: dict[str, Any]) -> Callable[[], Tensor]:
     """Compare ways to get policy's and reference's errors; returns the usual step."""
-    latents, seeds, prompts = batch["latents"], batch["seeds"], batch["prompts"]
+    latents, seeds, prompts = batch["latents"], batch["seeds"], batch["conditions"]
     trained = [p for p in module.parameters() if p.requires_grad]
 
     def step(errors: Tensor, reference: Tensor) -> Tensor:
@@ -119,7 +119,7 @@ def _encoding(
             vae.encode(pixels)
 
     def train() -> None:
-        module.errors(short, batch["seeds"], batch["prompts"])[0].sum().backward()
+        module.errors(short, batch["seeds"], batch["conditions"])[0].sum().backward()
 
     slow, fast = timed(own_size, train, repeats=1)
     slow = [a + b for a, b in zip(slow, fast)]
@@ -182,8 +182,8 @@ def guidance(folder: Path) -> None:
     pixels = PixelReward(generator, folder / "pixel_judge", "waves at sunset")
 
     def sample(reward: object = reward, **options: object) -> Tensor:
-        with guided(generator.pipeline, reward, **options):
-            return generator.sample(condition, noise, 9, 5.0, null)
+        steer = steering(reward, Guidance(**options), condition)
+        return generator.sample(condition, noise, 9, 5.0, null, steer=steer)
 
     assert torch.equal(sample(strength=0.0), generator.sample(condition, noise, 9, 5.0, null))
     plain, every, second = timed(

@@ -13,6 +13,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard.summary import hparams
 
 from .. import VideoAlignError
+from ..datamodules.data_ranks import data_ranks
 from .run_folder import own_folder
 from .run_media import media_of
 from .samples_page import KEEP, NAME
@@ -162,7 +163,7 @@ def settings(trainer: L.Trainer, module: L.LightningModule) -> dict[str, bool | 
         found["weight_decay"] = max(float(group.get("weight_decay", 0.0)) for group in optimizer.param_groups)
     batch = getattr(trainer.datamodule, "batch_size", None)
     if isinstance(batch, int):
-        found["samples_per_step"] = batch * trainer.world_size * trainer.accumulate_grad_batches
+        found["samples_per_step"] = batch * data_ranks(trainer)[1] * trainer.accumulate_grad_batches
     found |= {"precision": str(trainer.precision), "gradient_clip_val": trainer.gradient_clip_val}
     found |= {"seed": os.environ.get("PL_GLOBAL_SEED")}
     return {name: value for name, value in found.items() if isinstance(value, _KEPT)}

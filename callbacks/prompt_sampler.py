@@ -1,7 +1,8 @@
 """Samples of policy and reference from the same prompts and noise, for the callbacks that compare their videos."""
 
+import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,7 +14,12 @@ from torch import Tensor
 from .. import VideoAlignError
 from ..bars import Bar
 from ..datamodules.contracts import AlignsGenerator, require
-from ..models.flow import draw, draw_seed, interpolate
+from ..datamodules.encode_list import ClipSize
+from ..datamodules.prompts import Item, check_items
+from ..datamodules.sample_images import read_image
+from ..models.family import Encoded
+from ..models.flow import draw, interpolate
+from ..models.generator import EXPERTS
 from ..models.generator_folder import load_generator
 
 
@@ -34,6 +40,10 @@ class Sampling:
     """Number of scheduler steps."""
     cfg_scale: float = 1.0
     """Classifier-free guidance scale; 1 turns it off."""
+    cfg_scale_2: float | None = None
+    """Scale of the second of two experts (Wan2.2-A14B), which works at low noise; ``cfg_scale`` if not given."""
+    shift: float | None = None
+    """Shift of the scheduler's time steps; the authors' own if not given."""
     negative: str = ""
     """Negative prompt of classifier-free guidance."""
     batch_size: int = 1
@@ -69,20 +79,22 @@ class SamplesPrompts(L.Callback):
     """A callback that samples videos of prompts, of the held-out latents' size where none is given.
 
     Args:
-        prompts: Prompts of the videos.
+        items: Prompts of the videos, and the images that they begin with.
         sampling: Size of the videos, and how they are sampled.
     """
 
-    def __init__(self, prompts: list[str], sampling: Sampling) -> None:
-        self.prompts, self.sampling = prompts, sampling
+    def __init__(self, items: Sequence[Item], sampling: Sampling) -> None:
+        self.items, self.prompts, self.sampling = items, [item.prompt for item in items], sampling
 
     def check_size(self, pl_module: L.LightningModule) -> None:
-        """Refuse a module that aligns no generator, and a size of videos that its generator cannot sample.
+        """Refuse a module that aligns no generator, and a size of videos or prompts that its generator cannot take.
 
         Args:
             pl_module: Module that is trained or tested.
         """
-        generator = require(pl_module, AlignsGenerator, f"callbacks.{type(self).__name__}").generator
+        who = f"callbacks.{type(self).__name__}"
+        generator = require(pl_module, AlignsGenerator, who).generator
+        check_items(self.items, generator.image, f"{who}.prompts")
         if not self.sampling.missing:
             generator.latent_shape(self.sampling.num_frames, self.sampling.height, self.sampling.width)
 
@@ -140,41 +152,77 @@ class SamplingProgress:
 
 
 class PromptSampler:
-    """Samples latents of policy and reference for a list of prompts.
+    """Samples latents of policy and reference for a list of prompts, and of the images that their videos begin with.
 
     Args:
         module: The alignment module that holds both.
         sampling: Size of the videos, and how they are sampled.
-        prompts: Prompts of the videos. The text encoder is loaded to embed them, and freed afterwards.
+        items: Prompts and images of the videos. Their encoders are loaded to embed them, and freed afterwards.
+        encoded: The items encoded, where that was done before; only a negative prompt is embedded then.
     """
 
-    def __init__(self, module: L.LightningModule, sampling: Sampling, prompts: Sequence[str]) -> None:
-        self.module, self.sampling, self.prompts = module, sampling, list(prompts)
+    def __init__(
+        self,
+        module: L.LightningModule,
+        sampling: Sampling,
+        items: Sequence[Item],
+        encoded: Sequence[Encoded] | None = None,
+    ) -> None:
+        self.module, self.sampling, self.items = module, sampling, list(items)
         self.aligned = require(module, AlignsGenerator, type(self).__name__)
         shape = self.aligned.generator.latent_shape(sampling.num_frames, sampling.height, sampling.width)
         self.shape = torch.Size(shape)
         self._stepped: SamplingProgress | None = None
-        dtype = "bfloat16" if module.device.type == "cuda" else "float32"  # UMT5-XXL is 23 GB in fp32
-        encoder = load_generator(self.aligned.name, dtype, ("text_encoder",), family=type(self.aligned.generator)).to(
-            module.device
-        )
-        self.embeds = encoder.encode_prompts([*prompts, sampling.negative])
-        del encoder
-        if module.device.type == "cuda":
-            torch.cuda.empty_cache()
+        null = getattr(module.trainer.datamodule, "null", None)
+        if encoded is not None and null is not None and not sampling.negative:
+            self.encoded = [*encoded, null]
+        else:
+            self.encoded = self._embed(encoded)
 
-    def begin(self, who: str, rounds: int) -> None:
-        """Show the progress of the next calls of :meth:`both`.
+    def _embed(self, encoded: Sequence[Encoded] | None) -> list[Encoded]:
+        """What videos are conditioned on, and the negative prompt; the encoders are freed afterwards."""
+        sampling, device = self.sampling, self.module.device
+        dtype = "bfloat16" if device.type == "cuda" else "float32"  # UMT5-XXL is 23 GB in fp32
+        files, kind = [item.image for item in self.items if item.image], type(self.aligned.generator)
+        parts = ("text_encoder", "vae") if files else ("text_encoder",)
+        encoder = load_generator(self.aligned.name, dtype, parts, family=kind).to(device)
+        texts = [] if encoded is not None else [item.prompt for item in self.items]
+        found = encoder.encode_prompts([*texts, sampling.negative])
+        if files:
+            size = ClipSize(num_frames=sampling.num_frames, height=sampling.height, width=sampling.width)
+            for number, file in enumerate(files):
+                picture = size.image(read_image(file, str(file)).content, str(file))[None].to(device)
+                found[number] |= encoder.encode_images(picture, sampling.num_frames)[0]
+        del encoder
+        _free(device)
+        return [*(encoded or []), *found]
+
+    @contextlib.contextmanager
+    def sampling_of(self, who: str, rounds: int) -> Iterator[None]:
+        """Show the progress of the next calls of :meth:`both`; meanwhile the expert that does not train is in memory.
 
         Args:
             who: Class of the callback that samples, for messages.
             rounds: Number of calls.
         """
-        shown, device = self.module.trainer.is_global_zero, self.module.device
+        shown, device, generator = self.module.trainer.is_global_zero, self.module.device, self.aligned.generator
         self._stepped = SamplingProgress(who, 2 * rounds, self.sampling.steps, device, shown)
+        lent = generator.boundary is not None and generator.other is None
+        if lent:
+            absent = next(name for name in EXPERTS if name != generator.expert)
+            dtype = str(generator.transformer.dtype).removeprefix("torch.")
+            kind = type(generator)
+            loaded = load_generator(self.aligned.name, dtype, ("transformer",), family=kind, expert=absent)
+            generator.other = loaded.transformer.to(device)
+        try:
+            yield
+        finally:
+            if lent:
+                generator.other = None
+                _free(device)
 
     def noise(self, items: Sequence[tuple[int, int]]) -> Tensor:
-        """Draw the noise of (prompt, number) items, which depends on the seed, the prompt's text and the number alone.
+        """Draw the noise of (prompt, number) items, which depends on the seed, prompt, image and number alone.
 
         Args:
             items: N pairs of a prompt's place in the list and the number of its noise.
@@ -182,7 +230,7 @@ class PromptSampler:
         Returns:
             Noise (N, C, F, H, W).
         """
-        seeds = torch.tensor([draw_seed(self.sampling.seed, self.prompts[p], n) for p, n in items])
+        seeds = torch.tensor([self.items[p].seed(self.sampling.seed, n) for p, n in items])
         return draw(seeds, self.shape, self.module.device)[1]
 
     def _precision(self):
@@ -202,13 +250,15 @@ class PromptSampler:
         generator, s = self.aligned.generator, self.sampling
         if generator.vae is None:
             raise VideoAlignError("videos cannot be decoded: add vae to model.parts")
-        condition = generator.condition([self.embeds[p] for p, _ in items])
-        null = generator.condition(self.embeds[-1:]) if s.cfg_scale > 1 else None
+        condition = generator.condition([self.encoded[p] for p, _ in items], self.module.device)
+        guided = max(s.cfg_scale, s.cfg_scale_2 or 1) > 1
+        null = generator.null_condition(self.encoded[-1], self.module.device) if guided else None
+        options = {name: getattr(s, name) for name in ("steps", "cfg_scale", "cfg_scale_2", "shift")} | {"null": null}
         noise = self.noise(items)
         with self._precision():
-            policy = generator.sample(condition, noise, s.steps, s.cfg_scale, null, None, self._stepped)
+            policy = generator.sample(condition, noise, on_step=self._stepped, **options)
         with self._precision(), self.aligned.as_reference() as net:
-            return policy, generator.sample(condition, noise, s.steps, s.cfg_scale, null, net, self._stepped)
+            return policy, generator.sample(condition, noise, transformer=net, on_step=self._stepped, **options)
 
     @torch.no_grad()
     def drift(self, latents: Tensor, items: Sequence[tuple[int, int]], draws: int = 4) -> Tensor:
@@ -217,19 +267,27 @@ class PromptSampler:
         Args:
             latents: (N, C, F, H, W) latents that are noised for it.
             items: N pairs of a prompt's place in the list and the number of its noise.
-            draws: Number of flow times, which are the middles of as many equal parts of (0, 1).
+            draws: Number of flow times, which are the middles of as many equal parts of the transformer's times.
 
         Returns:
             (N,) mean squared difference of the two velocities.
         """
         generator = self.aligned.generator
-        condition, noise = generator.condition([self.embeds[p] for p, _ in items]), self.noise(items)
+        condition = generator.condition([self.encoded[p] for p, _ in items], self.module.device)
+        noise = self.noise(items)
+        clean, (lowest, highest) = generator.clean_frames(condition), generator.interval()
         total = torch.zeros(len(items), device=latents.device)
         for i in range(draws):
-            t = torch.full((len(items),), (i + 0.5) / draws, device=latents.device)
-            x = interpolate(latents, noise, t)
+            t = torch.full((len(items),), lowest + (highest - lowest) * (i + 0.5) / draws, device=latents.device)
+            x = generator.with_image(interpolate(latents, noise, t), condition)
             with self._precision():
                 mine = generator.velocity(x, t, condition)
             with self._precision(), self.aligned.as_reference() as net:
-                total += (mine - generator.velocity(x, t, condition, net)).square().flatten(1).mean(1)
+                change = mine - generator.velocity(x, t, condition, net)
+            total += change[:, :, clean:].square().flatten(1).mean(1)
         return total / draws
+
+
+def _free(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.empty_cache()

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from .. import EverywhereError, VideoAlignError
 from ..datamodules.contracts import AlignsGenerator, require
-from ..datamodules.prompts import read_prompts
+from ..datamodules.data_ranks import data_ranks
+from ..datamodules.prompts import read_items
 from ..datamodules.ratings import COLUMNS
 from ..datamodules.video import resample
 from ..models.files import write_json
@@ -36,7 +37,8 @@ class WinRate(SamplesPrompts):
 
     Args:
         reward_model: Folder or hub id of the reward model that compares, in this package's format or an official one's.
-        prompts: CSV file with a column ``prompt``, or text file with one prompt a line.
+        prompts: CSV file with a column ``prompt`` (and ``image`` for image-to-video), or text file with one prompt a
+            line.
         sampling: Size and sampler of the videos.
         samples: Number of noises per prompt; with one there is no superiority.
         out: Folder for ``win_rate.json``; the run's folder if not given.
@@ -63,7 +65,7 @@ class WinRate(SamplesPrompts):
         self.clips = clips
         self.reward_model, self.backbone = reward_model, backbone
         self.template = Template.load(template) if template else None
-        super().__init__(read_prompts(prompts), sampling)
+        super().__init__(read_items(prompts), sampling)
         self.samples, self.out = samples, out
         self.results: dict[str, dict] = {}
         self._films: dict[tuple[int, str], np.ndarray] = {}
@@ -75,25 +77,26 @@ class WinRate(SamplesPrompts):
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Sample, score and compare. Collective: every rank must call it."""
-        sampler = PromptSampler(pl_module, self.sampling, self.prompts)
+        sampler = PromptSampler(pl_module, self.sampling, self.items)
         judge = load_reward(self.reward_model, self.backbone, self.template).to(pl_module.device)
         judge.need_statistics(self.reward_model)
         items = [(p, n) for p in range(len(self.prompts)) for n in range(self.samples)]
         batches = [items[i : i + self.sampling.batch_size] for i in range(0, len(items), self.sampling.batch_size)]
-        rounds = -(-len(batches) // trainer.world_size)  # every rank samples as often: sharded layers are collective
+        rank, world = data_ranks(trainer)
+        rounds = -(-len(batches) // world)  # every rank samples as often: sharded layers are collective
         found: dict[tuple[int, int], list] = {}
         self._films = {}
-        sampler.begin("WinRate", rounds)
-        for number in range(rounds):
-            batch = batches[(number * trainer.world_size + trainer.global_rank) % len(batches)]
-            policy, reference = sampler.both(batch)
-            drift = sampler.drift(reference, batch)
-            rewards = [
-                self._rewards(judge, pl_module, latents, batch, side)
-                for side, latents in (("policy", policy), ("reference", reference))
-            ]
-            for item, *row in zip(batch, *(r.tolist() for r in rewards), drift.tolist()):
-                found[item] = row
+        with sampler.sampling_of("WinRate", rounds):
+            for number in range(rounds):
+                batch = batches[(number * world + rank) % len(batches)]
+                policy, reference = sampler.both(batch)
+                drift = sampler.drift(reference, batch)
+                rewards = [
+                    self._rewards(judge, pl_module, latents, batch, side)
+                    for side, latents in (("policy", policy), ("reference", reference))
+                ]
+                for item, *row in zip(batch, *(r.tolist() for r in rewards), drift.tolist()):
+                    found[item] = row
         self._films = self._gather(trainer, self._films)
         self._report(trainer, pl_module, self._gather(trainer, found))
 

@@ -21,6 +21,7 @@ from .. import VideoAlignError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from ..models.family import Encoded
     from ..models.generator import Generator
     from ..models.lora import LoRA
     from ..models.metrics import Calibration
@@ -316,8 +317,8 @@ class HasNullPrompt(Protocol):
     """
 
     @property
-    def null(self) -> Tensor:
-        """Embedding (L, E) of the empty prompt."""
+    def null(self) -> Encoded:
+        """The empty prompt, encoded."""
 
 
 @offered_by("a DataModule of latents (LatentPairs or a subclass)")

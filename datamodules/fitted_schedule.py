@@ -9,6 +9,8 @@ from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_info
 
+from .data_ranks import data_ranks
+
 
 def fit_schedule(trainer: Any, samples: int, batch: int) -> None:
     """Make accumulation and validation interval of a trainer as small as an epoch of the training set.
@@ -20,13 +22,14 @@ def fit_schedule(trainer: Any, samples: int, batch: int) -> None:
         samples: Number of samples in the training set.
         batch: Samples per rank and micro-batch.
     """
-    batches, accumulate = samples // (trainer.world_size * batch), trainer.accumulate_grad_batches
+    world = data_ranks(trainer)[1]
+    batches, accumulate = samples // (world * batch), trainer.accumulate_grad_batches
     if 0 < batches < accumulate:
-        ranks = f" x {trainer.world_size} ranks" if trainer.world_size > 1 else ""
+        ranks = f" x {world} ranks" if world > 1 else ""
         rank_zero_info(
             f"the training set has {samples} samples, fewer than one step takes (data.batch_size {batch}{ranks} x "
             f"trainer.accumulate_grad_batches {accumulate}): in this run a step takes "
-            f"{batches * batch * trainer.world_size} of them, and an epoch is one step"
+            f"{batches * batch * world} of them, and an epoch is one step"
         )
         trainer.accumulate_grad_batches = accumulate = batches
     interval = trainer.val_check_interval

@@ -16,6 +16,7 @@ from ..models.processor import RewardProcessor
 from .benchmark import Benchmark
 from .contents import Contents, RawSample
 from .contracts import HasProcessor, require
+from .data_ranks import data_ranks
 from .frames import FrameReader
 from .ratings import labels_of, prompt_of, scores_of, sources_of
 from .shards import ShardSet
@@ -209,12 +210,13 @@ class VideoPairs(L.LightningDataModule):
         self, shards: ShardSet, contents: Contents, decode: Any, training: bool, benchmark: str | None = None
     ) -> ShardLoader:
         trainer = self.trainer
+        rank, world = data_ranks(trainer)
         share = (
             training_share(trainer, len(contents), self.batch_size)
             if training
-            else Share(len(contents), self.val_batch_size, trainer.world_size, training)
+            else Share(len(contents), self.val_batch_size, world, training)
         )
-        stream = ShardStream(contents, decode, share, trainer.global_rank, self.seed, self.shuffle_buffer, shards.name)
+        stream = ShardStream(contents, decode, share, rank, self.seed, self.shuffle_buffer, shards.name)
         options = {
             "persistent_workers": training and self.workers > 0,  # an epoch may be short
             "pin_memory": trainer.strategy.root_device.type == "cuda",

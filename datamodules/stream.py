@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 from .. import VideoAlignError
 from .contents import Contents, RawSample
+from .data_ranks import data_ranks
 from .fitted_schedule import fit_schedule
 from .stores import threads
 
@@ -152,7 +153,7 @@ def shuffled(samples: Iterator, size: int, rng: random.Random) -> Iterator:
 def training_share(trainer: Any, samples: int, batch: int) -> Share:
     """How a training run deals out ``samples``, ``batch`` of them per rank and micro-batch; fits its schedule first."""
     fit_schedule(trainer, samples, batch)
-    return Share(samples, batch, trainer.world_size, True, trainer.accumulate_grad_batches)
+    return Share(samples, batch, data_ranks(trainer)[1], True, trainer.accumulate_grad_batches)
 
 
 def at_least(least: int, **options: int | None) -> None:
@@ -178,7 +179,8 @@ def own_share(batches: Sequence[list[int]], trainer: Any, done: Container[int] =
         trainer: The Trainer, which knows rank and world size.
         done: Numbers of samples that are done.
     """
-    share = batches[trainer.global_rank :: trainer.world_size]
+    rank, world = data_ranks(trainer)
+    share = batches[rank::world]
     return [left for batch in share if (left := [number for number in batch if number not in done])] or [[]]
 
 

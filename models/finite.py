@@ -1,9 +1,10 @@
 """Checks that nothing with NaN or infinity is written: later a NaN in a weight looks like any other number."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from .. import VideoAlignError
 
@@ -13,11 +14,29 @@ NOT_WRITTEN = "nothing is written; export an earlier checkpoint"
 """The remedy for weights that are to be exported."""
 
 
+def plain(tensor: Tensor) -> Iterator[Tensor]:
+    """The plain tensors that a tensor consists of: itself, or the numbers and scales of a quantised one."""
+    if hasattr(tensor, "__tensor_flatten__") and not isinstance(tensor, DTensor):  # torchao's
+        for name in tensor.__tensor_flatten__()[0]:
+            yield from plain(getattr(tensor, name))
+        return
+    yield tensor.detach()
+    if state := getattr(tensor, "quant_state", None):  # bitsandbytes, 4 bits
+        yield from state.as_dict(packed=True).values()
+    elif (scales := getattr(tensor, "SCB", None)) is not None:  # bitsandbytes, 8 bits
+        yield scales
+
+
 def is_finite(tensor: Tensor) -> bool:
     """Whether no value of a tensor is NaN or infinite. The smallest and the largest value show it, without a copy."""
+    parts = list(plain(tensor))
+    if len(parts) > 1:
+        return all(is_finite(part) for part in parts)
+    (tensor,) = parts
     if not tensor.is_floating_point() or not tensor.numel():
         return True
-    low, high = tensor.detach().aminmax()
+    # torch compares no numbers of 8 bits
+    low, high = (tensor.float() if tensor.element_size() == 1 else tensor).aminmax()
     return bool(torch.isfinite(low) and torch.isfinite(high))
 
 

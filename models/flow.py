@@ -12,13 +12,17 @@ Legend: N samples; C, F, H, W channels, frames, height and width of latents.
 
 import hashlib
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from statistics import NormalDist
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from .. import VideoAlignError
+
+TIMES = 1000
+"""Number of time steps that diffusers' schedulers and transformers divide [0, 1] into."""
 
 
 def expand(t: Tensor, like: Tensor) -> Tensor:
@@ -38,8 +42,8 @@ def interpolate(data: Tensor, noise: Tensor, t: Tensor) -> Tensor:
     return (1 - t) * data + t * noise
 
 
-def squared_error(velocity: Tensor, data: Tensor, noise: Tensor) -> Tensor:
-    """Squared error (N,) of a velocity, in fp32: the *mean* over all elements of a sample.
+def squared_error(velocity: Tensor, data: Tensor, noise: Tensor, clean_frames: int = 0) -> Tensor:
+    """Squared error (N,) of a velocity, in fp32: the *mean* over all elements of a sample that are noised.
 
     The paper prints a sum (``norm().pow(2)``). Its authors' code, and every suite that names a beta, takes the mean.
     With 2 million elements the two differ by that factor in beta.
@@ -48,8 +52,10 @@ def squared_error(velocity: Tensor, data: Tensor, noise: Tensor) -> Tensor:
         velocity: Predicted velocity (N, ...).
         data: Samples (N, ...) at t = 0.
         noise: Noise (N, ...) at t = 1.
+        clean_frames: Number of first frames of latents (N, C, F, H, W) that are given and not noised.
     """
-    return (velocity.float() - (noise.float() - data.float())).square().flatten(1).mean(1)
+    error = velocity.float() - (noise.float() - data.float())
+    return (error[:, :, clean_frames:] if clean_frames else error).square().flatten(1).mean(1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,23 +72,61 @@ class TimeLaw:
     shift: float = 1.0
     """Factor s > 0 of the map t -> s t / (1 + (s - 1) t), applied last. Values above 1 give more times near the noise,
     as samplers of large videos use; 1 changes nothing."""
+    lowest: float = 0.0
+    """Smallest time in [0, 1]. The distribution between ``lowest`` and ``highest`` is that of the law there."""
+    highest: float = 1.0
+    """Largest time in [0, 1]. Of a generator with two experts, one trains on the times of its own interval alone."""
 
     def __post_init__(self) -> None:
         if self.law not in ("uniform", "logit_normal"):
             raise VideoAlignError(f"times.law {self.law!r} is unknown; choose uniform or logit_normal")
         if not (math.isfinite(self.mean) and 0 < self.std < math.inf and 0 < self.shift < math.inf):
             raise VideoAlignError(f"times: mean must be finite, std and shift positive, got {self}")
+        if not 0 <= self.lowest < self.highest <= 1:
+            raise VideoAlignError(f"times: 0 <= lowest < highest <= 1 is needed, got {self}")
+
+    def within(self, lowest: float, highest: float) -> "TimeLaw":
+        """This law, restricted to a smaller interval of times.
+
+        Args:
+            lowest: Smallest time.
+            highest: Largest time.
+
+        Raises:
+            VideoAlignError: If no time is left.
+        """
+        return replace(self, lowest=max(lowest, self.lowest), highest=min(highest, self.highest))
+
+    def share(self, lowest: float, highest: float) -> float:
+        """Share of the whole law's times between two times in [0, 1]."""
+        return self._below(highest) - self._below(lowest)
+
+    def _below(self, t: float) -> float:
+        """Probability of times below t under the whole law: the inverse of the map from uniform variables."""
+        u = t / (self.shift - (self.shift - 1) * t)
+        if self.law == "logit_normal" and 0 < u < 1:
+            u = NormalDist(self.mean, self.std).cdf(math.log(u / (1 - u)))
+        return u
 
     def __call__(self, u: Tensor) -> Tensor:
         """Map uniform variables (N,) in [0, 1) to times (N,)."""
+        if (self.lowest, self.highest) == (0, 1):
+            return self._times(u)
+        low, high = self._below(self.lowest), self._below(self.highest)
+        return self._times(low + (high - low) * u).clamp(self.lowest, self.highest)
+
+    def _times(self, u: Tensor) -> Tensor:
         if self.law == "logit_normal":
             inside = u.double().clamp(1e-9, 1 - 1e-9)
             u = torch.sigmoid(self.mean + self.std * torch.special.ndtri(inside)).to(u.dtype)
         return self.shift * u / (1 + (self.shift - 1) * u)
 
     def to_dict(self) -> dict:
-        """Settings as plain JSON values."""
-        return asdict(self)
+        """Settings as plain JSON values; those of the interval where it is not the whole one."""
+        settings = asdict(self)
+        if (self.lowest, self.highest) == (0, 1):  # as caches of earlier releases state them
+            del settings["lowest"], settings["highest"]
+        return settings
 
 
 def draw_seed(*what: object) -> int:

@@ -1,162 +1,117 @@
-"""Text-to-video generators: diffusers pipelines with the latents, times and velocities of this package.
+"""Video generators: diffusers pipelines that encode, decode and sample in the terms of this package.
 
-A family (:mod:`.wan`, :mod:`.ltx`) defines how latents are normalised and how its transformer is called; this module
-has the rest. Latents are (B, C, F, H, W), normalised; times are in [0, 1], 1 is noise; velocities are noise minus data.
-diffusers' flow transformers predict that velocity and take 1000 t.
+A family (:mod:`.wan`, :mod:`.ltx`, ...) defines what :mod:`.family` asks; this module has the rest. A sample is
+*conditioned* on a prompt and, in image-to-video, on the image that the video begins with.
 """
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from typing import ClassVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, SchedulerMixin
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
+from torchvision.transforms.functional import to_pil_image
 
 from .. import VideoAlignError
+from .family import Condition, Encoded, Family
 from .fingerprint import fingerprint
 from .finite import by_name, require_finite
+from .flow import TIMES
 
-Condition = dict[str, Tensor]
-"""Prompts as the transformer takes them: ``embeds`` (B, L, E), zero after each prompt's end, and ``mask`` (B, L), 1 at
-tokens and 0 after them."""
+Steer = Callable[[Tensor, float, Tensor, nn.Module, int], Tensor]
+"""Changes the velocity of a sampling step: from latents (B, C, F, H, W), time, velocity (B, C, F, H, W), the
+transformer that gave it, and the number of the step."""
 PARTS = ("transformer", "vae", "text_encoder")
 """Parts of a pipeline that can be loaded or left out."""
+START = "start"
+"""Name in peft of the frozen copy of the adapters that training went on from."""
+EXPERTS = ("high", "low")
+"""Experts of a generator with two transformers: the one for times above its boundary, and the one below."""
 
 
-class Generator(nn.Module):
-    """A text-to-video generator around a diffusers pipeline; subclasses adapt one family of pipelines each.
+class Generator(Family):
+    """A video generator around a diffusers pipeline; subclasses adapt one family of pipelines each.
 
     Args:
         pipeline: Pipeline of diffusers. Parts that are not needed may be None.
         fps: Frame rate of its videos, in frames per second. Only families whose positions depend on it (LTX) use it.
+        skeletons: The pipeline's transformer and autoencoder without weights (on the meta device), by name, where they
+            were not loaded: their settings are needed in any case.
+        expert: Which of two experts trains: ``high`` or ``low``.
 
     Attributes:
-        transformer: The pipeline's transformer, or None.
+        transformer: The transformer that trains, or that samples; of two experts the one that trains, or ``high``.
+        other: The other expert, which sampling needs too; None where there is none, or it was not loaded.
+        expert: Which expert :attr:`transformer` is; None where there is one transformer.
         vae: The pipeline's autoencoder, or None.
         text_encoder: The pipeline's text encoder, or None.
     """
 
-    class_name: ClassVar[str]
-    """Name of the pipeline's class in diffusers."""
-    blocks: ClassVar[str]
-    """Name of the transformer's attribute that holds its blocks."""
-    max_tokens: int
-    """Length of the longest prompt, in tokens: the family's value in training, or the tokenizer's if it is smaller."""
-    side: ClassVar[int]
-    """Number of pixels that height and width of videos are multiples of."""
-
-    def __init__(self, pipeline: DiffusionPipeline, fps: float = 25.0) -> None:
+    def __init__(
+        self,
+        pipeline: DiffusionPipeline,
+        fps: float = 25.0,
+        skeletons: Mapping[str, nn.Module] | None = None,
+        expert: str | None = None,
+    ) -> None:
         super().__init__()
         self.pipeline, self.fps = pipeline, fps
         pipeline.set_progress_bar_config(disable=True)
+        experts = {"high": pipeline.transformer, "low": getattr(pipeline, "transformer_2", None)}
+        self.boundary: float | None = pipeline.config.get("boundary_ratio")
+        self.expert = (expert or "high") if self.boundary else None
+        self.transformer = experts.pop(self.expert or "high")
+        (self.other,) = experts.values()
+        self.vae, self.text_encoder = pipeline.vae, pipeline.text_encoder
+        for name in (more for further in self.further_parts.values() for more in further):
+            self.register_module(name, getattr(pipeline, name))  # so that they go to the device with the rest
+        kept = {"transformer": self.transformer or self.other, "vae": self.vae}
+        # a dictionary, so that skeletons are no submodules
+        self.structure = {**(skeletons or {}), **{name: part for name, part in kept.items() if part is not None}}
         if pipeline.tokenizer is not None:
             self.max_tokens = min(type(self).max_tokens, pipeline.tokenizer.model_max_length)
-        self.transformer = pipeline.transformer
-        self.vae, self.text_encoder = pipeline.vae, pipeline.text_encoder
+        if (shift := self.official_shift()) is not None:
+            pipeline.scheduler = _shifted(pipeline.scheduler, shift)
         self.requires_grad_(False)
 
-    # --- what a family defines --------------------------------------------------------------------------------
-
-    def moments(self) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of the autoencoder's latents, broadcasting over (B, C, F, H, W)."""
-        raise NotImplementedError
-
-    def velocity(self, x: Tensor, t: Tensor, condition: Condition, transformer: nn.Module | None = None) -> Tensor:
-        """Velocity (B, C, F, H, W) of the transformer, in fp32.
-
-        Args:
-            x: Noisy latents (B, C, F, H, W).
-            t: Times (B,) in [0, 1].
-            condition: Prompts of the batch.
-            transformer: Transformer to call instead of the pipeline's own.
-        """
-        raise NotImplementedError
-
-    def _denoise(self, condition: Condition, null: Condition | None, noise: Tensor, **options: object) -> Tensor:
-        """Latents (B, C, F, H, W) that the pipeline samples from noise of that shape."""
-        raise NotImplementedError
-
-    @staticmethod
-    def cleaned(prompt: str) -> str:
-        """A prompt after the cleaning that the pipeline does before tokenising."""
-        return prompt
-
-    @staticmethod
-    def packed(latents: Tensor) -> Tensor:
-        """Latents (B, C, F, H, W) in the shape that the pipeline's scheduler works on."""
-        return latents
-
-    @staticmethod
-    def unpacked(latents: Tensor, call: dict) -> Tensor:
-        """The inverse of :meth:`packed`.
-
-        Args:
-            latents: Latents in the scheduler's shape.
-            call: Keyword arguments of the transformer's last call, which state the size.
-        """
-        return latents
-
-    @staticmethod
-    def encoded(found: tuple) -> Condition:
-        """The condition that corresponds to the output of the pipeline's ``encode_prompt``."""
-        return {"embeds": found[0], "mask": torch.ones(found[0].shape[:2], dtype=torch.long, device=found[0].device)}
-
-    def _decode(self, latents: Tensor) -> Tensor:
-        """Frames (B, 3, T, H, W) in [-1, 1] that the autoencoder decodes from latents in its own scale."""
-        return self.vae.decode(latents, return_dict=False)[0]
-
-    # --- shapes -----------------------------------------------------------------------------------------------
-
-    @property
-    def ratios(self) -> tuple[int, int]:
-        """Compression of the autoencoder: frames per latent in time, and pixels per latent along each side."""
-        raise NotImplementedError
-
-    def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
-        """Shape (C, F, H, W) of a video's latents.
-
-        Args:
-            frames: Number of frames.
-            height: Height of the video, in pixels.
-            width: Width of the video, in pixels.
-
-        Raises:
-            VideoAlignError: Where the autoencoder or the transformer cannot take such a video.
-        """
-        time, space = self.ratios
-        if frames < 1 or (frames - 1) % time:
-            good = max(0, round((frames - 1) / time)) * time + 1
-            raise VideoAlignError(
-                f"num_frames is {frames}, but this autoencoder takes 1 more than a multiple of {time}, such as {good}"
-            )
-        if height % self.side or width % self.side or min(height, width) < self.side:
-            raise VideoAlignError(
-                f"videos of {height} x {width} pixels: height and width must be multiples of {self.side}"
-            )
-        return self.transformer.config.in_channels, (frames - 1) // time + 1, height // space, width // space
-
-    # --- autoencoder and text encoder -------------------------------------------------------------------------
+    # --- autoencoder and encoders -----------------------------------------------------------------------------
 
     def require(self, part: str) -> nn.Module:
         """Give a part of the pipeline that must have been loaded.
 
         Args:
-            part: One of :data:`PARTS`.
+            part: One of :data:`PARTS` or :attr:`further_parts`.
 
         Raises:
             VideoAlignError: Where the generator was loaded without it.
         """
         module = getattr(self, part)
         if module is None:
+            loaded_with = next((name for name, more in self.further_parts.items() if part in more), None)
+            named = f"{loaded_with}, with which it comes," if loaded_with else "it"
             raise VideoAlignError(
-                f"this generator was loaded without its {part}, which is needed here; name it under parts"
+                f"this generator was loaded without its {part}, which is needed here; name {named} under parts"
             )
         return module
 
+    def pixels(self, video: Tensor) -> Tensor:
+        """Frames (B, T, 3, H, W), uint8, as the autoencoder takes them: (B, 3, T, H, W) in [-1, 1].
+
+        Raises:
+            VideoAlignError: Where the autoencoder cannot take videos of this size.
+        """
+        vae = self.require("vae")
+        self.latent_shape(video.shape[1], *video.shape[-2:])
+        return 2 * (video.transpose(1, 2).to(vae.device, vae.dtype) / 255) - 1
+
     @torch.no_grad()
+    def encode_pixels(self, pixels: Tensor) -> Tensor:
+        """Normalised latents (B, C, F, H, W), fp32, of frames (B, 3, T, H, W) in [-1, 1]: the posterior's mode."""
+        mean, std = self.moments()
+        return (self.vae.encode(pixels).latent_dist.mode().float() - mean) / std
+
     def encode_video(self, video: Tensor) -> Tensor:
         """Encode videos to the mode of the autoencoder's posterior.
 
@@ -169,11 +124,28 @@ class Generator(nn.Module):
         Raises:
             VideoAlignError: Where the autoencoder cannot take videos of this size.
         """
-        vae = self.require("vae")
-        self.latent_shape(video.shape[1], *video.shape[-2:])
-        pixels = video.transpose(1, 2).to(vae.device, vae.dtype) / 127.5 - 1  # (B, 3, T, H, W)
-        mean, std = self.moments()
-        return (vae.encode(pixels).latent_dist.mode().float() - mean) / std
+        return self.encode_pixels(self.pixels(video))
+
+    def encode_images(self, images: Tensor, num_frames: int) -> list[Encoded]:
+        """Encode the images that videos begin with.
+
+        Args:
+            images: Images (B, 3, H, W) of the videos' size, uint8.
+            num_frames: Number of frames of the videos.
+
+        Returns:
+            ``image`` of each sample, and what else the family takes of it; on the autoencoder's device.
+
+        Raises:
+            VideoAlignError: Where this generator takes no images, or none of this size.
+        """
+        if self.image == "none":
+            raise VideoAlignError(f"a {self.class_name} takes no images: it makes videos from prompts alone")
+        frames = self._image_frames(self.pixels(images[:, None]), num_frames)
+        encoded = [{"image": one} for one in self.encode_pixels(frames)]
+        with torch.no_grad():
+            embeds = self._embed_images([to_pil_image(one.cpu()) for one in images])
+        return encoded if embeds is None else [one | {"image_embeds": e} for one, e in zip(encoded, embeds)]
 
     @torch.no_grad()
     def decode(self, latents: Tensor, names: Sequence[str] | None = None) -> Tensor:
@@ -198,8 +170,8 @@ class Generator(nn.Module):
         return ((pixels.float() / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).transpose(1, 2)
 
     @torch.no_grad()
-    def encode_prompts(self, prompts: Sequence[str], truncate: bool = False) -> list[Tensor]:
-        """Embeddings (L, E) of each prompt, without padding, in the text encoder's dtype.
+    def encode_prompts(self, prompts: Sequence[str], truncate: bool = False) -> list[Encoded]:
+        """Embeddings of each prompt, without padding, in the text encoder's dtype.
 
         Args:
             prompts: Texts of the prompts.
@@ -208,51 +180,117 @@ class Generator(nn.Module):
         Raises:
             VideoAlignError: Where a prompt is too long, or an embedding is not finite.
         """
-        encoder, tokenizer = self.require("text_encoder"), self.pipeline.tokenizer
-        lengths = [len(ids) for ids in tokenizer([self.cleaned(p) for p in prompts]).input_ids]
+        self.require("text_encoder")
+        lengths = self.token_counts(list(prompts))
         if not truncate and (long := [(p, n) for p, n in zip(prompts, lengths) if n > self.max_tokens]):
             raise VideoAlignError(
                 f"prompt {long[0][0][:60]!r}... has {long[0][1]} tokens, but this generator was trained with at most "
                 f"{self.max_tokens}; shorten it, or set truncate: true"
             )
-        found = self.pipeline.encode_prompt(
-            list(prompts), do_classifier_free_guidance=False, max_sequence_length=self.max_tokens, device=encoder.device
-        )[0]
-        embedded = [embeds[: min(n, self.max_tokens)] for embeds, n in zip(found, lengths)]
-        require_finite(
-            "the embeddings of prompts",
-            by_name([p[:60] for p in prompts], embedded),
-            "run the text encoder in float32 (dtype)",
-        )
+        embedded = self._embed(list(prompts), [min(n, self.max_tokens) for n in lengths])
+        for name in embedded[0] if embedded else ():
+            parts = [one[name] for one in embedded]
+            remedy = "run the text encoder in float32 (dtype)"
+            require_finite("the embeddings of prompts", by_name([p[:60] for p in prompts], parts), remedy)
         return embedded
 
-    def condition(self, embeds: Sequence[Tensor]) -> Condition:
-        """Put embeddings of prompts into one batch, padded with zeros to :attr:`max_tokens` as the family pads them.
+    def _embed(self, prompts: list[str], lengths: list[int]) -> list[Encoded]:
+        """Embeddings of prompts without padding.
 
         Args:
-            embeds: Embeddings (L, E), one tensor per prompt.
+            prompts: Texts of the prompts.
+            lengths: Number of tokens of each, at most :attr:`max_tokens`.
+        """
+        device, most = self.text_encoder.device, self.max_tokens
+        found = self.pipeline.encode_prompt(
+            prompts, do_classifier_free_guidance=False, max_sequence_length=most, device=device
+        )[0]
+        return [{"prompt": embeds[:n]} for embeds, n in zip(found, lengths)]
+
+    def null_condition(self, encoded: Encoded, device: torch.device | None = None) -> Condition:
+        """The condition of an empty (or negative) prompt for classifier-free guidance, with a batch size of 1.
+
+        Args:
+            encoded: The encoded prompt.
+            device: Where it is put; where the prompt is, if not given.
+        """
+        return self._prompts([encoded], device or encoded["prompt"].device)
+
+    def condition(self, encoded: Sequence[Encoded], device: torch.device | None = None) -> Condition:
+        """Put what samples are conditioned on into one batch; prompts are padded with zeros as the family pads them.
+
+        Args:
+            encoded: Prompt, and maybe image, of each sample.
+            device: Where the batch is put; where the first prompt is, if not given.
 
         Raises:
-            VideoAlignError: Where an embedding is longer or of another width than this generator takes.
+            VideoAlignError: Where a part is missing, or of another shape than this generator takes.
         """
-        width = self.text_width
-        if wrong := [tuple(e.shape) for e in embeds if e.ndim != 2 or e.shape[1] != width or len(e) > self.max_tokens]:
-            raise VideoAlignError(
-                f"prompt embeddings of shape {wrong[0]}, but this generator takes at most {self.max_tokens} x {width}: "
-                "they were made with another text encoder"
-            )
-        padded = torch.zeros(len(embeds), self.max_tokens, width, dtype=embeds[0].dtype, device=embeds[0].device)
-        mask = torch.zeros(len(embeds), self.max_tokens, dtype=torch.long, device=embeds[0].device)
-        for row, keep, e in zip(padded, mask, embeds):
-            row[: len(e)], keep[: len(e)] = e, 1
-        return {"embeds": padded, "mask": mask}
+        device = device or encoded[0]["prompt"].device
+        return self._prompts(encoded, device) | self._images(encoded, device)
 
-    @property
-    def text_width(self) -> int:
-        """Width E of the prompt embeddings."""
-        raise NotImplementedError
+    def _prompts(self, encoded: Sequence[Encoded], device: torch.device) -> Condition:
+        """The prompts of a batch, padded."""
+        batch: Condition = {}
+        for name, (most, width) in self.prompt_shapes().items():
+            parts = [one[name] for one in encoded if name in one]
+            if len(parts) < len(encoded):
+                raise VideoAlignError(f"encoded prompts have no part {name}: they were made with another text encoder")
+            if wrong := [tuple(e.shape) for e in parts if e.ndim != 2 or e.shape[1] != width or len(e) > most]:
+                raise VideoAlignError(
+                    f"prompt embeddings of shape {wrong[0]}, but this generator takes at most {most} x {width}: "
+                    "they were made with another text encoder"
+                )
+            padded = torch.zeros(len(parts), most, width, dtype=parts[0].dtype, device=device)
+            mask = torch.zeros(len(parts), most, dtype=torch.long, device=device)
+            for row, keep, e in zip(padded, mask, parts):
+                row[: len(e)], keep[: len(e)] = e, 1
+            batch |= {name: padded, f"{name}_mask": mask}
+        return batch
+
+    def _images(self, encoded: Sequence[Encoded], device: torch.device) -> Condition:
+        """The images of a batch, which all samples have or none."""
+        names = sorted({name for one in encoded for name in one if name.startswith("image")})
+        if lacking := sum(not {"image", *names} <= one.keys() for one in encoded) if names else 0:
+            raise VideoAlignError(f"{lacking} of {len(encoded)} samples of a batch have no image, the others have one")
+        if self.image == "required" and not names:
+            raise VideoAlignError(f"a {self.class_name} makes videos from images, but these samples have none")
+        if self.image == "none" and names:
+            raise VideoAlignError(f"a {self.class_name} takes no images, but these samples have some")
+        return {name: torch.stack([one[name].to(device, torch.float32) for one in encoded]) for name in names}
 
     # --- sampling ---------------------------------------------------------------------------------------------
+
+    def clean_frames(self, condition: Condition) -> int:
+        """Number of first latent frames that are the image's own: they are not noised, and no error counts them."""
+        return condition["image"].shape[2] if self.begins_with_image and "image" in condition else 0
+
+    def with_image(self, x: Tensor, condition: Condition) -> Tensor:
+        """Latents (B, C, F, H, W) whose first frames are replaced by the image, where it is part of the video."""
+        clean = self.clean_frames(condition)
+        return torch.cat([condition["image"].to(x), x[:, :, clean:]], 2) if clean else x
+
+    def expert_at(self, t: float, transformer: nn.Module | None = None) -> nn.Module:
+        """The transformer for a time: of two experts the one whose interval holds it.
+
+        Args:
+            t: Time in [0, 1].
+            transformer: Transformer in place of :attr:`transformer`.
+
+        Raises:
+            VideoAlignError: Where it is the expert that was not loaded.
+        """
+        if self.boundary is None or (t >= self.boundary) == (self.expert == "high"):
+            return transformer or self.require("transformer")
+        if self.other is None:
+            raise VideoAlignError("sampling needs both experts of this generator, and one of them was not loaded")
+        return self.other
+
+    def interval(self) -> tuple[float, float]:
+        """The times [lowest, highest] of the transformer: all of them, or those of its expert."""
+        if self.boundary is None:
+            return 0.0, 1.0
+        return (self.boundary, 1.0) if self.expert == "high" else (0.0, self.boundary)
 
     @torch.no_grad()
     def sample(
@@ -264,33 +302,48 @@ class Generator(nn.Module):
         null: Condition | None = None,
         transformer: nn.Module | None = None,
         on_step: Callable[[], None] | None = None,
+        steer: Steer | None = None,
+        cfg_scale_2: float | None = None,
+        shift: float | None = None,
     ) -> Tensor:
-        """Sample normalised latents (B, C, F, H, W) through the pipeline and its own scheduler.
+        """Sample normalised latents (B, C, F, H, W) with the pipeline's own scheduler.
 
         Args:
-            condition: Prompts of the batch.
+            condition: Prompts, and images, of the batch.
             noise: Noise (B, C, F, H, W) to start from.
             steps: Number of scheduler steps.
             cfg_scale: Classifier-free guidance scale; 1 turns it off.
-            null: Condition of the empty prompt, with a batch size of 1; needed where ``cfg_scale`` is above 1.
-            transformer: Transformer to sample from instead of the pipeline's own.
+            null: Condition of the empty prompt, with a batch size of 1; needed where a scale is above 1.
+            transformer: Transformer to sample from instead of :attr:`transformer`.
             on_step: Called after each scheduler step.
+            steer: Changes the velocity of each step, after classifier-free guidance.
+            cfg_scale_2: Scale of the ``low`` expert; ``cfg_scale`` if not given.
+            shift: Shift of the time steps; the authors' own if not given.
 
         Raises:
-            VideoAlignError: Where ``cfg_scale`` is above 1 without ``null``.
+            VideoAlignError: Where a scale is above 1 without ``null``, an expert is missing, or the scheduler has no
+                shift.
         """
-        if cfg_scale > 1 and null is None:
-            raise VideoAlignError(f"cfg_scale {cfg_scale} needs the embedding of the empty prompt")
-        if null is not None:
-            null = {name: tensor.expand(len(noise), *tensor.shape[1:]) for name, tensor in null.items()}
-        options: dict[str, object] = {"num_inference_steps": steps, "guidance_scale": cfg_scale}
-        if on_step:
-            options["callback_on_step_end"] = lambda *_: on_step() or {}  # diffusers wants a dictionary
-        self.pipeline.transformer = transformer or self.transformer
-        try:
-            return self._denoise(condition, null, noise.float(), **options).float()
-        finally:
-            self.pipeline.transformer = self.transformer
+        scales = {"high": cfg_scale, "low": cfg_scale if cfg_scale_2 is None else cfg_scale_2}
+        if max(scales.values()) > 1 and null is None:
+            raise VideoAlignError(f"cfg_scale {max(scales.values())} needs the embedding of the empty prompt")
+        if null is not None:  # the image stays
+            null = condition | {name: part.expand(len(noise), *part.shape[1:]) for name, part in null.items()}
+        x, scheduler = self.with_image(noise.float(), condition), self.pipeline.scheduler
+        scheduler = scheduler if shift is None else _shifted(scheduler, shift)
+        self.schedule(scheduler, steps, x)
+        scheduler.set_begin_index(0)
+        for number, timestep in enumerate(scheduler.timesteps):
+            t = float(timestep) / TIMES
+            net = self.expert_at(t, transformer)
+            scale = scales["low" if self.boundary and t < self.boundary else "high"]
+            times = (timestep.double() / TIMES).expand(len(x))
+            v = self._step_velocity(x, times, scheduler.sigmas[number], condition, null, scale, net)
+            v = steer(x, t, v, net, number) if steer else v
+            x = self.with_image(scheduler.step(v, timestep, x, return_dict=False)[0], condition)
+            if on_step:
+                on_step()
+        return x.float()
 
     def identity(self) -> dict[str, str]:
         """The family and a digest of the autoencoder. Latents work only with generators of the same identity."""
@@ -306,15 +359,33 @@ class Generator(nn.Module):
     def without_adapters(self) -> Iterator[None]:
         """Turn the transformer into the reference during a block, by leaving its LoRA adapters out.
 
-        Only a flag of the layers changes, and no parameter's ``requires_grad``, so that sharded modules and
-        checkpointed activations of an earlier pass stay valid. The block must end before the policy's backward pass.
+        Where training went on from adapters, their frozen copy :data:`START` takes the adapters' place. Only flags of
+        the layers change, and no parameter's ``requires_grad``, so that sharded modules and checkpointed activations of
+        an earlier pass stay valid. The block must end before the policy's backward pass.
         """
         layers = [m for m in self.transformer.modules() if isinstance(m, BaseTunerLayer)]
-        before = [layer._disable_adapters for layer in layers]
+        before = [(layer._disable_adapters, layer._active_adapter) for layer in layers]
         for layer in layers:
-            layer._disable_adapters = True
+            if START in layer.lora_A:
+                layer._active_adapter = [START]
+            else:
+                layer._disable_adapters = True
         try:
             yield
         finally:
-            for layer, off in zip(layers, before):
-                layer._disable_adapters = off
+            for layer, (off, active) in zip(layers, before):
+                layer._disable_adapters, layer._active_adapter = off, active
+
+
+def _shifted(scheduler: SchedulerMixin, shift: float) -> SchedulerMixin:
+    """A scheduler like another, but for the shift of its time steps.
+
+    Raises:
+        VideoAlignError: Where it has none.
+    """
+    name = next((name for name in ("flow_shift", "shift") if name in scheduler.config), None)
+    if name is None or not shift > 0:
+        why = "it has no such setting" if name is None else "it must be positive"
+        raise VideoAlignError(f"the shift of {type(scheduler).__name__}'s time steps cannot be {shift}: {why}")
+    fixed = {"use_dynamic_shifting": False} if "use_dynamic_shifting" in scheduler.config else {}
+    return type(scheduler).from_config(scheduler.config, **{name: shift}, **fixed)

@@ -22,11 +22,13 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import VideoAlignError
 from .dimensions import DIMENSIONS
+from .family import Condition
 from .flow import expand
+from .generator import Steer
 
 Reward = Callable[[Tensor, Tensor], Tensor]
 """Function from latents (B, C, F, H, W) and times (B,) to rewards (B, D)."""
@@ -111,6 +113,30 @@ class Guidance:
         return velocity + change.to(velocity.dtype)
 
 
+def steering(reward: Any, guidance: Guidance, condition: Condition) -> Steer:
+    """What changes the velocities of :meth:`.generator.Generator.sample`, so that a reward steers it.
+
+    Args:
+        reward: A :class:`~videoalign.models.noisy_reward.NoisyReward` for the generator.
+        guidance: Settings of the guidance.
+        condition: Prompts, and images, of the batch.
+    """
+
+    def steer(x: Tensor, time: float, v: Tensor, net: nn.Module, step: int) -> Tensor:
+        if not guidance.acts(time, step):
+            return v
+
+        def view(x: Tensor, t: Tensor) -> Tensor:
+            if guidance.through == "predicted":  # without classifier-free guidance: one pass of the generator
+                x = x - expand(t, x) * reward.generator.velocity(x, t, condition, net)
+                x, t = reward.generator.with_image(x, condition), torch.zeros_like(t)
+            return reward.normalise(reward(x, t, condition))
+
+        return guidance(view, x, torch.full((len(x),), time, device=x.device), v)
+
+    return steer
+
+
 @contextlib.contextmanager
 def guided(pipeline: Any, reward: Any, guidance: Guidance | None = None, **options: Any) -> Iterator[Any]:
     """Let an unmodified diffusers pipeline sample under guidance during a block.
@@ -120,7 +146,8 @@ def guided(pipeline: Any, reward: Any, guidance: Guidance | None = None, **optio
     ``with guided(pipe, reward, weights={"TA": 0.8, "MQ": 0.1, "VQ": 0.1}, strength=100): pipe(prompt)``
 
     Args:
-        pipeline: Wan or LTX pipeline of diffusers.
+        pipeline: Pipeline of diffusers that makes videos from prompts with one transformer (Wan or LTX); of the others
+            `videoalign generate` samples are steered.
         reward: A :class:`~videoalign.models.noisy_reward.NoisyReward` for that pipeline.
         guidance: Settings of the guidance.
         options: Arguments of :class:`Guidance`, instead of ``guidance``.
@@ -129,33 +156,32 @@ def guided(pipeline: Any, reward: Any, guidance: Guidance | None = None, **optio
         The pipeline.
 
     Raises:
-        VideoAlignError: Where both ``guidance`` and ``options`` are given.
+        VideoAlignError: Where both ``guidance`` and ``options`` are given, or the pipeline takes an image or has two
+            transformers.
     """
     if guidance is not None and options:
         raise VideoAlignError("guided() takes a Guidance or its arguments, not both")
     guidance = guidance or Guidance(**options)
     family, scheduler = reward.generator, pipeline.scheduler
+    if not family.plain_pipeline:
+        raise VideoAlignError(
+            f"guided() steers pipelines that make videos from prompts with one transformer, and a {family.class_name} "
+            "is another: sample with `videoalign generate --noisy-reward`"
+        )
     step, encode = scheduler.step, pipeline.encode_prompt
     state: dict[str, Any] = {}
 
     def encode_prompt(*args: Any, **kwargs: Any) -> Any:
         found = encode(*args, **kwargs)
-        state["condition"] = family.encoded(found)
+        state["steer"] = steering(reward, guidance, family.encoded(found))
         state["step"] = 0
         return found
-
-    def view(x: Tensor, t: Tensor) -> Tensor:
-        if guidance.through == "predicted":  # without classifier-free guidance: one pass of the generator
-            x = x - expand(t, x) * family.velocity(x, t, state["condition"], pipeline.transformer)
-            t = torch.zeros_like(t)
-        return reward.normalise(reward(x, t, state["condition"]))
 
     def guided_step(model_output: Tensor, timestep: Tensor, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
         time = float(timestep) / scheduler.config.num_train_timesteps
         if guidance.acts(time, state["step"]):
             x, v = (family.unpacked(tensor, state["call"]).float() for tensor in (sample, model_output))
-            t = torch.full((len(x),), time, device=x.device)
-            v = guidance(view, x, t, v)
+            v = state["steer"](x, time, v, pipeline.transformer, state["step"])
             model_output = family.packed(v).to(model_output.dtype)
         state["step"] += 1
         return step(model_output, timestep, sample, *args, **kwargs)

@@ -1,12 +1,13 @@
-"""LTX-Video (text to video): 128-channel latents of 8 frames and 32 x 32 pixels each, packed as tokens."""
+"""LTX-Video: 128-channel latents of 8 frames and 32 x 32 pixels each, packed as tokens (HaCohen et al., 2024)."""
 
-from pathlib import Path
-
-from diffusers import LTXPipeline
-from torch import Tensor, nn
+import numpy as np
+from diffusers import SchedulerMixin
+from diffusers.pipelines.ltx.pipeline_ltx import calculate_shift
+from torch import Tensor, cat, nn
 
 from .. import VideoAlignError
-from .generator import Condition, Generator
+from .family import Condition
+from .generator import Generator
 
 
 class LTX(Generator):
@@ -16,28 +17,22 @@ class LTX(Generator):
     blocks = "transformer_blocks"
     max_tokens = 128
     side = 32
+    shifts = {"base_image_seq_len": 256, "max_image_seq_len": 4096, "base_shift": 0.5, "max_shift": 1.15}
+    """Smallest and largest number of tokens, and the schedule's shift there, where the scheduler states none."""
 
-    @staticmethod
-    def pipeline_class() -> type:
-        """The pipeline's class in diffusers."""
-        return LTXPipeline
-
-    @staticmethod
-    def check(index: dict, path: str | Path) -> None:
-        """Check the pipeline's index; every LTX pipeline is accepted."""
-
-    def __init__(self, pipeline: LTXPipeline, fps: float = 25.0) -> None:
-        super().__init__(pipeline, fps)
-        if self.transformer and (self.transformer.config.patch_size, self.transformer.config.patch_size_t) != (1, 1):
+    def __init__(self, *args: object, **options: object) -> None:
+        super().__init__(*args, **options)
+        if (self.config.patch_size, self.config.patch_size_t) != (1, 1):
             raise VideoAlignError("this LTX transformer packs several latents in a token, which no released one does")
 
     @property
     def ratios(self) -> tuple[int, int]:
-        return self.pipeline.vae_temporal_compression_ratio, self.pipeline.vae_spatial_compression_ratio
+        vae = self.structure["vae"]
+        return vae.temporal_compression_ratio, vae.spatial_compression_ratio
 
     @property
     def text_width(self) -> int:
-        return self.transformer.config.caption_channels
+        return self.config.caption_channels
 
     def moments(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation from the autoencoder's buffers, (1, C, 1, 1, 1) each."""
@@ -57,22 +52,29 @@ class LTX(Generator):
     @staticmethod
     def encoded(found: tuple) -> Condition:
         """Embeddings and mask from the output of the pipeline's ``encode_prompt``."""
-        return {"embeds": found[0], "mask": found[1].long()}
+        return {"prompt": found[0], "prompt_mask": found[1].long()}
 
     def _decode(self, latents: Tensor) -> Tensor:
         if self.vae.config.timestep_conditioning:  # time 0: the latents are clean
             return self.vae.decode(latents, latents.new_zeros(len(latents)), return_dict=False)[0]
         return super()._decode(latents)
 
+    def schedule(self, scheduler: SchedulerMixin, steps: int, x: Tensor) -> None:
+        """Set time steps whose shift grows with the number of tokens, where the scheduler is so configured."""
+        tokens = x[0, 0].numel()
+        stated = [scheduler.config.get(name, value) for name, value in self.shifts.items()]
+        sigmas = np.linspace(1.0, 1 / steps, steps)
+        scheduler.set_timesteps(sigmas=sigmas, mu=calculate_shift(tokens, *stated), device=x.device)
+
     def velocity(self, x: Tensor, t: Tensor, condition: Condition, transformer: nn.Module | None = None) -> Tensor:
-        net = transformer or self.transformer
+        net, clean = transformer or self.transformer, self.clean_frames(condition)
         (time, space), kind = self.ratios, net.dtype
         _, _, frames, height, width = x.shape
         v = net(
             self.packed(x).to(kind),
-            condition["embeds"].to(kind),
-            1000 * t,
-            condition["mask"],
+            condition["prompt"].to(kind),
+            self.token_times(t, x, clean) if clean else self.timesteps(t),
+            condition["prompt_mask"],
             num_frames=frames,
             height=height,
             width=width,
@@ -81,22 +83,17 @@ class LTX(Generator):
         )[0]  # (B, F*H*W, C)
         return v.float().transpose(1, 2).unflatten(2, (frames, height, width))
 
-    def _denoise(self, condition: Condition, null: Condition | None, noise: Tensor, **options: object) -> Tensor:
-        time, space = self.ratios
-        _, _, frames, height, width = noise.shape
-        empty = {}
-        if null:
-            empty = {"negative_prompt_embeds": null["embeds"], "negative_prompt_attention_mask": null["mask"]}
-        packed = self.pipeline(
-            prompt_embeds=condition["embeds"],
-            prompt_attention_mask=condition["mask"],
-            latents=self.packed(noise),
-            output_type="latent",
-            num_frames=(frames - 1) * time + 1,
-            height=height * space,
-            width=width * space,
-            frame_rate=self.fps,
-            **empty,
-            **options,
-        ).frames  # (B, F*H*W, C)
-        return packed.transpose(1, 2).unflatten(2, (frames, height, width))
+    def _with_guidance(
+        self, x: Tensor, t: Tensor, condition: Condition, null: Condition, scale: float, net: nn.Module
+    ) -> Tensor:
+        both = {name: cat([null[name], condition[name]]) for name in condition}
+        empty, v = self.velocity(cat([x, x]), cat([t, t]), both, net).chunk(2)
+        return empty + scale * (v - empty)
+
+
+class LTXImage(LTX):
+    """Adapter for :class:`~diffusers.LTXImageToVideoPipeline`: the image is the first latent frame, at time 0."""
+
+    class_name = "LTXImageToVideoPipeline"
+    image, plain_pipeline = "required", False
+    begins_with_image = True

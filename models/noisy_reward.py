@@ -88,31 +88,38 @@ class NoisyReward(nn.Module):
     Args:
         generator: Generator whose first blocks are copied; it is not changed.
         shape: Architecture; the default one if not given.
+        expert: Which of two experts' blocks are copied; those of the generator's ``transformer`` if not given.
 
     Raises:
-        VideoAlignError: Where the generator has fewer blocks than ``shape.blocks``.
+        VideoAlignError: Where the generator has fewer blocks than ``shape.blocks``, or the expert was not loaded.
     """
 
     record = RECORD
     """Name of the file that marks a folder as a reward on noisy latents."""
 
-    def __init__(self, generator: Generator, shape: NoisyRewardShape | None = None) -> None:
+    def __init__(self, generator: Generator, shape: NoisyRewardShape | None = None, expert: str | None = None) -> None:
         super().__init__()
         self.shape = shape or NoisyRewardShape()
-        blocks = getattr(generator.transformer, generator.blocks)
+        expert = expert or generator.expert
+        whole = generator.require("transformer") if expert == generator.expert else generator.other
+        if whole is None:
+            raise VideoAlignError(f"the noisy reward reads the blocks of the {expert} expert, which was not loaded")
+        blocks = getattr(whole, generator.blocks)
         if self.shape.blocks > len(blocks):
             raise VideoAlignError(f"shape.blocks is {self.shape.blocks}, but the generator has {len(blocks)} blocks")
         object.__setattr__(self, "generator", generator)  # no submodule: it only calls the copied transformer
         # rounded, so that the same generator has the same fingerprint in any precision
-        weights = {name: p.detach().to(torch.bfloat16) for name, p in base_parameters(generator.transformer).items()}
+        weights = {name: p.detach().to(torch.bfloat16) for name, p in base_parameters(whole).items()}
         self.identity = {**generator.identity(), "transformer": fingerprint(weights)}
+        if expert:
+            self.identity["expert"] = expert
         self.statistics = Statistics()
         taps = self.shape.taps or (self.shape.blocks,)
-        self.trunk = truncated(generator, max(taps)).requires_grad_(True)
-        for behind in (self.trunk.norm_out, self.trunk.proj_out):  # they give the velocity, which is not used
-            behind.requires_grad_(False)
-        self.trunk.scale_shift_table.requires_grad_(False)
-        width = generator.transformer.config.num_attention_heads * generator.transformer.config.attention_head_dim
+        self.trunk = truncated(whole, max(taps)).requires_grad_(True)
+        for name, parameter in self.trunk.named_parameters():  # what is behind the blocks gives a velocity, unused here
+            if name.startswith(tuple(generator.behind)) or not generator.adaptable(name):
+                parameter.requires_grad_(False)
+        width = generator.config.num_attention_heads * generator.config.attention_head_dim
         self.pools = nn.ModuleList(Pool(width, self.shape) for _ in taps)
         hidden = self.shape.hidden
         self.time = nn.Sequential(nn.Linear(64, hidden), nn.SiLU(), nn.Linear(hidden, 2 * hidden))
@@ -124,9 +131,9 @@ class NoisyReward(nn.Module):
         for tap in taps:
             getattr(self.trunk, generator.blocks)[tap - 1].register_forward_hook(self._keep)
 
-    def _keep(self, block: nn.Module, args: tuple, out: Tensor) -> None:
+    def _keep(self, block: nn.Module, args: tuple, out: Tensor | tuple[Tensor, ...]) -> None:
         if self._read is not None:  # not when checkpointed activations are computed again
-            self._read.append(out)
+            self._read.append(out[0] if isinstance(out, tuple) else out)  # of several streams the video's is the first
 
     def forward(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """Raw rewards (B, D), fp32.
@@ -134,7 +141,7 @@ class NoisyReward(nn.Module):
         Args:
             x: Noisy latents (B, C, F, H, W).
             t: Times (B,) in [0, 1].
-            condition: Prompts of the batch.
+            condition: Prompts, and images, of the batch.
         """
         self._read = []
         try:
@@ -210,12 +217,12 @@ class NoisyReward(nn.Module):
             if tuple(record["dimensions"]) != DIMENSIONS:
                 raise VideoAlignError(f"{folder}: rewards are {record['dimensions']}, not {list(DIMENSIONS)}")
             shape = NoisyRewardShape(**{**record["shape"], "taps": tuple(record["shape"]["taps"])})
-            statistics, identity = Statistics(**record["statistics"]), record["generator"]
+            statistics, identity = Statistics(**record["statistics"]), dict(record["generator"])
             numbers, sums = digest({"shape": record["shape"], "statistics": record["statistics"]}), record.get("sha256")
         except (KeyError, TypeError) as error:
             raise VideoAlignError(f"{folder / RECORD} is not the record of a noisy reward ({error})") from None
         _check_sums(folder, sums, numbers)
-        reward = cls(generator, shape)
+        reward = cls(generator, shape, identity.get("expert"))
         if different := sorted(k for k in reward.identity if identity.get(k) != reward.identity[k]):
             raise VideoAlignError(
                 f"{folder} belongs to another generator ({', '.join(different)} of its own): it reads that one's noisy "
@@ -265,14 +272,13 @@ def base_parameters(transformer: nn.Module) -> dict[str, Tensor]:
     return {name: p for name, p in transformer.named_parameters() if ".lora_" not in name}
 
 
-def truncated(generator: Generator, blocks: int) -> nn.Module:
-    """Copy a generator's transformer with only its first blocks and without adapters, in fp32.
+def truncated(whole: nn.Module, blocks: int) -> nn.Module:
+    """Copy a transformer with only its first blocks and without adapters, in fp32.
 
     Args:
-        generator: Generator whose transformer is copied.
+        whole: Transformer that is copied.
         blocks: Number of blocks to keep.
     """
-    whole = generator.transformer
     config = dict(whole.config) | {"num_layers": blocks}
     with whole.device:  # on the meta device too, where shapes are all there is
         trunk = type(whole).from_config(config)

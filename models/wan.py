@@ -1,81 +1,109 @@
-"""Wan 2.1 (text to video): 16-channel latents of 4 frames and 8 x 8 pixels each."""
+"""Wan 2.1 and 2.2: videos from prompts, or from an image and a prompt (Wan et al., 2025).
 
-from pathlib import Path
+| pipeline | image | transformers |
+|---|---|---|
+| Wan 2.1, text to video | none | one |
+| Wan 2.1, image to video | further channels, and CLIP's embeddings | one |
+| Wan2.2-TI2V-5B | the first latent frame, its tokens at time 0; or none | one |
+| Wan2.2-T2V-A14B | none | two experts |
+| Wan2.2-I2V-A14B | further channels | two experts |
+"""
 
 import torch
-from diffusers import WanPipeline
-from diffusers.pipelines.wan.pipeline_wan import prompt_clean
+from diffusers.pipelines.wan.pipeline_wan import WanPipeline, prompt_clean
+from PIL.Image import Image
 from torch import Tensor, nn
 
-from .. import VideoAlignError
-from .generator import Condition, Generator
+from .family import Condition, Encoded
+from .generator import Generator
 
 
 class Wan(Generator):
-    """Adapter for diffusers' :class:`~diffusers.WanPipeline`.
-
-    Embeddings after a prompt's end are zero, and the transformer takes no mask.
-    """
+    """Adapter for diffusers' :class:`~diffusers.WanPipeline`. Embeddings after a prompt's end are zero, not masked."""
 
     class_name = "WanPipeline"
     blocks = "blocks"
     max_tokens = 512
-    side = 16
 
-    @staticmethod
-    def pipeline_class() -> type:
-        """The pipeline's class in diffusers."""
-        return WanPipeline
+    @property
+    def begins_with_image(self) -> bool:
+        """Whether this is Wan2.2-TI2V-5B, whose transformer takes a time for each token."""
+        return bool(self.pipeline.config.get("expand_timesteps"))
 
-    @staticmethod
-    def check(index: dict, path: str | Path) -> None:
-        """Refuse Wan 2.2, whose pipelines work in another way.
+    @property
+    def plain_pipeline(self) -> bool:
+        return self.boundary is None
 
-        Args:
-            index: Content of the pipeline's ``model_index.json``.
-            path: Folder or hub id, for messages.
+    @property
+    def image(self) -> str:
+        return "optional" if self.begins_with_image else "none"
 
-        Raises:
-            VideoAlignError: Where the pipeline has two transformers, or a time for each token.
-        """
-        if (index.get("transformer_2") or [None])[0] or index.get("expand_timesteps"):
-            raise VideoAlignError(
-                f"generator {path}: Wan 2.2 (two transformers, or a time for each token) is not supported; Wan 2.1 is"
-            )
+    @property
+    def side(self) -> int:
+        return self.ratios[1] * self.config.patch_size[1]
+
+    @property
+    def ratios(self) -> tuple[int, int]:
+        vae = self.structure["vae"].config
+        return vae.scale_factor_temporal, vae.scale_factor_spatial
+
+    @property
+    def text_width(self) -> int:
+        return self.config.text_dim
+
+    def official_shift(self) -> float | None:
+        """Wan 2.2's own shift: 5, and 12 for T2V-A14B. Converted repositories have 3, which gives worse videos."""
+        if self.boundary:
+            return 12.0 if self.image == "none" else 5.0
+        return 5.0 if self.begins_with_image else None
 
     @staticmethod
     def cleaned(prompt: str) -> str:
         """A prompt without HTML entities and repeated white space."""
         return prompt_clean(prompt)
 
-    @property
-    def ratios(self) -> tuple[int, int]:
-        return self.pipeline.vae_scale_factor_temporal, self.pipeline.vae_scale_factor_spatial
-
-    @property
-    def text_width(self) -> int:
-        return self.transformer.config.text_dim
+    def _embed(self, prompts: list[str], lengths: list[int]) -> list[Encoded]:
+        # WanPipeline's function for both pipelines: WanImageToVideoPipeline's own fails without ftfy
+        encode, device = WanPipeline._get_t5_prompt_embeds, self.text_encoder.device
+        found = encode(self.pipeline, prompts, max_sequence_length=self.max_tokens, device=device)
+        return [{"prompt": embeds[:n]} for embeds, n in zip(found, lengths)]
 
     def moments(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation from the autoencoder's configuration, (1, C, 1, 1, 1) each."""
         both = torch.tensor([self.vae.config.latents_mean, self.vae.config.latents_std], device=self.vae.device)
         return tuple(both.view(2, 1, -1, 1, 1, 1))
 
+    def _inputs(self, x: Tensor, t: Tensor, condition: Condition) -> tuple[Tensor, Tensor]:
+        """What the transformer takes as latents and as time: (B,), or (B, L) where the image's tokens have time 0."""
+        clean = self.clean_frames(condition)  # x has the image already
+        return x, self.token_times(t, x, clean, self.config.patch_size[1]) if clean else self.timesteps(t)
+
     def velocity(self, x: Tensor, t: Tensor, condition: Condition, transformer: nn.Module | None = None) -> Tensor:
         net = transformer or self.transformer
-        kind = net.dtype
-        return net(x.to(kind), 1000 * t, condition["embeds"].to(kind), return_dict=False)[0].float()
+        (x, time), kind, image = self._inputs(x, t, condition), net.dtype, condition.get("image_embeds")
+        image = None if image is None else image.to(kind)
+        return net(x.to(kind), time, condition["prompt"].to(kind), image, return_dict=False)[0].float()
 
-    def _denoise(self, condition: Condition, null: Condition | None, noise: Tensor, **options: object) -> Tensor:
-        time, space = self.ratios
-        _, _, frames, height, width = noise.shape
-        return self.pipeline(
-            prompt_embeds=condition["embeds"],
-            negative_prompt_embeds=null and null["embeds"],
-            latents=noise,
-            output_type="latent",
-            num_frames=(frames - 1) * time + 1,
-            height=height * space,
-            width=width * space,
-            **options,
-        ).frames
+
+class WanImage(Wan):
+    """Adapter for :class:`~diffusers.WanImageToVideoPipeline`: the image is 4 channels of a mask and 16 of latents."""
+
+    class_name = "WanImageToVideoPipeline"
+    further_parts = {"text_encoder": ("image_encoder",)}
+    image, plain_pipeline = "required", False
+
+    def _inputs(self, x: Tensor, t: Tensor, condition: Condition) -> tuple[Tensor, Tensor]:
+        if self.begins_with_image:
+            return super()._inputs(x, t, condition)
+        image = condition["image"].to(x)  # (B, 16, F, H, W)
+        mask = torch.zeros_like(x[:, : self.ratios[0]])
+        mask[:, :, 0] = 1
+        return torch.cat([x, mask, image], 1), self.timesteps(t)
+
+    def _image_frames(self, first: Tensor, num_frames: int) -> Tensor:
+        grey = 0 if self.begins_with_image else num_frames - 1
+        return nn.functional.pad(first, (0, 0, 0, 0, 0, grey))
+
+    def _embed_images(self, images: list[Image]) -> Tensor | None:
+        dim = self.config.image_dim
+        return self.pipeline.encode_image(images, self.require("image_encoder").device) if dim else None

@@ -57,11 +57,11 @@ def test_latents_are_those_of_the_cut_frames_and_the_prompt(name, family, of, la
         for side, extension in media.items():
             want = generator.encode_video(frames_by_hand(content.read(extension))[None])[0]
             torch.testing.assert_close(tensors[side], want, rtol=0, atol=1e-5)
-        (prompt,) = generator.encode_prompts([record["prompt"]])
+        prompt = generator.encode_prompts([record["prompt"]])[0]["prompt"]
         assert len(prompt) == len(generator.pipeline.tokenizer(record["prompt"]).input_ids)
         torch.testing.assert_close(tensors["prompt"], prompt, rtol=0, atol=1e-5)
     null = safetensors.torch.load_file(latents / name / "null.safetensors")["prompt"]
-    torch.testing.assert_close(null, generator.encode_prompts([""])[0], rtol=0, atol=1e-6)
+    torch.testing.assert_close(null, generator.encode_prompts([""])[0]["prompt"], rtol=0, atol=1e-6)
     made = ShardSet(latents / name, "latents").index.latents
     assert made == {**generator.identity(), "of": of, **CLIP, "precision": "float32"}
     assert call("shards", "verify", latents / name) == 0 and call("shards", "info", latents / name) == 0
@@ -89,7 +89,7 @@ def test_negative_prompt_stands_in_for_the_empty_one(generators, clips, tmp_path
     )
     assert call("predict", "--config", config) == 0
     null = safetensors.torch.load_file(tmp_path / "out" / "null.safetensors")["prompt"]
-    want = load_generator(generators / "ltx", parts=("text_encoder",)).encode_prompts(["a blue square"])[0]
+    want = load_generator(generators / "ltx", parts=("text_encoder",)).encode_prompts(["a blue square"])[0]["prompt"]
     torch.testing.assert_close(null, want, rtol=0, atol=1e-6)
 
 

@@ -41,7 +41,7 @@ def test_exact_velocity_is_integrated_back_to_the_data(steps, shift, generator, 
     truth, noise = randn(2, *SHAPE), randn(2, *SHAPE, seed=1)
     monkeypatch.setattr(generator.transformer, "forward", ideal(generator, truth))
     generator.pipeline.scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
-    condition = generator.condition([randn(3, 32), randn(5, 32)])
+    condition = generator.condition([{"prompt": randn(3, 32)}, {"prompt": randn(5, 32)}])
     torch.testing.assert_close(generator.sample(condition, noise, steps), truth, rtol=0, atol=1e-5)
 
 
@@ -54,7 +54,7 @@ def test_hub_scheduler_of_wan_integrates_the_same_velocity(shift, folders, monke
         prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift
     )
     # its timesteps are whole numbers while its sigmas are not: 1e-3 of a time step at most
-    found = generator.sample(generator.condition([randn(3, 32)]), noise, 8)
+    found = generator.sample(generator.condition([{"prompt": randn(3, 32)}]), noise, 8)
     torch.testing.assert_close(found, truth, rtol=0, atol=2e-2)
 
 
@@ -63,7 +63,7 @@ def test_training_asks_the_transformer_for_noise_minus_data_at_1000_t(generator,
     truth, noise, t, seen = randn(3, *SHAPE), randn(3, *SHAPE, seed=1), torch.tensor([0.05, 0.5, 1.0]), []
     monkeypatch.setattr(generator.transformer, "forward", ideal(generator, truth, seen))
     x = interpolate(truth, noise, t)
-    velocity = generator.velocity(x, t, generator.condition([randn(3, 32)] * 3))
+    velocity = generator.velocity(x, t, generator.condition([{"prompt": randn(3, 32)}] * 3))
     torch.testing.assert_close(velocity, noise - truth, rtol=0, atol=2e-5)
     torch.testing.assert_close(seen[0], torch.tensor([50.0, 500.0, 1000.0]))
     torch.testing.assert_close(x[2], noise[2])  # t = 1 is noise
@@ -74,7 +74,7 @@ def test_training_asks_the_transformer_for_noise_minus_data_at_1000_t(generator,
 def test_training_and_sampling_ask_the_same_of_the_transformer(fps, family, folders):
     """One Euler step from t = 1 to 0 is noise - velocity: time, prompt, packing and frame rate are the pipeline's."""
     generator, noise = load_generator(folders[family], fps=fps), randn(2, *SHAPE)
-    condition = generator.condition([randn(3, 32), randn(7, 32)])
+    condition = generator.condition([{"prompt": randn(3, 32)}, {"prompt": randn(7, 32)}])
     with torch.no_grad():
         want = noise - generator.velocity(noise, torch.ones(2), condition)
     torch.testing.assert_close(generator.sample(condition, noise, 1), want, rtol=0, atol=1e-5)
@@ -83,7 +83,7 @@ def test_training_and_sampling_ask_the_same_of_the_transformer(fps, family, fold
 def test_another_transformer_samples_for_one_call(generator, family, folders, tmp_path):
     make_generator(tmp_path / "other", family, hidden=48, heads=4, seed=1)
     other, noise = load_generator(tmp_path / "other"), randn(1, *SHAPE)
-    condition = generator.condition([randn(3, 32)])
+    condition = generator.condition([{"prompt": randn(3, 32)}])
     before = generator.sample(condition, noise, 2)
     want = other.sample(condition, noise, 2)
     assert torch.equal(generator.sample(condition, noise, 2, transformer=other.transformer), want)
@@ -127,14 +127,14 @@ def test_sampling_equals_plain_diffusers_called_with_the_prompts(guidance, gener
 
 def test_guidance_without_a_null_embedding_is_refused(wan):
     with pytest.raises(VideoAlignError, match="empty prompt"):
-        wan.sample(wan.condition([randn(3, 32)]), randn(1, *SHAPE), 2, cfg_scale=2.0)
+        wan.sample(wan.condition([{"prompt": randn(3, 32)}]), randn(1, *SHAPE), 2, cfg_scale=2.0)
 
 
 def test_padding_is_zeros_and_masked(generator):
     embeds = [randn(2, 32), randn(5, 32, seed=1)]
-    condition = generator.condition(embeds)
-    assert condition["embeds"].shape == (2, generator.max_tokens, 32)
-    for row, mask, e in zip(condition["embeds"], condition["mask"], embeds):
+    condition = generator.condition([{"prompt": e} for e in embeds])
+    assert condition["prompt"].shape == (2, generator.max_tokens, 32)
+    for row, mask, e in zip(condition["prompt"], condition["prompt_mask"], embeds):
         assert torch.equal(row[: len(e)], e)
         assert not row[len(e) :].any()
         assert mask.tolist() == [1] * len(e) + [0] * (generator.max_tokens - len(e))
@@ -142,20 +142,20 @@ def test_padding_is_zeros_and_masked(generator):
 
 def test_mask_hides_what_stands_behind_a_prompt_of_ltx(folders):
     ltx = load_generator(folders["ltx"])
-    condition = ltx.condition([randn(3, 32)])
+    condition = ltx.condition([{"prompt": randn(3, 32)}])
     x, t = randn(1, *SHAPE), torch.tensor([0.4])
     want = ltx.velocity(x, t, condition)
-    garbage = condition["embeds"].clone()
+    garbage = condition["prompt"].clone()
     garbage[:, 3:] = 50.0
-    torch.testing.assert_close(ltx.velocity(x, t, {**condition, "embeds": garbage}), want, rtol=0, atol=0)
+    torch.testing.assert_close(ltx.velocity(x, t, {**condition, "prompt": garbage}), want, rtol=0, atol=0)
     garbage[:, 2] = 50.0
-    assert not torch.equal(ltx.velocity(x, t, {**condition, "embeds": garbage}), want)
+    assert not torch.equal(ltx.velocity(x, t, {**condition, "prompt": garbage}), want)
 
 
 def test_frame_rate_reaches_the_positions_of_ltx(folders):
     x, t = randn(1, *SHAPE), torch.tensor([0.4])
     slow, fast = (load_generator(folders["ltx"], fps=fps) for fps in (8.0, 25.0))
-    condition = slow.condition([randn(3, 32)])
+    condition = slow.condition([{"prompt": randn(3, 32)}])
     assert not torch.equal(slow.velocity(x, t, condition), fast.velocity(x, t, condition))
 
 
@@ -227,28 +227,29 @@ def test_long_prompts_are_refused_or_cut(generator):
     with pytest.raises(VideoAlignError, match=rf"a red circle.*at most {generator.max_tokens}.*truncate"):
         generator.encode_prompts([short, long])
     embeds = generator.encode_prompts([short, long], truncate=True)
-    assert len(embeds[1]) == generator.max_tokens > len(embeds[0])
+    assert len(embeds[1]["prompt"]) == generator.max_tokens > len(embeds[0]["prompt"])
     generator.condition(embeds)
 
 
 def test_whitespace_that_wan_removes_does_not_make_a_prompt_too_long(wan):
     (found,) = wan.encode_prompts(["a red" + "\n \t" * 600 + " circle"], truncate=False)
     (want,) = wan.encode_prompts(["a red circle"])
-    torch.testing.assert_close(found[: len(want)], want, rtol=0, atol=0)
+    torch.testing.assert_close(found["prompt"], want["prompt"], rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("shape", [(3, 16), (600, 32), (32,)])
 def test_prompt_embeddings_of_another_encoder_are_refused(shape, generator):
     with pytest.raises(VideoAlignError, match="another text encoder"):
-        generator.condition([randn(*shape)])
+        generator.condition([{"prompt": randn(*shape)}])
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"transformer_2": ["diffusers", "WanTransformer3DModel"]}, "Wan 2.2"),
-        ({"expand_timesteps": True}, "Wan 2.2"),
-        ({"_class_name": "CogVideoXPipeline"}, "CogVideoXPipeline.*WanPipeline, LTXPipeline"),
+        ({"transformer_2": ["diffusers", "WanTransformer3DModel"]}, "states no boundary_ratio"),
+        ({"boundary_ratio": 0.9}, "states no transformer_2"),
+        ({"transformer_2": ["diffusers", "WanTransformer3DModel"], "boundary_ratio": 9}, "boundary_ratio is 9, not a"),
+        ({"_class_name": "CogVideoXPipeline"}, "CogVideoXPipeline.*WanPipeline, WanImageToVideoPipeline, LTXPipeline"),
     ],
 )
 def test_foreign_pipelines_are_refused(change, words, folders, tmp_path):

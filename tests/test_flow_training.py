@@ -45,7 +45,7 @@ def test_dpo_step_equals_the_equation_over_separate_forwards(family, options, fo
         a, b = (randn(*SHAPE, seed=100 * int(key[1:]) + s) for s in range(2))
         record = graded(int(key[1:]))["rewards"]
         better = sum(record["A"].values()) > sum(record["B"].values())
-        condition = reference.condition([batch["prompts"][n]])
+        condition = reference.condition([batch["conditions"][n]])
         difference = []
         for video in (a, b) if better else (b, a):
             x = ((1 - t[n]) * video + t[n] * noise[n])[None]
@@ -147,7 +147,7 @@ def test_sft_is_flow_matching_on_the_preferred_video(folders, pairs):
     with torch.no_grad():
         u, noise = draw(batch["seeds"], torch.Size(SHAPE), torch.device("cpu"))
         x = interpolate(batch["latents"][0], noise, u)
-        v = model.generator.velocity(x, u, model.generator.condition(batch["prompts"]))
+        v = model.generator.velocity(x, u, model.generator.condition(batch["conditions"]))
         want = (v - (noise - batch["latents"][0])).pow(2).mean()
     steps = fit(model, data(pairs["wan"])).steps
     assert steps[0]["train/loss"] == pytest.approx(want.item(), rel=1e-5)
@@ -183,7 +183,7 @@ def test_preferred_and_other_share_time_and_noise(family, folders, pairs, monkey
     model, calls = make(FlowDPO, folders[family]), []
     batch = next(iter(loaded(data(pairs[family]), model).train_dataloader()))
     monkeypatch.setattr(model.generator, "velocity", lambda x, t, *rest: calls.append((x, t)) or torch.zeros_like(x))
-    errors, times = model.errors(batch["latents"], batch["seeds"], batch["prompts"])
+    errors, times = model.errors(batch["latents"], batch["seeds"], batch["conditions"])
     ((x, t),) = calls
     x, t = x.unflatten(0, (2, -1)), t.unflatten(0, (2, -1))
     assert torch.equal(t[0], t[1])

@@ -56,12 +56,12 @@ def test_prompts_are_padded_to_max_tokens(family, own, folders):
     for length in (None, SHORT):
         generator = load_generator(folders[family, length])
         assert generator.max_tokens == (length or own)
-        embeds = generator.encode_prompts([content.prompt for content in GENERATED])
-        condition = generator.condition(embeds)
-        assert condition["embeds"].shape == (len(GENERATED), length or own, 32)
-        assert condition["mask"].sum(1).tolist() == [len(e) for e in embeds]
+        encoded = generator.encode_prompts([content.prompt for content in GENERATED])
+        condition, embeds = generator.condition(encoded), [one["prompt"] for one in encoded]
+        assert condition["prompt"].shape == (len(GENERATED), length or own, 32)
+        assert condition["prompt_mask"].sum(1).tolist() == [len(e) for e in embeds]
         assert all(
-            torch.equal(row[: len(e)], e) and not row[len(e) :].any() for row, e in zip(condition["embeds"], embeds)
+            torch.equal(row[: len(e)], e) and not row[len(e) :].any() for row, e in zip(condition["prompt"], embeds)
         )
 
 
@@ -71,10 +71,10 @@ def test_longer_prompts_are_refused(family, folders):
     with pytest.raises(VideoAlignError, match=f"at most {SHORT}"):
         generator.encode_prompts([long])
     (cut,) = generator.encode_prompts([long], truncate=True)
-    assert len(cut) == SHORT
+    assert len(cut["prompt"]) == SHORT
     with pytest.raises(VideoAlignError, match=f"at most {SHORT} x 32"):
-        generator.condition([randn(SHORT + 1, 32)])
-    generator.condition([randn(SHORT, 32)])
+        generator.condition([{"prompt": randn(SHORT + 1, 32)}])
+    generator.condition([{"prompt": randn(SHORT, 32)}])
 
 
 @pytest.mark.parametrize("family", ["wan", "ltx"])
@@ -85,7 +85,7 @@ def test_max_tokens_changes_no_weight_and_nothing_where_padding_is_masked(family
     prompts = [content.prompt for content in GENERATED[:3]]
     if family == "wan":
         for a, b in zip(own.encode_prompts(prompts), short.encode_prompts(prompts)):
-            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(a["prompt"], b["prompt"], rtol=1e-4, atol=1e-5)
     else:
         x, t = randn(3, *LATENT), torch.tensor([0.2, 0.5, 0.8])
         embeds = own.encode_prompts(prompts)
@@ -183,7 +183,7 @@ def test_an_autoencoder_learns_and_is_written_as_a_pipeline(encoder, folders, sm
     assert error(after, videos) < 0.5 * error(before, videos)
     assert same_tensors(after.transformer.state_dict(), before.transformer.state_dict())
     assert after.max_tokens == SHORT
-    assert torch.equal(after.encode_prompts(["a red bar"])[0], before.encode_prompts(["a red bar"])[0])
+    assert same_tensors(after.encode_prompts(["a red bar"])[0], before.encode_prompts(["a red bar"])[0])
     _, deviation = deviations(after, videos)  # weights moved while the moments were taken
     assert 0.3 < deviation.min()
     assert deviation.max() < 3
@@ -430,7 +430,7 @@ def test_the_exported_pipeline_holds_the_trained_transformer(folders, latents, t
     assert after.identity() == before.identity() and after.max_tokens == SHORT
     prompts = ["a red bar moves upwards", ""]
     embeds = after.encode_prompts(prompts)
-    assert all(torch.equal(a, b) for a, b in zip(embeds, before.encode_prompts(prompts)))
+    assert all(map(same_tensors, embeds, before.encode_prompts(prompts)))
     noise, condition = randn(1, *LATENT), after.condition(embeds[:1])
     model.eval()
     sampled = [

@@ -10,6 +10,7 @@ import torch
 
 from ...datamodules.contents import RawSample
 from ...datamodules.contracts import HasProcessor, require
+from ...datamodules.data_ranks import data_ranks
 from ...datamodules.frames import FrameReader
 from ...datamodules.ratings import prompt_of
 from ...datamodules.shards import ShardSet
@@ -64,7 +65,7 @@ class Captions(L.LightningDataModule):
         decode = partial(_decode, FrameReader(shards, processor.sampling, processor.factor), self.seed)
         share = training_share(self.trainer, len(shards), self.batch_size)
         stream = ShardStream(
-            shards.contents(), decode, share, self.trainer.global_rank, self.seed, self.shuffle_buffer, shards.name
+            shards.contents(), decode, share, data_ranks(self.trainer)[0], self.seed, self.shuffle_buffer, shards.name
         )
         return ShardLoader(
             stream, partial(_collate, processor), self.workers, options={"persistent_workers": self.workers > 0}

@@ -8,6 +8,7 @@ import lightning as L
 import torch
 
 from ...datamodules.contents import RawSample
+from ...datamodules.data_ranks import data_ranks
 from ...datamodules.encode_list import ClipSize
 from ...datamodules.shards import ShardSet
 from ...datamodules.stream import Item, ShardLoader, ShardStream, at_least, separated, training_share
@@ -56,6 +57,6 @@ class Clips(L.LightningDataModule):
         share = training_share(self.trainer, len(shards), self.batch_size)
         decode = partial(_decode, self.clip)
         stream = ShardStream(
-            shards.contents(), decode, share, self.trainer.global_rank, self.seed, self.shuffle_buffer, shards.name
+            shards.contents(), decode, share, data_ranks(self.trainer)[0], self.seed, self.shuffle_buffer, shards.name
         )
         return ShardLoader(stream, _collate, self.workers, options={"persistent_workers": self.workers > 0})

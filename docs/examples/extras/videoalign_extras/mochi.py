@@ -1,7 +1,7 @@
 """Mochi 1 (text to video) for videoalign: a family whose transformer counts time the other way round."""
 
 import torch
-from diffusers import MochiPipeline
+from diffusers.pipelines.mochi.pipeline_mochi import linear_quadratic_schedule
 
 from videoalign.models.generator import Generator
 
@@ -10,29 +10,31 @@ class Mochi(Generator):
     """Adapter for diffusers' MochiPipeline.
 
     Its transformer takes 1 - t (0 is noise, 1 is data) and predicts data minus noise; a mask hides what follows after a
-    prompt's end. Guidance by a noisy reward hooks into schedulers that count as ours do, so it is not for this family.
+    prompt's end. `guided()` cannot steer the pipeline itself, which counts its times as its transformer does.
     """
 
     class_name = "MochiPipeline"  # what model_index.json calls the pipeline
     blocks = "transformer_blocks"  # the transformer's attribute that holds its blocks
     max_tokens = 256  # longest prompt in training
+    plain_pipeline = False
     side = 16  # height and width are multiples of this: 8 by the autoencoder, 2 by the patches
 
-    @staticmethod
-    def pipeline_class():
-        return MochiPipeline
-
-    @staticmethod
-    def check(index, path):
-        """Every Mochi pipeline works; a family raises VideoAlignError here for folders that work in another way."""
+    def __init__(self, pipeline, *args, **options):
+        """The pipeline's scheduler goes from 0 to 1; with this setting it goes from 1 to 0, as ours do."""
+        pipeline.scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config, invert_sigmas=False)
+        super().__init__(pipeline, *args, **options)
 
     @property
     def ratios(self):
         return self.pipeline.vae_temporal_scale_factor, self.pipeline.vae_spatial_scale_factor
 
+    def schedule(self, scheduler, steps, x):
+        """Time steps as the pipeline sets them."""
+        scheduler.set_timesteps(sigmas=linear_quadratic_schedule(steps, 0.025), device=x.device)
+
     @property
     def text_width(self):
-        return self.transformer.config.text_embed_dim
+        return self.config.text_embed_dim
 
     def moments(self):
         """Mean and deviation of the autoencoder's latents, (1, C, 1, 1, 1) each."""
@@ -42,30 +44,13 @@ class Mochi(Generator):
         return mean, std / config.scaling_factor
 
     def encoded(self, found):
-        return {"embeds": found[0], "mask": found[1].long()}
+        return {"prompt": found[0], "mask": found[1].long()}
 
     def velocity(self, x, t, condition, transformer=None):
         """Our convention: t = 1 is noise, and the velocity is noise minus data."""
         net = transformer or self.transformer
-        embeds = condition["embeds"].to(net.dtype)
-        towards_data = net(x.to(net.dtype), embeds, 1000 * (1 - t), condition["mask"].bool(), return_dict=False)[0]
+        embeds = condition["prompt"].to(net.dtype)
+        towards_data = net(x.to(net.dtype), embeds, 1000 * (1 - t), condition["prompt_mask"].bool(), return_dict=False)[
+            0
+        ]
         return -towards_data.float()
-
-    def _denoise(self, condition, null, noise, **options):
-        """The pipeline's call, from our noise to latents."""
-        time, space = self.ratios
-        _, _, frames, height, width = noise.shape
-        empty = {}
-        if null:
-            empty = {"negative_prompt_embeds": null["embeds"], "negative_prompt_attention_mask": null["mask"].bool()}
-        return self.pipeline(
-            prompt_embeds=condition["embeds"],
-            prompt_attention_mask=condition["mask"].bool(),
-            latents=noise,
-            output_type="latent",
-            num_frames=(frames - 1) * time + 1,
-            height=height * space,
-            width=width * space,
-            **empty,
-            **options,
-        ).frames
