@@ -21,7 +21,7 @@ BEGINNING = ("wan22-5b-i2v", "ltx-i2v", "ltx2-i2v")
 EXPERTS = ("wan22-a14b", "wan22-a14b-i2v")
 OFFICIAL = {"wan22-5b": 5.0, "wan22-5b-i2v": 5.0, "wan22-a14b": 12.0, "wan22-a14b-i2v": 5.0}
 """Shifts of the authors, where the folders have others."""
-SHAPES = {name: (16, 2, 4, 4) for name in FAMILIES}
+SHAPES = dict.fromkeys(FAMILIES, (16, 2, 4, 4))
 SHAPES |= dict.fromkeys(("wan22-5b", "wan22-5b-i2v"), (24, 2, 2, 2))
 SHAPES |= dict.fromkeys(("hunyuan15", "hunyuan15-i2v"), (8, 2, 2, 2))
 """Shapes of the latents of 5 frames of 32 x 32 pixels."""
