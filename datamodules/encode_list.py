@@ -268,6 +268,10 @@ class EncodeList(L.LightningDataModule):
             )
         return asked
 
+    def all_prompts(self) -> list[str]:
+        """Texts of the prompts of all samples; those whose record has none are dropped later."""
+        return [prompt_of(c.record, c.name) for c in self.contents if str(c.record.get("prompt") or "").strip()]
+
     @property
     def allowed_drops(self) -> int:
         """Largest number of samples that may be unusable."""
