@@ -182,7 +182,8 @@ class NoisyRewardModel(Training):
 
     def uses_of(self, export: Path) -> dict[str, str]:
         """Commands that use the export."""
-        return of_generator(export, f"--noisy-reward {quoted(export)}", self.name, self.trainer)
+        images = self.generator.image == "required"
+        return of_generator(export, f"--noisy-reward {quoted(export)}", self.name, self.trainer, images)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the parameters that train, and the statistics of the rewards."""
