@@ -173,6 +173,7 @@ class FlowSFT(Training):
         Returns:
             Errors (S, N) in fp32, and times (N,).
         """
+        self.generator.check_latents(latents.shape)
         uniform, noise = draw(seeds, latents.shape[2:], latents.device)
         t = self.times(uniform)
         sides = len(latents)

@@ -110,6 +110,7 @@ class NoisyRewardModel(Training):
             t: Times (N,) that the latents are noised to; drawn from :attr:`times` if not given.
         """
         latents = batch["latents"]
+        self.generator.check_latents(latents.shape)
         uniform, noise = draw(batch["seeds"], latents.shape[2:], latents.device)
         t = self.times(uniform) if t is None else t
         t = torch.zeros_like(t) if self.clean and self.training else t
