@@ -11,17 +11,17 @@ from typing import Any, NoReturn
 
 from . import EverywhereError, __version__, ranks, stopping
 from .annotation import commands as annotate
-from .commands import bench, convert, experiment, generate, push, score, shard_sets
+from .commands import bench, convert, experiment, generate, lora, plan, push, score, shard_sets
 from .commands.parsing import ANEW, Parser
 from .errors import BUG, describe, lost_peer
 from .miniature import registration as miniature
 from .redaction import redacted
 
 GROUPS = {
-    "train and measure what a YAML experiment describes": (experiment,),
+    "train and measure what a YAML experiment describes": (experiment, plan),
     "collect and prepare data": (annotate, shard_sets),
     "use a reward model": (score, bench, convert),
-    "use a generator": (generate,),
+    "use a generator": (generate, lora),
     "publish on the Hugging Face hub": (push,),
     "the paper in miniature, on a laptop": (miniature,),
 }
@@ -125,6 +125,8 @@ def _run(args: list[str]) -> int | None:
     short = args[1:] in (["-h"], ["--help"])  # all options of an experiment fill pages
     if args and args[0] in experiment.EXPERIMENTS and not short:
         return experiment.run(args, REPLACED)
+    if args[:1] == ["plan"] and not short:
+        return plan.run(args[1:])
     top = parser()
     options = top.parse_args(args)
     if options.print_completion:

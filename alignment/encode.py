@@ -1,4 +1,4 @@
-"""Encoding of videos and prompts, once: a predict run that writes latents and prompt embeddings."""
+"""Encoding of videos, prompts and images, once: a predict run that writes latents and what they are conditioned on."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -6,10 +6,10 @@ from typing import Any, Literal
 import lightning as L
 import safetensors.torch
 import torch
-from torch import Tensor
 
 from ..datamodules.contracts import EncodesVideos, require
 from ..datamodules.latent_files import NULL, OF
+from ..models.family import Encoded
 from ..models.fingerprint import fingerprint
 from ..models.finite import by_name, require_finite
 from ..models.generator_folder import load_generator
@@ -18,7 +18,7 @@ from .text_first import embed_first
 
 
 class EncodeLatents(L.LightningModule):
-    """Encodes videos and prompts with a generator's autoencoder and text encoder; training then needs neither.
+    """Encodes videos, prompts and images with a generator's autoencoder and encoders; training then needs none of them.
 
     Run it by `videoalign predict` with :class:`~videoalign.datamodules.encode_list.EncodeList` and the callback
     :class:`~videoalign.callbacks.WriteParts`; see experiments/encode.
@@ -49,7 +49,7 @@ class EncodeLatents(L.LightningModule):
         self.memory = memory.for_encoding()
         self.generator = load_generator(generator, dtype, parts, family=family, memory=memory)
         self.truncate, self.negative = truncate, negative
-        self._embedded: dict[str, Tensor] = {}
+        self._embedded: dict[str, Encoded] = {}
 
     def setup(self, stage: str) -> None:
         """Refuse a DataModule that gives no videos to encode; offload parts, and embed prompts where they are first."""
@@ -64,22 +64,31 @@ class EncodeLatents(L.LightningModule):
 
     def making(self) -> dict[str, Any]:
         """Settings that the embeddings depend on, as plain values."""
+        images = getattr(self.generator.pipeline, "image_encoder", None)
         return {
+            **({"image_encoder": fingerprint(images)} if images is not None else {}),
             "text_encoder": fingerprint(self.generator.require("text_encoder")),
             "truncate": self.truncate,
             "negative": self.negative,
             **self.memory.made(),
         }
 
-    def embed(self, prompts: Sequence[str]) -> list[Tensor]:
-        """Embeddings (L, E) of prompts, on the CPU; a few hundred are cached, because pairs often share a prompt."""
+    def embed(self, prompts: Sequence[str]) -> list[Encoded]:
+        """Encoded prompts, on the CPU; a few hundred are cached, because pairs often share a prompt."""
         if new := [p for p in dict.fromkeys(prompts) if p not in self._embedded]:
             if len(self._embedded) > 256:
                 self._embedded.clear()
                 new = list(dict.fromkeys(prompts))
-            embeddings = self.generator.encode_prompts(new, self.truncate)
-            self._embedded |= {p: e["prompt"].cpu() for p, e in zip(new, embeddings)}
+            found = self.generator.encode_prompts(new, self.truncate)
+            self._embedded |= {p: {name: tensor.cpu() for name, tensor in e.items()} for p, e in zip(new, found)}
         return [self._embedded[p] for p in prompts]
+
+    def _images(self, batch: dict[str, Any], dtype: torch.dtype) -> list[Encoded]:
+        """The batch's images, encoded, on the CPU; their latents in the dtype of the videos'. Empty without images."""
+        if "images" not in batch:
+            return [{}] * len(batch["keys"])
+        found = self.generator.encode_images(batch["images"], batch["videos"].shape[2])
+        return [{n: t.to("cpu", dtype if n == "image" else t.dtype) for n, t in e.items()} for e in found]
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> list[tuple[str, dict[str, bytes], dict]]:
         """Encode a batch.
@@ -95,14 +104,18 @@ class EncodeLatents(L.LightningModule):
         latents = latents.to(getattr(torch, precision)).cpu()
         remedy = "look at the autoencoder's weights, or choose data.precision: float32"
         require_finite(f"the latents of videos in {precision}", by_name(batch["keys"], latents), remedy)
+        prompts, images = self.embed(batch["prompts"]), self._images(batch, latents.dtype)
+        by_key = {f"{k}, {name}": t for k, e in zip(batch["keys"], images) for name, t in e.items()}
+        require_finite(f"the encoded images in {precision}", by_key, remedy)
         samples = []
-        for key, sides, prompt, record in zip(batch["keys"], latents, self.embed(batch["prompts"]), batch["records"]):
-            tensors = dict(zip(OF[kind], (side.contiguous() for side in sides)))
-            tensors["prompt"] = prompt.contiguous()
-            samples.append((key, {"safetensors": safetensors.torch.save(tensors)}, record))
+        for key, sides, prompt, image, record in zip(batch["keys"], latents, prompts, images, batch["records"]):
+            samples.append((key, {"safetensors": _dumped({**dict(zip(OF[kind], sides)), **prompt, **image})}, record))
         return samples
 
     def extra_files(self) -> dict[str, bytes]:
-        """The file that holds the embedding of the negative prompt."""
-        (null,) = self.embed([self.negative])
-        return {NULL: safetensors.torch.save({"prompt": null.contiguous()})}
+        """The file that holds the negative prompt, encoded."""
+        return {NULL: _dumped(self.embed([self.negative])[0])}
+
+
+def _dumped(tensors: Encoded) -> bytes:
+    return safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()})

@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
-from peft import LoraConfig
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
@@ -18,11 +17,12 @@ from ..datamodules.contracts import HasNullPrompt, require
 from ..models.family import Encoded
 from ..models.fingerprint import fingerprint
 from ..models.flow import TimeLaw, draw, draw_seed, interpolate, squared_error
+from ..models.generator import START
 from ..models.generator_folder import load_generator
 from ..models.hub import address_of, commit_of
-from ..models.lora import LoRA, linear_names
+from ..models.lora import LoRA
+from ..models.lora_start import add_adapters
 from ..models.memory import Memory
-from ..models.precision import train_in_float32
 from .context_parallel import parallelize
 from .experts import Expert, require_one_expert
 from .export_uses import of_generator, quoted
@@ -100,7 +100,8 @@ class FlowSFT(Training):
                 f"model.null_share: {type(self).__name__} compares with a reference at the same prompt; leave it at 0"
             )
         self.null_share = null_share
-        self.memory = replace(memory, compile=compile or memory.compile).for_training(lora is None, parts)
+        memory = replace(memory, compile=compile or memory.compile)
+        self.memory = memory.for_training(lora is None, parts, gradient_checkpointing)
         self.generator = load_generator(generator, dtype, parts, fps, family, expert, memory=self.memory)
         require_one_expert(self.generator, expert)
         self.name, self.lora, self.times = generator, lora, times.within(*self.generator.interval())
@@ -117,14 +118,14 @@ class FlowSFT(Training):
             self.policy.requires_grad_(True)
         else:
             self.reference = None
-            names = [n for n in linear_names(self.policy, lora.targets) if self.generator.adaptable(n)]
-            config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=names)
-            self.policy.add_adapter(config)
+            config = add_adapters(self.generator, lora)
             if address_of(generator):  # exported adapters name their base; a local path means nothing elsewhere
                 config.base_model_name_or_path, config.revision = generator, commit_of(generator)
-            train_in_float32(self.policy)
         self.policy.train()
         self.memory.compile_blocks(self.generator)
+        if self.memory.stored:  # DDP would send them to all ranks, which have loaded the same files
+            frozen = [name for name, parameter in self.named_parameters() if not parameter.requires_grad]
+            self._ddp_params_and_buffers_to_ignore = frozen
 
     @property
     def policy(self) -> nn.Module:
@@ -195,7 +196,7 @@ class FlowSFT(Training):
 
     def reference_made(self) -> dict[str, Any]:
         """Settings that the reference's errors depend on besides the latents, as plain values."""
-        base = {name: p for name, p in self.policy.named_parameters() if ".lora_" not in name}
+        base = {name: p for name, p in self.policy.named_parameters() if ".lora_" not in name or f".{START}." in name}
         return {
             "transformer": fingerprint(base),
             "times": self.times.to_dict(),

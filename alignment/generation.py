@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
@@ -10,8 +11,9 @@ import torch
 from torch import Tensor
 
 from .. import VideoAlignError
+from ..datamodules.sample_images import read_image
 from ..datamodules.video import encode
-from ..models.adapters import load_adapters
+from ..models.adapters import apply_loras
 from ..models.dimensions import DIMENSIONS
 from ..models.family import Condition, Encoded
 from ..models.finite import by_name, require_finite
@@ -19,6 +21,7 @@ from ..models.flow import draw, interpolate
 from ..models.generator_folder import load_generator
 from ..models.guidance import Guidance, steering
 from ..models.hub import commits_of
+from ..models.lora_specs import Loras, adapter_commits
 from ..models.memory import Memory
 from ..models.noisy_reward import NoisyReward
 from .text_first import embed_first
@@ -45,7 +48,9 @@ class Generate(L.LightningModule):
         fps: Frame rate of the videos, in frames per second, at least 1.
         steps: Number of scheduler steps, at least 1.
         cfg_scale: Classifier-free guidance scale, at least 1; 1 turns it off.
-        lora: Folder, file or hub id of LoRA adapters, in the names of diffusers, peft, ComfyUI, DiffSynth or kohya.
+        lora: Folder, file or hub id of LoRA adapters, in the names of diffusers, peft, ComfyUI, DiffSynth or kohya, or
+            a list of several. Each may end in ``,scale=S``, and for a generator with two experts in ``,expert=high`` or
+            ``,expert=low``, where its file does not state the expert.
         negative: Negative prompt of classifier-free guidance.
         dtype: Dtype of the transformer.
         source: Name of the generator, which is written into the videos' records.
@@ -69,7 +74,7 @@ class Generate(L.LightningModule):
         fps: int = 16,
         steps: int = 50,
         cfg_scale: float = 1.0,
-        lora: str | None = None,
+        lora: Loras = None,
         negative: str = "",
         dtype: Literal["float32", "bfloat16"] = "float32",
         source: str = "generator",
@@ -93,8 +98,7 @@ class Generate(L.LightningModule):
         self.generator = load_generator(generator, dtype, fps=fps, family=family, memory=memory)
         if cfg_scale_2 is not None and self.generator.boundary is None:
             raise VideoAlignError("cfg_scale_2 is the scale of a second expert, and this generator has one transformer")
-        if lora:
-            load_adapters(self.generator, lora)
+        apply_loras(self.generator, lora)
         self.noisy_reward = NoisyReward.from_pretrained(noisy_reward, self.generator) if noisy_reward else None
         if self.noisy_reward:  # its gradient would otherwise hold all tokens of all blocks
             self.noisy_reward.trunk.enable_gradient_checkpointing()
@@ -109,7 +113,8 @@ class Generate(L.LightningModule):
 
     def making(self) -> dict[str, Any]:
         """Settings that the videos depend on, as plain values."""
-        commits = commits_of(**{name: self.hparams[name] for name in ("generator", "lora", "noisy_reward")})
+        commits = commits_of(**{name: self.hparams[name] for name in ("generator", "noisy_reward")})
+        commits |= adapter_commits(self.hparams["lora"])
         return {
             **self.hparams,
             **commits,
@@ -133,13 +138,17 @@ class Generate(L.LightningModule):
         """Sample the videos of a batch.
 
         Returns:
-            Key, members and record of each sample of a *videos* set.
+            Key, members and record of each sample of a *videos* set. The image that a video begins with is one of its
+            members.
         """
         if not batch["keys"]:
             return []
         generator, h = self.generator, self.hparams
         encoded = self._encoded(batch["prompts"])
-        condition = generator.condition(encoded)
+        if "images" in batch:
+            images = generator.encode_images(batch["images"], h["num_frames"])
+            encoded = [prompt | image for prompt, image in zip(encoded, images)]
+        condition = generator.condition(encoded, self.device)
         guided = max(self.cfg_scale, self.cfg_scale_2 or 1) > 1
         null = generator.null_condition(self._encoded([self.negative])[0]) if guided else None
         _, noise = draw(torch.tensor(batch["seeds"]), torch.Size(self.shape), self.device)
@@ -154,15 +163,21 @@ class Generate(L.LightningModule):
         seconds = (clock() - begun) / len(latents)
         videos = generator.decode(latents, batch["keys"])  # (N, T, 3, H, W); refuses what is not finite
         views = self._views(latents, noise, condition, batch["keys"])
+        files = batch.get("image_files") or [None] * len(views)
         samples = []
-        for key, prompt, seed, video, view in zip(batch["keys"], batch["prompts"], batch["seeds"], videos.cpu(), views):
+        rows = zip(batch["keys"], batch["prompts"], batch["seeds"], videos.cpu(), views, files)
+        for key, prompt, seed, video, view, file in rows:
             record = {"prompt": prompt, "source": h["source"], "seed": seed, "guidance": h["cfg_scale"]}
             record |= {name: h[name] for name in ("steps", "fps", "num_frames", "height", "width")}
             if self.noisy_reward:
                 record |= {"guide": asdict(self.guide), "reward": h["noisy_reward"]}
                 record["noisy_reward"] = dict(zip(DIMENSIONS, view))
             record["seconds"] = round(seconds, 4)
-            samples.append((key, {"mp4": encode(video.permute(0, 2, 3, 1).numpy(), h["fps"], h["crf"])}, record))
+            members = {"mp4": encode(video.permute(0, 2, 3, 1).numpy(), h["fps"], h["crf"])}
+            if file:
+                image = read_image(Path(file), file)
+                members[image.kind], record["image"] = image.content, image.entry(Path(file).name)
+            samples.append((key, members, record))
         return samples
 
     def _views(self, latents: Tensor, noise: Tensor, condition: Condition, keys: list[str]) -> list:

@@ -13,7 +13,7 @@ from ..models.files import read_yaml
 from .grouping import choose_groups
 from .masking import read_masks
 from .pairing import Pair, choose
-from .prompt_images import read_images
+from .prompt_images import images_in, read_images
 from .protocol import RatingProtocol
 from .references import read_references
 from .shown import new_shown
@@ -59,7 +59,8 @@ def begin(
         device: Device on which the reward models compute.
         mask: Boxes over watermarks, each like ``SOURCE=x,y,w,h``, see :mod:`.masking`.
         masks: CSV file of such boxes.
-        images: CSV file with the images that the videos were made of, see :mod:`.prompt_images`.
+        images: CSV file with the images that the videos were made of, see :mod:`.prompt_images`; those that the set
+            holds itself if not given.
 
     Returns:
         The open file of votes.
@@ -71,7 +72,7 @@ def begin(
     shards = watchable(videos)
     contents = _played(shards)
     by_key = {content.key: content for content in contents}
-    pictures = read_images(images, by_key) if images else {}
+    pictures = read_images(images, by_key) if images else images_in(by_key)
     training = read_references(references, by_key, rules) if references else []
     taken = {key for pair, _ in training for key in pair.keys}
     free = [content for content in contents if content.key not in taken]

@@ -115,7 +115,7 @@ def _round_options(parser: argparse.ArgumentParser) -> Callable:
     add(
         "--images",
         help="CSV file with the images that videos were made of (image-to-video), to be shown beside the prompt; "
-        "columns image (a path, from the CSV file's folder) and prompt or key",
+        "columns image (a path, from the CSV file's folder) and prompt or key (default: the images that the set holds)",
     )
     add(
         "--select",

@@ -7,6 +7,7 @@ from typing import Any
 
 from ..datamodules.benchmark import PAIRS
 from ..datamodules.ratings import COLUMNS
+from ..datamodules.sample_images import SampleImage, read_image
 from ..datamodules.shards import ShardWriter
 from ..datamodules.spreadsheets import exact
 from ..models.dimensions import DIMENSIONS
@@ -37,7 +38,7 @@ class SetWriter:
             for pair in pairs:
                 both = [self.shown.contents[key] for key in pair.keys]
                 media = {side: content.read("mp4") for side, content in zip("ab", both)}
-                writer.write(pair.key, media, self._record(pair))
+                writer.write(pair.key, media, self._record(pair), self._image(pair.keys[0]))
             self._write_masks(writer)
 
     def write_benchmark(self, out: Path, pairs: Sequence[RatedPair]) -> None:
@@ -63,12 +64,24 @@ class SetWriter:
 
     def image_cell(self, key: str) -> dict[str, str]:
         """The column ``image`` with the name of the image that a video was made of, in a round that has images."""
-        return {"image": self.shown.images[key].name} if self.shown.images else {}
+        path = self.shown.images.get(key)
+        return {"image": path.name if path else ""} if self.shown.images else {}
 
     def _write_videos(self, writer: ShardWriter, keys: Any) -> None:
         for key in keys:
             content = self.shown.contents[key]
-            writer.write(key, {"": content.read("mp4")}, content.record | self.image_cell(key))
+            record = content.record | self._image_entry(key)
+            writer.write(key, {"": content.read("mp4")}, record, self._image(key))
+
+    def _image(self, key: str) -> SampleImage | None:
+        """The image that a video was made of, as the page showed it."""
+        path = self.shown.images.get(key)
+        return read_image(path, str(path)) if path else None
+
+    def _image_entry(self, key: str) -> dict[str, Any]:
+        """What the record of a sample says of its image."""
+        image = self._image(key)
+        return {"image": image.entry(image.name)} if image else {}
 
     def _write_masks(self, writer: ShardWriter) -> None:
         """Add the table of the boxes that hide watermarks, where there are any."""
@@ -83,7 +96,7 @@ class SetWriter:
             "sources": dict(zip("AB", pair.sources)),
             "keys": dict(zip("AB", pair.keys)),
             "votes": [vote_record(vote, self.called) for vote in pair.votes],
-            **self.image_cell(pair.keys[0]),
+            **self._image_entry(pair.keys[0]),
         }
         for name in ("fps", "num_frames"):
             values = {side: self.shown.contents[key].record.get(name) for side, key in zip("AB", pair.keys)}

@@ -1,37 +1,18 @@
 """Images that videos were made of, to be shown beside the prompt (image-to-video)."""
 
-import io
 from collections.abc import Mapping
-from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
-
-from PIL import Image, UnidentifiedImageError
 
 from .. import VideoAlignError
 from ..datamodules.contents import Content
+from ..datamodules.sample_images import SampleImage, image_of, read_image
 from ..datamodules.tables import sound_rows
 
-TYPES = {"PNG": "png", "JPEG": "jpg", "WEBP": "webp"}
-"""Formats that browsers show, as Pillow calls them, and the ends of their files' names."""
 MEDIA = {"png": "image/png", "jpg": "image/jpeg", "webp": "image/webp"}
 """Media type by the end of a file's name."""
 
 
-@dataclass(frozen=True)
-class PromptImage:
-    """An image as it is kept.
-
-    Attributes:
-        name: Name of its file: a checksum of the content, so that it tells nothing, and its type.
-        content: Content of the file.
-    """
-
-    name: str
-    content: bytes
-
-
-def read_images(path: str, contents: Mapping[str, Content]) -> dict[str, PromptImage]:
+def read_images(path: str, contents: Mapping[str, Content]) -> dict[str, SampleImage]:
     """The image of each video, of a CSV file with the column ``image`` and one of ``key`` and ``prompt``.
 
     Args:
@@ -52,8 +33,8 @@ def read_images(path: str, contents: Mapping[str, Content]) -> dict[str, PromptI
     belongs: dict[str, list[str]] = {}
     for key, content in contents.items():
         belongs.setdefault(key if by == ["key"] else str(content.record.get("prompt")), []).append(key)
-    found: dict[str, PromptImage] = {}
-    files: dict[str, PromptImage] = {}
+    found: dict[str, SampleImage] = {}
+    files: dict[str, SampleImage] = {}
     for number, row in rows:
         where = f"{option}, line {number}"
         if row[by[0]] not in belongs:
@@ -69,15 +50,19 @@ def read_images(path: str, contents: Mapping[str, Content]) -> dict[str, PromptI
     return found
 
 
-def _read(path: Path, where: str) -> PromptImage:
+def _read(path: Path, where: str) -> SampleImage:
     """An image; refuses what browsers do not show."""
-    try:
-        content = path.read_bytes()
-        with Image.open(io.BytesIO(content)) as image:
-            kind = image.format or ""
-            image.load()
-    except (OSError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise VideoAlignError(f"{where}: {path} cannot be read as an image ({error})") from None
-    if kind not in TYPES:
-        raise VideoAlignError(f"{where}: {path} is a {kind}; browsers show {', '.join(TYPES)}")
-    return PromptImage(f"{sha256(content).hexdigest()[:24]}.{TYPES[kind]}", content)
+    return read_image(path, f"{where}: {path}")
+
+
+def images_in(contents: Mapping[str, Content]) -> dict[str, SampleImage]:
+    """The images that a set holds itself, by the key of the video; videos that begin with one image share it.
+
+    Args:
+        contents: The videos, by key.
+    """
+    found: dict[str, SampleImage] = {}
+    for content in contents.values():
+        if content.image and content.image_id not in found:
+            found[content.image_id] = read_image(image_of(content).content, f"{content.name}, {content.image}")
+    return {key: found[content.image_id] for key, content in contents.items() if content.image}

@@ -12,11 +12,11 @@ from pathlib import Path
 from .. import VideoAlignError
 from ..bars import Bar
 from ..datamodules.contents import Content
+from ..datamodules.sample_images import SampleImage, image_of
 from ..datamodules.shards import ShardSet, ShardWriter, sha256
 from ..models.files import new_folder, read_json, write_json
 from .grouping import source_of
 from .masking import Mask, masked, masks_by_source
-from .prompt_images import PromptImage
 from .store import Store
 
 RECORD, CLIPS, IMAGES = "shown.json", "clips", "images"
@@ -44,7 +44,7 @@ def folder_of(db: str | Path) -> Path:
 
 @contextmanager
 def new_shown(
-    db: str, contents: Mapping[str, Content], masks: list[Mask], images: Mapping[str, PromptImage]
+    db: str, contents: Mapping[str, Content], masks: list[Mask], images: Mapping[str, SampleImage]
 ) -> Iterator[str | None]:
     """Write the folder of a new round, which appears when the block has ended without an error.
 
@@ -82,7 +82,7 @@ def _write_clips(out: Path, videos: list[Content], boxes: Mapping[str, list[Mask
     with ShardWriter(out, "videos") as writer, Bar("masking videos", len(videos)) as bar:
         for content in videos:
             clip = masked(content.read("mp4"), boxes[source_of(content)], content.name)
-            writer.write(content.key, {"": clip}, content.record)
+            writer.write(content.key, {"": clip}, content.record, image_of(content))
             bar.update()
 
 

@@ -15,7 +15,7 @@ from videoalign.miniature.networks.qwen import make_qwen
 from videoalign.models import FrameSampling, VideoReward
 from videoalign.models.generator import Generator
 from videoalign.models.generator_folder import load_generator
-from videoalign.models.guidance import guided
+from videoalign.models.guidance import Guidance, steering
 from videoalign.models.noisy_reward import NoisyReward, NoisyRewardShape
 
 
@@ -182,8 +182,8 @@ def guidance(folder: Path) -> None:
     pixels = PixelReward(generator, folder / "pixel_judge", "waves at sunset")
 
     def sample(reward: object = reward, **options: object) -> Tensor:
-        with guided(generator.pipeline, reward, **options):
-            return generator.sample(condition, noise, 9, 5.0, null)
+        steer = steering(reward, Guidance(**options), condition)
+        return generator.sample(condition, noise, 9, 5.0, null, steer=steer)
 
     assert torch.equal(sample(strength=0.0), generator.sample(condition, noise, 9, 5.0, null))
     plain, every, second = timed(

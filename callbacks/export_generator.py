@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import lightning as L
-from diffusers.training_utils import _collate_lora_metadata
 from peft import get_peft_model_state_dict
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
@@ -17,6 +16,8 @@ from ..models.generator import PARTS
 from ..models.generator_folder import files_of
 from ..models.hub import resolved
 from ..models.locks import Hold
+from ..models.lora_dialects import save_adapters, stating
+from ..models.lora_names import DIFFUSERS
 from .reports import Report, exported
 from .run_folder import folder_of
 
@@ -27,9 +28,11 @@ LORA_FILE = "pytorch_lora_weights.safetensors"
 class ExportGenerator(L.Callback):
     """Writes the trained weights as a folder that plain diffusers loads.
 
-    LoRA adapters are written for ``pipe.load_lora_weights(folder)``. A fully trained transformer is written for
-    ``WanPipeline.from_pretrained(..., transformer=...)`` (name the class: ``DiffusionPipeline`` ignores the argument).
-    Weights that are not finite are refused. Files carry checksums, which are compared when they are loaded.
+    LoRA adapters are written for ``pipe.load_lora_weights(folder)``. Those of the expert for low noise are for
+    ``pipe.load_lora_weights(folder, load_into_transformer_2=True)``; the file states the expert. A fully trained
+    transformer is written for ``WanPipeline.from_pretrained(..., transformer=...)`` (name the class:
+    ``DiffusionPipeline`` ignores the argument). Weights that are not finite are refused. Files carry checksums, which
+    are compared when they are loaded.
 
     Args:
         out: Folder to write. An earlier export there is replaced, and anything else is refused before training begins.
@@ -85,10 +88,10 @@ class ExportGenerator(L.Callback):
         with new_folder(out, replaces=self._record(module)) as folder:
             if module.lora is None:
                 self._write_whole(folder, module, state)
+                for path in folder.rglob("*.safetensors"):
+                    seal(path)
             else:
                 self._write_adapters(folder, module, state)
-            for path in folder.rglob("*.safetensors"):
-                seal(path)
 
     def _write_whole(self, folder: Path, module: TrainsTransformer, state: dict[str, Tensor]) -> None:
         whole = type(module.policy).from_config(module.policy.config)
@@ -102,13 +105,11 @@ class ExportGenerator(L.Callback):
 
     @staticmethod
     def _write_adapters(folder: Path, module: TrainsTransformer, state: dict[str, Tensor]) -> None:
-        """Write adapters with alpha and rank, without which diffusers would apply them at scale 1.
-
-        Sets are sorted, so that equal adapters give equal bytes.
-        """
-        settings = _collate_lora_metadata({"transformer": module.policy})
-        for values in settings.values():
-            values |= {name: sorted(value) for name, value in values.items() if isinstance(value, set)}
-        type(module.generator.pipeline).save_lora_weights(
-            folder, transformer_lora_layers=get_peft_model_state_dict(module.policy, state), **settings
+        """Write adapters with alpha and rank, without which diffusers would apply them at scale 1, and their expert."""
+        tensors = get_peft_model_state_dict(module.policy, state)
+        settings = module.policy.peft_config["default"].to_dict()
+        save_adapters(
+            folder / LORA_FILE,
+            {DIFFUSERS + name: tensor for name, tensor in tensors.items()},
+            stating(settings, module.generator.expert),
         )

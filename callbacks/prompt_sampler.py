@@ -14,7 +14,10 @@ from torch import Tensor
 from .. import VideoAlignError
 from ..bars import Bar
 from ..datamodules.contracts import AlignsGenerator, require
-from ..models.flow import draw, draw_seed, interpolate
+from ..datamodules.encode_list import ClipSize
+from ..datamodules.prompts import Item, check_items
+from ..datamodules.sample_images import read_image
+from ..models.flow import draw, interpolate
 from ..models.generator import EXPERTS
 from ..models.generator_folder import load_generator
 
@@ -75,20 +78,22 @@ class SamplesPrompts(L.Callback):
     """A callback that samples videos of prompts, of the held-out latents' size where none is given.
 
     Args:
-        prompts: Prompts of the videos.
+        items: Prompts of the videos, and the images that they begin with.
         sampling: Size of the videos, and how they are sampled.
     """
 
-    def __init__(self, prompts: list[str], sampling: Sampling) -> None:
-        self.prompts, self.sampling = prompts, sampling
+    def __init__(self, items: Sequence[Item], sampling: Sampling) -> None:
+        self.items, self.prompts, self.sampling = items, [item.prompt for item in items], sampling
 
     def check_size(self, pl_module: L.LightningModule) -> None:
-        """Refuse a module that aligns no generator, and a size of videos that its generator cannot sample.
+        """Refuse a module that aligns no generator, and a size of videos or prompts that its generator cannot take.
 
         Args:
             pl_module: Module that is trained or tested.
         """
-        generator = require(pl_module, AlignsGenerator, f"callbacks.{type(self).__name__}").generator
+        who = f"callbacks.{type(self).__name__}"
+        generator = require(pl_module, AlignsGenerator, who).generator
+        check_items(self.items, generator.image, f"{who}.prompts")
         if not self.sampling.missing:
             generator.latent_shape(self.sampling.num_frames, self.sampling.height, self.sampling.width)
 
@@ -146,25 +151,30 @@ class SamplingProgress:
 
 
 class PromptSampler:
-    """Samples latents of policy and reference for a list of prompts.
+    """Samples latents of policy and reference for a list of prompts, and of the images that their videos begin with.
 
     Args:
         module: The alignment module that holds both.
         sampling: Size of the videos, and how they are sampled.
-        prompts: Prompts of the videos. The text encoder is loaded to embed them, and freed afterwards.
+        items: Prompts and images of the videos. Their encoders are loaded to embed them, and freed afterwards.
     """
 
-    def __init__(self, module: L.LightningModule, sampling: Sampling, prompts: Sequence[str]) -> None:
-        self.module, self.sampling, self.prompts = module, sampling, list(prompts)
+    def __init__(self, module: L.LightningModule, sampling: Sampling, items: Sequence[Item]) -> None:
+        self.module, self.sampling, self.items = module, sampling, list(items)
         self.aligned = require(module, AlignsGenerator, type(self).__name__)
         shape = self.aligned.generator.latent_shape(sampling.num_frames, sampling.height, sampling.width)
         self.shape = torch.Size(shape)
         self._stepped: SamplingProgress | None = None
         dtype = "bfloat16" if module.device.type == "cuda" else "float32"  # UMT5-XXL is 23 GB in fp32
-        encoder = load_generator(self.aligned.name, dtype, ("text_encoder",), family=type(self.aligned.generator)).to(
-            module.device
-        )
-        self.encoded = encoder.encode_prompts([*prompts, sampling.negative])
+        files, kind = [item.image for item in self.items if item.image], type(self.aligned.generator)
+        parts = ("text_encoder", "vae") if files else ("text_encoder",)
+        encoder = load_generator(self.aligned.name, dtype, parts, family=kind).to(module.device)
+        self.encoded = encoder.encode_prompts([*(item.prompt for item in self.items), sampling.negative])
+        if files:
+            size = ClipSize(num_frames=sampling.num_frames, height=sampling.height, width=sampling.width)
+            for number, file in enumerate(files):
+                picture = size.image(read_image(file, str(file)).content, str(file))[None].to(module.device)
+                self.encoded[number] |= encoder.encode_images(picture, sampling.num_frames)[0]
         del encoder
         _free(module.device)
 
@@ -196,7 +206,7 @@ class PromptSampler:
                 _free(device)
 
     def noise(self, items: Sequence[tuple[int, int]]) -> Tensor:
-        """Draw the noise of (prompt, number) items, which depends on the seed, the prompt's text and the number alone.
+        """Draw the noise of (prompt, number) items, which depends on the seed, prompt, image and number alone.
 
         Args:
             items: N pairs of a prompt's place in the list and the number of its noise.
@@ -204,7 +214,7 @@ class PromptSampler:
         Returns:
             Noise (N, C, F, H, W).
         """
-        seeds = torch.tensor([draw_seed(self.sampling.seed, self.prompts[p], n) for p, n in items])
+        seeds = torch.tensor([self.items[p].seed(self.sampling.seed, n) for p, n in items])
         return draw(seeds, self.shape, self.module.device)[1]
 
     def _precision(self):

@@ -5,6 +5,7 @@ import torch
 
 from .. import VideoAlignError
 from ..datamodules.contracts import AlignsGenerator, require
+from ..datamodules.prompts import Item, read_items
 from .prompt_sampler import PromptSampler, SamplesPrompts, Sampling
 from .run_media import media_of
 from .side_clips import Clip, frames_of
@@ -16,15 +17,16 @@ class SideBySide(SamplesPrompts):
     They are under ``val/samples/`` in the run's loggers, and on the page ``samples.html`` in the run's folder.
 
     Args:
-        prompts: Prompts of the videos; a few are enough.
+        prompts: Prompts of the videos; a few are enough. Or a CSV file with a column ``prompt`` (and ``image`` for
+            image-to-video), or a text file with one prompt a line.
         sampling: Size of the videos, and how they are sampled.
         every: Number of validations from one sampling to the next.
     """
 
-    def __init__(self, prompts: list[str], sampling: Sampling, every: int = 1) -> None:
+    def __init__(self, prompts: list[str] | str, sampling: Sampling, every: int = 1) -> None:
         if every < 1:
             raise VideoAlignError(f"SideBySide.every must be at least 1, got {every}")
-        super().__init__(prompts, sampling)
+        super().__init__(read_items(prompts) if isinstance(prompts, str) else [*map(Item, prompts)], sampling)
         self.every, self.count = every, 0
         self.sampler: PromptSampler | None = None
 
@@ -39,7 +41,7 @@ class SideBySide(SamplesPrompts):
         self.count += 1
         if (self.count - 1) % self.every:
             return
-        self.sampler = self.sampler or PromptSampler(pl_module, self.sampling, self.prompts)
+        self.sampler = self.sampler or PromptSampler(pl_module, self.sampling, self.items)
         with self.sampler.sampling_of("SideBySide", len(self.prompts)):
             for number in range(len(self.prompts)):
                 self._show(trainer, pl_module, number)

@@ -12,7 +12,7 @@ from torch import Tensor
 from .. import EverywhereError, VideoAlignError
 from ..datamodules.contracts import AlignsGenerator, require
 from ..datamodules.data_ranks import data_ranks
-from ..datamodules.prompts import read_prompts
+from ..datamodules.prompts import read_items
 from ..datamodules.ratings import COLUMNS
 from ..datamodules.video import resample
 from ..models.files import write_json
@@ -37,7 +37,8 @@ class WinRate(SamplesPrompts):
 
     Args:
         reward_model: Folder or hub id of the reward model that compares, in this package's format or an official one's.
-        prompts: CSV file with a column ``prompt``, or text file with one prompt a line.
+        prompts: CSV file with a column ``prompt`` (and ``image`` for image-to-video), or text file with one prompt a
+            line.
         sampling: Size and sampler of the videos.
         samples: Number of noises per prompt; with one there is no superiority.
         out: Folder for ``win_rate.json``; the run's folder if not given.
@@ -64,7 +65,7 @@ class WinRate(SamplesPrompts):
         self.clips = clips
         self.reward_model, self.backbone = reward_model, backbone
         self.template = Template.load(template) if template else None
-        super().__init__(read_prompts(prompts), sampling)
+        super().__init__(read_items(prompts), sampling)
         self.samples, self.out = samples, out
         self.results: dict[str, dict] = {}
         self._films: dict[tuple[int, str], np.ndarray] = {}
@@ -76,7 +77,7 @@ class WinRate(SamplesPrompts):
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Sample, score and compare. Collective: every rank must call it."""
-        sampler = PromptSampler(pl_module, self.sampling, self.prompts)
+        sampler = PromptSampler(pl_module, self.sampling, self.items)
         judge = load_reward(self.reward_model, self.backbone, self.template).to(pl_module.device)
         judge.need_statistics(self.reward_model)
         items = [(p, n) for p in range(len(self.prompts)) for n in range(self.samples)]

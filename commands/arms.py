@@ -21,13 +21,14 @@ from torch import Tensor
 
 from .. import VideoAlignError
 from ..callbacks.prompt_sampler import Sampling
-from ..datamodules.prompts import read_prompts
+from ..datamodules.prompts import read_items
 from ..datamodules.shards import ShardSet
 from ..models.dimensions import DIMENSIONS
 from ..models.files import read_json, write_json
 from ..models.finite import by_name, require_finite
 from ..models.guidance import Guidance
 from ..models.locks import beside, held, real
+from ..models.lora_specs import specs_of
 from .comparison import OWN_VIEW, RatedArm, found_of, save
 from .generating import generate
 from .judge import Judge, ratings_of
@@ -45,8 +46,9 @@ class Arm:
 
     generator: str | None = None
     """Folder or hub id of another pipeline."""
-    lora: str | None = None
-    """Folder, file or hub id of LoRA adapters."""
+    lora: str | list[str] | None = None
+    """Folder, file or hub id of LoRA adapters, or a list of several; each may end in ``,scale=S`` and ``,expert=high``
+    or ``,expert=low``."""
     noisy_reward: str | None = None
     """Folder or hub id of a noisy reward; without a guide it only rates the videos."""
     guide: Guidance | None = None
@@ -57,6 +59,7 @@ class Arm:
     def __post_init__(self) -> None:
         if self.guide and not self.noisy_reward:
             raise VideoAlignError("an arm with a guide needs a noisy reward: name its folder under noisy_reward")
+        specs_of(self.lora)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,8 +72,9 @@ class Sweep:
     """Strengths of guidance, ascending; 0 is the base."""
     guide: Guidance = field(default_factory=Guidance)
     """Settings of the guidance but for its strength: weights, bounds, what the reward reads."""
-    lora: str | None = None
-    """Folder, file or hub id of LoRA adapters that all arms of the sweep sample with."""
+    lora: str | list[str] | None = None
+    """Folder, file or hub id of LoRA adapters that all arms of the sweep sample with, or a list of several, as in an
+    arm."""
 
     def __post_init__(self) -> None:
         ascending = all(a < b for a, b in zip(self.strengths, self.strengths[1:]))
@@ -104,7 +108,7 @@ def compare(
 
     Args:
         generator: Folder or hub id of the pipeline.
-        prompts: CSV with a column ``prompt``, or text file with one prompt a line.
+        prompts: CSV with a column ``prompt`` (and ``image``), or text file with one prompt a line.
         out: Folder of all results.
         sampling: How videos are sampled.
         judges: Judges that rate the videos, by name. The first one says what is better.
@@ -120,7 +124,7 @@ def compare(
     Returns:
         What is saved as ``OUT/comparison.json``.
     """
-    folder, texts = Path(out), read_prompts(prompts)
+    folder, texts = Path(out), [item.prompt for item in read_items(prompts)]
     sampling, chooser = sampling.complete(), _chooser(judges, best_of)
     every, curves = plan(arms or {}, sweeps or {})
     with held(folder):
@@ -212,9 +216,12 @@ def sample_arm(
         VideoAlignError: Where its videos are there, but were sampled with other settings.
     """
     videos, record = folder / VIDEOS / name, folder / VIDEOS / f"{name}.json"
+    items = read_items(prompts)
+    images = {"images": [item.sha256 for item in items]} if items[0].image else {}
     made = {
         "generator": generator,
-        "prompts": read_prompts(prompts),
+        "prompts": [item.prompt for item in items],
+        **images,
         "samples": samples,
         "sampling": {key: value for key, value in asdict(sampling).items() if value is not None},
         "arm": {key: value for key, value in asdict(arm).items() if key != "family" or value},

@@ -5,6 +5,7 @@ import os
 from typing import Any
 
 from .. import VideoAlignError
+from .lora import add_family, add_loras
 from .parsing import GOES_ON, Commands, add_batch, add_devices, add_dtype, add_out, add_seed, command, count, weights
 
 SIZES = {
@@ -32,6 +33,9 @@ GENERATE = (
     "shift",
 )
 """Options that are arguments of :class:`videoalign.alignment.Generate`."""
+PROMPTS_FILE = (
+    "CSV with a column prompt (and one of image, a path, for image-to-video), or text file with a prompt a line"
+)
 PROMPTS = ("prompts", "out", "samples", "batch_size", "seed")
 """Options that are arguments of :class:`videoalign.datamodules.prompts.Prompts`."""
 
@@ -44,7 +48,7 @@ def register(commands: Commands) -> None:
     )
     parser = command(commands, "generate", _run, text, GOES_ON)
     parser.add_argument("--generator", required=True, help="folder of a diffusers pipeline, or hub id")
-    parser.add_argument("--prompts", required=True, help="CSV with a column prompt, or text file with a prompt a line")
+    parser.add_argument("--prompts", required=True, help=PROMPTS_FILE)
     add_out(parser, "folder that is written; an interrupted run goes on there")
     parser.add_argument("--samples", type=count(1), default=1, help="videos per prompt")
     for name, (value, text) in SIZES.items():
@@ -73,11 +77,8 @@ def register(commands: Commands) -> None:
         help="guidance strength of the noisy reward, in its standard deviations; 0 leaves samples as they are "
         "(default: 100)",
     )
-    parser.add_argument(
-        "--family",
-        help="class of the generator's family by import path, package.module:Name (default: by its pipeline)",
-    )
-    parser.add_argument("--lora", help="folder, file or hub id of LoRA adapters")
+    add_family(parser)
+    add_loras(parser, "LoRA adapters")
     parser.add_argument("--source", help="name of the model in the records (default: the generator's)")
     add_dtype(parser, "float32")
     add_batch(parser, 1)  # a generator's videos are large
@@ -94,6 +95,8 @@ def _run(o: argparse.Namespace) -> None:
         given = " and --".join(steering)
         raise VideoAlignError(f"--{given} steer by a noisy reward: name its folder with --noisy-reward")
     model: dict[str, Any] = {name: value for name in GENERATE if (value := getattr(o, name)) is not None}
+    if o.lora and len(o.lora) == 1:  # records name a single one without a list
+        model["lora"] = o.lora[0]
     if o.noisy_reward:
         model |= {"noisy_reward": o.noisy_reward, "guide": Guidance(**steering)}
     generate(model, {name: getattr(o, name) for name in PROMPTS}, o.device, o.devices)

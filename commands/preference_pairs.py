@@ -17,6 +17,7 @@ from ..datamodules.addresses import is_address, short_name
 from ..datamodules.contents import Content
 from ..datamodules.judgements import Weights
 from ..datamodules.ratings import WORDS
+from ..datamodules.sample_images import image_of
 from ..datamodules.shards import SIDES, ShardSet, ShardWriter
 from ..datamodules.uploads import claims_set
 from ..models.dimensions import DIMENSIONS, OVERALL
@@ -69,7 +70,8 @@ def pairs_from_rewards(
             both = torch.stack([rewards[_name(*a)], rewards[_name(*b)]])
             if abs(float(weights(both).diff())) > margin:
                 key = a[0].key if mode == "relabel" else f"{number:06d}"
-                writer.write(key, {"a": _media(*a), "b": _media(*b)}, _record(a[0], b[0], both, mode))
+                record = _record(a[0], b[0], both, mode)
+                writer.write(key, {"a": _media(*a), "b": _media(*b)}, record, image_of(a[0]))
                 written += 1
     means = zip(DIMENSIONS, torch.stack(list(rewards.values())).mean(0).tolist())
     return (
@@ -109,10 +111,10 @@ def _media(content: Content, side: str) -> bytes:
 def _choose(
     contents: dict[str, Content], rewards: dict[str, Tensor], weights: Weights, mode: str, margin: float
 ) -> list[tuple[Video, Video]]:
-    """Pairs of each prompt's videos in the order of their keys, so that neither side is the better one by its place."""
-    of_prompt: dict[str, list[Content]] = {}
+    """Pairs of the videos of each prompt and image, in the order of their keys: no side is the better by its place."""
+    of_prompt: dict[tuple[str, str], list[Content]] = {}
     for content in contents.values():
-        of_prompt.setdefault(content.record["prompt"], []).append(content)
+        of_prompt.setdefault((content.record["prompt"], content.image_id), []).append(content)
     chosen = []
     for group in of_prompt.values():
         score = {content.key: float(weights(rewards[content.key])) for content in group}
@@ -124,7 +126,8 @@ def _choose(
         chosen += [((a, ""), (b, "")) for a, b in pairs]
     if not chosen:
         raise VideoAlignError(
-            "no prompt has two videos that differ enough, so there is no pair to write; "
+            "no prompt has two videos that differ enough (and begin with one image, where they begin with any), so "
+            "there is no pair to write; "
             "generate more samples per prompt"
         )
     return chosen
@@ -143,6 +146,7 @@ def _record(a: Content, b: Content, rewards: Tensor, mode: str) -> dict:
     both = dict(zip("AB", (a, b)))
     return {
         "prompt": a.record["prompt"],
+        **({"image": a.record["image"]} if "image" in a.record else {}),
         **kept,
         "sources": {s: c.record.get("source", "") for s, c in both.items()},
         "keys": {s: c.key for s, c in both.items()},

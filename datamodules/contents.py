@@ -3,13 +3,14 @@
 Beside each shard ``000000.tar`` is a file ``000000.parquet`` with a row per sample: its key, its record (the text of
 ``KEY.json``), and for every member, such as ``a.mp4``, its offset in the shard, its size and its CRC-32C. With it a set
 opens without walking through its shards, any sample can be read alone, and a flipped bit is noticed when it is read.
+A sample may hold one member more than its set asks for: the image that its videos begin with (:data:`IMAGES`).
 """
 
 import io
 import json
 import re
 import tarfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -24,6 +25,8 @@ from .attempts import StoreError
 from .stores import StoredFile
 
 _KEY = re.compile(r"[A-Za-z0-9_-]+")
+IMAGES = ("jpg", "png", "webp")
+"""Extensions of the image that a sample may hold: the picture that its videos begin with (image-to-video)."""
 
 
 class ShardError(VideoAlignError):
@@ -33,6 +36,20 @@ class ShardError(VideoAlignError):
 def is_key(key: str) -> bool:
     """Whether a text may be the key of a sample: letters, digits, ``-`` and ``_``, no dots."""
     return bool(_KEY.fullmatch(key))
+
+
+def misfit(members: Collection[str], needed: Collection[str]) -> str | None:
+    """Why a sample cannot have these members; None if it can: those that its set needs, and at most one image.
+
+    Args:
+        members: Extensions of the sample's members.
+        needed: Extensions that every sample of the set has.
+    """
+    if {*members} - {*IMAGES} != {*needed}:
+        return f"has members {sorted(members)}, needs {sorted(needed)}"
+    if len(images := sorted({*members} & {*IMAGES})) > 1:
+        return f"has {len(images)} images ({', '.join(images)}), but a sample begins with one"
+    return None
 
 
 def table_name(shard: str) -> str:
@@ -122,6 +139,17 @@ class Content:
         return f"{self.file}, key {self.key!r}"
 
     @property
+    def image(self) -> str | None:
+        """Extension of the image that the sample begins with; None where it holds none."""
+        return next((extension for extension in IMAGES if extension in self.spans), None)
+
+    @property
+    def image_id(self) -> str:
+        """What tells the sample's image from all others without reading it; empty where it holds none."""
+        span = self.spans[self.image] if self.image else None
+        return f"{span.size}-{span.crc32c & 0xFFFFFFFF:08x}" if span else ""
+
+    @property
     def text(self) -> str:
         """The sample's record, as JSON text."""
         return _records(self.table)[self.row].as_py()
@@ -193,14 +221,14 @@ class Contents(Sequence[Content]):
         counts = [len(table.columns) for table in tables]
         self.shard = np.repeat(np.arange(len(files), dtype=np.int32), counts)  # (N,)
         self._rows = np.concatenate([np.arange(count, dtype=np.int32) for count in counts])  # (N,) in its shard
-        columns = pa.concat_tables([table.columns for table in tables])
+        columns = pa.concat_tables([table.columns for table in tables], promote_options="default")
         self._keys = _one(columns["key"])
         self.extensions = sorted(
             name.removesuffix(".start") for name in columns.column_names if name.endswith(".start")
         )
         self._spans = {
-            e: np.stack([columns[column].to_numpy() for column in _places(e)], 1) for e in self.extensions
-        }  # (N, 3) each
+            e: np.stack([columns[column].fill_null(-1).to_numpy() for column in _places(e)], 1) for e in self.extensions
+        }  # (N, 3) each; -1 where a sample has no image
 
     @cached_property
     def remote(self) -> bool:
@@ -214,7 +242,7 @@ class Contents(Sequence[Content]):
         if not -len(self) <= number < len(self):
             raise IndexError(number)
         number %= len(self)
-        spans = {e: Span(*rows[number].tolist()) for e, rows in self._spans.items()}
+        spans = {e: Span(*rows[number].tolist()) for e, rows in self._spans.items() if rows[number, 0] >= 0}
         shard = self.shard[number]
         return Content(
             self._keys[number].as_py(), self.files[shard], int(self._rows[number]), self._tables[shard], spans
@@ -255,12 +283,12 @@ def walk(path: Path, members: Iterable[str], checksums: bool = True) -> pa.Table
 
     Args:
         path: Path of the tar file.
-        members: Extensions that every sample has.
+        members: Extensions that every sample has; an image may be there besides.
         checksums: Read every byte for the CRC-32C; otherwise it is -1.
 
     Raises:
-        ShardError: If the tar file is damaged, if a member is no plain file, or if a sample lacks members, occurs twice
-            or lies apart from its other members.
+        ShardError: If the tar file is damaged, if a member is no plain file, or if a sample lacks members, holds two
+            images, occurs twice or lies apart from its other members.
     """
     rows: dict[str, dict] = {}
     last = None
@@ -281,14 +309,13 @@ def walk(path: Path, members: Iterable[str], checksums: bool = True) -> pa.Table
                     row["record"] = _text(content, f"{path.name}, key {key!r}")
     except (OSError, tarfile.TarError, ValueError) as error:
         raise ShardError(f"{path.name} cannot be read past sample {len(rows)} ({_short(error)})") from None
-    members = sorted(members)
     for key, row in rows.items():
-        if (have := sorted(row.keys() - {"record"})) != members:
-            raise ShardError(f"{path.name}, key {key!r}: has members {have}, needs {members}")
+        if why := misfit(row.keys() - {"record"}, members):
+            raise ShardError(f"{path.name}, key {key!r}: {why}")
     columns: dict[str, pa.Array] = {"key": pa.array(list(rows), pa.string())}
-    for e in members:
+    for e in [*sorted(members), *(image for image in IMAGES if any(image in row for row in rows.values()))]:
         for place, column in enumerate(_places(e)):
-            columns[column] = pa.array([row[e][place] for row in rows.values()], pa.int64())
+            columns[column] = pa.array([row[e][place] if e in row else None for row in rows.values()], pa.int64())
     columns["record"] = pa.array([row["record"] for row in rows.values()], pa.large_string())
     return pa.table(columns)
 
@@ -347,16 +374,17 @@ def read_table(content: bytes, name: str, members: Iterable[str], samples: int) 
     Args:
         content: The table as Parquet.
         name: Name of its file, for messages.
-        members: Extensions that every sample has.
+        members: Extensions that every sample has; columns of images may be there besides.
         samples: Number of samples according to the index.
 
     Raises:
         ShardError: If it is no such table, or has other members or another number of samples.
     """
-    wanted = ["key", *(column for extension in sorted(members) for column in _places(extension))]
     try:
         file = pq.ParquetFile(pa.BufferReader(content))
         there, rows = set(file.schema_arrow.names), file.metadata.num_rows
+        extensions = [*sorted(members), *(image for image in IMAGES if there & {*_places(image)})]
+        wanted = ["key", *(column for extension in extensions for column in _places(extension))]
         columns = file.read(wanted, use_threads=False) if there == {*wanted, "record"} and rows == samples else None
     except (OSError, pa.ArrowException) as error:
         raise ShardError(f"{name} cannot be read ({_short(error)}); `videoalign shards index` makes it anew") from None

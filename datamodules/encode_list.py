@@ -4,22 +4,29 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import numpy as np
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from .. import VideoAlignError
 from .contents import Content, ShardError
 from .contracts import DescribesSamples, HasGenerator, require
+from .latent_files import Sources
 from .parts import Parts
 from .ratings import prompt_of
+from .sample_images import image_of, pixels
 from .shards import SIDES, Index, ShardSet
 from .stream import at_least, dealt, in_turn, own_share
-from .video import decode
+from .video import decode, resized
+
+APART = 10.0
+"""Mean absolute difference of two first frames, in levels of 255, above which no image is common to both. Decoding and
+compression of one image by several generators differ by 2 to 5."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +66,13 @@ class ClipSize:
         return places
 
     def size(self, height: int, width: int, factor: int) -> tuple[int, int]:
-        """Smallest height and width of the clip's aspect ratio that cover the frame."""
+        """Smallest height and width of the clip's aspect ratio that cover the frame.
+
+        Raises:
+            VideoAlignError: Where one side is more than 200 times the other.
+        """
+        if max(height, width) > 200 * min(height, width):
+            raise VideoAlignError(f"its picture is {width}x{height}: an aspect ratio above 200 cannot be cut to size")
         scale = max(self.height / height, self.width / width)
         return max(self.height, round(height * scale)), max(self.width, round(width * scale))
 
@@ -67,6 +80,19 @@ class ClipSize:
         """The middle of frames (T, 3, H, W), at this size."""
         top, left = (video.shape[-2] - self.height) // 2, (video.shape[-1] - self.width) // 2
         return video[..., top : top + self.height, left : left + self.width].contiguous()
+
+    def image(self, content: bytes, name: str) -> Tensor:
+        """An image at this size, uint8 (3, H, W): scaled to cover the frame, and its middle kept, as clips are.
+
+        Args:
+            content: Content of the image's file.
+            name: What to call the image in messages.
+
+        Raises:
+            VideoAlignError: If it cannot be decoded, or is too large or too narrow.
+        """
+        whole = torch.from_numpy(pixels(content, name).copy()).permute(2, 0, 1)[None]  # (1, 3, H, W)
+        return self.cut(resized(whole, self, 1, name))[0]
 
 
 def clips_of(contents: Sequence[Content]) -> np.ndarray:
@@ -96,36 +122,64 @@ class _Batches:
         batches: Sample numbers of each batch.
         kind: Kind of the set, ``pairs`` or ``videos``.
         clip: Frames and size of each clip.
+        images: Where the samples' images come from; None for none.
     """
 
-    def __init__(self, contents: Sequence[Content], batches: Sequence[list[int]], kind: str, clip: ClipSize) -> None:
-        self.contents, self.batches, self.kind, self.clip = contents, batches, kind, clip
+    def __init__(
+        self,
+        contents: Sequence[Content],
+        batches: Sequence[list[int]],
+        kind: str,
+        clip: ClipSize,
+        images: Sources | None = None,
+    ) -> None:
+        self.contents, self.batches, self.kind, self.clip, self.images = contents, batches, kind, clip, images
 
     def __len__(self) -> int:
         return len(self.batches)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         batch: dict[str, Any] = {"keys": [], "records": [], "prompts": [], "dropped": []}
-        videos = []
+        videos, images = [], []
         for number in self.batches[index]:
             content = self.contents[number]
             try:
-                prompt = prompt_of(content.record, content.name)
+                prompt, record = prompt_of(content.record, content.name), content.record
                 sides = []
                 for side in SIDES[self.kind]:
                     extension = f"{side}.mp4".lstrip(".")
                     name = f"{content.name}, {extension}"
                     sides.append(self.clip.cut(decode(content.read(extension), self.clip, 1, name)))
+                if self.images == "file":
+                    file = image_of(content)
+                    images.append(self.clip.image(file.content, f"{content.name}, {file.kind}"))
+                    record = {"image": file.entry(f"{content.key}.{file.kind}"), **record}
+                elif self.images:
+                    images.append(_first_frame(sides, content.name))
             except VideoAlignError as error:
                 batch["dropped"].append(str(error))
                 continue
             videos.append(torch.stack(sides))
             batch["keys"].append(content.key)
-            batch["records"].append(content.record)
+            batch["records"].append(record)
             batch["prompts"].append(prompt)
         if videos:
             batch["videos"] = torch.stack(videos)  # (N, S, T, 3, H, W)
+        if images:
+            batch["images"] = torch.stack(images)  # (N, 3, H, W)
         return batch
+
+
+def _first_frame(sides: Sequence[Tensor], name: str) -> Tensor:
+    """The first frame of the first side, uint8 (3, H, W); refuses a pair whose sides begin with different pictures."""
+    first = sides[0][0]
+    for other in sides[1:]:
+        if (apart := float((first.float() - other[0].float()).abs().mean())) > APART:
+            raise VideoAlignError(
+                f"{name}: the first frames of its two videos differ by {apart:.1f} of 255 levels on average, more than "
+                f"{APART:g}, so they do not begin with one image"
+            )
+    return first
 
 
 class EncodeList(L.LightningDataModule):
@@ -138,7 +192,11 @@ class EncodeList(L.LightningDataModule):
         batch_size: Samples per rank and step.
         workers: Processes per rank that decode.
         precision: Dtype of the latents on disk: float16, bfloat16 or float32.
-        max_dropped: Share of the samples that may be unusable (too short, damaged).
+        max_dropped: Share of the samples that may be unusable: too short, damaged, or pairs without a common image.
+        images: Which images samples begin with (image-to-video). ``file`` takes those that the set holds,
+            ``first_frame`` the first frames of the videos; a pair is left out if those of its two videos differ by more
+            than 10 of 255 levels on average. ``auto`` does so only for a generator that needs images: the set's own if
+            it holds any, else first frames. ``none`` encodes no images.
     """
 
     def __init__(
@@ -150,6 +208,7 @@ class EncodeList(L.LightningDataModule):
         workers: int = 1,
         precision: str = "float16",
         max_dropped: float = 0.0,
+        images: Literal["auto", "none", "file", "first_frame"] = "auto",
     ) -> None:
         super().__init__()
         at_least(1, batch_size=batch_size)
@@ -157,7 +216,7 @@ class EncodeList(L.LightningDataModule):
         if precision not in ("float16", "bfloat16", "float32"):
             raise VideoAlignError(f"data.precision {precision!r} is unknown; choose float16, bfloat16 or float32")
         self.data, self.out, self.clip, self.precision = data, Path(out), clip, precision
-        self.batch_size, self.workers, self.max_dropped = batch_size, workers, max_dropped
+        self.batch_size, self.workers, self.max_dropped, self.images = batch_size, workers, max_dropped, images
 
     def setup(self, stage: str) -> None:
         """Open the set, and the latents that an interrupted run has written."""
@@ -170,7 +229,9 @@ class EncodeList(L.LightningDataModule):
             raise ShardError(f"{self.data} holds {held}; pairs or videos with mp4 files are encoded")
         self.kind = shards.index.kind
         self.contents = shards.contents()
+        self.source = self._source_of_images(generator.image)
         latents = {**generator.identity(), "of": self.kind, **asdict(self.clip), "precision": self.precision}
+        latents |= {"images": self.source} if self.source else {}
         described = require(module, DescribesSamples, who).making()
         making = {"data": shards.digest, "latents": latents, **described}
         self.parts = Parts(self.out, Index("latents", media="safetensors", latents=latents), making, len(self.contents))
@@ -178,6 +239,38 @@ class EncodeList(L.LightningDataModule):
     def all_prompts(self) -> list[str]:
         """Texts of the prompts of all samples; those whose record has none are dropped later."""
         return [prompt_of(c.record, c.name) for c in self.contents if str(c.record.get("prompt") or "").strip()]
+
+    def _source_of_images(self, image: str) -> Sources | None:
+        """Where images come from; refuses what generator, option and set do not agree on.
+
+        Args:
+            image: Whether the generator's samples have an image: none, optional or required.
+        """
+        asked, lacking = self.images, [content.key for content in self.contents if not content.image]
+        some = len(lacking) < len(self.contents)
+        if asked == "auto":
+            asked = ("file" if some else "first_frame") if image == "required" else "none"
+            if some and asked == "none" and image == "optional":
+                rank_zero_info(f"{self.data} holds images, which are not encoded; data.images: file encodes them")
+        if asked == "none":
+            if image == "required":
+                raise VideoAlignError(
+                    "data.images: none, but this generator begins every video with an image; set auto, file or "
+                    "first_frame"
+                )
+            return None
+        if image == "none":
+            raise VideoAlignError(
+                f"data.images: {asked}, but this generator makes videos of prompts alone; leave data.images out, or "
+                "name an image-to-video pipeline"
+            )
+        if asked == "file" and lacking:
+            raise VideoAlignError(
+                f"{self.data}: {len(lacking)} of {len(self.contents)} samples hold no image, the first of them "
+                f"{lacking[0]!r}; give each one in the column image of the table that is imported, or set "
+                "data.images: first_frame"
+            )
+        return asked
 
     @property
     def allowed_drops(self) -> int:
@@ -189,4 +282,4 @@ class EncodeList(L.LightningDataModule):
         written = self.parts.done()
         done = {number for number, key in enumerate(self.contents.keys()) if key in written}
         share = own_share(in_turn(len(self.contents), self.batch_size), self.trainer, done)
-        return dealt(_Batches(self.contents, share, self.kind, self.clip), self.workers)
+        return dealt(_Batches(self.contents, share, self.kind, self.clip, self.source), self.workers)

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..models.frame_sampling import FrameSampling
 from .contents import RawSample, ShardError
 from .parallel import in_order
+from .sample_images import SampleImage, image_of
 from .shards import SIDES, ShardSet, ShardWriter
 from .video import decode
 
@@ -116,12 +117,12 @@ def encode_frames(
     kind = source.index.kind
     with ShardWriter(out, kind, "safetensors", {**sampling.to_dict(), "factor": factor}) as writer:
         work = in_order(pool, partial(_encoded, reader), source)
-        for done, (key, videos, record) in enumerate(work, 1):
-            writer.write(key, dict(zip(SIDES[kind], videos)), record)
+        for done, (key, videos, record, image) in enumerate(work, 1):
+            writer.write(key, dict(zip(SIDES[kind], videos)), record, image)
             yield done
         for name in source.index.tables:
             writer.write_table(name, source.table(name))
 
 
-def _encoded(reader: FrameReader, raw: RawSample) -> tuple[str, list[bytes], dict]:
-    return raw.key, [dump_frames(video) for video in reader(raw)], raw.record()
+def _encoded(reader: FrameReader, raw: RawSample) -> tuple[str, list[bytes], dict, SampleImage | None]:
+    return raw.key, [dump_frames(video) for video in reader(raw)], raw.record(), image_of(raw)

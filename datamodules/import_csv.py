@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ..models.dimensions import DIMENSIONS
 from .importing import Progress, Report, rated_row, read_rows, write_set
-from .media import open_media
+from .media import Images, open_media
 from .shards import Kind
 from .tables import read_table
 from .uploads import claims_set
@@ -28,6 +28,9 @@ def import_csv(
 ) -> Report:
     """Write the rated pairs of a CSV as a set.
 
+    In a column ``image`` the CSV may name the picture that both videos of a pair begin with (image-to-video); an empty
+    cell names none.
+
     Args:
         ratings: Path of the CSV.
         videos: Folder or zip archive that its paths are relative to.
@@ -47,7 +50,7 @@ def import_csv(
         VideoAlignError: If the CSV cannot be read, or rows are invalid and not left out.
     """
     media = open_media(videos)
-    report = read_rows(read_table(ratings, REQUIRED), media, rated_row)
+    report = read_rows(read_table(ratings, REQUIRED), media, rated_row, Images(media, ratings))
     return write_set(
         report, str(ratings), media, out, kind, skip_bad_rows, allow_missing, pool, progress, seed, held_out
     )

@@ -10,7 +10,7 @@ from typing import Any
 
 from .. import VideoAlignError
 from ..models.dimensions import DIMENSIONS
-from .media import Media, MissingVideo
+from .media import ImageFile, Images, Media, MissingVideo
 from .new_samples import NewSample, Progress, write_samples
 from .parallel import in_order
 from .ratings import COLUMNS, LABELS, check_score, prompt_key, share_table
@@ -38,6 +38,7 @@ class Row:
         scores: Score per side and dimension.
         sources: Names of the models that made A and B.
         votes: Further columns for ``pairs.csv``, such as the original vote.
+        image: Picture that both videos begin with; None where the table names none.
     """
 
     line: int
@@ -47,6 +48,7 @@ class Row:
     scores: dict[str, dict[str, float]]
     sources: tuple[str, str]
     votes: dict[str, str] = field(default_factory=dict)
+    image: ImageFile | None = None
 
     def rating(self) -> dict[str, Any]:
         """The rating in a fixed order of the two videos, so that rows with A and B exchanged can be compared."""
@@ -57,6 +59,7 @@ class Row:
             "scores": {words.get(side, side): scores for side, scores in self.scores.items()},
             "models": self.sources[::-1] if turned else self.sources,
             "votes": {column: words.get(word, word) for column, word in self.votes.items()},
+            "image": self.image,
         }
 
 
@@ -68,9 +71,10 @@ class Report:
         rows: Valid rows.
         merged: Lines that repeat an earlier rating.
         rejected: Invalid lines with reasons.
-        missing: Missing videos, with the lines that name them.
+        missing: Missing videos and images, with the lines that name them.
         clips: Frame count, frame rate and size of the videos, by path.
         shares: Counts of the sets ``train`` and ``val``, as text; empty where one set was written.
+        files: What the table names, in words.
     """
 
     rows: list[Row] = field(default_factory=list)
@@ -79,6 +83,7 @@ class Report:
     missing: dict[str, list[int]] = field(default_factory=dict)
     clips: dict[str, Clip] = field(default_factory=dict)
     shares: str = ""
+    files: str = "videos"
 
     def text(self) -> str:
         """Counts, label shares, missing videos, and each rejected row with its reason."""
@@ -89,7 +94,7 @@ class Report:
             lines.append(merged_text(self.merged))
         if self.missing:
             pairs = {line for named in self.missing.values() for line in named}
-            lines.append(f"{len(self.missing)} videos are not there, which {len(pairs)} rows name")
+            lines.append(f"{len(self.missing)} {self.files} are not there, which {len(pairs)} rows name")
             lines += [
                 f"  {reason} (line {named[0]}{f' and {len(named) - 1} more' if len(named) > 1 else ''})"
                 for reason, named in list(self.missing.items())[:SHOWN]
@@ -106,38 +111,47 @@ def merged_text(lines: Sequence[int]) -> str:
     return f"{len(lines)} rows say again what earlier ones say, and were merged with them (lines {named})"
 
 
-def read_rows(table: Iterable[tuple[int, dict[str, str] | str]], media: Media, row: Callable[..., Row]) -> Report:
+def read_rows(
+    table: Iterable[tuple[int, dict[str, str] | str]],
+    media: Media,
+    row: Callable[..., Row],
+    images: Images | None = None,
+) -> Report:
     """Sort rows into valid and invalid ones. Checks that the videos exist, and does not read them.
 
-    A row that rates a pair again is merged with the first one if both agree in labels, scores, models and votes, also
-    with A and B exchanged and whatever spaces and capitals the prompt has; other columns are not compared. If they
+    A row that rates a pair again is merged with the first one if both agree in labels, scores, models, votes and image,
+    also with A and B exchanged and whatever spaces and capitals the prompt has; other columns are not compared. If they
     differ it is invalid, because nothing tells which of the two is right.
 
     Args:
         table: Line numbers with cells by column, or with the reason why the line has none.
         media: Files of the videos.
         row: Turns (line, cells, paths) into a :class:`Row`, or raises :class:`VideoAlignError`.
+        images: Finds the images of the rows; None where the table's column ``image`` means nothing.
     """
-    report = Report()
+    report = Report(files="videos and images" if images else "videos")
     seen: dict[tuple[frozenset[str], str], Row] = {}
     for line, cells in table:
         try:
             if isinstance(cells, str):
                 raise VideoAlignError(cells)
-            paths = []
-            for side in "AB":
+            found: list[Any] = []
+            finders = [partial(media.find, cells[f"path_{side}"]) for side in "AB"]
+            for find in [*finders, *([partial(images.find, cells)] if images else [])]:
                 try:
-                    paths.append(media.find(cells[f"path_{side}"]))
+                    found.append(find())
                 except MissingVideo as error:
                     named = report.missing.setdefault(str(error), [])
                     named += [line] if line not in named[-1:] else []
-            if len(paths) < 2:
+            if len(found) < 2 + bool(images):
                 continue
+            paths = found[:2]
             if paths[0] == paths[1]:
                 raise VideoAlignError(f"both videos are {paths[0]}")
             if not cells["prompt"].strip():
                 raise VideoAlignError("there is no prompt")
             sound = row(line, cells, tuple(paths))
+            sound.image = found[2] if images else None
             first = seen.setdefault((frozenset(paths), prompt_key(sound.prompt)), sound)
             if first is sound:
                 report.rows.append(sound)
@@ -208,6 +222,27 @@ def look(
     return clips, bad
 
 
+def look_at_images(
+    images: Iterable[ImageFile | None], pool: Executor | None, progress: Progress
+) -> dict[ImageFile, str]:
+    """Check images, each once; None among them stands for no image.
+
+    Args:
+        images: Files of the images; they may repeat.
+        pool: Processes that check them; None checks them in this one.
+        progress: Callback that is told the progress.
+
+    Returns:
+        The reason for each unusable one.
+    """
+    files = list(dict.fromkeys(image for image in images if image))
+    bad = {}
+    for done, (file, why) in enumerate(zip(files, in_order(pool, ImageFile.why_not, files)), 1):
+        bad |= {file: why} if why else {}
+        progress("images checked", done, len(files))
+    return bad
+
+
 def video_record(prompt: str, source: str, path: str, clip: Clip) -> dict[str, Any]:
     """The JSON record of a sample of a *videos* set; height and width are those that a player shows."""
     shape = {"fps": clip.fps, "num_frames": clip.frames, "height": clip.height, "width": clip.width}
@@ -255,14 +290,13 @@ def write_set(
         VideoAlignError: If rows are invalid and not left out, or none is valid; the message holds the whole report.
     """
     report.clips, bad = look(media, (path for row in report.rows for path in row.paths), pool, progress)
-    report.rejected += [
-        (r.line, "; ".join(bad[p] for p in r.paths if p in bad)) for r in report.rows if set(r.paths) & bad.keys()
-    ]
-    report.rejected.sort()
-    report.rows = [row for row in report.rows if not set(row.paths) & bad.keys()]
+    bad |= look_at_images((row.image for row in report.rows), pool, progress)
+    unusable = {r.line: [bad[file] for file in (*r.paths, r.image) if file in bad] for r in report.rows}
+    report.rejected = sorted([*report.rejected, *((line, "; ".join(why)) for line, why in unusable.items() if why)])
+    report.rows = [row for row in report.rows if not unusable[row.line]]
     remedies = ["No row is sound."] if not report.rows else []
     if report.missing and not (allow_missing or skip_bad_rows):
-        remedies.append("Fetch the missing videos, or leave their pairs out with --allow-missing.")
+        remedies.append(f"Fetch the missing {report.files}, or leave their pairs out with --allow-missing.")
     if report.rejected and not skip_bad_rows:
         remedies.append("Mend the rejected rows, or leave them out with --skip-bad-rows.")
     if remedies:
@@ -285,26 +319,27 @@ def _pair_samples(report: Report) -> tuple[list[NewSample], list[Compared]]:
             "fps": {s: c.fps for s, c in zip("AB", clips)},
             "num_frames": {s: c.frames for s, c in zip("AB", clips)},
         }
-        samples.append(NewSample(f"{row.line:06d}", row.paths, row.sources, record))
+        samples.append(NewSample(f"{row.line:06d}", row.paths, row.sources, record, row.image))
     return samples, []
 
 
 def _video_samples(report: Report) -> tuple[list[NewSample], list[Compared]]:
-    """Each video once per prompt that it was rated for, and the rows of the table."""
-    sources = {(p, row.prompt): s for row in report.rows for p, s in zip(row.paths, row.sources)}
+    """Each video once per prompt and image that it was rated for, and the rows of the table."""
+    sources = {(p, row.prompt, row.image): s for row in report.rows for p, s in zip(row.paths, row.sources)}
     numbers = {video: number for number, video in enumerate(sources)}
     samples = [
         NewSample(
             f"{number:06d}",
             (path,),
-            (sources[path, prompt],),
-            video_record(prompt, sources[path, prompt], path, report.clips[path]),
+            (sources[path, prompt, image],),
+            video_record(prompt, sources[path, prompt, image], path, report.clips[path]),
+            image,
         )
-        for (path, prompt), number in numbers.items()
+        for (path, prompt, image), number in numbers.items()
     ]
     rows = []
     for row in report.rows:
-        a, b = (numbers[path, row.prompt] for path in row.paths)
+        a, b = (numbers[path, row.prompt, row.image] for path in row.paths)
         rows.append(Compared(a, b, _table_row(row, (samples[a].key, samples[b].key))))
     return samples, rows
 

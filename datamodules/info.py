@@ -21,8 +21,9 @@ def info(folder: str) -> str:
     media = {"mp4": "mp4 files"}.get(index.media, "tensors" if index.kind == "latents" else "decoded frames")
     media += f" ({', '.join(f'{k} {v}' for k, v in settings.items())})" if settings else ""
     lines = [f"{shards.name}: {index.samples} {index.kind} as {media}, {len(index.shards)} shards, {size / 1e6:.1f} MB"]
-    records, prompts, frames = [], set(), []
+    records, prompts, frames, images = [], set(), [], []
     for content in shards.contents():
+        images += [content.image_id] if content.image else []
         records.append(content.record)
         prompts.add(prompt_of(content.record, content.name))
         if index.kind == "pairs":
@@ -38,6 +39,9 @@ def info(folder: str) -> str:
             sources[source or "unknown"] += 1
             frames.append(count or math.nan)
     lines.append(f"{len(prompts)} prompts; {min(frames):.0f} to {max(frames):.0f} frames a video")
+    if images:
+        of = "every sample" if len(images) == len(records) else f"{len(images)} of {len(records)} samples"
+        lines.append(f"{of} with the image that its videos begin with, {len(set(images))} different ones")
     lines += [f"  {name:24} {count:8} videos" for name, count in sources.most_common()]
     if index.kind == "pairs":
         lines.append(share_table([{c: record["labels"].get(c, "") for c in COLUMNS} for record in records]))

@@ -72,7 +72,8 @@ class Judgements:
         weights: Weights of the dimensions.
 
     Attributes:
-        prompts: Texts that the videos were generated from, N of them.
+        prompts: What the videos were generated from, N of them: the prompt, behind it the checksum of the image that
+            they begin with, if their record states one.
         scores: (N, S), the preferred side first, as in :class:`Judged`.
         rewards: (N, S, D) in the same order.
         labels: (N, D).
@@ -92,7 +93,7 @@ class Judgements:
             rewards.extend(value for row in rows for value in row)
             asked = of == "pairs" and (unknown or record.get("labels") is not None)
             labels.extend(labels_in(record, name)[: len(DIMENSIONS)] if asked else [math.nan] * len(DIMENSIONS))
-            self.prompts.append(prompt_of(record, name))
+            self.prompts.append(prompt_of(record, name) + _image_of(record))
         count = len(self.prompts)
         self.rewards = torch.tensor(rewards).view(count, len(OF[of]), len(DIMENSIONS))
         self.labels = torch.tensor(labels).view(count, len(DIMENSIONS))
@@ -126,6 +127,11 @@ class Judgements:
         for name in ("scores", "rewards", "labels", "swapped"):
             setattr(part, name, getattr(self, name)[numbers])
         return part
+
+
+def _image_of(record: dict) -> str:
+    image = record.get("image")
+    return f"\n{image['sha256']}" if isinstance(image, dict) and isinstance(image.get("sha256"), str) else ""
 
 
 def _rewards(record: dict, of: str, name: str) -> list[list[float]]:

@@ -1,7 +1,8 @@
 """Latents on disk: videos and prompts that a generator encoded once, as batches for many trainings.
 
-A sample's tensors: ``a`` and ``b``, or ``video``, (C, F, H, W) normalised latents; ``prompt`` (L, E), without padding.
-The set also holds the embedding of the empty prompt, which classifier-free guidance needs, as ``null.safetensors``.
+A sample's tensors: ``a`` and ``b``, or ``video``, (C, F, H, W) normalised latents; and what they are conditioned on:
+``prompt`` (L, E), without padding, and for image-to-video the encoded image (:mod:`.latent_files`), one for both sides
+of a pair. The set also holds the empty prompt, encoded, which classifier-free guidance needs, as ``null.safetensors``.
 
 Legend: N pairs or videos; S sides, 2 (preferred, other) or 1; D dimensions.
 """
@@ -25,7 +26,7 @@ from .contents import Contents, RawSample, ShardError
 from .contracts import HasGenerator, HasReferenceErrors, require
 from .data_ranks import data_ranks
 from .judgements import Judged, Judgements, Weights
-from .latent_files import NULL, OF, load_latents
+from .latent_files import NULL, OF, check_images, conditions_of, load_latents
 from .reference_errors import ReferenceErrors
 from .shards import ShardSet
 from .stream import FilledCollate, ShardLoader, ShardStream, Share, at_least, training_share
@@ -38,7 +39,7 @@ class Sample:
     Attributes:
         key: Key of the sample.
         latents: Normalised latents (S, C, F, H, W).
-        prompt: Embedding (L, E) of the prompt.
+        encoded: What its videos are conditioned on, by name: the prompt, and the image if there is one.
         judged: Judgement of the sample.
         seed: Seed of its noise and time in this epoch.
         reference: Cached errors (S,) of the reference; NaN where there are none.
@@ -46,7 +47,7 @@ class Sample:
 
     key: str
     latents: Tensor
-    prompt: Tensor
+    encoded: Encoded
     judged: Judged
     seed: int
     reference: Tensor
@@ -61,6 +62,7 @@ class Decoder:
         seed: Seed of noise and times.
         training: Whether noise and times change with the epoch.
         cached: Gives seed and reference errors (S,) of a key in an epoch; None without a cache.
+        images: Whether the samples have an image.
     """
 
     def __init__(
@@ -70,14 +72,20 @@ class Decoder:
         seed: int,
         training: bool,
         cached: Callable[[str, int], tuple[int, Tensor]] | None,
+        images: bool = False,
     ) -> None:
         self.of, self.weights, self.seed, self.training, self.cached = of, weights, seed, training, cached
+        self.images = images
 
     def __call__(self, raw: RawSample, epoch: int) -> Sample:
         tensors = load_latents(raw.members["safetensors"], raw.name)
         judged = Judgements([(raw.record(), raw.name)], self.of, self.weights)[0]
         if not {*OF[self.of]} <= tensors.keys():
             raise ShardError(f"{raw.name} does not hold latents of {self.of}")
+        if ("image" in tensors) != self.images:
+            raise ShardError(
+                f"{raw.name} holds {'no' if self.images else 'an'} image, unlike what the set's index says"
+            )
         latents = torch.stack([tensors[side] for side in OF[self.of]])
         if self.cached:
             seed, reference = self.cached(raw.key, epoch)
@@ -87,14 +95,14 @@ class Decoder:
             reference = torch.full((len(latents),), torch.nan)
         if judged.swapped:
             latents, reference = latents.flip(0), reference.flip(0)
-        return Sample(raw.key, latents, tensors["prompt"], judged, seed, reference)
+        return Sample(raw.key, latents, conditions_of(tensors), judged, seed, reference)
 
 
 class LatentCollate(FilledCollate):
     """Collates decoded samples of a *latents* set, all of one shape."""
 
     def tensors(self, samples: list[Sample]) -> dict[str, Any]:
-        """Latents, embeddings of prompts, judgements, seeds and cached reference errors.
+        """Latents, encoded prompts and images, judgements, seeds and cached reference errors.
 
         Raises:
             VideoAlignError: If the samples have latents of several shapes.
@@ -108,7 +116,7 @@ class LatentCollate(FilledCollate):
         return {
             "keys": [sample.key for sample in samples],
             "latents": torch.stack([sample.latents for sample in samples], 1).float(),  # (S, N, C, F, H, W)
-            "conditions": [{"prompt": sample.prompt} for sample in samples],
+            "conditions": [sample.encoded for sample in samples],  # N of {"prompt": (L, E), ...}
             "texts": [sample.judged.prompt for sample in samples],
             "scores": torch.stack([sample.judged.scores for sample in samples], 1),  # (S, N)
             "labels": torch.stack([sample.judged.labels for sample in samples]),  # (N, D)
@@ -169,7 +177,7 @@ class LatentPairs(L.LightningDataModule):
     def setup(self, stage: str) -> None:
         """Open the sets, refuse those of another generator, and choose the pairs to use."""
         module, who = self.trainer.lightning_module, type(self).__name__
-        identity = require(module, HasGenerator, who).generator.identity()
+        generator = require(module, HasGenerator, who).generator
         self.sets: dict[str, _Opened] = {}
         needed = {"train": stage == "fit", "val": self.paths["val"] is not None or stage != "fit"}
         for which, path in self.paths.items():
@@ -179,7 +187,7 @@ class LatentPairs(L.LightningDataModule):
                 raise VideoAlignError(
                     f"data.{which} is not set: name the folder of a latents set (experiments/encode makes one)"
                 )
-            self.sets[which] = self._open(path, identity)
+            self.sets[which] = self._open(path, generator.identity(), generator.image)
         first = next(iter(self.sets.values())).shards
         self.null = _load_null(first)
         self.cached = None
@@ -188,7 +196,7 @@ class LatentPairs(L.LightningDataModule):
             settings = require(module, HasReferenceErrors, f"{who} with data.reference").reference_made()
             self.cached = ReferenceErrors(self.reference_path, data, settings)
 
-    def _open(self, path: str, identity: dict[str, str]) -> "_Opened":
+    def _open(self, path: str, identity: dict[str, str], image: str) -> "_Opened":
         shards = ShardSet(path, "latents")
         stored = shards.index.latents or {}
         if different := {k: (stored.get(k), v) for k, v in identity.items() if stored.get(k) != v}:
@@ -198,7 +206,7 @@ class LatentPairs(L.LightningDataModule):
                 f"{shards.name} holds latents of another generator ({differences}); "
                 "encode the videos with this one's autoencoder"
             )
-        of = stored.get("of")
+        images, of = check_images(stored, image, shards.name), stored.get("of")
         if of not in OF:
             raise VideoAlignError(
                 f"{shards.name}: index.json does not say whether its latents are of pairs or of videos"
@@ -220,7 +228,7 @@ class LatentPairs(L.LightningDataModule):
                 f"{shards.name}: no pair has a margin above {self.min_margin} under weights {self.weights}, "
                 "so nothing is left"
             )
-        return _Opened(shards, contents.take(kept.tolist()), judged.take(kept))
+        return _Opened(shards, contents.take(kept.tolist()), judged.take(kept), images)
 
     def _loader(self, which: str, training: bool) -> ShardLoader:
         opened, trainer = self.sets[which], self.trainer
@@ -231,7 +239,8 @@ class LatentPairs(L.LightningDataModule):
             else Share(count, self.val_batch_size, world, training)
         )
         cached = self.cached if training else None
-        decode = Decoder(opened.shards.index.latents["of"], self.weights, self.seed, training, cached)
+        of = opened.shards.index.latents["of"]
+        decode = Decoder(of, self.weights, self.seed, training, cached, opened.images)
         stream = ShardStream(opened.contents, decode, share, rank, self.seed, self.shuffle_buffer, opened.shards.name)
         workers = min(self.workers, share.batches)
         options = {
@@ -278,11 +287,13 @@ class _Opened:
         shards: The set.
         contents: Samples to use.
         judged: Their judgements, in the same order.
+        images: Whether the samples have an image.
     """
 
     shards: ShardSet
     contents: Contents
     judged: Judgements
+    images: bool
 
 
 def _first_decoded(contents: Contents, decode: Decoder, among: int = 16) -> Sample | None:
@@ -295,7 +306,8 @@ def _first_decoded(contents: Contents, decode: Decoder, among: int = 16) -> Samp
 
 def _load_null(shards: ShardSet) -> Encoded:
     try:
-        return {"prompt": safetensors.torch.load(shards.file(NULL))["prompt"]}
+        tensors = safetensors.torch.load(shards.file(NULL))
+        return {"prompt": tensors["prompt"], **conditions_of(tensors)}
     except (ShardError, OSError, SafetensorError, KeyError) as error:
         raise ShardError(
             f"{shards.name}/{NULL} is missing or damaged ({error}): the embedding of the empty prompt"

@@ -1,4 +1,4 @@
-"""Video files that a table of ratings names: in a folder, or in a zip archive, which stays packed."""
+"""Files that a table of ratings names, videos and images: in a folder, or in a zip archive, which stays packed."""
 
 import lzma
 import os
@@ -8,11 +8,13 @@ import zipfile
 import zlib
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from .. import VideoAlignError
 from ..models.hub_address import in_cache
 from .limits import FILE_BYTES
+from .sample_images import SampleImage, read_image
 
 
 class MissingVideo(VideoAlignError):
@@ -147,6 +149,63 @@ class Archive(Media):
             raise VideoAlignError(f"{self.root}, {name}: cannot be read ({error})") from None
 
     source = read
+
+
+class ImageFile(NamedTuple):
+    """A file of an image.
+
+    Attributes:
+        media: Files that it belongs to.
+        name: Its name among them.
+    """
+
+    media: Media
+    name: str
+
+    def read(self) -> SampleImage:
+        """The image, which can be decoded."""
+        return read_image(self.media.read(self.name), self.name)
+
+    def why_not(self) -> str:
+        """The reason why it cannot be used; empty if it can."""
+        try:
+            self.read()
+        except (VideoAlignError, OSError) as error:
+            return str(error)
+        return ""
+
+
+class Images:
+    """Finds the images that a table names in its column ``image``: among its videos, or else beside the table.
+
+    Args:
+        media: Files of the videos.
+        table: Path of the table.
+    """
+
+    def __init__(self, media: Media, table: Path) -> None:
+        self.places = (media, Folder(table.parent))
+
+    def find(self, cells: dict[str, str]) -> ImageFile | None:
+        """The image of a row; None where the table has no such column, or an empty cell in it.
+
+        Args:
+            cells: Cells of the row by column.
+
+        Raises:
+            MissingVideo: If there is no such file.
+            VideoAlignError: If the path leads out of its folder.
+        """
+        path = cells.get("image", "").strip()
+        if not path:
+            return None
+        missing = []
+        for media in self.places:
+            try:
+                return ImageFile(media, media.find(path))
+            except MissingVideo as error:
+                missing.append(str(error))
+        raise MissingVideo(", and ".join(dict.fromkeys(missing)))
 
 
 def open_media(path: Path, within: tuple[str, ...] = ()) -> Media:

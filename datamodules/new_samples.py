@@ -11,7 +11,7 @@ import google_crc32c
 
 from .. import VideoAlignError
 from .benchmark import PAIRS
-from .media import Media
+from .media import ImageFile, Media
 from .parallel import in_order
 from .ratings import prompt_key
 from .shards import SIDES, Kind, ShardWriter
@@ -30,13 +30,15 @@ class NewSample(NamedTuple):
         key: Key of the sample.
         paths: Paths of its videos, as :meth:`.media.Media.find` returns them.
         sources: Names of the models that made them.
-        record: Content of ``KEY.json``.
+        record: Content of ``KEY.json``; the entry of an image is added to it.
+        image: Picture that its videos begin with; None for none.
     """
 
     key: str
     paths: tuple[str, ...]
     sources: tuple[str, ...]
     record: dict[str, Any]
+    image: ImageFile | None = None
 
 
 def shuffled(items: Iterable[X], seed: int) -> list[X]:
@@ -107,7 +109,10 @@ def _write(
 ) -> None:
     """Write every sample through its own writer."""
     for done, (sample, writer) in enumerate(shuffled(zip(samples, writers, strict=True), seed), 1):
-        writer.write(sample.key, {s: media.read(path) for s, path in zip(SIDES[kind], sample.paths)}, sample.record)
+        image, record = sample.image and sample.image.read(), sample.record
+        record = {**record, "image": image.entry(sample.image.name)} if image else record
+        videos = {side: media.read(path) for side, path in zip(SIDES[kind], sample.paths)}
+        writer.write(sample.key, videos, record, image)
         progress("samples written", done, len(samples))
 
 

@@ -18,7 +18,7 @@ from .. import VideoAlignError
 from ..models.files import check_free, read_json, settle, sweep, write_bytes, write_json
 from ..models.locks import Hold, beside, explained, held, real
 from ..models.renames import sync, take_name
-from .contents import ShardError
+from .contents import ShardError, misfit
 from .shards import Index, Shard, sha256
 
 MAKING = "making.json"
@@ -159,9 +159,8 @@ class PartWriter:
             record: Content of ``KEY.json``.
         """
         members = {**members, "json": json.dumps(record, ensure_ascii=False).encode()}
-        needed = self.parts.index.members()
-        if members.keys() != needed:
-            raise ShardError(f"key {key!r} has members {sorted(members)}, but needs {sorted(needed)}")
+        if why := misfit(members, self.parts.index.members()):
+            raise ShardError(f"key {key!r} {why}")
         if self.tar is None:
             self._file = open(self._open_path, "wb")
             self.tar = wds.TarWriter(self._file, encoder=False, mtime=0)

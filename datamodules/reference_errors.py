@@ -19,7 +19,7 @@ from ..models.files import check_free, check_readable, new_folder, read_json, wr
 from ..models.flow import draw_seed
 from ..models.locks import Hold
 from .contracts import HasGenerator, require
-from .latent_files import OF, load_latents
+from .latent_files import OF, check_images, conditions_of, load_latents
 from .shards import ShardSet
 from .stores import together
 from .stream import at_least, dealt, in_turn, own_share
@@ -92,6 +92,7 @@ class ReferenceDraws(L.LightningDataModule):
         identity, stored = generator.identity(), shards.index.latents or {}
         if any(stored.get(k) != v for k, v in identity.items()):
             raise VideoAlignError(f"{self.data} holds latents of another generator")
+        check_images(stored, generator.image, self.data)
         self.sides, self.contents = OF[stored["of"]], list(shards.contents())
         self.made = {"data": shards.digest}
         self.items = [(number, k) for k in range(self.draws) for number in range(len(self.contents))]
@@ -153,6 +154,6 @@ class _Draws:
         return {
             "items": self.batches[index],
             "latents": torch.stack(latents, 1).float(),  # (S, N, C, F, H, W)
-            "conditions": [{"prompt": sample["prompt"]} for sample in samples],
+            "conditions": [conditions_of(sample) for sample in samples],
             "seeds": torch.tensor(self.seeds[index]),
         }

@@ -142,7 +142,7 @@ class Index:
         write_json(folder / INDEX, {"format": FORMAT, "version": VERSION, **asdict(self)})
 
     def members(self) -> set[str]:
-        """Extensions that every sample has, such as ``{"a.mp4", "b.mp4", "json"}``."""
+        """Extensions that every sample has, such as ``{"a.mp4", "b.mp4", "json"}``; it may hold an image besides."""
         return {f"{side}.{self.media}".lstrip(".") for side in SIDES[self.kind]} | {"json"}
 
 

@@ -7,6 +7,7 @@ A set is a folder:
     000000.parquet  its table of contents: the place of every sample, its record and checksums (:mod:`.contents`)
     pairs.csv       only in *videos* sets with ratings: the rated pairs, by key
 
+A sample of *pairs* or *videos* may have a further member KEY.png (or jpg, webp): the image that its videos begin with.
 Sets of decoded frames (``videoalign shards encode-frames``) have ``.safetensors`` in place of ``.mp4``. In sets of kind
 *latents* KEY.safetensors holds the latents of A and B, or of one video, and the embedding of the prompt. Keys hold no
 dots. A set is written to a temporary folder and renamed when complete. Sets of format version 1, which have no tables
@@ -26,8 +27,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from .addresses import THREADS, short_name, shown
-from .contents import Content, Contents, RawSample, ShardError, is_key, table_name
+from .contents import Content, Contents, RawSample, ShardError, is_key, misfit, table_name
 from .parallel import in_order
+from .sample_images import SampleImage
 from .set_index import FORMAT, INDEX, SIDES, Index, Kind, Shard, sha256
 from .spreadsheets import exact
 from .stored_sets import StoredSet, joined_index
@@ -96,13 +98,14 @@ class ShardWriter:
         self._folder.keep(path.name, table_name(path.name))
         self._closed = len(self._keys)
 
-    def write(self, key: str, videos: Mapping[str, bytes], record: dict) -> None:
+    def write(self, key: str, videos: Mapping[str, bytes], record: dict, image: SampleImage | None = None) -> None:
         """Add a sample.
 
         Args:
             key: Unique key of letters, digits, ``-`` and ``_``.
             videos: Content by side (``a`` and ``b``, or ``""``).
             record: Content of ``KEY.json``.
+            image: Picture that the videos begin with, if there is one.
 
         Raises:
             ShardError: If the key is invalid or occurs twice, or a member is missing.
@@ -113,10 +116,9 @@ class ShardWriter:
             raise ShardError(f"key {key!r} was written already; every key occurs once")
         members = {f"{side}.{self.index.media}".lstrip("."): content for side, content in videos.items()}
         members["json"] = json.dumps(record, ensure_ascii=False).encode()
-        needed = self.index.members()
-        if members.keys() != needed:
-            have = f"key {key!r} has members {sorted(members)}"
-            raise ShardError(f"{have}, but {self.index.kind} need {sorted(needed)}")
+        members |= {image.kind: image.content} if image else {}
+        if why := misfit(members, self.index.members()):
+            raise ShardError(f"key {key!r} of {self.index.kind} {why}")
         if self._tar is None:
             self._open()
         self._bytes += self._tar.write({"__key__": key, **members})

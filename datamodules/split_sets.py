@@ -12,6 +12,7 @@ from .addresses import is_address
 from .benchmark import PAIRS
 from .contents import Content
 from .ratings import prompt_key, prompt_of, share_table, sources_of
+from .sample_images import image_of
 from .shards import SIDES, ShardSet, ShardWriter
 from .splitting import By, Item, deal
 from .uploads import claims_set
@@ -230,7 +231,7 @@ def split(
             if share is not None:
                 raw = content.raw()  # compared with its checksums
                 media = {s: raw.members[f"{s}.{index.media}".lstrip(".")] for s in SIDES[index.kind]}
-                writers[share].write(content.key, media, content.record)
+                writers[share].write(content.key, media, content.record, image_of(raw))
                 if isinstance(labels := content.record.get("labels"), dict):
                     report[share].labels.append(labels)
             progress("samples copied", number + 1, len(contents))

@@ -16,6 +16,7 @@ from .contents import Contents, RawSample, ShardError, packed, read_table, table
 from .frames import load_frames
 from .latent_files import load_latents
 from .ratings import COLUMNS, LABELS, labels_of, prompt_of, scores_of, sources_of
+from .sample_images import image_of, read_image
 from .set_index import INDEX, SIDES, Index, Shard, is_plain, sha256
 from .shards import ShardSet
 from .stored_sets import StoredSet, is_content
@@ -108,7 +109,7 @@ def _contents(part: StoredSet, shard: Shard, table: pa.Table) -> Iterator[str]:
         yield str(error)
         return
     written = pq.ParquetFile(pa.BufferReader(content)).read(use_threads=False)
-    if not written.select(table.column_names).equals(table):
+    if {*written.column_names} != {*table.column_names} or not written.select(table.column_names).equals(table):
         there, here = (dict(zip(t["key"].to_pylist(), t.to_pylist())) for t in (written, table))
         different = sorted(key for key in there.keys() | here.keys() if there.get(key) != here.get(key))
         changed = f"{len(different)} samples are not as they were written"
@@ -125,6 +126,11 @@ def _sample(sample: RawSample, index: Index) -> Iterator[str]:
             sources_of(record, sample.name)
     except VideoAlignError as error:
         yield str(error)
+    if image := image_of(sample):
+        try:
+            read_image(image.content, f"{sample.name}, {image.kind}")
+        except VideoAlignError as error:
+            yield str(error)
     for side in SIDES[index.kind]:
         member = f"{side}.{index.media}".lstrip(".")
         name = f"{sample.name}, {member}"

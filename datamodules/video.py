@@ -178,8 +178,19 @@ def resample(video: Tensor, fps: float, sampling: FrameSampling, factor: int, na
         factor: Frame sides become multiples of this (patch x merge).
         name: What to call the clip in messages.
     """
-    kept = video[_indices(sampling, len(video), fps, name)]
-    return _resized(kept, tuple(video.shape[-2:]), sampling, factor, name)
+    return resized(video[_indices(sampling, len(video), fps, name)], sampling, factor, name)
+
+
+def resized(video: Tensor, sampling: FrameSampling, factor: int, name: str = "video") -> Tensor:
+    """Resize frames as :func:`decode` does with those of a file.
+
+    Args:
+        video: Frames, uint8 (T, 3, H, W).
+        sampling: Frame sampling of the model, which chooses the size.
+        factor: Frame sides become multiples of this (patch x merge).
+        name: What to call the clip in messages.
+    """
+    return _resized(video, tuple(video.shape[-2:]), sampling, factor, name)
 
 
 def _resized(video: Tensor, shown: tuple[int, int], sampling: FrameSampling, factor: int, name: str) -> Tensor:

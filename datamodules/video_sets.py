@@ -4,12 +4,14 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import Executor
 from pathlib import Path
+from typing import NamedTuple
 
 from .. import VideoAlignError
-from .importing import look, merged_text, video_record
-from .media import Media, open_media
+from .importing import look, look_at_images, merged_text, video_record
+from .media import ImageFile, Images, Media, open_media
 from .new_samples import NewSample, Progress, write_samples
 from .ratings import prompt_key
+from .sample_images import image_of
 from .shards import ShardSet, ShardWriter
 from .tables import read_table
 from .uploads import claims_set
@@ -33,7 +35,8 @@ def import_videos(
     A row that says again what an earlier one says is merged with it, whatever spaces and capitals its prompt has.
 
     Args:
-        table: CSV with ``path, prompt, source``, the source being the name of the model that made the video.
+        table: CSV with ``path, prompt, source``, the source being the name of the model that made the video. A column
+            ``image`` names the picture that a video begins with; an empty cell names none.
         videos: Folder or zip archive that its paths are relative to.
         out: Folder or address to write.
         skip_bad_rows: Leave invalid rows out; otherwise any of them stops the import.
@@ -50,9 +53,10 @@ def import_videos(
     """
     media = open_media(videos)
     sound, merged, rejected = _sorted_rows(table, media)
-    clips, bad = look(media, (path for _, path, _, _ in sound), pool, progress)
-    rejected += [(line, bad[path]) for line, path, _, _ in sound if path in bad]
-    sound = [row for row in sound if row[1] in clips]
+    clips, bad = look(media, (row.path for row in sound), pool, progress)
+    bad |= look_at_images((row.image for row in sound), pool, progress)
+    rejected += [(row.line, bad[file]) for row in sound for file in (row.path, row.image) if file in bad]
+    sound = [row for row in sound if row.path not in bad and row.image not in bad]
     reasons = [f"  line {line}: {reason}" for line, reason in sorted(rejected)]
     repeated = [merged_text(merged)] if merged else []
     report = "\n".join([*repeated, f"{len(rejected)} rows rejected", *reasons])
@@ -60,32 +64,44 @@ def import_videos(
         remedy = "Mend them, or leave them out with --skip-bad-rows." if sound else "No row is sound."
         raise VideoAlignError(f"{table} was not imported.\n{report}\n{remedy}")
     samples = [
-        NewSample(f"{line:06d}", (path,), (source,), video_record(prompt, source, path, clips[path]))
-        for line, path, prompt, source in sound
+        NewSample(f"{line:06d}", (path,), (source,), video_record(prompt, source, path, clips[path]), image)
+        for line, path, prompt, source, image in sound
     ]
     shares = write_samples(samples, [], media, out, "videos", seed, held_out, pool, progress)
-    sources, prompts = Counter(source for *_, source in sound), {prompt for _, _, prompt, _ in sound}
+    sources, prompts = Counter(row.source for row in sound), {row.prompt for row in sound}
     return "\n".join(filter(None, [_counts(sources, len(prompts)), report, shares]))
 
 
-def _sorted_rows(table: Path, media: Media) -> tuple[list[tuple[int, str, str, str]], list[int], list[tuple[int, str]]]:
-    """Rows as (line, path, prompt, source), lines that repeat an earlier row, and invalid lines with reasons."""
-    sound, merged, rejected = [], [], []
-    seen: dict[tuple[str, str], tuple[int, str]] = {}
+class _Row(NamedTuple):
+    """A valid row: the number of its line, and what it names."""
+
+    line: int
+    path: str
+    prompt: str
+    source: str
+    image: ImageFile | None
+
+
+def _sorted_rows(table: Path, media: Media) -> tuple[list[_Row], list[int], list[tuple[int, str]]]:
+    """Valid rows, lines that repeat an earlier row, and invalid lines with reasons."""
+    sound, merged, rejected, images = [], [], [], Images(media, table)
+    seen: dict[tuple[str, str], _Row] = {}
     for line, cells in read_table(table, REQUIRED):
         try:
             if isinstance(cells, str):
                 raise VideoAlignError(cells)
             if empty := [name for name in REQUIRED if not cells[name].strip()]:
                 raise VideoAlignError(f"there is no {' and no '.join(empty)}")
-            path, prompt, source = media.find(cells["path"]), cells["prompt"].strip(), cells["source"].strip()
-            first, made_by = seen.setdefault((path, prompt_key(prompt)), (line, source))
-            if first == line:
-                sound.append((line, path, prompt, source))
-            elif made_by == source:
+            prompt, source = cells["prompt"].strip(), cells["source"].strip()
+            row = _Row(line, media.find(cells["path"]), prompt, source, images.find(cells))
+            first = seen.setdefault((row.path, prompt_key(prompt)), row)
+            if first is row:
+                sound.append(row)
+            elif (first.source, first.image) == (source, row.image):
                 merged.append(line)
             else:
-                raise VideoAlignError(f"repeats line {first}: the same video and prompt, but another source")
+                other = "source" if first.source != source else "image"
+                raise VideoAlignError(f"repeats line {first.line}: the same video and prompt, but another {other}")
         except VideoAlignError as error:
             rejected.append((line, str(error)))
     return sound, merged, rejected
@@ -126,7 +142,8 @@ def join(
                     raise VideoAlignError(
                         f"{one.name}: video {content.key!r} names no source; name one for each set with --sources"
                     )
-                writer.write(f"{number}-{content.key}", {"": content.read("mp4")}, {**content.record, "source": source})
+                key, record = f"{number}-{content.key}", {**content.record, "source": source}
+                writer.write(key, {"": content.read("mp4")}, record, image_of(content))
                 counts[source] += 1
                 prompts.add(content.record.get("prompt"))
                 progress("samples written", counts.total(), total)

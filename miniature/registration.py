@@ -9,7 +9,8 @@ from .. import VideoAlignError
 from ..bars import Progress
 from ..commands.parsing import STAGES, Commands, add_out, add_seed, add_workers, command, count
 
-GENERATORS = ("wan", "ltx")
+GENERATORS = ("wan", "wan-i2v", "wan22-5b", "wan22-5b-i2v", "wan22-a14b", "wan22-a14b-i2v", "ltx", "ltx-i2v")
+GENERATORS += ("ltx2", "ltx2-i2v", "hunyuan15", "hunyuan15-i2v")
 """Families of generators; the others are reward models' backbones."""
 
 
@@ -46,10 +47,10 @@ def _add_sprites(commands: Commands) -> None:
 
 
 def _add_miniature(commands: Commands) -> None:
-    text = "write a miniature folder with random weights: a Qwen-VL model, or a Wan or LTX pipeline"
+    text = "write a miniature folder with random weights: a Qwen-VL model, or a pipeline that generates videos"
     mini = command(commands, "miniature", _miniature, text)
     families = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", *GENERATORS)
-    tokens = "number of tokens that prompts of a Wan or LTX pipeline are padded to (default: the family's own)"
+    tokens = "number of tokens that prompts of a pipeline are padded to (default: the family's own)"
     add_out(mini)
     mini.add_argument("--family", choices=families, default="qwen2_vl", help="architecture of the model or pipeline")
     mini.add_argument("--hidden", type=int, default=64, help="width of the language model or transformer")
@@ -101,7 +102,7 @@ def _miniature(options: argparse.Namespace) -> None:
         print(f"{options.out}: a {options.family} pipeline with random weights")
         return
     if options.max_tokens:
-        raise VideoAlignError("--max-tokens is for Wan and LTX pipelines; a reward model reads prompts of any length")
+        raise VideoAlignError("--max-tokens is for pipelines; a reward model reads prompts of any length")
     make_qwen(options.out, *shape, seed=options.seed)
     print(f"{options.out}: a {options.family} with random weights")
 

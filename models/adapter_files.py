@@ -8,17 +8,18 @@ The following names are understood, with ``X`` for a linear layer:
     diffusion_model.X.lora_A.weight       ComfyUI, with original names, or ``lora_down`` and ``lora_up``
     lora_unet_X.lora_down.weight          kohya's tools (musubi-tuner), with underscores for dots
 
-Original names are converted by diffusers only. Nothing is unpickled.
+Original names are those of :mod:`.lora_names`. Nothing is unpickled.
 """
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import get_pattern_key
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
@@ -26,14 +27,20 @@ from torch import Tensor, nn
 from .. import VideoAlignError
 from .checksums import check_seal
 from .finite import require_weights
-from .generator import Generator
+from .generator import EXPERTS
 from .hub import resolved
+from .lora_names import COMFYUI, DIFFUSERS, by_any_name
 
 FILES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
 """Names of the files of diffusers and peft. A file with another name is read if it is the only one in its folder."""
 METADATA = "lora_adapter_metadata"
 """Key under which diffusers keeps rank and alpha in a file's metadata."""
-_SIDES = re.compile(r"\.(lora_A|lora_B|lora_down|lora_up)(\.default)?\.weight$")
+EXPERT = "videoalign.expert"
+"""Key of the metadata under which an export of this package states the expert that its adapters belong to."""
+_SIDES = {"lora_A": "A", "lora_B": "B", "lora_down": "A", "lora_up": "B"}
+_INSIDE = re.compile(r"\.(base_layer|lora_[AB])(\.|$)")
+"""Modules that peft puts inside an adapted layer."""
+_ENTRY = re.compile(rf"(.+)\.(?:({'|'.join(_SIDES)})(?:\.default)?\.weight|(alpha))")
 _KINDS = {
     "lora_magnitude_vector": "DoRA",
     "dora_scale": "DoRA",
@@ -64,12 +71,14 @@ class Stated:
         alpha: Alpha of all layers.
         ranks: Ranks by patterns of layer names.
         alphas: Alphas by patterns of layer names.
+        expert: Expert that the adapters belong to, one of :data:`.generator.EXPERTS`.
     """
 
     rank: int | None = None
     alpha: float | None = None
     ranks: dict[str, int] = field(default_factory=dict)
     alphas: dict[str, float] = field(default_factory=dict)
+    expert: str | None = None
 
     @classmethod
     def read(cls, settings: Mapping[str, Any], path: str) -> "Stated":
@@ -140,6 +149,9 @@ def read_adapters(path: str) -> tuple[dict[str, Tensor], Stated]:
     stated = [Stated.read(settings, path) for settings in said] or [Stated()]
     if stated[0] != stated[-1]:
         raise refusal(path, f"{config.name} and the metadata of {file.name} state different ranks or alphas")
+    stated[0].expert = metadata.get(EXPERT)
+    if stated[0].expert not in (None, *EXPERTS):
+        raise refusal(path, f"their metadata name the expert {stated[0].expert!r}; experts are {' and '.join(EXPERTS)}")
     low = (torch.bfloat16, torch.float16)
     return {name: t.float() if t.dtype in low else t for name, t in tensors.items()}, stated[0]
 
@@ -186,29 +198,58 @@ def _content(file: Path, path: str) -> tuple[dict[str, Tensor], dict[str, str]]:
 # --- names ------------------------------------------------------------------------------------------------------------
 
 
-def converted(generator: Generator, tensors: dict[str, Tensor], path: str) -> dict[str, Tensor]:
-    """Convert the names of tensors to a transformer's own: ``X.lora_A.weight``, ``X.lora_B.weight``, ``X.alpha``.
+def converted(transformer: nn.Module, tensors: dict[str, Tensor], path: str) -> dict[str, dict[str, Tensor]]:
+    """Sort tensors by the transformer's own layers, whatever tool named them.
 
     Args:
-        generator: Generator with the transformer.
+        transformer: Transformer that the adapters are for; it may be on the meta device.
         tensors: Tensors by the names in the file.
         path: Path that the user named, for messages.
 
+    Returns:
+        For each layer its tensors, under ``A``, ``B`` and ``alpha``.
+
     Raises:
-        VideoAlignError: Where the tensors are no LoRA of a transformer, or their names cannot be converted.
+        VideoAlignError: Where the tensors are no LoRA of a transformer, or not all of them belong to this one.
     """
     _refuse_others(tensors, path)
-    names = {name: re.sub(r"(lora_[AB])\.default\.weight$", r"\1.weight", name) for name in tensors}
-    if len(set(names.values())) == len(names):
-        tensors = {names[name]: t for name, t in tensors.items()}
-    tensors = _without("base_model.model.", tensors, path)
-    original = any(".self_attn." in name or ".cross_attn." in name for name in tensors)
-    if original and not any(name.startswith("diffusion_model.") for name in tensors):
-        tensors = {f"diffusion_model.{name}": t for name, t in tensors.items()}
-    for prefix in ("diffusion_model.", "lora_unet_"):
-        if _all(prefix, tensors, path):
-            tensors = _by_diffusers(generator, tensors, path)
-    return _without("transformer.", tensors, path)
+    layers = linear_layers(transformer)
+    known = by_any_name(layers, type(transformer).__name__)
+    bare = _without("base_model.model.", list(tensors), path)
+    for prefix in (DIFFUSERS, COMFYUI):
+        bare = _without(prefix, bare, path)
+    found: dict[str, dict[str, Tensor]] = {}
+    foreign = []
+    for name, short in zip(tensors, bare):
+        entry = _ENTRY.fullmatch(short)
+        layer = known.get(entry[1]) if entry else None
+        if layer is None:
+            foreign.append(name)
+            continue
+        kind, of_layer = entry[3] or _SIDES[entry[2]], found.setdefault(layer, {})
+        if kind in of_layer:
+            raise refusal(path, f"they hold {layer} twice, once as {name!r}")
+        of_layer[kind] = tensors[name]
+    if foreign:
+        raise refusal(
+            path,
+            f"{len(foreign)} of their {len(tensors)} tensors do not belong to this transformer, such as "
+            f"{listed(foreign)}; a name that does is {example_name(layers)!r}. They are of another model, or another "
+            "tool's.",
+        )
+    return found
+
+
+def listed(names: Iterable[str], most: int = 3) -> str:
+    """The first of some names in quotes, for messages.
+
+    Args:
+        names: All names.
+        most: Number of names that are shown.
+    """
+    names = list(names)
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(repr(name) for name in names[:most]) + more
 
 
 def _refuse_others(tensors: dict[str, Tensor], path: str) -> None:
@@ -222,46 +263,29 @@ def _refuse_others(tensors: dict[str, Tensor], path: str) -> None:
         raise refusal(path, f"{found}; only adapters of the transformer are supported")
 
 
-def _by_diffusers(generator: Generator, tensors: dict[str, Tensor], path: str) -> dict[str, Tensor]:
-    """Let diffusers convert original names; refuses a conversion that fails or loses tensors."""
-    count = sum(bool(_SIDES.search(name)) for name in tensors)
-    own = f"this transformer's names, such as {example_name(generator)!r}"
-    try:
-        result = type(generator.pipeline).lora_state_dict(dict(tensors))
-    except Exception as error:  # a converter fails in many ways on names that it was not written for
-        example, why = next(iter(tensors)), str(error).splitlines()[0][:160]
-        all_of_them = f"their {len(tensors)} tensors, such as {example!r},"
-        raise refusal(path, f"diffusers cannot convert {all_of_them} to {own} ({why})") from None
-    if count != sum(bool(_SIDES.search(name)) for name in result):
-        raise refusal(path, f"diffusers converts only a part of their {count} tensors to {own}")
-    return result
-
-
-def _all(prefix: str, tensors: dict[str, Tensor], path: str) -> bool:
-    """Whether all names begin with a prefix; refuses a mixture, which no tool reads whole."""
-    those = [name for name in tensors if name.startswith(prefix)]
-    if those and len(those) < len(tensors):
-        other = next(name for name in tensors if not name.startswith(prefix))
+def _without(prefix: str, names: list[str], path: str) -> list[str]:
+    """Remove a prefix that all names have, or none; refuses a mixture, which no tool reads whole."""
+    those = [name for name in names if name.startswith(prefix)]
+    if those and len(those) < len(names):
+        other = next(name for name in names if not name.startswith(prefix))
         raise refusal(
             path,
-            f"{len(those)} of {len(tensors)} names begin with {prefix!r}, such as {those[0]!r}, and the rest do not, "
+            f"{len(those)} of {len(names)} names begin with {prefix!r}, such as {those[0]!r}, and the rest do not, "
             f"such as {other!r}; write all of them in one tool's names",
         )
-    return bool(those)
+    return [name.removeprefix(prefix) for name in names]
 
 
-def _without(prefix: str, tensors: dict[str, Tensor], path: str) -> dict[str, Tensor]:
-    """Remove a prefix that all names have, or none."""
-    same = _all(prefix, tensors, path)
-    return {name.removeprefix(prefix): t for name, t in tensors.items()} if same else tensors
+def example_name(layers: list[str]) -> str:
+    """Example of a name in a file of adapters: a layer of the transformer's first block.
 
-
-def example_name(generator: Generator) -> str:
-    """Example of a name that belongs to a generator's transformer: a layer of its first block."""
-    layer = next(name for name in linear_layers(generator.transformer) if name.startswith(f"{generator.blocks}."))
-    return f"transformer.{layer}.lora_A.weight"
+    Args:
+        layers: Names of the transformer's linear layers.
+    """
+    return f"{DIFFUSERS}{next((name for name in layers if '.0.' in name), layers[0])}.lora_A.weight"
 
 
 def linear_layers(transformer: nn.Module) -> list[str]:
-    """Names of the layers that adapters can be added to."""
-    return [name for name, module in transformer.named_modules() if isinstance(module, nn.Linear)]
+    """Names of the layers that adapters can be added to, or have been."""
+    layers = (nn.Linear, BaseTunerLayer)
+    return [n for n, m in transformer.named_modules() if isinstance(m, layers) and not _INSIDE.search(n)]

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 import diffusers
 import torch
 from diffusers import DiffusionPipeline, SchedulerMixin
+from PIL.Image import Image
 from torch import Tensor, nn
 
 from .. import VideoAlignError
@@ -56,7 +57,7 @@ class Family(nn.Module):
     text encoder."""
     left_out: ClassVar[Sequence[str]] = ()
     """Parts of the pipeline that are never loaded."""
-    plain_pipeline: ClassVar[bool] = True
+    plain_pipeline: bool = True
     """Whether :func:`.guidance.guided` can steer the pipeline itself: its scheduler gets the latents as :meth:`packed`
     gives them, and its ``encode_prompt`` what :meth:`encoded` takes."""
     behind: ClassVar[Sequence[str]] = ("norm_out", "proj_out", "scale_shift_table")
@@ -110,6 +111,47 @@ class Family(nn.Module):
         """
         raise NotImplementedError
 
+    def _with_guidance(
+        self, x: Tensor, t: Tensor, condition: Condition, null: Condition, scale: float, net: nn.Module
+    ) -> Tensor:
+        """Velocity (B, C, F, H, W) under classifier-free guidance, computed as the pipeline does.
+
+        Args:
+            x: Noisy latents (B, C, F, H, W).
+            t: Times (B,) in [0, 1].
+            condition: Prompts, and images, of the batch.
+            null: The same with the empty prompt.
+            scale: Scale of the guidance.
+            net: Transformer to call.
+        """
+        v, empty = self.velocity(x, t, condition, net), self.velocity(x, t, null, net)
+        return empty + scale * (v - empty)
+
+    def _step_velocity(
+        self,
+        x: Tensor,
+        t: Tensor,
+        sigma: Tensor,
+        condition: Condition,
+        null: Condition | None,
+        scale: float,
+        net: nn.Module,
+    ) -> Tensor:
+        """Velocity (B, C, F, H, W) of a sampling step, computed as the pipeline does.
+
+        Args:
+            x: Noisy latents (B, C, F, H, W).
+            t: Times (B,) in [0, 1].
+            sigma: The time as the scheduler has it, which its time steps round.
+            condition: Prompts, and images, of the batch.
+            null: The same with the empty prompt; needed where ``scale`` is above 1.
+            scale: Scale of classifier-free guidance; 1 turns it off.
+            net: Transformer to call.
+        """
+        if scale > 1:
+            return self._with_guidance(x, t, condition, null, scale, net)
+        return self.velocity(x, t, condition, net)
+
     def official_shift(self) -> float | None:
         """Shift of the sampling schedule that the authors use, where the scheduler's own differs; else None."""
         return None
@@ -132,6 +174,10 @@ class Family(nn.Module):
     def cleaned(prompt: str) -> str:
         """A prompt after the cleaning that the pipeline does before tokenising."""
         return prompt
+
+    def token_counts(self, prompts: list[str]) -> list[int]:
+        """Number of tokens of each prompt, with those that the pipeline adds."""
+        return [len(ids) for ids in self.pipeline.tokenizer([self.cleaned(p) for p in prompts]).input_ids]
 
     @staticmethod
     def timesteps(t: Tensor) -> Tensor:
@@ -171,6 +217,14 @@ class Family(nn.Module):
         """The condition that corresponds to the output of the pipeline's ``encode_prompt``."""
         mask = torch.ones(found[0].shape[:2], dtype=torch.long, device=found[0].device)
         return {"prompt": found[0], "prompt_mask": mask}
+
+    def _image_frames(self, first: Tensor, num_frames: int) -> Tensor:
+        """Frames (B, 3, T, H, W) whose latents are the image's, from the image (B, 3, 1, H, W): the image itself."""
+        return first
+
+    def _embed_images(self, images: list[Image]) -> Tensor | None:
+        """Embeddings (B, L, E) of images by an encoder of images, where the transformer takes them."""
+        return None
 
     def _decode(self, latents: Tensor) -> Tensor:
         """Frames (B, 3, T, H, W) in [-1, 1] that the autoencoder decodes from latents in its own scale."""

@@ -12,6 +12,7 @@ import torch
 from diffusers import DiffusionPipeline, SchedulerMixin
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
+from torchvision.transforms.functional import to_pil_image
 
 from .. import VideoAlignError
 from .family import Condition, Encoded, Family
@@ -24,6 +25,8 @@ Steer = Callable[[Tensor, float, Tensor, nn.Module, int], Tensor]
 transformer that gave it, and the number of the step."""
 PARTS = ("transformer", "vae", "text_encoder")
 """Parts of a pipeline that can be loaded or left out."""
+START = "start"
+"""Name in peft of the frozen copy of the adapters that training went on from."""
 EXPERTS = ("high", "low")
 """Experts of a generator with two transformers: the one for times above its boundary, and the one below."""
 
@@ -62,6 +65,8 @@ class Generator(Family):
         self.transformer = experts.pop(self.expert or "high")
         (self.other,) = experts.values()
         self.vae, self.text_encoder = pipeline.vae, pipeline.text_encoder
+        for name in (more for further in self.further_parts.values() for more in further):
+            self.register_module(name, getattr(pipeline, name))  # so that they go to the device with the rest
         kept = {"transformer": self.transformer or self.other, "vae": self.vae}
         # a dictionary, so that skeletons are no submodules
         self.structure = {**(skeletons or {}), **{name: part for name, part in kept.items() if part is not None}}
@@ -77,15 +82,17 @@ class Generator(Family):
         """Give a part of the pipeline that must have been loaded.
 
         Args:
-            part: One of :data:`PARTS`.
+            part: One of :data:`PARTS` or :attr:`further_parts`.
 
         Raises:
             VideoAlignError: Where the generator was loaded without it.
         """
         module = getattr(self, part)
         if module is None:
+            loaded_with = next((name for name, more in self.further_parts.items() if part in more), None)
+            named = f"{loaded_with}, with which it comes," if loaded_with else "it"
             raise VideoAlignError(
-                f"this generator was loaded without its {part}, which is needed here; name it under parts"
+                f"this generator was loaded without its {part}, which is needed here; name {named} under parts"
             )
         return module
 
@@ -134,7 +141,11 @@ class Generator(Family):
         """
         if self.image == "none":
             raise VideoAlignError(f"a {self.class_name} takes no images: it makes videos from prompts alone")
-        return [{"image": one} for one in self.encode_video(images[:, None])]
+        frames = self._image_frames(self.pixels(images[:, None]), num_frames)
+        encoded = [{"image": one} for one in self.encode_pixels(frames)]
+        with torch.no_grad():
+            embeds = self._embed_images([to_pil_image(one.cpu()) for one in images])
+        return encoded if embeds is None else [one | {"image_embeds": e} for one, e in zip(encoded, embeds)]
 
     @torch.no_grad()
     def decode(self, latents: Tensor, names: Sequence[str] | None = None) -> Tensor:
@@ -170,7 +181,7 @@ class Generator(Family):
             VideoAlignError: Where a prompt is too long, or an embedding is not finite.
         """
         self.require("text_encoder")
-        lengths = [len(ids) for ids in self.pipeline.tokenizer([self.cleaned(p) for p in prompts]).input_ids]
+        lengths = self.token_counts(list(prompts))
         if not truncate and (long := [(p, n) for p, n in zip(prompts, lengths) if n > self.max_tokens]):
             raise VideoAlignError(
                 f"prompt {long[0][0][:60]!r}... has {long[0][1]} tokens, but this generator was trained with at most "
@@ -280,22 +291,6 @@ class Generator(Family):
             return 0.0, 1.0
         return (self.boundary, 1.0) if self.expert == "high" else (0.0, self.boundary)
 
-    def _with_guidance(
-        self, x: Tensor, t: Tensor, condition: Condition, null: Condition, scale: float, net: nn.Module
-    ) -> Tensor:
-        """Velocity (B, C, F, H, W) under classifier-free guidance, computed as the pipeline does.
-
-        Args:
-            x: Noisy latents (B, C, F, H, W).
-            t: Times (B,) in [0, 1].
-            condition: Prompts, and images, of the batch.
-            null: The same with the empty prompt.
-            scale: Scale of the guidance.
-            net: Transformer to call.
-        """
-        v, empty = self.velocity(x, t, condition, net), self.velocity(x, t, null, net)
-        return empty + scale * (v - empty)
-
     @torch.no_grad()
     def sample(
         self,
@@ -342,10 +337,7 @@ class Generator(Family):
             net = self.expert_at(t, transformer)
             scale = scales["low" if self.boundary and t < self.boundary else "high"]
             times = (timestep.double() / TIMES).expand(len(x))
-            if scale > 1:
-                v = self._with_guidance(x, times, condition, null, scale, net)
-            else:
-                v = self.velocity(x, times, condition, net)
+            v = self._step_velocity(x, times, scheduler.sigmas[number], condition, null, scale, net)
             v = steer(x, t, v, net, number) if steer else v
             x = self.with_image(scheduler.step(v, timestep, x, return_dict=False)[0], condition)
             if on_step:
@@ -366,18 +358,22 @@ class Generator(Family):
     def without_adapters(self) -> Iterator[None]:
         """Turn the transformer into the reference during a block, by leaving its LoRA adapters out.
 
-        Only a flag of the layers changes, and no parameter's ``requires_grad``, so that sharded modules and
-        checkpointed activations of an earlier pass stay valid. The block must end before the policy's backward pass.
+        Where training went on from adapters, their frozen copy :data:`START` takes the adapters' place. Only flags of
+        the layers change, and no parameter's ``requires_grad``, so that sharded modules and checkpointed activations of
+        an earlier pass stay valid. The block must end before the policy's backward pass.
         """
         layers = [m for m in self.transformer.modules() if isinstance(m, BaseTunerLayer)]
-        before = [layer._disable_adapters for layer in layers]
+        before = [(layer._disable_adapters, layer._active_adapter) for layer in layers]
         for layer in layers:
-            layer._disable_adapters = True
+            if START in layer.lora_A:
+                layer._active_adapter = [START]
+            else:
+                layer._disable_adapters = True
         try:
             yield
         finally:
-            for layer, off in zip(layers, before):
-                layer._disable_adapters = off
+            for layer, (off, active) in zip(layers, before):
+                layer._disable_adapters, layer._active_adapter = off, active
 
 
 def _shifted(scheduler: SchedulerMixin, shift: float) -> SchedulerMixin:

@@ -14,16 +14,19 @@ from .. import VideoAlignError
 from .files import check_readable
 from .generator import EXPERTS, PARTS, Generator
 from .hub import resolved
+from .hunyuan15 import HunyuanVideo15, HunyuanVideo15Image
 from .ltx import LTX, LTXImage
+from .ltx2 import LTX2, LTX2Image
 from .memory import Memory
 from .registry import Registry
 from .wan import Wan, WanImage
-from .whole import load_whole
+from .whole import load_whole, only_shapes
 
+_FAMILIES = (Wan, WanImage, LTX, LTXImage, LTX2, LTX2Image, HunyuanVideo15, HunyuanVideo15Image)
 GENERATORS: Registry[type[Generator]] = Registry(
     "videoalign.generators",
     "generator family",
-    {family.class_name: family for family in (Wan, WanImage, LTX, LTXImage)},
+    {family.class_name: family for family in _FAMILIES},
     lambda thing: isinstance(thing, type) and issubclass(thing, Generator),
     "a subclass of videoalign.models.generator.Generator",
 )
@@ -31,7 +34,8 @@ GENERATORS: Registry[type[Generator]] = Registry(
 _WEIGHTS = ("*.json", "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model-*-of-*.safetensors")
 _WEIGHTS += ("model.safetensors", "model-*-of-*.safetensors")
 """Files of a part that are read; other ones are of other precisions or other programs."""
-_SETTINGS = ("scheduler", "tokenizer", "tokenizer_2", "image_processor", "feature_extractor", "guider")
+_WITH_ENCODERS = ("tokenizer", "tokenizer_2", "image_processor", "feature_extractor")
+_SETTINGS = ("scheduler", "guider", *_WITH_ENCODERS)
 """Folders without weights, which are read whole."""
 
 
@@ -41,6 +45,8 @@ def files_of(parts: Sequence[str]) -> list[str]:
     Args:
         parts: Names of the parts whose weights are read.
     """
+    if only_shapes():
+        return ["model_index.json", "scheduler/", "guider/", *(f"{part}/config.json" for part in parts)]
     settings = ["model_index.json", *(f"{name}/" for name in _SETTINGS), "*/config.json"]
     return [*settings, *(f"{part}/{end}" for part in parts for end in _WEIGHTS)]
 
@@ -81,16 +87,22 @@ def load_generator(
         experts = experts_of(index, path, expert)
         wanted = [part for part in wanted if part != "transformer"] + experts
     folder = resolved(path, "folder of a generator", parts=files_of(wanted))
-    every = {*PARTS, *kind.left_out, *(more for further in kind.further_parts.values() for more in further)}
-    every |= {"transformer_2"} & index.keys()
-    memory = memory or Memory()
+    further = {more for names in kind.further_parts.values() for more in names}
+    every = {*PARTS, *kind.left_out, *further} | ({"transformer_2"} & index.keys())
+    memory = Memory() if memory is None or only_shapes() else memory
     more = {part: memory.loading(part, getattr(torch, dtype)) for part in wanted}
     modules = {
         part: _load_part(folder, path, part, index, dtype, more[part]) if part in wanted else None for part in every
     }
+    if only_shapes():
+        modules |= dict.fromkeys({*_WITH_ENCODERS} & index.keys())
     skeletons = {part: _skeleton(folder, path, part, index) for part in ("transformer", "vae") if part not in parts}
     try:
-        pipeline = kind.pipeline_class().from_pretrained(folder, dtype=torch.float32, **modules)
+        pipeline = kind.pipeline_class().from_pretrained(
+            folder, dtype=torch.float32, **modules | dict.fromkeys(further)
+        )
+        # later, since diffusers warns of classes that one pipeline alone has
+        pipeline.register_modules(**{name: modules[name] for name in further if modules[name] is not None})
     except Exception as error:  # diffusers raises errors of many kinds for the tokenizer's and scheduler's files
         text = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise VideoAlignError(f"generator {path}: {text[:300]}") from error

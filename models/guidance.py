@@ -163,7 +163,7 @@ def guided(pipeline: Any, reward: Any, guidance: Guidance | None = None, **optio
         raise VideoAlignError("guided() takes a Guidance or its arguments, not both")
     guidance = guidance or Guidance(**options)
     family, scheduler = reward.generator, pipeline.scheduler
-    if family.image == "required" or family.boundary or not family.plain_pipeline:
+    if not family.plain_pipeline:
         raise VideoAlignError(
             f"guided() steers pipelines that make videos from prompts with one transformer, and a {family.class_name} "
             "is another: sample with `videoalign generate --noisy-reward`"

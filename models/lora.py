@@ -23,6 +23,9 @@ class LoRA:
     targets: list[str] = field(default_factory=lambda: ["all-linear"])
     """Names of the linear layers that get adapters, or the ends of their names, such as ``q_proj``; ``all-linear``
     means every linear layer of the adapted part."""
+    start: str | None = None
+    """Folder, file or hub id of LoRA adapters that a generator's training goes on from, and that are its reference; if
+    not given, training begins without an update. Rank, alpha and targets must be those of the file."""
 
     def __post_init__(self) -> None:
         if self.rank < 1:
@@ -69,8 +72,11 @@ def add_lora(model: nn.Module, lora: LoRA, parts: list[str], without: Sequence[s
         without: Names of submodules inside the parts that get none.
 
     Raises:
-        VideoAlignError: Where a target selects no linear layer of a part; lists the names that exist.
+        VideoAlignError: Where a target selects no linear layer of a part; lists the names that exist. Or where a start
+            is given.
     """
+    if lora.start is not None:
+        raise VideoAlignError("lora.start is for generators; adapters of a reward begin without an update")
     names = [name for part in parts for name in linear_names(model, lora.targets, part, without)]
     config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=names)
     # peft freezes everything that is no adapter; other parameters that trained before must go on training

@@ -95,5 +95,5 @@ class LTXImage(LTX):
     """Adapter for :class:`~diffusers.LTXImageToVideoPipeline`: the image is the first latent frame, at time 0."""
 
     class_name = "LTXImageToVideoPipeline"
-    image = "required"
+    image, plain_pipeline = "required", False
     begins_with_image = True

@@ -280,7 +280,8 @@ def truncated(whole: nn.Module, blocks: int) -> nn.Module:
         blocks: Number of blocks to keep.
     """
     config = dict(whole.config) | {"num_layers": blocks}
-    trunk = type(whole).from_config(config)
+    with whole.device:  # on the meta device too, where shapes are all there is
+        trunk = type(whole).from_config(config)
     names = trunk.state_dict().keys()
     state = {name.replace(".base_layer.", "."): t for name, t in whole.state_dict().items() if ".lora_" not in name}
     trunk.load_state_dict({name: state[name] for name in names})

@@ -10,9 +10,9 @@
 """
 
 import torch
-from diffusers.pipelines.wan.pipeline_wan import prompt_clean
+from diffusers.pipelines.wan.pipeline_wan import WanPipeline, prompt_clean
+from PIL.Image import Image
 from torch import Tensor, nn
-from torchvision.transforms.functional import to_pil_image
 
 from .family import Condition, Encoded
 from .generator import Generator
@@ -29,6 +29,10 @@ class Wan(Generator):
     def begins_with_image(self) -> bool:
         """Whether this is Wan2.2-TI2V-5B, whose transformer takes a time for each token."""
         return bool(self.pipeline.config.get("expand_timesteps"))
+
+    @property
+    def plain_pipeline(self) -> bool:
+        return self.boundary is None
 
     @property
     def image(self) -> str:
@@ -58,6 +62,12 @@ class Wan(Generator):
         """A prompt without HTML entities and repeated white space."""
         return prompt_clean(prompt)
 
+    def _embed(self, prompts: list[str], lengths: list[int]) -> list[Encoded]:
+        # WanPipeline's function for both pipelines: WanImageToVideoPipeline's own fails without ftfy
+        encode, device = WanPipeline._get_t5_prompt_embeds, self.text_encoder.device
+        found = encode(self.pipeline, prompts, max_sequence_length=self.max_tokens, device=device)
+        return [{"prompt": embeds[:n]} for embeds, n in zip(found, lengths)]
+
     def moments(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation from the autoencoder's configuration, (1, C, 1, 1, 1) each."""
         both = torch.tensor([self.vae.config.latents_mean, self.vae.config.latents_std], device=self.vae.device)
@@ -70,11 +80,9 @@ class Wan(Generator):
 
     def velocity(self, x: Tensor, t: Tensor, condition: Condition, transformer: nn.Module | None = None) -> Tensor:
         net = transformer or self.transformer
-        kind, (x, time) = net.dtype, self._inputs(x, t, condition)
-        embeds = condition.get("image_embeds")
-        embeds = None if embeds is None else embeds.to(kind)
-        prompt = condition["prompt"].to(kind)
-        return net(x.to(kind), time, prompt, encoder_hidden_states_image=embeds, return_dict=False)[0].float()
+        (x, time), kind, image = self._inputs(x, t, condition), net.dtype, condition.get("image_embeds")
+        image = None if image is None else image.to(kind)
+        return net(x.to(kind), time, condition["prompt"].to(kind), image, return_dict=False)[0].float()
 
 
 class WanImage(Wan):
@@ -82,7 +90,7 @@ class WanImage(Wan):
 
     class_name = "WanImageToVideoPipeline"
     further_parts = {"text_encoder": ("image_encoder",)}
-    image = "required"
+    image, plain_pipeline = "required", False
 
     def _inputs(self, x: Tensor, t: Tensor, condition: Condition) -> tuple[Tensor, Tensor]:
         if self.begins_with_image:
@@ -92,19 +100,10 @@ class WanImage(Wan):
         mask[:, :, 0] = 1
         return torch.cat([x, mask, image], 1), self.timesteps(t)
 
-    def encode_images(self, images: Tensor, num_frames: int) -> list[Encoded]:
-        """Encode images (B, 3, H, W), uint8, as videos that go on in grey, and by CLIP if the transformer takes that."""
-        if self.begins_with_image:
-            return super().encode_images(images, num_frames)
-        first = self.pixels(images[:, None])  # (B, 3, 1, H, W)
-        later = first.new_zeros(*first.shape[:2], num_frames - 1, *first.shape[3:])
-        encoded = [{"image": one} for one in self.encode_pixels(torch.cat([first, later], 2))]
-        if self.config.image_dim:
-            if self.pipeline.image_encoder is None:
-                raise VideoAlignError(
-                    "this generator was loaded without its image_encoder, which comes with text_encoder"
-                )
-            pictures = [to_pil_image(one.cpu()) for one in images]
-            embeds = self.pipeline.encode_image(pictures, self.pipeline.image_encoder.device)  # (B, L, E)
-            encoded = [one | {"image_embeds": e} for one, e in zip(encoded, embeds)]
-        return encoded
+    def _image_frames(self, first: Tensor, num_frames: int) -> Tensor:
+        grey = 0 if self.begins_with_image else num_frames - 1
+        return nn.functional.pad(first, (0, 0, 0, 0, 0, grey))
+
+    def _embed_images(self, images: list[Image]) -> Tensor | None:
+        dim = self.config.image_dim
+        return self.pipeline.encode_image(images, self.require("image_encoder").device) if dim else None

@@ -7,6 +7,8 @@ numbers without their scales are cast as if they were weights. :func:`load_whole
 Files and model may differ in two ways, both by the libraries' own rules: tensors that are tied to others (``lm_head``
 to the token embedding, a T5 encoder's ``embed_tokens`` to ``shared``) are in the files once, and tensors that a model
 class declares as unused (a T5 decoder beside the encoder) are left out.
+
+Under :func:`shapes_only` a model is made of its configuration alone, for computations with shapes (`videoalign plan`).
 """
 
 import contextlib
@@ -14,9 +16,11 @@ import json
 import logging
 import re
 from collections.abc import Iterator
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
@@ -28,6 +32,23 @@ STEMS = ("diffusion_pytorch_model", "model")
 """Beginnings of the names of weights files in diffusers and transformers."""
 DTYPES = ("F64", "F32", "F16", "BF16")
 """Dtypes of weights in files. Numbers in fp8, fp4 or int8 mean nothing without scales, but torch would cast them."""
+
+_shapes_only: ContextVar[bool] = ContextVar("shapes_only", default=False)
+
+
+@contextlib.contextmanager
+def shapes_only() -> Iterator[None]:
+    """Let models be loaded on the meta device during a block, from their ``config.json`` alone."""
+    token = _shapes_only.set(True)
+    try:
+        yield
+    finally:
+        _shapes_only.reset(token)
+
+
+def only_shapes() -> bool:
+    """Whether models are made of their configuration now, without weights."""
+    return _shapes_only.get()
 
 
 def load_whole(kind: type, source: str | Path, where: str, part: str = "", **options: Any) -> nn.Module:
@@ -44,6 +65,8 @@ def load_whole(kind: type, source: str | Path, where: str, part: str = "", **opt
         VideoAlignError: Where files are missing or damaged, or a tensor is missing, unexpected, misshapen, quantised,
             or not finite.
     """
+    if only_shapes():
+        return _shapes(kind, Path(source, part), where, options.get("dtype") or torch.float32)
     check_files(Path(source, part), where)
     try:
         with _silence():
@@ -58,6 +81,22 @@ def load_whole(kind: type, source: str | Path, where: str, part: str = "", **opt
     remedy = "take the files from their source again, or an earlier checkpoint"
     require_finite(f"the weights of {where}", model.state_dict(), remedy)
     return model
+
+
+def _shapes(kind: type, folder: Path, where: str, dtype: torch.dtype) -> nn.Module:
+    """A model on the meta device, its parameters in the dtypes that they would be loaded in."""
+    try:
+        with _silence(), torch.device("meta"):
+            if hasattr(kind, "load_config"):  # diffusers
+                model = kind.from_config(kind.load_config(folder))
+            else:
+                model = kind(kind.config_class.from_pretrained(folder))
+    except Exception as error:  # libraries raise errors of many kinds for a configuration that they cannot use
+        raise VideoAlignError(f"{where}: {_first_line(error)}") from error
+    keep = set(getattr(kind, "_keep_in_fp32_modules", None) or ())
+    for name, parameter in model.named_parameters():
+        parameter.data = parameter.data.to(torch.float32 if keep & set(name.split(".")) else dtype)
+    return model.eval()
 
 
 def check_files(folder: Path, where: str) -> None:

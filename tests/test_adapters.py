@@ -79,10 +79,14 @@ def downwards(tensors):
     return renamed(tensors, ("lora_A", "lora_down"), ("lora_B", "lora_up"))
 
 
-def kohya(tensors, alpha=4):
-    parts = [(name, *name.partition(".lora_")) for name in downwards(original(tensors))]
+def underscores(tensors):
+    parts = [(name, *name.partition(".lora_")) for name in tensors]
     names = {name: f"lora_unet_{stem.replace('.', '_')}{dot}{rest}" for name, stem, dot, rest in parts}
-    return alphas({names[n]: t for n, t in downwards(original(tensors)).items()}, alpha)
+    return {names[n]: t for n, t in tensors.items()}
+
+
+def kohya(tensors, alpha=4):
+    return alphas(underscores(downwards(original(tensors))), alpha)
 
 
 def default(tensors):
@@ -103,6 +107,8 @@ DIALECTS = {  # the file's tensors, and the scale of the update
     "original names": (original, 1),
     "kohya": (kohya, 1),
     "kohya with another alpha": (lambda t: kohya(t, 12), 3),
+    "kohya without alphas": (lambda t: {n: x for n, x in kohya(t, 12).items() if "alpha" not in n}, 1),
+    "kohya with names of diffusers": (lambda t: underscores(downwards(t)), 1),
 }
 
 
@@ -208,7 +214,10 @@ REFUSED = {
         lambda own: prefixed("diffusion_model.", original(own["deep"])),
         BELONG.format(20, 60, ""),
     ),
-    "a deeper model's of kohya": (lambda own: kohya(own["deep"]), BELONG.format(20, 60, "")),
+    "a deeper model's of kohya": (
+        lambda own: kohya(own["deep"]),
+        BELONG.format(30, 90, "lora_unet_blocks_2_.* and 27 more"),
+    ),
     "a wider model's": (
         lambda own: prefixed("transformer.", own["wide"]),
         r"shapes \(4, 128\) and \(128, 4\), but this transformer takes \(rank, 64\) and \(64, rank\)",
@@ -261,19 +270,16 @@ REFUSED = {
         lambda own: prefixed("transformer.", own["wan"]) | {f"{QUERY}.alpha": torch.ones(2)},
         "alpha",
     ),
-    "kohya without an alpha": (
-        lambda own: {n: t for n, t in kohya(own["wan"]).items() if "alpha" not in n},
-        "cannot convert their 40 tensors",
+    "an update twice": (
+        lambda own: prefixed("diffusion_model.", own["wan"] | {n: t.clone() for n, t in original(own["wan"]).items()}),
+        r"they hold blocks\.0\.attn\S* twice, once as 'diff",
     ),
-    "kohya of some layers": (
-        lambda own: {n: t for n, t in kohya(own["wan"]).items() if "ffn" not in n},
-        "cannot convert",
-    ),
+    "zeros": (lambda own: {n: torch.zeros_like(t) for n, t in own["wan"].items()}, "all of their tensors are zero"),
     "ComfyUI with a foreign layer": (
         lambda own: prefixed(
             "diffusion_model.", original(own["wan"]) | {"blocks.0.other.lora_A.weight": torch.ones(4, 64)}
         ),
-        "cannot convert|do not belong",
+        BELONG.format(1, 41, r"diffusion_model\.blocks\.0\.other"),
     ),
     "NaN": (
         plus(f"{QUERY}.lora_A.weight", torch.full((4, 64), NAN)),

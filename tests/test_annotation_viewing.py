@@ -28,6 +28,7 @@ from videoalign.annotation.shown import shown_by
 from videoalign.annotation.store import Store, new_round
 from videoalign.annotation.voting import FastVote, Viewing
 from videoalign.datamodules.benchmark import Benchmark
+from videoalign.datamodules.sample_images import image_of
 from videoalign.datamodules.shards import ShardSet, ShardWriter, sha256
 from videoalign.datamodules.spreadsheets import exact, original, plain
 from videoalign.datamodules.verify import verify
@@ -430,8 +431,11 @@ def test_images_are_shown_beside_the_prompt_and_exported(videos, tmp_path):
     assert card["images"] == 6
     rows = Benchmark(tmp_path / "out/benchmark").rows
     records = [content.record for content in ShardSet(tmp_path / "out/train").contents()]
-    for row in (*rows, *records):
+    for row in (*rows, *(record | {"image": record["image"]["file"]} for record in records)):
         assert (tmp_path / "out/images" / row["image"]).read_bytes() == seen[row["prompt"]]
+    for content in ShardSet(tmp_path / "out/train").contents():
+        assert image_of(content).content == seen[content.record["prompt"]]
+        assert image_of(content).sha256 == content.record["image"]["sha256"]
     with open(tmp_path / "out/decided.csv", encoding="utf-8-sig") as file:
         assert all((tmp_path / "out/images" / row["image"]).is_file() for row in csv.DictReader(file))
 
@@ -455,7 +459,7 @@ def test_pairs_are_of_one_image(videos, tmp_path):
         ("prompt,image\nprompt 9,a.png\n", "line 2: the set has no video with the prompt 'prompt 9'"),
         ("prompt,image\nprompt 0,none.png\n", "line 2: .*none.png cannot be read as an image"),
         ("prompt,image\nprompt 0,text.png\n", "line 2: .*text.png cannot be read as an image"),
-        ("prompt,image\nprompt 0,a.bmp\n", "a.bmp is a BMP; browsers show PNG, JPEG, WEBP"),
+        ("prompt,image\nprompt 0,a.bmp\n", "a.bmp is a BMP; images are PNG, JPEG, WEBP"),
         ("prompt,image\nprompt 0,a.png\n", "no image for 10 of the 12 videos, first 'p1x'"),
         ("prompt,image\nprompt 0,a.png\nprompt 0,b.png\n", "line 3: prompt 'prompt 0' has another image"),
     ],

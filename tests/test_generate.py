@@ -62,10 +62,14 @@ def test_a_video_depends_on_seed_prompt_and_number_alone(generated, generators, 
 )
 def test_guidance_steers_away_from_the_empty_prompt(options, null, generators, prompts, tmp_path, monkeypatch):
     sample, seen = Generator.sample, []
-    monkeypatch.setattr(Generator, "sample", lambda self, *args: (seen.append((self, args)), sample(self, *args))[1])
+    monkeypatch.setattr(
+        Generator,
+        "sample",
+        lambda self, *args, **options: (seen.append((self, options)), sample(self, *args, **options))[1],
+    )
     assert generate(generators, tmp_path / "out", prompts, *options, "--batch-size", 6, family="ltx") == 0
-    ((generator, (_, _, steps, guidance, given)),) = seen
-    assert steps == 2
+    ((generator, settings),) = seen
+    guidance, given = settings["cfg_scale"], settings["null"]
     assert guidance == (3 if options else 1)
     if null is None:
         assert given is None
@@ -83,9 +87,12 @@ def test_interrupted_generation_goes_on_where_it_stopped(generated, generators, 
     assert generate(generators, tmp_path / "out", prompts, "--seed", 8) == 2
     assert "holds parts of another run (seed differ)" in capfd.readouterr().err
     sample, sizes = Generator.sample, []
-    monkeypatch.setattr(
-        Generator, "sample", lambda self, c, noise, *args: (sizes.append(len(noise)), sample(self, c, noise, *args))[1]
-    )
+
+    def sized(self, condition, noise, *args, **options):
+        sizes.append(len(noise))
+        return sample(self, condition, noise, *args, **options)
+
+    monkeypatch.setattr(Generator, "sample", sized)
     assert again(5) == 0  # the batch size may change
     assert sizes == [1, 1]
     assert call("shards", "verify", tmp_path / "out") == 0

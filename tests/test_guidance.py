@@ -10,7 +10,7 @@ from diffusers import UniPCMultistepScheduler
 from videoalign import VideoAlignError
 from videoalign.miniature.networks.pipelines import make_generator
 from videoalign.models.generator_folder import load_generator
-from videoalign.models.guidance import Guidance, guided
+from videoalign.models.guidance import Guidance, guided, steering
 from videoalign.models.noisy_reward import NoisyReward, NoisyRewardShape
 
 SIZE = {"height": 64, "width": 64, "num_frames": 9, "num_inference_steps": 4, "output_type": "latent"}
@@ -195,8 +195,7 @@ def test_a_pipeline_step_is_the_formula(family):
     guide = Guidance(weights=ones(), strength=2.0)
     condition = generator.condition(generator.encode_prompts(PROMPTS))
     x = torch.randn(2, *generator.latent_shape(9, 64, 64), generator=torch.Generator().manual_seed(3))
-    with guided(generator.pipeline, reward, guide):
-        got = generator.sample(condition, x, 2)
+    got = generator.sample(condition, x, 2, steer=steering(reward, guide, condition))
     times = [*(generator.pipeline.scheduler.timesteps / 1000).tolist(), 0.0]
     for number in range(2):
         t = torch.full((2,), times[number])
@@ -213,8 +212,8 @@ def test_it_raises_the_reward_that_it_follows(family):
     noise = torch.randn(2, *generator.latent_shape(9, 64, 64), generator=torch.Generator().manual_seed(3))
     values = []
     for strength in (0.0, 3.0, 10.0):
-        with guided(generator.pipeline, reward, weights=ones("TA"), strength=strength):
-            latents = generator.sample(condition, noise, 6)
+        steer = steering(reward, Guidance(weights=ones("TA"), strength=strength), condition)
+        latents = generator.sample(condition, noise, 6, steer=steer)
         values.append(reward(latents, torch.full((2,), 0.05), condition)[:, 2].sum().item())
     assert values[0] < values[1] < values[2]
 

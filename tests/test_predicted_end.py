@@ -11,7 +11,7 @@ from helpers import doubles, randn
 from videoalign import VideoAlignError
 from videoalign.miniature.networks.pipelines import make_generator
 from videoalign.models.generator_folder import load_generator
-from videoalign.models.guidance import Guidance, guided
+from videoalign.models.guidance import Guidance, guided, steering
 from videoalign.models.noisy_reward import NoisyReward, NoisyRewardShape
 from videoalign.models.video_reward import Statistics
 
@@ -39,6 +39,8 @@ class View:
             encoded=lambda found: found,
             unpacked=lambda x, call: x,
             packed=lambda x: x,
+            with_image=lambda x, condition: x,
+            plain_pipeline=True,
         )
 
     def __call__(self, x, t, condition):
@@ -211,8 +213,7 @@ def test_a_pipeline_step_reads_the_predicted_end(family, scale):
     condition = generator.condition(generator.encode_prompts(WORDS))
     null = generator.condition(generator.encode_prompts(["", ""])) if scale > 1 else None
     x = randn(2, *generator.latent_shape(9, 64, 64), seed=3)
-    with guided(generator.pipeline, reward, guide):
-        got = generator.sample(condition, x, 2, scale, null)
+    got = generator.sample(condition, x, 2, scale, null, steer=steering(reward, guide, condition))
 
     def view(x, t):
         end = x - t.view(-1, 1, 1, 1, 1) * generator.velocity(x, t, condition)
@@ -237,8 +238,8 @@ def test_it_raises_the_clean_reward_of_its_end(family):
     noise = randn(2, *generator.latent_shape(9, 64, 64), seed=3)
     values = []
     for strength in (0.0, 3.0, 10.0):
-        with guided(generator.pipeline, reward, weights={"TA": 1.0}, strength=strength, through="predicted"):
-            latents = generator.sample(condition, noise, 6)
+        guide = Guidance(weights={"TA": 1.0}, strength=strength, through="predicted")
+        latents = generator.sample(condition, noise, 6, steer=steering(reward, guide, condition))
         values.append(float(reward(latents, torch.zeros(2), condition)[:, 2].sum()))
     assert values[0] < values[1] < values[2]
 

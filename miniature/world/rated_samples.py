@@ -16,6 +16,7 @@ from ...datamodules.benchmark import PAIRS
 from ...datamodules.contents import Content
 from ...datamodules.encode_list import clips_of
 from ...datamodules.ratings import COLUMNS
+from ...datamodules.sample_images import image_of
 from ...datamodules.shards import ShardSet, ShardWriter
 from ...models.dimensions import DIMENSIONS
 from .annotators import annotate
@@ -36,10 +37,10 @@ def judged(shards: ShardSet, oracle: Oracle) -> tuple[list[Content], Tensor]:
 
 
 def _pairs(contents: Sequence[Content], count: int, rng: np.random.Generator) -> Iterator[tuple[int, int]]:
-    """Up to ``count`` different pairs of two samples of one prompt; every prompt has its turn, sides are drawn."""
-    of_prompt: dict[str, list[int]] = {}
+    """Up to ``count`` different pairs of samples of one prompt and image; each has its turn, sides are drawn."""
+    of_prompt: dict[tuple[str, str], list[int]] = {}
     for number, content in enumerate(contents):
-        of_prompt.setdefault(content.record["prompt"], []).append(number)
+        of_prompt.setdefault((content.record["prompt"], content.image_id), []).append(number)
     shares = [list(combinations(group, 2)) for group in of_prompt.values()]
     shares = [[share[i] for i in rng.permutation(len(share))] for share in shares]
     if not any(shares):
@@ -93,7 +94,8 @@ def rate_pairs(
     for name, chosen in (("train", kept), ("val", rest)) if held_out else (("", kept),):
         with ShardWriter(Path(out) / name, "pairs", per_shard=500) as writer:
             for key, media, record in chosen:
-                writer.write(key, {side: content.read(member) for side, (content, member) in media.items()}, record)
+                videos = {side: content.read(member) for side, (content, member) in media.items()}
+                writer.write(key, videos, record, image_of(media["a"][0]))
 
 
 def rate_benchmark(samples: ShardSet, oracle: Oracle, out: str | Path, count: int, seed: int = 0) -> None:
@@ -123,7 +125,6 @@ def rate_benchmark(samples: ShardSet, oracle: Oracle, out: str | Path, count: in
         )
     with ShardWriter(out, "videos", per_shard=500) as writer:
         for content, row in zip(contents, quality.tolist()):
-            writer.write(
-                content.key, {"": content.read("mp4")}, {**content.record, "quality": [round(q, 4) for q in row]}
-            )
+            record = {**content.record, "quality": [round(q, 4) for q in row]}
+            writer.write(content.key, {"": content.read("mp4")}, record, image_of(content))
         writer.write_table(PAIRS, rows)

@@ -1,0 +1,110 @@
+"""The batch that `videoalign plan` counts a step of: shapes of a latents set's first sample, or of a clip's size."""
+
+import argparse
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import VideoAlignError
+from ..alignment.training import Training
+from ..datamodules.latent_files import OF, load_latents
+from ..datamodules.shards import ShardSet
+from ..models.dimensions import DIMENSIONS
+
+SIZE = ("num_frames", "height", "width")
+"""Options that state a clip's size."""
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One sample of the training data, as shapes.
+
+    Attributes:
+        latents: Shape (C, F, H, W) of a video's latents.
+        sides: Number of videos of a sample.
+        encoded: Shapes of what the sample is conditioned on, by name.
+        source: Where the shapes come from.
+    """
+
+    latents: tuple[int, ...]
+    sides: int
+    encoded: dict[str, tuple[int, ...]]
+    source: str
+
+
+def clip_of(module: Training, train: str | None, options: argparse.Namespace) -> Clip:
+    """The sample whose shapes are counted.
+
+    Args:
+        module: Module that trains.
+        train: Latents set of the experiment; None where none is named.
+        options: Options ``num_frames``, ``height`` and ``width``, which stand in for a set.
+
+    Raises:
+        VideoAlignError: Where neither a set nor a size is given, or both are, or the generator takes no such clip.
+    """
+    size = [getattr(options, name) for name in SIZE]
+    if train is not None and any(size):
+        raise VideoAlignError(f"data.train {train} has its own shapes; leave out --num-frames, --height and --width")
+    if train is not None:
+        return _stored(train)
+    if not all(size):
+        raise VideoAlignError(
+            "plan needs the shape of the latents: name a set (--data.train LATENTS), or a clip's size "
+            "(--num-frames 81 --height 480 --width 832)"
+        )
+    return _asked(module, *size)
+
+
+def _stored(train: str) -> Clip:
+    """The first sample of a latents set."""
+    contents = ShardSet(train, "latents").contents()
+    if not len(contents):
+        raise VideoAlignError(f"data.train {train} holds no samples")
+    first = contents[0]
+    tensors = load_latents(first.read("safetensors"), first.name)
+    sides = next(sides for sides in OF.values() if sides[0] in tensors)
+    encoded = {name: tuple(tensor.shape) for name, tensor in tensors.items() if name not in sides}
+    return Clip(tuple(tensors[sides[0]].shape), len(sides), encoded, train)
+
+
+def _asked(module: Training, frames: int, height: int, width: int) -> Clip:
+    """A clip of a size, with a prompt of the greatest length."""
+    generator = module.generator
+    latents = generator.latent_shape(frames, height, width)
+    encoded = {"prompt": (generator.max_tokens, generator.text_width)}
+    sides = 2 if getattr(module, "sides", None) is None else 1 + max(module.sides)
+    return Clip(latents, sides, encoded, f"{frames} frames of {height} x {width}")
+
+
+def batch_of(clip: Clip, size: int, cached: bool) -> dict[str, Any]:
+    """A micro-batch like those of :class:`~videoalign.datamodules.latents.LatentPairs`.
+
+    Args:
+        clip: Shapes of each sample.
+        size: Number of samples.
+        cached: Whether the reference's errors are known.
+    """
+    error = 1.0 if cached else torch.nan
+    return {
+        "keys": [str(number) for number in range(size)],
+        "latents": torch.zeros(clip.sides, size, *clip.latents),
+        "conditions": [{name: torch.zeros(shape) for name, shape in clip.encoded.items()} for _ in range(size)],
+        "prompts": [torch.zeros(clip.encoded["prompt"]) for _ in range(size)],
+        "texts": [""] * size,
+        "scores": torch.zeros(clip.sides, size),
+        "labels": torch.zeros(size, len(DIMENSIONS)),
+        "rewards": torch.zeros(clip.sides, size, len(DIMENSIONS)),
+        "reference": torch.tensor([[error] * size] * clip.sides),
+        "seeds": _real([*range(size)]),
+        "valid": torch.ones(size, dtype=torch.bool),
+        "dropped": [],
+    }
+
+
+def _real(values: list[int]) -> Tensor:
+    """A tensor with values also where others are shapes: seeds are read by code that draws noise."""
+    with torch._C._DisableTorchDispatch():
+        return torch.tensor(values)
