@@ -115,7 +115,8 @@ class FlowSFT(Training):
                 )
             # frozen, so that no checkpoint holds the copy
             self.reference = copy.deepcopy(self.policy).requires_grad_(False) if self.needs_reference else None
-            self.policy.requires_grad_(True)
+            for name, parameter in self.policy.named_parameters():
+                parameter.requires_grad_(self.generator.adaptable(name))
         else:
             self.reference = None
             config = add_adapters(self.generator, lora)

@@ -42,7 +42,10 @@ def embed_first(module: L.LightningModule, further: Sequence[str], truncate: boo
                 bar.update(len(some))
     if bar:
         bar.close()
-    generator.text_encoder = generator.pipeline.text_encoder = None
+    read = [name for name in generator.further_parts.get("text_encoder", ()) if name != "image_encoder"]
+    for part in ("text_encoder", *read):  # images are encoded with each batch
+        setattr(generator, part, None)
+        setattr(generator.pipeline, part, None)
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     return found

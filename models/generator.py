@@ -109,8 +109,7 @@ class Generator(Family):
     @torch.no_grad()
     def encode_pixels(self, pixels: Tensor) -> Tensor:
         """Normalised latents (B, C, F, H, W), fp32, of frames (B, 3, T, H, W) in [-1, 1]: the posterior's mode."""
-        mean, std = self.moments()
-        return (self.vae.encode(pixels).latent_dist.mode().float() - mean) / std
+        return self.normalised(self.vae.encode(pixels).latent_dist.mode().float())
 
     def encode_video(self, video: Tensor) -> Tensor:
         """Encode videos to the mode of the autoencoder's posterior.
@@ -207,13 +206,14 @@ class Generator(Family):
         )[0]
         return [{"prompt": embeds[:n]} for embeds, n in zip(found, lengths)]
 
-    def null_condition(self, encoded: Encoded) -> Condition:
+    def null_condition(self, encoded: Encoded, device: torch.device | None = None) -> Condition:
         """The condition of an empty (or negative) prompt for classifier-free guidance, with a batch size of 1.
 
         Args:
             encoded: The encoded prompt.
+            device: Where it is put; where the prompt is, if not given.
         """
-        return self._prompts([encoded], encoded["prompt"].device)
+        return self._prompts([encoded], device or encoded["prompt"].device)
 
     def condition(self, encoded: Sequence[Encoded], device: torch.device | None = None) -> Condition:
         """Put what samples are conditioned on into one batch; prompts are padded with zeros as the family pads them.

@@ -87,20 +87,21 @@ def load_generator(
         experts = experts_of(index, path, expert)
         wanted = [part for part in wanted if part != "transformer"] + experts
     folder = resolved(path, "folder of a generator", parts=files_of(wanted))
-    further = {more for names in kind.further_parts.values() for more in names}
-    every = {*PARTS, *kind.left_out, *further} | ({"transformer_2"} & index.keys())
     memory = Memory() if memory is None or only_shapes() else memory
-    more = {part: memory.loading(part, getattr(torch, dtype)) for part in wanted}
-    modules = {
-        part: _load_part(folder, path, part, index, dtype, more[part]) if part in wanted else None for part in every
-    }
+    further = {more for names in kind.further_parts.values() for more in names}
+    loading = {part: memory.loading(part, getattr(torch, dtype)) for part in wanted}
+    every = {*PARTS, *kind.left_out, *further} | ({"transformer_2"} & index.keys())
+    modules = dict.fromkeys(every)
+    modules |= {part: _load_part(folder, path, part, index, dtype, more) for part, more in loading.items()}
     if only_shapes():
         modules |= dict.fromkeys({*_WITH_ENCODERS} & index.keys())
     skeletons = {part: _skeleton(folder, path, part, index) for part in ("transformer", "vae") if part not in parts}
     try:
+        # some pipelines read the settings of parts that were not loaded
         pipeline = kind.pipeline_class().from_pretrained(
-            folder, dtype=torch.float32, **modules | dict.fromkeys(further)
+            folder, dtype=torch.float32, **modules | dict.fromkeys(further) | skeletons
         )
+        pipeline.register_modules(**{name: modules[name] for name in skeletons})
         # later, since diffusers warns of classes that one pipeline alone has
         pipeline.register_modules(**{name: modules[name] for name in further if modules[name] is not None})
     except Exception as error:  # diffusers raises errors of many kinds for the tokenizer's and scheduler's files
