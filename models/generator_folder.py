@@ -87,7 +87,8 @@ def load_generator(
         experts = experts_of(index, path, expert)
         wanted = [part for part in wanted if part != "transformer"] + experts
     folder = resolved(path, "folder of a generator", parts=files_of(wanted))
-    memory, further = memory or Memory(), {more for names in kind.further_parts.values() for more in names}
+    memory = Memory() if memory is None or only_shapes() else memory
+    further = {more for names in kind.further_parts.values() for more in names}
     loading = {part: memory.loading(part, getattr(torch, dtype)) for part in wanted}
     every = {*PARTS, *kind.left_out, *further} | ({"transformer_2"} & index.keys())
     modules = dict.fromkeys(every)
