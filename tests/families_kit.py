@@ -113,9 +113,16 @@ def drawing(pipeline, noise):
         module.randn_tensor = drawn
 
 
-def plain(folder, name):
-    """The pipeline as diffusers loads it, with the authors' shift, and of LTX-2 without reading between its streams."""
+def plain(folder, name, **parts):
+    """The pipeline as diffusers loads it, with the authors' shift, and of LTX-2 without reading between its streams.
+
+    Args:
+        folder: Folder of the pipeline.
+        name: Name of its family.
+        parts: Parts in the place of its own.
+    """
     pipeline = DiffusionPipeline.from_pretrained(folder)
+    pipeline.register_modules(**parts)
     pipeline.set_progress_bar_config(disable=True)
     shorten(pipeline)
     if name in OFFICIAL:
