@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import flop_registry
 
 from ..models.live_memory import REST, LiveMemory, size_of
 from .parameter_groups import build_optimizer
@@ -91,6 +91,23 @@ class _Unknown(TorchDispatchMode):
             return 0.0 if args[0].is_floating_point() else args[0].dtype == torch.bool and False
 
 
+class _Flops(TorchDispatchMode):
+    """Sums floating-point operations by torch's own formulas.
+
+    torch's ``FlopCounterMode`` also follows the modules, by hooks that keep the activations of checkpointed blocks.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, function: Callable, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = function(*args, **(kwargs or {}))
+        if count := flop_registry.get(function._overloadpacket):
+            self.total += count(*args, **(kwargs or {}), out_val=out)
+        return out
+
+
 @contextlib.contextmanager
 def without_storage(module: nn.Module) -> Iterator[None]:
     """Give a module's tensors shapes on the CPU, but no storage; what is computed in the block has none either.
@@ -141,9 +158,8 @@ def measure(
         optimizer.step()
         memory.mark(MOMENTS, (t for state in optimizer.state.values() for t in tree_leaves(state) if _tensor(t)))
         memory.reset()
-        for number in range(1 + accumulated):
-            with FlopCounterMode(display=False) as counter:
-                _passes(module, batch(), precision, optimizer if number == 0 else None)
+        with _Flops() as counter:
+            _passes(module, batch(), precision, None if accumulated else optimizer)
         passes = dict(memory.peak)
         memory.reset()
         optimizer.step()
@@ -157,12 +173,15 @@ def measure(
         held_gradients=passes[GRADIENTS],
         activations=passes[REST],
         updating=updating,
-        flops=counter.get_total_flops(),
+        flops=counter.total,
     )
 
 
 def _passes(module: Training, batch: dict[str, Any], precision: str, optimizer: torch.optim.Optimizer | None) -> None:
-    """Forward and backward pass of a micro-batch. Lightning drops the last step's gradients between them."""
+    """Forward and backward pass of a micro-batch.
+
+    Between them Lightning drops the gradients of the last step; a step's first micro-batch gets the optimizer for it.
+    """
     with torch.autocast("cpu", AUTOCAST.get(precision), enabled=precision in AUTOCAST):
         loss = module.training_step(batch, 0)
     if optimizer:

@@ -17,6 +17,7 @@ from ..datamodules.contracts import AlignsGenerator, require
 from ..datamodules.encode_list import ClipSize
 from ..datamodules.prompts import Item, check_items
 from ..datamodules.sample_images import read_image
+from ..models.family import Encoded
 from ..models.flow import draw, interpolate
 from ..models.generator import EXPERTS
 from ..models.generator_folder import load_generator
@@ -157,26 +158,44 @@ class PromptSampler:
         module: The alignment module that holds both.
         sampling: Size of the videos, and how they are sampled.
         items: Prompts and images of the videos. Their encoders are loaded to embed them, and freed afterwards.
+        encoded: The items encoded, where that was done before; only a negative prompt is embedded then.
     """
 
-    def __init__(self, module: L.LightningModule, sampling: Sampling, items: Sequence[Item]) -> None:
+    def __init__(
+        self,
+        module: L.LightningModule,
+        sampling: Sampling,
+        items: Sequence[Item],
+        encoded: Sequence[Encoded] | None = None,
+    ) -> None:
         self.module, self.sampling, self.items = module, sampling, list(items)
         self.aligned = require(module, AlignsGenerator, type(self).__name__)
         shape = self.aligned.generator.latent_shape(sampling.num_frames, sampling.height, sampling.width)
         self.shape = torch.Size(shape)
         self._stepped: SamplingProgress | None = None
-        dtype = "bfloat16" if module.device.type == "cuda" else "float32"  # UMT5-XXL is 23 GB in fp32
+        null = getattr(module.trainer.datamodule, "null", None)
+        if encoded is not None and null is not None and not sampling.negative:
+            self.encoded = [*encoded, null]
+        else:
+            self.encoded = self._embed(encoded)
+
+    def _embed(self, encoded: Sequence[Encoded] | None) -> list[Encoded]:
+        """What videos are conditioned on, and the negative prompt; the encoders are freed afterwards."""
+        sampling, device = self.sampling, self.module.device
+        dtype = "bfloat16" if device.type == "cuda" else "float32"  # UMT5-XXL is 23 GB in fp32
         files, kind = [item.image for item in self.items if item.image], type(self.aligned.generator)
         parts = ("text_encoder", "vae") if files else ("text_encoder",)
-        encoder = load_generator(self.aligned.name, dtype, parts, family=kind).to(module.device)
-        self.encoded = encoder.encode_prompts([*(item.prompt for item in self.items), sampling.negative])
+        encoder = load_generator(self.aligned.name, dtype, parts, family=kind).to(device)
+        texts = [] if encoded is not None else [item.prompt for item in self.items]
+        found = encoder.encode_prompts([*texts, sampling.negative])
         if files:
             size = ClipSize(num_frames=sampling.num_frames, height=sampling.height, width=sampling.width)
             for number, file in enumerate(files):
-                picture = size.image(read_image(file, str(file)).content, str(file))[None].to(module.device)
-                self.encoded[number] |= encoder.encode_images(picture, sampling.num_frames)[0]
+                picture = size.image(read_image(file, str(file)).content, str(file))[None].to(device)
+                found[number] |= encoder.encode_images(picture, sampling.num_frames)[0]
         del encoder
-        _free(module.device)
+        _free(device)
+        return [*(encoded or []), *found]
 
     @contextlib.contextmanager
     def sampling_of(self, who: str, rounds: int) -> Iterator[None]:
@@ -193,7 +212,10 @@ class PromptSampler:
             absent = next(name for name in EXPERTS if name != generator.expert)
             dtype = str(generator.transformer.dtype).removeprefix("torch.")
             kind = type(generator)
-            loaded = load_generator(self.aligned.name, dtype, ("transformer",), family=kind, expert=absent)
+            memory = getattr(self.module, "memory", None)  # quantised as the expert that trains
+            loaded = load_generator(
+                self.aligned.name, dtype, ("transformer",), family=kind, expert=absent, memory=memory
+            )
             generator.other = loaded.transformer.to(device)
         try:
             yield
@@ -231,9 +253,9 @@ class PromptSampler:
         generator, s = self.aligned.generator, self.sampling
         if generator.vae is None:
             raise VideoAlignError("videos cannot be decoded: add vae to model.parts")
-        condition = generator.condition([self.encoded[p] for p, _ in items])
+        condition = generator.condition([self.encoded[p] for p, _ in items], self.module.device)
         guided = max(s.cfg_scale, s.cfg_scale_2 or 1) > 1
-        null = generator.null_condition(self.encoded[-1]) if guided else None
+        null = generator.null_condition(self.encoded[-1], self.module.device) if guided else None
         options = {name: getattr(s, name) for name in ("steps", "cfg_scale", "cfg_scale_2", "shift")} | {"null": null}
         noise = self.noise(items)
         with self._precision():
@@ -254,7 +276,8 @@ class PromptSampler:
             (N,) mean squared difference of the two velocities.
         """
         generator = self.aligned.generator
-        condition, noise = generator.condition([self.encoded[p] for p, _ in items]), self.noise(items)
+        condition = generator.condition([self.encoded[p] for p, _ in items], self.module.device)
+        noise = self.noise(items)
         clean, (lowest, highest) = generator.clean_frames(condition), generator.interval()
         total = torch.zeros(len(items), device=latents.device)
         for i in range(draws):

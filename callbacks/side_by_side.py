@@ -1,11 +1,14 @@
 """Videos of policy and reference beside each other, from the same prompts and noise at every validation."""
 
+from typing import Any
+
 import lightning as L
 import torch
 
 from .. import VideoAlignError
 from ..datamodules.contracts import AlignsGenerator, require
 from ..datamodules.prompts import Item, read_items
+from ..models.family import Encoded
 from .prompt_sampler import PromptSampler, SamplesPrompts, Sampling
 from .run_media import media_of
 from .side_clips import Clip, frames_of
@@ -18,21 +21,46 @@ class SideBySide(SamplesPrompts):
 
     Args:
         prompts: Prompts of the videos; a few are enough. Or a CSV file with a column ``prompt`` (and ``image`` for
-            image-to-video), or a text file with one prompt a line.
+            image-to-video), or a text file with one prompt a line. Or a number: of so many held-out samples the prompts
+            and images are taken, encoded as they are; no encoder is loaded then.
         sampling: Size of the videos, and how they are sampled.
         every: Number of validations from one sampling to the next.
     """
 
-    def __init__(self, prompts: list[str] | str, sampling: Sampling, every: int = 1) -> None:
-        if every < 1:
-            raise VideoAlignError(f"SideBySide.every must be at least 1, got {every}")
-        super().__init__(read_items(prompts) if isinstance(prompts, str) else [*map(Item, prompts)], sampling)
+    def __init__(self, prompts: list[str] | str | int, sampling: Sampling, every: int = 1) -> None:
+        self.held_out = prompts if isinstance(prompts, int) else None
+        if every < 1 or (self.held_out is not None and self.held_out < 1):
+            raise VideoAlignError(
+                f"SideBySide.every, and a number of prompts, must be at least 1, got {every}, {prompts}"
+            )
+        if self.held_out and not sampling.missing:
+            raise VideoAlignError(
+                "SideBySide.prompts takes held-out samples, whose size the videos have: leave sampling.num_frames, "
+                "height and width out, or name prompts"
+            )
+        items = read_items(prompts) if isinstance(prompts, str) else [*map(Item, [] if self.held_out else prompts)]
+        super().__init__(items, sampling)
+        self.encoded: list[Encoded] = []
         self.every, self.count = every, 0
         self.sampler: PromptSampler | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Refuse a size of videos that the generator cannot sample, before training begins."""
-        self.check_size(pl_module)
+        if not self.held_out:
+            self.check_size(pl_module)
+
+    def on_validation_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: dict[str, Any], *rest: int
+    ) -> None:
+        """Take the size of videos, and maybe prompts and images, from held-out latents."""
+        super().on_validation_batch_end(trainer, pl_module, outputs, batch, *rest)
+        if not self.held_out or "latents" not in batch:
+            return
+        for text, encoded, valid in zip(batch["texts"], batch["conditions"], batch["valid"].tolist()):
+            if valid and len(self.items) < self.held_out:
+                self.items.append(Item(text))
+                self.prompts.append(text)
+                self.encoded.append({name: part.cpu() for name, part in encoded.items()})
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Sample and show the videos. Collective under sharding: every rank samples the same ones."""
@@ -41,7 +69,10 @@ class SideBySide(SamplesPrompts):
         self.count += 1
         if (self.count - 1) % self.every:
             return
-        self.sampler = self.sampler or PromptSampler(pl_module, self.sampling, self.items)
+        if self.held_out and not self.items:
+            raise VideoAlignError("SideBySide.prompts takes held-out samples, and there are none: name prompts")
+        encoded = self.encoded if self.held_out else None
+        self.sampler = self.sampler or PromptSampler(pl_module, self.sampling, self.items, encoded)
         with self.sampler.sampling_of("SideBySide", len(self.prompts)):
             for number in range(len(self.prompts)):
                 self._show(trainer, pl_module, number)

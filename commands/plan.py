@@ -21,11 +21,12 @@ def register(commands: Commands) -> None:
 
 def _options(parser: argparse.ArgumentParser) -> None:
     """Options of the command beside those of `videoalign fit`."""
-    parser.add_argument(
-        "--num-frames", type=count(1), help="number of frames of a clip, where there are no latents yet"
-    )
+    parser.add_argument("--num-frames", type=count(1), help="frames of a clip, where there are no latents yet")
     parser.add_argument("--height", type=count(1), help="height of a clip in pixels, where there are no latents yet")
     parser.add_argument("--width", type=count(1), help="width of a clip in pixels, where there are no latents yet")
+    parser.add_argument(
+        "--image", action="store_true", help="count clips that begin with an image, where the generator also takes none"
+    )
     parser.add_argument("--gpus", type=count(1), help="number of GPUs of DDP and FSDP2, if not the experiment's")
     parser.add_argument("--json", metavar="FILE", help="file that gets the same numbers, in bytes")
 

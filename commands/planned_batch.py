@@ -12,7 +12,10 @@ from ..alignment.training import Training
 from ..datamodules.latent_files import OF, load_latents
 from ..datamodules.shards import ShardSet
 from ..models.dimensions import DIMENSIONS
+from ..models.generator import Generator
 
+CLIP_TOKENS = 257
+"""Tokens of an image by Wan 2.1's encoder: CLIP's patches and its class token."""
 SIZE = ("num_frames", "height", "width")
 """Options that state a clip's size."""
 
@@ -40,7 +43,7 @@ def clip_of(module: Training, train: str | None, options: argparse.Namespace) ->
     Args:
         module: Module that trains.
         train: Latents set of the experiment; None where none is named.
-        options: Options ``num_frames``, ``height`` and ``width``, which stand in for a set.
+        options: Options ``num_frames``, ``height``, ``width`` and ``image``, which stand in for a set.
 
     Raises:
         VideoAlignError: Where neither a set nor a size is given, or both are, or the generator takes no such clip.
@@ -55,7 +58,7 @@ def clip_of(module: Training, train: str | None, options: argparse.Namespace) ->
             "plan needs the shape of the latents: name a set (--data.train LATENTS), or a clip's size "
             "(--num-frames 81 --height 480 --width 832)"
         )
-    return _asked(module, *size)
+    return _asked(module, *size, options.image)
 
 
 def _stored(train: str) -> Clip:
@@ -70,13 +73,28 @@ def _stored(train: str) -> Clip:
     return Clip(tuple(tensors[sides[0]].shape), len(sides), encoded, train)
 
 
-def _asked(module: Training, frames: int, height: int, width: int) -> Clip:
-    """A clip of a size, with a prompt of the greatest length."""
+def _asked(module: Training, frames: int, height: int, width: int, image: bool) -> Clip:
+    """A clip of a size, with a prompt of the greatest length, and with an image where the generator asks for it."""
     generator = module.generator
     latents = generator.latent_shape(frames, height, width)
-    encoded = {"prompt": (generator.max_tokens, generator.text_width)}
+    encoded: dict[str, tuple[int, ...]] = dict(generator.prompt_shapes())
+    if image and generator.image == "none":
+        raise VideoAlignError(f"--image: a {generator.class_name} takes no images")
+    if image or generator.image == "required":
+        encoded |= _image_shapes(generator, frames, latents)
     sides = 2 if getattr(module, "sides", None) is None else 1 + max(module.sides)
-    return Clip(latents, sides, encoded, f"{frames} frames of {height} x {width}")
+    return Clip(
+        latents, sides, encoded, f"{frames} frames of {height} x {width}{' from an image' * ('image' in encoded)}"
+    )
+
+
+def _image_shapes(generator: Generator, frames: int, latents: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+    """Shapes of an encoded image."""
+    seen = generator._image_frames(torch.zeros(1, 3, 1, 1, 1), frames).shape[2]
+    encoded = {"image": (latents[0], (seen - 1) // generator.ratios[0] + 1, *latents[2:])}
+    if width := generator.config.get("image_dim") or generator.config.get("image_embed_dim"):
+        encoded["image_embeds"] = (getattr(generator.pipeline, "vision_num_semantic_tokens", CLIP_TOKENS), width)
+    return encoded
 
 
 def batch_of(clip: Clip, size: int, cached: bool) -> dict[str, Any]:
@@ -92,7 +110,6 @@ def batch_of(clip: Clip, size: int, cached: bool) -> dict[str, Any]:
         "keys": [str(number) for number in range(size)],
         "latents": torch.zeros(clip.sides, size, *clip.latents),
         "conditions": [{name: torch.zeros(shape) for name, shape in clip.encoded.items()} for _ in range(size)],
-        "prompts": [torch.zeros(clip.encoded["prompt"]) for _ in range(size)],
         "texts": [""] * size,
         "scores": torch.zeros(clip.sides, size),
         "labels": torch.zeros(size, len(DIMENSIONS)),

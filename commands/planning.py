@@ -1,4 +1,4 @@
-"""Behind `videoalign plan`: an experiment parsed as `fit` parses it, its module without weights, and what a step holds."""
+"""Behind `videoalign plan`: an experiment parsed as `fit` parses it, and its module without weights."""
 
 import argparse
 import json

@@ -206,13 +206,14 @@ class Generator(Family):
         )[0]
         return [{"prompt": embeds[:n]} for embeds, n in zip(found, lengths)]
 
-    def null_condition(self, encoded: Encoded) -> Condition:
+    def null_condition(self, encoded: Encoded, device: torch.device | None = None) -> Condition:
         """The condition of an empty (or negative) prompt for classifier-free guidance, with a batch size of 1.
 
         Args:
             encoded: The encoded prompt.
+            device: Where it is put; where the prompt is, if not given.
         """
-        return self._prompts([encoded], encoded["prompt"].device)
+        return self._prompts([encoded], device or encoded["prompt"].device)
 
     def condition(self, encoded: Sequence[Encoded], device: torch.device | None = None) -> Condition:
         """Put what samples are conditioned on into one batch; prompts are padded with zeros as the family pads them.

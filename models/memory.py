@@ -5,7 +5,7 @@ Nothing here computes: each field reaches the library that implements it. What a
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -72,30 +72,26 @@ class Memory:
                 f"memory.quantization {self.quantization} and memory.layerwise_casting {self.layerwise_casting} both "
                 "say how the same weights are stored; leave one of them out"
             )
-        if "transformer" in self.group_offload:
-            self._check_offloaded_transformer()
+        if self.compile and self.layerwise_casting:
+            raise VideoAlignError(
+                "memory.compile and memory.layerwise_casting do not go together: what is compiled multiplies the stored "
+                "weights without the cast; leave one of them out, or use memory.quantization, which can be compiled"
+            )
+        if self.quantization and "transformer" in self.group_offload:
+            raise VideoAlignError(
+                f"memory.quantization {self.quantization} and memory.group_offload of the transformer do not go "
+                "together: quantised weights are not moved layer by layer; use memory.layerwise_casting instead, which "
+                "stores 8 bits, too"
+            )
         if self.text_first and "text_encoder" in self.group_offload:
             raise VideoAlignError(
                 "memory.text_first frees the text encoder before anything else needs memory, and memory.group_offload "
                 "of it keeps it; leave one of them out"
             )
 
-    def _check_offloaded_transformer(self) -> None:
-        if self.compile:
-            raise VideoAlignError(
-                "memory.compile and memory.group_offload of the transformer do not go together: what is compiled does "
-                "not wait for its weights; leave one of them out"
-            )
-        if self.quantization:
-            raise VideoAlignError(
-                f"memory.quantization {self.quantization} and memory.group_offload of the transformer do not go "
-                "together: quantised weights are not moved layer by layer; use memory.layerwise_casting instead, which "
-                "stores 8 bits, too"
-            )
-
     # --- what a use can take ----------------------------------------------------------------------------------
 
-    def for_training(self, full: bool, parts: tuple[str, ...]) -> "Memory":
+    def for_training(self, full: bool, parts: Sequence[str]) -> "Memory":
         """These options, or a refusal of those that a training cannot take.
 
         Args:
@@ -148,22 +144,15 @@ class Memory:
             raise VideoAlignError("memory.group_offload: encoding never calls the transformer; leave it out")
         return self
 
-    def beside(self, mesh: object | None) -> None:
-        """Refuse options that do not go together with a sharded model.
-
-        Args:
-            mesh: The strategy's mesh of devices; None where each process holds the whole model.
-
-        Raises:
-            VideoAlignError: Where the model is to be sharded, and also offloaded, quantised or cast layer by layer.
-        """
+    def _beside_shards(self) -> None:
+        """Refuse options that do not go together with a sharded model."""
         clash = {
             "group_offload": "moves weights between devices that FSDP has distributed",
             "quantization": "holds weights in a form that FSDP cannot split",
             "layerwise_casting": "replaces weights that FSDP has distributed",
         }
         for name, why in clash.items():
-            if mesh is not None and getattr(self, name):
+            if getattr(self, name):
                 raise VideoAlignError(
                     f"memory.{name} {why}, so it does not go together with ModelParallelStrategy; leave it out, or "
                     "train with trainer.strategy: ddp"
@@ -185,7 +174,7 @@ class Memory:
         Raises:
             VideoAlignError: Where the library that quantises is not installed, or cannot work on this machine.
         """
-        if not self.quantization or part != "transformer":
+        if not self.quantization or part not in ("transformer", "transformer_2"):
             return {}
         return (
             _torchao(self.quantization) if "torchao" in self.quantization else _bitsandbytes(self.quantization, dtype)
@@ -224,15 +213,21 @@ class Memory:
             for net in _transformers(generator):
                 net.compile_repeated_blocks()
 
-    def offload(self, generator: nn.Module, device: torch.device) -> None:
-        """Keep parts in the main memory, in ``setup``, before Lightning moves the module to the device.
+    def place(self, generator: nn.Module, device: torch.device, mesh: object | None = None) -> None:
+        """Keep the parts that are offloaded in the main memory. Call it before a module is moved to its device.
 
-        They leave the generator's registered submodules, which alone are moved.
+        Such parts leave the generator's registered submodules, which alone are moved.
 
         Args:
             generator: A :class:`~videoalign.models.generator.Generator`.
             device: Device that the layers compute on.
+            mesh: The strategy's mesh of devices; None where each process holds the whole model.
+
+        Raises:
+            VideoAlignError: Where the model is to be sharded, and also offloaded, quantised or cast layer by layer.
         """
+        if mesh is not None:
+            self._beside_shards()
         for part in self.group_offload:
             module = getattr(generator, part)
             if module is None or _is_group_offload_enabled(module):
@@ -241,6 +236,9 @@ class Memory:
             blocks = {"num_blocks_per_group": 1} if part == "transformer" else {}
             for net in _transformers(generator) if part == "transformer" else [module]:
                 apply_group_offloading(net, onload_device=device, offload_type=kind, **blocks)
+            if part == "text_encoder":  # transformers says where weights are, diffusers where they compute
+                kept = type(module)
+                module.__class__ = type(kept.__name__, (kept,), {"device": property(lambda _: device)})
             for name in ("transformer", "other") if part == "transformer" else (part,):
                 if name in generator._modules:
                     object.__setattr__(generator, name, generator._modules.pop(name))

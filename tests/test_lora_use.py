@@ -14,7 +14,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from flow_kit import LN2, SMALL, data, fit, make
-from helpers import call, randn
+from generator_kit import alike, apart, videos_of
+from helpers import call, flags, randn
 from lora_kit import ATTENTION, random_updates, skeleton, write_updates
 from videoalign import VideoAlignError
 from videoalign.alignment import FlowDPO, FlowSFT
@@ -333,3 +334,20 @@ def test_an_expert_is_exported_with_its_name_and_goes_on_from_its_own(expert, ex
     with pytest.raises(VideoAlignError, match="was loaded with"):
         other = write_updates(tmp_path / "b.safetensors", updates, "high" if expert == "low" else "low")
         make(FlowSFT, str(experts), **{**options, "lora": LoRA(**{**vars(SMALL), "start": str(other)})})
+
+
+# --- the command line -------------------------------------------------------------------------------------------------
+
+
+def test_generate_with_several_adapters_gives_the_videos_of_the_fused_pipeline(folder, files, tmp_path):
+    loras = [f"{files[0]},scale=0.5", str(files[1])]
+    (tmp_path / "p.txt").write_text("a red circle\n")
+    assert fused(folder, tmp_path / "fused", *loras) == 0
+    given = {"prompts": tmp_path / "p.txt", "num_frames": 5, "height": 32, "width": 32, "fps": 8, "steps": 2}
+    given |= {"device": "cpu", "seed": 3}
+    words = [word for lora in loras for word in ("--lora", lora)]
+    for name, generator, more in (("a", folder, words), ("b", tmp_path / "fused", []), ("c", folder, words[:2])):
+        assert call("generate", *flags(generator=generator, out=tmp_path / name, **given), *more) == 0
+    several, merged, single = (videos_of(tmp_path / name) for name in "abc")
+    alike(several, merged)
+    assert all(apart(video, single[key]) > 1 for key, video in several.items())

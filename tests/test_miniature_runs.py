@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import videoalign.commands.lightning_cli as experiment
@@ -62,11 +63,12 @@ def check_run(cli, validated, rates):
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory):
-    """Eight rated pairs with scores and rewards."""
+    """Eight rated pairs with scores and rewards; both videos of a pair begin with the same frame."""
     folder, rng = tmp_path_factory.mktemp("rated") / "pairs", np.random.default_rng(0)
     with ShardWriter(folder, "pairs") as writer:
         for number in range(8):
-            clips = {side: encode(rng.integers(0, 255, (9, 64, 64, 3), np.uint8), 8) for side in "ab"}
+            first, *films = (rng.integers(0, 255, (frames, 64, 64, 3), np.uint8) for frames in (1, 8, 8))
+            clips = {side: encode(np.concatenate([first, film]), 8) for side, film in zip("ab", films)}
             rewards = {side: dict(zip(DIMENSIONS, rng.normal(size=3))) for side in "AB"}
             labels = {d: "A" if rewards["A"][d] > rewards["B"][d] else "B" for d in DIMENSIONS}
             scores = {side: dict(zip(DIMENSIONS, rng.integers(1, 6, 3).tolist())) for side in "AB"}
@@ -138,6 +140,29 @@ ALGORITHMS = {
     "ltx_dpo": ["wan_sft", "wan_dpo", "ltx_dpo"],
 }
 SIZE = "{num_frames: 9, height: 64, width: 64, fps: 8}"
+NEW = {
+    "wan22_5b": "wan22-5b",
+    "wan22_5b_image": "wan22-5b",
+    "wan22_a14b_high": "wan22-a14b",
+    "wan22_a14b_low": "wan22-a14b",
+    "wan22_a14b_image_high": "wan22-a14b-i2v",
+    "wan22_a14b_image_low": "wan22-a14b-i2v",
+    "wan_image": "wan-i2v",
+    "ltx_image": "ltx-i2v",
+    "ltx2": "ltx2",
+    "hunyuan15": "hunyuan15",
+    "hunyuan15_image": "hunyuan15-i2v",
+}
+"""Recipes of the other generators, each behind any algorithm's, and the miniature family of each."""
+
+
+def encode_with(recipe, family, pairs, folder):
+    """A miniature generator, and latents of the pairs, written by a shipped experiment."""
+    make_generator(folder / recipe, family, hidden=48, layers=1)
+    names = {"model.generator": folder / recipe, "data.data": pairs, "data.out": folder / f"{recipe}_latents"}
+    options = [f"--{key}={value}" for key, value in names.items()]
+    experiment.run(["predict", *configs(f"encode/{recipe}"), *options, f"--data.clip={SIZE}"])
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -145,10 +170,7 @@ def encoded(pairs, tmp_path_factory):
     """Miniature generators, and latents of the pairs, written by the shipped experiments."""
     folder = tmp_path_factory.mktemp("encoded")
     for family in ("wan", "ltx"):
-        make_generator(folder / family, family, hidden=48, layers=1)
-        names = {"model.generator": folder / family, "data.data": pairs, "data.out": folder / f"{family}_latents"}
-        options = [f"--{key}={value}" for key, value in names.items()]
-        experiment.run(["predict", *configs(f"encode/{family}"), *options, f"--data.clip={SIZE}"])
+        encode_with(family, family, pairs, folder)
     return folder
 
 
@@ -174,6 +196,42 @@ def test_every_algorithm_runs_in_miniature(name, encoded, tmp_path, monkeypatch)
     if name in ("wan_dpo", "ltx_dpo"):
         path = f"--ckpt_path={run}/checkpoints/last.ckpt"
         assert call("test", *recipe, options[0], options[2], path) == 0
+
+
+@pytest.mark.parametrize("name", ["wan22_a14b_low", *slow(*((name,) for name in NEW if name != "wan22_a14b_low"))])
+def test_every_generator_encodes_trains_and_guides_by_its_recipes(name, pairs, tmp_path, monkeypatch):
+    """The recipes are the shipped ones: encoding, Flow-DPO with samples of the held-out size, a noisy reward, guidance."""
+    monkeypatch.chdir(tmp_path)
+    recipe = name.removesuffix("_low").removesuffix("_high")
+    folder = encode_with(recipe, NEW[name], pairs, tmp_path)
+    chain = ["wan_sft", "wan_dpo", *([f"{recipe}_high"] if name.endswith("_low") else []), name]
+    cli = experiment.run(["fit", *configs(*(f"flow/{part}" for part in chain)), *FEW, *sets(folder, recipe)])
+    expert = name.split("_")[-1] if "a14b" in name else ""
+    run, events = check_run(cli, f"val/loss/{expert}".rstrip("/"), ["adapters"])
+    assert run.is_relative_to(f"runs/flow/{name}")
+    assert any(tag.startswith("val/samples/") for tag in events.Tags()["images"])
+    losses = {tag for tag in events.Tags()["scalars"] if tag.startswith(("train/loss", "val/loss"))}
+    assert losses == {f"{stage}/loss/{expert}".rstrip("/") for stage in ("train", "val")}
+    if name.endswith("_low"):
+        return  # the noisy reward's recipe is the high expert's
+    of = recipe.replace("5b_image", "5b")  # one recipe for both uses
+    reward = [*configs("nrg/wan", f"nrg/{of}"), *FEW, "--model.shape={blocks: 1, pooling: attention}"]
+    cli = experiment.run(["fit", *reward, *sets(folder, recipe)])
+    run, _ = check_run(cli, "val/accuracy/VQ", ["blocks", "head"])
+    guided_differs(run / "export", folder / recipe, image="image" in name)
+
+
+def guided_differs(reward, generator, image):
+    """Samples at strength 0 are the unguided ones, and others are not."""
+    Path("prompts.csv").write_text(f"prompt{',image' * image}\na red circle{',a.png' * image}\n")
+    Image.new("RGB", (70, 90), "red").save("a.png")
+    size = flags(num_frames=9, height=64, width=64, fps=8, steps=3, device="cpu")
+    videos = {}
+    for out in ("plain", "0", "100"):
+        steer = flags(strength=out, noisy_reward=reward) if out != "plain" else []
+        main(["generate", *flags(generator=generator, prompts="prompts.csv", out=out), *size, *steer])
+        (videos[out],) = ShardSet(out)
+    assert videos["0"].members["mp4"] == videos["plain"].members["mp4"] != videos["100"].members["mp4"]
 
 
 @pytest.mark.slow
