@@ -83,7 +83,9 @@ def _asked(module: Training, frames: int, height: int, width: int, image: bool) 
     if image or generator.image == "required":
         encoded |= _image_shapes(generator, frames, latents)
     sides = 2 if getattr(module, "sides", None) is None else 1 + max(module.sides)
-    return Clip(latents, sides, encoded, f"{frames} frames of {height} x {width}{' from an image' * ('image' in encoded)}")
+    return Clip(
+        latents, sides, encoded, f"{frames} frames of {height} x {width}{' from an image' * ('image' in encoded)}"
+    )
 
 
 def _image_shapes(generator: Generator, frames: int, latents: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
