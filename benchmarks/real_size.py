@@ -8,25 +8,5 @@ tokenizers and text encoders are not part of it: prompts are random embeddings o
 real configuration as well; a step does not call it.
 """
 
-import argparse
-import gc
-import json
-import shutil
-from collections.abc import Callable
-from pathlib import Path
-
-import lightning as L
-import safetensors.torch
-import torch
-from diffusers import AutoModel
-from torch import Tensor, nn
-
-from videoalign.alignment import FlowDPO
-from videoalign.callbacks import ExportGenerator
-from videoalign.datamodules.latents import LatentPairs
-from videoalign.models.known_generators import KNOWN, write_configs
-from videoalign.models.live_memory import size_of
-from videoalign.models.whole import load_whole, shapes_only
-
 SHARD = 2**30
 """Bytes of a shard."""
