@@ -37,6 +37,8 @@ _WEIGHTS += ("model.safetensors", "model-*-of-*.safetensors")
 _WITH_ENCODERS = ("tokenizer", "tokenizer_2", "image_processor", "feature_extractor")
 _SETTINGS = ("scheduler", "guider", *_WITH_ENCODERS)
 """Folders without weights, which are read whole."""
+_SKELETONS = ("transformer/config.json", "vae/config.json")
+"""Settings that are read in any case."""
 
 
 def files_of(parts: Sequence[str]) -> list[str]:
@@ -47,7 +49,7 @@ def files_of(parts: Sequence[str]) -> list[str]:
     """
     if only_shapes():
         return ["model_index.json", "scheduler/", "guider/", *(f"{part}/config.json" for part in parts)]
-    settings = ["model_index.json", *(f"{name}/" for name in _SETTINGS), "*/config.json"]
+    settings = ["model_index.json", *(f"{name}/" for name in _SETTINGS), *_SKELETONS]
     return [*settings, *(f"{part}/{end}" for part in parts for end in _WEIGHTS)]
 
 
