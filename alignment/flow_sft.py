@@ -177,6 +177,7 @@ class FlowSFT(Training):
         Returns:
             Errors (S, N) in fp32, and times (N,).
         """
+        self.generator.check_latents(latents.shape)
         uniform, noise = draw(seeds, latents.shape[2:], latents.device)
         t = self.times(uniform)
         sides = len(latents)
@@ -288,6 +289,8 @@ class FlowSFT(Training):
     def uses_of(self, export: Path) -> dict[str, str]:
         """Commands that use the export: adapters with the generator, or a whole pipeline."""
         if self.lora is not None:
-            return of_generator(export, f"--lora {quoted(export)}", self.name, self.trainer)
+            option = f"--lora {quoted(export)}"
+            return of_generator(export, option, self.name, self.trainer, self.generator.image == "required")
         whole = (export / "model_index.json").exists()
-        return of_generator(export, "", export, self.trainer) if whole else {}
+        images = self.generator.image == "required"
+        return of_generator(export, "", export, self.trainer, images) if whole else {}

@@ -272,3 +272,21 @@ class Family(nn.Module):
             )
         channels = self.config.out_channels or self.config.in_channels
         return channels, (frames - 1) // time + 1, height // space, width // space
+
+    def check_latents(self, shape: Sequence[int]) -> None:
+        """Refuse latents that the transformer cannot take.
+
+        Args:
+            shape: Shape (..., C, F, H, W) of the latents.
+
+        Raises:
+            VideoAlignError: Where the number of channels or a side is not one of this generator's.
+        """
+        (channels, _, *sides), space = shape[-4:], self.ratios[1]
+        own = self.config.out_channels or self.config.in_channels
+        if channels != own or any(length * space % self.side for length in sides):
+            pixels = " x ".join(str(length * space) for length in sides)
+            raise VideoAlignError(
+                f"latents of {channels} channels and {pixels} pixels, but this generator takes {own} channels, and "
+                f"sides that are multiples of {self.side}: encode the videos for this generator, at such a size"
+            )

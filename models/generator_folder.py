@@ -96,14 +96,12 @@ def load_generator(
     if only_shapes():
         modules |= dict.fromkeys({*_WITH_ENCODERS} & index.keys())
     skeletons = {part: _skeleton(folder, path, part, index) for part in ("transformer", "vae") if part not in parts}
+    # diffusers' constructors read the settings of parts; and it warns of parts of a class that one pipeline alone has
+    first = modules | skeletons | dict.fromkeys(further)
+    then = {name: modules[name] for name in further if modules[name] is not None} | dict.fromkeys(skeletons)
     try:
-        # some pipelines read the settings of parts that were not loaded
-        pipeline = kind.pipeline_class().from_pretrained(
-            folder, dtype=torch.float32, **modules | dict.fromkeys(further) | skeletons
-        )
-        pipeline.register_modules(**{name: modules[name] for name in skeletons})
-        # later, since diffusers warns of classes that one pipeline alone has
-        pipeline.register_modules(**{name: modules[name] for name in further if modules[name] is not None})
+        pipeline = kind.pipeline_class().from_pretrained(folder, dtype=torch.float32, **first)
+        pipeline.register_modules(**then)
     except Exception as error:  # diffusers raises errors of many kinds for the tokenizer's and scheduler's files
         text = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise VideoAlignError(f"generator {path}: {text[:300]}") from error

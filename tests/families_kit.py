@@ -47,9 +47,17 @@ def of_family(miniatures):
     def find(name):
         if name not in loaded:
             loaded[name] = load_generator(miniatures[name])
+            shorten(loaded[name].pipeline)
         return loaded[name]
 
     return find
+
+
+def shorten(pipeline):
+    """Fewer tokens of quoted words, and of a missing image, than HunyuanVideo's 256 and 729, which take long."""
+    if hasattr(pipeline, "vision_num_semantic_tokens"):
+        pipeline.tokenizer_max_length = pipeline.tokenizer_2_max_length = TOKENS
+        pipeline.vision_num_semantic_tokens = 4
 
 
 def picture(seed=0):
@@ -105,10 +113,18 @@ def drawing(pipeline, noise):
         module.randn_tensor = drawn
 
 
-def plain(folder, name):
-    """The pipeline as diffusers loads it, with the authors' shift, and of LTX-2 without reading between its streams."""
+def plain(folder, name, **parts):
+    """The pipeline as diffusers loads it, with the authors' shift, and of LTX-2 without reading between its streams.
+
+    Args:
+        folder: Folder of the pipeline.
+        name: Name of its family.
+        parts: Parts in the place of its own.
+    """
     pipeline = DiffusionPipeline.from_pretrained(folder)
+    pipeline.register_modules(**parts)
     pipeline.set_progress_bar_config(disable=True)
+    shorten(pipeline)
     if name in OFFICIAL:
         kind, config = type(pipeline.scheduler), pipeline.scheduler.config
         pipeline.scheduler = kind.from_config(config, flow_shift=OFFICIAL[name])
@@ -137,7 +153,6 @@ def plainly(pipeline, name, noise, start, prompts=PROMPTS, guidance=1.0, steps=3
     if name in WITH_IMAGE:
         options["image"] = Image.fromarray(picture(seed)[0].permute(1, 2, 0).numpy())
     if name.startswith("hunyuan15"):
-        pipeline.tokenizer_max_length = TOKENS
         pipeline.guider = pipeline.guider.new(guidance_scale=guidance)
     else:
         options |= {"guidance_scale": guidance, "max_sequence_length": TOKENS}
@@ -161,6 +176,6 @@ def plainly(pipeline, name, noise, start, prompts=PROMPTS, guidance=1.0, steps=3
 
 
 def without_ftfy(monkeypatch):
-    """Make up for a library that WanImageToVideoPipeline alone needs: it mends broken Unicode, of which we have none."""
+    """Make up for a library that WanImageToVideoPipeline alone needs: it mends broken Unicode; we have none."""
     module = diffusers.pipelines.wan.pipeline_wan_i2v
     monkeypatch.setattr(module, "ftfy", type("ftfy", (), {"fix_text": staticmethod(str)}), raising=False)
