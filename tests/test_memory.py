@@ -1,21 +1,24 @@
 """How weights are held and computed: every option reaches its library, computes the same, or is refused."""
 
+import contextlib
 import functools
 import importlib.util
 import json
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
 from diffusers.hooks.group_offloading import _is_group_offload_enabled
 from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
 
-from flow_kit import SMALL, data, fit, make
+from flow_kit import PROMPTS, SMALL, data, fit, make
 from generator_kit import encode_config, samples_of
 from helpers import call, randn
 from test_experiments import configuration
 from videoalign import VideoAlignError
 from videoalign.alignment import EncodeLatents, FlowDPO, FlowSFT, Generate
+from videoalign.alignment.text_first import embed_first
 from videoalign.callbacks import ExportGenerator
 from videoalign.datamodules.shards import ShardSet
 from videoalign.miniature.networks.pipelines import make_generator
@@ -260,6 +263,27 @@ def test_the_text_encoder_is_gone_when_sampling_begins(generators, tmp_path, mon
         generate({**model, "memory": memory}, {"prompts": str(tmp_path / "p.txt"), "out": str(out)}, "cpu", 1)
         sampled[name] = {c.key: c.read("mp4") for c in ShardSet(out).contents()}
     assert sampled["first"] == sampled["plain"] == sampled["offloaded"] and len(sampled["plain"]) == 2
+
+
+@pytest.mark.parametrize("name", ["ltx2", "hunyuan15-i2v"])
+def test_every_encoder_of_prompts_is_gone_and_that_of_images_stays(name, miniatures):
+    generator = load_generator(miniatures[name], parts=("text_encoder",))
+    want = generator.encode_prompts(PROMPTS)
+    strategy, context = SimpleNamespace(root_device=torch.device("cpu")), contextlib.nullcontext
+    trainer = SimpleNamespace(
+        datamodule=SimpleNamespace(all_prompts=lambda: PROMPTS),
+        strategy=strategy,
+        is_global_zero=True,
+        precision_plugin=SimpleNamespace(forward_context=context),
+    )
+    found = embed_first(SimpleNamespace(trainer=trainer, generator=generator), ["a third"])
+    assert list(found) == [*dict.fromkeys(PROMPTS), "a third"]
+    for prompt, parts in zip(PROMPTS, want):
+        assert found[prompt].keys() == parts.keys()
+        for part, tensor in parts.items():
+            torch.testing.assert_close(found[prompt][part], tensor, rtol=1e-4, atol=1e-4)
+    left = {part for part, module in generator.named_children() if module is not None}
+    assert left == ({"image_encoder"} if name == "hunyuan15-i2v" else set())
 
 
 def test_samples_of_other_weights_are_not_gone_on_with(folders):
