@@ -14,13 +14,13 @@ from helpers import randn
 from videoalign import VideoAlignError
 from videoalign.alignment import FlowDPO, FlowSFT
 from videoalign.callbacks import ExportGenerator
+from videoalign.callbacks.export_generator import LORA_FILE
 from videoalign.commands.lightning_cli import run as experiment
 from videoalign.datamodules.shards import ShardWriter
 from videoalign.datamodules.video import encode
 from videoalign.models.flow import draw, interpolate
 from videoalign.models.generator_folder import load_generator
 
-LORA = {"weight_name": "pytorch_lora_weights.safetensors", "use_safetensors": True}
 every_family = pytest.mark.parametrize("name", FAMILIES)
 every_transformer = pytest.mark.parametrize(
     ("name", "expert"), [(n, e) for n in FAMILIES for e in (("high", "low") if n in EXPERTS else (None,))]
@@ -119,7 +119,7 @@ def test_dpo_of_adapters_begins_at_ln_2_and_is_exported(name, expert, miniatures
     base = generator.sample(generator.condition(encoded(generator)), noise, 3)
     found, pipeline = sampled(name, expert, generator, policy, noise), plain(folder, name)
     if name.startswith("hunyuan15"):  # whose pipelines have no load_lora_weights
-        pipeline.transformer.load_lora_adapter(tmp_path / "out", prefix="transformer", **LORA)
+        pipeline.transformer.load_lora_adapter(tmp_path / "out", weight_name=LORA_FILE)
     else:
         pipeline.load_lora_weights(tmp_path / "out", **{"load_into_transformer_2": True} if expert == "low" else {})
     assert differs_from_plain(found, pipeline, name, noise, start) < 5e-6
