@@ -39,7 +39,8 @@ class CacheReference(FlowSFT):
         expert: Expert | None = None,
         memory: Memory = Memory(),  # noqa: B008  frozen
     ) -> None:
-        super().__init__(generator, times=times, dtype=dtype, fps=fps, family=family, expert=expert, memory=memory)
+        same = {"times": times, "dtype": dtype, "fps": fps, "family": family, "expert": expert, "memory": memory}
+        super().__init__(generator, gradient_checkpointing=True, **same)  # there is no backward pass
         self._errors: list[tuple[Tensor, Tensor]] = []
 
     def setup(self, stage: str) -> None:

@@ -100,7 +100,8 @@ class FlowSFT(Training):
                 f"model.null_share: {type(self).__name__} compares with a reference at the same prompt; leave it at 0"
             )
         self.null_share = null_share
-        self.memory = replace(memory, compile=compile or memory.compile).for_training(lora is None, parts)
+        memory = replace(memory, compile=compile or memory.compile)
+        self.memory = memory.for_training(lora is None, parts, gradient_checkpointing)
         self.generator = load_generator(generator, dtype, parts, fps, family, expert, memory=self.memory)
         require_one_expert(self.generator, expert)
         self.name, self.lora, self.times = generator, lora, times.within(*self.generator.interval())
@@ -123,6 +124,9 @@ class FlowSFT(Training):
                 config.base_model_name_or_path, config.revision = generator, commit_of(generator)
         self.policy.train()
         self.memory.compile_blocks(self.generator)
+        if self.memory.stored:  # DDP would send them to all ranks, which have loaded the same files
+            frozen = [name for name, parameter in self.named_parameters() if not parameter.requires_grad]
+            self._ddp_params_and_buffers_to_ignore = frozen
 
     @property
     def policy(self) -> nn.Module:

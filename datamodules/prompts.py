@@ -139,7 +139,7 @@ class Prompts(L.LightningDataModule):
 
     def all_prompts(self) -> list[str]:
         """Texts of the prompts."""
-        return self.prompts
+        return [item.prompt for item in self.items]
 
     def predict_dataloader(self) -> DataLoader:
         """This rank's batches of the videos that are not written yet.

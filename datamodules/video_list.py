@@ -15,7 +15,7 @@ from .contents import Content
 from .contracts import HasProcessor, require
 from .frames import FrameReader, load_frames, load_image
 from .ratings import prompt_of
-from .sample_images import image_of
+from .sample_images import image_of, read_image
 from .shards import SIDES, ShardSet
 from .stream import dealt, in_turn, own_share
 from .video import decode
@@ -32,6 +32,7 @@ class Listed:
         member: The sample of a shard and the extension of the video in it; None where ``path`` is the video.
         decoded: Whether its file holds decoded frames.
         length: Estimate of its number of tokens, in any unit; videos of similar length share a batch.
+        picture: Path of the image that it begins with, if it is a file of its own; empty for none.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Listed:
     member: tuple[Content, str] | None = None
     decoded: bool = False
     length: float = 0.0
+    picture: str = ""
 
     def frames(self, processor: RewardProcessor) -> Tensor:
         """Sampled and resized frames, uint8 (T, 3, H, W)."""
@@ -56,12 +58,13 @@ class Listed:
         """
         if not processor.template.image:
             return None
-        image = image_of(self.member[0]) if self.member else None
+        if self.picture:
+            image, name = read_image(Path(self.picture), self.picture), self.picture
+        else:
+            image, name = image_of(self.member[0]) if self.member else None, f"the image of {self.name}"
         if image is None:
-            raise VideoAlignError(
-                f"{self.name} has no image, which the reward model's template shows; score a set whose samples hold one"
-            )
-        return load_image(image.content, processor.sampling, processor.factor, f"{self.name}, {image.kind}")
+            raise VideoAlignError(f"{self.name} comes without an image, which the reward model's template shows")
+        return load_image(image.content, processor.sampling, processor.factor, name)
 
 
 def videos_of(shards: ShardSet, processor: RewardProcessor) -> dict[str, Listed]:

@@ -287,6 +287,6 @@ class Family(nn.Module):
         if channels != own or any(length * space % self.side for length in sides):
             pixels = " x ".join(str(length * space) for length in sides)
             raise VideoAlignError(
-                f"latents of {channels} channels and {pixels} pixels, but this generator takes {own} channels, and sides "
-                f"that are multiples of {self.side}: encode the videos for this generator, at such a size"
+                f"latents of {channels} channels and {pixels} pixels, but this generator takes {own} channels, and "
+                f"sides that are multiples of {self.side}: encode the videos for this generator, at such a size"
             )

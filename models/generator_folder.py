@@ -37,6 +37,8 @@ _WEIGHTS += ("model.safetensors", "model-*-of-*.safetensors")
 _WITH_ENCODERS = ("tokenizer", "tokenizer_2", "image_processor", "feature_extractor")
 _SETTINGS = ("scheduler", "guider", *_WITH_ENCODERS)
 """Folders without weights, which are read whole."""
+_SKELETONS = ("transformer/config.json", "vae/config.json")
+"""Settings that are read in any case."""
 
 
 def files_of(parts: Sequence[str]) -> list[str]:
@@ -47,7 +49,7 @@ def files_of(parts: Sequence[str]) -> list[str]:
     """
     if only_shapes():
         return ["model_index.json", "scheduler/", "guider/", *(f"{part}/config.json" for part in parts)]
-    settings = ["model_index.json", *(f"{name}/" for name in _SETTINGS), "*/config.json"]
+    settings = ["model_index.json", *(f"{name}/" for name in _SETTINGS), *_SKELETONS]
     return [*settings, *(f"{part}/{end}" for part in parts for end in _WEIGHTS)]
 
 
@@ -87,7 +89,8 @@ def load_generator(
         experts = experts_of(index, path, expert)
         wanted = [part for part in wanted if part != "transformer"] + experts
     folder = resolved(path, "folder of a generator", parts=files_of(wanted))
-    memory, further = memory or Memory(), {more for names in kind.further_parts.values() for more in names}
+    memory = Memory() if memory is None or only_shapes() else memory
+    further = {more for names in kind.further_parts.values() for more in names}
     loading = {part: memory.loading(part, getattr(torch, dtype)) for part in wanted}
     every = {*PARTS, *kind.left_out, *further} | ({"transformer_2"} & index.keys())
     modules = dict.fromkeys(every)

@@ -61,7 +61,11 @@ _LTX = {
 }
 _LTX2 = {
     "transformer": ("diffusers", "LTX2VideoTransformer3DModel", {"rope_type": "split"}),
-    "vae": ("diffusers", "AutoencoderKLLTX2Video", {}),
+    "vae": (
+        "diffusers",
+        "AutoencoderKLLTX2Video",
+        {"spatial_compression_ratio": 32, "temporal_compression_ratio": 8, "decoder_causal": False},
+    ),
     **_FLOW,
 }
 
@@ -71,6 +75,7 @@ def _hunyuan(task: str, size: int) -> dict[str, tuple]:
     return {
         "transformer": ("diffusers", "HunyuanVideo15Transformer3DModel", shape),
         "vae": ("diffusers", "AutoencoderKLHunyuanVideo15", {}),
+        "guider": ("diffusers", "ClassifierFreeGuidance", {"guidance_scale": 6.0}),
         **_FLOW,
     }
 
@@ -117,6 +122,17 @@ KNOWN: dict[str, tuple[str, dict[str, Any], dict[str, tuple]]] = {
 }
 """Pipeline's class, entries of its index, and its parts (library, class, configuration), by the generator's hub id."""
 
+ABSENT = {
+    "Wan": (("tokenizer", "text_encoder"), ("image_encoder", "image_processor")),
+    "LTX": (("tokenizer", "text_encoder"), ()),
+    "LTX2": (("tokenizer", "text_encoder", "connectors", "audio_vae", "vocoder"), ()),
+    "HunyuanVideo15": (
+        ("tokenizer", "tokenizer_2", "text_encoder", "text_encoder_2"),
+        ("image_encoder", "feature_extractor"),
+    ),
+}
+"""Parts that are left out, by the beginning of the pipeline's class: always, and of image-to-video."""
+
 
 def write_configs(name: str, folder: Path) -> None:
     """Write a released generator's configurations as a pipeline folder without weights.
@@ -126,10 +142,12 @@ def write_configs(name: str, folder: Path) -> None:
         folder: Folder to write into.
     """
     pipeline, entries, parts = KNOWN[name]
-    index = {"_class_name": pipeline, **entries, **{part: list(kind[:2]) for part, kind in parts.items()}}
+    always, with_image = ABSENT[pipeline.partition("Image")[0].removesuffix("Pipeline")]
+    absent = {part: [None, None] for part in (*always, *(with_image if "Image" in pipeline else ()))}
+    index = {"_class_name": pipeline, **entries, **absent, **{part: list(kind[:2]) for part, kind in parts.items()}}
     texts = {"model_index.json": index}
     for part, (_, kind, config) in parts.items():
-        file = "scheduler_config.json" if part == "scheduler" else "config.json"
+        file = f"{part}_config.json" if part in ("scheduler", "guider") else "config.json"
         texts[f"{part}/{file}"] = {"_class_name": kind, **config}
     for path, content in texts.items():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)

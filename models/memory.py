@@ -1,7 +1,7 @@
 """How the weights of a generator are held and computed: options of diffusers, bitsandbytes and torchao under one key.
 
 Nothing here computes: each field reaches the library that implements it. What a use cannot take (weights that train in
-8 bits, attention without a backward pass, an option of a part that is never called) is refused when the module is built.
+8 bits, attention without a backward pass, an option of a part that is never called) is refused when a module is built.
 """
 
 import os
@@ -30,8 +30,8 @@ class Memory:
 
     attention: str | None = None
     """Attention backend of the transformer, by diffusers' name: ``flash``, ``flash_hub``, ``_flash_3_hub``,
-    ``_native_cudnn``, ``xformers`` and others; torch's own (``native``) if not given. Names that end in ``_hub`` download
-    a kernel, which is code, from the Hugging Face hub. Backends whose names begin with sage have no backward pass."""
+    ``_native_cudnn``, ``xformers`` and others; torch's own (``native``) if not given. Names that end in ``_hub``
+    download a kernel, which is code, from the Hugging Face hub. Those that hold ``sage`` have no backward pass."""
     compile: bool = False
     """Whether torch.compile compiles the transformer's repeated blocks, one kind once (diffusers' regional
     compilation)."""
@@ -40,8 +40,9 @@ class Memory:
     ``nf4`` (4 bits, with double quantisation) and ``bnb_int8`` need bitsandbytes and a GPU; ``torchao_int8`` and
     ``torchao_float8`` (weights alone, 8 bits) need torchao and run on a CPU, too."""
     layerwise_casting: Literal["float8_e4m3fn", "float8_e5m2"] | None = None
-    """Dtype that the transformer's frozen layers are stored in; each is cast to the dtype it computes in for the time of
-    its call. Its norms and embeddings keep their dtype, as diffusers lists them for each model."""
+    """Dtype that the transformer's frozen layers are stored in; each is cast to the dtype it computes in for the time
+    of its call. Its norms and embeddings keep their dtype, as diffusers lists them for each model. Training needs
+    ``gradient_checkpointing`` beside it, or the backward pass keeps every layer's cast weights."""
     group_offload: tuple[str, ...] = ()
     """Parts that stay in the main memory, of which a layer (of the transformer: a block) at a time is on the GPU:
     ``text_encoder``, ``vae`` and, where nothing trains, ``transformer``."""
@@ -74,8 +75,9 @@ class Memory:
             )
         if self.compile and self.layerwise_casting:
             raise VideoAlignError(
-                "memory.compile and memory.layerwise_casting do not go together: what is compiled multiplies the stored "
-                "weights without the cast; leave one of them out, or use memory.quantization, which can be compiled"
+                "memory.compile and memory.layerwise_casting do not go together: what is compiled multiplies the "
+                "stored weights without the cast; leave one of them out, or use memory.quantization, which can be "
+                "compiled"
             )
         if self.quantization and "transformer" in self.group_offload:
             raise VideoAlignError(
@@ -91,12 +93,13 @@ class Memory:
 
     # --- what a use can take ----------------------------------------------------------------------------------
 
-    def for_training(self, full: bool, parts: Sequence[str]) -> "Memory":
+    def for_training(self, full: bool, parts: Sequence[str], checkpointing: bool) -> "Memory":
         """These options, or a refusal of those that a training cannot take.
 
         Args:
             full: Whether the transformer's own weights train, and not adapters.
             parts: Parts of the generator that are loaded.
+            checkpointing: Whether activations are computed again in the backward pass.
 
         Raises:
             VideoAlignError: Where an option cannot be used in training; says why and what to do.
@@ -112,6 +115,11 @@ class Memory:
             raise VideoAlignError(
                 f"memory.{stored} holds weights in so few bits that no step of an optimizer changes them, but "
                 "model.lora: null trains them; train LoRA adapters (model.lora), or leave the option out"
+            )
+        if self.layerwise_casting and not checkpointing:
+            raise VideoAlignError(
+                f"memory.layerwise_casting {self.layerwise_casting} saves nothing here: without gradient checkpointing "
+                "the backward pass keeps the cast weights of every layer; set model.gradient_checkpointing: true"
             )
         if "transformer" in self.group_offload:
             raise VideoAlignError(
@@ -157,6 +165,11 @@ class Memory:
                     f"memory.{name} {why}, so it does not go together with ModelParallelStrategy; leave it out, or "
                     "train with trainer.strategy: ddp"
                 )
+
+    @property
+    def stored(self) -> bool:
+        """Whether weights are stored in a form that torch's own collectives do not send."""
+        return bool(self.quantization or self.layerwise_casting)
 
     def made(self) -> dict[str, Any]:
         """What the samples of a run depend on, as plain values; empty where everything is as it is loaded."""

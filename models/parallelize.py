@@ -54,8 +54,8 @@ def split_tokens(network: nn.Module, mesh: DeviceMesh, anything: bool = False) -
         raise VideoAlignError(f"diffusers has no plan to split the tokens of a {kind} over devices; use FSDP2 alone")
     if any("mask" in str(name) for name in plan.get("", {})):  # in 0.42 each device has its heads, but a mask for all
         raise VideoAlignError(
-            f"diffusers cannot split the tokens of a {kind} over devices: its masks of prompts do not follow; use FSDP2 "
-            "alone"
+            f"diffusers cannot split the tokens of a {kind} over devices: its masks of prompts do not follow; use "
+            "FSDP2 alone"
         )
     if heads % ulysses and not anything:
         raise VideoAlignError(

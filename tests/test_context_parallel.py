@@ -58,7 +58,8 @@ def run(kind, data_size):
         strategy = "auto" if kind == "single" else ContextParallel(data_size, ulysses_degree=2)
         trainer = L.Trainer(devices=devices, strategy=strategy, callbacks=[watch], **THREE_STEPS)
         # the same global batch of all 8 pairs in each step, whoever computes it
-        data = LatentPairs(wan_pairs, wan_pairs, batch_size=8 // data_size, val_batch_size=3, workers=0, shuffle_buffer=0)
+        sizes = {"batch_size": 8 // data_size, "val_batch_size": 3, "workers": 0, "shuffle_buffer": 0}
+        data = LatentPairs(wan_pairs, wan_pairs, **sizes)
         trainer.fit(model, data)
         weights = {}
         for n, p in model.named_parameters():

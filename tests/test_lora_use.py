@@ -210,7 +210,13 @@ FUSED = {
     "no adapters": (lambda e, w, f: (w, "none"), "no such folder or file of adapters"),
     "another model": (lambda e, w, f: (w.parent / "ltx", f), "do not belong"),
     "infinite": (lambda e, w, f: (w, f"{f},scale=1e39"), "fused weights are not finite"),
+    "a part that is missing": (lambda e, w, f: (without_text(w, f.parent), f), "model_index.json lists 'text_encoder'"),
 }
+
+
+def without_text(folder, root):
+    shutil.copytree(folder, root / "part", ignore=shutil.ignore_patterns("text_encoder"))
+    return root / "part"
 
 
 @pytest.mark.parametrize("what", FUSED)
@@ -220,7 +226,7 @@ def test_what_cannot_be_fused_is_refused_and_nothing_is_left(what, experts, fold
     generator, lora = build(experts, folder, write_updates(tmp_path / "a.safetensors", updates))
     assert fused(generator, tmp_path / "out", lora) == 2
     assert words in capfd.readouterr().err
-    assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
+    assert {path.name for path in tmp_path.iterdir()} <= {"a.safetensors", "part"}
 
 
 # --- the start of a training ------------------------------------------------------------------------------------------

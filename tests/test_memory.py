@@ -11,7 +11,7 @@ from diffusers.models.attention_dispatch import AttentionBackendName, _Attention
 
 from flow_kit import SMALL, data, fit, make
 from generator_kit import encode_config, samples_of
-from helpers import call, flags, randn
+from helpers import call, randn
 from test_experiments import configuration
 from videoalign import VideoAlignError
 from videoalign.alignment import EncodeLatents, FlowDPO, FlowSFT, Generate
@@ -282,6 +282,7 @@ def test_options_that_do_not_go_together_are_refused(memory, said):
         ({"attention": "sage"}, {}, "memory.attention sage has no backward pass"),
         ({"attention": "flash"}, {}, "memory.attention flash: .*install"),
         ({"quantization": "torchao_int8"}, FULL, "memory.quantization torchao_int8 .* model.lora: null trains them"),
+        ({"layerwise_casting": "float8_e5m2"}, {}, "saves nothing here: .* set model.gradient_checkpointing: true"),
         ({"layerwise_casting": "float8_e5m2"}, FULL, "memory.layerwise_casting float8_e5m2 .* train LoRA adapters"),
         ({"group_offload": ("transformer",)}, {}, "group_offload of the transformer is for sampling"),
         ({"group_offload": ("text_encoder",)}, {}, "text_encoder, which this training does not load"),
@@ -324,7 +325,7 @@ def test_offloading_beside_fsdp_ends_with_a_message(folders, pairs, tmp_path, ca
     done = call(
         "fit", "--model", "FlowSFT", "--data", "LatentPairs", "--trainer.strategy", strategy,
         "--trainer.strategy.data_parallel_size=1", "--trainer.strategy.tensor_parallel_size=1",
-        *flags(**{"trainer.accelerator": "cpu", "trainer.devices": 1, "trainer.default_root_dir": tmp_path}),
+        "--trainer.accelerator=cpu", "--trainer.devices=1", f"--trainer.default_root_dir={tmp_path}",
         "--model.generator", folders["wan"], "--model.memory.group_offload", "[vae]",
         "--data.train", pairs["wan"], "--data.val", pairs["wan"],
     )  # fmt: skip

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from helpers import plain_clip
+from helpers import call, flags, json_lines, plain_clip
 from reward_network_kit import PROMPTS, SIZES, build, clips, rewards  # noqa: F401  fixtures
 from videoalign import VideoAlignError
 from videoalign.commands.reward_judge import RewardJudge
@@ -17,6 +17,7 @@ from videoalign.datamodules.frames import FrameReader, load_image
 from videoalign.datamodules.pairs import PairDecoder, VideoCollate
 from videoalign.datamodules.sample_images import SampleImage
 from videoalign.datamodules.shards import ShardSet, ShardWriter
+from videoalign.datamodules.video import decode
 from videoalign.datamodules.video_list import videos_of
 from videoalign.miniature.networks.qwen import make_qwen
 from videoalign.models import VideoReward
@@ -195,3 +196,26 @@ def test_scoring_shows_each_video_its_image(build, tmp_path):  # noqa: F811
         want = shown(network, [video.frames(processor)], [video.prompt], [video.image(processor)])[0]
         torch.testing.assert_close(row, want, rtol=0, atol=1e-4)
     assert (found[0] - found[1]).abs().max() > 1e-3
+
+
+def test_files_are_scored_with_their_images(build, tmp_path, capsys):  # noqa: F811
+    network = build(template="plain_image")
+    network.save_pretrained(tmp_path / "model")
+    (tmp_path / "v.mp4").write_bytes(plain_clip(90))
+    for i, picture in enumerate(images(2)):
+        Image.fromarray(picture.permute(1, 2, 0).numpy()).save(tmp_path / f"{i}.png")
+    (tmp_path / "list.csv").write_text("path,prompt,image\nv.mp4,a red circle,1.png\n")
+    given = flags(model=tmp_path / "model", device="cpu", workers=0)
+    one = flags(video=tmp_path / "v.mp4", prompt="a red circle", image=tmp_path / "0.png")
+    assert call("score", *given, "--raw", *one, *flags(csv=tmp_path / "list.csv")) == 0
+    rows, processor = json_lines(capsys), network.processor
+    frames = decode(tmp_path / "v.mp4", processor.sampling, processor.factor)
+    for number, row in enumerate(rows):
+        same = load_image((tmp_path / f"{number}.png").read_bytes(), processor.sampling, processor.factor, "i")
+        want = shown(network, [frames], ["a red circle"], [same])[0]
+        assert [row[d] for d in ("VQ", "MQ", "TA")] == pytest.approx(want.tolist(), abs=1e-4)
+    assert rows[0]["VQ"] == pytest.approx(rows[1]["VQ"], abs=1e-5) and abs(rows[0]["TA"] - rows[1]["TA"]) > 1e-4
+    assert call("score", *given, "--raw", *one[:2]) == 1
+    assert "comes without an image, which the reward model's template shows" in capsys.readouterr().err
+    assert call("score", *given, *one[:2], "--image", tmp_path / "none.png") == 2
+    assert "1 images are not there" in capsys.readouterr().err
