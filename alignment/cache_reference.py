@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..datamodules.contracts import SavesReference, require
 from ..models.flow import TimeLaw
+from ..models.memory import Memory
 from .experts import Expert
 from .flow_sft import FlowSFT
 
@@ -25,6 +26,7 @@ class CacheReference(FlowSFT):
         family: Class of the generator's family, by import path (``package.module:Name``) or name; found by the
             pipeline's class if not given.
         expert: Which of two experts' errors are computed, ``high`` or ``low``.
+        memory: How the weights are held and computed; quantised as in the training, or not at all.
     """
 
     def __init__(
@@ -35,8 +37,10 @@ class CacheReference(FlowSFT):
         fps: float = 25.0,
         family: str | None = None,
         expert: Expert | None = None,
+        memory: Memory = Memory(),  # noqa: B008  frozen
     ) -> None:
-        super().__init__(generator, times=times, dtype=dtype, fps=fps, family=family, expert=expert)
+        same = {"times": times, "dtype": dtype, "fps": fps, "family": family, "expert": expert, "memory": memory}
+        super().__init__(generator, gradient_checkpointing=True, **same)  # there is no backward pass
         self._errors: list[tuple[Tensor, Tensor]] = []
 
     def setup(self, stage: str) -> None:

@@ -13,6 +13,8 @@ from ..models.family import Encoded
 from ..models.fingerprint import fingerprint
 from ..models.finite import by_name, require_finite
 from ..models.generator_folder import load_generator
+from ..models.memory import Memory
+from .text_first import embed_first
 
 
 class EncodeLatents(L.LightningModule):
@@ -29,6 +31,7 @@ class EncodeLatents(L.LightningModule):
         parts: Names of the pipeline's components to load, such as ``vae``.
         family: Class of the generator's family, by import path (``package.module:Name``) or name; found by the
             pipeline's class if not given.
+        memory: How the weights are held and computed: offloaded, in tiles, the text encoder in its own pass.
     """
 
     def __init__(
@@ -39,17 +42,22 @@ class EncodeLatents(L.LightningModule):
         negative: str = "",
         parts: Sequence[str] = ("vae", "text_encoder"),
         family: str | None = None,
+        memory: Memory = Memory(),  # noqa: B008  frozen
     ) -> None:
         super().__init__()
-        self.save_hyperparameters()
-        self.generator = load_generator(generator, dtype, parts, family=family)
+        self.save_hyperparameters(ignore=["memory"])
+        self.memory = memory.for_encoding()
+        self.generator = load_generator(generator, dtype, parts, family=family, memory=memory)
         self.truncate, self.negative = truncate, negative
         self._embedded: dict[str, Encoded] = {}
 
     def setup(self, stage: str) -> None:
-        """Refuse a DataModule that gives no videos to encode."""
+        """Refuse a DataModule that gives no videos to encode; offload parts, and embed prompts where they are first."""
         if stage == "predict":
             self._set()
+            self.memory.place(self.generator, self.trainer.strategy.root_device)
+            if self.memory.text_first:
+                self._embedded = embed_first(self, [self.negative], self.truncate)
 
     def _set(self) -> EncodesVideos:
         return require(self.trainer.datamodule, EncodesVideos, type(self).__name__)
@@ -62,6 +70,7 @@ class EncodeLatents(L.LightningModule):
             "text_encoder": fingerprint(self.generator.require("text_encoder")),
             "truncate": self.truncate,
             "negative": self.negative,
+            **self.memory.made(),
         }
 
     def embed(self, prompts: Sequence[str]) -> list[Encoded]:

@@ -25,7 +25,9 @@ def of_reward(export: Path, trainer: L.Trainer) -> dict[str, str]:
     return {f'videoalign score {model} --video V.mp4 --prompt "..."{_on(trainer)}': "score your videos"}
 
 
-def of_generator(export: Path, option: str, generator: str | Path, trainer: L.Trainer) -> dict[str, str]:
+def of_generator(
+    export: Path, option: str, generator: str | Path, trainer: L.Trainer, images: bool = False
+) -> dict[str, str]:
     """Samples of a generator that is tuned or steered.
 
     Args:
@@ -33,14 +35,16 @@ def of_generator(export: Path, option: str, generator: str | Path, trainer: L.Tr
         option: Option of `videoalign generate` that takes the export, with its value.
         generator: Folder or hub id of the pipeline that training started from.
         trainer: The trainer that ran; its DataModule's videos say the size of the samples.
+        images: Whether videos begin with an image, which the table of prompts then names.
     """
     data = trainer.datamodule
     size = data.video_size() if isinstance(data, HasVideoSize) else {}
     options = "".join(f" --{name.replace('_', '-')} {value}" for name, value in size.items())
-    prompts = quoted(export.parent / "prompts.txt")
+    prompts = quoted(export.parent / ("prompts.csv" if images else "prompts.txt"))
+    rows = r"printf 'prompt,image\na red circle,%s\n' IMAGE.png" if images else 'echo "a red circle"'
     source = quoted(generator) if Path(generator).exists() else generator
     command = (
-        f'echo "a red circle" > {prompts} && videoalign generate --generator {source} {option} '
+        f"{rows} > {prompts} && videoalign generate --generator {source} {option} "
         f"--prompts {prompts} --out {quoted(export.parent / 'generated')}{options}{_on(trainer)}"
     )
     return {command: "sample videos"}

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +22,8 @@ from ..models.generator_folder import load_generator
 from ..models.hub import address_of, commit_of
 from ..models.lora import LoRA
 from ..models.lora_start import add_adapters
-from ..models.parallelize import shard
+from ..models.memory import Memory
+from .context_parallel import parallelize
 from .experts import Expert, require_one_expert
 from .export_uses import of_generator, quoted
 from .parameter_groups import ParameterGroup
@@ -54,7 +56,7 @@ class FlowSFT(Training):
             names; the optimizer's if not given. Groups that need no pattern: ``adapters``, or ``transformer``
             where ``lora`` is null.
         gradient_checkpointing: Whether activations are computed again in the backward pass, to save memory.
-        compile: Whether torch.compile compiles the transformer's blocks.
+        compile: Whether torch.compile compiles the transformer's blocks; the same as ``memory.compile``.
         parts: Parts of the pipeline to load; the text encoder is not needed once prompts are encoded.
         null_share: Share of the samples whose prompt is replaced by the empty prompt, so that a generator that is
             trained from scratch can be sampled with classifier-free guidance. Fine-tuning leaves it at 0.
@@ -62,6 +64,7 @@ class FlowSFT(Training):
             pipeline's class if not given.
         expert: Which of two experts trains (Wan2.2-A14B): ``high``, for times above the generator's boundary, or
             ``low``. Times are those of its interval; the other expert is not loaded but to sample videos.
+        memory: How the weights are held and computed: quantised, offloaded, compiled and so on.
     """
 
     own_groups = {"adapters": ("*.lora_*",), "transformer": ("*",)}
@@ -87,6 +90,7 @@ class FlowSFT(Training):
         null_share: float = 0.0,
         family: str | None = None,
         expert: Expert | None = None,
+        memory: Memory = Memory(),  # noqa: B008  frozen
     ) -> None:
         super().__init__(optimizer, warmup, decay, groups)
         if not 0 <= null_share < 1:
@@ -96,7 +100,9 @@ class FlowSFT(Training):
                 f"model.null_share: {type(self).__name__} compares with a reference at the same prompt; leave it at 0"
             )
         self.null_share = null_share
-        self.generator = load_generator(generator, dtype, parts, fps, family, expert)
+        memory = replace(memory, compile=compile or memory.compile)
+        self.memory = memory.for_training(lora is None, parts, gradient_checkpointing)
+        self.generator = load_generator(generator, dtype, parts, fps, family, expert, memory=self.memory)
         require_one_expert(self.generator, expert)
         self.name, self.lora, self.times = generator, lora, times.within(*self.generator.interval())
         if gradient_checkpointing:
@@ -109,15 +115,18 @@ class FlowSFT(Training):
                 )
             # frozen, so that no checkpoint holds the copy
             self.reference = copy.deepcopy(self.policy).requires_grad_(False) if self.needs_reference else None
-            self.policy.requires_grad_(True)
+            for name, parameter in self.policy.named_parameters():
+                parameter.requires_grad_(self.generator.adaptable(name))
         else:
             self.reference = None
             config = add_adapters(self.generator, lora)
             if address_of(generator):  # exported adapters name their base; a local path means nothing elsewhere
                 config.base_model_name_or_path, config.revision = generator, commit_of(generator)
         self.policy.train()
-        if compile:
-            self.policy.compile_repeated_blocks()
+        self.memory.compile_blocks(self.generator)
+        if self.memory.stored:  # DDP would send them to all ranks, which have loaded the same files
+            frozen = [name for name, parameter in self.named_parameters() if not parameter.requires_grad]
+            self._ddp_params_and_buffers_to_ignore = frozen
 
     @property
     def policy(self) -> nn.Module:
@@ -125,7 +134,8 @@ class FlowSFT(Training):
         return self.generator.transformer
 
     def setup(self, stage: str) -> None:
-        """Refuse a DataModule without the empty prompt's embedding where :attr:`null_share` needs it."""
+        """Refuse a DataModule without the empty prompt's embedding where :attr:`null_share` needs it; offload parts."""
+        self.memory.place(self.generator, self.trainer.strategy.root_device, self.device_mesh)
         if stage == "fit" and self.null_share:
             self._null()
 
@@ -133,12 +143,11 @@ class FlowSFT(Training):
         return require(self.trainer.datamodule, HasNullPrompt, f"{type(self).__name__} with model.null_share").null
 
     def configure_model(self) -> None:
-        """Shard the transformer under ModelParallelStrategy; the autoencoder stays whole."""
+        """Shard the transformer under ModelParallelStrategy, and its tokens under ContextParallel."""
         if self.device_mesh is None or isinstance(next(self.policy.parameters()), DTensor):
             return
-        for net in (self.policy, self.reference):
-            if net is not None:
-                shard(net, list(getattr(net, self.generator.blocks)), self.device_mesh["data_parallel"])
+        nets = [net for net in (self.policy, self.reference) if net is not None]
+        parallelize({net: list(getattr(net, self.generator.blocks)) for net in nets}, self.trainer.strategy)
 
     # --- errors -----------------------------------------------------------------------------------------------
 
@@ -168,6 +177,7 @@ class FlowSFT(Training):
         Returns:
             Errors (S, N) in fp32, and times (N,).
         """
+        self.generator.check_latents(latents.shape)
         uniform, noise = draw(seeds, latents.shape[2:], latents.device)
         t = self.times(uniform)
         sides = len(latents)
@@ -279,6 +289,8 @@ class FlowSFT(Training):
     def uses_of(self, export: Path) -> dict[str, str]:
         """Commands that use the export: adapters with the generator, or a whole pipeline."""
         if self.lora is not None:
-            return of_generator(export, f"--lora {quoted(export)}", self.name, self.trainer)
+            option = f"--lora {quoted(export)}"
+            return of_generator(export, option, self.name, self.trainer, self.generator.image == "required")
         whole = (export / "model_index.json").exists()
-        return of_generator(export, "", export, self.trainer) if whole else {}
+        images = self.generator.image == "required"
+        return of_generator(export, "", export, self.trainer, images) if whole else {}

@@ -1,6 +1,7 @@
 """`videoalign generate`: a predict run that samples videos from a generator, with recorded seeds."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -14,14 +15,16 @@ from ..datamodules.sample_images import read_image
 from ..datamodules.video import encode
 from ..models.adapters import apply_loras
 from ..models.dimensions import DIMENSIONS
-from ..models.family import Condition
+from ..models.family import Condition, Encoded
 from ..models.finite import by_name, require_finite
 from ..models.flow import draw, interpolate
 from ..models.generator_folder import load_generator
 from ..models.guidance import Guidance, steering
 from ..models.hub import commits_of
 from ..models.lora_specs import Loras, adapter_commits
+from ..models.memory import Memory
 from ..models.noisy_reward import NoisyReward
+from .text_first import embed_first
 
 VIEWED_AT = 0.1
 """Time at which the noisy reward scores finished latents: the first of the times that it is validated at."""
@@ -59,6 +62,7 @@ class Generate(L.LightningModule):
         cfg_scale_2: Scale of the second of two experts (Wan2.2-A14B), which works at low noise; ``cfg_scale`` if not
             given.
         shift: Shift of the scheduler's time steps; the authors' own if not given.
+        memory: How the weights are held and computed: quantised, offloaded, compiled and so on.
     """
 
     def __init__(
@@ -80,14 +84,18 @@ class Generate(L.LightningModule):
         family: str | None = None,
         cfg_scale_2: float | None = None,
         shift: float | None = None,
+        memory: Memory = Memory(),  # noqa: B008  frozen
     ) -> None:
         super().__init__()
         options = {"family": family, "cfg_scale_2": cfg_scale_2, "shift": shift}
         # videos of earlier releases were made without them, and are gone on with
-        self.save_hyperparameters(ignore=["guide", *(name for name, value in options.items() if value is None)])
+        self.save_hyperparameters(
+            ignore=["guide", "memory", *(name for name, value in options.items() if value is None)]
+        )
         if steps < 1 or not cfg_scale >= 1 or fps < 1 or (cfg_scale_2 is not None and not cfg_scale_2 >= 1):
             raise VideoAlignError(f"steps {steps}, cfg_scale {cfg_scale} and fps {fps} must be at least 1")
-        self.generator = load_generator(generator, dtype, fps=fps, family=family)
+        self.memory = memory
+        self.generator = load_generator(generator, dtype, fps=fps, family=family, memory=memory)
         if cfg_scale_2 is not None and self.generator.boundary is None:
             raise VideoAlignError("cfg_scale_2 is the scale of a second expert, and this generator has one transformer")
         apply_loras(self.generator, lora)
@@ -97,6 +105,8 @@ class Generate(L.LightningModule):
         self.guide = guide or Guidance()
         if guide and not noisy_reward:
             raise VideoAlignError("guidance needs a noisy reward: name its folder (--noisy-reward)")
+        memory.compile_blocks(self.generator)
+        self._embedded: dict[str, Encoded] = {}
         self.shape = self.generator.latent_shape(num_frames, height, width)
         self.steps, self.negative = steps, negative
         self.cfg_scale, self.cfg_scale_2, self.shift = cfg_scale, cfg_scale_2, shift
@@ -105,7 +115,24 @@ class Generate(L.LightningModule):
         """Settings that the videos depend on, as plain values."""
         commits = commits_of(**{name: self.hparams[name] for name in ("generator", "noisy_reward")})
         commits |= adapter_commits(self.hparams["lora"])
-        return {**self.hparams, **commits, **({"guide": asdict(self.guide)} if self.noisy_reward else {})}
+        return {
+            **self.hparams,
+            **commits,
+            **self.memory.made(),
+            **({"guide": asdict(self.guide)} if self.noisy_reward else {}),
+        }
+
+    def setup(self, stage: str) -> None:
+        """Offload parts, and embed all prompts where they are first."""
+        self.memory.place(self.generator, self.trainer.strategy.root_device)
+        if self.memory.text_first:
+            self._embedded = embed_first(self, [self.negative])
+
+    def _encoded(self, prompts: Sequence[str]) -> list[Encoded]:
+        """Embeddings of prompts, on the device: computed now, or before all else."""
+        if not self.memory.text_first:
+            return self.generator.encode_prompts(prompts)
+        return [{name: part.to(self.device) for name, part in self._embedded[p].items()} for p in prompts]
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> list[tuple[str, dict[str, bytes], dict]]:
         """Sample the videos of a batch.
@@ -117,13 +144,13 @@ class Generate(L.LightningModule):
         if not batch["keys"]:
             return []
         generator, h = self.generator, self.hparams
-        encoded = generator.encode_prompts(batch["prompts"])
+        encoded = self._encoded(batch["prompts"])
         if "images" in batch:
             images = generator.encode_images(batch["images"], h["num_frames"])
             encoded = [prompt | image for prompt, image in zip(encoded, images)]
         condition = generator.condition(encoded, self.device)
         guided = max(self.cfg_scale, self.cfg_scale_2 or 1) > 1
-        null = generator.null_condition(generator.encode_prompts([self.negative])[0]) if guided else None
+        null = generator.null_condition(self._encoded([self.negative])[0]) if guided else None
         _, noise = draw(torch.tensor(batch["seeds"]), torch.Size(self.shape), self.device)
         # on a CPU the time of all cores that compute, whatever else the machine does meanwhile
         clock = time.monotonic if self.device.type == "cuda" else time.process_time

@@ -110,6 +110,7 @@ class NoisyRewardModel(Training):
             t: Times (N,) that the latents are noised to; drawn from :attr:`times` if not given.
         """
         latents = batch["latents"]
+        self.generator.check_latents(latents.shape)
         uniform, noise = draw(batch["seeds"], latents.shape[2:], latents.device)
         t = self.times(uniform) if t is None else t
         t = torch.zeros_like(t) if self.clean and self.training else t
@@ -182,7 +183,8 @@ class NoisyRewardModel(Training):
 
     def uses_of(self, export: Path) -> dict[str, str]:
         """Commands that use the export."""
-        return of_generator(export, f"--noisy-reward {quoted(export)}", self.name, self.trainer)
+        images = self.generator.image == "required"
+        return of_generator(export, f"--noisy-reward {quoted(export)}", self.name, self.trainer, images)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the parameters that train, and the statistics of the rewards."""

@@ -45,7 +45,9 @@ class ExamplePairs(L.Callback):
             data = require(trainer.datamodule, HasExamples, "callbacks.ExamplePairs")
             self.pairs = list(data.examples(self.count))
         batch = scores.processor(
-            [v for p in self.pairs for v in p.videos], [p.prompt for p in self.pairs for _ in "AB"]
+            [v for p in self.pairs for v in p.videos],
+            [p.prompt for p in self.pairs for _ in "AB"],
+            [p.image for p in self.pairs for _ in "AB"],
         )
         with torch.no_grad(), trainer.precision_plugin.val_step_context():
             was_training = pl_module.training

@@ -13,8 +13,7 @@ from ..datamodules.contracts import TrainsTransformer, require
 from ..models.checksums import seal
 from ..models.files import check_free, new_folder
 from ..models.finite import NOT_WRITTEN, require_finite
-from ..models.generator import PARTS
-from ..models.generator_folder import files_of
+from ..models.generator_folder import files_of, read_index
 from ..models.hub import resolved
 from ..models.locks import Hold
 from ..models.lora_dialects import save_adapters, stating
@@ -101,9 +100,10 @@ class ExportGenerator(L.Callback):
             whole = type(module.policy).from_config(module.policy.config)
         whole.load_state_dict(state, assign=True)
         if self.pipeline:
-            family = type(module.generator.pipeline)
-            source = resolved(module.name, "folder of a generator", parts=files_of(PARTS))
-            family.from_pretrained(source, transformer=whole).save_pretrained(folder)
+            trained = "transformer_2" if module.generator.expert == "low" else "transformer"
+            others = [name for name, entry in read_index(module.name)[0].items() if isinstance(entry, list | tuple)]
+            source = resolved(module.name, "folder of a generator", parts=files_of(others))
+            type(module.generator.pipeline).from_pretrained(source, **{trained: whole}).save_pretrained(folder)
         else:
             whole.save_pretrained(folder)
 

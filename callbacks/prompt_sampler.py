@@ -212,7 +212,10 @@ class PromptSampler:
             absent = next(name for name in EXPERTS if name != generator.expert)
             dtype = str(generator.transformer.dtype).removeprefix("torch.")
             kind = type(generator)
-            loaded = load_generator(self.aligned.name, dtype, ("transformer",), family=kind, expert=absent)
+            memory = getattr(self.module, "memory", None)  # quantised as the expert that trains
+            loaded = load_generator(
+                self.aligned.name, dtype, ("transformer",), family=kind, expert=absent, memory=memory
+            )
             generator.other = loaded.transformer.to(device)
         try:
             yield

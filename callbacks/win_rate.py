@@ -12,6 +12,7 @@ from torch import Tensor
 from .. import EverywhereError, VideoAlignError
 from ..datamodules.contracts import AlignsGenerator, require
 from ..datamodules.data_ranks import data_ranks
+from ..datamodules.frames import load_image
 from ..datamodules.prompts import read_items
 from ..datamodules.ratings import COLUMNS
 from ..datamodules.video import resample
@@ -80,6 +81,8 @@ class WinRate(SamplesPrompts):
         sampler = PromptSampler(pl_module, self.sampling, self.items)
         judge = load_reward(self.reward_model, self.backbone, self.template).to(pl_module.device)
         judge.need_statistics(self.reward_model)
+        if judge.processor.template.image and not self.items[0].image:
+            raise EverywhereError(f"{self.reward_model} is shown images, and WinRate.prompts names none")
         items = [(p, n) for p in range(len(self.prompts)) for n in range(self.samples)]
         batches = [items[i : i + self.sampling.batch_size] for i in range(0, len(items), self.sampling.batch_size)]
         rank, world = data_ranks(trainer)
@@ -109,11 +112,18 @@ class WinRate(SamplesPrompts):
         processor, videos = judge.processor, generator.decode(latents, names).cpu()
         self._films |= {(p, side): frames_of(v) for (p, n), v in zip(batch, videos) if n == 0 and p < self.clips}
         frames = [resample(video, self.sampling.fps, processor.sampling, processor.factor) for video in videos]
-        inputs = processor(frames, [self.prompts[p] for p, _ in batch])
+        inputs = processor(frames, [self.prompts[p] for p, _ in batch], self._images(judge, batch))
         inputs = {name: tensor.to(module.device) for name, tensor in inputs.items()}
         with torch.no_grad():
             rewards = judge.normalise(judge(**inputs)).cpu()
         return torch.cat([rewards, rewards.sum(1, keepdim=True)], 1)
+
+    def _images(self, judge, batch: list[tuple[int, int]]) -> list[Tensor]:
+        """The images that videos begin with, as the judge is shown them; none where it is not."""
+        processor, files = judge.processor, [self.items[p].image for p, _ in batch]
+        if not processor.template.image:
+            return []
+        return [load_image(file.read_bytes(), processor.sampling, processor.factor, str(file)) for file in files]
 
     @staticmethod
     def _gather(trainer: L.Trainer, found: dict) -> dict:

@@ -5,7 +5,7 @@ import os
 from typing import Any
 
 from .. import VideoAlignError
-from .lora import add_family, add_loras
+from .lora_tools import add_family, add_loras
 from .parsing import GOES_ON, Commands, add_batch, add_devices, add_dtype, add_out, add_seed, command, count, weights
 
 SIZES = {

@@ -153,6 +153,7 @@ def _lora(folder: Path, base: str | None) -> Subject:
     if own and address_of(own) is None:
         own = None
     facts = {"rank": stated.rank, "alpha": stated.alpha, "parameters": sum(t.numel() for t in tensors.values())}
+    facts["expert"] = stated.expert
     base = base or (at_commit(own, named.get("revision")) if own else None)
     owned = ("*.safetensors", config.name)
     return Subject("lora", folder, _below(folder, file.name, config.name), base, facts, owned=owned)

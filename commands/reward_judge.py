@@ -106,18 +106,17 @@ class RewardJudge:
 
     # --- scoring ------------------------------------------------------------------------------------------------
 
-    def score_files(self, videos: Sequence[tuple[str, str]], listener: L.Callback) -> None:
+    def score_files(self, videos: Sequence[Listed], listener: L.Callback) -> None:
         """Score video files in their order.
 
         Args:
-            videos: Paths and prompts.
+            videos: Files, prompts and images.
             listener: Callback that gets the raw rewards of every batch as soon as they are computed.
         """
-        listed = [Listed(path, prompt, path) for path, prompt in videos]
         bar = len(videos) > self.batch_size and sys.stderr.isatty()
         trainer = predicting(self.device, [listener], bar, self.devices)
-        batches = in_turn(len(listed), self.batch_size)
-        trainer.predict(self.module, VideoList(listed, batches, self.workers), return_predictions=False)
+        batches = in_turn(len(videos), self.batch_size)
+        trainer.predict(self.module, VideoList(videos, batches, self.workers), return_predictions=False)
 
     def score_set(self, videos: ShardSet, keys: Sequence[str], folder: Path, progress: bool = False) -> Tensor | None:
         """Raw rewards of a set's videos; those that are on disk already are not computed again.

@@ -11,7 +11,14 @@ def register(commands: Commands) -> None:
     parser = command(commands, "score", _run, "print the rewards of videos, a JSON object a line", kept)
     parser.add_argument("--video", action="append", default=[], help="a video file; repeat it with --prompt")
     parser.add_argument("--prompt", action="append", default=[], help="the text that the video was made from")
-    parser.add_argument("--csv", help="CSV with the columns path and prompt, where paths are relative to the CSV")
+    parser.add_argument(
+        "--image",
+        action="append",
+        default=[],
+        help="the image that the video begins with, where the model is shown it; repeat it with --video",
+    )
+    text = "CSV with the columns path and prompt (and image), where paths are relative to the CSV"
+    parser.add_argument("--csv", help=text)
     parser.add_argument("--raw", action="store_true", help="do not normalise by the model's statistics")
     add_judge(parser, devices=False)
 
@@ -19,4 +26,4 @@ def register(commands: Commands) -> None:
 def _run(o: argparse.Namespace) -> int:
     from .scoring import score
 
-    return score(judge_of(o), o.video, o.prompt, o.csv, o.raw)
+    return score(judge_of(o), o.video, o.prompt, o.csv, o.raw, o.image)

@@ -351,6 +351,17 @@ class EncodesVideos(Protocol):
         """Name of the dtype of latents on disk."""
 
 
+@offered_by("a DataModule whose samples have prompts to encode (EncodeList, Prompts or a subclass)")
+class HasPrompts(Protocol):
+    """A DataModule that knows the prompts of a predict run before its first batch: EncodeList, Prompts.
+
+    EncodeLatents and Generate ask it where ``memory.text_first`` is set.
+    """
+
+    def all_prompts(self) -> Sequence[str]:
+        """Texts of the prompts of the whole set, in order, with or without repetitions."""
+
+
 @offered_by("a DataModule of reference draws (ReferenceDraws or a subclass)")
 class SavesReference(Protocol):
     """A DataModule that writes a cache of reference errors: ReferenceDraws.

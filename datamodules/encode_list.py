@@ -16,13 +16,14 @@ from torch.utils.data import DataLoader
 from .. import VideoAlignError
 from .contents import Content, ShardError
 from .contracts import DescribesSamples, HasGenerator, require
+from .frames import load_image
 from .latent_files import Sources
 from .parts import Parts
 from .ratings import prompt_of
-from .sample_images import image_of, pixels
+from .sample_images import image_of
 from .shards import SIDES, Index, ShardSet
 from .stream import at_least, dealt, in_turn, own_share
-from .video import decode, resized
+from .video import decode
 
 APART = 10.0
 """Mean absolute difference of two first frames, in levels of 255, above which no image is common to both. Decoding and
@@ -77,7 +78,7 @@ class ClipSize:
         return max(self.height, round(height * scale)), max(self.width, round(width * scale))
 
     def cut(self, video: Tensor) -> Tensor:
-        """The middle of frames (T, 3, H, W), at this size."""
+        """The middle of frames (..., H, W), at this size."""
         top, left = (video.shape[-2] - self.height) // 2, (video.shape[-1] - self.width) // 2
         return video[..., top : top + self.height, left : left + self.width].contiguous()
 
@@ -91,8 +92,7 @@ class ClipSize:
         Raises:
             VideoAlignError: If it cannot be decoded, or is too large or too narrow.
         """
-        whole = torch.from_numpy(pixels(content, name).copy()).permute(2, 0, 1)[None]  # (1, 3, H, W)
-        return self.cut(resized(whole, self, 1, name))[0]
+        return self.cut(load_image(content, self, 1, name))
 
 
 def clips_of(contents: Sequence[Content]) -> np.ndarray:
@@ -267,6 +267,10 @@ class EncodeList(L.LightningDataModule):
                 "data.images: first_frame"
             )
         return asked
+
+    def all_prompts(self) -> list[str]:
+        """Texts of the prompts of all samples; those whose record has none are dropped later."""
+        return [prompt_of(c.record, c.name) for c in self.contents if str(c.record.get("prompt") or "").strip()]
 
     @property
     def allowed_drops(self) -> int:

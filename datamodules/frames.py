@@ -15,9 +15,9 @@ from torch import Tensor
 from ..models.frame_sampling import FrameSampling
 from .contents import RawSample, ShardError
 from .parallel import in_order
-from .sample_images import SampleImage, image_of
+from .sample_images import SampleImage, image_of, pixels
 from .shards import SIDES, ShardSet, ShardWriter
-from .video import decode
+from .video import decode, resized
 
 
 def dump_frames(video: Tensor) -> bytes:
@@ -59,6 +59,22 @@ def load_frames(content: bytes, name: str) -> Tensor:
         return torch.frombuffer(content, dtype=torch.uint8, offset=start).view(shape)
 
 
+def load_image(content: bytes, sampling: FrameSampling, factor: int, name: str) -> Tensor:
+    """Pixels of an image at the size of a clip's frames, uint8 (3, H, W).
+
+    Args:
+        content: Content of the image's file.
+        sampling: What chooses the size: the frame sampling of a model, or the size of a clip.
+        factor: Sides become multiples of this (patch x merge).
+        name: What to call the image in messages.
+
+    Raises:
+        VideoAlignError: If it cannot be decoded, or is too large or too narrow.
+    """
+    whole = torch.from_numpy(pixels(content, name).copy()).permute(2, 0, 1)[None]  # (1, 3, H, W)
+    return resized(whole, sampling, factor, name)[0]
+
+
 class FrameReader:
     """Reads the frames of a sample's videos; decodes them unless the set holds decoded frames.
 
@@ -66,12 +82,19 @@ class FrameReader:
         shards: The set.
         sampling: Frame sampling of the model.
         factor: Frame sides become multiples of this (patch x merge).
+        images: Whether :meth:`image` reads the samples' images, which all of them must hold then.
 
     Raises:
-        ShardError: If the set holds frames that were decoded for another sampling.
+        ShardError: If the set holds frames that were decoded for another sampling, or lacks images.
     """
 
-    def __init__(self, shards: ShardSet, sampling: FrameSampling, factor: int) -> None:
+    def __init__(self, shards: ShardSet, sampling: FrameSampling, factor: int, images: bool = False) -> None:
+        self.images = images
+        if images and (lacking := [content.key for content in shards.contents() if not content.image]):
+            raise ShardError(
+                f"{shards.name}: {len(lacking)} of {len(shards)} samples hold no image, the first of them "
+                f"{lacking[0]!r}, and the reward model's template shows the image that a video begins with"
+            )
         self.kind, self.media, self.sampling, self.factor = shards.index.kind, shards.index.media, sampling, factor
         stored, wanted = shards.index.frames, {**sampling.to_dict(), "factor": factor}
         if stored is not None and stored != wanted:
@@ -88,6 +111,11 @@ class FrameReader:
     def __call__(self, raw: RawSample) -> list[Tensor]:
         """Frames, uint8 (T, 3, H, W), of each video: A and B of a pair, or the one video."""
         return [self._frames(raw, f"{side}.{self.media}".lstrip(".")) for side in SIDES[self.kind]]
+
+    def image(self, raw: RawSample) -> Tensor | None:
+        """The sample's image, uint8 (3, H, W), resized as the frames are; None where images are not asked for."""
+        image = image_of(raw) if self.images else None
+        return load_image(image.content, self.sampling, self.factor, f"{raw.name}, {image.kind}") if image else None
 
     def _frames(self, raw: RawSample, member: str) -> Tensor:
         name, content = f"{raw.name}, {member}", raw.members[member]

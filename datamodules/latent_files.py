@@ -6,15 +6,17 @@ encodings of the prompt, whose names begin with ``prompt_``; of image-to-video a
 """
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
 from .. import VideoAlignError
-from ..models.family import Encoded
 from .contents import ShardError
+
+if TYPE_CHECKING:  # it imports diffusers, which readers of sets do without
+    from ..models.family import Encoded
 
 NULL = "null.safetensors"
 OF = {"pairs": ("a", "b"), "videos": ("video",)}
@@ -26,7 +28,7 @@ Sources = Literal["file", "first_frame"]
 the first frames of the videos."""
 
 
-def conditions_of(tensors: Mapping[str, Tensor]) -> Encoded:
+def conditions_of(tensors: Mapping[str, Tensor]) -> "Encoded":
     """What a sample is conditioned on: its tensors without the latents of its videos.
 
     Args:

@@ -44,6 +44,7 @@ class PairDecoder:
             labels_of(record, raw.name),
             scores_of(record, raw.name),
             sources_of(record, raw.name),
+            self.reader.image(raw),
         )
         swap = self.seed is not None and random.Random(f"{self.seed} {epoch} {raw.key}").random() < 0.5
         return pair.swapped() if swap else pair
@@ -70,12 +71,12 @@ class VideoCollate(FilledCollate):
             batch["sources"] = [pair.sources for pair in samples]
             batch["labels"] = torch.stack([pair.labels for pair in samples])  # (N, 4)
             batch["scores"] = torch.stack([pair.scores for pair in samples], 1)  # (2, N, 3)
-            prompts = prompts * 2
+            prompts, images = prompts * 2, [pair.image for pair in samples] * 2
         else:
             batch["benchmark"] = self.benchmark
             batch["numbers"] = torch.tensor([video.number for video in samples])
-            videos = [video.frames for video in samples]
-        return {**batch, "inputs": self.processor(videos, prompts)}
+            videos, images = [video.frames for video in samples], [video.image for video in samples]
+        return {**batch, "inputs": self.processor(videos, prompts, images)}
 
 
 @dataclass(frozen=True)
@@ -87,12 +88,14 @@ class Video:
         number: Place in :attr:`Benchmark.keys`; -1 where no rated pair names the video.
         prompt: Text that it was generated from.
         frames: Frames, uint8 (T, 3, H, W).
+        image: Image that it begins with, uint8 (3, H, W), where the reward model is shown it.
     """
 
     key: str
     number: int
     prompt: str
     frames: Tensor
+    image: Tensor | None = None
 
 
 class VideoDecoder:
@@ -108,7 +111,8 @@ class VideoDecoder:
 
     def __call__(self, raw: RawSample, epoch: int) -> Video:
         number = self.numbers.get(raw.key, -1)  # a video without a rated pair is scored, but joined with nothing
-        return Video(raw.key, number, prompt_of(raw.record(), raw.name), self.reader(raw)[0])
+        prompt = prompt_of(raw.record(), raw.name)
+        return Video(raw.key, number, prompt, self.reader(raw)[0], self.reader.image(raw))
 
 
 def read_keys(path: str | Path) -> set[str]:
@@ -184,6 +188,10 @@ class VideoPairs(L.LightningDataModule):
         if stage != "fit" and not self.benchmarks and self.paths["val"] is None:
             raise VideoAlignError("data.val and data.benchmarks are both empty, so there is nothing to evaluate on")
 
+    def _reader(self, shards: ShardSet) -> FrameReader:
+        processor = self.processor
+        return FrameReader(shards, processor.sampling, processor.factor, processor.template.image)
+
     def _pairs(self, which: str) -> ShardSet:
         if self.paths[which] is None:
             raise VideoAlignError(
@@ -227,7 +235,7 @@ class VideoPairs(L.LightningDataModule):
 
     def _pair_loader(self, which: str, training: bool) -> ShardLoader:
         shards = self._pairs(which)
-        reader = FrameReader(shards, self.processor.sampling, self.processor.factor)
+        reader = self._reader(shards)
         decode = PairDecoder(reader, self.seed if training and self.swap else None)
         return self._loader(shards, self._chosen(shards) if training else shards.contents(), decode, training)
 
@@ -239,7 +247,7 @@ class VideoPairs(L.LightningDataModule):
         """The held-out pairs, then each benchmark's videos."""
         loaders = [self._pair_loader("val", training=False)] if self.paths["val"] else []
         for name, benchmark in self.benchmarks.items():
-            reader = FrameReader(benchmark.shards, self.processor.sampling, self.processor.factor)
+            reader = self._reader(benchmark.shards)
             decode = VideoDecoder(reader, benchmark.numbers)
             loaders.append(self._loader(benchmark.shards, benchmark.shards.contents(), decode, False, name))
         return loaders
@@ -255,7 +263,7 @@ class VideoPairs(L.LightningDataModule):
             count: Number of pairs.
         """
         shards = self._pairs("val")
-        decode = PairDecoder(FrameReader(shards, self.processor.sampling, self.processor.factor), None)
+        decode = PairDecoder(self._reader(shards), None)
         return [decode(raw, 0) for raw, _ in zip(shards, range(count))]
 
     def find_pairs(self, keys: Sequence[str]) -> list[VideoPair]:
@@ -265,7 +273,7 @@ class VideoPairs(L.LightningDataModule):
             keys: Keys of held-out pairs.
         """
         shards = self._pairs("val")
-        decode = PairDecoder(FrameReader(shards, self.processor.sampling, self.processor.factor), None)
+        decode = PairDecoder(self._reader(shards), None)
         contents = shards.contents()
         places = {key: number for number, key in enumerate(contents.keys())}
         return [decode(contents[places[key]].raw(), 0) for key in keys]

@@ -137,6 +137,10 @@ class Prompts(L.LightningDataModule):
         making = {**prompts, "samples": self.samples, "seed": self.seed, **described}
         self.parts = Parts(self.out, Index("videos"), making, len(self.items) * self.samples)
 
+    def all_prompts(self) -> list[str]:
+        """Texts of the prompts."""
+        return [item.prompt for item in self.items]
+
     def predict_dataloader(self) -> DataLoader:
         """This rank's batches of the videos that are not written yet.
 

@@ -13,8 +13,9 @@ from .. import VideoAlignError
 from ..models.processor import RewardProcessor
 from .contents import Content
 from .contracts import HasProcessor, require
-from .frames import FrameReader, load_frames
+from .frames import FrameReader, load_frames, load_image
 from .ratings import prompt_of
+from .sample_images import image_of, read_image
 from .shards import SIDES, ShardSet
 from .stream import dealt, in_turn, own_share
 from .video import decode
@@ -31,6 +32,7 @@ class Listed:
         member: The sample of a shard and the extension of the video in it; None where ``path`` is the video.
         decoded: Whether its file holds decoded frames.
         length: Estimate of its number of tokens, in any unit; videos of similar length share a batch.
+        picture: Path of the image that it begins with, if it is a file of its own; empty for none.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Listed:
     member: tuple[Content, str] | None = None
     decoded: bool = False
     length: float = 0.0
+    picture: str = ""
 
     def frames(self, processor: RewardProcessor) -> Tensor:
         """Sampled and resized frames, uint8 (T, 3, H, W)."""
@@ -46,6 +49,22 @@ class Listed:
         if self.decoded:
             return load_frames(source, self.name)
         return decode(source, processor.sampling, processor.factor, self.name)
+
+    def image(self, processor: RewardProcessor) -> Tensor | None:
+        """Image that the video begins with, uint8 (3, H, W), resized as the frames are, if the model is shown it.
+
+        Raises:
+            VideoAlignError: If the model is shown images, and the video has none.
+        """
+        if not processor.template.image:
+            return None
+        if self.picture:
+            image, name = read_image(Path(self.picture), self.picture), self.picture
+        else:
+            image, name = image_of(self.member[0]) if self.member else None, f"the image of {self.name}"
+        if image is None:
+            raise VideoAlignError(f"{self.name} comes without an image, which the reward model's template shows")
+        return load_image(image.content, processor.sampling, processor.factor, name)
 
 
 def videos_of(shards: ShardSet, processor: RewardProcessor) -> dict[str, Listed]:
@@ -60,7 +79,7 @@ def videos_of(shards: ShardSet, processor: RewardProcessor) -> dict[str, Listed]
     Raises:
         ShardError: If a shard is damaged, or holds frames that were decoded for another model.
     """
-    FrameReader(shards, processor.sampling, processor.factor)
+    FrameReader(shards, processor.sampling, processor.factor, processor.template.image)
     media, videos = shards.index.media, {}
     for content in shards.contents():
         prompt = prompt_of(content.record, content.name)
@@ -112,19 +131,21 @@ class _Batches:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         batch: dict[str, Any] = {"numbers": [], "dropped": []}
-        frames, prompts = [], []
+        frames, prompts, images = [], [], []
         for number in self.batches[index]:
             video = self.videos[number]
             try:
                 self.processor.prompt_ids(video.prompt)
+                image = video.image(self.processor)
                 frames.append(video.frames(self.processor))
             except VideoAlignError as error:
                 batch["dropped"].append((number, str(error)))
                 continue
             batch["numbers"].append(number)
             prompts.append(video.prompt)
+            images.append(image)
         if frames:
-            batch["inputs"] = self.processor(frames, prompts)
+            batch["inputs"] = self.processor(frames, prompts, images)
         return batch
 
 

@@ -16,6 +16,7 @@ class VideoPair:
         labels: Labels (4,) in VQ, MQ, TA and Overall; NaN where there is none.
         scores: Scores (2, 3) of A and B in VQ, MQ and TA; NaN where there is none.
         sources: Names of the models that made A and B; empty where unknown.
+        image: Image that both begin with, uint8 (3, H, W), where the reward model is shown it.
     """
 
     key: str
@@ -24,9 +25,10 @@ class VideoPair:
     labels: Tensor
     scores: Tensor
     sources: tuple[str, str]
+    image: Tensor | None = None
 
     def swapped(self) -> "VideoPair":
         """The same pair with A and B exchanged, labels and scores with them."""
         return VideoPair(
-            self.key, self.prompt, self.videos[::-1], -self.labels, self.scores.flip(0), self.sources[::-1]
+            self.key, self.prompt, self.videos[::-1], -self.labels, self.scores.flip(0), self.sources[::-1], self.image
         )

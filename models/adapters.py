@@ -7,9 +7,11 @@ transformer's own dtype, and every adapter layer must come from the file.
 The update is ``alpha / rank * B A``. Where no alpha is stated, it is ``B A``, as in diffusers.
 """
 
+import contextlib
 import logging
 import re
-from collections.abc import Collection, Mapping
+import warnings
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -240,15 +242,24 @@ def tensors_of(updates: Mapping[str, Update]) -> dict[str, Tensor]:
 
 def _inject(transformer: nn.Module, updates: dict[str, Update], name: str, path: str) -> None:
     """Give the tensors to diffusers with the rank and alpha of each layer."""
-    logger = logging.getLogger("diffusers")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)  # this module refuses what diffusers only reports
+    settings = settings_of(updates)
     try:
-        transformer.load_lora_adapter(
-            tensors_of(updates), prefix=None, metadata=settings_of(updates), adapter_name=name
-        )
+        with unreported():
+            transformer.load_lora_adapter(tensors_of(updates), prefix=None, metadata=settings, adapter_name=name)
     except Exception as error:  # diffusers and peft raise errors of many kinds
         raise refusal(path, f"diffusers refuses them ({str(error).splitlines()[0][:200]})") from error
+
+
+@contextlib.contextmanager
+def unreported() -> Iterator[None]:
+    """Silence what diffusers and peft report of adapters during a block: this module refuses what is wrong."""
+    logger = logging.getLogger("diffusers")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Already found a `peft_config`", UserWarning)  # several are meant
+            yield
     finally:
         logger.setLevel(level)
 

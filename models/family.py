@@ -100,6 +100,11 @@ class Family(nn.Module):
         """Mean and standard deviation of the autoencoder's latents, broadcasting over (B, C, F, H, W)."""
         raise NotImplementedError
 
+    def normalised(self, latents: Tensor) -> Tensor:
+        """Latents of the autoencoder's own scale (B, C, F, H, W), normalised as the pipeline rounds them."""
+        mean, std = self.moments()
+        return (latents - mean) / std
+
     def velocity(self, x: Tensor, t: Tensor, condition: Condition, transformer: nn.Module | None = None) -> Tensor:
         """Velocity (B, C, F, H, W) of the transformer, in fp32.
 
@@ -166,8 +171,13 @@ class Family(nn.Module):
         """
         scheduler.set_timesteps(steps, device=x.device)
 
-    def adaptable(self, layer: str) -> bool:
-        """Whether a linear layer of the transformer takes part in the velocity, so that adapters of it can train."""
+    def adaptable(self, layer: str, blocks: int | None = None) -> bool:
+        """Whether a layer of the transformer takes part in the velocity, so that it, or an adapter of it, can train.
+
+        Args:
+            layer: Name of the layer, or of a parameter.
+            blocks: Number of the transformer's blocks, where there are fewer than in the generator's own.
+        """
         return True
 
     @staticmethod
@@ -262,3 +272,21 @@ class Family(nn.Module):
             )
         channels = self.config.out_channels or self.config.in_channels
         return channels, (frames - 1) // time + 1, height // space, width // space
+
+    def check_latents(self, shape: Sequence[int]) -> None:
+        """Refuse latents that the transformer cannot take.
+
+        Args:
+            shape: Shape (..., C, F, H, W) of the latents.
+
+        Raises:
+            VideoAlignError: Where the number of channels or a side is not one of this generator's.
+        """
+        (channels, _, *sides), space = shape[-4:], self.ratios[1]
+        own = self.config.out_channels or self.config.in_channels
+        if channels != own or any(length * space % self.side for length in sides):
+            pixels = " x ".join(str(length * space) for length in sides)
+            raise VideoAlignError(
+                f"latents of {channels} channels and {pixels} pixels, but this generator takes {own} channels, and "
+                f"sides that are multiples of {self.side}: encode the videos for this generator, at such a size"
+            )

@@ -60,6 +60,8 @@ def fuse(
         updates = _by_folder(pipeline, loras)
         source = _source(generator)
         parts = _parts(source)
+        if absent := [name for name in parts if not (source / name).is_dir()]:
+            raise VideoAlignError(f"generator {generator} is not whole: model_index.json lists {listed(absent)}")
         for name in parts:
             if name not in folders_of(pipeline).values():
                 shutil.copytree(source / name, folder / name)

@@ -109,8 +109,7 @@ class Generator(Family):
     @torch.no_grad()
     def encode_pixels(self, pixels: Tensor) -> Tensor:
         """Normalised latents (B, C, F, H, W), fp32, of frames (B, 3, T, H, W) in [-1, 1]: the posterior's mode."""
-        mean, std = self.moments()
-        return (self.vae.encode(pixels).latent_dist.mode().float() - mean) / std
+        return self.normalised(self.vae.encode(pixels).latent_dist.mode().float())
 
     def encode_video(self, video: Tensor) -> Tensor:
         """Encode videos to the mode of the autoencoder's posterior.

@@ -17,6 +17,7 @@ from .hub import resolved
 from .hunyuan15 import HunyuanVideo15, HunyuanVideo15Image
 from .ltx import LTX, LTXImage
 from .ltx2 import LTX2, LTX2Image
+from .memory import Memory
 from .registry import Registry
 from .wan import Wan, WanImage
 from .whole import load_whole, only_shapes
@@ -36,6 +37,8 @@ _WEIGHTS += ("model.safetensors", "model-*-of-*.safetensors")
 _WITH_ENCODERS = ("tokenizer", "tokenizer_2", "image_processor", "feature_extractor")
 _SETTINGS = ("scheduler", "guider", *_WITH_ENCODERS)
 """Folders without weights, which are read whole."""
+_SKELETONS = ("transformer/config.json", "vae/config.json")
+"""Settings that are read in any case."""
 
 
 def files_of(parts: Sequence[str]) -> list[str]:
@@ -46,7 +49,7 @@ def files_of(parts: Sequence[str]) -> list[str]:
     """
     if only_shapes():
         return ["model_index.json", "scheduler/", "guider/", *(f"{part}/config.json" for part in parts)]
-    settings = ["model_index.json", *(f"{name}/" for name in _SETTINGS), "*/config.json"]
+    settings = ["model_index.json", *(f"{name}/" for name in _SETTINGS), *_SKELETONS]
     return [*settings, *(f"{part}/{end}" for part in parts for end in _WEIGHTS)]
 
 
@@ -57,6 +60,7 @@ def load_generator(
     fps: float = 25.0,
     family: str | type[Generator] | None = None,
     expert: str | None = None,
+    memory: Memory | None = None,
 ) -> Generator:
     """Load a generator from a pipeline folder or hub id, with every tensor of the loaded parts accounted for.
 
@@ -69,6 +73,7 @@ def load_generator(
         family: Class of the family, its name in :data:`GENERATORS` or its import path; the one that has the name of the
             pipeline's class if not given.
         expert: Which of two experts is loaded, ``high`` or ``low``; both if not given.
+        memory: How weights are held and computed; as they are loaded if not given.
 
     Raises:
         VideoAlignError: Where there is no such pipeline, it is of no known family, its files do not fit its models
@@ -84,24 +89,27 @@ def load_generator(
         experts = experts_of(index, path, expert)
         wanted = [part for part in wanted if part != "transformer"] + experts
     folder = resolved(path, "folder of a generator", parts=files_of(wanted))
+    memory = Memory() if memory is None or only_shapes() else memory
     further = {more for names in kind.further_parts.values() for more in names}
+    loading = {part: memory.loading(part, getattr(torch, dtype)) for part in wanted}
     every = {*PARTS, *kind.left_out, *further} | ({"transformer_2"} & index.keys())
-    modules = {part: _load_part(folder, path, part, index, dtype) if part in wanted else None for part in every}
+    modules = dict.fromkeys(every)
+    modules |= {part: _load_part(folder, path, part, index, dtype, more) for part, more in loading.items()}
     if only_shapes():
         modules |= dict.fromkeys({*_WITH_ENCODERS} & index.keys())
     skeletons = {part: _skeleton(folder, path, part, index) for part in ("transformer", "vae") if part not in parts}
+    # diffusers' constructors read the settings of parts; and it warns of parts of a class that one pipeline alone has
+    first = modules | skeletons | dict.fromkeys(further)
+    then = {name: modules[name] for name in further if modules[name] is not None} | dict.fromkeys(skeletons)
     try:
-        # some pipelines read the settings of parts that were not loaded
-        pipeline = kind.pipeline_class().from_pretrained(
-            folder, dtype=torch.float32, **modules | dict.fromkeys(further) | skeletons
-        )
-        pipeline.register_modules(**{name: modules[name] for name in skeletons})
-        # later, since diffusers warns of classes that one pipeline alone has
-        pipeline.register_modules(**{name: modules[name] for name in further if modules[name] is not None})
+        pipeline = kind.pipeline_class().from_pretrained(folder, dtype=torch.float32, **first)
+        pipeline.register_modules(**then)
     except Exception as error:  # diffusers raises errors of many kinds for the tokenizer's and scheduler's files
         text = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise VideoAlignError(f"generator {path}: {text[:300]}") from error
-    return kind(pipeline, fps, skeletons, expert)
+    generator = kind(pipeline, fps, skeletons, expert)
+    memory.apply(generator)
+    return generator
 
 
 def read_index(path: str | Path) -> tuple[dict[str, Any], Path]:
@@ -198,13 +206,15 @@ def _class_of(path: str | Path, part: str, index: dict) -> type[nn.Module] | Non
     return getattr(import_module(place), kind)
 
 
-def _load_part(folder: Path, path: str | Path, part: str, index: dict, dtype: str) -> nn.Module | None:
+def _load_part(
+    folder: Path, path: str | Path, part: str, index: dict, dtype: str, options: dict[str, Any]
+) -> nn.Module | None:
     """Load a part of a pipeline; None where its index has none. ``path`` is what the user named, for messages."""
     kind = _class_of(path, part, index)
     if kind is None:
         return None
     # transformers raises at a wrong shape without naming the tensor; with this option it goes on and reports it
-    more = {"ignore_mismatched_sizes": True} if kind.__module__.startswith("transformers.") else {}
+    more = {"ignore_mismatched_sizes": True} if kind.__module__.startswith("transformers.") else options
     dtype = torch.float32 if part == "vae" else getattr(torch, dtype)
     return load_whole(kind, folder, f"the {part} of generator {path}", part, dtype=dtype, **more)
 

@@ -1,7 +1,6 @@
 """HunyuanVideo 1.5: videos from prompts, or from an image and a prompt (Tencent, 2025).
 
-A prompt has two parts: states of a Qwen2.5-VL that reads it in a chat template, without the template's beginning, and of
-a ByT5 that reads the words in quotes (``prompt_2``, maybe empty). The image is further channels, and SigLIP's states.
+A prompt has two parts: states of a Qwen2.5-VL, without its template's, and a ByT5's of quoted words (``prompt_2``).
 """
 
 import numpy as np
@@ -22,24 +21,19 @@ class HunyuanVideo15(Generator):
     class_name = "HunyuanVideo15Pipeline"
     blocks = "transformer_blocks"
     max_tokens = 1000
+    side = 16
     further_parts = {"text_encoder": ("text_encoder_2",)}
     plain_pipeline = False
-    behind = ("norm_out", "proj_out")
 
     def __init__(self, *args: object, **options: object) -> None:
         super().__init__(*args, **options)
         if self.config.use_meanflow:
-            why = "it gives mean velocities, not the flow that is trained here; use one that is not"
-            raise VideoAlignError(f"this HunyuanVideo 1.5 is distilled (use_meanflow): {why}")
+            raise VideoAlignError("a distilled HunyuanVideo 1.5 (use_meanflow) gives mean velocities, not the flow's")
         if self.pipeline.tokenizer is not None:
             most = self.pipeline.tokenizer.model_max_length - self.pipeline.prompt_template_encode_start_idx
             self.max_tokens = self.pipeline.tokenizer_max_length = min(type(self).max_tokens, most)
         if self.vae is not None:
             self.vae.enable_slicing()  # one video at a time: its attention's mask does not fit several
-
-    @property
-    def side(self) -> int:
-        return self.ratios[1] * self.config.patch_size
 
     @property
     def ratios(self) -> tuple[int, int]:
@@ -54,16 +48,20 @@ class HunyuanVideo15(Generator):
         mean = torch.zeros(1, 1, 1, 1, 1, device=self.vae.device)
         return mean, mean + 1 / self.vae.config.scaling_factor
 
-    def adaptable(self, layer: str) -> bool:
+    def normalised(self, latents: Tensor) -> Tensor:
+        return latents * self.vae.config.scaling_factor
+
+    def adaptable(self, layer: str, blocks: int | None = None) -> bool:
         """Whether a layer takes part: nothing reads what the last block makes of the prompt."""
         unread = ("add_q_proj", "norm_added_q", "to_add_out", "ff_context")
-        return not (f".{self.config.num_layers - 1}." in layer and any(word in layer for word in unread))
+        last = f".{(blocks or self.config.num_layers) - 1}."
+        return not (last in layer and any(word in layer for word in unread))
 
     def token_counts(self, prompts: list[str]) -> list[int]:
         """Number of tokens of each prompt in the chat template, without the template's beginning."""
-        chats = format_text_input(prompts, self.pipeline.system_message)
-        found = self.pipeline.tokenizer.apply_chat_template(chats, add_generation_prompt=True, return_dict=True)
-        return [len(ids) - self.pipeline.prompt_template_encode_start_idx for ids in found.input_ids]
+        pipeline, chats = self.pipeline, format_text_input(prompts, self.pipeline.system_message)
+        found = pipeline.tokenizer.apply_chat_template(chats, add_generation_prompt=True, return_dict=True)
+        return [len(ids) - pipeline.prompt_template_encode_start_idx for ids in found.input_ids]
 
     def _embed(self, prompts: list[str], lengths: list[int]) -> list[Encoded]:
         found = self.pipeline.encode_prompt(prompts, device=self.text_encoder.device, batch_size=len(prompts))

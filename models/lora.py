@@ -52,7 +52,7 @@ def linear_names(model: nn.Module, targets: Sequence[str], inside: str = "", wit
     """
     modules = model.get_submodule(inside).named_modules()
     names = [f"{inside}.{n}".lstrip(".") for n, m in modules if isinstance(m, nn.Linear)]
-    names = [n for n in names if not n.startswith(tuple(f"{w}." for w in without))]
+    names = [n for n in names if not f"{n}.".startswith(tuple(f"{w}." for w in without))]
     if unknown := [t for t in targets if t != "all-linear" and not any(f".{n}".endswith(f".{t}") for n in names)]:
         ends = sorted({".".join(n.split(".")[-2:]) if n.split(".")[-1].isdigit() else n.split(".")[-1] for n in names})
         raise VideoAlignError(

@@ -10,7 +10,7 @@ read back as the same updates is refused. Three traits of its converters show in
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -31,6 +31,7 @@ from .lora_names import COMFYUI, DIFFUSERS, original_name, underscored
 from .lora_specs import LoraSpec
 
 DialectName = Literal["diffusers", "comfyui", "musubi"]
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -227,12 +228,9 @@ def convert_adapters(
 def _stored(tensors: dict[str, Tensor], path: str) -> dict[str, Tensor]:
     """Tensors in the dtype of the file that they come from, where it holds their values; in fp32 elsewhere."""
     with safe_open(file_of(path), "pt") as content:
-        names = [name for name in content.keys() if not name.endswith(".alpha")]
-        dtypes = {content.get_tensor(name).dtype for name in names}
-    dtype = dtypes.pop() if len(dtypes) == 1 else torch.float32
-    exact = all(torch.equal(tensor.to(dtype).to(tensor.dtype), tensor) for tensor in _weights(tensors))
-    return {name: t.to(dtype) if exact and not name.endswith(".alpha") else t for name, t in tensors.items()}
-
-
-def _weights(tensors: Mapping[str, Tensor]) -> Iterable[Tensor]:
-    return (tensor for name, tensor in tensors.items() if not name.endswith(".alpha"))
+        kinds = {content.get_slice(name).get_dtype() for name in content.keys() if not name.endswith(".alpha")}
+    dtype = _DTYPES[kinds.pop()] if len(kinds) == 1 else torch.float32
+    weights = {name: tensor for name, tensor in tensors.items() if not name.endswith(".alpha")}
+    if not all(torch.equal(tensor.to(dtype).to(tensor.dtype), tensor) for tensor in weights.values()):
+        return tensors
+    return tensors | {name: tensor.to(dtype) for name, tensor in weights.items()}

@@ -6,13 +6,15 @@ is the generator with the adapters that it started from, not the generator witho
 alone, whole and usable by itself.
 """
 
+import math
+
 import torch
 from peft import LoraConfig
 from torch import nn
 
 from .. import VideoAlignError
 from .adapter_files import listed
-from .adapters import Update, expert_of, read_updates
+from .adapters import Update, expert_of, read_updates, unreported
 from .generator import START, Generator
 from .lora import LoRA, linear_names
 from .precision import train_in_float32
@@ -38,7 +40,8 @@ def add_adapters(generator: Generator, lora: LoRA) -> LoraConfig:
     policy.add_adapter(config)
     train_in_float32(policy)
     if updates:
-        policy.add_adapter(LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=names), START)
+        with unreported():
+            policy.add_adapter(LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=names), START)
         policy.set_adapter("default")
         _copy(policy, updates)
     return config
@@ -57,7 +60,7 @@ def _start(generator: Generator, lora: LoRA, names: list[str]) -> dict[str, Upda
     expert_of({generator.expert: transformer}, stated.expert, None, path)
     for key, wanted in (("rank", lora.rank), ("alpha", lora.alpha)):
         found = sorted({getattr(update, key) for update in updates.values()})
-        if found != [wanted]:
+        if len(found) > 1 or not math.isclose(found[0], wanted, rel_tol=1e-6):  # files state alpha in fp32
             remedy = f"set lora.{key}: {found[0]:g}" if len(found) == 1 else "take adapters with one for all layers"
             held = ", ".join(f"{value:g}" for value in found[:4])
             raise VideoAlignError(f"lora.{key} is {wanted:g}, but lora.start {path} has {key} {held}; {remedy}")

@@ -29,7 +29,7 @@ class LTX2(LTX):
     def text_width(self) -> int:
         return self.config.caption_channels if self.config.use_prompt_embeddings else self.config.cross_attention_dim
 
-    def adaptable(self, layer: str) -> bool:
+    def adaptable(self, layer: str, blocks: int | None = None) -> bool:
         """Whether a layer is of the video stream: layers of the sound, and those between both, take no part."""
         return not any(word in layer for word in ("audio", "av_cross", "a2v"))
 
@@ -87,7 +87,10 @@ class LTX2(LTX):
 
 
 class LTX2Image(LTX2):
-    """Adapter for :class:`~diffusers.LTX2ImageToVideoPipeline`: the image is the first latent frame, at time 0."""
+    """Adapter for :class:`~diffusers.LTX2ImageToVideoPipeline`: the image is the first latent frame, at time 0.
+
+    Images are encoded as they are; diffusers compresses them as a video first (``image_crf``), which a clip's frame is.
+    """
 
     class_name = "LTX2ImageToVideoPipeline"
     image = "required"

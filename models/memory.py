@@ -1,11 +1,11 @@
 """How the weights of a generator are held and computed: options of diffusers, bitsandbytes and torchao under one key.
 
 Nothing here computes: each field reaches the library that implements it. What a use cannot take (weights that train in
-8 bits, attention without a backward pass, an option of a part that is never called) is refused when the module is built.
+8 bits, attention without a backward pass, an option of a part that is never called) is refused when a module is built.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -30,8 +30,8 @@ class Memory:
 
     attention: str | None = None
     """Attention backend of the transformer, by diffusers' name: ``flash``, ``flash_hub``, ``_flash_3_hub``,
-    ``_native_cudnn``, ``xformers`` and others; torch's own (``native``) if not given. Names that end in ``_hub`` download
-    a kernel, which is code, from the Hugging Face hub. Backends whose names begin with sage have no backward pass."""
+    ``_native_cudnn``, ``xformers`` and others; torch's own (``native``) if not given. Names that end in ``_hub``
+    download a kernel, which is code, from the Hugging Face hub. Those that hold ``sage`` have no backward pass."""
     compile: bool = False
     """Whether torch.compile compiles the transformer's repeated blocks, one kind once (diffusers' regional
     compilation)."""
@@ -40,8 +40,9 @@ class Memory:
     ``nf4`` (4 bits, with double quantisation) and ``bnb_int8`` need bitsandbytes and a GPU; ``torchao_int8`` and
     ``torchao_float8`` (weights alone, 8 bits) need torchao and run on a CPU, too."""
     layerwise_casting: Literal["float8_e4m3fn", "float8_e5m2"] | None = None
-    """Dtype that the transformer's frozen layers are stored in; each is cast to the dtype it computes in for the time of
-    its call. Its norms and embeddings keep their dtype, as diffusers lists them for each model."""
+    """Dtype that the transformer's frozen layers are stored in; each is cast to the dtype it computes in for the time
+    of its call. Its norms and embeddings keep their dtype, as diffusers lists them for each model. Training needs
+    ``gradient_checkpointing`` beside it, or the backward pass keeps every layer's cast weights."""
     group_offload: tuple[str, ...] = ()
     """Parts that stay in the main memory, of which a layer (of the transformer: a block) at a time is on the GPU:
     ``text_encoder``, ``vae`` and, where nothing trains, ``transformer``."""
@@ -72,35 +73,33 @@ class Memory:
                 f"memory.quantization {self.quantization} and memory.layerwise_casting {self.layerwise_casting} both "
                 "say how the same weights are stored; leave one of them out"
             )
-        if "transformer" in self.group_offload:
-            self._check_offloaded_transformer()
+        if self.compile and self.layerwise_casting:
+            raise VideoAlignError(
+                "memory.compile and memory.layerwise_casting do not go together: what is compiled multiplies the "
+                "stored weights without the cast; leave one of them out, or use memory.quantization, which can be "
+                "compiled"
+            )
+        if self.quantization and "transformer" in self.group_offload:
+            raise VideoAlignError(
+                f"memory.quantization {self.quantization} and memory.group_offload of the transformer do not go "
+                "together: quantised weights are not moved layer by layer; use memory.layerwise_casting instead, which "
+                "stores 8 bits, too"
+            )
         if self.text_first and "text_encoder" in self.group_offload:
             raise VideoAlignError(
                 "memory.text_first frees the text encoder before anything else needs memory, and memory.group_offload "
                 "of it keeps it; leave one of them out"
             )
 
-    def _check_offloaded_transformer(self) -> None:
-        if self.compile:
-            raise VideoAlignError(
-                "memory.compile and memory.group_offload of the transformer do not go together: what is compiled does "
-                "not wait for its weights; leave one of them out"
-            )
-        if self.quantization:
-            raise VideoAlignError(
-                f"memory.quantization {self.quantization} and memory.group_offload of the transformer do not go "
-                "together: quantised weights are not moved layer by layer; use memory.layerwise_casting instead, which "
-                "stores 8 bits, too"
-            )
-
     # --- what a use can take ----------------------------------------------------------------------------------
 
-    def for_training(self, full: bool, parts: tuple[str, ...]) -> "Memory":
+    def for_training(self, full: bool, parts: Sequence[str], checkpointing: bool) -> "Memory":
         """These options, or a refusal of those that a training cannot take.
 
         Args:
             full: Whether the transformer's own weights train, and not adapters.
             parts: Parts of the generator that are loaded.
+            checkpointing: Whether activations are computed again in the backward pass.
 
         Raises:
             VideoAlignError: Where an option cannot be used in training; says why and what to do.
@@ -116,6 +115,11 @@ class Memory:
             raise VideoAlignError(
                 f"memory.{stored} holds weights in so few bits that no step of an optimizer changes them, but "
                 "model.lora: null trains them; train LoRA adapters (model.lora), or leave the option out"
+            )
+        if self.layerwise_casting and not checkpointing:
+            raise VideoAlignError(
+                f"memory.layerwise_casting {self.layerwise_casting} saves nothing here: without gradient checkpointing "
+                "the backward pass keeps the cast weights of every layer; set model.gradient_checkpointing: true"
             )
         if "transformer" in self.group_offload:
             raise VideoAlignError(
@@ -148,26 +152,24 @@ class Memory:
             raise VideoAlignError("memory.group_offload: encoding never calls the transformer; leave it out")
         return self
 
-    def beside(self, mesh: object | None) -> None:
-        """Refuse options that do not go together with a sharded model.
-
-        Args:
-            mesh: The strategy's mesh of devices; None where each process holds the whole model.
-
-        Raises:
-            VideoAlignError: Where the model is to be sharded, and also offloaded, quantised or cast layer by layer.
-        """
+    def _beside_shards(self) -> None:
+        """Refuse options that do not go together with a sharded model."""
         clash = {
             "group_offload": "moves weights between devices that FSDP has distributed",
             "quantization": "holds weights in a form that FSDP cannot split",
             "layerwise_casting": "replaces weights that FSDP has distributed",
         }
         for name, why in clash.items():
-            if mesh is not None and getattr(self, name):
+            if getattr(self, name):
                 raise VideoAlignError(
                     f"memory.{name} {why}, so it does not go together with ModelParallelStrategy; leave it out, or "
                     "train with trainer.strategy: ddp"
                 )
+
+    @property
+    def stored(self) -> bool:
+        """Whether weights are stored in a form that torch's own collectives do not send."""
+        return bool(self.quantization or self.layerwise_casting)
 
     def made(self) -> dict[str, Any]:
         """What the samples of a run depend on, as plain values; empty where everything is as it is loaded."""
@@ -185,7 +187,7 @@ class Memory:
         Raises:
             VideoAlignError: Where the library that quantises is not installed, or cannot work on this machine.
         """
-        if not self.quantization or part != "transformer":
+        if not self.quantization or part not in ("transformer", "transformer_2"):
             return {}
         return (
             _torchao(self.quantization) if "torchao" in self.quantization else _bitsandbytes(self.quantization, dtype)
@@ -224,15 +226,21 @@ class Memory:
             for net in _transformers(generator):
                 net.compile_repeated_blocks()
 
-    def offload(self, generator: nn.Module, device: torch.device) -> None:
-        """Keep parts in the main memory, in ``setup``, before Lightning moves the module to the device.
+    def place(self, generator: nn.Module, device: torch.device, mesh: object | None = None) -> None:
+        """Keep the parts that are offloaded in the main memory. Call it before a module is moved to its device.
 
-        They leave the generator's registered submodules, which alone are moved.
+        Such parts leave the generator's registered submodules, which alone are moved.
 
         Args:
             generator: A :class:`~videoalign.models.generator.Generator`.
             device: Device that the layers compute on.
+            mesh: The strategy's mesh of devices; None where each process holds the whole model.
+
+        Raises:
+            VideoAlignError: Where the model is to be sharded, and also offloaded, quantised or cast layer by layer.
         """
+        if mesh is not None:
+            self._beside_shards()
         for part in self.group_offload:
             module = getattr(generator, part)
             if module is None or _is_group_offload_enabled(module):
@@ -241,6 +249,9 @@ class Memory:
             blocks = {"num_blocks_per_group": 1} if part == "transformer" else {}
             for net in _transformers(generator) if part == "transformer" else [module]:
                 apply_group_offloading(net, onload_device=device, offload_type=kind, **blocks)
+            if part == "text_encoder":  # transformers says where weights are, diffusers where they compute
+                kept = type(module)
+                module.__class__ = type(kept.__name__, (kept,), {"device": property(lambda _: device)})
             for name in ("transformer", "other") if part == "transformer" else (part,):
                 if name in generator._modules:
                     object.__setattr__(generator, name, generator._modules.pop(name))

@@ -117,7 +117,7 @@ class NoisyReward(nn.Module):
         taps = self.shape.taps or (self.shape.blocks,)
         self.trunk = truncated(whole, max(taps)).requires_grad_(True)
         for name, parameter in self.trunk.named_parameters():  # what is behind the blocks gives a velocity, unused here
-            if name.startswith(tuple(generator.behind)) or not generator.adaptable(name):
+            if name.startswith(tuple(generator.behind)) or not generator.adaptable(name, max(taps)):
                 parameter.requires_grad_(False)
         width = generator.config.num_attention_heads * generator.config.attention_head_dim
         self.pools = nn.ModuleList(Pool(width, self.shape) for _ in taps)
@@ -167,7 +167,9 @@ class NoisyReward(nn.Module):
             lora: Settings of the adapters.
         """
         self.trunk.requires_grad_(False)
-        add_lora(self.trunk, lora, [self.generator.blocks])
+        blocks = len(getattr(self.trunk, self.generator.blocks))
+        unread = [name for name, _ in self.trunk.named_modules() if not self.generator.adaptable(name, blocks)]
+        add_lora(self.trunk, lora, [self.generator.blocks], unread)
         self.lora = lora
 
     # --- folders ----------------------------------------------------------------------------------------------

@@ -74,8 +74,12 @@ class RewardProcessor:
                 "Name a model folder with tokenizer and preprocessor files, or a hub id."
             ) from None
         self.tokenizer = self.huggingface.tokenizer
-        sizes = (video.patch_size, video.temporal_patch_size, video.merge_size)
-        self.geometry = VisionGeometry(*sizes, tuple(video.image_mean), tuple(video.image_std))
+        self.geometry = self._geometry(video)
+        if template.image and self._geometry(self.huggingface.image_processor) != self.geometry:
+            raise VideoAlignError(
+                f"{backbone}: its preprocessing cuts or normalises images otherwise than videos, so template "
+                f"{template.name!r} cannot show an image"
+            )
         if FRAME_FACTOR % self.geometry.temporal_patch:
             raise VideoAlignError(
                 f"{backbone}: a temporal patch of {self.geometry.temporal_patch} frames is not supported"
@@ -89,6 +93,12 @@ class RewardProcessor:
             )
         self._ids()
 
+    @staticmethod
+    def _geometry(processor) -> VisionGeometry:
+        """How a processor of transformers, of videos or images, cuts and normalises."""
+        sizes = (processor.patch_size, processor.temporal_patch_size, processor.merge_size)
+        return VisionGeometry(*sizes, tuple(processor.image_mean), tuple(processor.image_std))
+
     def _ids(self) -> None:
         """Give the reward tokens ids after the tokenizer's own, and tokenise the fixed text once."""
         taken = [t for t in self.template.tokens if t in self.tokenizer.get_vocab()]
@@ -97,17 +107,18 @@ class RewardProcessor:
         # tokens already (the released model's) keeps its ids, and prompts are tokenised with special tokens split.
         known = self.tokenizer.convert_tokens_to_ids
         self.reward_ids = [known(t) if t in taken else first + i for i, t in enumerate(self.template.tokens)]
-        self.video_token, *self._ends = known(["<|video_pad|>", "<|vision_start|>", "<|vision_end|>"])
+        visual = known(["<|video_pad|>", "<|image_pad|>", "<|vision_start|>", "<|vision_end|>"])
+        self.video_token, self.image_token, *self._ends = visual
         named = dict(zip((m for m in self.template.parts if m.startswith("<reward:")), self.reward_ids))
         self._pieces: list[list[int] | str] = []
         for part in self._chat():
-            if part == "<video>" or "<prompt>" in part:
+            if part in ("<video>", "<image>") or "<prompt>" in part:
                 self._pieces.append(part)
             else:
                 self._pieces.append([named[part]] if part in named else self._encode(part))
 
     def _chat(self) -> list[str]:
-        """The template as one user turn of Qwen's chat format, cut at the video and at the reward tokens only.
+        """The template as one user turn of Qwen's chat format, cut at video, image and reward tokens only.
 
         Text around ``<prompt>`` stays in one piece: a word's token depends on the space before it.
         """
@@ -146,20 +157,40 @@ class RewardProcessor:
             raise VideoAlignError(f"prompt {prompt[:40]!r}... has {count} tokens, more than {self.max_prompt_tokens}")
         return self._encode(around.replace("<prompt>", prompt), plain=True)
 
-    def __call__(self, videos: Sequence[Tensor], prompts: Sequence[str]) -> dict[str, Tensor]:
+    def __call__(
+        self, videos: Sequence[Tensor], prompts: Sequence[str], images: Sequence[Tensor | None] = ()
+    ) -> dict[str, Tensor]:
         """Make a batch of the network's inputs.
 
         Args:
             videos: B videos (T, 3, H, W), uint8, sampled and resized: T even, H and W multiples of :attr:`factor`.
             prompts: B prompts.
+            images: B images (3, H, W), uint8, resized as the frames are; a template that does not show them leaves
+                them out.
 
         Returns:
             ``input_ids`` (B, L) padded on the right, ``attention_mask`` (B, L), ``reward_positions`` (B, K),
-            ``pixel_patches`` (P, 3 * temporal patch * patch * patch), uint8, and ``video_grid_thw`` (B, 3) in patches.
+            ``pixel_patches`` (P, 3 * temporal patch * patch * patch), uint8, and ``video_grid_thw`` (B, 3) in patches;
+            with images also ``image_patches`` and ``image_grid_thw``, alike.
+
+        Raises:
+            VideoAlignError: Where the template shows images, and a video has none.
         """
         patches, grids = zip(*(self.patchify(video) for video in videos))
-        rows = [self._row(prompt, grid) for prompt, grid in zip(prompts, grids)]
+        if not self.template.image:
+            pictures, rows = {}, [self._row(prompt, grid) for prompt, grid in zip(prompts, grids)]
+        else:
+            if len(images) < len(videos) or any(image is None for image in images):
+                raise VideoAlignError(
+                    f"template {self.template.name!r} shows the image that a video begins with, and these videos have "
+                    "none; use a set with images, or a reward model whose template has no <image>"
+                )
+            # an image is a video of one temporal patch, whose frames are equal
+            shown, shapes = zip(*(self.patchify(i.expand(self.geometry.temporal_patch, -1, -1, -1)) for i in images))
+            pictures = {"image_patches": torch.cat(shown), "image_grid_thw": torch.tensor(shapes)}
+            rows = [self._row(*given) for given in zip(prompts, grids, shapes)]
         return {
+            **pictures,
             **self._padded(rows),
             "reward_positions": torch.tensor([[row.index(i) for i in self.reward_ids] for row in rows]),  # (B, K)
             "pixel_patches": torch.cat(patches),
@@ -178,6 +209,8 @@ class RewardProcessor:
             The entries of :meth:`__call__`, with two masks (B, L) in place of ``reward_positions``: ``caption_mask``,
             True at the words of texts that match, and ``answer_mask``, True at the "yes" or "no" after every text.
         """
+        if self.template.image:
+            raise VideoAlignError(f"template {self.template.name!r} shows images, which captions do not have")
         patches, grids = zip(*(self.patchify(video) for video in videos))
         rows, spans = [], []
         for text, grid, match in zip(texts, grids, matches):
@@ -227,11 +260,14 @@ class RewardProcessor:
             row += [*self._encode(f"<{seconds:.1f} seconds>"), start, *[self.video_token] * per_frame, end]
         return row
 
-    def _row(self, prompt: str, grid: tuple[int, int, int]) -> list[int]:
+    def _row(self, prompt: str, grid: tuple[int, int, int], image: tuple[int, int, int] | None = None) -> list[int]:
         row: list[int] = []
         for piece in self._pieces:
             if piece == "<video>":
                 row += self._video(grid)
+            elif piece == "<image>":
+                start, end = self._ends
+                row += [start, *[self.image_token] * (image[1] * image[2] // self.geometry.merge**2), end]
             else:
                 row += self.prompt_ids(prompt, piece) if isinstance(piece, str) else piece
         return row

@@ -3,7 +3,9 @@
 A template is a text with the marks ``<video>`` (once), ``<prompt>`` (once) and either ``<reward:VQ>``,
 ``<reward:MQ>`` and ``<reward:TA>`` (separate tokens) or ``<reward:VQ,MQ,TA>`` (one shared token, the paper's
 ablation). Under causal attention a reward token sees only the tokens before it: with VQ and MQ before the prompt,
-these two cannot depend on it (VideoAlign, section 3.2).
+these two cannot depend on it (VideoAlign, section 3.2). The mark ``<image>`` (at most once) shows the picture that an
+image-to-video sample begins with; it is part of what was asked for, so the rewards that cannot see the prompt must not
+see it either.
 
 The notation of the official repository is read as well: its text comes after the video, with ``{text_prompt}`` for the
 prompt and ``<|VQ_reward|>``, ``<|MQ_reward|>``, ``<|TA_reward|>`` for the tokens.
@@ -19,8 +21,11 @@ from .dimensions import DIMENSIONS
 
 SHIPPED = Path(__file__).parent / "templates"
 """Folder of the templates that come with this package."""
-_MARK = re.compile(r"<(video|prompt|reward:[A-Z,]+)>")
+_MARK = re.compile(r"<(video|prompt|image|reward:[A-Z,]+)>")
+_IMAGE = "_image"
+"""End of the names of shipped templates that show the image too."""
 _OFFICIAL_PROMPT = "{text_prompt}"
+_PROMPT_AND_IMAGE = "<prompt>\nIt was to begin with this picture: <image>"
 LONGEST = 30_000
 """Largest number of characters of a template: the time of a step grows with the square. The official one has 6,000."""
 OFFICIAL_CONSTANT = "DETAILED_PROMPT_WITH_SPECIAL_TOKEN"
@@ -55,11 +60,16 @@ class Template:
         """Load a shipped template or a text file in either notation.
 
         Args:
-            name_or_file: ``rubrics``, ``shared``, ``plain`` or ``plain_shared``, or the path of a UTF-8 text file.
+            name_or_file: ``rubrics``, ``shared``, ``plain`` or ``plain_shared``, also with ``_image`` behind them; or
+                the path of a UTF-8 text file.
 
         Raises:
             VideoAlignError: Where there is no such template or file, or its text is refused.
         """
+        name = str(name_or_file)
+        if name.endswith(_IMAGE) and (SHIPPED / f"{name.removesuffix(_IMAGE)}.txt").exists():
+            shown = cls.load(name.removesuffix(_IMAGE)).text.replace("<prompt>", _PROMPT_AND_IMAGE)
+            return cls(shown, name)
         path = SHIPPED / f"{name_or_file}.txt"
         if not path.exists():
             path = Path(name_or_file)
@@ -112,6 +122,7 @@ class Template:
         rewards = [dimension for token in tokens for dimension in token.removeprefix("reward:").split(",")]
         counts = {mark: marks.count(mark) for mark in ("video", "prompt")}
         problems = [f"<{mark}> occurs {count} times, not once" for mark, count in counts.items() if count != 1]
+        problems += ["<image> occurs more than once"] if marks.count("image") > 1 else []
         if rewards != list(DIMENSIONS):
             problems.append(f"the reward marks are {rewards}, not {list(DIMENSIONS)} in this order, each once")
         elif len(tokens) not in (1, len(DIMENSIONS)):
@@ -120,18 +131,27 @@ class Template:
             problems.append("<video> stands behind a reward mark, which then cannot see it")
         elif not problems and marks.index("prompt") > marks.index(tokens[-1]):
             problems.append("<prompt> stands behind the last reward mark, which then cannot see it")
+        elif not problems and self.image:
+            before = [[m for m in marks[: marks.index(mark)] if m in tokens] for mark in ("image", "prompt")]
+            if before[0] != before[1]:
+                problems.append("<image> must stand behind the same reward marks as <prompt>, whose part it is")
         if problems:
             raise VideoAlignError(f"template {self.name!r}: " + "; ".join(problems))
 
     @property
     def parts(self) -> list[str]:
         """Texts and marks in order; marks keep their angle brackets."""
-        return [piece for piece in re.split(r"(<(?:video|prompt|reward:[A-Z,]+)>)", self.text) if piece]
+        return [piece for piece in re.split(r"(<(?:video|prompt|image|reward:[A-Z,]+)>)", self.text) if piece]
 
     @property
     def marks(self) -> list[str]:
         """Marks in order, with their angle brackets."""
         return [f"<{mark}>" for mark in _MARK.findall(self.text)]
+
+    @property
+    def image(self) -> bool:
+        """Whether the template shows the image that a video begins with."""
+        return "<image>" in self.text
 
     @property
     def separate(self) -> bool:

@@ -47,7 +47,9 @@ class VideoReward(nn.Module):
     Args:
         backbone: Folder or hub id of a Qwen2-VL, Qwen2.5-VL or Qwen3-VL model.
         template: Name of a shipped template (``rubrics``, ``plain``, ``shared``, ``plain_shared``) or a text file. The
-            shared ones read all three rewards at one token, the paper's ablation.
+            shared ones read all three rewards at one token, the paper's ablation. With ``_image`` behind their names
+            they also show the image that an image-to-video sample begins with, beside the prompt: VQ and MQ do not see
+            it.
         sampling: Number and size of the frames that the model sees.
         positions: ``mrope`` gives video tokens their time, row and column, as in the backbone's pre-training; ``1d``
             counts tokens, as the released VideoReward was trained.
@@ -177,6 +179,8 @@ class VideoReward(nn.Module):
         reward_positions: Tensor,
         pixel_patches: Tensor,
         video_grid_thw: Tensor,
+        image_patches: Tensor | None = None,
+        image_grid_thw: Tensor | None = None,
     ) -> Tensor:
         """Compute raw rewards.
 
@@ -186,6 +190,8 @@ class VideoReward(nn.Module):
             reward_positions: Positions (B, K) of the reward tokens in L.
             pixel_patches: Patches (P, 3 * t * p * p) of all videos, uint8.
             video_grid_thw: Number of patches (B, 3) in time, height and width.
+            image_patches: Patches of all images, where the template shows them.
+            image_grid_thw: Number of patches (B, 3) of each image.
 
         Returns:
             Rewards (B, D), fp32, with the columns VQ, MQ and TA.
@@ -193,22 +199,27 @@ class VideoReward(nn.Module):
         # No mask is passed: padding is on the right, where causal attention keeps it from every real token.
         states = self.backbone(
             input_ids=input_ids,
-            position_ids=self._position_ids(input_ids, attention_mask, video_grid_thw),
+            position_ids=self._position_ids(input_ids, attention_mask, video_grid_thw, image_grid_thw),
             pixel_values_videos=self.processor.geometry.pixels(pixel_patches),
             video_grid_thw=video_grid_thw,
+            pixel_values=None if image_patches is None else self.processor.geometry.pixels(image_patches),
+            image_grid_thw=image_grid_thw,
             use_cache=False,
         ).last_hidden_state  # (B, L, E)
         index = reward_positions[..., None].expand(-1, -1, states.shape[-1])
         return self.head(states.gather(1, index))  # (B, K, E) -> (B, D)
 
-    def _position_ids(self, input_ids: Tensor, attention_mask: Tensor, grid: Tensor) -> Tensor:
+    def _position_ids(
+        self, input_ids: Tensor, attention_mask: Tensor, grid: Tensor, image: Tensor | None = None
+    ) -> Tensor:
         """Time, row and column (3, B, L) of every token; all three are the token's number under ``1d``."""
         if self.positions == "1d":
             return torch.arange(input_ids.shape[1], device=input_ids.device).expand(3, *input_ids.shape)
-        kinds = (input_ids == self.config.video_token_id) * 2
-        return self.backbone.get_rope_index(
-            input_ids, mm_token_type_ids=kinds, video_grid_thw=grid, attention_mask=attention_mask
-        )[0]
+        kinds = (input_ids == self.config.video_token_id) * 2 + (input_ids == self.config.image_token_id)
+        grids = {"image_grid_thw": image, "video_grid_thw": grid}
+        return self.backbone.get_rope_index(input_ids, mm_token_type_ids=kinds, attention_mask=attention_mask, **grids)[
+            0
+        ]
 
     def normalise(self, rewards: Tensor) -> Tensor:
         """Z-scores of raw rewards (..., D) by the stored statistics; their sum is the overall reward (App. H.2)."""

@@ -73,6 +73,10 @@ class Wan(Generator):
         both = torch.tensor([self.vae.config.latents_mean, self.vae.config.latents_std], device=self.vae.device)
         return tuple(both.view(2, 1, -1, 1, 1, 1))
 
+    def normalised(self, latents: Tensor) -> Tensor:
+        mean, std = self.moments()
+        return (latents - mean) * (1 / std)
+
     def _inputs(self, x: Tensor, t: Tensor, condition: Condition) -> tuple[Tensor, Tensor]:
         """What the transformer takes as latents and as time: (B,), or (B, L) where the image's tokens have time 0."""
         clean = self.clean_frames(condition)  # x has the image already

@@ -1,13 +1,11 @@
 """What the tests of adapters share: random updates, files of them, and a pipeline with two experts."""
 
-import json
-import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
-from videoalign.miniature.networks.pipelines import make_generator
+from videoalign.miniature.networks.pipelines import BUILDERS, make_generator
 from videoalign.models.adapter_files import linear_layers
 from videoalign.models.adapters import Update, settings_of, tensors_of
 from videoalign.models.generator_folder import load_generator
@@ -42,13 +40,7 @@ def write_updates(path, updates, expert=None) -> Path:
 
 @pytest.fixture(scope="session")
 def experts(tmp_path_factory) -> Path:
-    """A pipeline with two transformers, as the published Wan2.2-T2V-A14B has them. Read only."""
-    root = tmp_path_factory.mktemp("experts")
-    make_generator(root / "a14b", "wan", hidden=48)
-    make_generator(root / "second", "wan", hidden=48, seed=1)
-    shutil.copytree(root / "second" / "transformer", root / "a14b" / "transformer_2")
-    index = root / "a14b" / "model_index.json"
-    content = json.loads(index.read_text())
-    content |= {"transformer_2": content["transformer"], "boundary_ratio": 0.875}
-    index.write_text(json.dumps(content))
-    return root / "a14b"
+    """A miniature of Wan2.2-T2V-A14B, with two transformers. Read only."""
+    folder = tmp_path_factory.mktemp("experts") / "a14b"
+    make_generator(folder, next(name for name in BUILDERS if "a14b" in name and "i2v" not in name), hidden=48)
+    return folder

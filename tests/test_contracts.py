@@ -165,6 +165,7 @@ OFFERED_BY_DATA = {
     "HasNullPrompt": (FlowSFT, LatentPairs),
     "HasPromptScores": (FlowSFT, LatentPairs),
     "EncodesVideos": (EncodeLatents, EncodeList),
+    "HasPrompts": (EncodeLatents, EncodeList),
     "SavesReference": (CacheReference, ReferenceDraws),
     "HasParts": (EncodeLatents, EncodeList),
 }

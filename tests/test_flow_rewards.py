@@ -36,7 +36,7 @@ def test_rwr_takes_both_videos_of_a_pair(folders, pairs):
     model = make(FlowRWR, folders["wan"])
     batch = next(iter(loaded(data(pairs["wan"]), model).train_dataloader()))
     with torch.no_grad():
-        errors, _ = model.errors(batch["latents"], batch["seeds"], batch["prompts"])
+        errors, _ = model.errors(batch["latents"], batch["seeds"], batch["conditions"])
     groups = {}
     kept = [i for i in range(8) if sum(graded(i)["rewards"]["A"].values()) != sum(graded(i)["rewards"]["B"].values())]
     assert len(kept) == 8
@@ -139,7 +139,7 @@ def test_unusable_samples_do_not_count_in_the_mean(folders, wan, tmp_path):
     batch = next(iter(loaded(data(path, max_dropped=0.2), model).train_dataloader()))
     assert batch["valid"].tolist() == [True, True, True, False]
     with torch.no_grad():
-        errors, _ = model.errors(batch["latents"][:1, :3], batch["seeds"][:3], batch["prompts"][:3])
+        errors, _ = model.errors(batch["latents"][:1, :3], batch["seeds"][:3], batch["conditions"][:3])
     step = fit(model, data(path, max_dropped=0.2)).steps[0]
     assert step["train/loss"] == step["train/velocity_error/chosen"] == pytest.approx(errors.mean().item(), rel=1e-5)
 

@@ -10,6 +10,7 @@ import torch
 from flow_kit import LN2, PROMPTS, SHAPE, SMALL, close, data, fit, graded, loaded, make, write
 from forked import forked
 from helpers import QUIET, randn
+from lora_kit import random_updates, skeleton, write_updates
 from videoalign import VideoAlignError
 from videoalign.alignment import CacheReference, FlowDPO, FlowIPO, FlowRWR, FlowSFT
 from videoalign.datamodules.reference_errors import ReferenceDraws
@@ -273,8 +274,9 @@ from videoalign.alignment import FlowDPO, FlowRWR
 from videoalign.datamodules.latents import LatentPairs
 from videoalign.models.lora import LoRA
 torch.set_num_threads(1)
-generator, latents, out = sys.argv[1:]
+generator, latents, start, out = sys.argv[1:]
 LORA = LoRA(rank=4, alpha=8, targets=["to_q", "to_k", "to_v", "to_out.0"])
+START = LoRA(rank=4, alpha=8, targets=["to_q", "to_k", "to_v", "to_out.0"], start=start)
 
 class Watch(L.Callback):
     def __init__(self):
@@ -289,6 +291,7 @@ def run(kind):
         ("dpo-lora", FlowDPO, {"lora": LORA, "gradient_checkpointing": True}),
         ("dpo-full", FlowDPO, {"lora": None, "gradient_checkpointing": True}),
         ("dpo-bfloat16", FlowDPO, {"lora": LORA, "dtype": "bfloat16"}),
+        ("dpo-start", FlowDPO, {"lora": START, "gradient_checkpointing": True}),
         ("rwr-lora", FlowRWR, {"lora": LORA}),
     ]:
         L.seed_everything(0)
@@ -314,7 +317,9 @@ for kind in ("single", "ddp", "fsdp2"):
 @pytest.mark.slow
 def test_two_processes_train_as_one(folders, pairs, tmp_path):
     """One process, DDP and FSDP2 agree, and begin at ln 2: noise belongs to the sample and not to the rank."""
-    done = forked(SCRIPT, folders["wan"], pairs["wan"], tmp_path)
+    updates = random_updates(skeleton(folders["wan"]), rank=4, alpha=8.0)
+    start = write_updates(tmp_path / "start.safetensors", updates)
+    done = forked(SCRIPT, folders["wan"], pairs["wan"], start, tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     results = {
         kind: [
@@ -325,7 +330,7 @@ def test_two_processes_train_as_one(folders, pairs, tmp_path):
     }
     for kind, ranks in results.items():
         for rank in ranks:
-            for name in ("dpo-lora", "dpo-full", "dpo-bfloat16"):
+            for name in ("dpo-lora", "dpo-full", "dpo-bfloat16", "dpo-start"):
                 assert rank[name]["steps"][0]["train/loss"] == LN2, (kind, name)
                 assert rank[name]["steps"][0]["train/rewards/margins"] == 0.0, (kind, name)
                 assert rank[name]["steps"][2]["train/rewards/margins"] != 0.0, (kind, name)

@@ -14,7 +14,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from flow_kit import LN2, SMALL, data, fit, make
-from helpers import call, randn
+from generator_kit import alike, apart, videos_of
+from helpers import call, flags, randn
 from lora_kit import ATTENTION, random_updates, skeleton, write_updates
 from videoalign import VideoAlignError
 from videoalign.alignment import FlowDPO, FlowSFT
@@ -209,7 +210,13 @@ FUSED = {
     "no adapters": (lambda e, w, f: (w, "none"), "no such folder or file of adapters"),
     "another model": (lambda e, w, f: (w.parent / "ltx", f), "do not belong"),
     "infinite": (lambda e, w, f: (w, f"{f},scale=1e39"), "fused weights are not finite"),
+    "a part that is missing": (lambda e, w, f: (without_text(w, f.parent), f), "model_index.json lists 'text_encoder'"),
 }
+
+
+def without_text(folder, root):
+    shutil.copytree(folder, root / "part", ignore=shutil.ignore_patterns("text_encoder"))
+    return root / "part"
 
 
 @pytest.mark.parametrize("what", FUSED)
@@ -219,7 +226,7 @@ def test_what_cannot_be_fused_is_refused_and_nothing_is_left(what, experts, fold
     generator, lora = build(experts, folder, write_updates(tmp_path / "a.safetensors", updates))
     assert fused(generator, tmp_path / "out", lora) == 2
     assert words in capfd.readouterr().err
-    assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
+    assert {path.name for path in tmp_path.iterdir()} <= {"a.safetensors", "part"}
 
 
 # --- the start of a training ------------------------------------------------------------------------------------------
@@ -333,3 +340,20 @@ def test_an_expert_is_exported_with_its_name_and_goes_on_from_its_own(expert, ex
     with pytest.raises(VideoAlignError, match="was loaded with"):
         other = write_updates(tmp_path / "b.safetensors", updates, "high" if expert == "low" else "low")
         make(FlowSFT, str(experts), **{**options, "lora": LoRA(**{**vars(SMALL), "start": str(other)})})
+
+
+# --- the command line -------------------------------------------------------------------------------------------------
+
+
+def test_generate_with_several_adapters_gives_the_videos_of_the_fused_pipeline(folder, files, tmp_path):
+    loras = [f"{files[0]},scale=0.5", str(files[1])]
+    (tmp_path / "p.txt").write_text("a red circle\n")
+    assert fused(folder, tmp_path / "fused", *loras) == 0
+    given = {"prompts": tmp_path / "p.txt", "num_frames": 5, "height": 32, "width": 32, "fps": 8, "steps": 2}
+    given |= {"device": "cpu", "seed": 3}
+    words = [word for lora in loras for word in ("--lora", lora)]
+    for name, generator, more in (("a", folder, words), ("b", tmp_path / "fused", []), ("c", folder, words[:2])):
+        assert call("generate", *flags(generator=generator, out=tmp_path / name, **given), *more) == 0
+    several, merged, single = (videos_of(tmp_path / name) for name in "abc")
+    alike(several, merged)
+    assert all(apart(video, single[key]) > 1 for key, video in several.items())

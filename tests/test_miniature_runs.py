@@ -200,7 +200,7 @@ def test_every_algorithm_runs_in_miniature(name, encoded, tmp_path, monkeypatch)
 
 @pytest.mark.parametrize("name", ["wan22_a14b_low", *slow(*((name,) for name in NEW if name != "wan22_a14b_low"))])
 def test_every_generator_encodes_trains_and_guides_by_its_recipes(name, pairs, tmp_path, monkeypatch):
-    """The recipes are the shipped ones: encoding, Flow-DPO with samples of the held-out size, a noisy reward, guidance."""
+    """Encoding, Flow-DPO with samples of the held-out size, a noisy reward and guidance, by the shipped recipes."""
     monkeypatch.chdir(tmp_path)
     recipe = name.removesuffix("_low").removesuffix("_high")
     folder = encode_with(recipe, NEW[name], pairs, tmp_path)

@@ -132,7 +132,7 @@ def test_what_is_no_image_is_refused(content: bytes | Path, message: str) -> Non
         read_image(content, "cover.png")
 
 
-@pytest.mark.parametrize("side", [6000, 40_000])  # within what Pillow opens, and beyond
+@pytest.mark.parametrize("side", [6000, 14_000])  # within what Pillow opens, and beyond
 def test_decompression_bombs_are_refused_before_they_are_decoded(side: int) -> None:
     buffer = io.BytesIO()
     with warnings.catch_warnings():
@@ -218,12 +218,12 @@ def test_a_table_of_contents_without_its_images_is_found(tmp_path: Path) -> None
 def test_splits_copies_and_frames_keep_images(tmp_path: Path) -> None:
     images = write_images(tmp_path / "set", ["PNG", None, "JPEG", "WEBP", "PNG", "PNG"])
     call = ["shards", "split", str(tmp_path / "set"), "--out", str(tmp_path / "split"), "--by", "prompt"]
-    assert main([*call, "--shares", "train=0.5", "val=0.5"]) in (0, None)
+    main([*call, "--shares", "train=0.5,val=0.5"])
     shares = [ShardSet(tmp_path / "split" / name) for name in ("train", "val")]
     assert {c.key: image_of(c) for shards in shares for c in shards.contents()} == images
     both = ShardSet(str(tmp_path / "split/{train,val}"))
     assert {content.key: image_of(content) for content in both.contents()} == images
-    main(["shards", "copy", str(tmp_path / "set"), "--out", str(tmp_path / "copy")])
+    main(["shards", "copy", str(tmp_path / "set"), str(tmp_path / "copy")])
     assert {c.key: image_of(c) for c in ShardSet(tmp_path / "copy").contents()} == images
     glance = FrameSampling(fps=None, num_frames=2, min_pixels=0)
     list(encode_frames(ShardSet(tmp_path / "set"), tmp_path / "frames", glance, 16))

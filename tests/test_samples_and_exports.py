@@ -1,6 +1,7 @@
 """What a training of a generator leaves: samples beside those of the reference, and exports."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -177,7 +178,9 @@ def test_before_training_both_videos_are_equal(generators, latents, tmp_path):
 
 def test_samples_are_shown_at_every_nth_validation():
     show, seen = SideBySide(["a"], Sampling(num_frames=5, height=32, width=32), every=3), []
-    show.sampler = SimpleNamespace(begin=lambda *_: None, both=lambda items: seen.append(show.count) or (None, None))
+    show.sampler = SimpleNamespace(
+        sampling_of=lambda *_: nullcontext(), both=lambda items: seen.append(show.count) or (None, None)
+    )
     trainer = SimpleNamespace(sanity_checking=False, is_global_zero=False, log_dir=None, loggers=[])
     for _ in range(7):
         show.on_validation_epoch_end(trainer, None)

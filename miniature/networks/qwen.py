@@ -117,7 +117,7 @@ def _processor(family: str, tokenizer: Qwen2TokenizerFast, patch: int) -> Qwen2V
     frames = (Qwen3VLVideoProcessor if third else Qwen2VLVideoProcessor)(
         **common, do_sample_frames=False, cap_pixels_per_frame=False
     )
-    images = Qwen2VLImageProcessor(**common)
+    images = Qwen2VLImageProcessor(**common, image_mean=frames.image_mean, image_std=frames.image_std)
     return (Qwen3VLProcessor if third else Qwen2VLProcessor)(
         image_processor=images, tokenizer=tokenizer, video_processor=frames, chat_template=CHAT
     )

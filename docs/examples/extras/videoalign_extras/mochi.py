@@ -44,13 +44,11 @@ class Mochi(Generator):
         return mean, std / config.scaling_factor
 
     def encoded(self, found):
-        return {"prompt": found[0], "mask": found[1].long()}
+        return {"prompt": found[0], "prompt_mask": found[1].long()}
 
     def velocity(self, x, t, condition, transformer=None):
         """Our convention: t = 1 is noise, and the velocity is noise minus data."""
         net = transformer or self.transformer
-        embeds = condition["prompt"].to(net.dtype)
-        towards_data = net(x.to(net.dtype), embeds, 1000 * (1 - t), condition["prompt_mask"].bool(), return_dict=False)[
-            0
-        ]
+        embeds, mask = condition["prompt"].to(net.dtype), condition["prompt_mask"].bool()
+        towards_data = net(x.to(net.dtype), embeds, 1000 * (1 - t), mask, return_dict=False)[0]
         return -towards_data.float()
