@@ -1,12 +1,211 @@
-"""A dress rehearsal at real size, on a CPU: a released generator's configuration with random weights, trained for a step.
+"""A dress rehearsal at real size, on a CPU: a released generator's transformer with random weights trains for a step.
 
-    python benchmarks/real_size.py FOLDER [--name Wan-AI/Wan2.1-T2V-1.3B-Diffusers] [--frames 1] [--side 64]
+    python benchmarks/real_size.py FOLDER [--name Wan-AI/Wan2.2-TI2V-5B-Diffusers] [--frames 1] [--side 64]
 
 Writes the transformer in bf16 as sharded safetensors, tensor by tensor; loads it through ``load_generator``, takes one
-LoRA-DPO step on a small clip, and exports. Prints the peak memory of every stage beside what must be held then. Real
-tokenizers and text encoders are not part of it: prompts are random embeddings of the real width. The autoencoder has the
-real configuration as well; a step does not call it.
+LoRA-DPO step on a small clip by ``Trainer.fit``, and exports. Prints the peak memory of every stage beside what must be
+held then. Real tokenizers and text encoders are out of reach here: prompts are random embeddings of the real width. The
+autoencoder has the real latents and small layers; a step does not call it. Wan's families only.
 """
 
-SHARD = 2**30
-"""Bytes of a shard."""
+import argparse
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from threading import Event, Thread
+
+import diffusers
+import lightning as L
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from videoalign.alignment import FlowDPO
+from videoalign.callbacks import ExportGenerator
+from videoalign.datamodules.latents import NULL, LatentPairs
+from videoalign.datamodules.shards import ShardWriter, sha256
+from videoalign.miniature.networks.pipelines import make_generator
+from videoalign.models.generator_folder import load_generator
+from videoalign.models.known_generators import KNOWN, write_configs
+from videoalign.models.live_memory import size_of
+from videoalign.models.lora import LoRA
+from videoalign.models.whole import load_whole, shapes_only
+
+GIB = 2**30
+SHARD = GIB
+"""Bytes that a shard of weights holds at most, but for its last tensor."""
+TOKENS = 32
+"""Length of a prompt: bf16 is slow on most CPUs."""
+SMALL = {"base_dim": 16, "decoder_base_dim": 16}
+"""Layers of the autoencoder."""
+
+
+def resident() -> float:
+    """Memory of this process in GiB, without files that are mapped into it: those pages can be dropped at any time."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line.split()[1] for line in lines if line.startswith("RssAnon"))) / 2**20
+
+
+@contextmanager
+def stage(name: str, held: float = 0.0) -> Iterator[None]:
+    """Print the peak memory of a stage beside what must be held during it, in GiB.
+
+    Args:
+        name: Name of the stage.
+        held: Bytes that must be held at its end, beside what the process had at its beginning.
+    """
+    before, done, seen = resident(), Event(), [0.0]
+
+    def watch() -> None:
+        while not done.wait(0.02):
+            seen[0] = max(seen[0], resident())
+
+    watcher, started = Thread(target=watch, daemon=True), time.perf_counter()
+    watcher.start()
+    try:
+        yield
+    finally:
+        done.set()
+        watcher.join()
+        peak, end = max(seen[0], resident()) - before, resident() - before
+        seconds = time.perf_counter() - started
+        print(
+            f"{name:28}{seconds:7.0f} s   needs {held / GIB:6.2f}   peak {peak:6.2f}   after it {end:6.2f} GiB",
+            flush=True,
+        )
+
+
+def write_weights(folder: Path, name: str) -> None:
+    """Write a generator's folder with random weights, one tensor at a time.
+
+    Args:
+        folder: Folder to write.
+        name: Hub id of the released generator.
+    """
+    write_configs(name, folder)
+    settings = folder / "vae" / "config.json"
+    config = json.loads(settings.read_text()) | SMALL
+    settings.write_text(json.dumps(config))
+    torch.manual_seed(0)
+    diffusers.AutoencoderKLWan.from_config(config).save_pretrained(folder / "vae")
+    _add_small_encoder(folder)
+    with shapes_only():
+        kind = getattr(diffusers, KNOWN[name][2]["transformer"][1])
+        shapes = load_whole(kind, folder, name, "transformer", dtype=torch.bfloat16).state_dict()
+    shards: list[dict[str, Tensor]] = [{}]
+    for key, tensor in shapes.items():
+        if size_of(shards[-1].values()) > SHARD:
+            shards.append({})
+        shards[-1][key] = tensor
+    places, stem = {}, "diffusion_pytorch_model"
+    for number, shard in enumerate(shards, 1):
+        file = f"{stem}-{number:05}-of-{len(shards):05}.safetensors"
+        made = {key: _random(tensor) for key, tensor in shard.items()}
+        safetensors.torch.save_file(made, folder / "transformer" / file, {"format": "pt"})
+        places |= dict.fromkeys(shard, file)
+    index = {"metadata": {"total_size": size_of(shapes.values())}, "weight_map": places}
+    (folder / "transformer" / f"{stem}.safetensors.index.json").write_text(json.dumps(index))
+
+
+def _add_small_encoder(folder: Path) -> None:
+    """Put a miniature's tokenizer and text encoder into a folder."""
+    with tempfile.TemporaryDirectory() as small:
+        make_generator(f"{small}/wan", "wan", max_tokens=TOKENS)
+        parts = ("tokenizer", "text_encoder")
+        for part in parts:
+            shutil.copytree(f"{small}/wan/{part}", folder / part)
+        index, own = (json.loads(Path(f, "model_index.json").read_text()) for f in (folder, f"{small}/wan"))
+    index |= {part: own[part] for part in parts}
+    (folder / "model_index.json").write_text(json.dumps(index))
+
+
+def _random(like: Tensor) -> Tensor:
+    """Random values of the size that a network's layers begin with."""
+    made = torch.empty(like.shape, dtype=like.dtype)
+    return made.normal_(0, 0.02) if like.ndim > 1 else made.fill_(1.0 if like.ndim else 0.0)
+
+
+def write_pairs(folder: Path, module: FlowDPO, shape: tuple[int, ...]) -> None:
+    """Write a latents set of two random pairs.
+
+    Args:
+        folder: Folder to write.
+        module: Module that will read it.
+        shape: Shape of a video's latents.
+    """
+    labels = {"prompt": "a", "labels": dict.fromkeys(("VQ", "MQ", "TA"), "A")}
+    prompt = {name: torch.randn(20, width) for name, (_, width) in module.generator.prompt_shapes().items()}
+    with ShardWriter(folder, "latents", media="safetensors") as writer:
+        writer.index.latents = {**module.generator.identity(), "of": "pairs"}
+        for key in "ab":
+            tensors = {side: torch.randn(shape) for side in "ab"} | prompt
+            writer.write(key, {"": safetensors.torch.save(tensors)}, labels)
+        (writer.path / NULL).write_bytes(safetensors.torch.save(prompt))
+        writer.index.tables[NULL] = sha256(writer.path / NULL)
+
+
+def main() -> None:
+    """Take all stages."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="folder to write; it holds the weights afterwards")
+    parser.add_argument("--name", default="Wan-AI/Wan2.1-T2V-1.3B-Diffusers", help="released generator of Wan's")
+    parser.add_argument("--frames", type=int, default=1, help="frames of the clip")
+    parser.add_argument("--side", type=int, default=64, help="height and width of the clip")
+    parser.add_argument("--dtype", default="bfloat16", help="dtype of the frozen weights")
+    options = parser.parse_args()
+    weights = options.folder / "generator"
+    if not weights.exists():
+        with stage("write random weights", SHARD):
+            write_weights(weights, options.name)
+    with shapes_only():
+        shapes = load_generator(weights, options.dtype, ("transformer", "vae"))
+    frozen = size_of([*shapes.parameters(), *shapes.buffers()])
+    with stage("load_generator", frozen):
+        generator = load_generator(weights, options.dtype, ("transformer", "vae"))
+    del generator
+    lora = LoRA(targets=["to_q", "to_k", "to_v", "to_out.0"])
+    with shapes_only():
+        module = FlowDPO(generator=str(weights), dtype=options.dtype, lora=lora)
+    adapters = size_of(module.trained().values())
+    with stage("FlowDPO with adapters", frozen + adapters):
+        module = FlowDPO(
+            generator=str(weights),
+            dtype=options.dtype,
+            lora=lora,
+            gradient_checkpointing=True,
+            optimizer=partial(torch.optim.AdamW, lr=1e-5),
+        )
+    shape = module.generator.latent_shape(options.frames, options.side, options.side)
+    pairs = options.folder / "latents"
+    if not pairs.exists():
+        write_pairs(pairs, module, shape)
+    data = LatentPairs(str(pairs), batch_size=1, workers=0, min_margin=None)
+    export = ExportGenerator(str(options.folder / "export"))
+    trainer = L.Trainer(
+        accelerator="cpu",
+        precision="bf16-mixed",
+        max_steps=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        limit_val_batches=0,
+        default_root_dir=options.folder,
+    )
+    with stage(f"one step, latents {shape}", 3 * adapters):
+        trainer.fit(module, data)
+    trainer.callbacks.append(export)
+    with stage("export", 0):
+        export.on_fit_end(trainer, module)
+    with stage("fingerprint", 0):
+        module.reference_made()
+    print(f"loss {float(trainer.callback_metrics['train/loss']):.4f}, which is ln 2 at the first step")
+
+
+if __name__ == "__main__":
+    main()

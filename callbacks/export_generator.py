@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import lightning as L
+import torch
 from peft import get_peft_model_state_dict
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
@@ -66,7 +67,9 @@ class ExportGenerator(L.Callback):
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Gather what is sharded (collective), write on the first rank."""
         module = require(pl_module, TrainsTransformer, "callbacks.ExportGenerator")
-        state = get_model_state_dict(module.policy, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+        # of adapters nothing frozen: a copy of all weights would be made in the main memory for nothing
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=module.lora is not None)
+        state = get_model_state_dict(module.policy, options=options)
         run = folder_of(trainer)  # collective
         out = Path(self.out) if self.out else run and run / "export"
         if trainer.is_global_zero and out:
@@ -93,7 +96,8 @@ class ExportGenerator(L.Callback):
                 self._write_adapters(folder, module, state)
 
     def _write_whole(self, folder: Path, module: TrainsTransformer, state: dict[str, Tensor]) -> None:
-        whole = type(module.policy).from_config(module.policy.config)
+        with torch.device("meta"):  # the state's tensors take the place of its own
+            whole = type(module.policy).from_config(module.policy.config)
         whole.load_state_dict(state, assign=True)
         if self.pipeline:
             trained = "transformer_2" if module.generator.expert == "low" else "transformer"

@@ -41,8 +41,9 @@ class _Shapes(lightning_cli.ExperimentCLI):
                 "whose patches depend on their content"
             )
         arguments.gradient_checkpointing = checkpointing
-        if "compile" in arguments:
-            arguments.compile = False  # what a compiler fuses is not known before it ran
+        if "compile" in arguments:  # what a compiler fuses is not known before it ran
+            arguments.compile = arguments.memory.compile = False
+            _check_stored(arguments.memory)
         with configs_of(arguments.generator) as place, shapes_only():
             arguments.generator = place
             return self._parser(self.subcommand).instantiate(jsonargparse.Namespace(model=model)).model
@@ -89,6 +90,16 @@ def plan(args: list[str], options: argparse.Namespace) -> None:
     print(table(about, counted))
     if options.json:
         write_text(Path(options.json), json.dumps(record(about, counted), indent=1) + "\n")
+
+
+def _check_stored(memory: jsonargparse.Namespace) -> None:
+    """Refuse weights in other forms than they are loaded in, which have no shapes before they are there."""
+    for key in ("quantization", "layerwise_casting", "group_offload"):
+        if memory.get(key):
+            raise VideoAlignError(
+                f"plan counts weights in model.dtype, not under model.memory.{key}; leave it out here, and subtract "
+                "what it saves of the frozen weights"
+            )
 
 
 def _gpus(settings: jsonargparse.Namespace) -> int:

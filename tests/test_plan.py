@@ -144,6 +144,8 @@ def test_an_experiment_is_planned(folders, pairs, tmp_path, capsys):  # noqa: F8
         ((*DPO, *SIZE, "--data.train", "nowhere"), "has its own shapes"),
         ((*DPO, "--data.train", "nowhere"), "nowhere"),
         ((*DPO, *SIZE, "--gpus", "0"), "--gpus"),
+        ((*DPO, *SIZE, "--image"), "takes no images"),
+        ((*DPO, *SIZE, "--model.memory.quantization", "torchao_int8"), "not under model.memory.quantization"),
         ((*DPO, *SIZE, "--model.lorra", "1"), "lorra"),
         (("--config", "experiments/videoreward/qwen2vl_2b.yaml", *SIZE), "plan counts trainings on latents"),
     ],
