@@ -43,7 +43,7 @@ PROMPTS = ("prompts", "out", "samples", "batch_size", "seed")
 def register(commands: Commands) -> None:
     """Add the command."""
     text = (
-        "sample videos of prompts from a Wan or LTX pipeline, as a videos set with recorded seeds. Samples to train on "
+        "sample videos of prompts, or of prompts and images, as a videos set with recorded seeds. Samples to train on "
         "are best drawn with --cfg-scale 1: guided ones teach the guidance, not a preference"
     )
     parser = command(commands, "generate", _run, text, GOES_ON)

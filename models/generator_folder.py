@@ -11,6 +11,7 @@ from diffusers import DiffusionPipeline
 from torch import nn
 
 from .. import VideoAlignError
+from .family_faults import check_blocks, check_family
 from .files import check_readable
 from .generator import EXPERTS, PARTS, Generator
 from .hub import resolved
@@ -83,6 +84,7 @@ def load_generator(
     kind = _family_of(path, index.get("_class_name"), family)
     if unknown := set(parts) - set(PARTS):
         raise VideoAlignError(f"generator parts {sorted(unknown)} are unknown; they are {', '.join(PARTS)}")
+    check_family(kind)
     kind.check(index, path)
     wanted = [*(p for p in PARTS if p in parts), *(more for p in parts for more in kind.further_parts.get(p, ()))]
     if "transformer" in parts:
@@ -108,6 +110,7 @@ def load_generator(
         text = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise VideoAlignError(f"generator {path}: {text[:300]}") from error
     generator = kind(pipeline, fps, skeletons, expert)
+    check_blocks(generator)
     memory.apply(generator)
     return generator
 
