@@ -26,11 +26,11 @@ def check_family(kind: type[Generator]) -> None:
         raise VideoAlignError(f"family {kind.__qualname__} does not define {', '.join(lacking)} (docs/howto/extend.md)")
     parts = inspect.signature(kind.pipeline_class().__init__).parameters
     named = [name for further in kind.further_parts.values() for name in further] + [*kind.left_out]
-    wrong = [name for name in named if name not in parts] + [name for name in kind.further_parts if name not in PARTS]
-    if wrong:
+    if wrong := [*(name for name in named if name not in parts), *(kind.further_parts.keys() - set(PARTS))]:
+        has = ", ".join(name for name in parts if name != "self")
         raise VideoAlignError(
-            f"family {kind.__qualname__}: further_parts or left_out name {', '.join(wrong)}, but a {kind.class_name} has "
-            f"{', '.join(name for name in parts if name != 'self')}, and parts come with one of {', '.join(PARTS)}"
+            f"family {kind.__qualname__}: further_parts or left_out name {', '.join(wrong)}, but a {kind.class_name} "
+            f"has {has}; and parts come with {', '.join(PARTS)}"
         )
 
 

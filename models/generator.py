@@ -239,8 +239,8 @@ class Generator(Family):
                 raise VideoAlignError(f"encoded prompts have no part {name}: they were made with another text encoder")
             if wrong := [tuple(e.shape) for e in parts if e.ndim != 2 or e.shape[1] != width or len(e) > most]:
                 raise VideoAlignError(
-                    f"prompt embeddings ({name}) of shape {wrong[0]}, but this generator takes at most {most} x {width}: "
-                    "they were made with another text encoder"
+                    f"prompt embeddings ({name}) of shape {wrong[0]}, but this generator takes at most {most} x "
+                    f"{width}: they were made with another text encoder"
                 )
             padded = torch.zeros(len(parts), most, width, dtype=parts[0].dtype, device=device)
             mask = torch.zeros(len(parts), most, dtype=torch.long, device=device)

@@ -84,7 +84,6 @@ def load_generator(
     kind = _family_of(path, index.get("_class_name"), family)
     if unknown := set(parts) - set(PARTS):
         raise VideoAlignError(f"generator parts {sorted(unknown)} are unknown; they are {', '.join(PARTS)}")
-    check_family(kind)
     kind.check(index, path)
     wanted = [*(p for p in PARTS if p in parts), *(more for p in parts for more in kind.further_parts.get(p, ()))]
     if "transformer" in parts:
@@ -180,8 +179,9 @@ def _family_of(path: str | Path, name: object, family: str | type[Generator] | N
         if name not in GENERATORS:
             path_too = "; or name its class under family"
             raise VideoAlignError(f"generator {path}: {GENERATORS.unknown(name, by_path=False)}{path_too}")
-        return GENERATORS.find(str(name), by_path=False)
-    kind = GENERATORS.find(family) if isinstance(family, str) else family
+    kind = family or GENERATORS.find(str(name), by_path=False)
+    kind = GENERATORS.find(kind) if isinstance(kind, str) else kind
+    check_family(kind)
     if kind.class_name != name:
         raise VideoAlignError(
             f"generator {path} is a {name}, but family {kind.__qualname__} is for pipelines of {kind.class_name}"
