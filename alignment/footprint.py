@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import flop_registry
 
 from ..models.live_memory import REST, LiveMemory, size_of
@@ -79,16 +79,29 @@ class Footprint:
         return round(base + max(passes, (self.gradients + self.updating) / shards))
 
 
-class _Unknown(TorchDispatchMode):
-    """Answers 0 where code asks for the value of a tensor that has none, such as whether a loss is not finite."""
+class _Known(TorchDispatchMode):
+    """Computes on tensors that have values, such as seeds, and answers 0 where code asks for a value that is not there.
+
+    So the step draws noise of its seeds, sees which reference errors are cached, and finds its loss finite.
+    """
 
     def __torch_dispatch__(self, function: Callable, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        args, kwargs = tree_map(_value, (args, kwargs or {}))
+        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        if given and not any(isinstance(tensor, FakeTensor) for tensor in given):
+            with torch._C._DisableTorchDispatch():
+                return function(*args, **kwargs)
         try:
-            return function(*args, **(kwargs or {}))
+            return function(*args, **kwargs)
         except DataDependentOutputException:
             if function is not torch.ops.aten._local_scalar_dense.default:
                 raise
-            return 0.0 if args[0].is_floating_point() else args[0].dtype == torch.bool and False
+            return args[0].dtype.is_floating_point and 0.0
+
+
+def _value(leaf: Any) -> Any:
+    """The value of a tensor that was made of numbers, and anything else as it is."""
+    return leaf.constant if isinstance(leaf, FakeTensor) and leaf.constant is not None else leaf
 
 
 class _Flops(TorchDispatchMode):
@@ -115,7 +128,7 @@ def without_storage(module: nn.Module) -> Iterator[None]:
     Args:
         module: Module on the meta device.
     """
-    with FakeTensorMode(allow_non_fake_inputs=True), _Unknown():
+    with FakeTensorMode(allow_non_fake_inputs=True), _Known():
         flags = {name: p.requires_grad for name, p in module.named_parameters()}
         module.to_empty(device="cpu")
         for name, parameter in module.named_parameters():

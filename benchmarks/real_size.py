@@ -45,25 +45,35 @@ SMALL = {"base_dim": 16, "decoder_base_dim": 16}
 """Layers of the autoencoder."""
 
 
-def resident() -> float:
-    """Memory of this process in GiB, without files that are mapped into it: those pages can be dropped at any time."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line.split()[1] for line in lines if line.startswith("RssAnon"))) / 2**20
+def resident(*kinds: str) -> float:
+    """Memory of this process in GiB, of some of the system's kinds: ``RssAnon``, ``RssFile``."""
+    lines = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
+    return sum(int(lines[kind].split()[0]) for kind in kinds) / 2**20
 
 
 @contextmanager
 def stage(name: str, held: float = 0.0) -> Iterator[None]:
     """Print the peak memory of a stage beside what must be held during it, in GiB.
 
+    Pages of files that are mapped (weights that are loaded in the dtype of their file) are counted apart: the system
+    can drop them at any time and read them again.
+
     Args:
         name: Name of the stage.
         held: Bytes that must be held at its end, beside what the process had at its beginning.
     """
-    before, done, seen = resident(), Event(), [0.0]
+    kinds = ("RssAnon", "RssFile")
+    before, done = {kind: resident(kind) for kind in kinds}, Event()
+    seen = {"both": 0.0, **dict.fromkeys(kinds, 0.0)}
+
+    def look() -> None:
+        now = {kind: resident(kind) - before[kind] for kind in kinds}
+        for kind, value in {**now, "both": sum(now.values())}.items():
+            seen[kind] = max(seen[kind], value)
 
     def watch() -> None:
         while not done.wait(0.02):
-            seen[0] = max(seen[0], resident())
+            look()
 
     watcher, started = Thread(target=watch, daemon=True), time.perf_counter()
     watcher.start()
@@ -72,10 +82,11 @@ def stage(name: str, held: float = 0.0) -> Iterator[None]:
     finally:
         done.set()
         watcher.join()
-        peak, end = max(seen[0], resident()) - before, resident() - before
+        look()
         seconds = time.perf_counter() - started
         print(
-            f"{name:28}{seconds:7.0f} s   needs {held / GIB:6.2f}   peak {peak:6.2f}   after it {end:6.2f} GiB",
+            f"{name:30}{seconds:6.0f} s   needs {held / GIB:6.2f}   peak {seen['both']:6.2f} "
+            f"(own {seen['RssAnon']:6.2f}, mapped {seen['RssFile']:6.2f}) GiB",
             flush=True,
         )
 

@@ -114,14 +114,14 @@ def batch_of(clip: Clip, size: int, cached: bool) -> dict[str, Any]:
         "scores": torch.zeros(clip.sides, size),
         "labels": torch.zeros(size, len(DIMENSIONS)),
         "rewards": torch.zeros(clip.sides, size, len(DIMENSIONS)),
-        "reference": torch.tensor([[error] * size] * clip.sides),
+        "reference": _real([[error] * size] * clip.sides),
         "seeds": _real([*range(size)]),
         "valid": torch.ones(size, dtype=torch.bool),
         "dropped": [],
     }
 
 
-def _real(values: list[int]) -> Tensor:
-    """A tensor with values also where others are shapes: seeds are read by code that draws noise."""
+def _real(values: list) -> Tensor:
+    """A tensor with values also where others are shapes, for what the step looks at."""
     with torch._C._DisableTorchDispatch():
         return torch.tensor(values)
