@@ -355,7 +355,7 @@ def test_what_training_cannot_take_is_refused(memory, options, said, folders):
 
 def test_a_missing_torchao_is_named(folders, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "torchao.quantization", None)
-    with pytest.raises(VideoAlignError, match="memory.quantization torchao_int8 needs torchao: pip install torchao"):
+    with pytest.raises(VideoAlignError, match=r"memory\.quantization torchao_int8 needs torchao: pip install torchao"):
         make(FlowSFT, folders["wan"], memory=Memory(quantization="torchao_int8"))
 
 
