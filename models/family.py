@@ -5,7 +5,7 @@ flow transformers predict that velocity and take 1000 t. :mod:`.generator` has a
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import diffusers
 import torch
@@ -23,6 +23,28 @@ Condition = dict[str, Tensor]
 """A batch of :data:`Encoded` as the transformer takes it: ``prompt`` (B, L, E), zero after each prompt's end, and
 ``prompt_mask`` (B, L), 1 at tokens and 0 after them, the same for each further part; ``image`` (B, C, F', H, W) and
 ``image_embeds`` (B, L, E) as they are."""
+
+
+class Step(NamedTuple):
+    """A step of sampling.
+
+    Attributes:
+        x: Noisy latents (B, C, F, H, W).
+        t: Times (B,) in [0, 1].
+        sigma: The time as the scheduler has it, which its time steps round.
+        condition: Prompts, and images, of the batch.
+        null: The same with the empty prompt; None without classifier-free guidance.
+        scale: Scale of classifier-free guidance.
+        net: Transformer to call.
+    """
+
+    x: Tensor
+    t: Tensor
+    sigma: Tensor
+    condition: Condition
+    null: Condition | None
+    scale: float
+    net: nn.Module
 
 
 class Family(nn.Module):
@@ -116,31 +138,12 @@ class Family(nn.Module):
         """
         raise NotImplementedError
 
-    def _step_velocity(
-        self,
-        x: Tensor,
-        t: Tensor,
-        sigma: Tensor,
-        condition: Condition,
-        null: Condition | None,
-        scale: float,
-        net: nn.Module,
-    ) -> Tensor:
-        """Velocity (B, C, F, H, W) of a sampling step, computed as the pipeline does.
-
-        Args:
-            x: Noisy latents (B, C, F, H, W).
-            t: Times (B,) in [0, 1].
-            sigma: The time as the scheduler has it, which its time steps round.
-            condition: Prompts, and images, of the batch.
-            null: The same with the empty prompt; needed where ``scale`` is above 1.
-            scale: Scale of classifier-free guidance; 1 turns it off.
-            net: Transformer to call.
-        """
-        v = self.velocity(x, t, condition, net)
-        if scale > 1 and null is not None:
-            empty = self.velocity(x, t, null, net)
-            v = empty + scale * (v - empty)
+    def _step_velocity(self, step: Step) -> Tensor:
+        """Velocity (B, C, F, H, W) of a sampling step, computed as the pipeline does."""
+        v = self.velocity(step.x, step.t, step.condition, step.net)
+        if step.null is not None:
+            empty = self.velocity(step.x, step.t, step.null, step.net)
+            v = empty + step.scale * (v - empty)
         return v
 
     def official_shift(self) -> float | None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torchvision.transforms.functional import to_pil_image
 
 from .. import VideoAlignError
-from .family import Condition, Encoded, Family
+from .family import Condition, Encoded, Family, Step
 from .fingerprint import fingerprint
 from .finite import by_name, require_finite
 from .flow import TIMES
@@ -339,7 +339,8 @@ class Generator(Family):
             net = self.expert_at(t, transformer)
             scale = scales["low" if self.boundary and t < self.boundary else "high"]
             times = (timestep.double() / TIMES).expand(len(x))
-            v = self._step_velocity(x, times, scheduler.sigmas[number], condition, null, scale, net)
+            empty = null if scale > 1 else None
+            v = self._step_velocity(Step(x, times, scheduler.sigmas[number], condition, empty, scale, net))
             v = steer(x, t, v, net, number) if steer else v
             x = self.with_image(scheduler.step(v, timestep, x, return_dict=False)[0], condition)
             if on_step:

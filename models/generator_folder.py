@@ -20,7 +20,8 @@ from .ltx import LTX, LTXImage
 from .ltx2 import LTX2, LTX2Image
 from .memory import Memory
 from .registry import Registry
-from .wan import Wan, WanImage
+from .wan import Wan
+from .wan_image import WanImage
 from .whole import load_whole, only_shapes
 
 _FAMILIES = (Wan, WanImage, LTX, LTXImage, LTX2, LTX2Image, HunyuanVideo15, HunyuanVideo15Image)

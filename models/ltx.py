@@ -6,7 +6,7 @@ from diffusers.pipelines.ltx.pipeline_ltx import calculate_shift
 from torch import Tensor, cat, nn
 
 from .. import VideoAlignError
-from .family import Condition
+from .family import Condition, Step
 from .generator import Generator
 
 
@@ -83,21 +83,12 @@ class LTX(Generator):
         )[0]  # (B, F*H*W, C)
         return v.float().transpose(1, 2).unflatten(2, (frames, height, width))
 
-    def _step_velocity(
-        self,
-        x: Tensor,
-        t: Tensor,
-        sigma: Tensor,
-        condition: Condition,
-        null: Condition | None,
-        scale: float,
-        net: nn.Module,
-    ) -> Tensor:
-        if scale <= 1 or null is None:
-            return self.velocity(x, t, condition, net)
-        both = {name: cat([null[name], condition[name]]) for name in condition}  # one batch, as in the pipeline
-        empty, v = self.velocity(cat([x, x]), cat([t, t]), both, net).chunk(2)
-        return empty + scale * (v - empty)
+    def _step_velocity(self, step: Step) -> Tensor:
+        if step.null is None:
+            return super()._step_velocity(step)
+        both = {name: cat([step.null[name], step.condition[name]]) for name in step.condition}  # one batch, as there
+        empty, v = self.velocity(cat([step.x] * 2), cat([step.t] * 2), both, step.net).chunk(2)
+        return empty + step.scale * (v - empty)
 
 
 class LTXImage(LTX):

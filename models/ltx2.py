@@ -10,7 +10,7 @@ the padding with registers of their own, so that every prompt is as long as the 
 
 from torch import Tensor, cat, nn
 
-from .family import Condition, Encoded
+from .family import Condition, Encoded, Step
 from .ltx import LTX
 
 
@@ -67,22 +67,15 @@ class LTX2(LTX):
         )[0]  # (B, F*H*W, C)
         return self.unpacked(v.float(), size)
 
-    def _step_velocity(
-        self,
-        x: Tensor,
-        t: Tensor,
-        sigma: Tensor,
-        condition: Condition,
-        null: Condition | None,
-        scale: float,
-        net: nn.Module,
-    ) -> Tensor:
-        if scale > 1 and null is not None:
-            both = {name: cat([null[name], condition[name]]) for name in condition}
-            empty, end = (x - v * sigma for v in self.velocity(cat([x, x]), cat([t, t]), both, net).chunk(2))
-            end = end + (scale - 1) * (end - empty)
+    def _step_velocity(self, step: Step) -> Tensor:
+        x, t, sigma = step.x, step.t, step.sigma
+        if step.null is None:
+            end = x - self.velocity(x, t, step.condition, step.net) * sigma
         else:
-            end = x - self.velocity(x, t, condition, net) * sigma
+            both = {name: cat([step.null[name], step.condition[name]]) for name in step.condition}
+            velocities = self.velocity(cat([x, x]), cat([t, t]), both, step.net).chunk(2)
+            empty, end = (x - v * sigma for v in velocities)
+            end = end + (step.scale - 1) * (end - empty)
         return (x - end) / sigma  # the pipeline's way through predicted ends, which rounds differently
 
 

@@ -1,17 +1,10 @@
-"""Wan 2.1 and 2.2: videos from prompts, or from an image and a prompt (Wan et al., 2025).
+"""Wan 2.1 and 2.2 from prompts, and Wan2.2-TI2V-5B from images too (Wan et al., 2025); others in :mod:`.wan_image`.
 
-| pipeline | image | transformers |
-|---|---|---|
-| Wan 2.1, text to video | none | one |
-| Wan 2.1, image to video | further channels, and CLIP's embeddings | one |
-| Wan2.2-TI2V-5B | the first latent frame, its tokens at time 0; or none | one |
-| Wan2.2-T2V-A14B | none | two experts |
-| Wan2.2-I2V-A14B | further channels | two experts |
+Wan2.2-TI2V-5B takes an image as the first latent frame, whose tokens have time 0. Wan2.2-T2V-A14B has two experts.
 """
 
 import torch
 from diffusers.pipelines.wan.pipeline_wan import WanPipeline, prompt_clean
-from PIL.Image import Image
 from torch import Tensor, nn
 
 from .family import Condition, Encoded
@@ -87,27 +80,3 @@ class Wan(Generator):
         (x, time), kind, image = self._inputs(x, t, condition), net.dtype, condition.get("image_embeds")
         image = None if image is None else image.to(kind)
         return net(x.to(kind), time, condition["prompt"].to(kind), image, return_dict=False)[0].float()
-
-
-class WanImage(Wan):
-    """Adapter for :class:`~diffusers.WanImageToVideoPipeline`: the image is 4 channels of a mask and 16 of latents."""
-
-    class_name = "WanImageToVideoPipeline"
-    further_parts = {"text_encoder": ("image_encoder",)}
-    image, plain_pipeline = "required", False
-
-    def _inputs(self, x: Tensor, t: Tensor, condition: Condition) -> tuple[Tensor, Tensor]:
-        if self.begins_with_image:
-            return super()._inputs(x, t, condition)
-        image = condition["image"].to(x)  # (B, 16, F, H, W)
-        mask = torch.zeros_like(x[:, : self.ratios[0]])
-        mask[:, :, 0] = 1
-        return torch.cat([x, mask, image], 1), self.timesteps(t)
-
-    def _image_frames(self, first: Tensor, num_frames: int) -> Tensor:
-        grey = 0 if self.begins_with_image else num_frames - 1
-        return nn.functional.pad(first, (0, 0, 0, 0, 0, grey))
-
-    def _embed_images(self, images: list[Image]) -> Tensor | None:
-        dim = self.config.image_dim
-        return self.pipeline.encode_image(images, self.require("image_encoder").device) if dim else None
