@@ -19,7 +19,7 @@ class CacheReference(FlowSFT):
     experiments/reference. All arguments must be those of the training that will read the errors.
 
     Args:
-        generator: Folder or hub id of a Wan or LTX pipeline.
+        generator: Folder or hub id of a diffusers pipeline.
         times: Distribution of the training times.
         dtype: Dtype of the frozen weights.
         fps: Frame rate of the videos, where the family asks for it (LTX).

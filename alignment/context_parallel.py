@@ -47,8 +47,8 @@ class ContextParallel(ModelParallelStrategy):
             raise VideoAlignError(f"ContextParallel.{small[0]} must be at least 1, got {sizes[small[0]]}")
         if ulysses_degree * ring_degree == 1:
             raise VideoAlignError(
-                "ContextParallel shares each sample among ulysses_degree x ring_degree GPUs, and both are 1; set one of "
-                "them, or use ModelParallelStrategy (experiments/flow/fsdp2.yaml)"
+                "ContextParallel shares each sample among ulysses_degree x ring_degree GPUs, and both are 1; set one "
+                "of them, or use ModelParallelStrategy (experiments/flow/fsdp2.yaml)"
             )
         if anything and ulysses_degree > 1 and ring_degree > 1:
             raise VideoAlignError("ContextParallel.anything works with ulysses_degree or ring_degree, not with both")

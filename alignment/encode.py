@@ -24,7 +24,7 @@ class EncodeLatents(L.LightningModule):
     :class:`~videoalign.callbacks.WriteParts`; see experiments/encode.
 
     Args:
-        generator: Folder or hub id of a Wan or LTX pipeline.
+        generator: Folder or hub id of a diffusers pipeline.
         dtype: Dtype of the text encoder.
         truncate: Whether to cut prompts that are too long; otherwise they are refused.
         negative: Negative prompt of classifier-free guidance; the empty prompt if not given.

@@ -26,7 +26,12 @@ def of_reward(export: Path, trainer: L.Trainer) -> dict[str, str]:
 
 
 def of_generator(
-    export: Path, option: str, generator: str | Path, trainer: L.Trainer, images: bool = False
+    export: Path,
+    option: str,
+    generator: str | Path,
+    trainer: L.Trainer,
+    images: bool = False,
+    family: str | None = None,
 ) -> dict[str, str]:
     """Samples of a generator that is tuned or steered.
 
@@ -36,6 +41,7 @@ def of_generator(
         generator: Folder or hub id of the pipeline that training started from.
         trainer: The trainer that ran; its DataModule's videos say the size of the samples.
         images: Whether videos begin with an image, which the table of prompts then names.
+        family: Class of the generator's family, where the configuration names one.
     """
     data = trainer.datamodule
     size = data.video_size() if isinstance(data, HasVideoSize) else {}
@@ -43,6 +49,7 @@ def of_generator(
     prompts = quoted(export.parent / ("prompts.csv" if images else "prompts.txt"))
     rows = r"printf 'prompt,image\na red circle,%s\n' IMAGE.png" if images else 'echo "a red circle"'
     source = quoted(generator) if Path(generator).exists() else generator
+    option = f"--family {family} {option}" if family else option
     command = (
         f"{rows} > {prompts} && videoalign generate --generator {source} {option} "
         f"--prompts {prompts} --out {quoted(export.parent / 'generated')}{options}{_on(trainer)}"

@@ -43,7 +43,7 @@ class FlowSFT(Training):
     ``val/``, at fixed noise and times. Of a generator with two experts they are ``train/loss/high`` and so on.
 
     Args:
-        generator: Folder or hub id of a Wan or LTX pipeline.
+        generator: Folder or hub id of a diffusers pipeline.
         lora: LoRA adapters of the transformer; null trains all of its weights (and keeps a frozen copy where a
             reference is needed).
         times: Distribution of the training times.
@@ -104,6 +104,7 @@ class FlowSFT(Training):
         self.memory = memory.for_training(lora is None, parts, gradient_checkpointing)
         self.generator = load_generator(generator, dtype, parts, fps, family, expert, memory=self.memory)
         require_one_expert(self.generator, expert)
+        self.family = family
         self.name, self.lora, self.times = generator, lora, times.within(*self.generator.interval())
         if gradient_checkpointing:
             self.policy.enable_gradient_checkpointing()
@@ -290,7 +291,9 @@ class FlowSFT(Training):
         """Commands that use the export: adapters with the generator, or a whole pipeline."""
         if self.lora is not None:
             option = f"--lora {quoted(export)}"
-            return of_generator(export, option, self.name, self.trainer, self.generator.image == "required")
+            return of_generator(
+                export, option, self.name, self.trainer, self.generator.image == "required", self.family
+            )
         whole = (export / "model_index.json").exists()
         images = self.generator.image == "required"
-        return of_generator(export, "", export, self.trainer, images) if whole else {}
+        return of_generator(export, "", export, self.trainer, images, self.family) if whole else {}

@@ -41,7 +41,7 @@ class Generate(L.LightningModule):
     core), and the noisy reward's own scores of it.
 
     Args:
-        generator: Folder or hub id of a Wan or LTX pipeline.
+        generator: Folder or hub id of a diffusers pipeline.
         num_frames: Number of frames of a video.
         height: Height of the videos in pixels.
         width: Width of the videos in pixels.

@@ -40,7 +40,7 @@ class NoisyRewardModel(Training):
     held-out rewards are stored for normalisation.
 
     Args:
-        generator: Folder or hub id of a Wan or LTX pipeline, whose first blocks are copied.
+        generator: Folder or hub id of a diffusers pipeline, whose first blocks are copied.
         shape: Architecture of the network; the defaults of :class:`~videoalign.models.noisy_reward.NoisyRewardShape`
             if not given.
         loss: Loss on pairs: ``bt``, or ``btt`` with ties.
@@ -97,7 +97,7 @@ class NoisyRewardModel(Training):
             self.network.adapt(lora)
         if gradient_checkpointing:
             self.network.trunk.enable_gradient_checkpointing()
-        self.name = generator
+        self.name, self.family = generator, family
         self.loss, self.theta, self.times = loss, theta if loss == "btt" else 1.0, times
         self.shared_noise, self.clean = shared_noise, clean
         self.calibration, self.moments = Calibration(outcomes=(0, 1, 2) if loss == "btt" else (0, 2)), RewardMoments()
@@ -184,7 +184,7 @@ class NoisyRewardModel(Training):
     def uses_of(self, export: Path) -> dict[str, str]:
         """Commands that use the export."""
         images = self.generator.image == "required"
-        return of_generator(export, f"--noisy-reward {quoted(export)}", self.name, self.trainer, images)
+        return of_generator(export, f"--noisy-reward {quoted(export)}", self.name, self.trainer, images, self.family)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the parameters that train, and the statistics of the rewards."""

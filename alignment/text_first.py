@@ -30,7 +30,9 @@ def embed_first(module: L.LightningModule, further: Sequence[str], truncate: boo
     trainer, generator = module.trainer, module.generator
     known = require(trainer.datamodule, HasPrompts, f"{type(module).__name__} with memory.text_first")
     prompts = list(dict.fromkeys([*known.all_prompts(), *further]))
-    generator.require("text_encoder").to(trainer.strategy.root_device)
+    read = [name for name in generator.further_parts.get("text_encoder", ()) if name != "image_encoder"]
+    for part in ("text_encoder", *read):
+        generator.require(part).to(trainer.strategy.root_device)
     found: dict[str, Encoded] = {}
     bar = Bar("prompts", len(prompts)) if trainer.is_global_zero else None
     with trainer.precision_plugin.forward_context():
@@ -42,8 +44,7 @@ def embed_first(module: L.LightningModule, further: Sequence[str], truncate: boo
                 bar.update(len(some))
     if bar:
         bar.close()
-    read = [name for name in generator.further_parts.get("text_encoder", ()) if name != "image_encoder"]
-    for part in ("text_encoder", *read):  # images are encoded with each batch
+    for part in ("text_encoder", *read):  # not the encoder of images, which come with each batch
         setattr(generator, part, None)
         setattr(generator.pipeline, part, None)
     if torch.cuda.is_available():

@@ -19,12 +19,14 @@ from .run_media import media_of
 from .samples_page import KEEP, NAME
 from .vitals import Vitals, group_names
 
+EXPERT = r"(/high|/low)?"
+"""End of the names of values that belong to one of a generator's two experts."""
 LAYOUT = {
     "Training": {
-        "loss": (r"train/loss", r"val/loss"),
+        "loss": (rf"train/loss{EXPERT}", rf"val/loss{EXPERT}"),
         "accuracy": (r"train/accuracy/.*",),
-        "implicit reward accuracy": (r"(train|val)/rewards/accuracies",),
-        "implicit rewards": (r"train/rewards/(chosen|rejected)",),
+        "implicit reward accuracy": (rf"(train|val)/rewards/accuracies{EXPERT}",),
+        "implicit rewards": (rf"train/rewards/(chosen|rejected){EXPERT}",),
         "margins": (r"train/rewards/margins.*",),
         "weights": (r"train/weights/.*",),
         "velocity errors": (r"train/velocity_error/.*",),
@@ -34,7 +36,7 @@ LAYOUT = {
         "accuracy with ties": (r"val/accuracy_with_ties/.*", r"val/tie_floor/.*"),
         "calibration error": (r"val/calibration/.*",),
         "benchmarks, without ties": (r"val/bench/.*/accuracy/.*",),
-        "implicit rewards": (r"val/rewards/(chosen|rejected|margins)",),
+        "implicit rewards": (rf"val/rewards/(chosen|rejected|margins){EXPERT}",),
     },
     "Vitals": {
         "gradient norm": (r"vitals/grad_norm/.*",),
@@ -45,7 +47,9 @@ LAYOUT = {
     },
 }
 """Charts of TensorBoard's tab Custom Scalars, by category: patterns of the tags that a chart draws."""
-FINAL = re.compile(r"val/(loss|accuracy/.*|accuracy_with_ties/.*|rewards/(accuracies|margins)|bench/.*/accuracy/.*)")
+FINAL = re.compile(
+    rf"val/(loss{EXPERT}|accuracy/.*|accuracy_with_ties/.*|rewards/(accuracies|margins){EXPERT}|bench/.*/accuracy/.*)"
+)
 """Metrics that the table of hyper-parameters has a column for."""
 _KEPT = (bool, int, float, str)
 

@@ -43,7 +43,7 @@ PROMPTS = ("prompts", "out", "samples", "batch_size", "seed")
 def register(commands: Commands) -> None:
     """Add the command."""
     text = (
-        "sample videos of prompts from a Wan or LTX pipeline, as a videos set with recorded seeds. Samples to train on "
+        "sample videos of prompts, or of prompts and images, as a videos set with recorded seeds. Samples to train on "
         "are best drawn with --cfg-scale 1: guided ones teach the guidance, not a preference"
     )
     parser = command(commands, "generate", _run, text, GOES_ON)
@@ -79,6 +79,12 @@ def register(commands: Commands) -> None:
     )
     add_family(parser)
     add_loras(parser, "LoRA adapters")
+    parser.add_argument(
+        "--memory",
+        metavar="YAML",
+        help="how weights are held and computed, such as '{text_first: true, tiling: true}'; the keys are those of "
+        "model.memory in a predict YAML (docs/howto/memory.md)",
+    )
     parser.add_argument("--source", help="name of the model in the records (default: the generator's)")
     add_dtype(parser, "float32")
     add_batch(parser, 1)  # a generator's videos are large
@@ -88,7 +94,7 @@ def register(commands: Commands) -> None:
 
 def _run(o: argparse.Namespace) -> None:
     from ..models.guidance import Guidance
-    from .generating import generate
+    from .generating import generate, memory_of
 
     steering = {name: value for name in ("weights", "strength") if (value := getattr(o, name)) is not None}
     if steering and not o.noisy_reward:
@@ -99,6 +105,8 @@ def _run(o: argparse.Namespace) -> None:
         model["lora"] = o.lora[0]
     if o.noisy_reward:
         model |= {"noisy_reward": o.noisy_reward, "guide": Guidance(**steering)}
+    if o.memory:
+        model["memory"] = memory_of(o.memory)
     generate(model, {name: getattr(o, name) for name in PROMPTS}, o.device, o.devices)
     if os.environ.get("LOCAL_RANK", "0") == "0":
         print(f"videos in {o.out}; `videoalign shards info {o.out}` describes them")

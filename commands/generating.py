@@ -2,11 +2,15 @@
 
 from typing import Any
 
+import jsonargparse
+
+from .. import VideoAlignError
 from ..alignment.generation import Generate
 from ..callbacks.write_parts import WriteParts
 from ..datamodules.prompts import Prompts
 from ..models.files import check_free
 from ..models.locks import held
+from ..models.memory import Memory
 from .predicting import predicting
 
 
@@ -24,3 +28,21 @@ def generate(model: dict[str, Any], data: dict[str, Any], device: str, devices: 
         prompts = Prompts(**data)
         trainer = predicting(device, [WriteParts()], True, devices)
         trainer.predict(Generate(**model), prompts, return_predictions=False)
+
+
+def memory_of(text: str) -> Memory:
+    """The options of memory and speed that a user writes as YAML.
+
+    Args:
+        text: A mapping of the fields of :class:`~videoalign.models.memory.Memory`.
+
+    Raises:
+        VideoAlignError: Where it is no such mapping, or its values are not allowed.
+    """
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_argument("--memory", type=Memory)
+    try:
+        return parser.instantiate_classes(parser.parse_args([f"--memory={text}"])).memory
+    except jsonargparse.ArgumentError as error:
+        lines = [line.strip(" -") for line in str(error).splitlines() if line.strip(" -")]
+        raise VideoAlignError(f"--memory {text!r}: {' '.join(lines)[:600]}") from None

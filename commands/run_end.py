@@ -1,6 +1,7 @@
 """The end of `fit`, `validate`, `test` and `predict`: what was measured, where everything is, and what to type next."""
 
 import math
+import re
 import shlex
 import time
 from collections.abc import Callable, Mapping
@@ -11,6 +12,7 @@ import lightning as L
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from ..callbacks import samples_page
+from ..callbacks.dashboard import EXPERT
 from ..callbacks.plots import text_table
 from ..callbacks.reports import Report, Reports, shown
 from ..callbacks.run_folder import folder_of, forget
@@ -97,7 +99,7 @@ class RunEnd(L.Callback):
         elif trainer.ckpt_path:
             text += f" at {shown(trainer.ckpt_path)}"
         text += f" in {spent(time.perf_counter() - self.began)}"
-        loss = trainer.callback_metrics.get("train/loss")
+        loss = _loss(trainer.callback_metrics, "train")
         text += f"; last train/loss {float(loss):.3f}" if loss is not None and trainer.state.fn == "fit" else ""
         why = [m for part in trainer.callbacks if (m := getattr(part, "stopping_reason_message", None))]
         return "\n".join([text, *(f"ended early: {message}" for message in why)])
@@ -110,8 +112,8 @@ class RunEnd(L.Callback):
         return [*lines, "", tables(values)] if values else []
 
     def _lowest(self) -> str:
-        losses = [(values["val/loss"], step) for step, values in self.measured if "val/loss" in values]
-        losses = [(loss, step) for loss, step in losses if not math.isnan(loss)]
+        losses = [(_loss(values, "val"), step) for step, values in self.measured]
+        losses = [(loss, step) for loss, step in losses if loss is not None and not math.isnan(loss)]
         if len(losses) < 2:
             return ""
         loss, step = min(losses)
@@ -209,3 +211,8 @@ def spent(seconds: float) -> str:
 
 def _quoted(path: str | Path) -> str:
     return shlex.quote(shown(path))
+
+
+def _loss(values: Mapping[str, Any], stage: str) -> Any:
+    """The loss of a stage, which is one of a generator's two experts' or the whole one's; None without one."""
+    return next((value for name, value in values.items() if re.fullmatch(f"{stage}/loss{EXPERT}", name)), None)

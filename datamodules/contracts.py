@@ -2,7 +2,7 @@
 
 Lightning hands these objects to each other untyped, as ``trainer.datamodule``, ``trainer.lightning_module`` and
 ``pl_module``. A class of a user's own fulfils a contract by having its attributes; it inherits from nothing here.
-:func:`require` checks a contract in ``setup``, before the first batch, and gives the partner its type.
+:func:`.fulfilment.require` checks a contract in ``setup``, before the first batch, and gives the partner its type.
 
 Lightning sets up the DataModule first, then the callbacks, then the module. So whatever a DataModule or a callback asks
 of the module must exist after the module's ``__init__``, while the DataModule may create what it offers in its
@@ -11,12 +11,12 @@ of the module must exist after the module's ``__init__``, while the DataModule m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol
 
-from .. import VideoAlignError
+from .fulfilment import OFFERED_BY, missing, offered_by, offers, require  # noqa: F401  for those who ask
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -30,69 +30,6 @@ if TYPE_CHECKING:
     from .benchmark import Benchmark
     from .parts import Parts
     from .video_pair import VideoPair
-
-T = TypeVar("T")
-OFFERED_BY: dict[type, str] = {}
-"""Who offers each contract, as it stands in the message of :func:`require`."""
-
-
-def offered_by(words: str) -> Callable[[type[T]], type[T]]:
-    """Declare who offers a contract.
-
-    Args:
-        words: The partner that fulfils it and the classes to choose, as the object of "needs".
-    """
-
-    def declare(contract: type[T]) -> type[T]:
-        OFFERED_BY[contract] = words
-        return contract
-
-    return declare
-
-
-def missing(partner: object, contract: type) -> list[str]:
-    """Names of a contract that an object lacks; a method's name ends in ``()``.
-
-    ``isinstance`` with a runtime-checkable Protocol does not serve: since Python 3.12 it looks past ``__getattr__``,
-    through which a torch module gives its submodules.
-    """
-    lacking = []
-    for base in reversed(contract.__mro__):
-        if Protocol not in base.__bases__:
-            continue
-        for name, member in vars(base).items():
-            method = callable(member)
-            if name.startswith("_") or not (method or isinstance(member, property)):
-                continue
-            if not hasattr(partner, name) or (method and not callable(getattr(partner, name))):
-                lacking.append(f"{name}()" if method else name)
-    return lacking
-
-
-def offers(partner: object, contract: type) -> bool:
-    """Whether an object has every attribute and method of a contract."""
-    return partner is not None and not missing(partner, contract)
-
-
-def require(partner: object, contract: type[T], who: str) -> T:
-    """Return an object under the type of a contract, or refuse it.
-
-    Args:
-        partner: The module, DataModule or network that is asked; None where the Trainer has none.
-        contract: The Protocol that it must fulfil.
-        who: The class or the option of the configuration that asks, for the message.
-
-    Raises:
-        VideoAlignError: If the object lacks a part of the contract; names the part, the object's class and the classes
-            to use instead.
-    """
-    if partner is None:
-        raise VideoAlignError(f"{who} needs {OFFERED_BY[contract]}, but the Trainer was given none")
-    if lacking := missing(partner, contract):
-        kind = type(partner).__name__
-        raise VideoAlignError(f"{who} needs {OFFERED_BY[contract]}; {kind} has no {', '.join(lacking)}")
-    return partner
-
 
 # --- what a module offers ---------------------------------------------------------------------------------------------
 

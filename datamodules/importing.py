@@ -129,12 +129,14 @@ def read_rows(
         row: Turns (line, cells, paths) into a :class:`Row`, or raises :class:`VideoAlignError`.
         images: Finds the images of the rows; None where the table's column ``image`` means nothing.
     """
-    report = Report(files="videos and images" if images else "videos")
+    report = Report()
     seen: dict[tuple[frozenset[str], str], Row] = {}
     for line, cells in table:
         try:
             if isinstance(cells, str):
                 raise VideoAlignError(cells)
+            if images and cells.get("image", "").strip():
+                report.files = "videos and images"
             found: list[Any] = []
             finders = [partial(media.find, cells[f"path_{side}"]) for side in "AB"]
             for find in [*finders, *([partial(images.find, cells)] if images else [])]:

@@ -116,22 +116,6 @@ class Family(nn.Module):
         """
         raise NotImplementedError
 
-    def _with_guidance(
-        self, x: Tensor, t: Tensor, condition: Condition, null: Condition, scale: float, net: nn.Module
-    ) -> Tensor:
-        """Velocity (B, C, F, H, W) under classifier-free guidance, computed as the pipeline does.
-
-        Args:
-            x: Noisy latents (B, C, F, H, W).
-            t: Times (B,) in [0, 1].
-            condition: Prompts, and images, of the batch.
-            null: The same with the empty prompt.
-            scale: Scale of the guidance.
-            net: Transformer to call.
-        """
-        v, empty = self.velocity(x, t, condition, net), self.velocity(x, t, null, net)
-        return empty + scale * (v - empty)
-
     def _step_velocity(
         self,
         x: Tensor,
@@ -153,9 +137,11 @@ class Family(nn.Module):
             scale: Scale of classifier-free guidance; 1 turns it off.
             net: Transformer to call.
         """
-        if scale > 1:
-            return self._with_guidance(x, t, condition, null, scale, net)
-        return self.velocity(x, t, condition, net)
+        v = self.velocity(x, t, condition, net)
+        if scale > 1 and null is not None:
+            empty = self.velocity(x, t, null, net)
+            v = empty + scale * (v - empty)
+        return v
 
     def official_shift(self) -> float | None:
         """Shift of the sampling schedule that the authors use, where the scheduler's own differs; else None."""
@@ -179,6 +165,14 @@ class Family(nn.Module):
             blocks: Number of the transformer's blocks, where there are fewer than in the generator's own.
         """
         return True
+
+    def truncated(self, blocks: int) -> dict[str, Any]:
+        """Settings of a transformer that has only the first blocks, which a noisy reward copies.
+
+        Args:
+            blocks: Number of blocks to keep.
+        """
+        return {**self.config, "num_layers": blocks}
 
     @staticmethod
     def cleaned(prompt: str) -> str:

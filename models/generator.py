@@ -200,10 +200,12 @@ class Generator(Family):
             prompts: Texts of the prompts.
             lengths: Number of tokens of each, at most :attr:`max_tokens`.
         """
-        device, most = self.text_encoder.device, self.max_tokens
-        found = self.pipeline.encode_prompt(
-            prompts, do_classifier_free_guidance=False, max_sequence_length=most, device=device
-        )[0]
+        options = {"max_sequence_length": self.max_tokens, "device": self.text_encoder.device}
+        try:
+            found = self.pipeline.encode_prompt(prompts, do_classifier_free_guidance=False, **options)[0]
+        except TypeError as error:
+            who = type(self).__name__
+            raise VideoAlignError(f"family {who} must override _embed(): its pipeline refuses ({error})") from error
         return [{"prompt": embeds[:n]} for embeds, n in zip(found, lengths)]
 
     def null_condition(self, encoded: Encoded, device: torch.device | None = None) -> Condition:
@@ -237,8 +239,8 @@ class Generator(Family):
                 raise VideoAlignError(f"encoded prompts have no part {name}: they were made with another text encoder")
             if wrong := [tuple(e.shape) for e in parts if e.ndim != 2 or e.shape[1] != width or len(e) > most]:
                 raise VideoAlignError(
-                    f"prompt embeddings of shape {wrong[0]}, but this generator takes at most {most} x {width}: "
-                    "they were made with another text encoder"
+                    f"prompt embeddings ({name}) of shape {wrong[0]}, but this generator takes at most {most} x "
+                    f"{width}: they were made with another text encoder"
                 )
             padded = torch.zeros(len(parts), most, width, dtype=parts[0].dtype, device=device)
             mask = torch.zeros(len(parts), most, dtype=torch.long, device=device)

@@ -11,6 +11,7 @@ from diffusers import DiffusionPipeline
 from torch import nn
 
 from .. import VideoAlignError
+from .family_faults import check_blocks, check_family
 from .files import check_readable
 from .generator import EXPERTS, PARTS, Generator
 from .hub import resolved
@@ -108,6 +109,7 @@ def load_generator(
         text = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise VideoAlignError(f"generator {path}: {text[:300]}") from error
     generator = kind(pipeline, fps, skeletons, expert)
+    check_blocks(generator)
     memory.apply(generator)
     return generator
 
@@ -177,8 +179,9 @@ def _family_of(path: str | Path, name: object, family: str | type[Generator] | N
         if name not in GENERATORS:
             path_too = "; or name its class under family"
             raise VideoAlignError(f"generator {path}: {GENERATORS.unknown(name, by_path=False)}{path_too}")
-        return GENERATORS.find(str(name), by_path=False)
-    kind = GENERATORS.find(family) if isinstance(family, str) else family
+    kind = family or GENERATORS.find(str(name), by_path=False)
+    kind = GENERATORS.find(kind) if isinstance(kind, str) else kind
+    check_family(kind)
     if kind.class_name != name:
         raise VideoAlignError(
             f"generator {path} is a {name}, but family {kind.__qualname__} is for pipelines of {kind.class_name}"

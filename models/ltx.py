@@ -83,10 +83,19 @@ class LTX(Generator):
         )[0]  # (B, F*H*W, C)
         return v.float().transpose(1, 2).unflatten(2, (frames, height, width))
 
-    def _with_guidance(
-        self, x: Tensor, t: Tensor, condition: Condition, null: Condition, scale: float, net: nn.Module
+    def _step_velocity(
+        self,
+        x: Tensor,
+        t: Tensor,
+        sigma: Tensor,
+        condition: Condition,
+        null: Condition | None,
+        scale: float,
+        net: nn.Module,
     ) -> Tensor:
-        both = {name: cat([null[name], condition[name]]) for name in condition}
+        if scale <= 1 or null is None:
+            return self.velocity(x, t, condition, net)
+        both = {name: cat([null[name], condition[name]]) for name in condition}  # one batch, as in the pipeline
         empty, v = self.velocity(cat([x, x]), cat([t, t]), both, net).chunk(2)
         return empty + scale * (v - empty)
 

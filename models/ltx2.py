@@ -31,7 +31,7 @@ class LTX2(LTX):
 
     def adaptable(self, layer: str, blocks: int | None = None) -> bool:
         """Whether a layer is of the video stream: layers of the sound, and those between both, take no part."""
-        return not any(word in layer for word in ("audio", "av_cross", "a2v"))
+        return not any(word in layer for word in ("audio", "av_cross", "a2v", "keyframes"))
 
     def _embed(self, prompts: list[str], lengths: list[int]) -> list[Encoded]:
         pipeline, device, most = self.pipeline, self.text_encoder.device, self.max_tokens

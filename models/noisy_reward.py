@@ -115,7 +115,7 @@ class NoisyReward(nn.Module):
             self.identity["expert"] = expert
         self.statistics = Statistics()
         taps = self.shape.taps or (self.shape.blocks,)
-        self.trunk = truncated(whole, max(taps)).requires_grad_(True)
+        self.trunk = truncated(generator, whole, max(taps)).requires_grad_(True)
         for name, parameter in self.trunk.named_parameters():  # what is behind the blocks gives a velocity, unused here
             if name.startswith(tuple(generator.behind)) or not generator.adaptable(name, max(taps)):
                 parameter.requires_grad_(False)
@@ -274,16 +274,16 @@ def base_parameters(transformer: nn.Module) -> dict[str, Tensor]:
     return {name: p for name, p in transformer.named_parameters() if ".lora_" not in name}
 
 
-def truncated(whole: nn.Module, blocks: int) -> nn.Module:
+def truncated(generator: Generator, whole: nn.Module, blocks: int) -> nn.Module:
     """Copy a transformer with only its first blocks and without adapters, in fp32.
 
     Args:
+        generator: Generator that the transformer is of.
         whole: Transformer that is copied.
         blocks: Number of blocks to keep.
     """
-    config = dict(whole.config) | {"num_layers": blocks}
     with whole.device:  # on the meta device too, where shapes are all there is
-        trunk = type(whole).from_config(config)
+        trunk = type(whole).from_config(generator.truncated(blocks))
     names = trunk.state_dict().keys()
     state = {name.replace(".base_layer.", "."): t for name, t in whole.state_dict().items() if ".lora_" not in name}
     trunk.load_state_dict({name: state[name] for name in names})

@@ -15,8 +15,8 @@ from videoalign.models.frame_sampling import FrameSampling
 sys.path.insert(0, str(Path(__file__).parent))  # test files import their neighbours by name, spawned processes too
 pytest.register_assert_rewrite("helpers", "container_kit")
 pytest_plugins = [
-    "bench_kit", "compare_kit", "families_kit", "flow_kit", "generator_kit", "hub_kit", "import_kit", "loading_kit", "lora_kit",
-    "official_kit", "output_kit", "reward_network_kit", "shard_kit", "store_kit",
+    "bench_kit", "compare_kit", "families_kit", "flow_kit", "generator_kit", "hub_kit", "import_kit", "loading_kit",
+    "lora_kit", "official_kit", "output_kit", "reward_network_kit", "shard_kit", "store_kit",
 ]  # fmt: skip
 """Modules beside this one whose fixtures several test files share; each is built once in a process."""
 

@@ -95,8 +95,9 @@ def test_processes_that_share_samples_train_as_one(folders, pairs, tmp_path):
                 torch.testing.assert_close(found["sample"], want["sample"], rtol=1e-4, atol=1e-4)
                 assert found["batches"] == want["batches"]
                 for step, plain in zip(found["steps"], want["steps"], strict=True):
-                    assert step == pytest.approx(plain, rel=1e-5, abs=1e-6)
-                assert found["val"] == pytest.approx(want["val"], rel=1e-5, abs=1e-6)
+                    assert step["train/loss"] == pytest.approx(plain["train/loss"], rel=1e-5)
+                    assert step == pytest.approx(plain, rel=1e-4)  # beta multiplies differences
+                assert found["val"] == pytest.approx(want["val"], rel=1e-4)
 
 
 # --- refusals -------------------------------------------------------------------------------------

@@ -3,17 +3,21 @@
 import importlib
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
-from families_kit import BEGINNING, EXPERTS, FAMILIES, SHAPES, encoded, plain, plainly, shorten, without_ftfy
+from families_kit import BEGINNING, EXPERTS, FAMILIES, PROMPTS, SHAPES, encoded, plain, plainly, shorten, without_ftfy
 from flow_kit import LN2, data, fit, loaded, make
 from generator_kit import encode_config
 from helpers import randn
 from videoalign import VideoAlignError
 from videoalign.alignment import FlowDPO, FlowSFT
 from videoalign.callbacks import ExportGenerator
+from videoalign.callbacks.export_generator import LORA_FILE
 from videoalign.commands.lightning_cli import run as experiment
+from videoalign.datamodules.shards import ShardWriter
+from videoalign.datamodules.video import encode
 from videoalign.models.flow import draw, interpolate
 from videoalign.models.generator_folder import load_generator
 
@@ -24,13 +28,28 @@ every_transformer = pytest.mark.parametrize(
 
 
 @pytest.fixture(scope="module")
-def encoded_pairs(miniatures, clips, tmp_path_factory):
+def alike_pairs(tmp_path_factory):
+    """Rated pairs whose videos begin with the same frame."""
+    folder, random = tmp_path_factory.mktemp("alike") / "pairs", np.random.default_rng(0)
+    with ShardWriter(folder, "pairs") as writer:
+        for i in range(4):
+            first, *others = random.integers(0, 255, (17, 5, 6, 3), dtype=np.uint8).repeat(8, 1).repeat(8, 2)
+            a, b = (encode(np.stack([first, *later]), 8) for later in (others[:8], others[8:]))
+            labels = {"VQ": "A", "MQ": "B", "TA": "A"}
+            rates = {"fps": {"A": 8, "B": 8}, "num_frames": {"A": 9, "B": 9}}
+            record = {"prompt": PROMPTS[i % 2], "labels": labels, "sources": {"A": "one", "B": "two"}, **rates}
+            writer.write(f"pair{i}", {"a": a, "b": b}, record)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def encoded_pairs(miniatures, alike_pairs, tmp_path_factory):
     """A function that gives the latents set of four pairs that a family encodes, encoded once."""
     root, made = tmp_path_factory.mktemp("pairs"), set()
 
     def find(name):
         if name not in made:
-            config = encode_config(root / "e.yaml", miniatures[name], clips / "pairs", root / name)
+            config = encode_config(root / "e.yaml", miniatures[name], alike_pairs, root / name)
             experiment(["predict", "--config", str(config)])
             made.add(name)
         return str(root / name)
@@ -100,7 +119,7 @@ def test_dpo_of_adapters_begins_at_ln_2_and_is_exported(name, expert, miniatures
     base = generator.sample(generator.condition(encoded(generator)), noise, 3)
     found, pipeline = sampled(name, expert, generator, policy, noise), plain(folder, name)
     if name.startswith("hunyuan15"):  # whose pipelines have no load_lora_weights
-        pipeline.transformer.load_lora_adapter(tmp_path / "out", prefix="transformer")
+        pipeline.transformer.load_lora_adapter(tmp_path / "out", weight_name=LORA_FILE)
     else:
         pipeline.load_lora_weights(tmp_path / "out", **{"load_into_transformer_2": True} if expert == "low" else {})
     assert differs_from_plain(found, pipeline, name, noise, start) < 5e-6

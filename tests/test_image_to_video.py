@@ -18,6 +18,8 @@ from videoalign import VideoAlignError
 from videoalign.alignment.generation import Generate
 from videoalign.annotation.beginning import begin
 from videoalign.annotation.shown import shown_by
+from videoalign.callbacks.prompt_sampler import Sampling
+from videoalign.commands.arms import Arm, sample_arm
 from videoalign.commands.lightning_cli import run as experiment
 from videoalign.commands.preference_pairs import _choose
 from videoalign.datamodules.encode_list import ClipSize
@@ -347,6 +349,20 @@ def test_interrupted_sampling_goes_on_only_with_the_same_images(pipelines, promp
     write_png(tmp_path / "y.png", 99)
     assert generate(pipelines / "ltx", tmp_path / "prompts.csv", tmp_path / "set") == 2
     assert "images differ" in capfd.readouterr().err
+
+
+def test_arms_of_a_comparison_belong_to_their_images(pipelines, prompts, tmp_path):
+    for path in prompts.parent.iterdir():
+        shutil.copy(path, tmp_path)
+    given = ("base", Arm(), str(pipelines / "ltx"), str(tmp_path / "prompts.csv"), Sampling(**SIZE), 1, "cpu")
+    sample_arm(tmp_path / "compared", *given)
+    kept = json.loads((tmp_path / "compared/videos/base.json").read_text())
+    assert kept["prompts"] == ["p", "p", "q"] and len(set(kept["images"])) == 2
+    assert len(ShardSet(tmp_path / "compared/videos/base")) == 3
+    sample_arm(tmp_path / "compared", *given)
+    write_png(tmp_path / "y.png", 99)
+    with pytest.raises(VideoAlignError, match="holds videos of other settings"):
+        sample_arm(tmp_path / "compared", *given)
 
 
 @pytest.mark.parametrize(

@@ -1,23 +1,28 @@
 """How weights are held and computed: every option reaches its library, computes the same, or is refused."""
 
+import contextlib
 import functools
 import importlib.util
 import json
+import re
+from types import SimpleNamespace
 
 import pytest
 import torch
 from diffusers.hooks.group_offloading import _is_group_offload_enabled
 from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
 
-from flow_kit import SMALL, data, fit, make
+from flow_kit import PROMPTS, SMALL, data, fit, make
 from generator_kit import encode_config, samples_of
 from helpers import call, randn
 from test_experiments import configuration
 from videoalign import VideoAlignError
 from videoalign.alignment import EncodeLatents, FlowDPO, FlowSFT, Generate
+from videoalign.alignment.text_first import embed_first
+from videoalign.callbacks import ExportGenerator
 from videoalign.datamodules.shards import ShardSet
 from videoalign.miniature.networks.pipelines import make_generator
-from videoalign.models.adapters import load_adapters
+from videoalign.models.adapters import apply_loras
 from videoalign.models.fingerprint import fingerprint
 from videoalign.models.finite import is_finite, plain
 from videoalign.models.generator_folder import load_generator
@@ -58,7 +63,7 @@ def test_every_option_is_parsed(name, words, capsys):
     line = f"{words} --model.generator x --model.memory.{name} {OPTIONS[name]}"
     assert configuration(*line.split()) in (0, None)
     value = OPTIONS[name].strip("[]")
-    assert f"{name}: {value}" in capsys.readouterr().out.replace("group_offload:\n        - ", "group_offload: ")
+    assert re.search(rf"memory:(\n .*)*{name}:\s+(- )?{value}\n", capsys.readouterr().out)
 
 
 # --- training -------------------------------------------------------------------------------------
@@ -121,14 +126,18 @@ def test_adapters_learn_on_a_quantised_base(quantization, folders, pairs, tmp_pa
     before = fingerprint(base)
     quantised = [n for n, p in base.items() if type(p.data) is not torch.Tensor]
     assert len(quantised) > 20 and not any(n.startswith("proj_out") for n in quantised)
-    steps = fit(model, data(pairs["wan"]), steps=3).steps
+    export = ExportGenerator(str(tmp_path / "export"))
+    steps = fit(model, data(pairs["wan"]), steps=3, callbacks=[export]).steps
     assert steps[0]["train/rewards/margins"] == 0.0 and steps[2]["train/rewards/margins"] != 0.0
     assert fingerprint(base) == before != fingerprint(load_generator(folders["wan"]).transformer)
     checkpoint = {"state_dict": model.state_dict()}
     model.on_save_checkpoint(checkpoint)
     assert all(".lora_" in name for name in checkpoint["state_dict"])
-    model.policy.save_lora_adapter(tmp_path)
-    load_adapters(load_generator(folders["wan"]), str(tmp_path))
+    apply_loras(load_generator(folders["wan"]), str(tmp_path / "export"))
+    sampled = Generate(
+        folders["wan"], 5, 32, 32, lora=str(tmp_path / "export"), memory=Memory(quantization=quantization)
+    )
+    assert sampled.generator.transformer.peft_config.keys() == {"default"}
 
 
 @needs_torchao
@@ -169,28 +178,37 @@ def large(tmp_path_factory):
     return root
 
 
-def small_tiles(vae, size=32, stride=16):
+def cut_into(vae, size):
+    """Let an autoencoder work in tiles of so many pixels, which overlap by half."""
     for name in ("height", "width"):
         setattr(vae, f"tile_sample_min_{name}", size)
-        setattr(vae, f"tile_sample_stride_{name}", stride)
+        setattr(vae, f"tile_sample_stride_{name}", size // 2)
+
+
+def correlation(a, b):
+    return torch.corrcoef(torch.stack([a.flatten(), b.flatten()]))[0, 1]
 
 
 @pytest.mark.parametrize("of", ["wan", "ltx"])
 def test_tiles_are_videos_of_their_own_that_are_blended(of, large):
-    """The corner that no other tile reaches is that of the first tile alone; all are near the whole."""
+    """The corner that no other tile reaches is that of the first tile alone; all is like the whole.
+
+    Not close to it: every pixel of these small autoencoders sees the whole frame, and their weights are random.
+    """
     whole, tiled = (load_generator(large / of, parts=("vae",), memory=Memory(tiling=t)) for t in (False, True))
-    small_tiles(tiled.vae)
+    patch = tiled.vae.config.patch_size if of == "wan" else 1  # Wan's autoencoder encodes tiles of patches
+    cut_into(tiled.vae, 32 // (patch or 1))
     video = (127 + 60 * randn(1, 3, 3, 5, 5)).clamp(0, 255).repeat_interleave(13, 3).repeat_interleave(13, 4)
     video = video[:, :, :, :64, :64].transpose(1, 2).repeat_interleave(3, 1).to(torch.uint8)  # (1, 9, 3, 64, 64)
     latents, want = tiled.encode_video(video), whole.encode_video(video)
     corner = whole.encode_video(video[..., :32, :32])
     free = latents.shape[-1] // 4  # of the first tile, the half that is not blended
     torch.testing.assert_close(latents[..., :free, :free], corner[..., :free, :free], rtol=1e-4, atol=1e-4)
-    assert 0 < (latents - want).norm() / want.norm() < 0.5
-    frames, want = (g.decode(want).float() for g in (tiled, whole))
-    assert frames.shape == want.shape
-    assert 0 < (frames - want).abs().mean() < 40
-    assert torch.corrcoef(torch.stack([frames.flatten(), want.flatten()]))[0, 1] > 0.7
+    assert 0.6 < correlation(latents, want) < 1
+    cut_into(tiled.vae, 32)
+    frames, same = (g.decode(want).float() for g in (tiled, whole))
+    assert frames.shape == same.shape == video.shape
+    assert 0.6 < correlation(frames, same) < 1
 
 
 def test_slices_are_the_whole_batch(wan, folders):
@@ -247,12 +265,49 @@ def test_the_text_encoder_is_gone_when_sampling_begins(generators, tmp_path, mon
     assert sampled["first"] == sampled["plain"] == sampled["offloaded"] and len(sampled["plain"]) == 2
 
 
+@pytest.mark.parametrize("name", ["ltx2", "hunyuan15-i2v"])
+def test_every_encoder_of_prompts_is_gone_and_that_of_images_stays(name, miniatures):
+    generator = load_generator(miniatures[name], parts=("text_encoder",))
+    want = generator.encode_prompts(PROMPTS)
+    strategy, context = SimpleNamespace(root_device=torch.device("cpu")), contextlib.nullcontext
+    trainer = SimpleNamespace(
+        datamodule=SimpleNamespace(all_prompts=lambda: PROMPTS),
+        strategy=strategy,
+        is_global_zero=True,
+        precision_plugin=SimpleNamespace(forward_context=context),
+    )
+    found = embed_first(SimpleNamespace(trainer=trainer, generator=generator), ["a third"])
+    assert list(found) == [*dict.fromkeys(PROMPTS), "a third"]
+    for prompt, parts in zip(PROMPTS, want):
+        assert found[prompt].keys() == parts.keys()
+        for part, tensor in parts.items():
+            torch.testing.assert_close(found[prompt][part], tensor, rtol=1e-4, atol=1e-4)
+    left = {part for part, module in generator.named_children() if module is not None}
+    assert left == ({"image_encoder"} if name == "hunyuan15-i2v" else set())
+
+
 def test_samples_of_other_weights_are_not_gone_on_with(folders):
     def made(**options):
         return Generate(folders["wan"], 5, 32, 32, memory=Memory(**options)).making()
 
     assert "memory" not in made()
     assert json.loads(json.dumps(made(layerwise_casting="float8_e5m2")))["memory"]["layerwise_casting"] == "float8_e5m2"
+
+
+def test_generate_reads_options_as_yaml(generators, tmp_path, capsys):
+    (tmp_path / "p.txt").write_text("a red circle\n")
+    words = ["--num-frames=5", "--height=32", "--width=32", "--steps=1", "--out", tmp_path / "out", "--device=cpu"]
+    words = ["generate", "--generator", generators / "wan", "--prompts", tmp_path / "p.txt", *words]
+    for text, said in (
+        ("{tilling: true}", "tilling"),
+        ("{quantization: int3}", "nf4"),
+        ("[1", "--memory"),
+        ("{attention: flesh}", "memory.attention 'flesh' is no attention backend"),
+    ):
+        assert call(*words, "--memory", text) == 2
+        assert said in capsys.readouterr().err
+    assert call(*words, "--memory", "{text_first: true, slicing: true}") == 0
+    assert len(ShardSet(tmp_path / "out").contents()) == 1
 
 
 # --- refusals -------------------------------------------------------------------------------------
@@ -300,7 +355,7 @@ def test_what_training_cannot_take_is_refused(memory, options, said, folders):
 
 def test_a_missing_torchao_is_named(folders, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "torchao.quantization", None)
-    with pytest.raises(VideoAlignError, match="memory.quantization torchao_int8 needs torchao: pip install torchao"):
+    with pytest.raises(VideoAlignError, match=r"memory\.quantization torchao_int8 needs torchao: pip install torchao"):
         make(FlowSFT, folders["wan"], memory=Memory(quantization="torchao_int8"))
 
 
