@@ -47,7 +47,7 @@ SMALL = {"base_dim": 16, "decoder_base_dim": 16}
 
 def resident(*kinds: str) -> float:
     """Memory of this process in GiB, of some of the system's kinds: ``RssAnon``, ``RssFile``."""
-    lines = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return sum(int(lines[kind].split()[0]) for kind in kinds) / 2**20
 
 

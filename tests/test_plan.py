@@ -75,7 +75,7 @@ def test_shapes_count_as_tensors_do(family, lora, folders):  # noqa: F811
     trained = planned.weights.trained
     assert planned.gradients == trained
     assert planned.moments == pytest.approx(2 * trained, rel=0.01)  # AdamW's, and its step counts
-    assert planned.weights.reference == (0 if lora else trained)
+    assert planned.weights.reference == (0 if lora else trained + planned.weights.frozen)  # its buffers are copied, too
 
 
 def test_a_noisy_reward_is_counted(folders):  # noqa: F811
