@@ -14,7 +14,7 @@ _PIECE = 1 << 22
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-def fingerprint(model: nn.Module | Mapping[str, Tensor]) -> str:
+def fingerprint(model: nn.Module | Mapping[str, Tensor], dtype: torch.dtype | None = None) -> str:
     """Digest every parameter: its name, shape, first 256 values, and the exact sum of the bit patterns of all values.
 
     A sum of whole numbers does not depend on their order, so the digest is the same on every device. Layers that
@@ -22,6 +22,7 @@ def fingerprint(model: nn.Module | Mapping[str, Tensor]) -> str:
 
     Args:
         model: Module, or its parameters by name.
+        dtype: Dtype that each parameter is rounded to before; its own if not given.
 
     Returns:
         SHA-256 as hexadecimal digits.
@@ -29,6 +30,7 @@ def fingerprint(model: nn.Module | Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name, parameter in model.items() if isinstance(model, Mapping) else model.named_parameters():
         for part in plain(parameter):
+            part = part if dtype is None else part.to(dtype)
             bits = part.contiguous().view(_INTEGERS[part.element_size()])
             first = bits.flatten()[:256].to(torch.int64).cpu()
             # in pieces, since torch converts what it sums to int64 first: four times the memory of bf16

@@ -9,6 +9,7 @@ Legend: B samples, L tokens, E width of the transformer, D dimensions, K learned
 
 import math
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -108,11 +109,7 @@ class NoisyReward(nn.Module):
         if self.shape.blocks > len(blocks):
             raise VideoAlignError(f"shape.blocks is {self.shape.blocks}, but the generator has {len(blocks)} blocks")
         object.__setattr__(self, "generator", generator)  # no submodule: it only calls the copied transformer
-        # rounded, so that the same generator has the same fingerprint in any precision
-        weights = {name: p.detach().to(torch.bfloat16) for name, p in base_parameters(whole).items()}
-        self.identity = {**generator.identity(), "transformer": fingerprint(weights)}
-        if expert:
-            self.identity["expert"] = expert
+        self.expert = expert
         self.statistics = Statistics()
         taps = self.shape.taps or (self.shape.blocks,)
         self.trunk = truncated(generator, whole, max(taps)).requires_grad_(True)
@@ -134,6 +131,14 @@ class NoisyReward(nn.Module):
     def _keep(self, block: nn.Module, args: tuple, out: Tensor | tuple[Tensor, ...]) -> None:
         if self._read is not None:  # not when checkpointed activations are computed again
             self._read.append(out[0] if isinstance(out, tuple) else out)  # of several streams the video's is the first
+
+    @cached_property
+    def identity(self) -> dict[str, str]:
+        """What the generator is known by: its own identity, and a digest of the transformer that was copied."""
+        whole = self.generator.transformer if self.expert == self.generator.expert else self.generator.other
+        # rounded, so that the same generator has the same fingerprint in any precision
+        found = {**self.generator.identity(), "transformer": fingerprint(base_parameters(whole), torch.bfloat16)}
+        return found | ({"expert": self.expert} if self.expert else {})
 
     def forward(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """Raw rewards (B, D), fp32.

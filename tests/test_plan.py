@@ -18,6 +18,7 @@ from videoalign.commands.planned_batch import Clip, batch_of
 from videoalign.models.generator_folder import load_generator
 from videoalign.models.known_generators import KNOWN, write_configs
 from videoalign.models.live_memory import LiveMemory, size_of
+from videoalign.models.noisy_reward import NoisyRewardShape
 from videoalign.models.whole import shapes_only
 
 HERE = Path(__file__).parent
@@ -79,7 +80,8 @@ def test_shapes_count_as_tensors_do(family, lora, folders):  # noqa: F811
 
 
 def test_a_noisy_reward_is_counted(folders):  # noqa: F811
-    planned, held = (step_of(NoisyRewardModel, folders["wan"], real) for real in (False, True))
+    shape = NoisyRewardShape(blocks=1, hidden=16)
+    planned, held = (step_of(NoisyRewardModel, folders["wan"], real, shape=shape) for real in (False, True))
     assert planned.weights.trained == held.weights.trained
     assert planned.activations == pytest.approx(held.activations, rel=0.02)
 
@@ -90,7 +92,8 @@ def test_what_saves_memory_is_seen(folders):  # noqa: F811
     assert again.flops > kept.flops
     live, cached = (step_of(FlowDPO, folders["wan"], lora=SMALL, cached=c) for c in (False, True))
     assert cached.flops < live.flops
-    assert again.peak() > again.peak(shards=4) > again.weights.apart + again.activations
+    # two of its two blocks are gathered, so that sharding this miniature saves little
+    assert again.peak(shards=2) > again.peak(shards=4) > again.weights.apart + again.activations
     assert again.peak(buckets=True) == again.peak() + again.gradients
 
 
