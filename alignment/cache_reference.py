@@ -7,9 +7,10 @@ from torch import Tensor
 
 from ..datamodules.contracts import SavesReference, require
 from ..models.flow import TimeLaw
+from ..models.lora import LoRA
 from ..models.memory import Memory
 from .experts import Expert
-from .flow_sft import FlowSFT
+from .flow_sft import ATTENTION, FlowSFT
 
 
 class CacheReference(FlowSFT):
@@ -26,6 +27,8 @@ class CacheReference(FlowSFT):
         family: Class of the generator's family, by import path (``package.module:Name``) or name; found by the
             pipeline's class if not given.
         expert: Which of two experts' errors are computed, ``high`` or ``low``.
+        lora: Settings of the training's adapters, which matter where it goes on from some (``lora.start``): the
+            reference has those.
         memory: How the weights are held and computed; quantised as in the training, or not at all.
     """
 
@@ -37,11 +40,13 @@ class CacheReference(FlowSFT):
         fps: float = 25.0,
         family: str | None = None,
         expert: Expert | None = None,
+        lora: LoRA | None = LoRA(targets=ATTENTION),  # noqa: B008  never changed
         memory: Memory = Memory(),  # noqa: B008  frozen
     ) -> None:
         same = {"times": times, "dtype": dtype, "fps": fps, "family": family, "expert": expert, "memory": memory}
-        super().__init__(generator, gradient_checkpointing=True, **same)  # there is no backward pass
+        super().__init__(generator, lora, gradient_checkpointing=True, **same)  # there is no backward pass
         self._errors: list[tuple[Tensor, Tensor]] = []
+        self._made: dict[str, Any] = {}
 
     def setup(self, stage: str) -> None:
         """Refuse a DataModule that cannot write the cache."""
@@ -53,8 +58,8 @@ class CacheReference(FlowSFT):
         return require(self.trainer.datamodule, SavesReference, type(self).__name__)
 
     def on_predict_start(self) -> None:
-        """Forget the errors of an earlier run."""
-        self._errors = []
+        """Forget the errors of an earlier run, and note what they depend on before a forward pass packs weights."""
+        self._errors, self._made = [], self.reference_made()
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Compute the errors (S, N) of a batch of draws; a few bytes each, they stay in memory until the end."""
@@ -73,4 +78,4 @@ class CacheReference(FlowSFT):
             torch.distributed.all_gather_object(gathered, rows)
         if self.trainer.is_global_zero:
             table = {tuple(map(int, item)): errors for part in gathered for item, errors in part}
-            self._draws().save(table, self.reference_made())
+            self._draws().save(table, self._made)

@@ -197,6 +197,30 @@ class FlowSFT(Training):
         with self.as_reference() as net:
             return self.errors(latents, batch["seeds"], batch["conditions"], net)[0]
 
+    def _start(self) -> str | None:
+        """Digest of the adapters that training went on from, which are the reference; None where it began anew."""
+        start = {name: p for name, p in self.policy.named_parameters() if f".{START}." in name}
+        return fingerprint(start) if start else None
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Note which adapters are the reference: no checkpoint holds them."""
+        super().on_save_checkpoint(checkpoint)
+        if (start := self._start()) is not None:
+            checkpoint["lora_start"] = start
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another model, or one whose reference is another one.
+
+        Raises:
+            VideoAlignError: If tensors do not fit, or ``model.lora.start`` holds other adapters than it did.
+        """
+        super().on_load_checkpoint(checkpoint)
+        if checkpoint.get("lora_start") != self._start():
+            raise VideoAlignError(
+                "model.lora.start holds other adapters than when this training began, and they are its reference; name "
+                "those, or begin a training anew"
+            )
+
     def reference_made(self) -> dict[str, Any]:
         """Settings that the reference's errors depend on besides the latents, as plain values."""
         base = {name: p for name, p in self.policy.named_parameters() if ".lora_" not in name or f".{START}." in name}

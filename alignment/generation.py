@@ -94,6 +94,11 @@ class Generate(L.LightningModule):
         )
         if steps < 1 or not cfg_scale >= 1 or fps < 1 or (cfg_scale_2 is not None and not cfg_scale_2 >= 1):
             raise VideoAlignError(f"steps {steps}, cfg_scale {cfg_scale} and fps {fps} must be at least 1")
+        if noisy_reward and memory.stored:
+            raise VideoAlignError(
+                "a noisy reward copies blocks of the transformer, and cannot where they are quantised or cast: leave "
+                "memory.quantization and memory.layerwise_casting out, or the noisy reward"
+            )
         self.memory = memory
         self.generator = load_generator(generator, dtype, fps=fps, family=family, memory=memory)
         if cfg_scale_2 is not None and self.generator.boundary is None:
@@ -186,7 +191,8 @@ class Generate(L.LightningModule):
             return [None] * len(latents)
         t = torch.full((len(latents),), VIEWED_AT, device=latents.device)
         with torch.no_grad():
-            rewards = self.noisy_reward(interpolate(latents, noise, t), t, condition)
+            x = self.generator.with_image(interpolate(latents, noise, t), condition)
+            rewards = self.noisy_reward(x, t, condition)
         rewards = self.noisy_reward.normalise(rewards)
         remedy = f"look at {self.hparams['noisy_reward']}"
         require_finite("the noisy reward's view of sampled videos", by_name(keys, rewards), remedy)

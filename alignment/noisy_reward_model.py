@@ -20,6 +20,7 @@ from ..models.lora import LoRA
 from ..models.metrics import Calibration, RewardMoments
 from ..models.noisy_reward import NoisyReward, NoisyRewardShape
 from ..models.video_reward import Statistics
+from ..models.whole import only_shapes
 from .experts import Expert, require_one_expert
 from .export_uses import of_generator, quoted
 from .parameter_groups import ParameterGroup
@@ -93,6 +94,9 @@ class NoisyRewardModel(Training):
         require_one_expert(loaded, expert)
         object.__setattr__(self, "generator", loaded)
         self.network = NoisyReward(self.generator, shape).train()
+        if not only_shapes():  # of a large generator a few blocks are left
+            _ = self.network.identity
+            self.generator.drop_transformer()
         if lora is not None:
             self.network.adapt(lora)
         if gradient_checkpointing:

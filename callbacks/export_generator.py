@@ -30,9 +30,9 @@ class ExportGenerator(L.Callback):
 
     LoRA adapters are written for ``pipe.load_lora_weights(folder)``. Those of the expert for low noise are for
     ``pipe.load_lora_weights(folder, load_into_transformer_2=True)``; the file states the expert. A fully trained
-    transformer is written for ``WanPipeline.from_pretrained(..., transformer=...)`` (name the class:
-    ``DiffusionPipeline`` ignores the argument). Weights that are not finite are refused. Files carry checksums, which
-    are compared when they are loaded.
+    transformer is written for ``WanPipeline.from_pretrained(..., transformer=...)``, or ``transformer_2=...`` of that
+    expert (name the class: ``DiffusionPipeline`` ignores the argument). Weights that are not finite are refused. Files
+    carry checksums, which are compared when they are loaded.
 
     Args:
         out: Folder to write. An earlier export there is replaced, and anything else is refused before training begins.
@@ -69,7 +69,13 @@ class ExportGenerator(L.Callback):
         module = require(pl_module, TrainsTransformer, "callbacks.ExportGenerator")
         # of adapters nothing frozen: a copy of all weights would be made in the main memory for nothing
         options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=module.lora is not None)
-        state = get_model_state_dict(module.policy, options=options)
+        if getattr(
+            module.policy, "hf_quantizer", None
+        ):  # never sharded; bitsandbytes' layers state what they do not have
+            trained = {name: p for name, p in module.policy.named_parameters() if p.requires_grad}
+            state = {name: p.detach().cpu() for name, p in trained.items()}
+        else:
+            state = get_model_state_dict(module.policy, options=options)
         run = folder_of(trainer)  # collective
         out = Path(self.out) if self.out else run and run / "export"
         if trainer.is_global_zero and out:

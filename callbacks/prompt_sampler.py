@@ -19,7 +19,7 @@ from ..datamodules.prompts import Item, check_items
 from ..datamodules.sample_images import read_image
 from ..models.family import Encoded
 from ..models.flow import draw, interpolate
-from ..models.generator import EXPERTS
+from ..models.generator import EXPERTS, Generator
 from ..models.generator_folder import load_generator
 
 
@@ -95,8 +95,17 @@ class SamplesPrompts(L.Callback):
         who = f"callbacks.{type(self).__name__}"
         generator = require(pl_module, AlignsGenerator, who).generator
         check_items(self.items, generator.image, f"{who}.prompts")
+        self.check_scales(generator)
         if not self.sampling.missing:
             generator.latent_shape(self.sampling.num_frames, self.sampling.height, self.sampling.width)
+
+    def check_scales(self, generator: Generator) -> None:
+        """Refuse the scale of a second expert where there is one transformer."""
+        if self.sampling.cfg_scale_2 is not None and generator.boundary is None:
+            raise VideoAlignError(
+                "sampling.cfg_scale_2 is the scale of a second expert, and this generator has one transformer; leave "
+                "it out"
+            )
 
     def on_validation_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: dict[str, Any], *rest: int

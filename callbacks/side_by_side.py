@@ -5,7 +5,7 @@ from typing import Any
 import lightning as L
 import torch
 
-from .. import VideoAlignError
+from .. import EverywhereError, VideoAlignError
 from ..datamodules.contracts import AlignsGenerator, require
 from ..datamodules.prompts import Item, read_items
 from ..models.family import Encoded
@@ -40,7 +40,7 @@ class SideBySide(SamplesPrompts):
             )
         items = read_items(prompts) if isinstance(prompts, str) else [*map(Item, [] if self.held_out else prompts)]
         super().__init__(items, sampling)
-        self.encoded: list[Encoded] = []
+        self.found: dict[str, tuple[str, Encoded]] = {}
         self.every, self.count = every, 0
         self.sampler: PromptSampler | None = None
 
@@ -56,11 +56,25 @@ class SideBySide(SamplesPrompts):
         super().on_validation_batch_end(trainer, pl_module, outputs, batch, *rest)
         if not self.held_out or "latents" not in batch:
             return
-        for text, encoded, valid in zip(batch["texts"], batch["conditions"], batch["valid"].tolist()):
-            if valid and len(self.items) < self.held_out:
-                self.items.append(Item(text))
-                self.prompts.append(text)
-                self.encoded.append({name: part.cpu() for name, part in encoded.items()})
+        if self.sampler is None:
+            rows = zip(batch["keys"], batch["texts"], batch["conditions"], batch["valid"].tolist())
+            for key, text, encoded, valid in rows:
+                if valid and len(self.found) < self.held_out:
+                    self.found[key] = text, {name: part.cpu() for name, part in encoded.items()}
+
+    def _gather(self) -> list[Encoded]:
+        """The held-out samples to show, the same ones on every rank. Collective."""
+        every = [self.found]
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            every = [{}] * torch.distributed.get_world_size()
+            torch.distributed.all_gather_object(every, self.found)
+        found = {key: sample for part in every for key, sample in part.items()}
+        if not found:
+            raise EverywhereError("SideBySide.prompts takes held-out samples, and there are none: name prompts")
+        chosen = [found[key] for key in sorted(found)[: self.held_out]]
+        self.items = [Item(text) for text, _ in chosen]
+        self.prompts = [text for text, _ in chosen]
+        return [encoded for _, encoded in chosen]
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Sample and show the videos. Collective under sharding: every rank samples the same ones."""
@@ -69,10 +83,9 @@ class SideBySide(SamplesPrompts):
         self.count += 1
         if (self.count - 1) % self.every:
             return
-        if self.held_out and not self.items:
-            raise VideoAlignError("SideBySide.prompts takes held-out samples, and there are none: name prompts")
-        encoded = self.encoded if self.held_out else None
-        self.sampler = self.sampler or PromptSampler(pl_module, self.sampling, self.items, encoded)
+        if self.sampler is None:
+            encoded = self._gather() if self.held_out else None
+            self.sampler = PromptSampler(pl_module, self.sampling, self.items, encoded)
         with self.sampler.sampling_of("SideBySide", len(self.prompts)):
             for number in range(len(self.prompts)):
                 self._show(trainer, pl_module, number)

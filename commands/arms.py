@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from glob import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -29,6 +29,7 @@ from ..models.finite import by_name, require_finite
 from ..models.guidance import Guidance
 from ..models.locks import beside, held, real
 from ..models.lora_specs import specs_of
+from ..models.memory import Memory
 from .comparison import OWN_VIEW, RatedArm, found_of, save
 from .generating import generate
 from .judge import Judge, ratings_of
@@ -103,6 +104,8 @@ def compare(
     best_of: str | None = None,
     device: str = "auto",
     family: str | None = None,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    memory: Memory = Memory(),  # noqa: B008  frozen
 ) -> dict[str, Any]:
     """Sample all arms, judge them, print and save a table and charts. An interrupted comparison goes on.
 
@@ -120,11 +123,15 @@ def compare(
         device: Where to sample: auto, cpu or gpu.
         family: Class of the generator's family, by import path (``package.module:Name``) or name; found by the
             pipeline's class if not given.
+        dtype: Dtype of the transformers and of the text encoder.
+        memory: How the generators' weights are held and computed.
 
     Returns:
         What is saved as ``OUT/comparison.json``.
     """
     folder, texts = Path(out), [item.prompt for item in read_items(prompts)]
+    held_as = {"dtype": dtype} if dtype != "float32" else {}
+    held_as |= {"memory": memory} if memory != Memory() else {}
     sampling, chooser = sampling.complete(), _chooser(judges, best_of)
     every, curves = plan(arms or {}, sweeps or {})
     with held(folder):
@@ -135,7 +142,7 @@ def compare(
             arm = replace(arm, family=arm.family or family)
             if not (folder / VIDEOS / name).exists():
                 print(f"arm {number} of {len(every)}: {name}", flush=True)
-            sample_arm(folder, name, arm, generator, prompts, sampling, samples, device)
+            sample_arm(folder, name, arm, generator, prompts, sampling, samples, device, held_as)
             judged[name] = _judged(judges, folder / VIDEOS / name, (len(texts), samples))
         found = found_of(judged, curves, chooser)
         what = f"{generator}, {samples} noises for each of {len(texts)} prompts"
@@ -199,6 +206,7 @@ def sample_arm(
     sampling: Sampling,
     samples: int,
     device: str = "auto",
+    held_as: Mapping[str, Any] | None = None,
 ) -> None:
     """Sample one arm's videos into ``FOLDER/videos/NAME``, as `videoalign generate` would; finished ones are kept.
 
@@ -211,6 +219,7 @@ def sample_arm(
         sampling: How videos are sampled.
         samples: Number of noises per prompt.
         device: Where to sample: auto, cpu or gpu.
+        held_as: Arguments of :class:`~videoalign.alignment.Generate` that say how weights are held, if not as usual.
 
     Raises:
         VideoAlignError: Where its videos are there, but were sampled with other settings.
@@ -225,6 +234,7 @@ def sample_arm(
         "samples": samples,
         "sampling": {key: value for key, value in asdict(sampling).items() if value is not None},
         "arm": {key: value for key, value in asdict(arm).items() if key != "family" or value},
+        **{key: value if isinstance(value, str) else asdict(value) for key, value in (held_as or {}).items()},
     }
     made = json.loads(json.dumps(made))
     begun = videos.exists() or beside(real(videos), "parts").exists()
@@ -238,7 +248,7 @@ def sample_arm(
     # Rewards of videos that are gone; an arm's name holds no dot, so these are of no other arm.
     for rewards in (*videos.parent.glob(f"{escape(name)}.rewards"), *videos.parent.glob(f"{escape(name)}.*.rewards")):
         shutil.rmtree(rewards, ignore_errors=True)
-    model = _generate_arguments(name, arm, generator, sampling)
+    model = _generate_arguments(name, arm, generator, sampling) | dict(held_as or {})
     noises = {"samples": samples, "batch_size": sampling.batch_size, "seed": sampling.seed}
     generate(model, {"prompts": prompts, "out": str(videos), **noises}, device, 1)
 

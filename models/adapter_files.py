@@ -47,7 +47,7 @@ _KINDS = {
     ".lokr_": "LoKr",
     ".hada_": "LoHa",
     ".oft_": "OFT",
-    ".diff": "full differences",
+    ".diff_b": "full differences",
 }
 """Parts of names that show another kind of adapters."""
 _ENCODERS = ("text_encoder.", "text_encoder_2.", "lora_te", "text_model.")
@@ -255,7 +255,7 @@ def listed(names: Iterable[str], most: int = 3) -> str:
 def _refuse_others(tensors: dict[str, Tensor], path: str) -> None:
     """Refuse other kinds of adapters, and adapters of text encoders."""
     for mark, kind in _KINDS.items():
-        if marked := [name for name in tensors if mark in name]:
+        if marked := [name for name in tensors if mark in name or (name.endswith(".diff") and mark == ".diff_b")]:
             found = f"{len(marked)} of {len(tensors)} tensors are {kind}, such as {marked[0]!r}"
             raise refusal(path, f"{found}; plain LoRA alone is supported")
     if foreign := [name for name in tensors if name.startswith(_ENCODERS)]:

@@ -74,6 +74,8 @@ class Family(nn.Module):
     begins_with_image: bool = False
     """Whether the image is the first latent frame itself, which is then neither noised nor learned; otherwise the image
     is a further input of the transformer."""
+    embeds_images: bool = False
+    """Whether the transformer takes embeddings of images by an encoder of images, beside their latents."""
     further_parts: ClassVar[Mapping[str, Sequence[str]]] = {}
     """Further parts of the pipeline that are loaded with one of :data:`PARTS`, such as the encoder of images with the
     text encoder."""

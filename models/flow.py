@@ -95,7 +95,13 @@ class TimeLaw:
         Raises:
             VideoAlignError: If no time is left.
         """
-        return replace(self, lowest=max(lowest, self.lowest), highest=min(highest, self.highest))
+        low, high = max(lowest, self.lowest), min(highest, self.highest)
+        if low >= high:
+            raise VideoAlignError(
+                f"times from {self.lowest:g} to {self.highest:g} are outside of those that this transformer works at, "
+                f"{lowest:g} to {highest:g}: change times.lowest and times.highest, or the expert"
+            )
+        return replace(self, lowest=low, highest=high)
 
     def share(self, lowest: float, highest: float) -> float:
         """Share of the whole law's times between two times in [0, 1]."""

@@ -9,16 +9,18 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
-from diffusers import DiffusionPipeline, SchedulerMixin
+from diffusers import DiffusionPipeline
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torchvision.transforms.functional import to_pil_image
 
 from .. import VideoAlignError
+from .conditions import padded
 from .family import Condition, Encoded, Family, Step
 from .fingerprint import fingerprint
 from .finite import by_name, require_finite
 from .flow import TIMES
+from .shifted_schedule import shifted
 
 Steer = Callable[[Tensor, float, Tensor, nn.Module, int], Tensor]
 """Changes the velocity of a sampling step: from latents (B, C, F, H, W), time, velocity (B, C, F, H, W), the
@@ -73,8 +75,18 @@ class Generator(Family):
         if pipeline.tokenizer is not None:
             self.max_tokens = min(type(self).max_tokens, pipeline.tokenizer.model_max_length)
         if (shift := self.official_shift()) is not None:
-            pipeline.scheduler = _shifted(pipeline.scheduler, shift)
+            pipeline.scheduler = shifted(pipeline.scheduler, shift)
         self.requires_grad_(False)
+
+    def drop_transformer(self) -> None:
+        """Free the transformer; its settings stay known."""
+        for name in ("transformer", "other"):
+            setattr(self, name, None)
+        whole = self.structure["transformer"]
+        with torch.device("meta"):
+            self.structure["transformer"] = type(whole).from_config(whole.config)
+        held = [part for part in ("transformer", "transformer_2") if part in vars(self.pipeline)]
+        self.pipeline.register_modules(**dict.fromkeys(held))
 
     # --- autoencoder and encoders -----------------------------------------------------------------------------
 
@@ -215,7 +227,7 @@ class Generator(Family):
             encoded: The encoded prompt.
             device: Where it is put; where the prompt is, if not given.
         """
-        return self._prompts([encoded], device or encoded["prompt"].device)
+        return padded([encoded], self.prompt_shapes(), device or encoded["prompt"].device)
 
     def condition(self, encoded: Sequence[Encoded], device: torch.device | None = None) -> Condition:
         """Put what samples are conditioned on into one batch; prompts are padded with zeros as the family pads them.
@@ -228,26 +240,7 @@ class Generator(Family):
             VideoAlignError: Where a part is missing, or of another shape than this generator takes.
         """
         device = device or encoded[0]["prompt"].device
-        return self._prompts(encoded, device) | self._images(encoded, device)
-
-    def _prompts(self, encoded: Sequence[Encoded], device: torch.device) -> Condition:
-        """The prompts of a batch, padded."""
-        batch: Condition = {}
-        for name, (most, width) in self.prompt_shapes().items():
-            parts = [one[name] for one in encoded if name in one]
-            if len(parts) < len(encoded):
-                raise VideoAlignError(f"encoded prompts have no part {name}: they were made with another text encoder")
-            if wrong := [tuple(e.shape) for e in parts if e.ndim != 2 or e.shape[1] != width or len(e) > most]:
-                raise VideoAlignError(
-                    f"prompt embeddings ({name}) of shape {wrong[0]}, but this generator takes at most {most} x "
-                    f"{width}: they were made with another text encoder"
-                )
-            padded = torch.zeros(len(parts), most, width, dtype=parts[0].dtype, device=device)
-            mask = torch.zeros(len(parts), most, dtype=torch.long, device=device)
-            for row, keep, e in zip(padded, mask, parts):
-                row[: len(e)], keep[: len(e)] = e, 1
-            batch |= {name: padded, f"{name}_mask": mask}
-        return batch
+        return padded(encoded, self.prompt_shapes(), device) | self._images(encoded, device)
 
     def _images(self, encoded: Sequence[Encoded], device: torch.device) -> Condition:
         """The images of a batch, which all samples have or none."""
@@ -258,6 +251,12 @@ class Generator(Family):
             raise VideoAlignError(f"a {self.class_name} makes videos from images, but these samples have none")
         if self.image == "none" and names:
             raise VideoAlignError(f"a {self.class_name} takes no images, but these samples have some")
+        if names and ("image_embeds" in names) != self.embeds_images:
+            has, takes = ("have", "takes none") if "image_embeds" in names else ("have no", "takes some")
+            raise VideoAlignError(
+                f"these samples {has} embeddings of their images, but this generator's transformer {takes}: they were "
+                "encoded for another one"
+            )
         return {name: torch.stack([one[name].to(device, torch.float32) for one in encoded]) for name in names}
 
     # --- sampling ---------------------------------------------------------------------------------------------
@@ -331,7 +330,7 @@ class Generator(Family):
         if null is not None:  # the image stays
             null = condition | {name: part.expand(len(noise), *part.shape[1:]) for name, part in null.items()}
         x, scheduler = self.with_image(noise.float(), condition), self.pipeline.scheduler
-        scheduler = scheduler if shift is None else _shifted(scheduler, shift)
+        scheduler = scheduler if shift is None else shifted(scheduler, shift)
         self.schedule(scheduler, steps, x)
         scheduler.set_begin_index(0)
         for number, timestep in enumerate(scheduler.timesteps):
@@ -377,17 +376,3 @@ class Generator(Family):
         finally:
             for layer, (off, active) in zip(layers, before):
                 layer._disable_adapters, layer._active_adapter = off, active
-
-
-def _shifted(scheduler: SchedulerMixin, shift: float) -> SchedulerMixin:
-    """A scheduler like another, but for the shift of its time steps.
-
-    Raises:
-        VideoAlignError: Where it has none.
-    """
-    name = next((name for name in ("flow_shift", "shift") if name in scheduler.config), None)
-    if name is None or not shift > 0:
-        why = "it has no such setting" if name is None else "it must be positive"
-        raise VideoAlignError(f"the shift of {type(scheduler).__name__}'s time steps cannot be {shift}: {why}")
-    fixed = {"use_dynamic_shifting": False} if "use_dynamic_shifting" in scheduler.config else {}
-    return type(scheduler).from_config(scheduler.config, **{name: shift}, **fixed)

@@ -89,7 +89,7 @@ class Guidance:
         """The factor t / (1 - t) at times (N,), at most :attr:`largest_factor`."""
         return (t / (1 - t).clamp(min=1e-12)).clamp(max=self.largest_factor)
 
-    def __call__(self, reward: Reward, x: Tensor, t: Tensor, velocity: Tensor) -> Tensor:
+    def __call__(self, reward: Reward, x: Tensor, t: Tensor, velocity: Tensor, clean_frames: int = 0) -> Tensor:
         """Compute the guided velocity (Eq. 11). Gradients are computed here, whatever mode the caller is in.
 
         Args:
@@ -97,6 +97,7 @@ class Guidance:
             x: Noisy latents (B, C, F, H, W).
             t: Times (B,) in [0, 1].
             velocity: Velocity (B, C, F, H, W) after classifier-free guidance.
+            clean_frames: Number of first frames that are an image's; they are not steered.
 
         Returns:
             The guided velocity, in the shape and dtype of ``velocity``.
@@ -107,8 +108,10 @@ class Guidance:
             x, t = x.detach().clone().requires_grad_(True), t.detach().clone()
             (gradient,) = torch.autograd.grad((reward(x, t) * weights.clone()).sum(), x)
         change = -self.strength * expand(self.factor(t), x) * gradient
+        if clean_frames:
+            change[:, :, :clean_frames] = 0
         if self.largest_share is not None:
-            norms = [v.flatten(1).norm(dim=1).clamp(min=1e-12) for v in (velocity, change)]
+            norms = [v[:, :, clean_frames:].flatten(1).norm(dim=1).clamp(min=1e-12) for v in (velocity, change)]
             change = change * expand((self.largest_share * norms[0] / norms[1]).clamp(max=1.0), x)
         return velocity + change.to(velocity.dtype)
 
@@ -132,7 +135,8 @@ def steering(reward: Any, guidance: Guidance, condition: Condition) -> Steer:
                 x, t = reward.generator.with_image(x, condition), torch.zeros_like(t)
             return reward.normalise(reward(x, t, condition))
 
-        return guidance(view, x, torch.full((len(x),), time, device=x.device), v)
+        clean = reward.generator.clean_frames(condition)
+        return guidance(view, x, torch.full((len(x),), time, device=x.device), v, clean)
 
     return steer
 

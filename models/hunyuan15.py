@@ -93,7 +93,7 @@ class HunyuanVideo15Image(HunyuanVideo15):
 
     class_name = "HunyuanVideo15ImageToVideoPipeline"
     further_parts = {"text_encoder": ("text_encoder_2", "image_encoder")}
-    image = "required"
+    image, embeds_images = "required", True
 
     def _embed_images(self, images: list[Image]) -> Tensor:
         encoder = self.require("image_encoder")

@@ -22,6 +22,10 @@ class WanImage(Wan):
     further_parts = {"text_encoder": ("image_encoder",)}
     image, plain_pipeline = "required", False
 
+    @property
+    def embeds_images(self) -> bool:
+        return self.config.image_dim is not None  # Wan 2.1's by CLIP
+
     def _inputs(self, x: Tensor, t: Tensor, condition: Condition) -> tuple[Tensor, Tensor]:
         if self.begins_with_image:
             return super()._inputs(x, t, condition)
@@ -35,5 +39,6 @@ class WanImage(Wan):
         return nn.functional.pad(first, (0, 0, 0, 0, 0, grey))
 
     def _embed_images(self, images: list[Image]) -> Tensor | None:
-        dim = self.config.image_dim
-        return self.pipeline.encode_image(images, self.require("image_encoder").device) if dim else None
+        if not self.embeds_images:
+            return None
+        return self.pipeline.encode_image(images, self.require("image_encoder").device)

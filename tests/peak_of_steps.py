@@ -98,6 +98,7 @@ if __name__ == "__main__":
     identity = load_generator(folder / "generator").identity()
     labels = {"prompt": "a", "labels": dict.fromkeys(("VQ", "MQ", "TA"), "A")}
     write_latents(folder / "latents", identity, SHAPE, lambda i: labels, 4)
+    case(folder, FlowSFT, ATTENTION, False, False, 1)  # what the first training of a process loads stays in its memory
     for kind, lora, checkpointing, cached in CASES:
         found = case(folder, kind, lora, checkpointing, cached, accumulated=2 if checkpointing else 1)
         name = (

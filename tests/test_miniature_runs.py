@@ -150,6 +150,7 @@ NEW = {
     "wan_image": "wan-i2v",
     "ltx_image": "ltx-i2v",
     "ltx2": "ltx2",
+    "ltx2_image": "ltx2-i2v",
     "hunyuan15": "hunyuan15",
     "hunyuan15_image": "hunyuan15-i2v",
 }

@@ -40,6 +40,7 @@ class View:
             unpacked=lambda x, call: x,
             packed=lambda x: x,
             with_image=lambda x, condition: x,
+            clean_frames=lambda condition: 0,
             plain_pipeline=True,
         )
 
