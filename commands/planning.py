@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import jsonargparse
+from torch._subclasses.fake_tensor import DynamicOutputShapeException
 
 from .. import VideoAlignError
 from ..alignment.footprint import AUTOCAST, Footprint, measure, without_storage
@@ -66,19 +67,30 @@ def plan(args: list[str], options: argparse.Namespace) -> None:
     trainer, data = cli.settings.trainer, cli.settings.data.init_args
     if trainer.precision not in (None, *PRECISIONS):
         raise VideoAlignError(f"plan counts trainer.precision {', '.join(PRECISIONS)}, not {trainer.precision!r}")
+    if "ContextParallel" in str(trainer.strategy):
+        raise VideoAlignError(
+            "plan does not count context parallelism: leave that overlay out; the activations that are printed then are "
+            "divided by ulysses_degree x ring_degree, nearly"
+        )
     micro_batches = trainer.accumulate_grad_batches or 1
     counted: dict[bool, Footprint] = {}
     for checkpointing in (True, False):
         module = cli.module(checkpointing)
         clip = clip_of(module, data.get("train"), options)
-        with without_storage(module):
-            counted[checkpointing] = measure(
-                module,
-                lambda clip=clip: batch_of(clip, data.batch_size, bool(data.get("reference"))),
-                precision=str(trainer.precision or "32-true"),
-                accumulated=micro_batches > 1,
-                foreach=trainer.accelerator != "cpu",
-            )
+        try:
+            with without_storage(module):
+                counted[checkpointing] = measure(
+                    module,
+                    lambda clip=clip: batch_of(clip, data.batch_size, bool(data.get("reference"))),
+                    precision=str(trainer.precision or "32-true"),
+                    accumulated=micro_batches > 1,
+                    foreach=trainer.accelerator != "cpu",
+                )
+        except DynamicOutputShapeException as error:
+            raise VideoAlignError(
+                f"plan counts on shapes alone, and those of {type(module.generator).__name__} depend on the content of "
+                f"prompts ({error}): it cannot be planned"
+            ) from None
     averaged = any(str(one.get("class_path", "")).endswith(".EMA") for one in trainer.callbacks or [])
     about = About(
         title=_title(cli, module, clip),
