@@ -69,8 +69,8 @@ def plan(args: list[str], options: argparse.Namespace) -> None:
         raise VideoAlignError(f"plan counts trainer.precision {', '.join(PRECISIONS)}, not {trainer.precision!r}")
     if "ContextParallel" in str(trainer.strategy):
         raise VideoAlignError(
-            "plan does not count context parallelism: leave that overlay out; the activations that are printed then are "
-            "divided by ulysses_degree x ring_degree, nearly"
+            "plan does not count context parallelism: leave that overlay out. Of the activations that are printed then "
+            "each GPU has about 1 / (ulysses_degree x ring_degree)"
         )
     micro_batches = trainer.accumulate_grad_batches or 1
     counted: dict[bool, Footprint] = {}
