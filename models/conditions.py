@@ -26,7 +26,7 @@ def padded(encoded: Sequence[Encoded], shapes: Mapping[str, tuple[int, int]], de
             raise VideoAlignError(f"encoded prompts have no part {name}: they were made with another text encoder")
         if wrong := [tuple(e.shape) for e in parts if e.ndim != 2 or e.shape[1] != width or len(e) > most]:
             raise VideoAlignError(
-                f"prompt embeddings ({name}) of shape {wrong[0]}, but this generator takes at most {most} x {width}: "
+                f"prompt embeddings{'' if name == 'prompt' else f' ({name})'} of shape {wrong[0]}, but this generator takes at most {most} x {width}: "
                 "they were made with another text encoder"
             )
         rows = torch.zeros(len(parts), most, width, dtype=parts[0].dtype, device=device)

@@ -51,7 +51,7 @@ def test_embeddings_that_are_not_finite_are_refused(kit):
 
 def test_a_sampler_that_breaks_names_its_keys(kit, monkeypatch):
     module = Generate(str(kit / "wan"), 5, 32, 32, steps=2)
-    monkeypatch.setattr(module.generator, "sample", lambda condition, noise, *rest: noise * NAN)
+    monkeypatch.setattr(module.generator, "sample", lambda condition, noise, *rest, **options: noise * NAN)
     batch = {"keys": ["00000-000", "00000-001"], "prompts": ["a red circle"] * 2, "seeds": [1, 2]}
     with pytest.raises(VideoAlignError, match=r"2 tensors .*\['00000-000', '00000-001'\]"):
         module.predict_step(batch, 0)

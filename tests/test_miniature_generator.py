@@ -289,7 +289,7 @@ class Watch(L.Callback):
         module.errors = spy
 
     def on_train_batch_start(self, trainer, module, batch, *rest):
-        self.given |= dict(zip(batch["seeds"].tolist(), batch["prompts"]))
+        self.given |= dict(zip(batch["seeds"].tolist(), batch["conditions"]))
 
     def on_train_batch_end(self, trainer, module, *rest):
         self.losses.append(trainer.callback_metrics["train/loss"].item())
@@ -297,8 +297,8 @@ class Watch(L.Callback):
     @property
     def without(self):
         """Seeds of the samples whose prompt was the empty one; all others had their own."""
-        without = {seed for seed, prompt in self.asked.items() if torch.equal(prompt, self.null)}
-        assert all(torch.equal(self.asked[s], self.given[s]) for s in self.asked.keys() - without)
+        without = {seed for seed, prompt in self.asked.items() if same_tensors(prompt, self.null)}
+        assert all(same_tensors(self.asked[s], self.given[s]) for s in self.asked.keys() - without)
         return without
 
 
@@ -327,14 +327,14 @@ def test_samples_seeds_alone_say_which_prompts_are_left_out(folders, latents):
 @pytest.fixture(scope="module")
 def large(folders):
     """Which of 4,000 samples lose their prompts, by share."""
-    model, null = sft(folders["wan", SHORT]), randn(1, 32)
+    model, null = sft(folders["wan", SHORT]), {"prompt": randn(1, 32)}
     model.trainer = SimpleNamespace(datamodule=SimpleNamespace(null=null))
-    prompts = [randn(3, 32)] * 4000
+    prompts = [{"prompt": randn(3, 32)}] * 4000
     seeds = torch.randint(0, 2**62, (4000,), generator=torch.Generator().manual_seed(0))
 
     def without(share):
         model.null_share = share
-        return {i for i, prompt in enumerate(model._some_without(prompts, seeds)) if prompt is null}
+        return {i for i, prompt in enumerate(model._some_without(prompts, seeds)) if prompt["prompt"] is null["prompt"]}
 
     return without
 
@@ -381,11 +381,11 @@ def test_the_loss_is_that_of_the_empty_prompt(folders, latents):
     keep, watch = Keep(), Watch()
     L.Trainer(**QUIET, limit_val_batches=0, max_steps=1, callbacks=[watch, keep]).fit(model, module)
     batch = keep.batch
-    prompts = [watch.null if s in watch.without else p for s, p in zip(batch["seeds"].tolist(), batch["prompts"])]
+    prompts = [watch.null if s in watch.without else p for s, p in zip(batch["seeds"].tolist(), batch["conditions"])]
     assert 0 < len(watch.without) < 8
     with torch.no_grad():
         errors, _ = twin.errors(batch["latents"][:1], batch["seeds"], prompts)
-        own, _ = twin.errors(batch["latents"][:1], batch["seeds"], batch["prompts"])
+        own, _ = twin.errors(batch["latents"][:1], batch["seeds"], batch["conditions"])
     assert watch.losses[0] == pytest.approx(errors.mean().item(), rel=1e-5)
     assert abs(watch.losses[0] - own.mean().item()) > 1e-6
 

@@ -42,7 +42,7 @@ def test_cached_errors_are_the_live_ones(cache, generators, latents):
         for i, key in enumerate(record["keys"]):
             sides, seed = torch.stack([encoded[key][1][s] for s in "ab"])[:, None], tensors["seeds"][k, i : i + 1]
             with module.as_reference() as net:
-                live, _ = module.errors(sides, seed, [encoded[key][1]["prompt"]], net)
+                live, _ = module.errors(sides, seed, [{"prompt": encoded[key][1]["prompt"]}], net)
             torch.testing.assert_close(tensors["errors"][k, i], live[:, 0], rtol=0, atol=1e-6)
 
 
