@@ -26,8 +26,8 @@ def padded(encoded: Sequence[Encoded], shapes: Mapping[str, tuple[int, int]], de
             raise VideoAlignError(f"encoded prompts have no part {name}: they were made with another text encoder")
         if wrong := [tuple(e.shape) for e in parts if e.ndim != 2 or e.shape[1] != width or len(e) > most]:
             raise VideoAlignError(
-                f"prompt embeddings{'' if name == 'prompt' else f' ({name})'} of shape {wrong[0]}, but this generator takes at most {most} x {width}: "
-                "they were made with another text encoder"
+                f"prompt embeddings{f' ({name})' * (name != 'prompt')} of shape {wrong[0]}, but this generator takes "
+                f"at most {most} x {width}: they were made with another text encoder"
             )
         rows = torch.zeros(len(parts), most, width, dtype=parts[0].dtype, device=device)
         mask = torch.zeros(len(parts), most, dtype=torch.long, device=device)

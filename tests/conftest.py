@@ -1,5 +1,6 @@
 """Fixtures that every test may ask for."""
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,6 +43,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 
 
+DISTRIBUTED = ("MASTER_ADDR", "MASTER_PORT", "RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE")
+"""Variables of the environment by which processes of a group find each other."""
+
+
 @pytest.fixture(scope="session")
 def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a miniature Qwen2-VL: two layers of width 32, patches of 8 pixels. Read only."""
@@ -58,8 +63,15 @@ def sampling() -> FrameSampling:
 
 @pytest.fixture(autouse=True)
 def quiet_and_clean() -> Iterator[None]:
-    """No progress bars are shown; every test leaves the default dtype and the random state as they were."""
+    """No progress bars are shown; every test leaves the default dtype and the random state as they were.
+
+    Lightning leaves the port of a process group in the environment, where another process would find it taken.
+    """
     transformers.utils.logging.disable_progress_bar()
+    before = {name: os.environ.get(name) for name in DISTRIBUTED}
     with torch.random.fork_rng(devices=[]):
         yield
     torch.set_default_dtype(torch.float32)
+    for name, value in before.items():
+        if value is None:
+            os.environ.pop(name, None)
