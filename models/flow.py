@@ -103,10 +103,6 @@ class TimeLaw:
             )
         return replace(self, lowest=low, highest=high)
 
-    def share(self, lowest: float, highest: float) -> float:
-        """Share of the whole law's times between two times in [0, 1]."""
-        return self._below(highest) - self._below(lowest)
-
     def _below(self, t: float) -> float:
         """Probability of times below t under the whole law: the inverse of the map from uniform variables."""
         u = t / (self.shift - (self.shift - 1) * t)

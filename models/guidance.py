@@ -150,8 +150,8 @@ def guided(pipeline: Any, reward: Any, guidance: Guidance | None = None, **optio
     ``with guided(pipe, reward, weights={"TA": 0.8, "MQ": 0.1, "VQ": 0.1}, strength=100): pipe(prompt)``
 
     Args:
-        pipeline: Pipeline of diffusers that makes videos from prompts with one transformer (Wan or LTX); of the others
-            `videoalign generate` samples are steered.
+        pipeline: Pipeline of diffusers that makes videos from prompts with one transformer (Wan or LTX). The samples of
+            all others are steered by `videoalign generate`.
         reward: A :class:`~videoalign.models.noisy_reward.NoisyReward` for that pipeline.
         guidance: Settings of the guidance.
         options: Arguments of :class:`Guidance`, instead of ``guidance``.

@@ -1,7 +1,7 @@
 """The memory of a computation, counted by what it is for, with real tensors or with shapes alone.
 
 :class:`LiveMemory` counts the storages that operations return, until they are freed. Under torch's ``FakeTensorMode``
-tensors have shapes but no storage behind them, so that a step of a generator of any size is counted in seconds. torch's
+tensors have shapes but no storage behind them, so that counting the step of a large generator takes minutes, not memory. torch's
 own ``MemTracker`` copies a table for each of the modules at every operation, and asks for one root module, which a
 policy and its reference do not have; so it is not used.
 """
