@@ -2,8 +2,8 @@
 
 :class:`LiveMemory` counts the storages that operations return, until they are freed. Under torch's ``FakeTensorMode``
 tensors have shapes but no storage behind them, so that counting the step of a large generator takes minutes, but no
-memory. torch's own ``MemTracker`` copies a table for each of the modules at every operation, and asks for one root module, which a
-policy and its reference do not have; so it is not used.
+memory. torch's own ``MemTracker`` copies a table for each of the modules at every operation, and asks for one root
+module, which a policy and its reference do not have; so it is not used.
 """
 
 import weakref
