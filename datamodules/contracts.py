@@ -11,6 +11,7 @@ of the module must exist after the module's ``__init__``, while the DataModule m
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -329,6 +330,32 @@ class HasParts(Protocol):
     @property
     def allowed_drops(self) -> int:
         """Largest number of samples that may be unusable."""
+
+
+# --- what a DataModule is given ---------------------------------------------------------------------------------------
+
+
+class AugmentsPairs(Protocol):
+    """A change of training pairs after which their ratings still hold: a symmetry of what raters see.
+
+    VideoPairs calls it with every training pair that it decodes; in YAML it is an object under ``augment``. Both videos
+    must be changed alike. Whatever it draws must come from ``rng``, so that a pair is the same on any number of ranks
+    and workers and after resuming. Workers are sent a copy, so it must be picklable.
+    """
+
+    def __call__(
+        self, videos: tuple[Tensor, Tensor], prompt: str, rng: random.Random
+    ) -> tuple[tuple[Tensor, Tensor], str]:
+        """Change a pair.
+
+        Args:
+            videos: Frames of A and B, uint8 (T, 3, H, W), sampled and resized; they must not be written to.
+            prompt: Text that both were generated from.
+            rng: Random numbers of (seed, epoch, key).
+
+        Returns:
+            Frames of A and B in new tensors, uint8 (T', 3, H', W'), and the prompt that fits them.
+        """
 
 
 # --- what a loader offers ---------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,11 @@ from torch import Tensor
 
 from .. import VideoAlignError
 from ..models.flow import draw_seed
+from ..models.frame_sampling import FRAME_FACTOR
 from ..models.processor import RewardProcessor
 from .benchmark import Benchmark
 from .contents import Contents, RawSample
-from .contracts import HasProcessor, require
+from .contracts import AugmentsPairs, HasProcessor, require
 from .data_ranks import data_ranks
 from .frames import FrameReader
 from .ratings import labels_of, prompt_of, scores_of, sources_of
@@ -30,10 +31,14 @@ class PairDecoder:
     Args:
         reader: Reads or decodes the frames.
         seed: Seed of the coin that exchanges A and B, thrown for each (seed, epoch, key); None never exchanges them.
+        augment: Change of the videos and the prompt.
+        augment_seed: Seed of what the change draws, for each (seed, epoch, key).
     """
 
-    def __init__(self, reader: FrameReader, seed: int | None) -> None:
-        self.reader, self.seed = reader, seed
+    def __init__(
+        self, reader: FrameReader, seed: int | None, augment: AugmentsPairs | None = None, augment_seed: int = 0
+    ) -> None:
+        self.reader, self.seed, self.augment, self.augment_seed = reader, seed, augment, augment_seed
 
     def __call__(self, raw: RawSample, epoch: int) -> VideoPair:
         record = raw.record()
@@ -46,8 +51,30 @@ class PairDecoder:
             sources_of(record, raw.name),
             self.reader.image(raw),
         )
+        if self.augment is not None:
+            pair = self._augmented(pair, random.Random(f"augment {self.augment_seed} {epoch} {raw.key}"))
         swap = self.seed is not None and random.Random(f"{self.seed} {epoch} {raw.key}").random() < 0.5
         return pair.swapped() if swap else pair
+
+    def _augmented(self, pair: VideoPair, rng: random.Random) -> VideoPair:
+        """The pair with changed videos and prompt; labels and scores stay.
+
+        Raises:
+            VideoAlignError: Where the augmentation gives what the reward model cannot take.
+        """
+        videos, prompt = self.augment(pair.videos, pair.prompt, rng)
+        factor = self.reader.factor
+        sound = len(videos) == 2 and isinstance(prompt, str)
+        for before, after in zip(pair.videos, videos):
+            sound &= after.dtype == before.dtype and after.ndim == 4 and after.shape[1] == 3 and len(after) > 0
+            sound = sound and not (len(after) % FRAME_FACTOR or after.shape[2] % factor or after.shape[3] % factor)
+        if not sound:
+            given = ", ".join(f"{video.dtype} {tuple(video.shape)}" for video in videos)
+            raise VideoAlignError(
+                f"data.augment ({type(self.augment).__name__}) gave {given} and {prompt!r}; it must give two videos, "
+                f"uint8 (T, 3, H, W) with T a multiple of {FRAME_FACTOR} and sides of {factor}, and a prompt"
+            )
+        return replace(pair, videos=tuple(video.contiguous() for video in videos), prompt=prompt)
 
 
 class VideoCollate(FilledCollate):
@@ -144,10 +171,12 @@ class VideoPairs(L.LightningDataModule):
         shuffle_buffer: Number of pairs among which the next one is drawn; 0 keeps their order on disk. It costs no
             memory.
         max_dropped: Share of an epoch's samples that may be unusable before training stops.
-        seed: Seed of the order and of the exchanges of A and B.
+        seed: Seed of the order, of the exchanges of A and B, and of what ``augment`` draws.
         train_share: Share of the training pairs to use, for learning curves. Their keys decide which ones: a smaller
             share is part of a larger one, whatever the seed.
         train_keys: Text file with one key a line; only these training pairs are used.
+        augment: Change of training pairs after which their ratings still hold, an object given by its class. Held-out
+            pairs and benchmarks stay as they are.
     """
 
     def __init__(
@@ -164,6 +193,7 @@ class VideoPairs(L.LightningDataModule):
         seed: int = 0,
         train_share: float = 1.0,
         train_keys: str | None = None,
+        augment: AugmentsPairs | None = None,
     ) -> None:
         super().__init__()
         at_least(1, batch_size=batch_size, val_batch_size=val_batch_size)
@@ -178,12 +208,19 @@ class VideoPairs(L.LightningDataModule):
         self.benchmark_paths = benchmarks or {}
         self.batch_size, self.val_batch_size = batch_size, val_batch_size or batch_size
         self.workers, self.swap, self.shuffle_buffer = workers, swap, shuffle_buffer
+        self.augment = augment
         self.max_dropped, self.seed, self.train_share, self.train_keys = max_dropped, seed, train_share, train_keys
         self.processor: RewardProcessor | None = None
 
     def setup(self, stage: str) -> None:
         """Open the benchmarks and take the model's processor."""
         self.processor = require(self.trainer.lightning_module, HasProcessor, type(self).__name__).processor
+        if self.augment is not None and self.processor.template.image:
+            raise VideoAlignError(
+                f"data.augment changes videos, but not the image that template {self.processor.template.name!r} shows "
+                "beside them, so that the two would no longer fit; leave data.augment out, or choose a template "
+                "without <image>"
+            )
         self.benchmarks = {name: Benchmark(path) for name, path in self.benchmark_paths.items()}
         if stage != "fit" and not self.benchmarks and self.paths["val"] is None:
             raise VideoAlignError("data.val and data.benchmarks are both empty, so there is nothing to evaluate on")
@@ -236,7 +273,8 @@ class VideoPairs(L.LightningDataModule):
     def _pair_loader(self, which: str, training: bool) -> ShardLoader:
         shards = self._pairs(which)
         reader = self._reader(shards)
-        decode = PairDecoder(reader, self.seed if training and self.swap else None)
+        swapped, augment = (self.seed if self.swap else None, self.augment) if training else (None, None)
+        decode = PairDecoder(reader, swapped, augment, self.seed)
         return self._loader(shards, self._chosen(shards) if training else shards.contents(), decode, training)
 
     def train_dataloader(self) -> ShardLoader:

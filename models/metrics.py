@@ -18,7 +18,7 @@ class PreferenceAccuracy(Metric):
     r"""Accuracies of reward margins against labels, per dimension and overall.
 
     For each column: accuracy without ties, with ties at the best threshold (and the always-tie floor that it cannot
-    fall below), with ties at a threshold from the other half of the pairs, and bootstrap intervals over prompts; see
+    fall below), with ties at a threshold from the other half of the prompts, and bootstrap intervals over prompts; see
     :mod:`videoalign.models.preference`.
 
     Args:
@@ -129,7 +129,7 @@ def accuracies(labels: Tensor, margins: Tensor, prompts: Tensor | None = None, r
     row = {
         "without_ties": preference.accuracy_without_ties(labels, margins),
         "with_ties": preference.accuracy_with_ties(labels, margins),
-        "held_out": preference.held_out_accuracy_with_ties(labels, margins),
+        "held_out": preference.held_out_accuracy_with_ties(labels, margins, prompts=prompts if known else None),
         "floor": ties.float().mean().item(),
         "threshold": preference.tie_threshold(labels, margins),
         "margin": math.fsum(margins.abs().tolist()) / len(margins),  # exact, whatever the order

@@ -250,28 +250,32 @@ def accuracy_at_threshold(labels: Sequence | Tensor, margins: Sequence | Tensor,
     return float(hits.mean()) if hits.size else math.nan
 
 
-def held_out_accuracy_with_ties(labels: Sequence | Tensor, margins: Sequence | Tensor, seed: int = 0) -> float:
-    """Three-class accuracy with tie thresholds from the other half of the pairs, averaged over both halves.
+def held_out_accuracy_with_ties(
+    labels: Sequence | Tensor, margins: Sequence | Tensor, seed: int = 0, prompts: Sequence | Tensor | None = None
+) -> float:
+    """Three-class accuracy with tie thresholds from the other half of the prompts, averaged over both halves.
 
-    Unlike in :func:`accuracy_with_ties`, no pair influences the threshold that is applied to it. The halves depend on
-    the pairs and the seed, not on the order of the pairs.
+    Unlike in :func:`accuracy_with_ties`, no pair, and no other pair of its videos, influences the threshold that is
+    applied to it. The halves depend on the pairs and the seed, not on the order of the pairs.
 
     Args:
         labels: Labels (N,): +1 / -1 / 0.
         margins: Rewards A minus rewards B, (N,).
         seed: Seed of the halves.
+        prompts: Whole numbers (N,), equal for pairs of one prompt. Without them each pair counts as a prompt of its
+            own.
 
     Returns:
-        Accuracy in [0, 1]; NaN below two pairs.
+        Accuracy in [0, 1]; NaN below two prompts.
     """
-    labels, margins = _canonical(*_as_arrays(labels, margins))
-    if labels.size < 2:
+    labels, margins, prompts = _with_prompts(labels, margins, prompts)
+    names, of_pair = np.unique(prompts, return_inverse=True)
+    if names.size < 2:
         return math.nan
-    order = np.random.default_rng(seed).permutation(labels.size)
-    halves = order[::2], order[1::2]
+    first = np.isin(of_pair, np.random.default_rng(seed).permutation(names.size)[::2])
     hits = sum(
-        accuracy_at_threshold(labels[test], margins[test], tie_threshold(labels[fit], margins[fit])) * test.size
-        for fit, test in (halves, halves[::-1])
+        accuracy_at_threshold(labels[test], margins[test], tie_threshold(labels[~test], margins[~test])) * test.sum()
+        for test in (first, ~first)
     )
     return float(hits / labels.size)
 
@@ -304,12 +308,7 @@ def bootstrap_interval(
     Raises:
         VideoAlignError: Where the shapes do not fit each other.
     """
-    labels, margins = _as_arrays(labels, margins)
-    if prompts is None:
-        labels, margins = _canonical(labels, margins)
-    prompts = np.arange(labels.size) if prompts is None else np.asarray(prompts)
-    if prompts.shape != labels.shape:
-        raise VideoAlignError(f"prompts {prompts.shape} must be as many as labels {labels.shape}")
+    labels, margins, prompts = _with_prompts(labels, margins, prompts)
     if not ties:
         labels, margins, prompts = (values[labels != 0] for values in (labels, margins, prompts))
     clusters, of_pair = np.unique(prompts, return_inverse=True)
@@ -342,7 +341,21 @@ def _gained_by_ties(
     return best
 
 
-def _canonical(labels: np.ndarray, margins: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Sort the pairs by margin and label, so that seeded choices do not depend on the order of ranks."""
-    order = np.lexsort((labels, margins))
-    return labels[order], margins[order]
+def _with_prompts(
+    labels: Sequence | Tensor, margins: Sequence | Tensor, prompts: Sequence | Tensor | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Labels, margins and prompts (N,) as arrays; without prompts, pairs are sorted by margin and label and numbered.
+
+    So seeded choices do not depend on the order of ranks.
+
+    Raises:
+        VideoAlignError: Where the shapes do not fit each other.
+    """
+    labels, margins = _as_arrays(labels, margins)
+    if prompts is None:
+        order = np.lexsort((labels, margins))
+        return labels[order], margins[order], np.arange(labels.size)
+    prompts = np.asarray(prompts)
+    if prompts.shape != labels.shape:
+        raise VideoAlignError(f"prompts {prompts.shape} must be as many as labels {labels.shape}")
+    return labels, margins, prompts

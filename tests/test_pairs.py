@@ -1,5 +1,6 @@
 """Rated pairs as batches: what stands where, what counts, and that cached frames change nothing."""
 
+import random
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -163,6 +164,88 @@ def test_exchange_is_a_coin_of_seed_epoch_and_key(data: Path, processor: RewardP
     assert len({tuple(coin.values()) for coin in coins.values()}) == 6
     total = sum(sum(coin.values()) for coin in coins.values())
     assert 20 < total < 52  # of 72
+
+
+# --- augmentation ---------------------------------------------------------------------------------
+
+
+class Painted:
+    """Turns the frames upside down where a coin says so, and says in the prompt what was drawn."""
+
+    def __call__(
+        self, videos: tuple[Tensor, Tensor], prompt: str, rng: random.Random
+    ) -> tuple[tuple[Tensor, Tensor], str]:
+        number = rng.randrange(10**9)
+        return tuple(video.flip(2) if number % 2 else video for video in videos), f"{prompt}, {number}"
+
+
+class Wrong:
+    """Gives what no reward model takes."""
+
+    def __init__(self, how: str) -> None:
+        self.how = how
+
+    def __call__(self, videos: tuple[Tensor, Tensor], prompt: str, rng: random.Random) -> tuple:
+        return {
+            "floats": ((videos[0].float(), videos[1].float()), prompt),
+            "odd": (tuple(video[:3] for video in videos), prompt),
+            "narrow": (tuple(video[..., :20] for video in videos), prompt),
+            "single": (videos[:1], prompt),
+            "no prompt": (videos, None),
+        }[self.how]
+
+
+def test_an_augmented_pair_is_a_function_of_seed_epoch_and_key(data: Path, processor: RewardProcessor) -> None:
+    shards, straight = ShardSet(data / "pairs"), on_disk(data, processor)
+    reader = FrameReader(shards, processor.sampling, processor.factor)
+
+    def seen(seed: int, epoch: int, samples: list[RawSample], swap: int | None = None) -> dict[str, VideoPair]:
+        return {raw.key: PairDecoder(reader, swap, Painted(), seed)(raw, epoch) for raw in samples}
+
+    samples = list(shards)
+    first = seen(1, 2, samples)
+    for key, again in seen(1, 2, samples[::-1]).items():  # the order does not matter
+        assert same_pair(first[key], again)
+    for key, one in first.items():
+        whole = straight[key]
+        upside = int(one.prompt.rpartition(" ")[2]) % 2
+        want = tuple(video.flip(2) if upside else video for video in whole.videos)  # both alike
+        assert one.prompt.startswith(f"{whole.prompt}, ")
+        assert same_pair(one, VideoPair(key, one.prompt, want, whole.labels, whole.scores, whole.sources))
+    drawn = {one.prompt for pairs in (first, seen(1, 3, samples), seen(2, 2, samples)) for one in pairs.values()}
+    assert len(drawn) == 3 * PAIRS_ON_DISK
+    for key, one in seen(1, 2, samples, swap=5).items():  # the exchange of A and B is what it is without
+        plain = PairDecoder(reader, 5)(next(raw for raw in samples if raw.key == key), 2)
+        assert same(one.labels, plain.labels) and one.sources == plain.sources and one.prompt == first[key].prompt
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_training_alone_is_augmented(data: Path, processor: RewardProcessor, workers: int) -> None:
+    sets = {"train": str(data / "pairs"), "val": str(data / "pairs"), "seed": 3, "swap": False, "workers": workers}
+    pairs = module(processor, augment=Painted(), **sets)
+    plain = module(processor, **sets)
+    augmented, straight = list(pairs.train_dataloader()), list(plain.train_dataloader())
+    for one, other in zip(augmented, straight, strict=True):
+        assert one["keys"] == other["keys"] and same(one["labels"], other["labels"])
+        assert one["inputs"]["input_ids"].shape != other["inputs"]["input_ids"].shape  # the prompt is longer
+    for one, other in zip(pairs.val_dataloader()[0], plain.val_dataloader()[0], strict=True):
+        assert all(torch.equal(one["inputs"][name], other["inputs"][name]) for name in other["inputs"])
+    assert [one.prompt for one in pairs.examples(2)] == [one.prompt for one in plain.examples(2)]
+
+
+@pytest.mark.parametrize("how", ["floats", "odd", "narrow", "single", "no prompt"])
+def test_an_augmentation_that_gives_no_pair_is_refused(how: str, data: Path, processor: RewardProcessor) -> None:
+    shards = ShardSet(data / "pairs")
+    reader = FrameReader(shards, processor.sampling, processor.factor)
+    with pytest.raises(VideoAlignError, match=r"data\.augment \(Wrong\) gave .*it must give two videos, uint8"):
+        PairDecoder(reader, None, Wrong(how))(next(iter(shards)), 0)
+
+
+def test_an_image_beside_the_video_is_not_augmented(data: Path, processor: RewardProcessor) -> None:
+    shown = SimpleNamespace(template=SimpleNamespace(image=True, name="with-image"))
+    with pytest.raises(VideoAlignError, match=r"data\.augment .*template 'with-image'"):
+        module(shown, train=str(data / "pairs"), augment=Painted())
+    module(shown, train=str(data / "pairs"))
 
 
 # --- collate --------------------------------------------------------------------------------------

@@ -257,6 +257,31 @@ def test_held_out_threshold_of_two_pairs():
     assert held_out_accuracy_with_ties([0, 0], [0.5, 0.5]) == 1.0
 
 
+def test_a_held_out_threshold_comes_from_other_prompts():
+    """Brute force over the prompts of the halves; pairs of one prompt are never parted, whatever their order."""
+    rng = np.random.default_rng(3)
+    labels, prompts = rng.choice([-1, 0, 1], 60), rng.integers(7, size=60) * 1000 + 5
+    margins = labels + rng.normal(size=60)
+    found = held_out_accuracy_with_ties(labels, margins, prompts=prompts)
+    names = np.unique(prompts)
+    chosen = set(names[np.random.default_rng(0).permutation(7)[::2]])
+    halves = [[i for i in range(60) if (prompts[i] in chosen) == side] for side in (True, False)]
+    hits = 0.0
+    for fit, test in (halves, halves[::-1]):
+        epsilon = tie_threshold(labels[fit], margins[fit])
+        hits += sum(
+            (abs(margins[i]) <= epsilon and labels[i] == 0)
+            or (abs(margins[i]) > epsilon and np.sign(margins[i]) == labels[i])
+            for i in test
+        )
+    assert found == pytest.approx(hits / 60)
+    order = rng.permutation(60)
+    assert held_out_accuracy_with_ties(labels[order], margins[order], prompts=prompts[order]) == pytest.approx(found)
+    assert math.isnan(held_out_accuracy_with_ties(labels, margins, prompts=np.zeros(60, int)))
+    with pytest.raises(VideoAlignError, match=r"prompts \(3,\) must be as many as labels \(60,\)"):
+        held_out_accuracy_with_ties(labels, margins, prompts=[1, 2, 3])
+
+
 @pytest.mark.parametrize("ties", [False, True])
 def test_bootstrap_interval_contains_the_estimate(ties):
     accuracy = accuracy_with_ties if ties else accuracy_without_ties

@@ -34,6 +34,9 @@ FRAME_SAMPLING, FACTOR = FrameSampling(fps=8.0, min_pixels=0), 16
 CLIPS = {"num_frames": FRAMES, "height": SIZE, "width": SIZE, "fps": FPS, "steps": 12}
 """Options of sampling that every generator of the world shares."""
 
+HELD_OUT = 3
+"""Prompts, of the generator's 24, whose rated clips validate the reward model and never train it."""
+
 
 class Steps:
     """Everything that a unit of one seed can do; each method leaves one result in the seed's folder.
@@ -206,7 +209,7 @@ class Steps:
         samples, rendered = ShardSet(self.folder / "samples/rated"), ShardSet(self.folder / "world/train")
         oracle, count = Oracle.load(self.folder / "oracle.json"), self.size.rated
         with new_folder(self.folder / "rated") as out:
-            rate_pairs(samples, oracle, out, count, count // 9, rendered, count, self.seed)
+            rate_pairs(samples, oracle, out, count, HELD_OUT, rendered, count, self.seed)
 
     def rate_unseen(self) -> None:
         """Let annotators rate pairs of generated videos of unseen prompts: a benchmark."""

@@ -27,9 +27,7 @@ from ...models.files import read_json, write_json
 from ...models.generator import Generator
 from . import sprites
 from .measurement import FLAWS, Measured, measure
-from .sprites import COLOURS, DIRECTIONS, SCENES, SHAPES, SIZE, TA_WEIGHTS, Flaws, Scene
-
-BY_PROMPT = {scene.prompt: scene for scene in SCENES}
+from .sprites import BY_PROMPT, COLOURS, DIRECTIONS, SCENES, SHAPES, SIZE, TA_WEIGHTS, Flaws, Scene
 
 RoundTrip = Callable[[np.ndarray], np.ndarray]
 """uint8 (N, T, H, W, 3) -> the same, through an autoencoder."""

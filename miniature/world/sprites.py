@@ -45,6 +45,8 @@ class Scene:
 
 SCENES = [Scene(c, s, d) for c in COLOURS for s in SHAPES for d in DIRECTIONS]
 """Everything that can be shown."""
+BY_PROMPT = {scene.prompt: scene for scene in SCENES}
+"""Scenes by their prompts."""
 
 
 @dataclass(frozen=True)
