@@ -1,8 +1,8 @@
-"""How much evidence independent runs give: corrections for many tests, and the number of runs that decides a difference.
+"""How much evidence runs give: corrections for many tests, and the number of runs that decides a difference.
 
 A number of a study, such as a difference of two win rates, has one value per seed. Its variance over seeds has two
-parts: ``w^2 = s_between^2 + s_within^2 / videos``. The first part is what seeds differ in (world, weights, prompts); the
-second is the noise of judging only so many videos. More videos shrink the second part alone, more seeds both.
+parts: ``w^2 = s_between^2 + s_within^2 / videos``. The first part is what seeds differ in (world, weights, prompts),
+the second is the noise of judging only so many videos. More videos shrink the second part alone, more seeds both.
 """
 
 import math
@@ -159,8 +159,8 @@ def runs_needed(deviation: float, difference: float = 0.05, level: float = 0.05,
 def best_videos(spread: Spread, seconds: float, seconds_per_video: float) -> float:
     """Number of videos per run that decides most for the same time (two-stage sampling; Cochran, 1977, section 10.6).
 
-    A run costs ``seconds + videos * seconds_per_video``. For a given total the variance of the mean over runs is least at
-    ``sqrt(within / between * seconds / seconds_per_video)``.
+    A run costs ``seconds + videos * seconds_per_video``. For a given total the variance of the mean over runs is least
+    at ``sqrt(within / between * seconds / seconds_per_video)``.
 
     Args:
         spread: The two parts of the variance.
