@@ -6,8 +6,7 @@ prompts. Its cost is that of sampling a pool (1 minute a seed) and of one traini
 cause. Cell (m) trains and samples nothing: it takes the clips and the rewards of cells (d) and (g).
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import replace
 
 from ...commands.judge import ratings_of
 from ...commands.reward_judge import RewardJudge
@@ -17,48 +16,12 @@ from ..world.oracle import Oracle, OracleJudge
 from ..world.output_accuracy import output_accuracy
 from ..world.rated_samples import rate_pairs
 from .configured import Settings
+from .judge_causes import CAUSES, CLIPS_OF_PROMPT, PAIRS, STEPS
 from .judge_claims import GUIDED
 from .pipeline import Loop
 from .steps import HELD_OUT
 from .tuning_rounds import TUNED
 from .units import Unit
-
-CLIPS_OF_PROMPT = (4, 8, 16, 48, 96)
-"""Clips of each prompt that the same number of ratings is spread over, ascending; the pool has as many as the last."""
-PAIRS = 900
-"""Ratings of generated clips, and as many of rendered ones, whatever the number of clips."""
-STEPS = 500
-"""Most steps of a training over the number of clips: seven times over all pairs, 2 minutes on one core."""
-
-
-@dataclass(frozen=True)
-class Cause:
-    """One respect in which a judge differs from the loop's own.
-
-    Attributes:
-        text: What differs.
-        settings: Settings that override those of the loop's own judge.
-        clips: Rated clips of each prompt; None for all.
-        rendered: Whether rendered pairs are in the mix.
-    """
-
-    text: str
-    settings: Settings = field(default_factory=dict)
-    clips: int | None = None
-    rendered: bool = True
-
-    @property
-    def own_pairs(self) -> bool:
-        """Whether the judge is trained on other pairs than the loop's own."""
-        return self.clips is not None or not self.rendered
-
-
-CAUSES: Mapping[str, Cause] = {
-    "unaugmented": Cause("no augmentation", {"data.init_args.augment": "null"}),
-    "few-clips": Cause("16 clips of each prompt, each pair rated more often", clips=16),
-    "unrendered": Cause("no rendered pairs in the mix", rendered=False),
-}
-"""Rows of the table of causes."""
 
 
 class JudgeCells(Loop):
@@ -122,7 +85,7 @@ class JudgeCells(Loop):
         """Cell (m)."""
         needs = ("cells/aligned/comparison.json", "cells/nrg/comparison.json", "reward", "oracle.json")
         unit = self.unit("cells/outputs.json", "how well the judge orders aligned clips", 20, needs, self._outputs)
-        return [Unit(unit.name, unit.text, unit.run, (*unit.needs, TUNED), unit.cost)]
+        return [replace(unit, needs=(*unit.needs, TUNED))]
 
     def _outputs(self) -> None:
         """Accuracy of the judge on the clips of each arm, for which annotators rate pairs at the same prompt."""

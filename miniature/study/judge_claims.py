@@ -78,13 +78,20 @@ def overstated(arm: str, column: str = OVERALL) -> Value:
     return lambda found: judge(found) - oracle(found)
 
 
+QUESTIONS = {
+    "does the judge fall off": ("the judge orders its clips less well than the base's", drop),
+    "does it fall off for want of knowledge": (
+        "the judge is further below the ceiling on its clips than on the base's", further
+    ),
+    "do its wins overstate": ("the judge's wins over the base, same noise, overstate the oracle's", overstated),
+}  # fmt: skip
+"""What is asked of every arm: a family each. Accuracies are means of VQ, MQ and TA, wins are overall."""
+
+
 def claims() -> list[Claim]:
     """All statements of the cell."""
-    found = []
-    for statement, of in (
-        ("the judge orders its clips less well than the base's, mean of VQ, MQ and TA", drop),
-        ("the judge is further below the ceiling on its clips than on the base's", further),
-        ("the judge's wins over the base, same noise, overstate the oracle's", overstated),
-    ):
-        found += [Claim("m", f"{words}: {statement}", "", of(arm)) for arm, words in JUDGED.items()]
-    return found
+    return [
+        Claim("m", f"{words}: {statement}", "", of(arm), f"our own: {family}")
+        for family, (statement, of) in QUESTIONS.items()
+        for arm, words in JUDGED.items()
+    ]

@@ -11,6 +11,8 @@ Every seed is a closed loop of its own (:mod:`.pipeline`), from which the cells 
     (g) Flow-NRG: weights, strengths, clean rewards     (Table 5)
     (h) adapters against full training                  (section 5.2)
     (i) conditions under which the order of (d) holds
+    (k) what keeps the judge from seeing motion
+    (m) the judge on the output of (d) and (g)
 
 Settings are chosen on seeds that are not reported, in rounds (:mod:`.tuning`). What needs no chosen setting is done
 beside these rounds, so that no process waits for them.
@@ -34,6 +36,7 @@ from ...models.dimensions import DIMENSIONS
 from ...models.files import read_json, write_json
 from ...models.guidance import Guidance
 from .configured import Settings
+from .judge_cells import JudgeCells
 from .loop_size import LoopSize, begin
 from .paper_claims import BETAS, GUIDES, POOLS, SHARES, STRENGTHS
 from .paper_page import earlier, write_page
@@ -77,7 +80,7 @@ ORIGINS = {
 """The pools of :data:`.paper_claims.POOLS`."""
 
 
-class Paper(Tuned):
+class Paper(Tuned, JudgeCells):
     """The units of one seed's cells.
 
     It takes the arguments of :class:`.steps.Steps`.
@@ -85,7 +88,13 @@ class Paper(Tuned):
 
     def cells(self) -> list[Unit]:
         """All cells of one seed."""
-        return [*self.base(), *self.reward_cells(), *self.generator_cells(), *self.conditions()]
+        return [
+            *self.base(),
+            *self.reward_cells(),
+            *self.generator_cells(),
+            *self.conditions(),
+            *self.output_cell(),
+        ]
 
     # --- reward models ----------------------------------------------------------------------------------------
 
@@ -239,7 +248,8 @@ def units(out: Path, size: LoopSize, seeds: Iterable[int]) -> list[Unit]:
         seeds: The seeds.
     """
     plan = planned(out)
-    made = [unit for seed in TUNING_SEEDS for unit in Paper(out, size, seed, tuning_place(seed)).tuning(plan.rounds)]
+    studied = [Paper(out, size, seed, tuning_place(seed)) for seed in TUNING_SEEDS]
+    made = [unit for one in studied for unit in (*one.tuning(plan.rounds), *one.cause_cells())]
     cells = [unit for seed in seeds for unit in Paper(out, size, seed, f"seed{seed}").cells()]
     if (out / TUNED).exists():
         return [*made, choosing(out, plan), *cells]

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 
 from ...callbacks.plots import BARS, BLUE, ORANGE, SMALL, bars, curve, legend_below, panels, reference_line
 from ...commands.comparison import COLUMNS
+from .judge_tables import clips_figure
 from .paper_claims import BETAS, GUIDES, ORACLE, OTHER, RM, SHARES, STRENGTHS, Value, of_share, wins
 from .paper_findings import Seeds, over_seeds
 from .paper_tables import NAMES, pools
@@ -16,19 +17,21 @@ SIZE = (6.4, 3.8)
 """Width and height of a figure with one panel, in inches."""
 
 
-def cell_figure(cell: str, found: Seeds) -> Figure | None:
+def cell_figure(cell: str, found: Seeds, studied: Seeds) -> Figure | None:
     """The figure of a cell; None where it has none.
 
     Args:
         cell: Letter of the cell.
         found: Findings by seed.
+        studied: Findings by tuning seed, of cells that study something there.
     """
-    draw: dict[str, Callable[[], Figure]] = {
+    draw: dict[str, Callable[[], Figure | None]] = {
         "b": lambda: _shares(found),
         "d": lambda: _arms(found, "aligned", NAMES),
         "f": lambda: _betas(found),
         "g": lambda: _guidance(found),
         "i": lambda: _arms(found, "conditions", {arm: arm for arm in pools()}),
+        "k": lambda: clips_figure(studied),
     }
     return draw[cell]() if cell in draw else None
 

@@ -16,7 +16,7 @@ from .tuning_rounds import TUNED, TUNING_SEEDS, tuning_place
 
 FIGURES = "docs/results"
 """Folder of the figures and of ``results.json``, beside RESULTS.md."""
-FILES = {"prompts": "cells/prompts.json", "oracle": "oracle_check.json"}
+FILES = {"prompts": "cells/prompts.json", "outputs": "cells/outputs.json", "oracle": "oracle_check.json"}
 """Files of a seed's folder that are taken whole, by their keys in the findings."""
 COMPARISONS = ("aligned", "ta", "beta", "nrg", "conditions")
 """Comparisons of a seed, by the names of their cells."""

@@ -97,7 +97,7 @@ def _cells(folder: Path, results: dict[str, Any]) -> list[dict[str, Any]]:
         own: list[Row] = [row for row in rows if row["cell"] == letter]
         if not own and not tables.get(letter):
             continue
-        if figure := cell_figure(letter, found):
+        if figure := cell_figure(letter, found, results["tuning seeds"]):
             save_png(figure, folder / f"{letter}.png")
         cells.append(
             {

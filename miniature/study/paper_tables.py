@@ -9,6 +9,7 @@ from ...callbacks.plots import markdown_table
 from ...commands.comparison import COLUMNS
 from ...models.dimensions import DIMENSIONS, OVERALL
 from ...models.published import TABLE_3, TABLE_4, TABLE_5, TABLE_6, TABLE_7_OF_V1
+from .judge_tables import cause_tables, output_table
 from .paper_claims import (
     CLAIMED,
     GUIDES,
@@ -61,9 +62,10 @@ def cell_tables(found: Seeds, studied: Seeds) -> dict[str, str]:
         "h": ("aligned", lambda: _arms(found, "aligned", full, {})),
         "i": ("conditions", lambda: f"{_counts(found)}\n\n{_arms(found, 'conditions', pools(), {})}"),
         "j": ("judges", lambda: _judges(found)),
+        "m": ("outputs", lambda: output_table(found)),
     }
-    every = (*found.values(), *studied.values())
-    return {letter: table() for letter, (key, table) in tables.items() if any(one.get(key) for one in every)}
+    own = {letter: table() for letter, (key, table) in tables.items() if any(one.get(key) for one in found.values())}
+    return own | ({"k": table} if (table := cause_tables(studied)) else {})
 
 
 def claim_table(rows: Sequence[dict[str, Any]]) -> str:

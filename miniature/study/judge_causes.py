@@ -1,0 +1,59 @@
+"""Cell (k) as data: judges that differ from the loop's own in one respect, and where their accuracies stand."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from .paper_claims import KINDS, Found, Value
+
+CLIPS_OF_PROMPT = (4, 8, 16, 48, 96)
+"""Clips of each prompt that the same number of ratings is spread over, ascending; the pool has as many as the last."""
+PAIRS = 900
+"""Ratings of generated clips, and as many of rendered ones, whatever the number of clips."""
+STEPS = 500
+"""Most steps of a training over the number of clips: seven times over all pairs, 2 minutes on one core."""
+
+
+@dataclass(frozen=True)
+class Cause:
+    """One respect in which a judge differs from the loop's own.
+
+    Attributes:
+        text: What differs.
+        settings: Settings that override those of the loop's own judge.
+        clips: Rated clips of each prompt; None for all.
+        rendered: Whether rendered pairs are in the mix.
+    """
+
+    text: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    clips: int | None = None
+    rendered: bool = True
+
+    @property
+    def own_pairs(self) -> bool:
+        """Whether the judge is trained on other pairs than the loop's own."""
+        return self.clips is not None or not self.rendered
+
+
+CAUSES: Mapping[str, Cause] = {
+    "unaugmented": Cause("no augmentation", {"data.init_args.augment": "null"}),
+    "few-clips": Cause("16 clips of each prompt, each pair rated more often", clips=16),
+    "unrendered": Cause("no rendered pairs in the mix", rendered=False),
+}
+"""Rows of the table of causes."""
+
+
+def accuracy_of(name: str | None, dimension: str) -> Value:
+    """Accuracy of a judge on generated clips of unseen prompts, without ties.
+
+    Args:
+        name: Key of :data:`CAUSES`, or ``clips-N``; None for the loop's own judge.
+        dimension: The dimension.
+    """
+
+    def of(found: Found) -> float:
+        rows = found["reward models"][f"judge-{name}"] if name else found["judges"]["reward"]
+        return rows["generated"][dimension][KINDS[0]]
+
+    return of
