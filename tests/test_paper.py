@@ -12,6 +12,8 @@ from scipy import stats
 
 from videoalign import VideoAlignError
 from videoalign.miniature.study import paper as paper_module
+from videoalign.miniature.study.judge_cells import STUDIED
+from videoalign.miniature.study.judge_claims import JUDGED
 from videoalign.miniature.study.loop_size import LoopSize, begin
 from videoalign.miniature.study.paper import Paper, paper, units
 from videoalign.miniature.study.paper_cells import CELLS, CLAIMS
@@ -73,7 +75,7 @@ def rates(value, columns=None):
     return {
         "means": {ORACLE: dict.fromkeys(COLUMNS, value)},
         "best_of": {"difference": value - 0.5, "draws": 2.0},
-        "against_base": dict.fromkeys((RM, ORACLE), won),
+        "against_base": {RM: won, ORACLE: {c: {**w, "win_rate": w["win_rate"] - 0.01} for c, w in won.items()}},
         "halves": dict.fromkeys((RM, ORACLE), halves),
     }
 
@@ -124,6 +126,12 @@ def seed_folder(out, seed, shift=0.0):
         for name, v in (("control", 0.6), ("sft", 0.6), ("rwr", 0.65), ("dpo", 0.8))
     }
     write_json(place / "cells/conditions/comparison.json", {"arms": {**base, **pools}})
+    rows = {name: 0.7 + shift for name in JUDGED} | {"base": 0.8}
+    outputs = {
+        name: {"judge": dict.fromkeys(COLUMNS, value), "ceiling": dict.fromkeys(COLUMNS, 0.9)}
+        for name, value in rows.items()
+    }
+    write_json(place / "cells/outputs.json", outputs)
     write_json(place / "oracle_check.json", {"renders": {"VQ": 0.95, "MQ": 0.96, "TA": 0.94}})
     write_json(out / TUNED, {"sft": {"lr": 1e-3}, "nrg": {"strength": 30.0}})
 
@@ -224,7 +232,7 @@ def test_where_the_paper_is_right_every_claim_is_reproduced_or_confirmed(tmp_pat
         seed_folder(tmp_path, seed, shift=0.001 * seed)
     rows = verdicts({seed: findings(tmp_path, seed) for seed in range(3)})
     assert len(rows) == len(CLAIMS)
-    assert {row["cell"] for row in rows} == set("abcdefghij")
+    assert {row["cell"] for row in rows} == set("abcdefghijm")
     wrong = [r["claim"] for r in rows if r["primary"] and r["verdict"] != ("reproduced" if r["paper"] else "confirmed")]
     assert not wrong
     assert all(row["alone"] == "yes" and not row["verdict"] for row in rows if not row["primary"])
@@ -255,7 +263,7 @@ def test_the_page_has_every_cell_every_figure_and_the_numbers(tmp_path, capsys):
         seed_folder(tmp_path, seed, shift=0.01 * seed)
     results = write_page(tmp_path, range(2), LoopSize())
     text = (tmp_path / "RESULTS.md").read_text()
-    assert [line[4] for line in text.splitlines() if line.startswith("## (")] == list("abcdefghij")
+    assert [line[4] for line in text.splitlines() if line.startswith("## (")] == list("abcdefghijm")
     figures = [part.split(")")[0] for part in text.split("](")[1:] if ".png" in part.split(")")[0]]
     assert len(figures) == 5
     assert all((tmp_path / figure).stat().st_size > 5000 for figure in figures)
@@ -445,6 +453,7 @@ def test_guidance_is_reported_as_it_was_tuned():
 
 def test_with_settings_at_hand_nothing_is_tuned(tmp_path):
     write_json(tmp_path / TUNED, {"nrg": {"strength": 30.0}})
+    write_json(tmp_path / STUDIED, {})
     left = Board(tmp_path, units(tmp_path, LoopSize(), range(1))).left()
     assert left
     assert not [unit.name for unit in left if unit.name.startswith(TUNING)]

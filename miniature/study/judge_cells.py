@@ -6,7 +6,10 @@ prompts. Its cost is that of sampling a pool (1 minute a seed) and of one traini
 cause. Cell (m) trains and samples nothing: it takes the clips and the rewards of cells (d) and (g).
 """
 
+from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 from ...commands.judge import ratings_of
 from ...commands.reward_judge import RewardJudge
@@ -18,10 +21,14 @@ from ..world.rated_samples import rate_pairs
 from .configured import Settings
 from .judge_causes import CAUSES, CLIPS_OF_PROMPT, PAIRS, STEPS
 from .judge_claims import GUIDED
+from .paper_findings import findings
 from .pipeline import Loop
 from .steps import HELD_OUT
-from .tuning_rounds import TUNED
+from .tuning_rounds import TUNED, TUNING, TUNING_SEEDS
 from .units import Unit
+
+STUDIED = f"{TUNING}/causes.json"
+"""Findings of the tuning seeds once cell (k) is done on all of them; while it is there, they are not needed for (k)."""
 
 
 class JudgeCells(Loop):
@@ -105,3 +112,18 @@ class JudgeCells(Loop):
             rewards, quality = (ratings_of(judge, shards, keys, kept, which) for which, judge in judges.items())
             found[name] = output_accuracy(quality, rewards, [prompt_of[key] for key in keys], seed=self.seed)
         write_json(cells / "outputs.json", found)
+
+
+def causes_done(out: Path, cells: Iterable[Unit]) -> Unit:
+    """The unit that ends cell (k).
+
+    Args:
+        out: Folder of all results.
+        cells: Units of :meth:`JudgeCells.cause_cells` on all tuning seeds.
+    """
+    measured = tuple(unit.name for unit in cells if "/bench" in unit.name)
+    return Unit(STUDIED, "collecting what keeps the judge from seeing motion", partial(_collect, out), measured, 1)
+
+
+def _collect(out: Path) -> None:
+    write_json(out / STUDIED, {seed: findings(out, seed) for seed in TUNING_SEEDS})

@@ -36,7 +36,8 @@ from ...models.dimensions import DIMENSIONS
 from ...models.files import read_json, write_json
 from ...models.guidance import Guidance
 from .configured import Settings
-from .judge_cells import JudgeCells
+from .judge_cells import STUDIED, JudgeCells, causes_done
+from .judge_tables import cause_tables
 from .loop_size import LoopSize, begin
 from .paper_claims import BETAS, GUIDES, POOLS, SHARES, STRENGTHS
 from .paper_page import earlier, write_page
@@ -249,7 +250,8 @@ def units(out: Path, size: LoopSize, seeds: Iterable[int]) -> list[Unit]:
     """
     plan = planned(out)
     studied = [Paper(out, size, seed, tuning_place(seed)) for seed in TUNING_SEEDS]
-    made = [unit for one in studied for unit in (*one.tuning(plan.rounds), *one.cause_cells())]
+    causes = [unit for one in studied for unit in one.cause_cells()]
+    made = [*(unit for one in studied for unit in one.tuning(plan.rounds)), *causes, causes_done(out, causes)]
     cells = [unit for seed in seeds for unit in Paper(out, size, seed, f"seed{seed}").cells()]
     if (out / TUNED).exists():
         return [*made, choosing(out, plan), *cells]
@@ -309,6 +311,8 @@ def paper(
     for key, name in (("trials", TRIED), ("tuned", TUNED)):  # all seeds share the settings
         if known.get(key) and not (out / name).exists():
             write_json(out / name, known[key])
+    if cause_tables(known.get("tuning seeds", {})) and not (out / STUDIED).exists():
+        write_json(out / STUDIED, known["tuning seeds"])
     cores = os.cpu_count() or 1
     processes = processes or cores
     threads = max(1, cores // processes)
