@@ -19,9 +19,10 @@ from videoalign.annotation.simulate import Simulation
 from videoalign.datamodules.shards import ShardSet
 from videoalign.miniature.study.demo import demo
 from videoalign.miniature.study.loop_size import LoopSize
-from videoalign.miniature.study.paper import TUNING, Paper
-from videoalign.miniature.study.paper_claims import TRIALS
+from videoalign.miniature.study.paper import Paper
 from videoalign.miniature.study.pipeline import ALIGNED
+from videoalign.miniature.study.tuning import ALGORITHMS
+from videoalign.miniature.study.tuning_rounds import TUNED
 from videoalign.miniature.world.oracle import Oracle
 from videoalign.miniature.world.rendered_sets import WorldSize
 from videoalign.models.files import write_json
@@ -205,8 +206,8 @@ def test_a_browser_shows_the_report(finished, tmp_path):
 def cells(finished):
     """Some cells of the paper, with a finished demo as their only seed."""
     out, _, _ = finished
-    settings = {name: {"lr": 1e-4, "beta": 30.0} if "dpo" in name else {"lr": 1e-4} for name in TRIALS}
-    write_json(out / TUNING / "tuned.json", {**settings, "nrg": {"strength": 10.0}})
+    settings = {name: {"lr": 1e-4, "beta": 30.0} if "dpo" in name else {"lr": 1e-4} for name in ALGORITHMS}
+    write_json(out / TUNED, {**settings, "nrg": {"strength": 10.0}})
     units = {unit.name: unit for unit in Paper(out, toy_size(), 0).cells()}
 
     def make(name):
@@ -261,18 +262,6 @@ def test_rendered_pairs_are_labelled_by_the_reward_model_only(cells):
     assert all("rewards" in content.record for content in ShardSet(out / "pairs/rendered").contents())
 
 
-def test_tuning_takes_what_the_reward_model_prefers(cells):
-    out, _ = cells
-    paper = Paper(out, toy_size(), 0, "chosen")
-    arms = {f"{name}-{i}": liked(0.5 + 0.1 * (i == 2)) for name in TRIALS for i in range(len(TRIALS[name]))}
-    arms |= {f"nrg@{s}": liked(0.7 if s == 30 else 0.4) for s in (10, 30, 100)}
-    write_json(out / "chosen/cells/trials/comparison.json", {"arms": arms})
-    paper._choose()
-    tuned = json.loads((out / "chosen/tuned.json").read_text())
-    assert all(tuned[name] == trials[2] for name, trials in TRIALS.items())
-    assert tuned["nrg"] == {"strength": 30.0}
-
-
 def test_uncertain_pairs_first_are_what_the_last_model_did_not_know(finished):
     """Choices grow from round to round and all orders begin alike.
 
@@ -304,13 +293,3 @@ def test_uncertain_pairs_first_are_what_the_last_model_did_not_know(finished):
     found = simulation.found()
     assert len({row[24] for row in found.values()}) == 1
     assert all(0 <= v <= 1 for row in found.values() for v in row.values())
-
-
-def liked(value):
-    """An arm that the reward model likes; the oracle, which is not asked, sees the opposite."""
-    return {
-        "against_base": {
-            "reward model": {"Overall": {"superiority": value}},
-            "oracle": {"Overall": {"superiority": 1 - value}},
-        }
-    }

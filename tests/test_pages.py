@@ -1,7 +1,6 @@
 """Templates of the study's pages: what they escape, and that nothing is left out silently."""
 
 import re
-from types import SimpleNamespace
 
 import jinja2
 import pytest
@@ -60,8 +59,16 @@ def test_pictures_are_inside_of_the_page():
 def test_markdown_is_not_escaped():
     """Only HTML is: a page in Markdown shows < and & as they are."""
     assert PAGES.autoescape("report.html") and not PAGES.autoescape("results.md.j2")
-    cell = SimpleNamespace(letter="a", title="x < y & z", seeds=1, figure=False, table=None, claims="| a |")
-    page = render(
-        "results.md.j2", tally="none", most=1, reach=None, folder="f", trials="| t |", oracle="", cells=[cell]
-    )
-    assert "## (a) x < y & z\n\n1 seed.\n\n| a |\n" in page and "There are none.\nClaims" in page
+    cell = {"letter": "a", "title": "x < y & z", "seeds": 1, "figure": False, "table": "", "claims": "| a |", "rows": 1}
+    texts = ("reading", "questions", "judge", "advice", "undecided", "designs", "best", "tuning", "trials", "oracle")
+    given = {
+        **dict.fromkeys(texts, ""),
+        "tally": "none",
+        "chance": "Chance < 1.",
+        "most": 1,
+        "reach": None,
+        "videos": 8,
+    }
+    page = render("results.md.j2", **given, folder="f", cells=[cell])
+    assert "## (a) x < y & z\n\n1 seed.\n\n<details" in page and "\n| a |\n" in page
+    assert "\nnone. Chance < 1.\n" in page

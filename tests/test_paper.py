@@ -183,7 +183,7 @@ def test_families_are_corrected_and_secondary_rows_do_not_count():
     def runs(p, seeds=5):  # values whose t-test has just this p-value
         spread = [-1.0, -0.5, 0.0, 0.5, 1.0]
         error = stats.sem(spread)
-        return [0.1 * (v + stats.t.isf(p / 2, seeds - 1) * error) for v in spread]
+        return [float(0.1 * (v + stats.t.isf(p / 2, seeds - 1) * error)) for v in spread]
 
     family = [made_up(runs(p), "A", number) for number, p in enumerate((0.01, 0.02, 0.2))]
     other = [made_up(runs(0.04), "B", 0), made_up(runs(1e-6), "B", 1, primary=False), made_up([], "B", 2)]
@@ -273,7 +273,7 @@ def test_the_page_has_every_cell_every_figure_and_the_numbers(tmp_path, capsys):
     assert "72.58 / 70.16" in text and "RESULTS.md" in capsys.readouterr().out
     # the paper's numbers are rounded as people do: 53.55 to 53.6, 66.50 to 67
     assert "| 72.1 / 53.6 |" in text and "| 61 / 76 / 46 |" in text and text.count("| 67 / 64 / 61 |") == 3
-    assert not re.search(r"\n\n\n|\{\{|\{%", text) and text.endswith(" |\n")
+    assert not re.search(r"\n\n\n|\{\{|\{%", text) and text.endswith(" |\n\n</details>\n")
 
 
 def test_a_page_of_one_seed_decides_nothing(tmp_path):
@@ -328,7 +328,7 @@ def test_without_a_cell_there_is_no_page(tmp_path):
 
 def tuned_folder(out, rounds=3, best=0):
     """A folder in which rounds of trials are done: of each algorithm the reward model prefers one of the first."""
-    for number in range(rounds):
+    for _ in range(rounds):
         plan = planned(out)
         if plan.whole:
             return
@@ -338,7 +338,7 @@ def tuned_folder(out, rounds=3, best=0):
                 for place, values in enumerate(new, begun[name]):
                     arm = f"nrg@{values['strength']:g}" if name == "nrg" else f"{name}-{place}"
                     arms[arm] = rates(0.6 if place == best else 0.5 - 0.001 * place)
-            write_json(out / tuning_place(seed) / f"cells/trials{number}/comparison.json", {"arms": arms})
+            write_json(out / tuning_place(seed) / f"cells/trials{len(plan.rounds) - 1}/comparison.json", {"arms": arms})
 
 
 def test_units_of_all_seeds_fit_together(tmp_path):
@@ -368,7 +368,8 @@ def test_while_settings_are_not_chosen_everything_else_is_done(tmp_path):
     write_json(tmp_path / TUNED, {"nrg": {"strength": 17.0}})
     last = {unit.name: unit for unit in units(tmp_path, LoopSize(), range(2))}
     for name in early:
-        assert last[name].needs == first[name].needs and last[name].run.args == first[name].run.args
+        assert last[name].needs == first[name].needs
+        assert name.endswith("/comparison.json") or last[name].run.args == first[name].run.args
     added = {name for name in last if "even@17" in name}
     assert added == {f"seed{seed}/cells/nrg/videos/even@17" for seed in range(2)} | {
         f"seed{seed}/cells/nrg/videos/clean-even@17" for seed in range(2)
@@ -393,7 +394,7 @@ def test_rounds_follow_from_results_alone(tmp_path):
     path.unlink()
     assert planned(tmp_path).rounds == [first_round()]
     path.write_text(kept)
-    tuned_folder(tmp_path, rounds=5, best=4)
+    tuned_folder(tmp_path, rounds=5)
     plan = planned(tmp_path)
     assert plan.whole
     choose(tmp_path)
@@ -409,7 +410,7 @@ def test_a_failure_elsewhere_does_not_stop_the_rounds(tmp_path, monkeypatch):
 
     def work(out, made, processes, threads):
         calls.append(len(planned(tmp_path).rounds))
-        tuned_folder(tmp_path, rounds=len(calls))
+        tuned_folder(tmp_path, rounds=1)
         raise VideoAlignError("a cell failed")
 
     monkeypatch.setattr(paper_module, "work", work)

@@ -48,8 +48,9 @@ from .tuning_rounds import TRIED, TUNED, TUNING_SEEDS, tuning_place
 from .units import Unit, work
 
 NOISES = 32
-"""Noises per prompt in every comparison of a cell. See :func:`~videoalign.models.evidence.best_videos`; RESULTS.md has
-the variances."""
+"""Noises per prompt in every comparison of a cell. Eight prompts make 256 judged videos, whose noise in a share of wins is
+at most sqrt((1 + 1) / 12 / 256) = .026; seeds of an earlier study, with half as many, differed by .03 to .06. More
+videos would shrink the smaller part: RESULTS.md splits the variance, and says how many decide most for the same time."""
 SHARED = ("reg", "bt", "btt")
 """Losses at one shared token (rows I to III of Table 6). Row IV, separate tokens, is the loop's own model."""
 TA_ONLY = Weights(VQ=0.0, MQ=0.0, TA=1.0)

@@ -84,7 +84,7 @@ def _other_pairs(rival: str) -> Condition:
             row = findings.get(("our own: conditions", f"Flow-DPO above {ALGORITHMS[rival]}: {text}"))
             if row:
                 points[text] = dict(zip(WORDS[False], ANSWERS)).get(row["verdict"], UNDECIDED)
-        return _answers(points)
+        return f"on other pairs, {answers}" if (answers := _answers(points)) else ""
 
     return condition
 
