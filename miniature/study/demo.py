@@ -16,7 +16,8 @@ from ..world.rendered_sets import ceiling
 from .demo_page import write_page
 from .loop_size import LoopSize, begin
 from .pipeline import ALIGNED, BENCHMARKS, Loop, shown_sweeps
-from .units import Unit, durations, work
+from .units import Unit, durations
+from .workers import work
 
 
 def units(out: Path, size: LoopSize, seed: int) -> Sequence[Unit]:

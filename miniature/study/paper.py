@@ -39,7 +39,8 @@ from .paper_page import earlier, write_page
 from .pipeline import BENCHMARKS
 from .seed_units import EQUAL
 from .tuning import NOISES, TUNING, Tuned, arm_of
-from .units import Unit, work
+from .units import Unit
+from .workers import work
 
 TUNING_SEED = 1000
 """Seed that settings are chosen on."""
