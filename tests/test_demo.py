@@ -35,7 +35,7 @@ pytestmark = pytest.mark.slow
 TOY = {
     "world": {"train": 120, "val": 24, "benchmark_videos": 32, "benchmark_pairs": 40, "captions": 60, "clips": 72},
     "captions": 2, "reward": 4, "generated": 2, "autoencoder": 6, "generator": 4, "noisy": 4, "align": 2, "samples": 2,
-    "rated": 18, "fresh": 4, "judged": 2,
+    "rated": 18, "fresh": 4, "judged": 2, "calibrated": 12, "checked": 24,
 }  # fmt: skip
 
 SCRIPT = f"""
@@ -169,7 +169,7 @@ def test_the_report_holds_every_section_and_sound_pictures(finished):
     out, _, _ = finished
     page = (out / "report.html").read_text()
     sections = re.findall("<h2>(.*?)</h2>", page)
-    assert len(sections) == 8
+    assert len(sections) == 9
     assert not re.search(r'(src|href)="(?!data:)', page)
     pictures = re.findall(r'src="data:image/(gif|png);base64,([^"]+)"', page)
     assert len(pictures) == page.count("<img") > 30
