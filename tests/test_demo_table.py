@@ -46,7 +46,7 @@ def test_the_sentence_names_the_largest_rise_and_all_falls(tmp_path):
     low, high = row["interval"]
     text = summary(found)
     assert text.startswith("Motion quality rose with 2 of 4 algorithms and strengths, most with dpo (Flow-DPO, ")
-    assert f"{row['difference']:+z.2f} ({low:+z.2f} to {high:+z.2f})" in text
+    assert f"{row['difference']:+z.2f} ({low:+.2f} to {high:+.2f})" in text
     assert "It fell with nrg@30." in text
     assert "over 8 prompts; of 4 that change nothing, 0.1 would seem to rise by chance" in text
     assert summary(found, "VQ").startswith("Visual quality rose with 3 of 4 ")

@@ -155,8 +155,10 @@ def _pairs(out: Path, compared: dict[str, Any]) -> list[Pair]:
     for place, share in PLACES.items():
         i = ranked[round(share * (len(ranked) - 1))]
         clips = [
-            _clip(videos[i], f"{arm}: {', '.join(f'{d} {v:.2f}' for d, v in zip(DIMENSIONS, found[i].tolist()))}")
-            for arm, videos, found, _ in sides
+            _clip(
+                videos[i], f"{arm}: " + " ".join(f"{d}\N{NO-BREAK SPACE}{q:.2f}" for d, q in zip(DIMENSIONS, rated[i]))
+            )
+            for arm, videos, rated, _ in sides
         ]
         pairs.append(Pair(place, float(gains[i]), prompts[i], (clips[0], clips[1])))
     return pairs

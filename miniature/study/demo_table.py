@@ -147,7 +147,7 @@ def _row(compared: Mapping[str, Any], name: str) -> list[Cell]:
 
 def _difference(row: Mapping[str, Any]) -> str:
     """A difference to the base with its interval, such as ``+0.06 (+0.01 to +0.11)``."""
-    return f"{row['difference']:+z.2f} {_interval(row['interval'], '+z.2f')}".strip()
+    return f"{row['difference']:+z.2f} {_interval(row['interval'], '+.2f')}".strip()
 
 
 def _interval(ends: Sequence[float], form: str) -> str:
