@@ -1,5 +1,6 @@
 """Progress bars of long work: tqdm's, and a line now and then where standard error is a log."""
 
+import re
 import sys
 from typing import Any
 
@@ -9,6 +10,8 @@ from . import stopping
 
 LINE = "{desc}: {n_fmt}/{total_fmt}, {rate_noinv_fmt}, {remaining} left{postfix}"
 """What a log's line says."""
+SAID = re.compile(r"^(\S.*?): +(\d+)/(\d+), .*?, ((?:\d+:)?\d+:\d+) left", re.MULTILINE)
+"""Finds such lines again: what is counted, how many are done, of how many, and the time that is left."""
 
 
 class Bar(tqdm):

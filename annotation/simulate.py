@@ -18,7 +18,8 @@ from ..commands.reward_judge import RewardJudge
 from ..datamodules.shards import ShardSet
 from ..miniature.study.loop_size import LoopSize, begin
 from ..miniature.study.pipeline import Loop
-from ..miniature.study.units import Unit, leading_to, work
+from ..miniature.study.units import Unit, leading_to
+from ..miniature.study.workers import work
 from ..models.dimensions import DIMENSIONS
 from ..models.files import read_json, write_json, write_text
 from ..models.flow import draw_seed

@@ -84,6 +84,7 @@ def found_of(
         if name != base_name:
             row["against_base"] = {j: win_rates(arm.ratings[j], base.ratings[j]) for j in judges}
             row["halves"] = {j: half_rates(arm.ratings[j], base.ratings[j]) for j in judges}
+            row["differences"] = {j: _differences(arm.ratings[j] - base.ratings[j]) for j in judges}
             if cost <= samples:
                 draws = max(cost, 1.0)
                 rival = best_of(chooser, base.ratings[judge], draws)  # (P, 4)
@@ -109,6 +110,11 @@ def found_of(
 def _difference(values: Tensor) -> dict[str, Any]:
     """Mean of (P,) differences with a 95 % bootstrap interval over prompts."""
     return {"difference": float(values.mean()), "interval": list(mean_interval(values))}
+
+
+def _differences(values: Tensor) -> dict[str, dict[str, Any]]:
+    """Mean differences (P, N, 4) by column; all noises of a prompt are drawn together."""
+    return {column: _difference(values[..., i].mean(1)) for i, column in enumerate(COLUMNS)}
 
 
 def _curve(

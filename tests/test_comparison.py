@@ -135,6 +135,23 @@ def test_win_rates_against_the_base_are_those_of_loops():
         assert row["reward model"][column]["win_rate"] == pytest.approx(1 - np.mean(wins))
 
 
+def test_differences_to_the_base_have_intervals_over_prompts():
+    """A prompt's noises are no independent votes: its own difference counts once, however many noises it has."""
+    shift = 0.4 + 0.5 * doubles(P, 1, 3, seed=1)  # one for each prompt
+    found = found_of(
+        {"base": judged(oracle=BASE, reward_model=BASE), "arm": judged(oracle=BASE + shift, reward_model=BASE)}, {}
+    )
+    row = found["arms"]["arm"]["differences"]
+    assert "differences" not in found["arms"]["base"]
+    assert all(cell == {"difference": 0.0, "interval": [0.0, 0.0]} for cell in row["reward model"].values())
+    for i, column in enumerate(COLUMNS):
+        each = (shift.sum(-1) if i == 3 else shift[..., i]).squeeze(1).numpy()
+        low, high = row["oracle"][column]["interval"]
+        assert row["oracle"][column]["difference"] == pytest.approx(each.mean())
+        assert low < each.mean() < high
+        assert high - low == pytest.approx(2 * 2.02 * each.std(ddof=1) / math.sqrt(P), rel=0.15)
+
+
 def test_best_of_n_is_chosen_by_the_reward_model_and_valued_by_the_judge():
     model = doubles(P, N, 3, seed=2)
     found = found_of({"base": judged(oracle=BASE, reward_model=model)}, {}, "reward model")

@@ -11,6 +11,7 @@ import sys
 import textwrap
 
 import pytest
+import torch
 from PIL import Image
 
 from chrome import BROWSER, needs_browser
@@ -18,14 +19,15 @@ from videoalign import VideoAlignError
 from videoalign.annotation.simulate import Simulation
 from videoalign.datamodules.shards import ShardSet
 from videoalign.miniature.study.demo import demo
+from videoalign.miniature.study.demo_table import summary
 from videoalign.miniature.study.loop_size import LoopSize
 from videoalign.miniature.study.paper import Paper
 from videoalign.miniature.study.pipeline import ALIGNED
 from videoalign.miniature.study.tuning import ALGORITHMS
 from videoalign.miniature.study.tuning_rounds import TUNED
-from videoalign.miniature.world.oracle import Oracle
+from videoalign.miniature.world.oracle import Oracle, OracleJudge
 from videoalign.miniature.world.rendered_sets import WorldSize
-from videoalign.models.files import write_json
+from videoalign.models.files import read_results, write_json
 from videoalign.models.flow import draw_seed
 from videoalign.models.generator_folder import load_generator
 from videoalign.models.noisy_reward import NoisyReward
@@ -34,15 +36,16 @@ from videoalign.models.preference import probabilities
 pytestmark = pytest.mark.slow
 
 TOY = {
-    "world": {"train": 120, "val": 24, "benchmark_videos": 32, "benchmark_pairs": 40, "captions": 60, "clips": 72},
+    "world": {"train": 72, "val": 12, "benchmark_videos": 32, "benchmark_pairs": 16, "captions": 48, "clips": 48},
     "captions": 2, "reward": 4, "generated": 2, "autoencoder": 6, "generator": 4, "noisy": 4, "align": 2, "samples": 2,
-    "rated": 18, "fresh": 4, "judged": 2,
+    "rated": 18, "fresh": 4, "judged": 2, "calibrated": 12, "checked": 24,
 }  # fmt: skip
 
 SCRIPT = f"""
 import sys
 from videoalign import VideoAlignError
 from videoalign.miniature.study.demo import demo
+from videoalign.miniature.study.demo_table import summary
 from videoalign.miniature.study.loop_size import LoopSize
 from videoalign.miniature.world.rendered_sets import WorldSize
 toy = {TOY!r}
@@ -170,7 +173,7 @@ def test_the_report_holds_every_section_and_sound_pictures(finished):
     out, _, _ = finished
     page = (out / "report.html").read_text()
     sections = re.findall("<h2>(.*?)</h2>", page)
-    assert len(sections) == 8
+    assert len(sections) == 9
     assert not re.search(r'(src|href)="(?!data:)', page)
     pictures = re.findall(r'src="data:image/(gif|png);base64,([^"]+)"', page)
     assert len(pictures) == page.count("<img") > 30
@@ -178,6 +181,31 @@ def test_the_report_holds_every_section_and_sound_pictures(finished):
         image = Image.open(io.BytesIO(base64.b64decode(content)))
         assert image.format.lower() == kind
         image.load()
+
+
+def test_the_clips_that_lead_the_report_are_the_quartiles_of_the_gain(finished):
+    out, _, _ = finished
+    compared = json.loads((out / "compared/comparison.json").read_text())
+    best = max(
+        (name for name in compared["arms"] if name not in ("base", "control")),
+        key=lambda name: compared["arms"][name]["against_base"]["oracle"]["Overall"]["superiority"],
+    )
+    sets = [ShardSet(out / "compared/videos" / name) for name in ("base", best)]
+    keys, judge = sorted(content.key for content in sets[0].contents()), OracleJudge(str(out / "oracle.json"))
+    rated = [torch.stack([*judge.rate_set(videos, keys, out).values()], 1).sum(1) for videos in sets]
+    gains = sorted((rated[1] - rated[0]).tolist())
+    page = (out / "report.html").read_text()
+    shown = re.findall(r"gives the right clip ([\d.]+) (more|less)", page)
+    want = [gains[round(share * (len(gains) - 1))] for share in (0.25, 0.5, 0.75)]
+    assert shown == [(f"{abs(gain):.2f}", "more" if gain >= 0 else "less") for gain in want]
+    assert page.count("<section>") == 3 and page.count(f'alt="{best}: VQ') == 3
+
+
+def test_a_terminal_ends_with_the_sentence_the_table_and_the_paths(finished):
+    out, _, printed = finished
+    said = printed[printed.index("Motion quality rose with") :]
+    assert " ".join(said.split()).startswith(summary(read_results(out / "compared/comparison.json", "a demo")))
+    assert said.index("\nbase ") < said.index("\nnrg@100 ") < said.index("\nreport ") < said.index("\ncurves ")
 
 
 @needs_browser

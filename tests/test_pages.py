@@ -5,7 +5,8 @@ import re
 import jinja2
 import pytest
 
-from videoalign.miniature.study.demo_page import Picture
+from videoalign.miniature.study.demo_page import Pair, Picture
+from videoalign.miniature.study.demo_table import Cell
 from videoalign.miniature.study.pages import PAGES, render
 
 EVIL = "<script>alert('&')</script>"
@@ -17,6 +18,9 @@ def values(**changes):
     rows = [["arm", "VQ"], [EVIL, "0.5"]]
     return {
         "compared": {"prompts": 8, "samples": 2},
+        **dict.fromkeys(("summary", "best", "best_text", "legend"), EVIL),
+        "pairs": [Pair("median", gain, EVIL, (clip, clip)) for gain in (0.25, -0.5)],
+        "arms": (["arm", "VQ"], [[Cell(EVIL, EVIL), Cell("0.9", "+0.4", sign)] for sign in (1, 0, -1)]),
         "details": f"table of {EVIL}",
         "extremes": {"VQ": [clip, clip]},
         "shown": {EVIL: EVIL},
@@ -27,7 +31,7 @@ def values(**changes):
             {"name": "b", "chart": chart, "best": 0.0, "limit": None},
         ],
         "folder": EVIL,
-        **dict.fromkeys(("accuracies", "correlations", "arms", "best_of", "stages"), rows),
+        **dict.fromkeys(("accuracies", "correlations", "rewards", "best_of", "stages"), rows),
         **changes,
     }
 
@@ -41,6 +45,16 @@ def test_texts_from_outside_are_escaped_in_html():
 def test_the_report_says_from_which_strength_a_reward_is_hacked():
     page = render("report.html", **values())
     assert "hacked from 30 on" in page and page.count("no hacking shown") == 1 and "best at 10;" in page
+
+
+def test_the_report_leads_with_pairs_of_clips_and_then_the_table():
+    page = render("report.html", **values())
+    first, table, rest = page.index('class="pairs"'), page.index('class="arms"'), page.index("What happened")
+    assert first < table < rest
+    assert page[first:table].count("<img") == 4
+    assert "gives the right clip 0.25 more" in page and "gives the right clip 0.50 less" in page
+    assert [page[table:rest].count(f'<td class="{name}">') for name in ("up", "down")] == [1, 1]
+    assert page[table:rest].count('<tr class="best">') == 3  # the rows of the algorithm that the clips are of
 
 
 def test_a_value_that_is_missing_is_an_error():

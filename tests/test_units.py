@@ -13,7 +13,8 @@ import pytest
 
 from unit_makers import broken, chain, empty, loud, many
 from videoalign import VideoAlignError
-from videoalign.miniature.study.units import WORK, Board, Unit, leading_to, work
+from videoalign.miniature.study.units import WORK, Board, Unit, leading_to
+from videoalign.miniature.study.workers import work
 
 
 def runs(path):
@@ -137,7 +138,7 @@ import sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from pathlib import Path
 from unit_makers import many
-from videoalign.miniature.study.units import work
+from videoalign.miniature.study.workers import work
 if __name__ == "__main__":
     out = Path(sys.argv[1])
     work(out, many(out, int(sys.argv[2]), float(sys.argv[3])), int(sys.argv[4]))

@@ -5,18 +5,19 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
-from ...callbacks.plots import save_png
-from ...callbacks.reward_bench import bar_chart, table
 from ...commands.arms import Arm
 from ...datamodules.benchmark import Benchmark
 from ...models.files import read_results
 from ..world.rendered_sets import ceiling
 from .demo_page import write_page
+from .demo_table import LEGEND, as_text, summary
 from .loop_size import LoopSize, begin
 from .pipeline import ALIGNED, BENCHMARKS, Loop, shown_sweeps
-from .units import Unit, durations, work
+from .units import Unit, durations
+from .workers import work
 
 
 def units(out: Path, size: LoopSize, seed: int) -> Sequence[Unit]:
@@ -33,7 +34,7 @@ def units(out: Path, size: LoopSize, seed: int) -> Sequence[Unit]:
 
 
 def demo(out: str | Path, seed: int, size: LoopSize | None = None) -> dict[str, Any]:
-    """Run all stages; print the tables and the path of the report.
+    """Run all stages; print what they found, and the path of the report.
 
     Args:
         out: Folder of all results; stages that are finished in it are not repeated.
@@ -59,17 +60,12 @@ def _report(out: Path, started: float, stages: Sequence[tuple[str, float]]) -> d
     }
     ceilings = {name: ceiling(Benchmark(out / "world" / name)) for name in BENCHMARKS}
     ceilings["generated"] = ceiling(Benchmark(out / "generated"))
-    for name, best in ceilings.items():
-        accuracies = found["reward"][name]
-        print(f"\nbenchmark: {name} (accuracy; ceiling: a judge that knows the true qualities)")
-        print(table(accuracies, best))
-        save_png(bar_chart(name, accuracies, best), out / f"{name}.png")
-    print(f"\n{(out / 'compared/comparison.md').read_text()}")
     compared = read_results(out / "compared/comparison.json", "a finished demo")
     page = write_page(out, found, ceilings, compared, stages)
     reward, generator = out / "reward", out / "generator"
     print(
-        f"report         {page}   (open it in a browser)"
+        f"\n{fill(summary(compared), 120)}\n\n{as_text(compared)}\n\n{fill(LEGEND, 120)}\n"
+        f"\nreport         {page}   (open it in a browser)"
         f'\nreward model   {reward}   (videoalign score --model {reward} --video V.mp4 --prompt "...")'
         f"\ngenerator      {generator}, adapters {out / 'dpo'}"
         f"\ncurves         tensorboard --logdir {out}   then open http://localhost:6006"

@@ -14,20 +14,13 @@ from ...commands.comparison import COLUMNS
 from ...datamodules.contents import Content
 from ...datamodules.encode_list import clips_of
 from ...datamodules.shards import ShardSet
-from ...models.dimensions import DIMENSIONS, OVERALL
+from ...models.dimensions import DIMENSIONS
 from ...models.files import read_json, write_text
+from ..world.oracle import Oracle
 from ..world.sprites import FPS
+from .demo_table import BASE, LEGEND, REWARD_MODEL, TRAINED, best_algorithm, named, one_table, summary
 from .pages import render
 
-ARMS = {
-    "base": "the generator as it was",
-    "control": "fine-tuned on samples that nobody selected: what any further training does",
-    "sft": "fine-tuned on the preferred samples",
-    "rwr": "Flow-RWR: samples weighted by their reward",
-    "dpo": "Flow-DPO, constant beta",
-    "dpo-time": "Flow-DPO, beta (1 - t)²",
-}
-"""What each trained arm of the comparison is."""
 BENCHMARKS = {
     "recent": "rendered clips, newer sources",
     "older": "rendered clips, older sources",
@@ -36,6 +29,25 @@ BENCHMARKS = {
 """What each benchmark consists of."""
 Table = list[list[str]]
 """Rows of cells; the first row is the head."""
+PLACES = {"lower quartile": 0.25, "median": 0.5, "upper quartile": 0.75}
+"""Which of the pairs of clips, ranked by how much better the second one is, the page leads with."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A clip of the base beside one of the best algorithm, from the same prompt and noise.
+
+    Attributes:
+        place: Where the pair is among all pairs, ranked by gain.
+        gain: What the oracle gives to the second clip more than to the first, in the sum of its qualities.
+        prompt: Prompt of both.
+        clips: Both clips.
+    """
+
+    place: str
+    gain: float
+    prompt: str
+    clips: tuple["Picture", "Picture"]
 
 
 @dataclass(frozen=True)
@@ -82,13 +94,19 @@ def write_page(
     page = render(
         "report.html",
         compared=compared,
+        summary=summary(compared),
+        best=best_algorithm(compared),
+        best_text=named(best_algorithm(compared), compared),
+        pairs=_pairs(out, compared),
+        arms=one_table(compared),
+        legend=LEGEND,
         accuracies=_accuracies(accuracies, ceilings),
         details=_details(accuracies["reward"], ceilings),
         correlations=_correlations(out),
         extremes=_extremes(list(ShardSet(out / "generated").contents())),
         shown=_shown(compared),
         films=_films(out, compared),
-        arms=_arms(compared),
+        rewards=_rewards(compared),
         best_of=_best_of(compared),
         wins=_chart(out / "compared/arms.png", "share of clips that beat the base's"),
         sweeps=_sweeps(out, compared),
@@ -123,14 +141,33 @@ def _extremes(contents: list[Content]) -> dict[str, list[Picture]]:
     return clips
 
 
+def _pairs(out: Path, compared: dict[str, Any]) -> list[Pair]:
+    """Clips of the base and of the best algorithm: neither the best pairs nor the worst, but the quartiles of gain."""
+    oracle, sides = Oracle.load(out / "oracle.json"), []
+    for arm in (BASE, best_algorithm(compared)):
+        contents = sorted(ShardSet(out / "compared/videos" / arm).contents(), key=lambda content: content.key)
+        videos, prompts = clips_of(contents), [content.record["prompt"] for content in contents]
+        sides.append((arm, videos, oracle(videos, prompts), prompts))
+    (_, _, before, prompts), (_, _, after, _) = sides
+    gains = (after - before).sum(1)  # (N,)
+    ranked = gains.argsort(stable=True).tolist()
+    pairs = []
+    for place, share in PLACES.items():
+        i = ranked[round(share * (len(ranked) - 1))]
+        clips = [
+            _clip(
+                videos[i], f"{arm}: " + " ".join(f"{d}\N{NO-BREAK SPACE}{q:.2f}" for d, q in zip(DIMENSIONS, rated[i]))
+            )
+            for arm, videos, rated, _ in sides
+        ]
+        pairs.append(Pair(place, float(gains[i]), prompts[i], (clips[0], clips[1])))
+    return pairs
+
+
 def _shown(compared: dict[str, Any]) -> dict[str, str]:
     """Arms whose clips are shown, and what they are: all trained ones, and guidance at its best strength."""
-    shown = {name: ARMS[name] for name in compared["arms"] if name in ARMS}
-    for name, curve in compared["sweeps"].items():
-        strength = curve["best"] or curve["strengths"][1]
-        dimensions = ", ".join(d for d, w in curve["weights"].items() if w)
-        shown[f"{name}@{strength:g}"] = f"Flow-NRG ({dimensions}), strength {strength:g}"
-    return shown
+    guided = (f"{name}@{c['best'] or c['strengths'][1]:g}" for name, c in compared["sweeps"].items())
+    return {name: named(name, compared) for name in (*(n for n in compared["arms"] if n in TRAINED), *guided)}
 
 
 def _films(out: Path, compared: dict[str, Any]) -> list[tuple[str, list[Picture]]]:
@@ -186,17 +223,10 @@ def _correlations(out: Path) -> Table:
     return [["rank correlation with the true quality", *DIMENSIONS], *rows]
 
 
-def _arms(compared: dict[str, Any]) -> Table:
-    """Means of all arms by both judges, their wins, and their cost."""
-    judged = (f"{judge} {c}" for judge in ("oracle", "reward") for c in COLUMNS)
-    rows = [["arm", *judged, "beats base: oracle", "reward model", "cost"]]
-    for name, row in compared["arms"].items():
-        means, against = row["means"], row.get("against_base")
-        oracle = (f"{means['oracle'][c]:.3f}" for c in COLUMNS)
-        reward = (f"{means['reward model'][c]:+.2f}" for c in COLUMNS)
-        wins = (f"{against[j][OVERALL]['superiority']:.2f}" if against else "" for j in ("oracle", "reward model"))
-        rows.append([name, *oracle, *reward, *wins, f"{row['cost']:.2f}x"])
-    return rows
+def _rewards(compared: dict[str, Any]) -> Table:
+    """Means of all arms by the reward model."""
+    means = {name: row["means"][REWARD_MODEL] for name, row in compared["arms"].items()}
+    return [["arm", *COLUMNS], *([name, *(f"{row[c]:+.2f}" for c in COLUMNS)] for name, row in means.items())]
 
 
 def _best_of(compared: dict[str, Any]) -> Table:

@@ -38,6 +38,10 @@ class LoopSize:
     """Videos per prompt that the generator is aligned on."""
     judged: int = 8
     """Noises per prompt in a comparison."""
+    calibrated: int = 160
+    """Renders per flaw that the oracle is calibrated on."""
+    checked: int = 400
+    """Renders of known quality that the oracle is checked on."""
 
 
 def begin(out: Path, decides: dict[str, Any]) -> None:

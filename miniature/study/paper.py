@@ -45,7 +45,8 @@ from .pipeline import BENCHMARKS
 from .seed_units import EQUAL
 from .tuning import ALGORITHMS, Tuned, arm_of, choose, choosing, planned
 from .tuning_rounds import TRIED, TUNED, TUNING_SEEDS, tuning_place
-from .units import Unit, work
+from .units import Unit
+from .workers import work
 
 NOISES = 32
 """Noises per prompt in every comparison of a cell. Eight prompts make 256 judged videos, whose noise in a share of wins is

@@ -19,7 +19,9 @@ class SeedUnits(Steps):
     It takes the arguments of :class:`.steps.Steps`.
     """
 
-    def unit(self, result: str, text: str, cost: float, needs: Iterable[str], run: Any, *args: Any) -> Unit:
+    def unit(
+        self, result: str, text: str, cost: float, needs: Iterable[str], run: Any, *args: Any, kind: str = ""
+    ) -> Unit:
         """A unit that calls a function.
 
         Args:
@@ -29,8 +31,10 @@ class SeedUnits(Steps):
             needs: Results that it reads.
             run: The function.
             args: Its arguments.
+            kind: Kind of work, see :class:`.units.Unit`; the function's name if not given.
         """
-        return Unit(self.place + result, text, partial(run, *args), tuple(self.place + need for need in needs), cost)
+        needs = tuple(self.place + need for need in needs)
+        return Unit(self.place + result, text, partial(run, *args), needs, cost, kind or run.__name__)
 
     def training(
         self,
@@ -58,7 +62,9 @@ class SeedUnits(Steps):
         """
         settings = self.settings(result, settings, export)
         check(self.place + result, experiments, settings)
-        return self.unit(result, text, cost, needs, self.fit, result, experiments, settings, export)
+        # a language model in bfloat16 and a generator in float32 are not slow on the same machines
+        kind = f"training a {'generator' if 'model.init_args.generator' in settings else 'judge'}"
+        return self.unit(result, text, cost, needs, self.fit, result, experiments, settings, export, kind=kind)
 
     def encoding(self, name: str, data: str, text: str = "", cost: float = 7) -> Unit:
         """A unit that encodes a set as ``latents/NAME``.

@@ -191,13 +191,15 @@ class Steps:
     def calibrate(self) -> None:
         """Calibrate the oracle on renders that went through the generator's autoencoder."""
         eyes = autoencoded(load_generator(str(self.folder / "encoder"), parts=("vae", "transformer")))
-        Oracle.calibrated(eyes, GENERATED, seed=self.seed).save(self.folder / "oracle.json")
+        oracle = Oracle.calibrated(eyes, GENERATED, self.size.calibrated, self.seed)
+        oracle.save(self.folder / "oracle.json")
 
     def check_oracle(self) -> None:
         """Measure how well the oracle ranks renders of known quality, with and without the autoencoder."""
         eyes = autoencoded(load_generator(str(self.folder / "encoder"), parts=("vae", "transformer")))
-        videos, prompts, true = held_out_clips(400, self.seed)
-        plain, oracle = Oracle.calibrated(None, GENERATED, seed=self.seed), Oracle.load(self.folder / "oracle.json")
+        videos, prompts, true = held_out_clips(self.size.checked, self.seed)
+        plain = Oracle.calibrated(None, GENERATED, self.size.calibrated, self.seed)
+        oracle = Oracle.load(self.folder / "oracle.json")
         found = {
             "renders": rank_correlations(plain, videos, prompts, true),
             "behind the autoencoder": rank_correlations(oracle, eyes(videos), prompts, true),
