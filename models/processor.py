@@ -109,6 +109,8 @@ class RewardProcessor:
         self.reward_ids = [known(t) if t in taken else first + i for i, t in enumerate(self.template.tokens)]
         visual = known(["<|video_pad|>", "<|image_pad|>", "<|vision_start|>", "<|vision_end|>"])
         self.video_token, self.image_token, *self._ends = visual
+        # of "yes" and "no" behind a text
+        self.answers = tuple(self._encode(word)[0] for word in (" yes", " no"))
         named = dict(zip((m for m in self.template.parts if m.startswith("<reward:")), self.reward_ids))
         self._pieces: list[list[int] | str] = []
         for part in self._chat():
@@ -197,47 +199,56 @@ class RewardProcessor:
             "video_grid_thw": torch.tensor(grids),
         }
 
-    def captions(self, videos: Sequence[Tensor], texts: Sequence[str], matches: Sequence[bool]) -> dict[str, Tensor]:
+    def captions(
+        self, videos: Sequence[Tensor], texts: Sequence[Sequence[tuple[str, bool | None]]]
+    ) -> dict[str, Tensor]:
         """Make a batch for language modelling, of videos with texts that describe them or do not.
 
         Args:
             videos: B videos (T, 3, H, W), uint8, sampled and resized.
-            texts: B texts.
-            matches: Whether each text describes its video, B values.
+            texts: Pieces of the text of each video, in their order, and what is asked after a piece: True is answered
+                by "yes", False by "no", and None is no question.
 
         Returns:
             The entries of :meth:`__call__`, with two masks (B, L) in place of ``reward_positions``: ``caption_mask``,
-            True at the words of texts that match, and ``answer_mask``, True at the "yes" or "no" after every text.
+            True at the words of pieces that are not false, and ``answer_mask``, True at each "yes" or "no".
         """
         if self.template.image:
             raise VideoAlignError(f"template {self.template.name!r} shows images, which captions do not have")
         patches, grids = zip(*(self.patchify(video) for video in videos))
-        rows, spans = [], []
-        for text, grid, match in zip(texts, grids, matches):
+        rows, masks = [], {"caption_mask": [], "answer_mask": []}
+        for pieces, grid in zip(texts, grids):
             # the reward template without its reward tokens: words are learned at the places of their later use
-            before, words, after = self._cut(text, grid)
-            answer = self._encode(" yes" if match else " no")[:1]
-            rows.append(before + words + answer + after)
-            spans.append((len(before), len(before) + len(words)))
+            before, words, after = self._cut(pieces, grid)
+            rows.append([*before, *(token for token, _, _ in words), *after])
+            for place, mask in enumerate(masks.values(), 1):
+                mask.append([False] * len(before) + [bool(word[place]) for word in words])
         batch = self._padded(rows)
-        places, (first, last) = torch.arange(batch["input_ids"].shape[1]), torch.tensor(spans).T[..., None]
-        batch["caption_mask"] = (places >= first) & (places < last) & torch.tensor(matches)[:, None]
-        batch["answer_mask"] = places == last
+        length = batch["input_ids"].shape[1]
+        for name, mask in masks.items():
+            batch[name] = torch.tensor([row + [False] * (length - len(row)) for row in mask])
         return {**batch, "pixel_patches": torch.cat(patches), "video_grid_thw": torch.tensor(grids)}
 
-    def _cut(self, text: str, grid: tuple[int, int, int]) -> tuple[list[int], list[int], list[int]]:
-        """Token ids of a row without reward tokens, cut before and after the piece with the prompt."""
-        parts: tuple[list[int], ...] = ([], [], [])
-        place = 0
+    def _cut(
+        self, pieces: Sequence[tuple[str, bool | None]], grid: tuple[int, int, int]
+    ) -> tuple[list[int], list[tuple[int, bool, bool]], list[int]]:
+        """Token ids before a prompt, those in its place with whether they are told and answered, and those behind."""
+        parts: list[list[int]] = [[]]
         for piece in self._pieces:
             if piece == "<video>":
-                parts[place].extend(self._video(grid))
+                parts[-1] += self._video(grid)
             elif isinstance(piece, str):
-                parts[1].extend(self.prompt_ids(text, piece))
-                place = 2
+                before, after = piece.split("<prompt>")
+                parts[-1] += self._encode(before)
+                parts.append(self._encode(after))
             elif not set(piece) & set(self.reward_ids):
-                parts[place].extend(piece)
-        return parts
+                parts[-1] += piece
+        words = []
+        for text, true in pieces:
+            words += [(token, true is not False, False) for token in self._encode(text, plain=True)]
+            if true is not None:
+                words.append((self.answers[not true], False, True))
+        return parts[0], words, parts[1]
 
     def _padded(self, rows: list[list[int]]) -> dict[str, Tensor]:
         """Pad rows of token ids on the right, to ``input_ids`` and ``attention_mask`` (B, L)."""

@@ -19,9 +19,11 @@ from ...models.template import Template
 
 
 class Captioning(Training):
-    """Trains all of a video-language model to say what a clip shows, and whether a text describes it.
+    """Trains all of a video-language model to say what a clip shows and where, and whether a text describes it.
 
-    The loss is the cross-entropy of the words of true texts plus that of a "yes" or "no" behind true and wrong ones.
+    The loss is the cross-entropy of the words that are true plus that of a "yes" or "no" behind true and wrong ones.
+    On held-out clips ``val/describes`` is the share of wrong sentences behind which "yes" is less likely than behind
+    the clip's true one, and ``val/answers`` the share of all sentences that are answered rightly.
 
     When training ends, it writes the model as a folder in transformers' format, a reward model's backbone.
 
@@ -55,22 +57,39 @@ class Captioning(Training):
         self._hold.take(self.out)
         check_free(self.out, "config.json")
 
-    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        """Loss of one batch of captioned clips."""
-        inputs = batch["inputs"]
-        logits = self.network(
+    def _logits(self, inputs: dict[str, Tensor]) -> Tensor:
+        """Logits (B, L, V) of the next token."""
+        return self.network(
             input_ids=inputs["input_ids"],
             mm_token_type_ids=(inputs["input_ids"] == self.network.config.video_token_id) * 2,
             pixel_values_videos=self.processor.geometry.pixels(inputs["pixel_patches"]),
             video_grid_thw=inputs["video_grid_thw"],
             use_cache=False,
-        ).logits  # (B, L, V)
+        ).logits
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        """Loss of one batch of clips with texts."""
+        inputs = batch["inputs"]
+        logits = self._logits(inputs)
         losses = {}
         for name in ("caption", "answer"):
             words = inputs["input_ids"][:, 1:].masked_fill(~inputs[f"{name}_mask"][:, 1:], -100)
             losses[name] = F.cross_entropy(logits[:, :-1].flatten(0, 1), words.flatten())
             self.step_means.add(f"loss/{name}", losses[name])
         return losses["caption"] + losses["answer"]
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Answers about held-out clips, each with its true sentence before the wrong ones."""
+        if not batch["inputs"]:
+            return
+        before = batch["inputs"]["answer_mask"].int().argmax(1) - 1  # (rows,) where the answer is predicted
+        logits = self._logits(batch["inputs"])
+        logits = logits[torch.arange(len(before)), before]  # (rows, V)
+        yes, no = self.processor.answers
+        for margins in (logits[:, yes] - logits[:, no]).split(batch["texts"].tolist()):
+            true, wrong = margins[:1], margins[1:]
+            self.held_out_means.add("describes", (true > wrong).double())
+            self.held_out_means.add("answers", torch.cat([true > 0, wrong < 0]).double())
 
     def on_fit_end(self) -> None:
         """Write the model with its tokenizer and preprocessing."""

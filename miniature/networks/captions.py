@@ -1,12 +1,13 @@
-"""Captioned clips as batches, for the pre-training of miniature backbones."""
+"""Clips with words on what they show as batches, for the pre-training of miniature backbones."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import lightning as L
 import torch
+from torch import Tensor
 
 from ...datamodules.contents import RawSample
 from ...datamodules.contracts import HasProcessor, require
@@ -14,17 +15,65 @@ from ...datamodules.data_ranks import data_ranks
 from ...datamodules.frames import FrameReader
 from ...datamodules.ratings import prompt_of
 from ...datamodules.shards import ShardSet
-from ...datamodules.stream import Item, ShardLoader, ShardStream, at_least, separated, training_share
+from ...datamodules.stream import Item, ShardLoader, ShardStream, Share, at_least, separated, training_share
 from ...models.processor import RewardProcessor
 
+Text = list[tuple[str, bool | None]]
+"""Pieces of a text, and what is asked after each: whether it is true, or nothing."""
 
-def _decode(reader: FrameReader, seed: int, raw: RawSample, epoch: int) -> tuple[torch.Tensor, str, bool]:
-    """Frames, a text, and whether it is true; a coin of (seed, epoch, key) chooses the prompt or a wrong text."""
-    record, rng = raw.record(), random.Random(f"{seed} {epoch} {raw.key}")
+
+def place_of(record: Mapping[str, Any], processor: RewardProcessor) -> Text:
+    """Where the sprite is, as a text: two digits for x and two for y, in pixels, for each patch of frames.
+
+    Video-language models are taught to name places in pictures by numbers, too (Qwen2-VL, section 2.2).
+
+    Args:
+        record: Record of a clip; without ``track`` there is no text.
+        processor: Processor that chooses the frames and cuts them into patches.
+    """
+    if "track" not in record:
+        return []
+    shown = processor.sampling.indices(record["num_frames"], record["fps"])
+    track = torch.tensor(record["track"])[shown]  # (T, 2)
+    middles = track.unflatten(0, (-1, processor.geometry.temporal_patch)).mean(1).round().clamp(0, 99).int().tolist()
+    return [("".join(f" {x:02d}{y:02d}" for x, y in middles), None)]
+
+
+def drawn(record: Mapping[str, Any], name: str, details: float, rng: random.Random) -> Text:
+    """A text on a clip, with questions: a true or a wrong sentence, or its details one by one, each true or wrong.
+
+    Args:
+        record: Record of the clip.
+        name: What to call it in messages.
+        details: Probability of the details.
+        rng: Draws them.
+    """
+    prompt = prompt_of(record, name)
+    if rng.random() < details and "details" in record:
+        coins = [rng.random() < 0.5 for _ in record["details"]]
+        return [(words[not true], true) for words, true in zip(record["details"], coins)]
     wrong = record.get("negatives") or []
     if wrong and rng.random() < 0.5:
-        return reader(raw)[0], rng.choice(wrong), False
-    return reader(raw)[0], prompt_of(record, raw.name), True
+        return [(rng.choice(wrong), False)]
+    return [(prompt, True)]
+
+
+class _Decoder:
+    """Decodes a clip to its frames and the text of an epoch."""
+
+    def __init__(self, reader: FrameReader, processor: RewardProcessor, seed: int, detailed: int) -> None:
+        self.reader, self.processor, self.seed, self.detailed = reader, processor, seed, detailed
+
+    def __call__(self, raw: RawSample, epoch: int) -> tuple[Tensor, Text]:
+        record, rng = raw.record(), random.Random(f"{self.seed} {epoch} {raw.key}")
+        share = max(0.0, 1 - epoch / self.detailed) if self.detailed else 0.0
+        return self.reader(raw)[0], drawn(record, raw.name, share, rng) + place_of(record, self.processor)
+
+
+def _asked(reader: FrameReader, raw: RawSample, epoch: int) -> tuple[Tensor, list[Text]]:
+    """Frames of a held-out clip, its true sentence and the wrong ones, each with the question."""
+    record = raw.record()
+    return reader(raw)[0], [[(prompt_of(record, raw.name), True)], *([(n, False)] for n in record.get("negatives", []))]
 
 
 def _collate(processor: RewardProcessor, items: Sequence[Item]) -> dict[str, Any]:
@@ -32,25 +81,47 @@ def _collate(processor: RewardProcessor, items: Sequence[Item]) -> dict[str, Any
     return {"inputs": processor.captions(*zip(*decoded)) if decoded else {}, "dropped": dropped}
 
 
+def _collate_asked(processor: RewardProcessor, items: Sequence[Item]) -> dict[str, Any]:
+    decoded, dropped = separated(items)
+    rows = [(frames, text) for frames, texts in decoded for text in texts]
+    counts = torch.tensor([len(texts) for _, texts in decoded])
+    return {"inputs": processor.captions(*zip(*rows)) if rows else {}, "texts": counts, "dropped": dropped}
+
+
 class Captions(L.LightningDataModule):
-    """Streams a *videos* set whose prompts describe what the clips show, and whose records may name wrong texts.
+    """Streams a *videos* set whose prompts describe what the clips show.
+
+    A record may also name wrong sentences (``negatives``), details as pairs of true and wrong words (``details``), and
+    the place of what moves in every frame (``track``). A text is a sentence, true or wrong, or the details one by one,
+    each true or wrong, and then the track. Whether a single word describes the clip is learned long before whether a
+    whole sentence does, and is what the latter is made of.
 
     Args:
         data: Folder of the *videos* set.
         batch_size: Clips per rank and micro-batch.
         workers: Processes per rank that decode.
         shuffle_buffer: Number of clips among which the next one is drawn; 0 keeps their order on disk.
+        detailed: Epochs over which texts of details give way to whole sentences.
+        held_out: Number of clips, the set's last ones, on which is measured whether the model knows true sentences from
+            wrong ones; they do not train.
         seed: Seed of the order and of the choice of texts.
     """
 
     def __init__(
-        self, data: str, batch_size: int = 32, workers: int = 1, shuffle_buffer: int = 8192, seed: int = 0
+        self,
+        data: str,
+        batch_size: int = 32,
+        workers: int = 1,
+        shuffle_buffer: int = 8192,
+        detailed: int = 8,
+        held_out: int = 0,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         at_least(1, batch_size=batch_size)
-        at_least(0, workers=workers, shuffle_buffer=shuffle_buffer)
+        at_least(0, workers=workers, shuffle_buffer=shuffle_buffer, detailed=detailed, held_out=held_out)
         self.data, self.batch_size, self.workers = data, batch_size, workers
-        self.shuffle_buffer, self.seed = shuffle_buffer, seed
+        self.shuffle_buffer, self.detailed, self.held_out, self.seed = shuffle_buffer, detailed, held_out, seed
 
     def setup(self, stage: str) -> None:
         """Refuse a module that has no processor."""
@@ -62,11 +133,25 @@ class Captions(L.LightningDataModule):
     def train_dataloader(self) -> ShardLoader:
         """Batches of clips with texts, shuffled anew each epoch."""
         processor, shards = self._processor(), ShardSet(self.data, "videos")
-        decode = partial(_decode, FrameReader(shards, processor.sampling, processor.factor), self.seed)
-        share = training_share(self.trainer, len(shards), self.batch_size)
+        reader = FrameReader(shards, processor.sampling, processor.factor)
+        decode = _Decoder(reader, processor, self.seed, self.detailed)
+        contents = shards.contents().take(range(len(shards) - self.held_out))
+        share = training_share(self.trainer, len(contents), self.batch_size)
         stream = ShardStream(
-            shards.contents(), decode, share, data_ranks(self.trainer)[0], self.seed, self.shuffle_buffer, shards.name
+            contents, decode, share, data_ranks(self.trainer)[0], self.seed, self.shuffle_buffer, shards.name
         )
         return ShardLoader(
             stream, partial(_collate, processor), self.workers, options={"persistent_workers": self.workers > 0}
         )
+
+    def val_dataloader(self) -> ShardLoader | list:
+        """Batches of held-out clips, each with its true sentence and the wrong ones."""
+        if not self.held_out:
+            return []
+        processor, shards = self._processor(), ShardSet(self.data, "videos")
+        contents = shards.contents().take(range(len(shards) - self.held_out, len(shards)))
+        decode = partial(_asked, FrameReader(shards, processor.sampling, processor.factor))
+        rank, world = data_ranks(self.trainer)
+        share = Share(len(contents), self.batch_size, world, training=False)
+        stream = ShardStream(contents, decode, share, rank, self.seed, 0, shards.name)
+        return ShardLoader(stream, partial(_collate_asked, processor), 0)

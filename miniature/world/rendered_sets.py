@@ -137,14 +137,21 @@ def _single(job: tuple[list[int], Scene, Source]) -> tuple[str, dict[str, bytes]
 
 
 def _caption(job: tuple[list[int], Scene]) -> tuple[str, dict[str, bytes], dict]:
-    """Renders one clip with any source's flaws; one text is true of it, three are wrong in one attribute."""
+    """Renders one clip with any source's flaws, and says what it shows: words, wrong words, and where the sprite is."""
     seed, scene = job
     rng = np.random.default_rng(seed)
     flaws = SOURCES[rng.integers(len(SOURCES))].sample(rng)
-    video = encode(sprites.render(scene, flaws, rng), FPS)
-    wrong = [sprites.shown(scene, tuple(row), rng).prompt for row in np.eye(3, dtype=bool)]
-    record = {"prompt": scene.prompt, "negatives": wrong, "fps": FPS, "num_frames": FRAMES}
-    return f"{seed[-1]:06d}", {"": video}, record
+    frames, track = sprites.tracked(scene, flaws, rng)
+    wrong = [sprites.shown(scene, tuple(row), rng) for row in np.eye(3, dtype=bool)]
+    record = {
+        "prompt": scene.prompt,
+        "negatives": [other.prompt for other in wrong],
+        "details": [[own, other.details[i]] for i, (own, other) in enumerate(zip(scene.details, wrong))],
+        "track": track.round(1).tolist(),
+        "fps": FPS,
+        "num_frames": FRAMES,
+    }
+    return f"{seed[-1]:06d}", {"": encode(frames, FPS)}, record
 
 
 def _attempt(scene: Scene, taught: Sequence[Scene], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

@@ -38,9 +38,14 @@ class Scene:
     direction: str
 
     @property
+    def details(self) -> tuple[str, str, str]:
+        """The words of colour, shape and direction, which make the prompt."""
+        return f"a {self.colour}", f" {self.shape}", f" moves {self.direction}"
+
+    @property
     def prompt(self) -> str:
         """The scene in words."""
-        return f"a {self.colour} {self.shape} moves {self.direction}"
+        return "".join(self.details)
 
 
 SCENES = [Scene(c, s, d) for c in COLOURS for s in SHAPES for d in DIRECTIONS]
@@ -135,7 +140,12 @@ def shown(scene: Scene, wrong: tuple[bool, bool, bool], rng: np.random.Generator
 
 
 def render(scene: Scene, flaws: Flaws, rng: np.random.Generator, spread: float = 4.0) -> np.ndarray:
-    """A clip, uint8 (FRAMES, SIZE, SIZE, 3).
+    """A clip, uint8 (FRAMES, SIZE, SIZE, 3), see :func:`tracked`."""
+    return tracked(scene, flaws, rng, spread)[0]
+
+
+def tracked(scene: Scene, flaws: Flaws, rng: np.random.Generator, spread: float = 4.0) -> tuple[np.ndarray, np.ndarray]:
+    """A clip, uint8 (FRAMES, SIZE, SIZE, 3), and the middle of its sprite as x and y (FRAMES, 2), in pixels.
 
     Args:
         scene: What is shown, which is not always what the prompt asks for.
@@ -161,7 +171,7 @@ def render(scene: Scene, flaws: Flaws, rng: np.random.Generator, spread: float =
         for centre in rng.uniform(6, SIZE - 6, (3, 2)):
             blot = np.clip(2 + 5 * flaws.stain - np.hypot(x - centre[0], y - centre[1]), 0, 1) * 0.75
             video = video * (1 - blot[..., None]) + 150 * blot[..., None]
-    return video.round().astype(np.uint8)
+    return video.round().astype(np.uint8), path + SIZE / 2
 
 
 def distance(shape: str, dx: np.ndarray, dy: np.ndarray) -> np.ndarray:
