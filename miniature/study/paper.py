@@ -11,6 +11,7 @@ Every seed is a closed loop of its own (:mod:`.pipeline`), from which the cells 
     (g) Flow-NRG: weights, strengths, clean rewards     (Table 5)
     (h) adapters against full training                  (section 5.2)
     (i) conditions under which the order of (d) holds
+    (l) raters with a bias                              (Table 6)
 
 Settings are chosen on a seed that is not reported (:mod:`.tuning`).
 """
@@ -37,6 +38,7 @@ from .loop_size import LoopSize, begin
 from .paper_claims import BETAS, GUIDES, POOLS, SHARES, STRENGTHS, TRIALS
 from .paper_page import earlier, write_page
 from .pipeline import BENCHMARKS
+from .rater_cells import RaterCells
 from .seed_units import EQUAL
 from .tuning import NOISES, TUNING, Tuned, arm_of
 from .units import Unit, work
@@ -74,7 +76,7 @@ ORIGINS = {
 """The pools of :data:`.paper_claims.POOLS`."""
 
 
-class Paper(Tuned):
+class Paper(Tuned, RaterCells):
     """The units of one seed's cells.
 
     It takes the arguments of :class:`.steps.Steps`.
@@ -82,7 +84,13 @@ class Paper(Tuned):
 
     def cells(self) -> list[Unit]:
         """All cells of one seed."""
-        return [*self.base(), *self.reward_cells(), *self.generator_cells(), *self.conditions()]
+        return [
+            *self.base(),
+            *self.reward_cells(),
+            *self.generator_cells(),
+            *self.conditions(),
+            *self.rater_cells(),
+        ]
 
     # --- reward models ----------------------------------------------------------------------------------------
 

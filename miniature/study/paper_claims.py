@@ -11,6 +11,7 @@ from typing import Any
 
 from ...models.dimensions import DIMENSIONS, OVERALL
 from ...models.published import TABLE_3, TABLE_4, TABLE_5, TABLE_6, TABLE_7_OF_V1
+from .rater_claims import rater_rows
 
 Found = dict[str, Any]
 """Findings of one seed, by cell."""
@@ -309,8 +310,13 @@ def _judges() -> list[Claim]:
     ]
 
 
+def _raters() -> list[Claim]:
+    return [Claim("l", row.text, row.paper, row.of) for row in rater_rows()]
+
+
 _CELLS = (
     _losses, _shares, _prompts, _aligned, _alone, _guided, _against_best_of_n, _full_training, _conditions, _judges,
+    _raters,
 )  # fmt: skip
 CLAIMS = sorted((claim for cell in _CELLS for claim in cell()), key=lambda claim: claim.cell)
 """All claims, in the order of the cells."""

@@ -27,6 +27,7 @@ CELLS = {
     "h": "Adapters against full training (section 5.2)",
     "i": "Under which conditions the order of the algorithms holds",
     "j": "Does a judge of rendered clips judge generated ones?",
+    "l": "From which rater bias on do comparisons teach more than scores?",
 }
 """Titles of the page's parts, by their letters."""
 

@@ -28,6 +28,7 @@ from .paper_claims import (
     wins,
 )
 from .paper_findings import over_seeds
+from .rater_tables import rater_table
 
 Seeds = Mapping[int, Found]
 """Findings by seed."""
@@ -60,6 +61,7 @@ def cell_tables(found: Seeds) -> dict[str, str]:
         "h": _arms(found, "aligned", full, {}),
         "i": f"{_counts(found)}\n\n{_arms(found, 'conditions', pools(), {})}",
         "j": _judges(found),
+        "l": rater_table(found),
     }
 
 

@@ -1,0 +1,98 @@
+"""Cell (l): statements about raters with a bias, each of which one number of a seed decides.
+
+The paper says that Bradley-Terry orders better than regression, and not how far its raters agree on the scale. Here this is
+measured over the bias of raters, so that the statement has a condition.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from ...models.dimensions import DIMENSIONS
+from ...models.published import TABLE_6
+from ..world.annotators import PUBLIC_BIAS
+
+BIASES = (0.0, PUBLIC_BIAS, 2 * PUBLIC_BIAS, 4 * PUBLIC_BIAS)
+"""Standard deviations of the raters' levels, in points: none, that of public sets, twice and four times as much."""
+VOTED = {"bt": "BT", "btt": "BTT"}
+"""Losses of votes, which no bias changes: each is trained once."""
+SCORED = {"reg": "regression", "std": "regression, scores standardised by rater"}
+"""Regression on scores, and on scores that are standardised by rater: each is trained at every bias."""
+
+Value = Callable[[dict[str, Any]], float]
+"""Reads a number out of one seed's findings; raises KeyError where the seed does not have it (yet)."""
+
+
+class Row(NamedTuple):
+    """A statement that one number decides."""
+
+    statement: str
+    """The statement without its condition."""
+    text: str
+    """The statement with its condition."""
+    paper: str
+    """The paper's numbers, as text; empty for a question of our own."""
+    of: Value
+    """The number of one seed, positive where the statement holds."""
+
+
+def model_name(loss: str, bias: float) -> str:
+    """Name of a reward model of this cell.
+
+    Args:
+        loss: Key of :data:`VOTED` or :data:`SCORED`.
+        bias: The raters' bias, one of :data:`BIASES`.
+    """
+    return f"raters-{loss}" if loss in VOTED else f"raters-{loss}-{bias:g}"
+
+
+def accuracy_at(loss: str, bias: float) -> Value:
+    """Mean accuracy over the dimensions, without ties, on the benchmark ``recent``, whose labels are unbiased votes.
+
+    Args:
+        loss: Key of :data:`VOTED` or :data:`SCORED`.
+        bias: The raters' bias, one of :data:`BIASES`.
+    """
+    name = model_name(loss, bias)
+
+    def of(found: dict[str, Any]) -> float:
+        columns = found["reward models"][name]["recent"]
+        return sum(columns[d]["without_ties"] for d in DIMENSIONS) / len(DIMENSIONS)
+
+    return of
+
+
+def ahead(first: str, second: str, bias: float) -> Value:
+    """How much more accurate one loss is than another at one bias.
+
+    Args:
+        first: Key of :data:`VOTED` or :data:`SCORED`.
+        second: Another one.
+        bias: The raters' bias, one of :data:`BIASES`.
+    """
+    one, other = accuracy_at(first, bias), accuracy_at(second, bias)
+    return lambda found: one(found) - other(found)
+
+
+def rater_rows() -> list[Row]:
+    """All statements of the cell. The paper's own are made where its raters most likely are: at the public bias."""
+    rows = []
+    for loss, words in VOTED.items():
+        statement = f"{words} orders better than regression"
+        for bias in BIASES:
+            paper = f"{_published(loss):.1f} / {_published('reg'):.1f}" if bias == PUBLIC_BIAS else ""
+            rows.append(Row(statement, f"{statement}, {at(bias)}", paper, ahead(loss, "reg", bias)))
+    statement = "standardising scores by rater improves regression"
+    rows += [Row(statement, f"{statement}, {at(bias)}", "", ahead("std", "reg", bias)) for bias in BIASES[1:]]
+    statement = "BT orders better than regression on standardised scores"
+    rows += [Row(statement, f"{statement}, {at(bias)}", "", ahead("bt", "std", bias)) for bias in BIASES]
+    return rows
+
+
+def at(bias: float) -> str:
+    """A bias in words."""
+    return f"rater bias {bias:g}{' (as in public sets)' * (bias == PUBLIC_BIAS)}"
+
+
+def _published(loss: str) -> float:
+    """Mean of the paper's accuracies over the dimensions, without ties, in percent."""
+    return sum(TABLE_6[loss][d][0] for d in DIMENSIONS) / len(DIMENSIONS)
