@@ -24,7 +24,7 @@ HELD_OUT = 100
 BATCH = 12
 """Pairs of a step; half of the usual number gives more steps at the same cost."""
 STEPS = 500
-"""Steps of a training, four times over all pairs: about 70 seconds on one core."""
+"""Steps of a training, four times over all pairs: about 75 seconds on one core."""
 
 
 class RaterCells(Loop):
@@ -44,7 +44,7 @@ class RaterCells(Loop):
             name, text = model_name(loss, bias), (VOTED | SCORED)[loss] + (f", {at(bias)}" if loss in SCORED else "")
             model = f"rm/{name}"
             unit = self.reward_model(model, f"training a reward model: {text}", self._settings(loss, bias))
-            cost = 0.27 * BATCH / 24 * self._steps + 5
+            cost = 0.27 * BATCH / 24 * self._steps + 8
             units.append(replace(unit, needs=(*unit.needs, self.place + _set(bias)), cost=cost))
             units.append(self.benchmarking(f"bench/{name}", model, ["world/recent"], f"benchmarking {model}", 4))
         return units

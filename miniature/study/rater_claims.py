@@ -1,7 +1,7 @@
 """Cell (l): statements about raters with a bias, each of which one number of a seed decides.
 
-The paper says that Bradley-Terry orders better than regression, and not how far its raters agree on the scale. Here this is
-measured over the bias of raters, so that the statement has a condition.
+The paper says that Bradley-Terry orders better than regression, and not how far its raters agree on the scale. Here it
+is measured over the bias of raters, so that the statement has a condition.
 """
 
 from collections.abc import Callable
