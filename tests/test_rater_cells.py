@@ -213,7 +213,7 @@ def test_the_table_states_the_bias_and_where_it_stands_among_public_sets():
     text = rater_table({seed: found(one) for seed, one in enumerate(curves)})
     assert "| 0.45 (public sets) | 0.700" in text
     assert "BT against regression: ahead from a bias of 0.90 on, 2.0 times that of public sets" in text
-    assert len(text.splitlines()) == 2 + 4 + 1 + 4
+    assert len(text.splitlines()) == 2 + 4 + 1 + 1 + 1 + 4 and not text.endswith("\n")
     part = found({"bt": [0.7] * 4, "reg": [0.76]})  # a seed of which little is done
     assert "-" in rater_table({0: part}) and not [*crossings({0: part})]
     assert PUBLIC_BIAS in BIASES

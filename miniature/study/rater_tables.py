@@ -9,8 +9,9 @@ from matplotlib.figure import Figure
 
 from ...callbacks.plots import SMALL, curve, markdown_table, panels, reference_line
 from ...models.intervals import bootstrap
-from ..world.annotators import PUBLIC_BIAS
+from ..world.annotators import POOL, PUBLIC_BIAS
 from .paper_findings import over_seeds
+from .rater_cells import BATCH, PAIRS, STEPS
 from .rater_claims import BIASES, SCORED, VOTED, accuracy_at, ahead
 
 Seeds = Mapping[int, dict[str, Any]]
@@ -74,8 +75,10 @@ def rater_table(found: Seeds) -> str:
         public = " (public sets)" * (bias == PUBLIC_BIAS)
         rows.append([f"{bias:g}{public}", *(str(mean) if mean else "-" for mean in means)])
     head = ["rater bias, points", *VOTED.values(), *SCORED.values()]
-    lines = [f"- {line}" for line in crossings(found)]
-    return markdown_table(head, rows) + ("\n\n" + "\n".join(lines) if lines else "")
+    equal = (
+        f"Equal for all: {PAIRS:,} pairs, each scored by three of {POOL} raters, and {STEPS} steps of {BATCH} pairs."
+    )
+    return "\n".join([markdown_table(head, rows), "", equal, "", *(f"- {line}" for line in crossings(found))]).rstrip()
 
 
 def crossings(found: Seeds) -> Iterator[str]:
