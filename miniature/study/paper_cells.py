@@ -4,7 +4,7 @@ A module of claims has a function ``claims``; what a claim reads is named in :da
 figures are entries of :mod:`.paper_tables` and :mod:`.paper_figures`.
 """
 
-from . import claims_aligned, claims_guided, claims_reward
+from . import claims_aligned, claims_guided, claims_reward, rater_claims
 from .paper_claims import Claim
 
 CELLS = {
@@ -18,9 +18,10 @@ CELLS = {
     "h": "Adapters against full training (section 5.2)",
     "i": "Under which conditions the order of the algorithms holds",
     "j": "Does a judge of rendered clips judge generated ones?",
+    "l": "From which rater bias on do comparisons teach more than scores?",
 }
 """Titles of the page's parts, by their letters."""
-MODULES = (claims_reward, claims_aligned, claims_guided)
+MODULES = (claims_reward, claims_aligned, claims_guided, rater_claims)
 """Modules of claims."""
 CLAIMS: list[Claim] = sorted((claim for module in MODULES for claim in module.claims()), key=lambda claim: claim.cell)
 """All claims, in the order of the cells."""

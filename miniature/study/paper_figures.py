@@ -11,6 +11,7 @@ from ...commands.comparison import COLUMNS
 from .paper_claims import BETAS, GUIDES, ORACLE, OTHER, RM, SHARES, STRENGTHS, Value, of_share, wins
 from .paper_findings import Seeds, over_seeds
 from .paper_tables import NAMES, pools
+from .rater_tables import rater_figure
 
 SIZE = (6.4, 3.8)
 """Width and height of a figure with one panel, in inches."""
@@ -29,6 +30,7 @@ def cell_figure(cell: str, found: Seeds) -> Figure | None:
         "f": lambda: _betas(found),
         "g": lambda: _guidance(found),
         "i": lambda: _arms(found, "conditions", {arm: arm for arm in pools()}),
+        "l": lambda: rater_figure(found),
     }
     return draw[cell]() if cell in draw else None
 
