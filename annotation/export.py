@@ -126,7 +126,7 @@ def _write_table(path: Path, rows: Iterable[Mapping[str, Any]], cell: Any) -> No
 
 def _decided_row(pair: RatedPair, writer: SetWriter) -> dict[str, Any]:
     """A row of ``decided.csv``."""
-    measured = [vote for vote in pair.votes if vote.watched is not None and not vote.review]
+    measured = [vote for vote in pair.votes if vote.choices and vote.watched is not None and not vote.review]
     return {
         "split": pair.split,
         "pair": pair.id,

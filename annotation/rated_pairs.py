@@ -1,7 +1,7 @@
 """What a round has decided, as rated pairs: those of its votes, of its rankings, or of the scores of single videos."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from statistics import mean, stdev
 from typing import Any
@@ -27,7 +27,7 @@ class RatedPair:
         split: The split of the prompt.
         labels: The label in each column.
         count: Number of independent votes behind the labels.
-        votes: The votes on the pair; empty where labels come of scores.
+        votes: The votes on the pair. Where labels come of scores, those on either video, with scores and no choices.
         scores: Mean scores of A and B by dimension, where there are any.
     """
 
@@ -49,10 +49,12 @@ class ScoredVideo:
 
     Attributes:
         row: The video's row in the file of votes.
+        votes: The votes that count.
         scores: What each rater said, by column.
     """
 
     row: PairRow
+    votes: Sequence[Vote]
     scores: Mapping[str, Sequence[int]]
 
     def cells(self) -> dict[str, Any]:
@@ -103,7 +105,7 @@ def scored_videos(round_: Round) -> list[ScoredVideo]:
             every = [vote for vote in round_.votes.get(row.id, []) if not vote.flags]
             counted = [vote for vote in every if not vote.review] or every
             scores = {c: [int(vote.choices[c]) for vote in counted] for c in round_.protocol.columns}
-            found.append(ScoredVideo(row, scores))
+            found.append(ScoredVideo(row, counted, scores))
     return found
 
 
@@ -150,8 +152,15 @@ def _of_scores(videos: Sequence[ScoredVideo], columns: Sequence[str], margin: fl
                 split=a.row.split,
                 labels=labels,
                 count=min(a.row.votes, b.row.votes),
+                votes=[_as_scores(vote, side) for side, video in zip("AB", (a, b)) for vote in video.votes],
                 scores=scores,
             )
+
+
+def _as_scores(vote: Vote, side: str) -> Vote:
+    """A vote on a single video, as a vote on a pair that the video is a side of; it counts whoever gave it."""
+    scores = {d: int(vote.choices[d]) for d in DIMENSIONS if d in vote.choices}
+    return replace(vote, choices={}, scores={side: scores}, review=False)
 
 
 def _mean_scores(votes: Sequence[Vote]) -> dict[str, dict[str, float]]:

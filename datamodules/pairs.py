@@ -1,13 +1,15 @@
 """Rated pairs and benchmark videos as batches: the DataModule that trains and evaluates reward models."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from .. import VideoAlignError
@@ -19,6 +21,7 @@ from .contents import Contents, RawSample
 from .contracts import AugmentsPairs, HasProcessor, require
 from .data_ranks import data_ranks
 from .frames import FrameReader
+from .rater_scores import LEAST, RaterScales
 from .ratings import labels_of, prompt_of, scores_of, sources_of
 from .shards import ShardSet
 from .stream import FilledCollate, ShardLoader, ShardStream, Share, at_least, training_share
@@ -33,12 +36,18 @@ class PairDecoder:
         seed: Seed of the coin that exchanges A and B, thrown for each (seed, epoch, key); None never exchanges them.
         augment: Change of the videos and the prompt.
         augment_seed: Seed of what the change draws, for each (seed, epoch, key).
+        scores: Takes the scores (2, 3) of A and B from a record and its name.
     """
 
     def __init__(
-        self, reader: FrameReader, seed: int | None, augment: AugmentsPairs | None = None, augment_seed: int = 0
+        self,
+        reader: FrameReader,
+        seed: int | None,
+        augment: AugmentsPairs | None = None,
+        augment_seed: int = 0,
+        scores: Callable[[dict, str], Tensor] = scores_of,
     ) -> None:
-        self.reader, self.seed, self.augment, self.augment_seed = reader, seed, augment, augment_seed
+        self.reader, self.seed, self.augment, self.augment_seed, self.scores = reader, seed, augment, augment_seed, scores
 
     def __call__(self, raw: RawSample, epoch: int) -> VideoPair:
         record = raw.record()
@@ -47,7 +56,7 @@ class PairDecoder:
             prompt_of(record, raw.name),
             tuple(self.reader(raw)),
             labels_of(record, raw.name),
-            scores_of(record, raw.name),
+            self.scores(record, raw.name),
             sources_of(record, raw.name),
             self.reader.image(raw),
         )
@@ -177,6 +186,8 @@ class VideoPairs(L.LightningDataModule):
         train_keys: Text file with one key a line; only these training pairs are used.
         augment: Change of training pairs after which their ratings still hold, an object given by its class. Held-out
             pairs and benchmarks stay as they are.
+        scores: What regression learns: ``mean``, the mean of the raters' scores; or ``standardised``, in which each
+            rater's scores are first standardised by that rater's own mean and deviation over the training pairs.
     """
 
     def __init__(
@@ -194,6 +205,7 @@ class VideoPairs(L.LightningDataModule):
         train_share: float = 1.0,
         train_keys: str | None = None,
         augment: AugmentsPairs | None = None,
+        scores: Literal["mean", "standardised"] = "mean",
     ) -> None:
         super().__init__()
         at_least(1, batch_size=batch_size, val_batch_size=val_batch_size)
@@ -204,6 +216,13 @@ class VideoPairs(L.LightningDataModule):
             raise VideoAlignError("data.train_keys and data.train_share both choose training pairs; set one of them")
         if not 0 < train_share <= 1:
             raise VideoAlignError(f"data.train_share is a share in (0, 1], got {train_share}")
+        if scores not in ("mean", "standardised"):
+            raise VideoAlignError(f"data.scores is mean or standardised, got {scores!r}")
+        if scores == "standardised" and train is None:
+            raise VideoAlignError(
+                "data.scores: standardised takes the raters' means and deviations from data.train; name that set too"
+            )
+        self.scores = scores
         self.paths = {"train": train, "val": val}
         self.benchmark_paths = benchmarks or {}
         self.batch_size, self.val_batch_size = batch_size, val_batch_size or batch_size
@@ -270,11 +289,36 @@ class VideoPairs(L.LightningDataModule):
         collate = VideoCollate(self.processor, benchmark)
         return ShardLoader(stream, collate, workers, self.max_dropped, options, benchmark)
 
+    @cached_property
+    def _scales(self) -> RaterScales:
+        """The raters' scales in the training pairs; warns of scores that are left out."""
+        shards = self._pairs("train")
+        contents = self._chosen(shards)
+        scales = RaterScales.of(((content.record, content.name) for content in contents), shards.name)
+        self._warn_of_left_out(scales, shards, contents)
+        if self.paths["val"]:
+            held_out = self._pairs("val")
+            self._warn_of_left_out(scales, held_out, held_out.contents())
+        return scales
+
+    @staticmethod
+    def _warn_of_left_out(scales: RaterScales, shards: ShardSet, contents: Contents) -> None:
+        out, every = scales.left_out((content.record, content.name) for content in contents)
+        if out:
+            rank_zero_warn(
+                f"data.scores: standardised leaves {out} of {every} scores of {shards.name} out: their raters gave "
+                f"fewer than {LEAST} scores of the dimension in the training pairs, or the same to all videos"
+            )
+
+    def _decoder(self, shards: ShardSet, training: bool = False) -> PairDecoder:
+        """Decoder of pairs, which only training exchanges and changes."""
+        swapped, augment = (self.seed if self.swap else None, self.augment) if training else (None, None)
+        scores = scores_of if self.scores == "mean" else self._scales
+        return PairDecoder(self._reader(shards), swapped, augment, self.seed, scores)
+
     def _pair_loader(self, which: str, training: bool) -> ShardLoader:
         shards = self._pairs(which)
-        reader = self._reader(shards)
-        swapped, augment = (self.seed if self.swap else None, self.augment) if training else (None, None)
-        decode = PairDecoder(reader, swapped, augment, self.seed)
+        decode = self._decoder(shards, training)
         return self._loader(shards, self._chosen(shards) if training else shards.contents(), decode, training)
 
     def train_dataloader(self) -> ShardLoader:
@@ -301,7 +345,7 @@ class VideoPairs(L.LightningDataModule):
             count: Number of pairs.
         """
         shards = self._pairs("val")
-        decode = PairDecoder(self._reader(shards), None)
+        decode = self._decoder(shards)
         return [decode(raw, 0) for raw, _ in zip(shards, range(count))]
 
     def find_pairs(self, keys: Sequence[str]) -> list[VideoPair]:
@@ -311,7 +355,7 @@ class VideoPairs(L.LightningDataModule):
             keys: Keys of held-out pairs.
         """
         shards = self._pairs("val")
-        decode = PairDecoder(self._reader(shards), None)
+        decode = self._decoder(shards)
         contents = shards.contents()
         places = {key: number for number, key in enumerate(contents.keys())}
         return [decode(contents[places[key]].raw(), 0) for key in keys]

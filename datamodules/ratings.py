@@ -61,6 +61,37 @@ def scores_of(record: dict, name: str) -> "Tensor":
     return torch.tensor([[math.nan if v is None else check_score(v, name) for v in row] for row in values])
 
 
+def single_scores(record: dict, name: str) -> list[tuple[str, int, list[float]]]:
+    """What each rater gave to each video of a pair: rater, side (0 for A, 1 for B), and scores (3,), NaN for none.
+
+    They stand in the record's ``votes``. A reviewer's and a flagging person's scores do not count, as in ``scores``.
+
+    Args:
+        record: JSON record of a pair.
+        name: What to call the sample in messages.
+
+    Raises:
+        ShardError: If the votes are no objects with a rater's name, or a score is no number from 1 to 5.
+    """
+    votes = record.get("votes") or []
+    if not isinstance(votes, list) or not all(isinstance(vote, dict) for vote in votes):
+        raise ShardError(f"{name}: votes must be a list of objects with annotator and scores, got {votes!r}")
+    found = []
+    for vote in votes:
+        rater, given = vote.get("annotator"), vote.get("scores") or {}
+        if not isinstance(given, dict) or not all(isinstance(row, dict) for row in given.values()):
+            raise ShardError(f"{name}: scores of a vote must be an object of A and B, got {given!r}")
+        if vote.get("review") or vote.get("flags"):
+            continue
+        if any(given.values()) and not (isinstance(rater, str) and rater):
+            raise ShardError(f"{name}: a vote with scores must name its annotator, got {rater!r}")
+        for side, letter in enumerate("AB"):
+            values = [given.get(letter, {}).get(d) for d in DIMENSIONS]
+            if any(value is not None for value in values):
+                found.append((rater, side, [math.nan if v is None else check_score(v, name) for v in values]))
+    return found
+
+
 def sources_of(record: dict, name: str) -> tuple[str, str]:
     """Names of the models that made A and B; empty where unknown."""
     sources = record.get("sources") or {}

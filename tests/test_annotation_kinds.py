@@ -32,6 +32,7 @@ from videoalign.annotation.server import make_app
 from videoalign.annotation.store import Store, new_round
 from videoalign.annotation.voting import RefusedVote
 from videoalign.datamodules.benchmark import Benchmark
+from videoalign.datamodules.ratings import single_scores
 from videoalign.datamodules.shards import ShardSet, ShardWriter
 from videoalign.datamodules.verify import verify
 
@@ -407,6 +408,11 @@ def test_scores_become_a_table_and_pairs_where_they_are_asked_for(world, tmp_pat
             a, b = (float(rows[key][column]) for key in content.record["keys"].values())
             assert label == ("same" if abs(a - b) <= 0.5 + 1e-6 else "A" if a > b else "B")
             assert content.record["scores"]["A"][column] == pytest.approx(a, abs=1e-3)
+        single = single_scores(content.record, content.key)
+        assert len({rater for rater, _, _ in single}) == 3 and [side for _, side, _ in single] == [0, 0, 0, 1, 1, 1]
+        for side, letter in enumerate("AB"):
+            mean = np.mean([scores for _, of, scores in single if of == side], 0)
+            assert mean == pytest.approx([*content.record["scores"][letter].values()], abs=1e-3)
     with pytest.raises(VideoAlignError, match="--pairs-margin"):
         export(store, ShardSet(world), tmp_path / "no", margin=-1.0)
 

@@ -1,5 +1,7 @@
 """The miniature world: from one seed, without leaks between its sets, and labelled as it says."""
 
+import hashlib
+import json
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -18,7 +20,18 @@ from videoalign.datamodules.shards import ShardSet
 from videoalign.datamodules.verify import verify
 from videoalign.datamodules.video import decode, encode, probe
 from videoalign.miniature.world import sprites
-from videoalign.miniature.world.annotators import THETA, annotate, vote
+from videoalign.miniature.world.annotators import (
+    DIFFICULTY,
+    PUBLIC_BIAS,
+    SCORE_NOISE,
+    TEAM,
+    THETA,
+    Rater,
+    annotate,
+    difficulties,
+    rater_pool,
+    vote,
+)
 from videoalign.miniature.world.rendered_sets import WorldSize, ceiling, split_prompts, write_world
 from videoalign.miniature.world.sprites import FPS, FRAMES, SCENES, SIZE, SOURCES, Flaws, Scene, render, shown
 from videoalign.models.frame_sampling import FrameSampling
@@ -138,14 +151,15 @@ def test_labels_follow_the_votes(world: Path) -> None:
     """Three annotators vote; where they differ on a column, a fourth decides."""
     asked = set()
     for record in records(world / "train") + records(world / "val"):
-        votes = record["votes"]
+        votes = [vote["choices"] for vote in record["votes"]]
         first, agreed = votes[:3], []
         assert len(first) == 3
-        assert all(len(row) == 4 and set(row) <= {"A", "B", "same"} for row in votes)
-        for i, column in enumerate(COLUMNS):
-            column_votes = {row[i] for row in first}
+        assert all(len(row) == 4 and set(row.values()) <= {"A", "B", "same"} for row in votes)
+        assert [vote["review"] for vote in record["votes"]] == [False, False, False, True][: len(votes)]
+        for column in COLUMNS:
+            column_votes = {row[column] for row in first}
             agreed.append(len(column_votes) == 1)
-            assert record["labels"][column] == (first[0][i] if agreed[-1] else votes[3][i])
+            assert record["labels"][column] == (first[0][column] if agreed[-1] else votes[3][column])
         assert len(votes) == (3 if all(agreed) else 4)
         asked.add(len(votes))
     assert asked == {3, 4}  # both happen
@@ -342,8 +356,75 @@ def test_annotators_prefer_the_better_video() -> None:
     assert 0.7 < counts["A"] / counts["B"] < 1.4
 
 
+def test_biased_raters_vote_as_others_do_and_score_by_their_own_scale() -> None:
+    """Votes and labels are the same, whoever votes: what a rater perceives does not depend on the scale."""
+    qualities = np.random.default_rng(1).random((400, 2, 3))
+
+    def ratings(raters: list[Rater]) -> list[dict]:
+        rng = np.random.default_rng(2)
+        return [annotate(a, b, rng, raters) for a, b in qualities]
+
+    plain = ratings(list(TEAM))
+    biased = ratings([Rater("low", -1.0), Rater("narrow", 0.0, 0.5), Rater("own", 0.0), Rater("last")])
+    for one, other in zip(plain, biased):
+        assert one["labels"] == other["labels"]
+        assert [v["choices"] for v in one["votes"]] == [v["choices"] for v in other["votes"]]
+    assert [v["annotator"] for v in biased[0]["votes"]][:3] == ["low", "narrow", "own"]
+
+    def scores(found: list[dict], rater: int) -> np.ndarray:
+        return np.array([[*row.values()] for one in found for row in one["votes"][rater]["scores"].values()])
+
+    assert scores(plain, 2).tolist() == scores(biased, 2).tolist()
+    assert scores(plain, 0).mean() - scores(biased, 0).mean() == pytest.approx(0.85, abs=0.1)  # less at the lower end
+    assert scores(biased, 1).std() < 0.75 * scores(plain, 1).std()
+
+
+def test_the_votes_of_before_are_the_votes_of_now() -> None:
+    """Raters without a bias draw what annotators drew before raters had names: results of a seed do not move."""
+    rng = np.random.default_rng(3)
+    found = [annotate(*rng.random((2, 3)), rng) for _ in range(300)]
+    plain = [[r["labels"], [[*v["choices"].values()] for v in r["votes"]], r["scores"]] for r in found]
+    digest = hashlib.sha256(json.dumps(plain).encode()).hexdigest()
+    assert digest == "07d831c99274c009ef3adb583f8bf985bff6ac220c7020f6aa4461980b1f610a"
+    assert rng.random() == 0.4827272550593176
+
+
+def test_a_pool_has_the_bias_that_is_asked_for() -> None:
+    pools = [rater_pool(bias, np.random.default_rng(4), 4000) for bias in (0.0, 0.45, 0.9)]
+    assert {(r.level, r.spread) for r in pools[0]} == {(0.0, 1.0)}
+    assert np.std([r.level for r in pools[1]]) == pytest.approx(0.45, rel=0.05)
+    assert np.std(np.log([r.spread for r in pools[1]])) == pytest.approx(0.15, rel=0.05)
+    assert [r.level for r in pools[2]] == pytest.approx([2 * r.level for r in pools[1]])
+    assert len({r.name for r in pools[0]}) == 4000
+
+
+def test_simulated_raters_are_like_those_of_public_sets() -> None:
+    """The estimates of PUBLIC_BIAS and of the slopes, made on simulated scores of every rater for every video."""
+    rng = np.random.default_rng(5)
+    raters, true = rater_pool(PUBLIC_BIAS, rng, 60), rng.uniform(0.15, 0.85, 400)
+    scores = np.stack([np.clip(np.rint(r.points(true) + rng.normal(0, SCORE_NOISE, 400)), 1, 5) for r in raters], 1)
+    level = scores.mean(0).std(ddof=1)  # of 400 videos: no sampling error to speak of
+    slopes = [np.polyfit(np.delete(scores, i, 1).mean(1), scores[:, i], 1)[0] for i in range(60)]
+    assert level == pytest.approx(0.45, abs=0.1)
+    assert np.std(slopes) == pytest.approx(0.15, abs=0.05)
+
+
+def test_hard_prompts_are_perceived_with_more_noise() -> None:
+    found = difficulties([f"prompt {i % 500}" for i in range(1000)], np.random.default_rng(6))
+    assert len(found) == 500 and np.std(np.log([*found.values()])) == pytest.approx(DIFFICULTY, rel=0.15)
+
+    def wrong(difficulty: float) -> float:
+        rng = np.random.default_rng(7)
+        rated = [annotate(np.full(3, 0.6), np.full(3, 0.4), rng, difficulty=difficulty) for _ in range(400)]
+        return np.mean([[word == "B" for word in one["labels"]] for one in rated])
+
+    assert wrong(4.0) > wrong(1.0) + 0.03
+
+
 def test_scores_are_means_of_three(world: Path) -> None:
     for record in records(world / "train"):
+        given = [vote["scores"] for vote in record["votes"][:3]]
+        assert record["scores"]["B"]["MQ"] == pytest.approx(np.mean([s["B"]["MQ"] for s in given]), abs=1e-3)
         for row in record["scores"].values():
             assert all(abs(score * 3 - round(score * 3)) < 0.01 for score in row.values())
 

@@ -12,6 +12,7 @@ Every seed is a closed loop of its own (:mod:`.pipeline`), from which the cells 
     (h) adapters against full training                  (section 5.2)
     (i) conditions under which the order of (d) holds
     (k) what keeps the judge from seeing motion
+    (l) raters with a bias                              (Table 6)
     (m) the judge on the output of (d) and (g)
 
 Settings are chosen on seeds that are not reported, in rounds (:mod:`.tuning`). What needs no chosen setting is done
@@ -42,6 +43,7 @@ from .loop_size import LoopSize, begin
 from .paper_claims import BETAS, GUIDES, POOLS, SHARES, STRENGTHS
 from .paper_page import earlier, write_page
 from .pipeline import BENCHMARKS
+from .rater_cells import RaterCells
 from .seed_units import EQUAL
 from .tuning import ALGORITHMS, Tuned, arm_of, choose, choosing, planned
 from .tuning_rounds import TRIED, TUNED, TUNING_SEEDS, tuning_place
@@ -49,9 +51,9 @@ from .units import Unit
 from .workers import work
 
 NOISES = 32
-"""Noises per prompt in every comparison of a cell. Eight prompts make 256 judged videos, whose noise in a share of wins is
-at most sqrt((1 + 1) / 12 / 256) = .026; seeds of an earlier study, with half as many, differed by .03 to .06. More
-videos would shrink the smaller part: RESULTS.md splits the variance, and says how many decide most for the same time."""
+"""Noises per prompt in every comparison of a cell. Eight prompts make 256 judged videos, whose noise in a share of wins
+is at most sqrt((1 + 1) / 12 / 256) = .026; seeds of an earlier study, with half as many, differed by .03 to .06.
+RESULTS.md splits the variance, and says how many videos decide most for the same time."""
 SHARED = ("reg", "bt", "btt")
 """Losses at one shared token (rows I to III of Table 6). Row IV, separate tokens, is the loop's own model."""
 TA_ONLY = Weights(VQ=0.0, MQ=0.0, TA=1.0)
@@ -83,7 +85,7 @@ ORIGINS = {
 """The pools of :data:`.paper_claims.POOLS`."""
 
 
-class Paper(Tuned, JudgeCells):
+class Paper(Tuned, JudgeCells, RaterCells):
     """The units of one seed's cells.
 
     It takes the arguments of :class:`.steps.Steps`.
@@ -97,6 +99,7 @@ class Paper(Tuned, JudgeCells):
             *self.generator_cells(),
             *self.conditions(),
             *self.output_cell(),
+            *self.rater_cells(),
         ]
 
     # --- reward models ----------------------------------------------------------------------------------------

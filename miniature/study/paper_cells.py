@@ -4,7 +4,7 @@ A module of claims has a function ``claims``; what a claim reads is named in :da
 figures are entries of :mod:`.paper_tables` and :mod:`.paper_figures`.
 """
 
-from . import claims_aligned, claims_guided, claims_reward, judge_claims
+from . import claims_aligned, claims_guided, claims_reward, judge_claims, rater_claims
 from .paper_claims import Claim
 
 CELLS = {
@@ -19,10 +19,11 @@ CELLS = {
     "i": "Under which conditions the order of the algorithms holds",
     "j": "Does a judge of rendered clips judge generated ones?",
     "k": "What keeps the judge from seeing motion? (on the seeds that settings are chosen on)",
+    "l": "From which rater bias on do comparisons teach more than scores?",
     "m": "How well does the judge judge what it was used for?",
 }
 """Titles of the page's parts, by their letters."""
-MODULES = (claims_reward, claims_aligned, claims_guided, judge_claims)
+MODULES = (claims_reward, claims_aligned, claims_guided, judge_claims, rater_claims)
 """Modules of claims."""
 CLAIMS: list[Claim] = sorted((claim for module in MODULES for claim in module.claims()), key=lambda claim: claim.cell)
 """All claims, in the order of the cells."""

@@ -12,6 +12,7 @@ from .judge_tables import clips_figure
 from .paper_claims import BETAS, GUIDES, ORACLE, OTHER, RM, SHARES, STRENGTHS, Value, of_share, wins
 from .paper_findings import Seeds, over_seeds
 from .paper_tables import NAMES, pools
+from .rater_tables import rater_figure
 
 SIZE = (6.4, 3.8)
 """Width and height of a figure with one panel, in inches."""
@@ -32,6 +33,7 @@ def cell_figure(cell: str, found: Seeds, studied: Seeds) -> Figure | None:
         "g": lambda: _guidance(found),
         "i": lambda: _arms(found, "conditions", {arm: arm for arm in pools()}),
         "k": lambda: clips_figure(studied),
+        "l": lambda: rater_figure(found),
     }
     return draw[cell]() if cell in draw else None
 

@@ -12,7 +12,7 @@ from ...models.files import read_json, write_json, write_text
 from ...models.intervals import student
 from .loop_size import LoopSize
 from .pages import render
-from .paper_cells import CELLS
+from .paper_cells import CELLS, CLAIMS
 from .paper_figures import cell_figure
 from .paper_findings import FIGURES, Seeds, earlier, findings, joined
 from .paper_power import advice, best_line, costs, design_table, needed_lines, undecided_table
@@ -90,12 +90,12 @@ def _page(out: Path, results: dict[str, Any]) -> str:
 
 
 def _cells(folder: Path, results: dict[str, Any]) -> list[dict[str, Any]]:
-    """The parts of the page that have a claim or a table by now; draws their figures."""
+    """The parts of the page that have a claim by now, or a table where they make none; draws their figures."""
     found, rows = results["seeds"], results["verdicts"]
     tables, cells = cell_tables(found, results["tuning seeds"]), []
     for letter, title in CELLS.items():
         own: list[Row] = [row for row in rows if row["cell"] == letter]
-        if not own and not tables.get(letter):
+        if not own and (letter in {claim.cell for claim in CLAIMS} or not tables.get(letter)):
             continue
         if figure := cell_figure(letter, found, results["tuning seeds"]):
             save_png(figure, folder / f"{letter}.png")

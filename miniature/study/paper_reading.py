@@ -14,6 +14,7 @@ from .claims_aligned import ORDER, ORDERED
 from .paper_claims import ALGORITHMS, KINDS, POOLS
 from .paper_findings import Seeds, over_seeds
 from .paper_verdicts import UNDECIDED, WORDS, Decided, Row, decided
+from .rater_tables import rater_condition
 
 Condition = Callable[[Seeds, Decided], str]
 """Says under which condition a finding holds, from the findings of all seeds and from all decided findings; empty where
@@ -93,7 +94,7 @@ CONDITIONS: dict[tuple[str, str], Condition] = {
     (ORDERED, f"{ALGORITHMS[first]} above {ALGORITHMS[second]}, mean of VQ, MQ and TA"): _other_pairs(second)
     for first, second in ORDER
     if first == "dpo" and second in ("sft", "rwr")
-}
+} | {("Table 6", "BT orders better than regression, overall"): rater_condition}
 """Further conditions, by family and statement of the finding."""
 
 

@@ -27,6 +27,7 @@ from .paper_claims import (
 )
 from .paper_findings import Seeds, over_seeds
 from .paper_verdicts import UNDECIDED
+from .rater_tables import rater_table
 
 NAMES = {
     "control": "SFT, unselected samples (control)",
@@ -62,6 +63,7 @@ def cell_tables(found: Seeds, studied: Seeds) -> dict[str, str]:
         "h": ("aligned", lambda: _arms(found, "aligned", full, {})),
         "i": ("conditions", lambda: f"{_counts(found)}\n\n{_arms(found, 'conditions', pools(), {})}"),
         "j": ("judges", lambda: _judges(found)),
+        "l": ("reward models", lambda: rater_table(found)),
         "m": ("outputs", lambda: output_table(found)),
     }
     own = {letter: table() for letter, (key, table) in tables.items() if any(one.get(key) for one in found.values())}
