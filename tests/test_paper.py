@@ -130,7 +130,7 @@ def seed_folder(out, seed, shift=0.0):
         for name, v in (("control", 0.6), ("sft", 0.6), ("rwr", 0.65), ("dpo", 0.8))
     }
     write_json(place / "cells/conditions/comparison.json", {"arms": {**base, **pools}})
-    rows = {name: 0.7 + shift for name in JUDGED} | {"base": 0.8}
+    rows = dict.fromkeys(JUDGED, 0.7 + shift) | {"base": 0.8}
     outputs = {
         name: {"judge": dict.fromkeys(COLUMNS, value), "ceiling": dict.fromkeys(COLUMNS, 0.9)}
         for name, value in rows.items()
