@@ -61,9 +61,12 @@ def test_a_rise_that_is_none_is_called_none(tmp_path):
 
 
 def test_the_best_algorithm_wins_most_often_by_the_oracle(tmp_path):
-    assert best_algorithm(compared(tmp_path, CHANGES)) == "dpo"
-    assert best_algorithm(compared(tmp_path, {**CHANGES, "rwr": (0.4, 0.0, 0.0)})) == "rwr"
-    assert best_algorithm(compared(tmp_path, CHANGES, samples=1)) == "dpo"  # no other noise: of the same one
+    changes = {"control": (0.3, 0.3, 0.3), "sft": (0.0, 0.0, 0.0), "dpo": (0.0, 0.03, 0.0)}
+    assert best_algorithm(compared(tmp_path, changes)) == "dpo"
+    assert best_algorithm(compared(tmp_path, {**changes, "rwr": (0.3, 0.0, 0.0)})) == "rwr"
+    assert best_algorithm(compared(tmp_path, changes, samples=1)) == "dpo"  # no other noise: of the same one
+    alike = {"sft": (0.5, 0.5, 0.5), "dpo": (0.5, 0.5, 0.5)}
+    assert best_algorithm(compared(tmp_path, alike)) == "sft"  # both always win: the first
 
 
 def test_the_table_holds_the_comparisons_numbers(tmp_path):
