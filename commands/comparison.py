@@ -24,7 +24,7 @@ from ..datamodules.shards import ShardSet
 from ..models.dimensions import DIMENSIONS, OVERALL
 from ..models.files import write_bytes, write_json, write_text
 from ..models.intervals import Interval, mean_interval
-from ..models.win_rates import best_of, win_rates
+from ..models.win_rates import best_of, half_rates, win_rates
 
 COLUMNS = (*DIMENSIONS, OVERALL)
 OWN_VIEW = "own view"
@@ -62,6 +62,9 @@ def found_of(
         judged: Ratings by arm, the base first.
         sweeps: By name the weights that guidance had, and its arms by ascending strength, the base first.
         chosen_by: The judge that best-of-N chooses by; the first one by default.
+
+    Returns:
+        Among the rest, of every arm its rates against the base (:func:`.win_rates`), and by ``halves`` of the noises.
     """
     base_name, base = next(iter(judged.items()))
     judges = judges_of(base.ratings)
@@ -80,6 +83,7 @@ def found_of(
         }
         if name != base_name:
             row["against_base"] = {j: win_rates(arm.ratings[j], base.ratings[j]) for j in judges}
+            row["halves"] = {j: half_rates(arm.ratings[j], base.ratings[j]) for j in judges}
             if cost <= samples:
                 draws = max(cost, 1.0)
                 rival = best_of(chooser, base.ratings[judge], draws)  # (P, 4)

@@ -36,11 +36,7 @@ def win_rates(policy: Tensor, reference: Tensor, resamples: int = 1000, seed: in
         VideoAlignError: Where a reward is not finite: it would count as a loss.
     """
     require_finite("rewards to compare", {"policy": policy, "reference": reference}, "look at the videos and the judge")
-    count = policy.shape[1]
-    matched = _won(policy, reference).mean(1)  # (P, D)
-    every = _won(policy[:, :, None], reference[:, None])  # (P, N, N, D)
-    apart = ~torch.eye(count, dtype=torch.bool)
-    unmatched = every[:, apart].mean(1) if count > 1 else torch.full_like(matched, torch.nan)
+    matched, unmatched = _by_prompt(policy, reference)
     result = {}
     for i, column in enumerate((*DIMENSIONS, OVERALL)):
         result[column] = {
@@ -53,6 +49,40 @@ def win_rates(policy: Tensor, reference: Tensor, resamples: int = 1000, seed: in
             "prompts": len(policy),
         }
     return result
+
+
+def half_rates(policy: Tensor, reference: Tensor) -> list[dict[str, dict[str, float]]]:
+    """Win rates by either half of the noises, which differ by the noise of judging so few videos alone.
+
+    Args:
+        policy: Rewards (P, N, D) of the tuned generator's videos, as :func:`win_rates` takes them.
+        reference: Rewards (P, N, D) of the reference's videos.
+
+    Returns:
+        ``win_rate`` and ``superiority`` by column for noises 0, 2, 4 ... and for 1, 3, 5 ...; empty below four noises,
+        because either half needs two.
+    """
+    if policy.shape[1] < 4:
+        return []
+    halves = []
+    for start in range(2):
+        matched, unmatched = (rate.mean(0) for rate in _by_prompt(policy[:, start::2], reference[:, start::2]))
+        halves.append(
+            {
+                column: {"win_rate": float(matched[i]), "superiority": float(unmatched[i])}
+                for i, column in enumerate((*DIMENSIONS, OVERALL))
+            }
+        )
+    return halves
+
+
+def _by_prompt(policy: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
+    """Each prompt's rates (P, D) of wins at the same noise, and at other noise; the latter NaN where N is 1."""
+    count = policy.shape[1]
+    matched = _won(policy, reference).mean(1)
+    every = _won(policy[:, :, None], reference[:, None])  # (P, N, N, D)
+    apart = ~torch.eye(count, dtype=torch.bool)
+    return matched, every[:, apart].mean(1) if count > 1 else torch.full_like(matched, torch.nan)
 
 
 def _won(a: Tensor, b: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from videoalign.models import VideoReward
 from videoalign.models.flow import draw_seed
 from videoalign.models.frame_sampling import FrameSampling
 from videoalign.models.generator_folder import load_generator
-from videoalign.models.win_rates import win_rates
+from videoalign.models.win_rates import half_rates, win_rates
 
 # --- win rates ------------------------------------------------------------------------------------
 
@@ -52,6 +52,29 @@ def test_a_small_shift_wins_with_the_same_noise_only():
     assert row["win_rate"] == 1.0 and row["win_rate_interval"] == (1.0, 1.0)
     assert 0.5 <= row["superiority"] < 0.52
     assert row["superiority_interval"][1] < 0.52
+
+
+def test_halves_of_the_noises_are_win_rates_of_their_own():
+    torch.manual_seed(1)
+    policy, reference = torch.randn(2, 3, 5, 4)
+    for start, half in enumerate(half_rates(policy, reference)):
+        own = win_rates(policy[:, start::2], reference[:, start::2])
+        assert half == {c: {kind: own[c][kind] for kind in ("win_rate", "superiority")} for c in COLUMNS}
+    assert half_rates(policy[:, :3], reference[:, :3]) == []  # a half of one noise has no other noise
+
+
+def test_differences_of_halves_tell_the_noise_of_a_win_rate():
+    """Their variance is four times that of the whole, over draws of the noise for the same prompts."""
+    torch.manual_seed(2)
+    shift = 0.4 * torch.randn(8, 1, 1)  # of the prompts
+    whole, halves = [], []
+    for _ in range(600):
+        reference = torch.randn(8, 16, 4, dtype=torch.float64)
+        policy = 0.5 * reference + shift + torch.randn(8, 16, 4, dtype=torch.float64)
+        whole.append(win_rates(policy, reference, resamples=2)["VQ"]["superiority"])
+        a, b = (half["VQ"]["superiority"] for half in half_rates(policy, reference))
+        halves.append((a - b) ** 2 / 4)
+    assert np.mean(halves) == pytest.approx(np.var(whole, ddof=1), rel=0.2)
 
 
 def test_equal_rewards_win_half():

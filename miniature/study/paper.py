@@ -13,7 +13,8 @@ Every seed is a closed loop of its own (:mod:`.pipeline`), from which the cells 
     (i) conditions under which the order of (d) holds
     (l) raters with a bias                              (Table 6)
 
-Settings are chosen on a seed that is not reported (:mod:`.tuning`).
+Settings are chosen on seeds that are not reported, in rounds (:mod:`.tuning`). What needs no chosen setting is done
+beside these rounds, so that no process waits for them.
 """
 
 import contextlib
@@ -21,7 +22,7 @@ import itertools
 import math
 import os
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,20 +32,22 @@ from ...commands.reward_judge import RewardJudge
 from ...datamodules.judgements import Weights
 from ...datamodules.shards import ShardSet, ShardWriter
 from ...models.dimensions import DIMENSIONS
-from ...models.files import write_json
+from ...models.files import read_json, write_json
 from ...models.guidance import Guidance
 from .configured import Settings
 from .loop_size import LoopSize, begin
-from .paper_claims import BETAS, GUIDES, POOLS, SHARES, STRENGTHS, TRIALS
+from .paper_claims import BETAS, GUIDES, POOLS, SHARES, STRENGTHS
 from .paper_page import earlier, write_page
 from .pipeline import BENCHMARKS
 from .rater_cells import RaterCells
 from .seed_units import EQUAL
-from .tuning import NOISES, TUNING, Tuned, arm_of
+from .tuning import ALGORITHMS, Tuned, arm_of, choose, choosing, planned
+from .tuning_rounds import TRIED, TUNED, TUNING_SEEDS, tuning_place
 from .units import Unit, work
 
-TUNING_SEED = 1000
-"""Seed that settings are chosen on."""
+NOISES = 32
+"""Noises per prompt in every comparison of a cell. See :func:`~videoalign.models.evidence.best_videos`; RESULTS.md has
+the variances."""
 SHARED = ("reg", "bt", "btt")
 """Losses at one shared token (rows I to III of Table 6). Row IV, separate tokens, is the loop's own model."""
 TA_ONLY = Weights(VQ=0.0, MQ=0.0, TA=1.0)
@@ -159,15 +162,15 @@ class Paper(Tuned, RaterCells):
 
     def generator_cells(self) -> list[Unit]:
         """Cells (d) to (h)."""
-        units = [self.trained(f"aligned/{name}", name, "preferred") for name in TRIALS]
+        units = [self.trained(f"aligned/{name}", name, "preferred") for name in ALGORITHMS]
         units.append(self.trained("aligned/control", "sft", "fresh"))
-        aligned = {name: arm_of(f"aligned/{name}", name) for name in ("control", *TRIALS)}
+        aligned = {name: arm_of(f"aligned/{name}", name) for name in ("control", *ALGORITHMS)}
 
         labels = "the reward model labels pairs by text alignment alone"
         units.append(self.labelling("preferred_ta", labels, "samples/fresh", weights=TA_ONLY))
         units.append(self.encoding("preferred_ta", "preferred_ta"))
         ta = {"data.init_args.weights": asdict(TA_ONLY)}
-        alone = [name for name in TRIALS if not name.endswith("-full")]
+        alone = [name for name in ALGORITHMS if not name.endswith("-full")]
         units += [self.trained(f"TA/{name}", name, "preferred_ta", settings=ta) for name in alone]
 
         betas = {}
@@ -180,7 +183,7 @@ class Paper(Tuned, RaterCells):
         clean = {"model.init_args.clean": True}
         units.append(self.noisy_reward("clean_reward", "training a reward on clean latents", clean))
         sweeps = {
-            name: Sweep(noisy_reward=reward, strengths=STRENGTHS, guide=Guidance(weights=weights))
+            name: Sweep(noisy_reward=reward, strengths=self._strengths(), guide=Guidance(weights=weights))
             for name, (reward, weights) in GUIDES.items()
         }
         for name, arms, swept in (
@@ -190,7 +193,14 @@ class Paper(Tuned, RaterCells):
             ("nrg", {}, sweeps),
         ):
             units += self.comparison(f"cells/{name}", f"cell {name}", arms, swept, samples=NOISES)
+        units[-1] = replace(units[-1], needs=(*units[-1].needs, TUNED))  # which strengths are judged
         return units
+
+    def _strengths(self) -> list[float]:
+        """Strengths of guidance: the common ones, and the one that tuning chose when it is known."""
+        tuned = self.out / TUNED
+        chosen = [read_json(tuned, "settings")["nrg"]["strength"]] if tuned.exists() else []
+        return sorted({*STRENGTHS, *chosen})
 
     # --- conditions -------------------------------------------------------------------------------------------
 
@@ -229,15 +239,41 @@ class Paper(Tuned, RaterCells):
 
 
 def units(out: Path, size: LoopSize, seeds: Iterable[int]) -> list[Unit]:
-    """All cells of all seeds, and the units that tune them.
+    """All units that can be planned by now: while settings are not chosen, none that needs them.
 
     Args:
         out: Folder of all results.
         size: How much is trained and sampled.
         seeds: The seeds.
     """
-    tuning = Paper(out, size, TUNING_SEED, TUNING).tuning()
-    return [*tuning, *(unit for seed in seeds for unit in Paper(out, size, seed, f"seed{seed}").cells())]
+    plan = planned(out)
+    made = [unit for seed in TUNING_SEEDS for unit in Paper(out, size, seed, tuning_place(seed)).tuning(plan.rounds)]
+    cells = [unit for seed in seeds for unit in Paper(out, size, seed, f"seed{seed}").cells()]
+    if (out / TUNED).exists():
+        return [*made, choosing(out, plan), *cells]
+    waiting = {TUNED}
+    while more := {unit.name for unit in cells if unit.name not in waiting and waiting & {*unit.needs}}:
+        waiting |= more
+    return [*made, *(unit for unit in cells if unit.name not in waiting)]
+
+
+def _tune(out: Path, size: LoopSize, seeds: Iterable[int], processes: int, threads: int) -> None:
+    """Do rounds of tuning until the settings are chosen.
+
+    Raises:
+        VideoAlignError: Where a round failed; what else failed is tried again with the cells.
+    """
+    while not (out / TUNED).exists():
+        plan = planned(out)
+        if plan.whole:
+            choose(out)
+            return
+        print(f"tuning: round {len(plan.rounds)}, beside everything that needs no chosen setting", flush=True)
+        try:
+            work(out, units(out, size, seeds), processes, threads)
+        except VideoAlignError:
+            if planned(out) == plan:
+                raise
 
 
 def paper(
@@ -261,18 +297,22 @@ def paper(
     """
     out, size = Path(out).resolve(), size or LoopSize()
     chosen = range(first, first + seeds)
-    if seeds < 1 or first < 0 or TUNING_SEED in chosen:
+    if seeds < 1 or first < 0 or {*TUNING_SEEDS} & {*chosen}:
         raise VideoAlignError(
-            f"--seeds must be at least 1, --first not negative, and seed {TUNING_SEED} is for tuning; "
-            f"got {seeds} from {first} on"
+            f"--seeds must be at least 1, --first not negative, and seeds {TUNING_SEEDS[0]} to {TUNING_SEEDS[-1]} are "
+            f"for tuning; got {seeds} from {first} on"
         )
     begin(out, asdict(size))
-    if (known := earlier(out, size)).get("tuned") and not (out / TUNING / "tuned.json").exists():
-        write_json(out / TUNING / "tuned.json", known["tuned"])  # all seeds share the settings
+    known = earlier(out, size)
+    for key, name in (("trials", TRIED), ("tuned", TUNED)):  # all seeds share the settings
+        if known.get(key) and not (out / name).exists():
+            write_json(out / name, known[key])
     cores = os.cpu_count() or 1
     processes = processes or cores
+    threads = max(1, cores // processes)
     try:
-        work(out, units(out, size, chosen), processes, max(1, cores // processes))
+        _tune(out, size, chosen, processes, threads)
+        work(out, units(out, size, chosen), processes, threads)
     except VideoAlignError:
         with contextlib.suppress(VideoAlignError):  # finished cells are shown all the same
             write_page(out, chosen, size)

@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 from ...callbacks.plots import BARS, BLUE, ORANGE, SMALL, bars, curve, legend_below, panels, reference_line
 from ...commands.comparison import COLUMNS
 from .paper_claims import BETAS, GUIDES, ORACLE, OTHER, RM, SHARES, STRENGTHS, Value, of_share, wins
-from .paper_findings import over_seeds
-from .paper_tables import NAMES, Seeds, pools
+from .paper_findings import Seeds, over_seeds
+from .paper_tables import NAMES, pools
 from .rater_tables import rater_figure
 
 SIZE = (6.4, 3.8)
@@ -85,8 +85,15 @@ def _betas(found: Seeds) -> Figure:
 
 def _guidance(found: Seeds) -> Figure:
     figure, (axis,) = panels(size=SIZE)
+    chosen = {one["tuned"]["nrg"]["strength"] for one in found.values() if "tuned" in one}
     for name in GUIDES:
-        _known(axis, found, STRENGTHS[1:], lambda s, name=name: wins("nrg", f"{name}@{s:g}", ORACLE), name)
+        _known(
+            axis,
+            found,
+            sorted({*STRENGTHS[1:], *chosen}),
+            lambda s, name=name: wins("nrg", f"{name}@{s:g}", ORACLE),
+            name,
+        )
     reference_line(axis, 0.5)
     axis.set(title="Flow-NRG: wins by the oracle over strength", xscale="log")
     axis.set(xlabel="strength", ylabel="wins over the base, overall, other noise")

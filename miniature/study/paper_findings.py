@@ -1,4 +1,4 @@
-"""Results of seeds: read from their folders, joined with those of other machines, and summed up as verdicts."""
+"""Results of seeds: read from their folders, and joined with those of other machines."""
 
 import json
 import math
@@ -11,12 +11,17 @@ from ... import VideoAlignError
 from ...models.files import read_json
 from ...models.intervals import Interval
 from .loop_size import LoopSize
-from .paper_claims import CLAIMS, POOLS, Found, Value
+from .paper_claims import POOLS, Found, Value
+from .tuning_rounds import TUNED, TUNING_SEEDS, tuning_place
 
 FIGURES = "docs/results"
 """Folder of the figures and of ``results.json``, beside RESULTS.md."""
-WORDS = {True: ("reproduced", "not reproduced"), False: ("confirmed", "refuted")}
-"""Verdicts on claims of the paper, and on questions of our own."""
+FILES = {"prompts": "cells/prompts.json", "oracle": "oracle_check.json"}
+"""Files of a seed's folder that are taken whole, by their keys in the findings."""
+COMPARISONS = ("aligned", "ta", "beta", "nrg", "conditions")
+"""Comparisons of a seed, by the names of their cells."""
+Seeds = Mapping[int, Found]
+"""Findings by seed."""
 
 
 def findings(out: Path, seed: int) -> Found:
@@ -24,9 +29,9 @@ def findings(out: Path, seed: int) -> Found:
 
     Args:
         out: Folder of `videoalign paper`.
-        seed: The seed, whose folder is in it.
+        seed: The seed, whose folder is in it; it may be one that settings are chosen on.
     """
-    place = out / f"seed{seed}"
+    place = out / (tuning_place(seed) if seed in TUNING_SEEDS else f"seed{seed}")
     found: Found = {"reward models": {}, "judges": {}}
     for path in sorted((place / "bench").glob("*/accuracies.json")):
         found["reward models"][path.parent.name] = _bare(read_json(path, "a cell"))
@@ -35,18 +40,14 @@ def findings(out: Path, seed: int) -> Found:
             found["judges"][name] = _bare(read_json(path, "a cell"))
     if "reward_rendered" in found["judges"]:
         found["reward models"]["separate"] = found["judges"]["reward_rendered"]
-    for key, path in {
-        "prompts": place / "cells/prompts.json",
-        "oracle": place / "oracle_check.json",
-        "tuned": out / "tuning/tuned.json",
-    }.items():
+    for key, path in {**{key: place / name for key, name in FILES.items()}, "tuned": out / TUNED}.items():
         if path.exists():
             found[key] = read_json(path, "a cell")
     for name in ("preferred", "preferred_ta", *(f"pairs/{pool}" for pool in POOLS)):
         if (path := place / name / "index.json").exists():
             shards = read_json(path, "a set")["shards"]
             found.setdefault("pairs", {})[name.removeprefix("pairs/")] = sum(shard["samples"] for shard in shards)
-    for cell in ("aligned", "ta", "beta", "nrg", "conditions"):
+    for cell in COMPARISONS:
         if (path := place / f"cells/{cell}/comparison.json").exists():
             found[cell] = _bare(read_json(path, "a comparison"))
     return found
@@ -69,7 +70,7 @@ def earlier(out: Path, size: LoopSize) -> dict[str, Any]:
     Raises:
         VideoAlignError: Its seeds have other sizes or settings, and cannot be averaged with those of this folder.
     """
-    path, tuned = out / FIGURES / "results.json", out / "tuning/tuned.json"
+    path, tuned = out / FIGURES / "results.json", out / TUNED
     if not path.exists():
         return {}
     results = read_json(path, "results")
@@ -102,41 +103,50 @@ def joined(known: Found, found: Found) -> Found:
     return {**known, **found, **both}
 
 
-def over_seeds(found: Mapping[int, Found], of: Value) -> Interval | None:
+def halved(found: Found, half: int) -> Found:
+    """A seed's win rates by one half of the noises alone.
+
+    Args:
+        found: Findings of the seed.
+        half: 0 or 1.
+
+    Returns:
+        Findings with these rates in place of those by all noises, and but for the chosen settings nothing else.
+    """
+    rates = {
+        cell: {
+            "arms": {
+                name: {"against_base": {judge: both[half] for judge, both in arm["halves"].items() if both}}
+                for name, arm in found[cell]["arms"].items()
+                if "halves" in arm
+            }
+        }
+        for cell in COMPARISONS
+        if cell in found
+    }
+    return {**rates, **{key: found[key] for key in ("tuned",) if key in found}}
+
+
+def value_of(found: Found, of: Value) -> float | None:
+    """A seed's number; None where the seed does not have it, or it is not finite.
+
+    Args:
+        found: Findings of the seed.
+        of: Reads the number out of them.
+    """
+    try:
+        value = of(found)
+    except KeyError:
+        return None
+    return value if value is not None and math.isfinite(value) else None
+
+
+def over_seeds(found: Seeds, of: Value) -> Interval | None:
     """A number's interval over the seeds that have it; None where no seed has it.
 
     Args:
         found: Findings by seed.
         of: Reads the number out of a seed's findings.
     """
-    values = []
-    for one in found.values():
-        try:
-            values.append(of(one))
-        except KeyError:
-            continue
-    values = [value for value in values if value is not None and math.isfinite(value)]
+    values = [value for one in found.values() if (value := value_of(one, of)) is not None]
     return Interval.over(values) if values else None
-
-
-def verdicts(found: Mapping[int, Found]) -> list[dict[str, Any]]:
-    """Every claim on which any seed has a number, with its interval and its verdict, as JSON.
-
-    Args:
-        found: Findings by seed.
-    """
-    rows = []
-    for claim in CLAIMS:
-        if interval := over_seeds(found, claim.of):
-            rows.append(
-                {
-                    "cell": claim.cell,
-                    "claim": claim.text,
-                    "paper": claim.paper,
-                    "values": list(interval.runs),
-                    "mean": interval.mean,
-                    "half": interval.half,
-                    "verdict": interval.verdict(WORDS[bool(claim.paper)]),
-                }
-            )
-    return rows

@@ -1,6 +1,6 @@
 """The page of `videoalign paper`: RESULTS.md with its figures, and the numbers behind them."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -8,28 +8,19 @@ from typing import Any
 from ... import VideoAlignError
 from ...callbacks.plots import save_png
 from ...models.dimensions import DIMENSIONS
-from ...models.files import write_json, write_text
+from ...models.files import read_json, write_json, write_text
 from ...models.intervals import student
 from .loop_size import LoopSize
 from .pages import render
+from .paper_cells import CELLS
 from .paper_figures import cell_figure
-from .paper_findings import FIGURES, WORDS, earlier, findings, joined, verdicts
-from .paper_tables import Seeds, cell_tables, claim_table, mean_text, trials_table
-
-CELLS = {
-    "a": "Losses and tokens of the reward model (Table 6)",
-    "b": "Accuracy over the share of training pairs (Figure 2)",
-    "c": "Do rewards change with the prompt? (section 3.2)",
-    "d": "SFT, Flow-RWR and Flow-DPO (Table 3)",
-    "e": "Text alignment alone (Table 4)",
-    "f": "Sweep of beta, text alignment alone (Figure 6)",
-    "g": "Flow-NRG: weights and strengths, noisy and clean rewards, best-of-N (Table 5; Table 7 of v1)",
-    "h": "Adapters against full training (section 5.2)",
-    "i": "Under which conditions the order of the algorithms holds",
-    "j": "Does a judge of rendered clips judge generated ones?",
-    "l": "From which rater bias on do comparisons teach more than scores?",
-}
-"""Titles of the page's parts, by their letters."""
+from .paper_findings import FIGURES, Seeds, earlier, findings, joined
+from .paper_power import advice, best_line, costs, design_table, needed_lines, undecided_table
+from .paper_reading import judge_line, reading
+from .paper_tables import cell_tables, claim_table, mean_text
+from .paper_verdicts import Row, by_chance, judged_videos, tally, verdicts
+from .tuning_rounds import TRIED, TUNING_SEEDS
+from .tuning_tables import tuning_tables, tuning_text
 
 
 def write_page(out: Path, seeds: Iterable[int], size: LoopSize) -> dict[str, Any]:
@@ -43,38 +34,68 @@ def write_page(out: Path, seeds: Iterable[int], size: LoopSize) -> dict[str, Any
     Returns:
         What is saved as ``results.json``.
     """
-    known = {int(seed): found for seed, found in earlier(out, size).get("seeds", {}).items()}
+    before = earlier(out, size)
+    known = {int(seed): found for seed, found in before.get("seeds", {}).items()}
     read = {seed: joined(known.get(seed, {}), findings(out, seed)) for seed in seeds}
     found = dict(sorted({**known, **read}.items()))
     rows = verdicts(found)
     if not rows:
         raise VideoAlignError(f"{out} holds no finished cell yet")
-    tuned = next((one["tuned"] for one in found.values() if "tuned" in one), None)
-    results = {"size": asdict(size), "tuned": tuned, "seeds": found, "verdicts": rows}
+    results = {
+        "size": asdict(size),
+        "tuned": next((one["tuned"] for one in found.values() if "tuned" in one), None),
+        "trials": read_json(out / TRIED, "trials") if (out / TRIED).exists() else before.get("trials"),
+        "tuning seeds": _studied(out, before.get("tuning seeds", {})),
+        "seeds": found,
+        "verdicts": rows,
+    }
     write_json(out / FIGURES / "results.json", results)
-    most = max(len(row["values"]) for row in rows)
-    page = render(
-        "results.md.j2",
-        tally=tally(rows),
-        most=most,
-        reach=student(most) if most > 1 else None,
-        folder=FIGURES,
-        trials=trials_table(tuned),
-        oracle=_oracle(found),
-        cells=_cells(out / FIGURES, found, rows),
-    )
-    write_text(out / "RESULTS.md", page)
-    print(f"\n{tally(rows)}")
+    write_text(out / "RESULTS.md", _page(out, results))
+    print(f"\n{tally(rows)}\n{by_chance(rows)}")
+    print(*needed_lines(rows), advice(rows, max(len(row["values"]) for row in rows)), sep="\n")
     print(f"results   {out / 'RESULTS.md'}\nnumbers   {out / FIGURES / 'results.json'}")
     return results
 
 
-def _cells(folder: Path, found: Seeds, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The parts of the page on which any seed has a claim; draws their figures."""
-    tables, cells = cell_tables(found), []
+def _studied(out: Path, known: dict[str, Any]) -> dict[int, Any]:
+    """Findings of the seeds that settings are chosen on, where cells study something there."""
+    before = {int(seed): found for seed, found in known.items()}
+    return {seed: joined(before.get(seed, {}), findings(out, seed)) for seed in TUNING_SEEDS}
+
+
+def _page(out: Path, results: dict[str, Any]) -> str:
+    """The page's text; draws its figures."""
+    found, rows = results["seeds"], results["verdicts"]
+    most = max(len(row["values"]) for row in rows)
+    return render(
+        "results.md.j2",
+        reading=reading(found, rows),
+        questions=reading(found, rows, paper=False),
+        judge=judge_line(found),
+        tally=tally(rows),
+        chance=by_chance(rows),
+        most=most,
+        reach=student(most) if most > 1 else None,
+        folder=FIGURES,
+        advice=advice(rows, most),
+        undecided=undecided_table(rows),
+        designs=design_table(rows),
+        videos=judged_videos(found),
+        best=best_line(rows, costs(out, found, judged_videos(found))),
+        tuning=tuning_text(results["trials"]),
+        trials=tuning_tables(results["tuned"], results["trials"]),
+        oracle=_oracle(found),
+        cells=_cells(out / FIGURES, results),
+    )
+
+
+def _cells(folder: Path, results: dict[str, Any]) -> list[dict[str, Any]]:
+    """The parts of the page that have a claim or a table by now; draws their figures."""
+    found, rows = results["seeds"], results["verdicts"]
+    tables, cells = cell_tables(found, results["tuning seeds"]), []
     for letter, title in CELLS.items():
-        own = [row for row in rows if row["cell"] == letter]
-        if not own:
+        own: list[Row] = [row for row in rows if row["cell"] == letter]
+        if not own and not tables.get(letter):
             continue
         if figure := cell_figure(letter, found):
             save_png(figure, folder / f"{letter}.png")
@@ -82,28 +103,14 @@ def _cells(folder: Path, found: Seeds, rows: Sequence[dict[str, Any]]) -> list[d
             {
                 "letter": letter,
                 "title": title,
-                "seeds": max(len(row["values"]) for row in own),
+                "seeds": max((len(row["values"]) for row in own), default=0),
                 "figure": figure is not None,
                 "table": tables.get(letter),
-                "claims": claim_table(own),
+                "claims": claim_table(own) if own else "",
+                "rows": len(own),
             }
         )
     return cells
-
-
-def tally(rows: Sequence[dict[str, Any]]) -> str:
-    """How many claims have each verdict, the paper's claims and our own questions.
-
-    Args:
-        rows: What :func:`.paper_findings.verdicts` returns.
-    """
-
-    def counts(paper: bool) -> tuple[int, str]:
-        own = [row["verdict"] for row in rows if bool(row["paper"]) == paper]
-        words = (*WORDS[paper], "undecided")
-        return len(own), ", ".join(f"{sum(v.startswith(word) for v in own)} {word}" for word in words)
-
-    return "{} claims of the paper ({}) and {} of our own ({})".format(*counts(True), *counts(False))
 
 
 def _oracle(found: Seeds) -> str:

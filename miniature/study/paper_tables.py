@@ -19,19 +19,15 @@ from .paper_claims import (
     RM,
     SAME,
     SHARES,
-    STRENGTHS,
-    TRIALS,
-    Found,
     Value,
     accuracy,
     of_share,
     wins,
 )
-from .paper_findings import over_seeds
+from .paper_findings import Seeds, over_seeds
+from .paper_verdicts import UNDECIDED
 from .rater_tables import rater_table
 
-Seeds = Mapping[int, Found]
-"""Findings by seed."""
 NAMES = {
     "control": "SFT, unselected samples (control)",
     "sft": "SFT",
@@ -47,56 +43,47 @@ MODELS = {"reg": "regression, shared", "bt": "BT, shared", "btt": "BTT, shared",
 """Reward models of cell (a), by their short names."""
 
 
-def cell_tables(found: Seeds) -> dict[str, str]:
-    """The main table of each cell that has one, in Markdown, by the cell's letter."""
+def cell_tables(found: Seeds, studied: Seeds) -> dict[str, str]:
+    """The main table of each cell that has results and a table, in Markdown, by the cell's letter.
+
+    Args:
+        found: Findings by seed.
+        studied: Findings by tuning seed, of cells that study something there.
+    """
     main = {name: words for name, words in NAMES.items() if not name.endswith("-full")}
     full = {name: NAMES[name] for name in ("sft", "sft-full", "dpo", "dpo-full")}
-    return {
-        "a": _models(found),
-        "b": _shares(found),
-        "c": _prompts(found),
-        "d": _arms(found, "aligned", main, {name: _rounded(*row) for name, row in TABLE_3.items()}),
-        "e": _arms(found, "ta", main, {name: f"TA {_rounded(row)}" for name, row in TABLE_4.items()}),
-        "g": _guided(found),
-        "h": _arms(found, "aligned", full, {}),
-        "i": f"{_counts(found)}\n\n{_arms(found, 'conditions', pools(), {})}",
-        "j": _judges(found),
-        "l": rater_table(found),
+    tables = {
+        "a": ("reward models", lambda: _models(found)),
+        "b": ("reward models", lambda: _shares(found)),
+        "c": ("prompts", lambda: _prompts(found)),
+        "d": ("aligned", lambda: _arms(found, "aligned", main, {n: _rounded(*row) for n, row in TABLE_3.items()})),
+        "e": ("ta", lambda: _arms(found, "ta", main, {name: f"TA {_rounded(row)}" for name, row in TABLE_4.items()})),
+        "g": ("nrg", lambda: _guided(found)),
+        "h": ("aligned", lambda: _arms(found, "aligned", full, {})),
+        "i": ("conditions", lambda: f"{_counts(found)}\n\n{_arms(found, 'conditions', pools(), {})}"),
+        "j": ("judges", lambda: _judges(found)),
+        "l": ("reward models", lambda: rater_table(found)),
     }
+    every = (*found.values(), *studied.values())
+    return {letter: table() for letter, (key, table) in tables.items() if any(one.get(key) for one in every)}
 
 
 def claim_table(rows: Sequence[dict[str, Any]]) -> str:
-    """Claims with their differences and verdicts.
+    """Claims with their differences; a finding's verdict at its primary row, the other rows in brackets.
 
     Args:
-        rows: Some of the rows of :func:`.paper_findings.verdicts`.
+        rows: Some of the rows of :func:`.paper_verdicts.verdicts`.
     """
     body = []
     for row in rows:
         half = f" ± {row['half']:.3f}" if math.isfinite(row["half"]) else ""
-        decided = not row["verdict"].startswith("undecided")
-        verdict = f"**{row['verdict']}**" if decided else row["verdict"]
+        verdict = row["verdict"]
+        if not row["primary"]:
+            verdict = f"(not counted; alone: {row['alone']})"
+        elif not verdict.startswith(UNDECIDED):
+            verdict = f"**{verdict}**"
         body.append([row["claim"], row["paper"] or "(not asked)", f"{row['mean']:+.3f}{half}", verdict])
     return markdown_table(["claim", "the paper", "here: difference", "verdict"], body)
-
-
-def trials_table(tuned: dict[str, Any] | None) -> str:
-    """Settings that tuning tried, and those that it chose.
-
-    Args:
-        tuned: The chosen settings by algorithm; None before anything was tuned.
-    """
-
-    def values(settings: Sequence[dict[str, float]]) -> str:
-        keys = {key: sorted({one[key] for one in settings}) for key in settings[0]}
-        return "; ".join(f"{key} {', '.join(f'{v:g}' for v in tried)}" for key, tried in keys.items())
-
-    chosen, tried = tuned or {}, {**TRIALS, "nrg": [{"strength": s} for s in STRENGTHS[1:]]}
-    rows = [
-        [name, values(settings), values([chosen[name]]) if name in chosen else "not yet"]
-        for name, settings in tried.items()
-    ]
-    return markdown_table(["algorithm", "tried", "chosen"], rows)
 
 
 def pools() -> dict[str, str]:
@@ -173,7 +160,7 @@ def _guided(found: Seeds) -> str:
     chosen = next((f["tuned"]["nrg"]["strength"] for f in found.values() if "tuned" in f), None)
     published = _published_guidance()
     parts = []
-    for strength in CLAIMED:
+    for strength in sorted({*CLAIMED, *([chosen] if chosen else [])}):
         arms, paper = {}, {}
         for name, (reward, weights) in GUIDES.items():
             steers = ", ".join(f"{d} {w:.2g}" for d, w in weights.items())

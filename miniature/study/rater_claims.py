@@ -4,12 +4,10 @@ The paper says that Bradley-Terry orders better than regression, and not how far
 is measured over the bias of raters, so that the statement has a condition.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
-
 from ...models.dimensions import DIMENSIONS
 from ...models.published import TABLE_6
 from ..world.annotators import PUBLIC_BIAS
+from .paper_claims import Claim, Found, Value, less
 
 BIASES = (0.0, PUBLIC_BIAS, 2 * PUBLIC_BIAS, 4 * PUBLIC_BIAS)
 """Standard deviations of the raters' levels, in points: none, that of public sets, twice and four times as much."""
@@ -17,22 +15,6 @@ VOTED = {"bt": "BT", "btt": "BTT"}
 """Losses of votes, which no bias changes: each is trained once."""
 SCORED = {"reg": "regression", "std": "regression, scores standardised by rater"}
 """Regression on scores, and on scores that are standardised by rater: each is trained at every bias."""
-
-Value = Callable[[dict[str, Any]], float]
-"""Reads a number out of one seed's findings; raises KeyError where the seed does not have it (yet)."""
-
-
-class Row(NamedTuple):
-    """A statement that one number decides."""
-
-    statement: str
-    """The statement without its condition."""
-    text: str
-    """The statement with its condition."""
-    paper: str
-    """The paper's numbers, as text; empty for a question of our own."""
-    of: Value
-    """The number of one seed, positive where the statement holds."""
 
 
 def model_name(loss: str, bias: float) -> str:
@@ -54,7 +36,7 @@ def accuracy_at(loss: str, bias: float) -> Value:
     """
     name = model_name(loss, bias)
 
-    def of(found: dict[str, Any]) -> float:
+    def of(found: Found) -> float:
         columns = found["reward models"][name]["recent"]
         return sum(columns[d]["without_ties"] for d in DIMENSIONS) / len(DIMENSIONS)
 
@@ -69,22 +51,26 @@ def ahead(first: str, second: str, bias: float) -> Value:
         second: Another one.
         bias: The raters' bias, one of :data:`BIASES`.
     """
-    one, other = accuracy_at(first, bias), accuracy_at(second, bias)
-    return lambda found: one(found) - other(found)
+    return less(accuracy_at(first, bias), accuracy_at(second, bias))
 
 
-def rater_rows() -> list[Row]:
-    """All statements of the cell. The paper's own are made where its raters most likely are: at the public bias."""
+def claims() -> list[Claim]:
+    """All statements of the cell. The row at the bias of public sets decides: raters most likely have that one."""
+    published = {loss: f"{_published(loss):.1f} / {_published('reg'):.1f}" for loss in VOTED}
+    family, own = "Table 6 with biased raters", "our own: raters' bias"
+    compared = [
+        *(
+            (f"{words} orders better than regression under raters' bias", loss, "reg", published[loss], family)
+            for loss, words in VOTED.items()
+        ),
+        ("standardising scores by rater improves regression", "std", "reg", "", own),
+        ("BT orders better than regression on standardised scores", "bt", "std", "", own),
+    ]
     rows = []
-    for loss, words in VOTED.items():
-        statement = f"{words} orders better than regression"
-        for bias in BIASES:
-            paper = f"{_published(loss):.1f} / {_published('reg'):.1f}" if bias == PUBLIC_BIAS else ""
-            rows.append(Row(statement, f"{statement}, {at(bias)}", paper, ahead(loss, "reg", bias)))
-    statement = "standardising scores by rater improves regression"
-    rows += [Row(statement, f"{statement}, {at(bias)}", "", ahead("std", "reg", bias)) for bias in BIASES[1:]]
-    statement = "BT orders better than regression on standardised scores"
-    rows += [Row(statement, f"{statement}, {at(bias)}", "", ahead("bt", "std", bias)) for bias in BIASES]
+    for statement, first, second, paper, group in compared:
+        for bias in BIASES[first == "std" :]:  # without a bias there is nothing to standardise
+            text, of, decides = f"{statement}, {at(bias)}", ahead(first, second, bias), bias == PUBLIC_BIAS
+            rows.append(Claim("l", text, paper, of, group, statement, decides, point=f"bias {bias:g}"))
     return rows
 
 

@@ -1,8 +1,7 @@
 """Table and figure of cell (l), and the rater bias at which one loss overtakes another."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -10,12 +9,11 @@ from matplotlib.figure import Figure
 from ...callbacks.plots import SMALL, curve, markdown_table, panels, reference_line
 from ...models.intervals import bootstrap
 from ..world.annotators import POOL, PUBLIC_BIAS
-from .paper_findings import over_seeds
+from .paper_claims import Found
+from .paper_findings import Seeds, over_seeds
 from .rater_cells import BATCH, PAIRS, STEPS
 from .rater_claims import BIASES, SCORED, VOTED, accuracy_at, ahead
 
-Seeds = Mapping[int, dict[str, Any]]
-"""Findings by seed."""
 BELOW, BEYOND = -1.0, 2 * BIASES[-1]
 """Stand-ins for crossings outside of the measured biases, where only their side is known."""
 
@@ -96,7 +94,7 @@ def crossings(found: Seeds) -> Iterator[str]:
                 yield f"{votes} against {scores}: {_statement(place)} ({sure}seed by seed {each})"
 
 
-def _line(found: dict[str, Any], first: str, second: str) -> list[float] | None:
+def _line(found: Found, first: str, second: str) -> list[float] | None:
     """Differences of one seed at all biases; None where it lacks any."""
     try:
         return [ahead(first, second, bias)(found) for bias in BIASES]
