@@ -47,7 +47,8 @@ class PairDecoder:
         augment_seed: int = 0,
         scores: Callable[[dict, str], Tensor] = scores_of,
     ) -> None:
-        self.reader, self.seed, self.augment, self.augment_seed, self.scores = reader, seed, augment, augment_seed, scores
+        self.reader, self.seed, self.scores = reader, seed, scores
+        self.augment, self.augment_seed = augment, augment_seed
 
     def __call__(self, raw: RawSample, epoch: int) -> VideoPair:
         record = raw.record()
