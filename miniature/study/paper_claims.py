@@ -72,7 +72,7 @@ class Claim:
     - of wins, the oracle's at other noise of the prompt, which neither a small shift nor a fooled reward model wins;
     - of accuracies, the one without ties, unless the statement is about ties;
     - of strengths of guidance, the one that tuning chose on its own seeds;
-    - of a curve, the mean over its points.
+    - of a curve, the mean over its points; of that over raters' bias, the point of public sets.
 
     Attributes:
         cell: Letter of the cell on the page.

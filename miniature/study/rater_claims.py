@@ -4,13 +4,10 @@ The paper says that Bradley-Terry orders better than regression, and not how far
 is measured over the bias of raters, so that the statement has a condition.
 """
 
-from collections.abc import Sequence
-from typing import Any
-
 from ...models.dimensions import DIMENSIONS
 from ...models.published import TABLE_6
 from ..world.annotators import PUBLIC_BIAS
-from .paper_claims import Claim, Value
+from .paper_claims import Claim, Found, Value, less
 
 BIASES = (0.0, PUBLIC_BIAS, 2 * PUBLIC_BIAS, 4 * PUBLIC_BIAS)
 """Standard deviations of the raters' levels, in points: none, that of public sets, twice and four times as much."""
@@ -39,7 +36,7 @@ def accuracy_at(loss: str, bias: float) -> Value:
     """
     name = model_name(loss, bias)
 
-    def of(found: dict[str, Any]) -> float:
+    def of(found: Found) -> float:
         columns = found["reward models"][name]["recent"]
         return sum(columns[d]["without_ties"] for d in DIMENSIONS) / len(DIMENSIONS)
 
@@ -54,41 +51,27 @@ def ahead(first: str, second: str, bias: float) -> Value:
         second: Another one.
         bias: The raters' bias, one of :data:`BIASES`.
     """
-    one, other = accuracy_at(first, bias), accuracy_at(second, bias)
-    return lambda found: one(found) - other(found)
+    return less(accuracy_at(first, bias), accuracy_at(second, bias))
 
 
 def claims() -> list[Claim]:
-    """All claims of the cell. A statement is decided where the paper's raters most likely are: at the public bias."""
-    rows, mine = [], "our own: raters"
-    for loss, words in VOTED.items():
-        paper = f"{_published(loss):.1f} / {_published('reg'):.1f}"
-        statement = f"{words} orders better than regression, raters with a bias"
-        rows += _over_bias(statement, paper, BIASES, loss, "reg", "Table 6, raters with a bias")
-    rows += _over_bias("standardising scores by rater improves regression", "", BIASES[1:], "std", "reg", mine)
-    return [
-        *rows,
-        *_over_bias("BT orders better than regression on standardised scores", "", BIASES, "bt", "std", mine),
+    """All statements of the cell. The row at the bias of public sets decides: raters most likely have that one."""
+    published = {loss: f"{_published(loss):.1f} / {_published('reg'):.1f}" for loss in VOTED}
+    family, own = "Table 6 with biased raters", "our own: raters' bias"
+    compared = [
+        *(
+            (f"{words} orders better than regression under raters' bias", loss, "reg", published[loss], family)
+            for loss, words in VOTED.items()
+        ),
+        ("standardising scores by rater improves regression", "std", "reg", "", own),
+        ("BT orders better than regression on standardised scores", "bt", "std", "", own),
     ]
-
-
-def _over_bias(
-    statement: str, paper: str, biases: Sequence[float], first: str, second: str, family: str
-) -> list[Claim]:
-    """A statement at several biases."""
-    return [
-        Claim(
-            "l",
-            f"{statement}, {at(bias)}",
-            paper,
-            ahead(first, second, bias),
-            family,
-            statement,
-            bias == PUBLIC_BIAS,
-            point=f"bias {bias:g}",
-        )
-        for bias in biases
-    ]
+    rows = []
+    for statement, first, second, paper, group in compared:
+        for bias in BIASES[first == "std" :]:  # without a bias there is nothing to standardise
+            text, of, decides = f"{statement}, {at(bias)}", ahead(first, second, bias), bias == PUBLIC_BIAS
+            rows.append(Claim("l", text, paper, of, group, statement, decides, point=f"bias {bias:g}"))
+    return rows
 
 
 def at(bias: float) -> str:

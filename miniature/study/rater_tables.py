@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from ...callbacks.plots import SMALL, curve, markdown_table, panels, reference_line
 from ...models.intervals import bootstrap
 from ..world.annotators import POOL, PUBLIC_BIAS
+from .paper_claims import Found
 from .paper_findings import Seeds, over_seeds
 from .rater_cells import BATCH, PAIRS, STEPS
 from .rater_claims import BIASES, SCORED, VOTED, accuracy_at, ahead
@@ -103,7 +104,7 @@ def rater_condition(found: Seeds, *_: Any) -> str:
     return next(crossings(found), "")
 
 
-def _line(found: dict[str, Any], first: str, second: str) -> list[float] | None:
+def _line(found: Found, first: str, second: str) -> list[float] | None:
     """Differences of one seed at all biases; None where it lacks any."""
     try:
         return [ahead(first, second, bias)(found) for bias in BIASES]
