@@ -61,13 +61,15 @@ def drawn(record: Mapping[str, Any], name: str, details: float, rng: random.Rand
 class _Decoder:
     """Decodes a clip to its frames and the text of an epoch."""
 
-    def __init__(self, reader: FrameReader, processor: RewardProcessor, seed: int, detailed: int) -> None:
-        self.reader, self.processor, self.seed, self.detailed = reader, processor, seed, detailed
+    def __init__(self, reader: FrameReader, processor: RewardProcessor, seed: int, detailed: int, places: bool) -> None:
+        self.reader, self.processor, self.seed = reader, processor, seed
+        self.detailed, self.places = detailed, places
 
     def __call__(self, raw: RawSample, epoch: int) -> tuple[Tensor, Text]:
         record, rng = raw.record(), random.Random(f"{self.seed} {epoch} {raw.key}")
         share = max(0.0, 1 - epoch / self.detailed) if self.detailed else 0.0
-        return self.reader(raw)[0], drawn(record, raw.name, share, rng) + place_of(record, self.processor)
+        place = place_of(record, self.processor) if self.places else []
+        return self.reader(raw)[0], drawn(record, raw.name, share, rng) + place
 
 
 def _asked(reader: FrameReader, raw: RawSample, epoch: int) -> tuple[Tensor, list[Text]]:
@@ -102,6 +104,7 @@ class Captions(L.LightningDataModule):
         workers: Processes per rank that decode.
         shuffle_buffer: Number of clips among which the next one is drawn; 0 keeps their order on disk.
         detailed: Epochs over which texts of details give way to whole sentences.
+        places: Whether the place of what moves is told behind each text.
         held_out: Number of clips, the set's last ones, on which is measured whether the model knows true sentences from
             wrong ones; they do not train.
         seed: Seed of the order and of the choice of texts.
@@ -114,6 +117,7 @@ class Captions(L.LightningDataModule):
         workers: int = 1,
         shuffle_buffer: int = 8192,
         detailed: int = 8,
+        places: bool = True,
         held_out: int = 0,
         seed: int = 0,
     ) -> None:
@@ -121,7 +125,8 @@ class Captions(L.LightningDataModule):
         at_least(1, batch_size=batch_size)
         at_least(0, workers=workers, shuffle_buffer=shuffle_buffer, detailed=detailed, held_out=held_out)
         self.data, self.batch_size, self.workers = data, batch_size, workers
-        self.shuffle_buffer, self.detailed, self.held_out, self.seed = shuffle_buffer, detailed, held_out, seed
+        self.shuffle_buffer, self.held_out, self.seed = shuffle_buffer, held_out, seed
+        self.detailed, self.places = detailed, places
 
     def setup(self, stage: str) -> None:
         """Refuse a module that has no processor."""
@@ -134,7 +139,7 @@ class Captions(L.LightningDataModule):
         """Batches of clips with texts, shuffled anew each epoch."""
         processor, shards = self._processor(), ShardSet(self.data, "videos")
         reader = FrameReader(shards, processor.sampling, processor.factor)
-        decode = _Decoder(reader, processor, self.seed, self.detailed)
+        decode = _Decoder(reader, processor, self.seed, self.detailed, self.places)
         contents = shards.contents().take(range(len(shards) - self.held_out))
         share = training_share(self.trainer, len(contents), self.batch_size)
         stream = ShardStream(

@@ -23,12 +23,14 @@ class Cause:
         settings: Settings that override those of the loop's own judge.
         clips: Rated clips of each prompt; None for all.
         rendered: Whether rendered pairs are in the mix.
+        captions: Settings that override those of the caption pre-training; none if it is the loop's own.
     """
 
     text: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     clips: int | None = None
     rendered: bool = True
+    captions: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def own_pairs(self) -> bool:
@@ -37,9 +39,15 @@ class Cause:
 
 
 CAUSES: Mapping[str, Cause] = {
-    "unaugmented": Cause("no augmentation", {"data.init_args.augment": "null"}),
+    "placeless": Cause("captions do not say where the sprite is", captions={"data.init_args.places": False}),
+    "undetailed": Cause("captions are whole sentences from the start", captions={"data.init_args.detailed": 0}),
     "few-clips": Cause("16 clips of each prompt, each pair rated more often", clips=16),
     "unrendered": Cause("no rendered pairs in the mix", rendered=False),
+    "unaugmented": Cause("no shifts", {"data.init_args.augment": "null"}),
+    "mirrored": Cause(
+        "mirrored clips too, with their prompts",
+        {"data.init_args.augment.init_args.flip": True, "data.init_args.augment.init_args.transpose": True},
+    ),
 }
 """Rows of the table of causes."""
 

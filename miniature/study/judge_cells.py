@@ -19,7 +19,7 @@ from ..world.oracle import Oracle, OracleJudge
 from ..world.output_accuracy import output_accuracy
 from ..world.rated_samples import rate_pairs
 from .configured import Settings
-from .judge_causes import CAUSES, CLIPS_OF_PROMPT, PAIRS, STEPS
+from .judge_causes import CAUSES, CLIPS_OF_PROMPT, PAIRS, STEPS, Cause
 from .judge_claims import GUIDED
 from .paper_findings import findings
 from .pipeline import Loop
@@ -53,10 +53,20 @@ class JudgeCells(Loop):
             units += self._judge(name, text, alike, own_pairs=True)
         for name, cause in CAUSES.items():
             if cause.own_pairs:
-                rendered = self.size.rated * cause.rendered
+                rendered = self.size.rated // 2 * cause.rendered
                 units.append(self._rating(name, cause.text, "samples/rated", self.size.rated, cause.clips, rendered))
-            units += self._judge(name, cause.text, cause.settings, cause.own_pairs)
+            if cause.captions:
+                units += self._taught(name, cause)
+            units += self._judge(name, cause.text, cause.settings, cause.own_pairs, bool(cause.captions))
         return units
+
+    def _taught(self, name: str, cause: Cause) -> list[Unit]:
+        """A backbone with captions of its own, and a reward model of rendered pairs that starts from it."""
+        place, quiet = f"judges/{name}-backbone", {"trainer.val_check_interval": self.size.reward}
+        return [
+            self.captioned(place, f"caption pre-training: {cause.text}", cause.captions),
+            self.reward_model(f"judges/{name}-rendered", f"training on rendered pairs: {cause.text}", quiet, place),
+        ]
 
     def _rating(self, name: str, text: str, samples: str, *args: int | None) -> Unit:
         needs, result = (samples, "oracle.json", "world"), f"judges/pairs/{name}"
@@ -69,7 +79,7 @@ class JudgeCells(Loop):
             pool = ShardSet(self.folder / samples)
             rate_pairs(pool, oracle, out, count, HELD_OUT, more, rendered, self.seed, clips)
 
-    def _judge(self, name: str, text: str, settings: Settings, own_pairs: bool) -> list[Unit]:
+    def _judge(self, name: str, text: str, settings: Settings, own_pairs: bool, taught: bool = False) -> list[Unit]:
         """A judge like the loop's own, validated on the same pairs, and its accuracy."""
         own = next(unit for unit in self._rating_units() if unit.name == f"{self.place}reward")
         _, experiments, kept, _ = own.run.args
@@ -78,6 +88,9 @@ class JudgeCells(Loop):
         if own_pairs:
             kept["data.init_args.train"] = self.folder / f"judges/pairs/{name}/train"
             needs.append(f"judges/pairs/{name}")
+        if taught:
+            kept["model.init_args.network.init_args.folder"] = self.folder / f"judges/{name}-rendered"
+            needs = [f"judges/{name}-rendered" if need == "reward_rendered" else need for need in needs]
         settings = {**kept, **settings}
         cost = own.cost * settings["trainer.max_steps"] / kept["trainer.max_steps"]
         model = f"judges/{name}"

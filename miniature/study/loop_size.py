@@ -16,11 +16,11 @@ class LoopSize:
 
     world: WorldSize = field(default_factory=WorldSize)
     """Numbers of rendered samples."""
-    captions: int = 800
+    captions: int = 700
     """Steps of caption pre-training."""
-    reward: int = 800
+    reward: int = 500
     """Steps of the reward model."""
-    generated: int = 250
+    generated: int = 400
     """Further steps of the reward model on pairs of generated clips."""
     autoencoder: int = 400
     """Steps of the autoencoder."""
@@ -30,18 +30,26 @@ class LoopSize:
     """Steps of the reward on noisy latents."""
     align: int = 120
     """Steps of each alignment algorithm."""
-    samples: int = 16
+    samples: int = 96
     """Videos per prompt among which annotators rate pairs."""
-    rated: int = 900
-    """Pairs that they rate."""
+    rated: int = 4000
+    """Pairs of generated videos that they rate for training; half as many rendered ones are shuffled in."""
     fresh: int = 8
     """Videos per prompt that the generator is aligned on."""
     judged: int = 8
     """Noises per prompt in a comparison."""
+    benchmark: int = 32
+    """Videos per unseen prompt in the benchmark of generated videos."""
+    benchmark_pairs: int = 900
+    """Pairs of these that annotators rate."""
     calibrated: int = 160
     """Renders per flaw that the oracle is calibrated on."""
     checked: int = 400
     """Renders of known quality that the oracle is checked on."""
+
+
+STUDY = LoopSize(captions=1000, reward=800, generated=800, samples=192, rated=11_000)
+"""A judge that is worth a study: more steps, and more clips of the generator."""
 
 
 def begin(out: Path, decides: dict[str, Any]) -> None:

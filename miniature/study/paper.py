@@ -39,7 +39,7 @@ from ...models.guidance import Guidance
 from .configured import Settings
 from .judge_cells import STUDIED, JudgeCells, causes_done
 from .judge_tables import cause_tables
-from .loop_size import LoopSize, begin
+from .loop_size import STUDY, LoopSize, begin
 from .paper_claims import BETAS, GUIDES, POOLS, SHARES, STRENGTHS
 from .paper_page import earlier, write_page
 from .pipeline import BENCHMARKS
@@ -296,7 +296,7 @@ def paper(
         seeds: Number of seeds; a later call with more adds the missing ones.
         first: The first seed.
         processes: Number of processes that work at once on this machine; one per core if not given.
-        size: How much is trained and sampled.
+        size: How much is trained and sampled; :data:`.loop_size.STUDY` if not given.
 
     Returns:
         The numbers that are saved as ``OUT/docs/results/results.json``.
@@ -304,7 +304,7 @@ def paper(
     Raises:
         VideoAlignError: Where units failed; the page shows what there is all the same.
     """
-    out, size = Path(out).resolve(), size or LoopSize()
+    out, size = Path(out).resolve(), size or STUDY
     chosen = range(first, first + seeds)
     if seeds < 1 or first < 0 or {*TUNING_SEEDS} & {*chosen}:
         raise VideoAlignError(

@@ -101,11 +101,6 @@ class Loop(SeedUnits):
         """The world, and a reward model that is trained on its rendered pairs."""
         size, folder = self.size, self.folder
         world = "rendering the world: rated pairs, two benchmarks, captioned clips, a generator's clips"
-        captions = {
-            "model.init_args.backbone": folder / "random",
-            "data.init_args.data": folder / "frames/captions",
-            "trainer.max_steps": size.captions,
-        }
         rendered = {
             "trainer.val_check_interval": max(1, size.reward // 2),
             "data.init_args.benchmarks": {name: str(folder / "world" / name) for name in BENCHMARKS},
@@ -117,15 +112,7 @@ class Loop(SeedUnits):
                 for name, cost in (("train", 40), ("captions", 12))
             ),
             self.unit("random", "making a miniature Qwen2-VL with random weights", 1, (), self.random_qwen),
-            self.training(
-                "backbone",
-                "caption pre-training, the stand-in for pre-trained weights",
-                0.25 * size.captions,
-                ("random", "frames/captions"),
-                ("captions",),
-                captions,
-                export=False,
-            ),
+            self.captioned("backbone", "caption pre-training, the stand-in for pre-trained weights"),
             self.reward_model(
                 "reward_rendered",
                 "training the reward model on rated pairs (Bradley-Terry with ties, separate tokens)",
@@ -178,7 +165,7 @@ class Loop(SeedUnits):
         size, folder = self.size, self.folder
         draws = (
             ("rated", "prompts.txt", size.samples),
-            ("benchmark", "unseen.txt", size.samples),
+            ("benchmark", "unseen.txt", size.benchmark),
             ("fresh", "prompts.txt", size.fresh),
         )
         rated, rated_needs = "annotators rate pairs of generated videos", ("samples/rated", "oracle.json", "world")
@@ -193,7 +180,7 @@ class Loop(SeedUnits):
         }
         return [
             *(
-                self.sampling(f"samples/{name}", f"sampling videos: {name}", 6, prompts, count, draw)
+                self.sampling(f"samples/{name}", f"sampling videos: {name}", 0.6 * count, prompts, count, draw)
                 for draw, (name, prompts, count) in enumerate(draws)
             ),
             self.unit("rated", rated, 5, rated_needs, self.rate),
@@ -225,23 +212,41 @@ class Loop(SeedUnits):
 
     # --- trainings that occur in several places ---------------------------------------------------------------
 
-    def reward_model(self, result: str, text: str, settings: Settings) -> Unit:
+    def captioned(self, result: str, text: str, settings: Settings | None = None) -> Unit:
+        """A backbone that has learnt to describe clips.
+
+        Args:
+            result: Folder of the backbone.
+            text: Description for people.
+            settings: Settings that override experiments/sprites/captions.yaml.
+        """
+        settings = {
+            "model.init_args.backbone": self.folder / "random",
+            "data.init_args.data": self.folder / "frames/captions",
+            "trainer.max_steps": self.size.captions,
+            **(settings or {}),
+        }
+        cost = 0.38 * self.size.captions
+        return self.training(result, text, cost, ("random", "frames/captions"), ("captions",), settings, export=False)
+
+    def reward_model(self, result: str, text: str, settings: Settings, backbone: str = "backbone") -> Unit:
         """A reward model on rendered pairs.
 
         Args:
             result: Folder of the trained model.
             text: Description for people.
             settings: Settings that override experiments/sprites/reward_btt.yaml.
+            backbone: Folder of the backbone to start from.
         """
         folder = self.folder
         settings = {
             "trainer.max_steps": self.size.reward,
-            "model.init_args.network.init_args.backbone": folder / "backbone",
+            "model.init_args.network.init_args.backbone": folder / backbone,
             "data.init_args.train": folder / "frames/train",
             "data.init_args.val": folder / "world/val",
             **settings,
         }
-        needs, cost = ("backbone", "frames/train", "world"), 0.27 * settings["trainer.max_steps"]
+        needs, cost = (backbone, "frames/train", "world"), 0.27 * settings["trainer.max_steps"]
         return self.training(result, text, cost, needs, ("reward_btt",), settings)
 
     def on_latents(self, latents: str, settings: Settings) -> Settings:

@@ -207,13 +207,13 @@ class Steps:
         write_json(self.folder / "oracle_check.json", found)
 
     def rate(self) -> None:
-        """Let annotators rate pairs of generated videos, and shuffle as many rendered pairs in."""
+        """Let annotators rate pairs of generated videos, and shuffle half as many rendered pairs in."""
         samples, rendered = ShardSet(self.folder / "samples/rated"), ShardSet(self.folder / "world/train")
         oracle, count = Oracle.load(self.folder / "oracle.json"), self.size.rated
         with new_folder(self.folder / "rated") as out:
-            rate_pairs(samples, oracle, out, count, HELD_OUT, rendered, count, self.seed)
+            rate_pairs(samples, oracle, out, count, HELD_OUT, rendered, count // 2, self.seed)
 
     def rate_unseen(self) -> None:
         """Let annotators rate pairs of generated videos of unseen prompts: a benchmark."""
         samples, oracle = ShardSet(self.folder / "samples/benchmark"), Oracle.load(self.folder / "oracle.json")
-        rate_benchmark(samples, oracle, self.folder / "generated", self.size.rated, self.seed)
+        rate_benchmark(samples, oracle, self.folder / "generated", self.size.benchmark_pairs, self.seed)
