@@ -128,6 +128,11 @@ def test_judges_differ_from_the_loops_own_in_what_they_say(studied):
     common = {"trainer.logger.init_args.name": "judges/{}"}
     changes = {
         "unaugmented": {"data.init_args.augment": "null"},
+        "mirrored": {f"data.init_args.augment.init_args.{key}": True for key in ("flip", "transpose")},
+        **{
+            name: {"model.init_args.network.init_args.folder": folder / f"judges/{name}-rendered"}
+            for name in ("placeless", "undetailed")
+        },
         "few-clips": {"data.init_args.train": folder / "judges/pairs/few-clips/train"},
         "unrendered": {"data.init_args.train": folder / "judges/pairs/unrendered/train"},
         **{
@@ -148,6 +153,22 @@ def test_judges_differ_from_the_loops_own_in_what_they_say(studied):
         assert units[f"bench/judge-{name}"].needs == (f"tuning/seed1000/judges/{name}", "tuning/seed1000/generated")
 
 
+def test_captions_of_a_cause_lead_to_its_judge(studied):
+    folder, units = studied
+    for name, changed in (
+        ("placeless", {"data.init_args.places": False}),
+        ("undetailed", {"data.init_args.detailed": 0}),
+    ):
+        captions, rendered = (units[f"judges/{name}-{part}"] for part in ("backbone", "rendered"))
+        own = units["backbone"].run.args[2]
+        told = {"trainer.logger.init_args.name", "model.init_args.out"}
+        assert {k: v for k, v in captions.run.args[2].items() if own.get(k) != v and k not in told} == changed
+        assert rendered.run.args[2]["model.init_args.network.init_args.backbone"] == folder / f"judges/{name}-backbone"
+        assert f"tuning/seed1000/judges/{name}-backbone" in rendered.needs
+        judge = units[f"judges/{name}"]
+        assert f"tuning/seed1000/judges/{name}-rendered" in judge.needs and "reward_rendered" not in str(judge.needs)
+
+
 def test_judges_of_more_or_fewer_clips_have_equally_many_ratings(studied):
     _, units = studied
     for clips in CLIPS_OF_PROMPT:
@@ -155,7 +176,12 @@ def test_judges_of_more_or_fewer_clips_have_equally_many_ratings(studied):
         assert samples == "samples/pool" and numbers == [PAIRS, clips, PAIRS]
     assert units["samples/pool"].run.args[2] == CLIPS_OF_PROMPT[-1]
     assert units["judges/pairs/unrendered"].run.args[1:] == ("samples/rated", LoopSize().rated, None, 0)
-    assert units["judges/pairs/few-clips"].run.args[1:] == ("samples/rated", LoopSize().rated, 16, LoopSize().rated)
+    assert units["judges/pairs/few-clips"].run.args[1:] == (
+        "samples/rated",
+        LoopSize().rated,
+        16,
+        LoopSize().rated // 2,
+    )
     assert not Cause("as it is", {"model.init_args.decay": "none"}).own_pairs
 
 
@@ -211,7 +237,7 @@ def test_tables_and_figure():
         for seed in range(3)
     }
     table = cause_tables(judges)
-    assert "| no augmentation | 0.690 ± 0.025 | 0.690 ± 0.025 | 0.690 ± 0.025 | -0.110 ± 0.025 |" in table
+    assert "| no shifts | 0.690 ± 0.025 | 0.690 ± 0.025 | 0.690 ± 0.025 | -0.110 ± 0.025 |" in table
     assert "| 48 | 0.648 ± 0.000 |" in table and "no rendered" not in table
     (axis,) = clips_figure(judges).axes
     assert axis.get_legend_handles_labels()[1] == ["VQ", "MQ", "TA"]
