@@ -53,10 +53,6 @@ class WorldSize:
     """Clips that a generator is trained on."""
 
 
-WILD = 0.5
-"""Share of captioned clips whose sprites look as only generators make them: a pre-trained model has seen all kinds."""
-
-
 def split_prompts(seed: int) -> dict[str, list[Scene]]:
     """Disjoint scenes per split: 12 for each benchmark, 8 held out, 64 for training.
 
@@ -145,8 +141,7 @@ def _caption(job: tuple[list[int], Scene]) -> tuple[str, dict[str, bytes], dict]
     seed, scene = job
     rng = np.random.default_rng(seed)
     flaws = SOURCES[rng.integers(len(SOURCES))].sample(rng)
-    look = sprites.Look.drawn(rng) if rng.random() < WILD else None
-    frames, track = sprites.tracked(scene, flaws, rng, look=look)
+    frames, track = sprites.tracked(scene, flaws, rng)
     wrong = [sprites.shown(scene, tuple(row), rng) for row in np.eye(3, dtype=bool)]
     record = {
         "prompt": scene.prompt,

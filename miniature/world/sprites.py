@@ -8,7 +8,6 @@ jumping, wrong attributes), because a generator is trained on this world too.
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.ndimage import gaussian_filter
 
 SIZE, FRAMES, FPS = 32, 9, 8
 """Pixels a side, frames (4k + 1, as video autoencoders take) and frames per second."""
@@ -140,47 +139,12 @@ def shown(scene: Scene, wrong: tuple[bool, bool, bool], rng: np.random.Generator
     )
 
 
-@dataclass(frozen=True)
-class Look:
-    """How a sprite looks beyond its scene: what generators show and the renderer's flaws do not.
-
-    Attributes:
-        blur: Standard deviation of a blur, in pixels.
-        contrast: Contrast (FRAMES,) of each frame, in [0, 1].
-        into: Shape that the sprite turns into.
-        turned: Share (FRAMES,) of the new shape in each frame, in [0, 1].
-    """
-
-    blur: float
-    contrast: np.ndarray
-    into: str
-    turned: np.ndarray
-
-    @classmethod
-    def drawn(cls, rng: np.random.Generator) -> "Look":
-        """A look in which the sprite can still be recognised.
-
-        Args:
-            rng: Draws it.
-        """
-        ends, turned = rng.uniform(0.25, 1.0, 2), rng.uniform(-0.5, 0.5, 2)
-        along = np.linspace(0, 1, FRAMES)
-        return cls(
-            blur=rng.uniform(0, 1.5),
-            contrast=ends[0] + (ends[1] - ends[0]) * along,
-            into=str(rng.choice(SHAPES)),
-            turned=np.clip(turned[0] + (turned[1] - turned[0]) * along, 0, 1),
-        )
-
-
 def render(scene: Scene, flaws: Flaws, rng: np.random.Generator, spread: float = 4.0) -> np.ndarray:
     """A clip, uint8 (FRAMES, SIZE, SIZE, 3), see :func:`tracked`."""
     return tracked(scene, flaws, rng, spread)[0]
 
 
-def tracked(
-    scene: Scene, flaws: Flaws, rng: np.random.Generator, spread: float = 4.0, look: Look | None = None
-) -> tuple[np.ndarray, np.ndarray]:
+def tracked(scene: Scene, flaws: Flaws, rng: np.random.Generator, spread: float = 4.0) -> tuple[np.ndarray, np.ndarray]:
     """A clip, uint8 (FRAMES, SIZE, SIZE, 3), and the middle of its sprite as x and y (FRAMES, 2), in pixels.
 
     Args:
@@ -188,7 +152,6 @@ def tracked(
         flaws: Flaws of the rendering; ``wrong`` is not read here, see :func:`shown`.
         rng: Draws what the scene leaves open: background, path, places of stains and jumps.
         spread: Largest distance of the path from the middle, in pixels.
-        look: Another look of the sprite.
     """
     along = np.array(DIRECTIONS[scene.direction], float)
     across = along[::-1]
@@ -202,27 +165,13 @@ def tracked(
     background = rng.uniform(30, 45) + 12 * y / SIZE  # (H, W)
     dx = x - SIZE / 2 - path[:, 0, None, None]
     dy = y - SIZE / 2 - path[:, 1, None, None]  # (T, H, W)
-    inside = _inside(scene.shape, dx, dy)[..., None] * (1 - 0.8 * flaws.fade)
-    if look:
-        inside = _changed(inside, _inside(look.into, dx, dy)[..., None], look)
+    inside = np.clip(RADIUS + 0.5 - distance(scene.shape, dx, dy), 0, 1)[..., None] * (1 - 0.8 * flaws.fade)
     video = background[None, ..., None] * (1 - inside) + np.array(COLOURS[scene.colour]) * inside
     if flaws.stain:
         for centre in rng.uniform(6, SIZE - 6, (3, 2)):
             blot = np.clip(2 + 5 * flaws.stain - np.hypot(x - centre[0], y - centre[1]), 0, 1) * 0.75
             video = video * (1 - blot[..., None]) + 150 * blot[..., None]
     return video.round().astype(np.uint8), path + SIZE / 2
-
-
-def _inside(shape: str, dx: np.ndarray, dy: np.ndarray) -> np.ndarray:
-    """Share of each pixel that a shape covers."""
-    return np.clip(RADIUS + 0.5 - distance(shape, dx, dy), 0, 1)
-
-
-def _changed(inside: np.ndarray, other: np.ndarray, look: Look) -> np.ndarray:
-    """The covered shares (FRAMES, SIZE, SIZE, 1) of a sprite with another look."""
-    turned, contrast = (x[:, None, None, None] for x in (look.turned, look.contrast))
-    mixed = ((1 - turned) * inside + turned * other * inside.max()) * contrast
-    return gaussian_filter(mixed, (0, look.blur, look.blur, 0))
 
 
 def distance(shape: str, dx: np.ndarray, dy: np.ndarray) -> np.ndarray:
