@@ -234,17 +234,19 @@ class RewardProcessor:
     ) -> tuple[list[int], list[tuple[int, bool, bool]], list[int]]:
         """Token ids before a prompt, those in its place with whether they are told and answered, and those behind."""
         parts: list[list[int]] = [[]]
+        gap = ""
         for piece in self._pieces:
             if piece == "<video>":
                 parts[-1] += self._video(grid)
             elif isinstance(piece, str):
                 before, after = piece.split("<prompt>")
-                parts[-1] += self._encode(before)
+                parts[-1] += self._encode(before.rstrip(" "))
+                gap = before[len(before.rstrip(" ")) :]  # a word's token depends on the space before it
                 parts.append(self._encode(after))
             elif not set(piece) & set(self.reward_ids):
                 parts[-1] += piece
         words = []
-        for text, true in pieces:
+        for text, true in [(gap + pieces[0][0], pieces[0][1]), *pieces[1:]]:
             words += [(token, true is not False, False) for token in self._encode(text, plain=True)]
             if true is not None:
                 words.append((self.answers[not true], False, True))

@@ -32,8 +32,9 @@ from videoalign.miniature.world.annotators import (
     rater_pool,
     vote,
 )
+from videoalign.miniature.world.measurement import measure
 from videoalign.miniature.world.rendered_sets import WorldSize, ceiling, split_prompts, write_world
-from videoalign.miniature.world.sprites import FPS, FRAMES, SCENES, SIZE, SOURCES, Flaws, Scene, render, shown
+from videoalign.miniature.world.sprites import FPS, FRAMES, SCENES, SIZE, SOURCES, Flaws, Scene, render, shown, tracked
 from videoalign.models.frame_sampling import FrameSampling
 from videoalign.models.processor import RewardProcessor
 from videoalign.models.template import Template
@@ -205,6 +206,24 @@ def test_captions_are_true(world: Path) -> None:
         assert record["prompt"] in {content.prompt for content in SCENES}
         for wrong in record.get("negatives", []):
             assert wrong != record["prompt"] and wrong in {content.prompt for content in SCENES}
+        assert "".join(true for true, _ in record["details"]) == record["prompt"]
+        for place, (true, wrong) in enumerate(record["details"]):
+            assert true != wrong
+            words = [pair[0] for pair in record["details"]]
+            words[place] = wrong
+            assert "".join(words) == record["negatives"][place]
+
+
+def test_the_track_is_where_the_sprite_is(world: Path) -> None:
+    """What the measurement finds on the pixels of a clean render is what the renderer says."""
+    rng = np.random.default_rng(0)
+    scenes = [scene for scene in SCENES if scene.colour in ("red", "green", "yellow")][::3]
+    videos, tracks = zip(*(tracked(scene, Flaws(freeze=0.4), rng) for scene in scenes))
+    found = measure(np.stack(videos)).paths.numpy() + 0.5  # pixels are counted at their middles
+    assert np.abs(found - np.stack(tracks)).mean() < 0.5
+    for record in records(world / "captions"):
+        track = np.array(record["track"])
+        assert track.shape == (FRAMES, 2) and (track > 0).all() and (track < SIZE).all()
 
 
 @pytest.mark.parametrize("name", ["recent", "older"])

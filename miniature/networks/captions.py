@@ -84,9 +84,9 @@ def _collate(processor: RewardProcessor, items: Sequence[Item]) -> dict[str, Any
 
 
 def _collate_asked(processor: RewardProcessor, items: Sequence[Item]) -> dict[str, Any]:
-    decoded, dropped = separated(items)
-    rows = [(frames, text) for frames, texts in decoded for text in texts]
-    counts = torch.tensor([len(texts) for _, texts in decoded])
+    whole, dropped = separated([item for item in items if item.valid])  # padding is asked nothing
+    rows = [(frames, text) for frames, texts in whole for text in texts]
+    counts = torch.tensor([len(texts) for _, texts in whole])
     return {"inputs": processor.captions(*zip(*rows)) if rows else {}, "texts": counts, "dropped": dropped}
 
 
