@@ -106,3 +106,17 @@ def test_training_measures_on_clips_that_are_held_out(places, tmp_path):
     (describes,), (answers,) = (found.Scalars(f"val/{name}") for name in ("describes", "answers"))
     assert (describes.value * 33) == pytest.approx(round(describes.value * 33), abs=1e-4)
     assert (answers.value * 44) == pytest.approx(round(answers.value * 44), abs=1e-4)
+
+
+def test_clips_must_be_left_to_train_on(places, tmp_path, capsys):
+    settings = {
+        "data.data": places / "world/captions",
+        "data.held_out": 30,
+        "model.backbone": places / "random",
+        "model.out": tmp_path / "backbone",
+        "trainer.logger.save_dir": tmp_path,
+    }
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", "--config", "experiments/sprites/captions.yaml", *(f"--{k}={v}" for k, v in settings.items())])
+    assert stop.value.code == 2 and "data.held_out is 30" in capsys.readouterr().err
+    assert not (tmp_path / "backbone").exists()

@@ -9,6 +9,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from ... import VideoAlignError
 from ...datamodules.contents import RawSample
 from ...datamodules.contracts import HasProcessor, require
 from ...datamodules.data_ranks import data_ranks
@@ -135,9 +136,17 @@ class Captions(L.LightningDataModule):
     def _processor(self) -> RewardProcessor:
         return require(self.trainer.lightning_module, HasProcessor, type(self).__name__).processor
 
+    def _shards(self) -> ShardSet:
+        shards = ShardSet(self.data, "videos")
+        if self.held_out >= len(shards):
+            raise VideoAlignError(
+                f"data.held_out is {self.held_out}, but {shards.name} has {len(shards)} clips, so that none would train"
+            )
+        return shards
+
     def train_dataloader(self) -> ShardLoader:
         """Batches of clips with texts, shuffled anew each epoch."""
-        processor, shards = self._processor(), ShardSet(self.data, "videos")
+        processor, shards = self._processor(), self._shards()
         reader = FrameReader(shards, processor.sampling, processor.factor)
         decode = _Decoder(reader, processor, self.seed, self.detailed, self.places)
         contents = shards.contents().take(range(len(shards) - self.held_out))
@@ -153,7 +162,7 @@ class Captions(L.LightningDataModule):
         """Batches of held-out clips, each with its true sentence and the wrong ones."""
         if not self.held_out:
             return []
-        processor, shards = self._processor(), ShardSet(self.data, "videos")
+        processor, shards = self._processor(), self._shards()
         contents = shards.contents().take(range(len(shards) - self.held_out, len(shards)))
         decode = partial(_asked, FrameReader(shards, processor.sampling, processor.factor))
         rank, world = data_ranks(self.trainer)

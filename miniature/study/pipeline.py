@@ -223,6 +223,7 @@ class Loop(SeedUnits):
         settings = {
             "model.init_args.backbone": self.folder / "random",
             "data.init_args.data": self.folder / "frames/captions",
+            "data.init_args.held_out": min(240, self.size.world.captions // 8),
             "trainer.max_steps": self.size.captions,
             **(settings or {}),
         }
