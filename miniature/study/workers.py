@@ -219,8 +219,8 @@ class Reporter:
 
     def _text(self, name: str) -> str:
         """A unit in words; texts of several seeds are the same."""
-        folder, text = name.split("/")[0], self.board.units[name].text
-        return f"{folder}: {text}" if folder.startswith(("seed", "tuning")) else text
+        seed = next((part for part in name.split("/")[:2] if part.startswith("seed")), "")
+        return f"{seed}: {self.board.units[name].text}" if seed else self.board.units[name].text
 
     def _log(self, name: str) -> Path:
         return self.board.out / LOGS / f"{name}.log"
