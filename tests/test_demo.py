@@ -271,11 +271,19 @@ def test_full_training_leaves_a_pipeline_and_adapters_an_adapter(cells):
 
 
 def test_text_alignment_alone_trains_on_pairs_that_differ_in_it(cells):
-    out, make = cells
-    make("latents/preferred_ta")
-    for content in ShardSet(out / "preferred_ta").contents():
-        rewards = content.record["rewards"]
-        assert abs(rewards["A"]["TA"] - rewards["B"]["TA"]) > 0.3
+    """The unit's own margin is .3; a judge of four steps tells a prompt's clips apart by less."""
+    out, _ = cells
+    units = {unit.name: unit for unit in Paper(out, toy_size(), 0).cells()}
+    result, samples, mode, weights, margin, judge = units["preferred_ta"].run.args
+    assert (result, mode, weights.TA, weights.VQ, weights.MQ, margin) == ("preferred_ta", "margin", 1, 0, 0, 0.3)
+    assert units["latents/preferred_ta"].needs == ("preferred_ta", "generator")
+    Paper(out, toy_size(), 0).prefer(result, samples, mode, weights, 1e-4, judge)
+    pairs = [content.record for content in ShardSet(out / "preferred_ta").contents()]
+    assert pairs
+    for record in pairs:
+        gap = record["rewards"]["A"]["TA"] - record["rewards"]["B"]["TA"]
+        assert abs(gap) > 1e-4
+        assert record["labels"]["TA"] == ("A" if gap > 0 else "B")
 
 
 def test_rendered_pairs_are_labelled_by_the_reward_model_only(cells):

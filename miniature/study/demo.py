@@ -15,7 +15,7 @@ from ..world.rendered_sets import ceiling
 from .demo_page import write_page
 from .demo_table import LEGEND, as_text, summary
 from .loop_size import LoopSize, begin
-from .pipeline import ALIGNED, BENCHMARKS, Loop, shown_sweeps
+from .pipeline import ALIGNED, BENCHMARKS, MOTION, Loop, shown_sweeps
 from .units import Unit, durations
 from .workers import work
 
@@ -29,7 +29,7 @@ def units(out: Path, size: LoopSize, seed: int) -> Sequence[Unit]:
         seed: Seed of everything.
     """
     loop = Loop(out, size, seed)
-    arms = {name: Arm(lora=name) for name in ALIGNED}
+    arms = {name: Arm(lora=name) for name in (*ALIGNED, MOTION)}
     return [*loop.base(), *loop.alignments(), *loop.comparison("compared", "side by side", arms, shown_sweeps())]
 
 

@@ -18,6 +18,7 @@ TRAINED = {
     "rwr": "Flow-RWR: samples weighted by their reward",
     "dpo": "Flow-DPO, constant beta",
     "dpo-time": "Flow-DPO, beta (1 - t)²",
+    "dpo-motion": "Flow-DPO, constant beta, on pairs labelled by motion quality alone",
 }
 """What each arm without guidance is."""
 LEGEND = (

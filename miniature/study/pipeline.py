@@ -6,13 +6,14 @@ these.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from ...callbacks.prompt_sampler import Sampling
 from ...commands.arms import VIDEOS, Arm, Sweep, compare, plan, sample_arm
 from ...commands.reward_judge import RewardJudge
+from ...datamodules.judgements import Weights
 from ...models.guidance import Guidance
 from ..world.oracle import OracleJudge
 from .configured import Settings
@@ -29,6 +30,8 @@ ALIGNED: dict[str, tuple[tuple[str, ...], str, str]] = {
     "dpo-time": (("flow_sft", "flow_dpo_time"), "preferred", "Flow-DPO, beta (1 - t)^2"),
 }
 """Arms by name: their experiments, the latents that they train on, and a description."""
+MOTION, MOTION_ONLY = "dpo-motion", Weights(VQ=0.0, MQ=1.0, TA=0.0)
+"""One more arm of the demo: Flow-DPO on pairs that are labelled by motion quality alone."""
 
 
 class Loop(SeedUnits):
@@ -282,12 +285,22 @@ class Loop(SeedUnits):
         return self.training(result, text, cost, needs, ("noisy_reward",), self.on_latents("preferred", own))
 
     def alignments(self) -> list[Unit]:
-        """Every algorithm with the settings of its file in experiments/sprites."""
-        return [self._alignment(name, *arm) for name, arm in ALIGNED.items()]
+        """Every algorithm with the settings of its file in experiments/sprites, and Flow-DPO for motion alone."""
+        weights = {"data.init_args.weights": asdict(MOTION_ONLY)}
+        labels = "the reward model labels pairs by motion quality alone"
+        return [
+            *(self._alignment(name, *arm) for name, arm in ALIGNED.items()),
+            self.labelling("preferred_mq", labels, "samples/fresh", weights=MOTION_ONLY),
+            self.encoding("preferred_mq", "preferred_mq"),
+            self._alignment(MOTION, ALIGNED["dpo"][0], "preferred_mq", "Flow-DPO for motion alone", weights),
+        ]
 
-    def _alignment(self, result: str, experiments: Sequence[str], latents: str, text: str) -> Unit:
+    def _alignment(
+        self, result: str, experiments: Sequence[str], latents: str, text: str, settings: Settings | None = None
+    ) -> Unit:
         needs, cost = ("generator", f"latents/{latents}"), 0.25 * self.size.align
-        return self.training(result, f"training {text}", cost, needs, experiments, self.on_latents(latents, {}))
+        settings = self.on_latents(latents, settings or {})
+        return self.training(result, f"training {text}", cost, needs, experiments, settings)
 
 
 def shown_sweeps() -> dict[str, Sweep]:
