@@ -26,7 +26,7 @@ Text = list[tuple[str, bool | None]]
 def place_of(record: Mapping[str, Any], processor: RewardProcessor) -> Text:
     """Where the sprite is, as a text: two digits for x and two for y, in pixels, for each patch of frames.
 
-    Video-language models are taught to name places in pictures by numbers, too (Qwen2-VL, section 2.2).
+    Video-language models are taught to name places in pictures by numbers, too (Qwen2-VL; Wang and others, 2024).
 
     Args:
         record: Record of a clip; without ``track`` there is no text.

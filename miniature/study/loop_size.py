@@ -12,7 +12,7 @@ from ..world.rendered_sets import WorldSize
 
 @dataclass(frozen=True, kw_only=True)
 class LoopSize:
-    """How long everything is trained and how much is sampled; the defaults take about eleven minutes on two cores."""
+    """How long everything is trained and how much is sampled; the defaults are the demo's."""
 
     world: WorldSize = field(default_factory=WorldSize)
     """Numbers of rendered samples."""
