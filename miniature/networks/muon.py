@@ -16,7 +16,7 @@ COEFFICIENTS, ITERATIONS = (3.4445, -4.775, 2.0315), 5
 def orthogonal(matrices: Tensor) -> Tensor:
     """Matrices (N, a, b) whose singular values become about 1, from 0.7 to 1.2, by Newton-Schulz iterations.
 
-    torch's Muon does the same in bfloat16. A processor without instructions for it takes 3 to 14 times as long for a product.
+    torch's Muon does the same in bfloat16, which takes 3 to 14 times as long where a processor emulates it.
 
     Args:
         matrices: Updates of N parameters of one shape.
