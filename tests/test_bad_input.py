@@ -602,6 +602,8 @@ FIT = {
     "no checkpoint": Case(fit("--ckpt_path=none.ckpt"), r"none\.ckpt"),
     "learning rate below 0": Case(fit(f"{MODEL}.optimizer.init_args.lr=-1"), "optimizer.*Invalid learning rate: -1"),
     "learning rate NaN": Case(fit(f"{MODEL}.optimizer.init_args.lr=.nan"), "optimizer.*Invalid learning rate: nan"),
+    "rate of the rest NaN": Case(fit(f"{MODEL}.optimizer.init_args.rest_lr=.nan"), "optimizer.*Invalid rest_lr: nan"),
+    "momentum of 1": Case(fit(f"{MODEL}.optimizer.init_args.momentum=1"), "optimizer.*Invalid momentum: 1"),
     "learning rate a word": Case(fit(f"{MODEL}.optimizer.init_args.lr=fast"), "lr.*fast"),
     "betas above 1": Case(fit(f"{MODEL}.optimizer.init_args.betas=[2,2]"), "optimizer.*Invalid beta"),
     "betas a number": Case(fit(f"{MODEL}.optimizer.init_args.betas=2"), "betas"),
@@ -656,7 +658,10 @@ FIT = {
     "captions: no data": Case(fit(f"{DATA}.data=none", experiment="captions"), "none: there is no such folder"),
     "captions: batch size 0": Case(fit(f"{DATA}.batch_size=0", experiment="captions"), "batch_size"),
     "captions: batch larger than the data": Case(
-        fit(f"{DATA}.batch_size=2", experiment="captions"), "fewer than one batch|batch_size"
+        fit(f"{DATA}.batch_size=2", f"{DATA}.held_out=0", experiment="captions"), "fewer than one batch|batch_size"
+    ),
+    "captions: all held out": Case(
+        fit(f"{DATA}.held_out=240", experiment="captions"), r"data\.held_out is 240, but .*/clips has 1 clips"
     ),
     "captions: pairs": Case(
         fit(f"{DATA}.data={{kit}}/pairs", experiment="captions"), "holds pairs, but videos are needed"

@@ -18,6 +18,7 @@ from videoalign.datamodules.pairs import VideoPairs
 from videoalign.datamodules.shards import ShardSet, ShardWriter
 from videoalign.miniature.world.rendered_sets import WorldSize, write_world
 from videoalign.models import VideoReward
+from videoalign.models.intervals import prompt_number
 from videoalign.models.metrics import PreferenceAccuracy
 
 QUIET = {
@@ -247,7 +248,10 @@ def test_reward_bench_joins_on_both_videos(network, world):
         for row in rows:
             ends = [frames[row[k]] for k in ("key_A", "key_B")]
             a, b = (network(**network.processor(read(raw), [prompt]))[0] for raw, prompt in ends)
-            metric.update((a - b)[None], torch.tensor([[word[row[c]] for c in ("VQ", "MQ", "TA", "Overall")]]))
+            prompt = torch.tensor([prompt_number(ends[0][1])])
+            metric.update(
+                (a - b)[None], torch.tensor([[word[row[c]] for c in ("VQ", "MQ", "TA", "Overall")]]), prompts=prompt
+            )
     for column, want in metric.compute().items():
         found = {name: bench.results["recent"][column][name] for name in want}
         assert found == pytest.approx(want, rel=1e-4, nan_ok=True), column

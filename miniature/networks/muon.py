@@ -1,5 +1,6 @@
 """An optimizer for small networks that are trained from scratch."""
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -44,6 +45,9 @@ class MuonAdamW(Optimizer):
         momentum: Momentum of Muon.
         betas: Coefficients of AdamW's running averages.
         weight_decay: Weight decay of matrices; the other parameters do not decay.
+
+    Raises:
+        ValueError: A setting is outside its range, as with torch's own optimizers.
     """
 
     def __init__(
@@ -55,6 +59,12 @@ class MuonAdamW(Optimizer):
         betas: tuple[float, float] = (0.9, 0.98),
         weight_decay: float = 0.01,
     ) -> None:
+        for name, value in {"learning rate": lr, "rest_lr": rest_lr, "weight_decay": weight_decay}.items():
+            if not 0.0 <= value < math.inf:  # false for NaN, too
+                raise ValueError(f"Invalid {name}: {value}")
+        for name, value in {"momentum": momentum, "beta 1": betas[0], "beta 2": betas[1]}.items():
+            if not 0.0 <= value < 1.0:
+                raise ValueError(f"Invalid {name}: {value}")
         every = []
         for given in params:
             if isinstance(given, dict) and "lr" in given:
