@@ -56,6 +56,7 @@ def _add_miniature(commands: Commands) -> None:
     mini.add_argument("--hidden", type=int, default=64, help="width of the language model or transformer")
     mini.add_argument("--max-tokens", type=count(1), help=tokens)
     mini.add_argument("--layers", type=count(1), default=4, help="depth of the language model or transformer")
+    mini.add_argument("--patch", type=count(1), help="side of a Qwen-VL model's vision patches, in pixels (default: 8)")
     add_seed(mini)
 
 
@@ -98,12 +99,14 @@ def _miniature(options: argparse.Namespace) -> None:
     prompts = [scene.prompt for scene in SCENES]
     shape = (options.family, prompts, options.hidden, options.layers)
     if options.family in GENERATORS:
+        if options.patch:
+            raise VideoAlignError("--patch is for Qwen-VL models; a pipeline's patches are its family's")
         make_generator(options.out, *shape, max_tokens=options.max_tokens, seed=options.seed)
         print(f"{options.out}: a {options.family} pipeline with random weights")
         return
     if options.max_tokens:
         raise VideoAlignError("--max-tokens is for pipelines; a reward model reads prompts of any length")
-    make_qwen(options.out, *shape, seed=options.seed)
+    make_qwen(options.out, *shape, patch=options.patch or 8, seed=options.seed)
     print(f"{options.out}: a {options.family} with random weights")
 
 

@@ -131,7 +131,7 @@ def test_judges_differ_from_the_loops_own_in_what_they_say(studied):
         "mirrored": {f"data.init_args.augment.init_args.{key}": True for key in ("flip", "transpose")},
         **{
             name: {"model.init_args.network.init_args.folder": folder / f"judges/{name}-rendered"}
-            for name in ("placeless", "undetailed")
+            for name in ("small-patches", "placeless", "undetailed")
         },
         "few-clips": {"data.init_args.train": folder / "judges/pairs/few-clips/train"},
         "unrendered": {"data.init_args.train": folder / "judges/pairs/unrendered/train"},
@@ -158,6 +158,13 @@ def test_captions_of_a_cause_lead_to_its_judge(studied):
     for name, changed in (
         ("placeless", {"data.init_args.places": False}),
         ("undetailed", {"data.init_args.detailed": 0}),
+        (
+            "small-patches",
+            {
+                "model.init_args.backbone": folder / "judges/small-patches-random",
+                "data.init_args.data": folder / "world/captions",
+            },
+        ),
     ):
         captions, rendered = (units[f"judges/{name}-{part}"] for part in ("backbone", "rendered"))
         own = units["backbone"].run.args[2]
@@ -167,6 +174,15 @@ def test_captions_of_a_cause_lead_to_its_judge(studied):
         assert f"tuning/seed1000/judges/{name}-backbone" in rendered.needs
         judge = units[f"judges/{name}"]
         assert f"tuning/seed1000/judges/{name}-rendered" in judge.needs and "reward_rendered" not in str(judge.needs)
+
+
+def test_small_patches_have_a_model_and_frames_of_their_own(studied):
+    folder, units = studied
+    made = units["judges/small-patches-random"]
+    assert made.run.args == ("judges/small-patches-random", 8)
+    assert made.name in units["judges/small-patches-backbone"].needs
+    rendered = units["judges/small-patches-rendered"].run.args[2]
+    assert rendered["data.init_args.train"] == folder / "world/train"  # decoded at any size, not frames
 
 
 def test_judges_of_more_or_fewer_clips_have_equally_many_ratings(studied):

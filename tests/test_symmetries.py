@@ -29,7 +29,7 @@ def oracle():
 
 
 class Drawn(random.Random):
-    """Gives numbers that a test has chosen: mirror left-right, up-down, turn, shifts along x and y."""
+    """Gives numbers that a test has chosen: mirror left-right, up-down, turn, shifts of both clips along x and y."""
 
     def __init__(self, *numbers):
         super().__init__(0)
@@ -44,7 +44,8 @@ def changed(clips, right=False, down=False, turned=False, x=0, y=0):
     symmetries, found, prompts = Symmetries(shift=3), [], []
     for video, prompt in zip(*clips):
         heads = (0.0 if head else 0.9 for head in (right, down, turned))
-        rng = Drawn(*heads, (x + 3.5) / 7, (y + 3.5) / 7)
+        place = (x + 3.5) / 7, (y + 3.5) / 7
+        rng = Drawn(*heads, *place, *place)
         (first, second), text = symmetries((video, video), prompt, rng)
         assert torch.equal(first, second) and not rng.numbers
         found.append(first)
@@ -110,6 +111,14 @@ def test_a_mirrored_render_is_the_render_of_the_changed_prompt():
     # a path off the middle would be on the other side of it
     clip, other = (render(s, flaws, rng, spread=0.0) for s, rng in zip((scene, transformed(scene, right=True)), draws))
     assert np.abs(clip[:, :, ::-1].astype(int) - other).max() <= 1  # halves are rounded either way
+
+
+def test_each_clip_is_shifted_by_itself(clips):
+    video, prompt = clips[0][0], clips[1][0]
+    places = [(x + 3.5) / 7 for x in (2, -1, -3, 0)]
+    (first, second), _ = Symmetries(shift=3)((video, video), prompt, Drawn(0.9, 0.9, 0.9, *places))
+    assert torch.equal(first, changed((video[None], [prompt]), x=2, y=-1)[0][0])
+    assert torch.equal(second, changed((video[None], [prompt]), x=-3, y=0)[0][0])
 
 
 def test_draws_are_as_many_for_every_setting_and_cover_all_changes():

@@ -24,6 +24,7 @@ class Cause:
         clips: Rated clips of each prompt; None for all.
         rendered: Whether rendered pairs are in the mix.
         captions: Settings that override those of the caption pre-training; none if it is the loop's own.
+        patch: Side of the vision patches in pixels; None for the loop's own.
     """
 
     text: str
@@ -31,14 +32,21 @@ class Cause:
     clips: int | None = None
     rendered: bool = True
     captions: Mapping[str, Any] = field(default_factory=dict)
+    patch: int | None = None
 
     @property
     def own_pairs(self) -> bool:
         """Whether the judge is trained on other pairs than the loop's own."""
         return self.clips is not None or not self.rendered
 
+    @property
+    def own_backbone(self) -> bool:
+        """Whether the judge starts from another backbone than the loop's own."""
+        return bool(self.captions) or self.patch is not None
+
 
 CAUSES: Mapping[str, Cause] = {
+    "small-patches": Cause("patches of 8 pixels, so that a picture is four tokens, not one", patch=8),
     "placeless": Cause("captions do not say where the sprite is", captions={"data.init_args.places": False}),
     "undetailed": Cause("captions are whole sentences from the start", captions={"data.init_args.detailed": 0}),
     "few-clips": Cause("16 clips of each prompt, each pair rated more often", clips=16),

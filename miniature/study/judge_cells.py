@@ -55,17 +55,30 @@ class JudgeCells(Loop):
             if cause.own_pairs:
                 rendered = self.size.rated // 2 * cause.rendered
                 units.append(self._rating(name, cause.text, "samples/rated", self.size.rated, cause.clips, rendered))
-            if cause.captions:
+            if cause.own_backbone:
                 units += self._taught(name, cause)
-            units += self._judge(name, cause.text, cause.settings, cause.own_pairs, bool(cause.captions))
+            units += self._judge(name, cause.text, cause.settings, cause.own_pairs, cause.own_backbone)
         return units
 
     def _taught(self, name: str, cause: Cause) -> list[Unit]:
-        """A backbone with captions of its own, and a reward model of rendered pairs that starts from it."""
-        place, quiet = f"judges/{name}-backbone", {"trainer.val_check_interval": self.size.reward}
+        """A backbone of its own, and a reward model of rendered pairs that starts from it."""
+        place, random = f"judges/{name}-backbone", f"judges/{name}-random"
+        captions, pairs = {**cause.captions}, {"trainer.val_check_interval": self.size.reward}
+        if cause.patch is None:
+            made = []
+        else:  # frames that were decoded once are in multiples of the loop's own patches
+            captions |= {
+                "model.init_args.backbone": self.folder / random,
+                "data.init_args.data": self.folder / "world/captions",
+            }
+            pairs["data.init_args.train"] = self.folder / "world/train"
+            text = f"making a miniature Qwen2-VL with random weights: {cause.text}"
+            made = [self.unit(random, text, 1, (), self.random_qwen, random, cause.patch)]
+        taught = self.captioned(place, f"caption pre-training: {cause.text}", captions)
         return [
-            self.captioned(place, f"caption pre-training: {cause.text}", cause.captions),
-            self.reward_model(f"judges/{name}-rendered", f"training on rendered pairs: {cause.text}", quiet, place),
+            *made,
+            replace(taught, needs=(*taught.needs, *(unit.name for unit in made))),
+            self.reward_model(f"judges/{name}-rendered", f"training on rendered pairs: {cause.text}", pairs, place),
         ]
 
     def _rating(self, name: str, text: str, samples: str, *args: int | None) -> Unit:

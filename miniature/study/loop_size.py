@@ -16,11 +16,11 @@ class LoopSize:
 
     world: WorldSize = field(default_factory=WorldSize)
     """Numbers of rendered samples."""
-    captions: int = 700
+    captions: int = 600
     """Steps of caption pre-training."""
-    reward: int = 500
+    reward: int = 400
     """Steps of the reward model."""
-    generated: int = 400
+    generated: int = 300
     """Further steps of the reward model on pairs of generated clips."""
     autoencoder: int = 400
     """Steps of the autoencoder."""

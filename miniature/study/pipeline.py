@@ -32,6 +32,9 @@ ALIGNED: dict[str, tuple[tuple[str, ...], str, str]] = {
 """Arms by name: their experiments, the latents that they train on, and a description."""
 MOTION, MOTION_ONLY = "dpo-motion", Weights(VQ=0.0, MQ=1.0, TA=0.0)
 """One more arm of the demo: Flow-DPO on pairs that are labelled by motion quality alone."""
+MOTION_MARGIN, MOTION_BETA = 1.0, 10.0
+"""Its least difference of motion quality, in deviations, and its beta. Few samples of the base move well, so that it has
+three times as many, twice the steps, and a weaker pull to the base than the other arms."""
 
 
 class Loop(SeedUnits):
@@ -286,20 +289,26 @@ class Loop(SeedUnits):
 
     def alignments(self) -> list[Unit]:
         """Every algorithm with the settings of its file in experiments/sprites, and Flow-DPO for motion alone."""
-        weights = {"data.init_args.weights": asdict(MOTION_ONLY)}
+        count, steps = 3 * self.size.fresh, 2 * self.size.align
+        motion = {
+            "trainer.max_steps": steps,
+            "model.init_args.beta.init_args.beta": MOTION_BETA,
+            "data.init_args.weights": asdict(MOTION_ONLY),
+        }
         labels = "the reward model labels pairs by motion quality alone"
         return [
             *(self._alignment(name, *arm) for name, arm in ALIGNED.items()),
-            self.labelling("preferred_mq", labels, "samples/fresh", weights=MOTION_ONLY),
-            self.encoding("preferred_mq", "preferred_mq"),
-            self._alignment(MOTION, ALIGNED["dpo"][0], "preferred_mq", "Flow-DPO for motion alone", weights),
+            self.sampling("samples/many", "sampling videos: many", 0.6 * count, "prompts.txt", count, 7),
+            self.labelling("preferred_mq", labels, "samples/many", "margin", MOTION_ONLY, MOTION_MARGIN, cost=12),
+            self.encoding("preferred_mq", "preferred_mq", cost=20),
+            self._alignment(MOTION, ALIGNED["dpo"][0], "preferred_mq", "Flow-DPO for motion alone", motion),
         ]
 
     def _alignment(
         self, result: str, experiments: Sequence[str], latents: str, text: str, settings: Settings | None = None
     ) -> Unit:
-        needs, cost = ("generator", f"latents/{latents}"), 0.25 * self.size.align
         settings = self.on_latents(latents, settings or {})
+        needs, cost = ("generator", f"latents/{latents}"), 0.25 * settings["trainer.max_steps"]
         return self.training(result, f"training {text}", cost, needs, experiments, settings)
 
 

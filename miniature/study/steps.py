@@ -29,8 +29,9 @@ from ..world.sprites import FPS, FRAMES, SCENES, SIZE
 from .configured import Settings, arguments
 from .loop_size import LoopSize
 
-FRAME_SAMPLING, FACTOR = FrameSampling(fps=8.0, min_pixels=0), 16
-"""Frame sampling of experiments/sprites: the clips' own frame rate and size, in patches of 8 pixels merged by two."""
+FRAME_SAMPLING, PATCH = FrameSampling(fps=8.0, min_pixels=0), 16
+"""Frame sampling of experiments/sprites: the clips' own frame rate and size, in patches that are merged by two. A whole
+picture is one token, so that the language model compares places along time only."""
 CLIPS = {"num_frames": FRAMES, "height": SIZE, "width": SIZE, "fps": FPS, "steps": 12}
 """Options of sampling that every generator of the world shares."""
 
@@ -176,12 +177,17 @@ class Steps:
             name: Set of the world.
         """
         shards = ShardSet(self.folder / "world" / name)
-        for _ in encode_frames(shards, self.folder / "frames" / name, FRAME_SAMPLING, FACTOR, None):
+        for _ in encode_frames(shards, self.folder / "frames" / name, FRAME_SAMPLING, 2 * PATCH, None):
             pass
 
-    def random_qwen(self) -> None:
-        """Write a miniature Qwen2-VL with random weights."""
-        make_qwen(self.folder / "random", corpus=[scene.prompt for scene in SCENES], seed=self.seed)
+    def random_qwen(self, result: str = "random", patch: int = PATCH) -> None:
+        """Write a miniature Qwen2-VL with random weights.
+
+        Args:
+            result: Folder of the model.
+            patch: Side of its vision patches in pixels.
+        """
+        make_qwen(self.folder / result, corpus=[scene.prompt for scene in SCENES], patch=patch, seed=self.seed)
 
     def random_wan(self) -> None:
         """Write a miniature Wan pipeline with random weights."""

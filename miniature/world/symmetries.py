@@ -17,7 +17,10 @@ _TURNED = {"bar": "pole", "pole": "bar"}
 
 
 class Symmetries:
-    """Changes a pair of clips at random, both alike, and the prompt with them: an ``augment`` of VideoPairs.
+    """Changes a pair of clips at random, and the prompt with them: an ``augment`` of VideoPairs.
+
+    Both clips are mirrored and turned alike, and shifted each by itself: where a clip lies in its frame says nothing of
+    its quality.
 
     Mirrored and turned clips are exactly what the changed prompt could have given, but for the ground, which is lighter
     below by 12 of 255 levels. A shift is no exact symmetry: where a sprite touches the edge, it is cut or
@@ -54,11 +57,12 @@ class Symmetries:
             raise VideoAlignError(
                 f"prompt {prompt!r} is none of the miniature world, whose symmetries are no others' (data.augment)"
             )
-        heads, x, y = [rng.random() < 0.5 for _ in range(3)], rng.random(), rng.random()
+        heads, places = [rng.random() < 0.5 for _ in range(3)], [rng.random() for _ in range(4)]
         mirrors, turned = [self.flip and head for head in heads[:2]], self.transpose and heads[2]
-        shifts = [int(place * (2 * self.shift + 1)) - self.shift for place in (x, y)]
+        shifts = [int(place * (2 * self.shift + 1)) - self.shift for place in places]
         scene = transformed(BY_PROMPT[prompt], mirrors[0], mirrors[1], turned)
-        return tuple(_moved(video, mirrors, turned, shifts) for video in videos), scene.prompt
+        moved = (_moved(video, mirrors, turned, own) for video, own in zip(videos, (shifts[:2], shifts[2:])))
+        return tuple(moved), scene.prompt
 
 
 def transformed(scene: Scene, right: bool = False, down: bool = False, turned: bool = False) -> Scene:
