@@ -128,7 +128,8 @@ def test_judges_differ_from_the_loops_own_in_what_they_say(studied):
     common = {"trainer.logger.init_args.name": "judges/{}"}
     changes = {
         "unaugmented": {"data.init_args.augment": "null"},
-        "mirrored": {f"data.init_args.augment.init_args.{key}": True for key in ("flip", "transpose")},
+        "unmirrored": {"data.init_args.augment.init_args.flip": False},
+        "turned": {"data.init_args.augment.init_args.transpose": True},
         **{
             name: {"model.init_args.network.init_args.folder": folder / f"judges/{name}-rendered"}
             for name in ("small-patches", "placeless", "undetailed")

@@ -51,11 +51,9 @@ CAUSES: Mapping[str, Cause] = {
     "undetailed": Cause("captions are whole sentences from the start", captions={"data.init_args.detailed": 0}),
     "few-clips": Cause("16 clips of each prompt, each pair rated more often", clips=16),
     "unrendered": Cause("no rendered pairs in the mix", rendered=False),
-    "unaugmented": Cause("no shifts", {"data.init_args.augment": "null"}),
-    "mirrored": Cause(
-        "mirrored clips too, with their prompts",
-        {"data.init_args.augment.init_args.flip": True, "data.init_args.augment.init_args.transpose": True},
-    ),
+    "unaugmented": Cause("no mirrors and no shifts", {"data.init_args.augment": "null"}),
+    "unmirrored": Cause("shifts alone, no mirrors", {"data.init_args.augment.init_args.flip": False}),
+    "turned": Cause("x and y exchanged too, with their prompts", {"data.init_args.augment.init_args.transpose": True}),
 }
 """Rows of the table of causes."""
 

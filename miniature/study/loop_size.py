@@ -48,7 +48,7 @@ class LoopSize:
     """Renders of known quality that the oracle is checked on."""
 
 
-STUDY = LoopSize(captions=1000, reward=800, generated=800, samples=192, rated=11_000)
+STUDY = LoopSize(captions=800, reward=500, generated=1200, samples=192, rated=15_000)
 """A judge that is worth a study: more steps, and more clips of the generator."""
 
 
