@@ -18,17 +18,17 @@ class LoopSize:
     """Numbers of rendered samples."""
     captions: int = 600
     """Steps of caption pre-training."""
-    reward: int = 400
+    reward: int = 350
     """Steps of the reward model."""
-    generated: int = 300
+    generated: int = 250
     """Further steps of the reward model on pairs of generated clips."""
-    autoencoder: int = 400
+    autoencoder: int = 280
     """Steps of the autoencoder."""
-    generator: int = 1000
+    generator: int = 700
     """Steps of the generator."""
     noisy: int = 300
     """Steps of the reward on noisy latents."""
-    align: int = 120
+    align: int = 90
     """Steps of each alignment algorithm."""
     samples: int = 96
     """Videos per prompt among which annotators rate pairs."""
@@ -48,8 +48,10 @@ class LoopSize:
     """Renders of known quality that the oracle is checked on."""
 
 
-STUDY = LoopSize(captions=800, reward=500, generated=1200, samples=192, rated=15_000)
-"""A judge that is worth a study: more steps, and more clips of the generator."""
+STUDY = LoopSize(
+    captions=800, reward=500, generated=1200, autoencoder=400, generator=1000, align=120, samples=192, rated=15_000
+)
+"""What is worth a study: more steps, and more clips of the generator for its judge."""
 
 
 def begin(out: Path, decides: dict[str, Any]) -> None:

@@ -147,7 +147,7 @@ class Loop(SeedUnits):
             self.training(
                 "encoder",
                 "training the generator's autoencoder",
-                0.4 * size.autoencoder,
+                0.7 * size.autoencoder,
                 ("random_wan", "world"),
                 ("autoencoder",),
                 autoencoder,
@@ -159,7 +159,7 @@ class Loop(SeedUnits):
             self.training(
                 "generator",
                 "training the generator by flow matching, from scratch",
-                0.24 * size.generator,
+                0.43 * size.generator,
                 ("latents/clips",),
                 ("generator",),
                 generator,
@@ -194,7 +194,7 @@ class Loop(SeedUnits):
             self.training(
                 "reward",
                 "training the reward model on, with rated pairs of generated videos",
-                0.27 * size.generated,
+                0.4 * size.generated,
                 ("reward_rendered", "rated"),
                 ("reward_generated",),
                 settings,
@@ -233,7 +233,7 @@ class Loop(SeedUnits):
             "trainer.max_steps": self.size.captions,
             **(settings or {}),
         }
-        cost = 0.38 * self.size.captions
+        cost = 0.42 * self.size.captions
         return self.training(result, text, cost, ("random", "frames/captions"), ("captions",), settings, export=False)
 
     def reward_model(self, result: str, text: str, settings: Settings, backbone: str = "backbone") -> Unit:
@@ -253,7 +253,7 @@ class Loop(SeedUnits):
             "data.init_args.val": folder / "world/val",
             **settings,
         }
-        needs, cost = (backbone, "frames/train", "world"), 0.27 * settings["trainer.max_steps"]
+        needs, cost = (backbone, "frames/train", "world"), 0.4 * settings["trainer.max_steps"]
         return self.training(result, text, cost, needs, ("reward_btt",), settings)
 
     def on_latents(self, latents: str, settings: Settings) -> Settings:
@@ -284,7 +284,7 @@ class Loop(SeedUnits):
             "data.init_args.val": self.folder / "latents/rated_val",
             **(settings or {}),
         }
-        needs, cost = ("generator", "latents/preferred", "latents/rated_val"), 0.12 * self.size.noisy
+        needs, cost = ("generator", "latents/preferred", "latents/rated_val"), 0.3 * self.size.noisy
         return self.training(result, text, cost, needs, ("noisy_reward",), self.on_latents("preferred", own))
 
     def alignments(self) -> list[Unit]:
@@ -308,7 +308,7 @@ class Loop(SeedUnits):
         self, result: str, experiments: Sequence[str], latents: str, text: str, settings: Settings | None = None
     ) -> Unit:
         settings = self.on_latents(latents, settings or {})
-        needs, cost = ("generator", f"latents/{latents}"), 0.25 * settings["trainer.max_steps"]
+        needs, cost = ("generator", f"latents/{latents}"), 0.38 * settings["trainer.max_steps"]
         return self.training(result, f"training {text}", cost, needs, experiments, settings)
 
 
