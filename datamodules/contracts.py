@@ -189,6 +189,26 @@ class HasReferenceErrors(HasGenerator, Protocol):
         """Settings that the reference's errors depend on besides the latents, as plain values."""
 
 
+@offered_by("a module that trains on its own samples (OnPolicy or a subclass)")
+class RollsOut(HasGenerator, Protocol):
+    """A module that samples videos of groups of prompts, and trains on them: OnPolicy and its subclasses.
+
+    PromptGroups asks it, to know how many batches an iteration has.
+    """
+
+    @property
+    def trains_on(self) -> str:
+        """What a row of a batch is: a ``samples`` of a group, or a whole one of the ``groups``."""
+
+    @property
+    def updates(self) -> int:
+        """Optimizer steps of an iteration."""
+
+    @property
+    def passes(self) -> int:
+        """Passes over all rows within an optimizer step."""
+
+
 @offered_by("a module whose predict_step returns samples of a set (EncodeLatents, Generate or a subclass)")
 class DescribesSamples(Protocol):
     """A module that states what the samples of its predict_step depend on: EncodeLatents, Generate.

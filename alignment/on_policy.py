@@ -1,0 +1,472 @@
+"""Training of a generator on its own samples: sample groups, score them, train on them, again; base of the algorithms.
+
+An *iteration* samples K videos of each of G prompts from the behaviour policy, scores them by one reward or several,
+turns scores into advantages within each group, and takes :attr:`OnPolicy.updates` optimizer steps on them. It is an
+epoch of :class:`~videoalign.datamodules.prompt_groups.PromptGroups`, so that Lightning counts, saves and resumes
+iterations.
+
+The behaviour policy is kept as the tensors that train (the adapters), never as a copy of the generator. All draws
+belong to (seed, iteration, prompt, number): a run that was stopped anywhere samples the same videos again, and any
+number of ranks samples those of one.
+
+Legend: N = G K samples of an iteration; n of them on this rank; S sides of a pair; C, F, H, W of latents.
+"""
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from .. import VideoAlignError
+from ..bars import Bar
+from ..callbacks.prompt_sampler import PromptSampler, Sampling
+from ..datamodules.contracts import require
+from ..datamodules.data_ranks import data_ranks
+from ..datamodules.prompt_groups import Drawn, Places, PromptGroups
+from ..models.advantages import Advantages
+from ..models.family import Condition, Encoded
+from ..models.flow import draw, draw_seed, interpolate
+from ..models.scoring import ScoresVideos, scored
+from .flow_sft import FlowSFT
+
+
+@dataclass
+class Rollout:
+    """The samples of an iteration that this rank has.
+
+    Attributes:
+        iteration: Number of the iteration.
+        drawn: What each of the n samples is.
+        latents: Normalised latents (n, C, F, H, W), in main memory.
+        advantages: Advantages (N,) of all samples, in the order of :meth:`.PromptGroups.drawn`.
+        places: Places (n,) of this rank's samples among all.
+        more: Further tensors (n, ...) of an algorithm, in main memory.
+    """
+
+    iteration: int
+    drawn: list[Drawn]
+    latents: Tensor
+    advantages: Tensor
+    places: list[int]
+    more: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass
+class Noised:
+    """Samples at the times that a loss compares velocities at.
+
+    Attributes:
+        data: Samples (B, C, F, H, W).
+        x: The same with noise.
+        t: Times (B,).
+        target: Velocities (B, C, F, H, W) from the samples to their noise.
+        condition: What they are conditioned on.
+        clean: Number of first frames that are an image's; no loss counts them.
+    """
+
+    data: Tensor
+    x: Tensor
+    t: Tensor
+    target: Tensor
+    condition: Condition
+    clean: int
+
+    def counted(self, *values: Tensor) -> tuple[Tensor, ...]:
+        """Values (B, C, F, H, W) without the frames that are an image's."""
+        return tuple(value[:, :, self.clean :] for value in values)
+
+
+class OnPolicy(FlowSFT):
+    """Samples groups of videos, scores them, and trains on them; an algorithm defines :meth:`objective`.
+
+    Metrics of an iteration: ``reward/NAME/mean`` and ``/std`` of all samples, ``reward/NAME/group_std`` (mean over the
+    groups), ``advantage/NAME`` (mean absolute share of each reward in the advantages), ``groups/equal`` (share of the
+    groups whose samples are all equally good; they change nothing). Of each step: ``train/loss`` and those of the
+    algorithm.
+
+    Args:
+        rewards: What scores the samples, by name.
+        advantages: How scores become advantages; by default all rewards count alike.
+        sampling: Size of the videos, and how they are sampled; ``batch_size`` of them at once. Its seed is not used.
+        updates: Optimizer steps of an iteration, each on all of its samples.
+        passes: Passes over the samples within a step, each at other times and noise.
+        old_decay: Largest share of the behaviour policy that is kept after an iteration, in [0, 1); with 0 each
+            iteration samples from the policy as it is.
+        old_rise: Share by which that rises with each iteration, from 0 on; it is ``old_decay`` at once if not given.
+        release: Whether rewards leave the device while the generator works.
+        **kwargs: Arguments of :class:`FlowSFT`.
+    """
+
+    trains_on: Literal["samples", "groups"] = "samples"
+    """What a row of a batch is."""
+
+    def __init__(
+        self,
+        rewards: dict[str, ScoresVideos],
+        sampling: Sampling,
+        advantages: Advantages | None = None,
+        updates: int = 1,
+        passes: int = 1,
+        old_decay: float = 0.0,
+        old_rise: float | None = None,
+        release: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        for name, value in (("updates", updates), ("passes", passes)):
+            if value < 1:
+                raise VideoAlignError(f"model.{name} must be at least 1, got {value}")
+        if self.generator.boundary is not None:
+            raise VideoAlignError(
+                f"{type(self).__name__} samples from the transformer that trains, and this generator has two experts; "
+                "train it on latents of its samples (FlowDPO, FlowRWR), or another generator"
+            )
+        if not 0 <= old_decay < 1:
+            raise VideoAlignError(f"model.old_decay is a share in [0, 1), got {old_decay}")
+        if old_rise is not None and not old_rise > 0:
+            raise VideoAlignError(f"model.old_rise must be positive or null, got {old_rise}")
+        if not rewards:
+            raise VideoAlignError("model.rewards is empty: name what scores the samples")
+        self.scorers, self.sampling = dict(rewards), sampling.complete()
+        self.advantages = advantages
+        self.updates, self.passes, self.release = updates, passes, release
+        self.old_decay, self.old_rise = old_decay, old_rise
+        self.rollout: Rollout | None = None
+        self._sampler: PromptSampler | None = None
+        self._old: dict[str, Tensor] = {}
+        """Tensors of the behaviour policy, once there was an iteration."""
+
+    # --- set up -----------------------------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        """Refuse what cannot work together; encode all prompts once."""
+        super().setup(stage)
+        trainer = self.trainer
+        groups = require(trainer.datamodule, PromptGroups, type(self).__name__)
+        if trainer.accumulate_grad_batches != 1:
+            raise VideoAlignError(
+                f"trainer.accumulate_grad_batches is {trainer.accumulate_grad_batches}, but an iteration's samples "
+                "make model.updates optimizer steps, whatever their number; leave it at 1"
+            )
+        trainer.accumulate_grad_batches = groups.rounds().accumulated
+        generator, s = self.generator, self.sampling
+        generator.latent_shape(s.num_frames, s.height, s.width)
+        generator.require("vae")
+        for reward in self.scorers.values():
+            reward.check(groups.all_prompts())
+
+    @property
+    def sampler(self) -> PromptSampler:
+        """Prompts as the generator takes them, and their noise; they are encoded when first asked for."""
+        if self._sampler is None:
+            self._sampler = PromptSampler(self, self.sampling, self.trainer.datamodule.items)
+        return self._sampler
+
+    # --- the behaviour policy ---------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def as_tensors(self, values: Mapping[str, Tensor]) -> Iterator[nn.Module]:
+        """The transformer with other tensors in place of those that train, for a ``with`` block without gradients.
+
+        No graph of the policy may be alive: its tensors are exchanged, and come back bit for bit.
+
+        Args:
+            values: All tensors that train, by name; with none of them the policy's own stay.
+        """
+        trained = self.trained() if values else {}
+        with torch.no_grad():
+            own = {name: parameter.detach().clone() for name, parameter in trained.items()}
+            try:
+                _assign(trained, values)
+                yield self.policy
+            finally:
+                _assign(trained, own)
+
+    def as_old(self) -> contextlib.AbstractContextManager[nn.Module]:
+        """The behaviour policy for the time of a ``with`` block, as in :meth:`as_tensors`."""
+        return self.as_tensors(self._old)
+
+    def kept(self) -> dict[str, Tensor]:
+        """A copy of the tensors that train, as they are now."""
+        return {name: parameter.detach().clone() for name, parameter in self.trained().items()}
+
+    def decay(self, iteration: int) -> float:
+        """Share of the behaviour policy that is kept after an iteration.
+
+        Args:
+            iteration: Number of the iteration.
+        """
+        return self.old_decay if self.old_rise is None else min(self.old_decay, self.old_rise * iteration)
+
+    def on_train_batch_end(self, outputs: Any, batch: Places, batch_idx: int) -> None:
+        """Move the behaviour policy towards the policy, and drop the samples, where an iteration is over."""
+        if not batch.last:
+            return
+        decay = self.decay(batch.iteration)
+        with torch.no_grad():
+            for name, parameter in self.trained().items():
+                self._old[name].lerp_(parameter.detach(), 1 - decay)
+        self.rollout = None
+
+    # --- samples ----------------------------------------------------------------------------------------------------
+
+    def on_train_batch_start(self, batch: Places, batch_idx: int) -> None:
+        """Sample and score at the beginning of an iteration, or where a resumed run stands in the middle of one."""
+        super().on_train_batch_start(batch, batch_idx)
+        if self.rollout is None or self.rollout.iteration != batch.iteration:
+            if not self._old:
+                self._old = self.kept()  # updates change the policy before the iteration is over
+            self.rollout = self.roll_out(batch.iteration)
+
+    @torch.no_grad()
+    def roll_out(self, iteration: int) -> Rollout:
+        """Sample this rank's share of an iteration and score it. Collective: advantages compare whole groups.
+
+        Args:
+            iteration: Number of the iteration.
+        """
+        every = self.trainer.datamodule.drawn(iteration)
+        rank, ranks = data_ranks(self.trainer)
+        places = list(range(rank, len(every), ranks))
+        drawn, size = [every[place] for place in places], self.sampling.batch_size
+        chunks = [drawn[i : i + size] for i in range(0, len(drawn), size)]
+        bar = Bar(f"iteration {iteration}: samples", len(drawn)) if self.trainer.is_global_zero else None
+        latents, more = [], []
+        with self.as_old(), self.trainer.precision_plugin.forward_context():
+            for chunk in chunks:
+                found, further = self.sample(chunk)
+                latents.append(found.cpu())
+                more.append({name: value.cpu() for name, value in further.items()})
+                if bar:
+                    bar.update(len(chunk))
+        if bar:
+            bar.close()
+        joined = torch.cat(latents)  # (n, C, F, H, W)
+        scores = self.score(drawn, joined)
+        whole = {name: self.gathered(value, places, len(every)) for name, value in scores.items()}
+        groups = torch.tensor([one.group for one in every])
+        if self.advantages is None:
+            self.advantages = Advantages(weights=dict.fromkeys(whole, 1.0))
+        advantages, shares = self.advantages(whole, groups)
+        self._report(whole, shares, advantages, groups)
+        further = {name: torch.cat([one[name] for one in more]) for name in more[0]}
+        return Rollout(iteration, drawn, joined, advantages, places, further)
+
+    def sample(self, drawn: Sequence[Drawn]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Latents (B, C, F, H, W) of the behaviour policy, and further tensors (B, ...) that the objective needs.
+
+        Args:
+            drawn: What is sampled.
+        """
+        generator, s = self.generator, self.sampling
+        condition, noise, null = self.start(drawn)
+        options = {name: getattr(s, name) for name in ("steps", "cfg_scale", "cfg_scale_2", "shift")}
+        return generator.sample(condition, noise, null=null, **options), {}
+
+    def start(self, drawn: Sequence[Drawn]) -> tuple[Condition, Tensor, Condition | None]:
+        """Condition, noise (B, C, F, H, W), and the negative prompt's condition where guidance needs one.
+
+        Args:
+            drawn: What is sampled.
+        """
+        sampler, s = self.sampler, self.sampling
+        condition = self.generator.condition(self.conditions(drawn), self.device)
+        noise = draw(torch.tensor([one.seed for one in drawn]), sampler.shape, self.device)[1]
+        guided = max(s.cfg_scale, s.cfg_scale_2 or 1) > 1
+        return condition, noise, self.generator.null_condition(sampler.encoded[-1], self.device) if guided else None
+
+    def conditions(self, drawn: Sequence[Drawn]) -> list[Encoded]:
+        """What samples are conditioned on, encoded.
+
+        Args:
+            drawn: The samples.
+        """
+        return [self.sampler.encoded[one.item] for one in drawn]
+
+    def score(self, drawn: Sequence[Drawn], latents: Tensor) -> dict[str, Tensor]:
+        """Scores (n,) of samples by the name of reward and dimension.
+
+        Args:
+            drawn: The samples.
+            latents: Their latents (n, C, F, H, W).
+        """
+        size, items = self.sampling.batch_size, self.trainer.datamodule.items
+        decode = any(reward.needs == "videos" for reward in self.scorers.values())
+        self._place(self.device)
+        parts: list[dict[str, Tensor]] = []
+        for first in range(0, len(drawn), size):
+            some, x = drawn[first : first + size], latents[first : first + size].to(self.device)
+            names = [f"{items[one.item].prompt[:60]!r}, sample {one.number}" for one in some]
+            videos = self.generator.decode(x, names) if decode else None
+            parts.append(scored(self.scorers, videos, x, [items[one.item].prompt for one in some], names))
+        self._place(None)
+        return {name: torch.cat([part[name].double().cpu() for part in parts]) for name in parts[0]}
+
+    def _place(self, device: torch.device | None) -> None:
+        if device is None and not self.release:
+            return
+        for reward in self.scorers.values():
+            reward.place(device)
+
+    def gathered(self, values: Tensor, places: Sequence[int], count: int) -> Tensor:
+        """Values (count,) of all ranks in the order of their places. Collective.
+
+        Args:
+            values: This rank's values (n,).
+            places: Their places.
+            count: Number of values of all ranks.
+        """
+        own = dict(zip(places, values.tolist()))
+        parts = [own]
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            parts = [None] * torch.distributed.get_world_size()
+            torch.distributed.all_gather_object(parts, own)
+        merged = {place: value for part in parts for place, value in part.items()}
+        return torch.tensor([merged[place] for place in range(count)], dtype=values.dtype)
+
+    def _report(
+        self, scores: Mapping[str, Tensor], shares: Mapping[str, Tensor], advantages: Tensor, groups: Tensor
+    ) -> None:
+        """Log what an iteration's samples are worth."""
+        found = {}
+        by_group = [groups == group for group in groups.unique()]
+        for name, value in scores.items():
+            found[f"reward/{name}/mean"] = value.mean()
+            found[f"reward/{name}/std"] = value.std(correction=0)
+            found[f"reward/{name}/group_std"] = torch.stack([value[one].std(correction=0) for one in by_group]).mean()
+        for name, value in shares.items():
+            found[f"advantage/{name}"] = value.abs().mean()
+        found["groups/equal"] = torch.tensor([float(not advantages[one].any()) for one in by_group]).mean()
+        for name, value in found.items():
+            self.log(name, float(value), on_step=True, on_epoch=False, batch_size=1)
+
+    # --- training ---------------------------------------------------------------------------------------------------
+
+    def noised(self, latents: Tensor, drawn: Sequence[Drawn], places: Places) -> Noised:
+        """Samples at a time and with noise of their own.
+
+        Args:
+            latents: Latents (B, C, F, H, W).
+            drawn: What they are.
+            places: The batch, whose update and pass the draws belong to.
+        """
+        uniform, noise = draw(self.draws(drawn, places), latents.shape[1:], latents.device)
+        t = self.times(uniform)
+        condition = self.generator.condition(self.conditions(drawn), latents.device)
+        x = self.generator.with_image(interpolate(latents, noise, t), condition)
+        return Noised(latents, x, t, noise - latents, condition, self.generator.clean_frames(condition))
+
+    def batch(self, rollout: Rollout, places: Places) -> tuple[Noised, Tensor]:
+        """Samples of a batch with noise, and their advantages (B,).
+
+        Args:
+            rollout: The samples of this rank.
+            places: The rows of the batch among them, and its update and pass.
+        """
+        drawn = [rollout.drawn[row] for row in places.rows]
+        advantages = rollout.advantages[[rollout.places[row] for row in places.rows]]
+        return self.noised(rollout.latents[places.rows].to(self.device), drawn, places), advantages.to(self.device)
+
+    def unlike(self, rollout: Rollout, places: Places) -> Tensor:
+        """Whether the groups of a batch's rows have samples that are not equally good, (B,); others teach nothing.
+
+        Args:
+            rollout: The samples of this rank.
+            places: The batch.
+        """
+        groups = self.trainer.datamodule.groups
+        decided = rollout.advantages.view(groups, -1).any(1)  # (G,)
+        rows = [rollout.drawn[row].group for row in places.rows]
+        return decided[rows].to(self.device)
+
+    def draws(self, drawn: Sequence[Drawn], places: Places) -> Tensor:
+        """Seeds (B,) of times and noise that belong to samples, update and pass.
+
+        Args:
+            drawn: The samples.
+            places: The batch.
+        """
+        return torch.tensor([draw_seed("time", one.seed, places.update, places.passed) for one in drawn])
+
+    def velocity(self, at: Noised, net: nn.Module | None = None) -> Tensor:
+        """Velocities (B, C, F, H, W) of the policy, or of another transformer.
+
+        Args:
+            at: Samples with noise.
+            net: Transformer in place of the policy.
+        """
+        return self.generator.velocity(at.x, at.t, at.condition, net)
+
+    def objective(self, rollout: Rollout, places: Places) -> tuple[Tensor, dict[str, Tensor]]:
+        """Losses (B,) of a batch, and values (B,) to log.
+
+        Args:
+            rollout: The samples of this rank.
+            places: The rows of the batch among them, and its update and pass.
+        """
+        raise NotImplementedError
+
+    def training_step(self, batch: Places, batch_idx: int) -> Tensor:
+        """Loss of a batch, such that an optimizer step takes the mean over all rows and passes."""
+        losses, values = self.objective(self.rollout, batch)
+        unlike = self.unlike(self.rollout, batch)
+        losses = torch.where(unlike, losses, 0.0)
+        for name, value in {"loss": losses, **values}.items():
+            self.step_means.add(name, value, None if name == "loss" else unlike)
+        rounds = self.trainer.datamodule.rounds()
+        # Lightning divides by the number of batches; the last one may have fewer rows
+        loss = losses.sum() * (rounds.accumulated / rounds.passes) / rounds.rows
+        return self.finite(loss, [f"iteration {batch.iteration}, rows {batch.rows}"])
+
+    # --- checkpoints ------------------------------------------------------------------------------------------------
+
+    def further_tensors(self) -> dict[str, dict[str, Tensor]]:
+        """Tensors by name that checkpoints keep besides those that train: another policy's, each under its own name."""
+        return {"behaviour": self._old}
+
+    def take_further(self, found: dict[str, dict[str, Tensor]]) -> None:
+        """Take tensors of a checkpoint back.
+
+        Args:
+            found: What :meth:`further_tensors` gave, on this module's devices.
+        """
+        self._old = found["behaviour"]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the behaviour policy, from which a resumed run samples the iteration again. Collective if sharded."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["further_tensors"] = {
+            policy: {n: t.full_tensor() if isinstance(t, DTensor) else t for n, t in tensors.items()}
+            for policy, tensors in self.further_tensors().items()
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the behaviour policy back.
+
+        Raises:
+            VideoAlignError: If the checkpoint is of another model, or of no such training.
+        """
+        super().on_load_checkpoint(checkpoint)
+        trained, further = self.trained(), checkpoint.get("further_tensors")
+        if further is None or further.keys() != self.further_tensors().keys():
+            raise VideoAlignError(
+                f"the checkpoint is of no {type(self).__name__}: it lacks what that samples from or compares with"
+            )
+        self.take_further({p: {n: _like(t, trained[n]) for n, t in tensors.items()} for p, tensors in further.items()})
+
+
+def _assign(parameters: Mapping[str, nn.Parameter], values: Mapping[str, Tensor]) -> None:
+    for name, parameter in parameters.items():
+        parameter.copy_(values[name])
+
+
+def _like(value: Tensor, parameter: Tensor) -> Tensor:
+    """A tensor on a parameter's device, sharded as it is."""
+    value = value.to(parameter.device, parameter.dtype)
+    if isinstance(parameter, DTensor):
+        return distribute_tensor(value, parameter.device_mesh, parameter.placements)
+    return value.clone()

@@ -1,0 +1,300 @@
+"""Training on a generator's own samples: loop, draws, resumption and ranks, and each algorithm against its equation."""
+
+from functools import partial
+
+import lightning as L
+import pytest
+import torch
+
+from flow_kit import PROMPTS, close, fit, make
+from helpers import QUIET
+from videoalign import VideoAlignError
+from videoalign.alignment import AWM, DiffusionNFT, FlowDPO, FlowGRPO, OnlineDPO
+from videoalign.callbacks.prompt_sampler import Sampling
+from videoalign.datamodules.prompt_groups import IterationLoader, PromptGroups, Rounds
+from videoalign.models.advantages import Advantages
+from videoalign.models.flow_losses import ConstantBeta
+from videoalign.models.sde import EarlySteps
+
+SIZE = Sampling(num_frames=5, height=32, width=32, steps=3, batch_size=3)
+KINDS = {"dpo": OnlineDPO, "nft": DiffusionNFT, "awm": AWM, "grpo": FlowGRPO}
+
+
+class Bright:
+    """Rewards latents whose first channel is large; knows a second number, too."""
+
+    name, needs = "bright", "latents"
+
+    def check(self, prompts):
+        self.checked = list(prompts)
+
+    def __call__(self, videos, prompts):
+        return {"first": videos[:, 0].flatten(1).mean(1), "second": videos[:, 1].flatten(1).mean(1)}
+
+    def place(self, device):
+        pass
+
+
+class Same(Bright):
+    """Finds every sample equally good."""
+
+    def __call__(self, videos, prompts):
+        return {"first": torch.ones(len(videos))}
+
+
+class Pixels(Bright):
+    """Rewards bright videos."""
+
+    needs = "videos"
+
+    def __call__(self, videos, prompts):
+        assert videos.dtype == torch.uint8 and videos.shape[1:] == (5, 3, 32, 32)
+        return {"light": videos.float().flatten(1).mean(1)}
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory):
+    path = tmp_path_factory.mktemp("prompts") / "prompts.txt"
+    path.write_text("\n".join(PROMPTS))
+    return str(path)
+
+
+def groups(prompts, **options):
+    return PromptGroups(prompts, **{"groups": 2, "samples": 4, "batch_size": 3, **options})
+
+
+def policy(kind, folders, family="wan", rewards=None, trained=True, **options):
+    only = Advantages(weights={"r/first": 1.0})
+    rewards = rewards or {"r": Bright()}
+    return make(kind, folders[family], trained, **{"rewards": rewards, "sampling": SIZE, "advantages": only, **options})
+
+
+def state(model):
+    return {name: parameter.detach().clone() for name, parameter in model.trained().items()}
+
+
+# --- draws and places -------------------------------------------------------------------------------------------------
+
+
+def test_every_prompt_has_its_turn_and_every_sample_a_seed_of_its_own(prompts):
+    data, seen, seeds = groups(prompts), [], set()
+    for iteration in range(6):
+        drawn = data.drawn(iteration)
+        assert [one.group for one in drawn] == [0] * 4 + [1] * 4 and [one.number for one in drawn] == [0, 1, 2, 3] * 2
+        assert drawn == groups(prompts).drawn(iteration)
+        seen += [drawn[0].item, drawn[4].item]
+        seeds |= {one.seed for one in drawn}
+    assert len(seeds) == 48
+    for turn in range(0, 12, 3):
+        assert sorted(seen[turn : turn + 3]) == [0, 1, 2]
+    assert groups(prompts, seed=1).drawn(0)[0].seed not in seeds
+
+
+def test_a_step_sees_every_row_once_a_pass_and_a_loader_goes_on_in_the_middle():
+    rounds = Rounds(rows=7, batch_size=3, updates=2, passes=2, seed=0)
+    loader = IterationLoader(rounds)
+    first = list(loader)
+    assert len(first) == len(loader) == 12 and rounds.accumulated == 6
+    for start in range(0, 12, 3):
+        assert sorted(row for places in first[start : start + 3] for row in places.rows) == list(range(7))
+    assert [places.last for places in first] == [False] * 11 + [True]
+    assert loader.state_dict() == {"iteration": 1, "done": 0, "length": 12}
+    second = list(loader)
+    assert {places.iteration for places in second} == {1}
+    assert [places.rows for places in second] != [places.rows for places in first]
+    again = IterationLoader(rounds)
+    again.load_state_dict({"iteration": 1, "done": 5, "length": 12})
+    assert list(again) == second[5:]
+    with pytest.raises(VideoAlignError, match="middle of an iteration of 12 batches, but now they are 8"):
+        IterationLoader(Rounds(rows=4, batch_size=2, updates=2, passes=2, seed=0)).load_state_dict(
+            {"iteration": 1, "done": 5, "length": 12}
+        )
+
+
+# --- every algorithm --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("family", ["wan", "ltx"], indirect=True)
+def test_rewards_of_a_group_that_are_equal_change_nothing(kind, family, folders, prompts):
+    model = policy(KINDS[kind], folders, family, {"r": Same()})
+    before = state(model)
+    watch = fit(model, groups(prompts), max_epochs=1, steps=-1)
+    close(state(model), before, rtol=0, atol=0)
+    assert watch.steps[-1]["groups/equal"] == 1.0 and watch.steps[-1]["train/loss"] == 0.0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_run_that_stops_within_an_iteration_ends_where_one_that_runs_through_does(kind, folders, prompts, tmp_path):
+    """Three iterations of two updates; stopped after the third update, in the middle of the second iteration."""
+
+    def run(steps, folder, checkpoint=None):
+        model = policy(KINDS[kind], folders, updates=2, optimizer=partial(torch.optim.AdamW, lr=1e-2))
+        save = L.pytorch.callbacks.ModelCheckpoint(folder, every_n_train_steps=3, save_top_k=-1)
+        fit(model, groups(prompts), steps, [save], checkpoint)
+        return state(model), save
+
+    through, _ = run(6, tmp_path / "a")
+    _, save = run(3, tmp_path / "b")
+    resumed, _ = run(6, tmp_path / "c", save.best_model_path)
+    close(resumed, through, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_training_raises_the_reward_of_the_samples(kind, folders, prompts):
+    """By the samples of later iterations: eight iterations of many samples, on a reward that is easy to raise."""
+    own = {"grpo": {"clip": 0.9, "sampling": Sampling(num_frames=5, height=32, width=32, steps=4, batch_size=16)}}
+    model = policy(
+        KINDS[kind], folders, trained=False, optimizer=partial(torch.optim.AdamW, lr=2e-2),
+        **{"nft": {"old_decay": 0.0}, "awm": {"clip": 0.5, "kl": 0.0}, **own}.get(kind, {}),
+    )  # fmt: skip
+    watch = fit(model, groups(prompts, samples=12, batch_size=24), steps=8)
+    means = [step["reward/r/first/mean"] for step in watch.steps if "reward/r/first/mean" in step]
+    assert means[-1] > means[0] + 0.05
+
+
+def test_decoded_videos_are_scored_too(folders, prompts):
+    watch = fit(policy(DiffusionNFT, folders, rewards={"p": Pixels(), "r": Bright()}), groups(prompts), max_epochs=1)
+    logged = watch.steps[-1]
+    assert {"reward/p/light/mean", "reward/r/first/std", "reward/r/second/group_std"} <= logged.keys()
+    assert "advantage/r/first" in logged and "advantage/p/light" not in logged  # without a weight it is only shown
+
+
+# --- each algorithm against its equation ------------------------------------------------------------------------------
+
+
+def test_online_dpo_on_its_pairs_is_flow_dpo(folders, prompts):
+    """The losses of a batch are those of FlowDPO on latents of the same pairs, times and noise."""
+    model, seen = policy(OnlineDPO, folders, beta=ConstantBeta(60.0)), []
+    whole = model.objective
+
+    def objective(rollout, places):
+        losses, values = whole(rollout, places)
+        best = [model._pairs[row][0] for row in places.rows]
+        latents = torch.stack([model._pairs[row][1] for row in places.rows], 1)
+        other = make(FlowDPO, folders["wan"], beta=ConstantBeta(60.0))
+        seeds, conditions = model.draws(best, places), model.conditions(best)
+        reference = other.reference_errors({"reference": torch.full((2, len(best)), torch.nan), "seeds": seeds,
+                                            "conditions": conditions}, latents)  # fmt: skip
+        errors, t = other.errors(latents, seeds, conditions)
+        want, logs = other.loss({}, errors, reference, t)
+        torch.testing.assert_close(losses, want, rtol=1e-6, atol=1e-7)
+        close(values, logs, rtol=1e-5, atol=1e-6)
+        for row in places.rows:
+            group = rollout.advantages.view(2, 4)[row]
+            ends = [4 * row + int(group.argmax()), 4 * row + int(group.argmin())]
+            torch.testing.assert_close(model._pairs[row][1], rollout.latents[ends], rtol=0, atol=0)
+        seen.append(len(best))
+        return losses, values
+
+    model.objective = objective
+    fit(model, groups(prompts), max_epochs=1, steps=-1)
+    assert sum(seen) == 2
+
+
+def one_batch(model, prompts, check):
+    """Run one batch, and call a check with (rollout, places) before its objective."""
+    whole, calls = model.objective, []
+
+    def objective(rollout, places):
+        calls.append(check(rollout, places))
+        return whole(rollout, places)
+
+    model.objective = objective
+    watch = fit(model, groups(prompts, batch_size=8), steps=1)
+    assert len(calls) == model.passes
+    return watch
+
+
+def test_nft_at_the_behaviour_policy_is_flow_matching_times_2p_minus_1(folders, prompts):
+    model = policy(DiffusionNFT, folders, weighted=False, kl=0.0, beta=0.3)
+    wanted = {}
+
+    def check(rollout, places):
+        at, advantages = model.batch(rollout, places)
+        p = 0.5 + 0.5 * advantages / 5.0
+        errors = (model.velocity(at) - at.target).square().flatten(1).mean(1)
+        (5.0 * (2 * p - 1) * errors).mean().backward()
+        wanted.update({n: q.grad.clone() for n, q in model.named_parameters() if q.grad is not None})
+        model.zero_grad()
+
+    watch = one_batch(model, prompts, check)
+    close(watch.gradients, wanted, rtol=1e-3, atol=1e-6)
+
+
+def test_awm_at_the_behaviour_policy_is_flow_matching_times_the_advantage(folders, prompts):
+    model, wanted = policy(AWM, folders, kl=0.0), {}
+
+    def check(rollout, places):
+        at, advantages = model.batch(rollout, places)
+        (advantages * (model.velocity(at) - at.target).square().flatten(1).mean(1)).mean().backward()
+        wanted.update({n: q.grad.clone() for n, q in model.named_parameters() if q.grad is not None})
+        model.zero_grad()
+
+    watch = one_batch(model, prompts, check)
+    close(watch.gradients, wanted, rtol=1e-3, atol=1e-6)
+    assert watch.steps[-1]["train/ratio"] == 1.0 and watch.steps[-1]["train/clipped"] == 0.0
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"gradient_checkpointing": True}, {"guard": True, "kl": 0.1}, {"dtype": "bfloat16"}]
+)
+def test_grpo_ratios_are_exactly_one_before_the_first_update(options, folders, prompts):
+    model = policy(FlowGRPO, folders, updates=2, **options)
+    seen = []
+    whole = model.objective
+
+    def objective(rollout, places):
+        losses, values = whole(rollout, places)
+        seen.append((places.update, (values["ratio"] - 1).abs().max().item()))
+        return losses, values
+
+    model.objective = objective
+    fit(model, groups(prompts), steps=2)
+    assert model.passes == 2  # three steps, but for the last one
+    assert all(apart == 0 for update, apart in seen if update == 0)
+    assert any(apart > 0 for update, apart in seen if update == 1)
+
+
+def test_grpo_gradient_is_that_of_log_densities_of_torch(folders, prompts):
+    """At ratios of 1 the gradient is minus the advantage times that of the log-density, a mean over elements."""
+    model, wanted = policy(FlowGRPO, folders, window=EarlySteps(size=1, share=0.5)), {}
+
+    def check(rollout, places):
+        (number,) = model.stochastic(0)
+        drawn = [rollout.drawn[row] for row in places.rows]
+        condition, noise, _ = model.start(drawn)
+        times = model.schedule(noise)
+        x, after = (rollout.more[name][places.rows, 0] for name in ("before", "after"))
+        t, dt = float(times[number]), float(times[number + 1] - times[number])
+        v = model.generator.velocity(x, torch.full((len(x),), t, dtype=torch.float64), condition)
+        s = 0.7 * (t / (1 - min(t, float(times[1])))) ** 0.5
+        mean = x + v * dt + s**2 / (2 * t) * (x + (1 - t) * v) * dt
+        density = torch.distributions.Normal(mean, s * (-dt) ** 0.5).log_prob(after).flatten(1).mean(1)
+        advantages = rollout.advantages[[rollout.places[row] for row in places.rows]]
+        (-advantages * density).mean().backward()
+        wanted.update({n: q.grad.clone() for n, q in model.named_parameters() if q.grad is not None})
+        model.zero_grad()
+
+    watch = one_batch(model, prompts, check)
+    close(watch.gradients, wanted, rtol=2e-3, atol=1e-6)
+
+
+# --- bad input --------------------------------------------------------------------------------------------------------
+
+
+def test_settings_that_cannot_work_are_refused(folders, prompts):
+    with pytest.raises(VideoAlignError, match=r"data\.samples is 1, but a group is compared with itself"):
+        groups(prompts, samples=1)
+    with pytest.raises(VideoAlignError, match=r"model\.rewards is empty"):
+        make(DiffusionNFT, folders["wan"], rewards={}, sampling=SIZE)
+    with pytest.raises(VideoAlignError, match=r"model\.clip is null and model.kl 0"):
+        policy(AWM, folders, clip=None, kl=0.0)
+    with pytest.raises(VideoAlignError, match=r"model\.passes is the number of the window's steps"):
+        policy(FlowGRPO, folders, passes=2)
+    with pytest.raises(VideoAlignError, match="window of 3 steps"):
+        policy(FlowGRPO, folders, window=EarlySteps(size=3))
+    with pytest.raises(VideoAlignError, match=r"accumulate_grad_batches is 2"):
+        fit(policy(AWM, folders), groups(prompts), accumulate_grad_batches=2)
+    with pytest.raises(VideoAlignError, match=r"PromptGroups|needs a"):
+        L.Trainer(**QUIET, max_steps=1).fit(policy(AWM, folders), [])
