@@ -30,7 +30,7 @@ from ..datamodules.prompt_groups import Drawn, Places, PromptGroups
 from ..models.advantages import Advantages
 from ..models.family import Condition, Encoded
 from ..models.flow import draw, draw_seed, interpolate
-from ..models.scoring import ScoresVideos, scored
+from ..models.scoring import ScoresVideos, needed, scored
 from .flow_sft import FlowSFT
 
 
@@ -202,24 +202,30 @@ class OnPolicy(FlowSFT):
         """
         return self.old_decay if self.old_rise is None else min(self.old_decay, self.old_rise * iteration)
 
-    def on_train_batch_end(self, outputs: Any, batch: Places, batch_idx: int) -> None:
-        """Move the behaviour policy towards the policy, and drop the samples, where an iteration is over."""
-        if not batch.last:
+    @torch.no_grad()
+    def follow(self, iteration: int) -> None:
+        """Move the behaviour policy towards the policy, as an iteration begins.
+
+        It happens here and not at the end of the one before, because callbacks save their checkpoints in between.
+
+        Args:
+            iteration: Number of the iteration that begins.
+        """
+        decay = self.decay(iteration - 1) if self._old else 0.0
+        if not decay:
+            self._old = self.kept()
             return
-        decay = self.decay(batch.iteration)
-        with torch.no_grad():
-            for name, parameter in self.trained().items():
-                self._old[name].lerp_(parameter.detach(), 1 - decay)
-        self.rollout = None
+        for name, parameter in self.trained().items():
+            self._old[name].lerp_(parameter.detach(), 1 - decay)
 
     # --- samples ----------------------------------------------------------------------------------------------------
 
     def on_train_batch_start(self, batch: Places, batch_idx: int) -> None:
         """Sample and score at the beginning of an iteration, or where a resumed run stands in the middle of one."""
         super().on_train_batch_start(batch, batch_idx)
+        if batch.first:
+            self.follow(batch.iteration)
         if self.rollout is None or self.rollout.iteration != batch.iteration:
-            if not self._old:
-                self._old = self.kept()  # updates change the policy before the iteration is over
             self.rollout = self.roll_out(batch.iteration)
 
     @torch.no_grad()
@@ -295,7 +301,7 @@ class OnPolicy(FlowSFT):
             latents: Their latents (n, C, F, H, W).
         """
         size, items = self.sampling.batch_size, self.trainer.datamodule.items
-        decode = any(reward.needs == "videos" for reward in self.scorers.values())
+        decode = "videos" in needed(self.scorers)
         self._place(self.device)
         parts: list[dict[str, Tensor]] = []
         for first in range(0, len(drawn), size):

@@ -91,10 +91,10 @@ class OnlineDPO(OnPolicy):
         """Whether best and worst differ, (B,); arguments as in :meth:`.OnPolicy.unlike`."""
         return torch.tensor([self._pairs[row][2] for row in places.rows], device=self.device)
 
-    def on_train_batch_end(self, outputs: Any, batch: Places, batch_idx: int) -> None:
-        """Make the policy the reference where it is time to."""
-        super().on_train_batch_end(outputs, batch, batch_idx)
-        if batch.last and self.refresh and (batch.iteration + 1) % self.refresh == 0:
+    def follow(self, iteration: int) -> None:
+        """Begin an iteration, with the policy as the reference where it is time to; see :meth:`.OnPolicy.follow`."""
+        super().follow(iteration)
+        if self.refresh and iteration and iteration % self.refresh == 0:
             self._refreshed = self.kept()
 
     def further_tensors(self) -> dict[str, dict[str, Tensor]]:

@@ -45,14 +45,14 @@ class Places(NamedTuple):
         update: Number of the optimizer step within the iteration.
         passed: Number of the pass over the samples within the step.
         rows: Places of samples (or groups) among this rank's.
-        last: Whether it is the last batch of its iteration.
+        first: Whether it is the first batch of its iteration.
     """
 
     iteration: int
     update: int
     passed: int
     rows: list[int]
-    last: bool = False
+    first: bool = False
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class Rounds:
                 random.Random(draw_seed(self.seed, "order", iteration, update, passed)).shuffle(order)
                 parts = (order[i : i + self.batch_size] for i in range(0, self.rows, self.batch_size))
                 found += [Places(iteration, update, passed, rows) for rows in parts]
-        return [*found[:-1], found[-1]._replace(last=True)]
+        return [found[0]._replace(first=True), *found[1:]]
 
 
 class IterationLoader:

@@ -97,7 +97,7 @@ def test_a_step_sees_every_row_once_a_pass_and_a_loader_goes_on_in_the_middle():
     assert len(first) == len(loader) == 12 and rounds.accumulated == 6
     for start in range(0, 12, 3):
         assert sorted(row for places in first[start : start + 3] for row in places.rows) == list(range(7))
-    assert [places.last for places in first] == [False] * 11 + [True]
+    assert [places.first for places in first] == [True] + [False] * 11
     assert loader.state_dict() == {"iteration": 1, "done": 0, "length": 12}
     second = list(loader)
     assert {places.iteration for places in second} == {1}

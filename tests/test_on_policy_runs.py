@@ -1,0 +1,62 @@
+"""Every on-policy recipe behind `experiments/miniature_on_policy.yaml`: two iterations, export, and going on from a checkpoint."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import videoalign.commands.lightning_cli as experiment
+from videoalign.miniature.networks.pipelines import make_generator
+
+ROOT = Path(experiment.__file__).parents[1] / "experiments"
+RECIPES = {
+    "wan_on_policy": ("OnlineDPO", ["rewards/margins", "rewards/accuracies"]),
+    "wan_nft": ("DiffusionNFT", ["optimality", "drift", "kl"]),
+    "wan_awm": ("AWM", ["ratio", "clipped", "kl"]),
+    "wan_grpo": ("FlowGRPO", ["ratio", "clipped", "kl"]),
+    "wan_grpo_mix": ("FlowGRPO", ["ratio", "clipped", "log_ratio/max"]),
+    "wan_grpo_fast": ("FlowGRPO", ["ratio", "clipped", "log_ratio/max"]),
+    "wan_grpo_guard": ("FlowGRPO", ["ratio", "clipped", "kl"]),
+}
+"""Class and metrics of each recipe."""
+
+
+@pytest.fixture(scope="module")
+def generator(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("generator") / "wan"
+    make_generator(folder, "wan", hidden=48, layers=1)
+    return folder
+
+
+def arguments(name, generator, *more):
+    chain = ["wan_on_policy", *(["wan_grpo"] if name.startswith("wan_grpo") else []), name]
+    names = [*(f"flow/{part}" for part in dict.fromkeys(chain)), "miniature_on_policy"]
+    Path("prompts.txt").write_text("a red circle\na blue square\nwaves at night\n")
+    options = [f"--model.generator={generator}", "--data.prompts=prompts.txt", "--model.sampling.steps=6"]
+    return ["fit", *(f"--config={ROOT}/{part}.yaml" for part in names), *options, *more]
+
+
+@pytest.mark.parametrize(
+    "name", ["wan_nft", *(pytest.param(n, marks=pytest.mark.slow) for n in RECIPES if n != "wan_nft")]
+)
+def test_every_on_policy_recipe_takes_two_iterations(name, generator, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cli = experiment.run(arguments(name, generator))
+    kind, metrics = RECIPES[name]
+    module, run = cli.trainer.lightning_module, Path(cli.trainer.log_dir)
+    assert type(module).__name__ == kind and run.is_relative_to(f"runs/flow/{name}")
+    updates = 2 if name.startswith("wan_grpo") else 1
+    assert module.updates == updates and cli.trainer.global_step == 2 * updates
+    events = EventAccumulator(str(run), {"scalars": 0})
+    events.Reload()
+    tags = events.Tags()["scalars"]
+    assert {f"train/{metric}" for metric in ("loss", *metrics)} <= {*tags}
+    assert len(events.Scalars("reward/judge/bright/mean")) == 2
+    assert (run / "export" / "pytorch_lora_weights.safetensors").exists()
+    if name == "wan_nft":  # one more iteration from the last checkpoint
+        last = run / "checkpoints" / "last.ckpt"
+        held = torch.load(last, weights_only=True)["further_tensors"]["behaviour"]
+        assert held.keys() == module.trained().keys()
+        again = experiment.run(arguments(name, generator, f"--ckpt_path={last}", "--trainer.max_epochs=3"))
+        assert again.trainer.global_step == 3 and again.trainer.lightning_module.rollout.iteration == 2
