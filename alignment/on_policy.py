@@ -44,6 +44,7 @@ class Rollout:
         latents: Normalised latents (n, C, F, H, W), in main memory.
         advantages: Advantages (N,) of all samples, in the order of :meth:`.PromptGroups.drawn`.
         places: Places (n,) of this rank's samples among all.
+        scores: Scores (N,) of all samples, by name.
         more: Further tensors (n, ...) of an algorithm, in main memory.
     """
 
@@ -52,6 +53,7 @@ class Rollout:
     latents: Tensor
     advantages: Tensor
     places: list[int]
+    scores: dict[str, Tensor]
     more: dict[str, Tensor] = field(default_factory=dict)
 
 
@@ -85,8 +87,8 @@ class OnPolicy(FlowSFT):
 
     Metrics of an iteration: ``reward/NAME/mean`` and ``/std`` of all samples, ``reward/NAME/group_std`` (mean over the
     groups), ``advantage/NAME`` (mean absolute share of each reward in the advantages), ``groups/equal`` (share of the
-    groups whose samples are all equally good; they change nothing). Of each step: ``train/loss`` and those of the
-    algorithm.
+    groups whose samples are all equally good; they change nothing), ``groups/diversity`` (:func:`diversity` of this
+    rank's samples; where it falls, the policy collapses). Of each step: ``train/loss`` and those of the algorithm.
 
     Args:
         rewards: What scores the samples, by name.
@@ -258,9 +260,9 @@ class OnPolicy(FlowSFT):
         if self.advantages is None:
             self.advantages = Advantages(weights=dict.fromkeys(whole, 1.0))
         advantages, shares = self.advantages(whole, groups)
-        self._report(whole, shares, advantages, groups)
+        self._report(whole, shares, advantages, groups, diversity(joined, [one.group for one in drawn]))
         further = {name: torch.cat([one[name] for one in more]) for name in more[0]}
-        return Rollout(iteration, drawn, joined, advantages, places, further)
+        return Rollout(iteration, drawn, joined, advantages, places, whole, further)
 
     def sample(self, drawn: Sequence[Drawn]) -> tuple[Tensor, dict[str, Tensor]]:
         """Latents (B, C, F, H, W) of the behaviour policy, and further tensors (B, ...) that the objective needs.
@@ -335,10 +337,15 @@ class OnPolicy(FlowSFT):
         return torch.tensor([merged[place] for place in range(count)], dtype=values.dtype)
 
     def _report(
-        self, scores: Mapping[str, Tensor], shares: Mapping[str, Tensor], advantages: Tensor, groups: Tensor
+        self,
+        scores: Mapping[str, Tensor],
+        shares: Mapping[str, Tensor],
+        advantages: Tensor,
+        groups: Tensor,
+        apart: float | None,
     ) -> None:
-        """Log what an iteration's samples are worth."""
-        found = {}
+        """Log what an iteration's samples are worth, and how far they are ``apart``."""
+        found = {} if apart is None else {"groups/diversity": torch.tensor(apart)}
         by_group = [groups == group for group in groups.unique()]
         for name, value in scores.items():
             found[f"reward/{name}/mean"] = value.mean()
@@ -463,6 +470,22 @@ class OnPolicy(FlowSFT):
                 f"the checkpoint is of no {type(self).__name__}: it lacks what that samples from or compares with"
             )
         self.take_further({p: {n: _like(t, trained[n]) for n, t in tensors.items()} for p, tensors in further.items()})
+
+
+def diversity(latents: Tensor, groups: Sequence[int]) -> float | None:
+    """Mean distance of two samples of a group, per element: about the square root of 2 for noise, 0 for copies.
+
+    Args:
+        latents: Latents (n, C, F, H, W).
+        groups: Group of each.
+
+    Returns:
+        The mean over the groups that have two samples or more; None where there is none.
+    """
+    flat, of = latents.float().flatten(1), torch.tensor(groups)
+    together = [flat[of == group] for group in of.unique()]
+    means = [torch.pdist(some).mean() / some.shape[1] ** 0.5 for some in together if len(some) > 1]
+    return float(torch.stack(means).mean()) if means else None
 
 
 def _assign(parameters: Mapping[str, nn.Parameter], values: Mapping[str, Tensor]) -> None:

@@ -6,6 +6,7 @@ from .ema import EMA
 from .example_pairs import ExamplePairs
 from .export_generator import ExportGenerator
 from .export_reward import ExportReward
+from .group_extremes import GroupExtremes
 from .reliability import ReliabilityDiagram
 from .reward_bench import RewardBench
 from .reward_report import RewardReport
@@ -20,6 +21,7 @@ __all__ = [
     "ExamplePairs",
     "ExportGenerator",
     "ExportReward",
+    "GroupExtremes",
     "ReliabilityDiagram",
     "RewardBench",
     "RewardReport",

@@ -209,6 +209,19 @@ class RollsOut(HasGenerator, Protocol):
         """Passes over all rows within an optimizer step."""
 
 
+@offered_by("a module that trains on its own samples (OnPolicy or a subclass)")
+class ShowsRollout(RollsOut, Protocol):
+    """A module that keeps the samples of its iteration: OnPolicy and its subclasses.
+
+    The callback GroupExtremes asks it.
+    """
+
+    @property
+    def rollout(self) -> Any:
+        """The iteration's samples on this rank: what was ``drawn``, ``latents``, ``places``, ``advantages``, ``scores``
+        and the number of the ``iteration``."""
+
+
 @offered_by("a module whose predict_step returns samples of a set (EncodeLatents, Generate or a subclass)")
 class DescribesSamples(Protocol):
     """A module that states what the samples of its predict_step depend on: EncodeLatents, Generate.

@@ -48,12 +48,14 @@ def test_every_on_policy_recipe_takes_two_iterations(name, generator, tmp_path, 
     assert type(module).__name__ == kind and run.is_relative_to(f"runs/flow/{name}")
     updates = 2 if name.startswith("wan_grpo") else 1
     assert module.updates == updates and cli.trainer.global_step == 2 * updates
-    events = EventAccumulator(str(run), {"scalars": 0})
+    events = EventAccumulator(str(run), {"scalars": 0, "images": 1})
     events.Reload()
     tags = events.Tags()["scalars"]
     assert {f"train/{metric}" for metric in ("loss", *metrics)} <= {*tags}
     assert len(events.Scalars("reward/judge/bright/mean")) == 2
     assert (run / "export" / "pytorch_lora_weights.safetensors").exists()
+    assert {tag for tag in events.Tags()["images"] if tag.startswith("samples/group")}
+    assert (run / "samples.html").exists()
     if name == "wan_nft":  # one more iteration from the last checkpoint
         last = run / "checkpoints" / "last.ckpt"
         held = torch.load(last, weights_only=True)["further_tensors"]["behaviour"]
