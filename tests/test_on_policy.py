@@ -280,6 +280,19 @@ def test_grpo_gradient_is_that_of_log_densities_of_torch(folders, prompts):
     close(watch.gradients, wanted, rtol=2e-3, atol=1e-6)
 
 
+@pytest.mark.parametrize("kind", ["nft", "awm", "grpo"])
+def test_mixed_precision_casts_each_policys_own_weights(kind, folders, prompts):
+    """Autocast keeps casts of weights; those of the behaviour policy have no gradient, and other values."""
+    watches = {}
+    for precision in ("32-true", "bf16-mixed"):
+        model = policy(KINDS[kind], folders, old_decay=0.9)
+        model._old = {name: value + 0.01 for name, value in state(model).items()}
+        watches[precision] = fit(model, groups(prompts, batch_size=8), precision=precision)
+    for name, gradient in watches["32-true"].gradients.items():
+        found = watches["bf16-mixed"].gradients[name]
+        assert torch.nn.functional.cosine_similarity(found.flatten(), gradient.flatten(), dim=0) > 0.9, name
+
+
 # --- bad input --------------------------------------------------------------------------------------------------------
 
 

@@ -1,4 +1,4 @@
-"""Every on-policy recipe behind `experiments/miniature_on_policy.yaml`: two iterations, export, and going on from a checkpoint."""
+"""Every on-policy recipe behind `experiments/miniature_on_policy.yaml`: two iterations, export, going on."""
 
 from pathlib import Path
 
