@@ -215,7 +215,7 @@ class OnPolicy(FlowSFT):
         Args:
             iteration: Number of the iteration that begins.
         """
-        decay = self.decay(iteration - 1) if self._old else 0.0
+        decay = self.decay(iteration - 1) if self._old and iteration else 0.0
         if not decay:
             self._old = self.kept()
             return

@@ -285,8 +285,9 @@ def test_mixed_precision_casts_each_policys_own_weights(kind, folders, prompts):
     """Autocast keeps casts of weights; those of the behaviour policy have no gradient, and other values."""
     watches = {}
     for precision in ("32-true", "bf16-mixed"):
-        model = policy(KINDS[kind], folders, old_decay=0.9)
-        model._old = {name: value + 0.01 for name, value in state(model).items()}
+        model = policy(KINDS[kind], folders)
+        other = {name: value + 0.01 for name, value in state(model).items()}
+        model.follow = lambda iteration, model=model, other=other: setattr(model, "_old", other)
         watches[precision] = fit(model, groups(prompts, batch_size=8), precision=precision)
     for name, gradient in watches["32-true"].gradients.items():
         found = watches["bf16-mixed"].gradients[name]

@@ -65,7 +65,8 @@ def test_two_processes_sample_and_train_as_one(folders, tmp_path):  # noqa: F811
                 torch.testing.assert_close(both[place], sample, rtol=1e-4, atol=1e-5)
             for found in (ranks[0][name], ranks[1][name]):
                 for weight, tensor in want["weights"].items():
-                    torch.testing.assert_close(found["weights"][weight], tensor, rtol=1e-4, atol=1e-6, msg=f"{kind} {name}")
+                    same = found["weights"][weight]
+                    torch.testing.assert_close(same, tensor, rtol=1e-4, atol=1e-6, msg=f"{kind} {name} {weight}")
             last, same = want["steps"][-1], ranks[0][name]["steps"][-1]
             assert same["train/loss"] == pytest.approx(last["train/loss"], rel=1e-3, abs=1e-6)
             assert same["reward/r/first/mean"] == pytest.approx(last["reward/r/first/mean"], rel=1e-4)
