@@ -33,8 +33,8 @@ ALIGNED: dict[str, tuple[tuple[str, ...], str, str]] = {
 MOTION, MOTION_ONLY = "dpo-motion", Weights(VQ=0.0, MQ=1.0, TA=0.0)
 """One more arm of the demo: Flow-DPO on pairs that are labelled by motion quality alone."""
 MOTION_MARGIN, MOTION_BETA = 1.0, 10.0
-"""Its least difference of motion quality, in deviations, and its beta. Few samples of the base move well, so that it has
-three times as many, twice the steps, and a weaker pull to the base than the other arms."""
+"""Its least difference of motion quality, in deviations, and its beta. Few samples of the base move well, so that it
+has three times as many, twice the steps, and a weaker pull to the base than the other arms."""
 
 
 class Loop(SeedUnits):
