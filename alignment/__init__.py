@@ -1,5 +1,6 @@
 """LightningModules: training of the reward models, and one file per alignment algorithm."""
 
+from ..models.backprop import LastSteps, PredictedEnd, RandomStep
 from ..models.flow_losses import ConstantBeta, QuadraticBeta
 from .cache_reference import CacheReference
 from .context_parallel import ContextParallel
@@ -10,6 +11,7 @@ from .flow_rwr import FlowRWR
 from .flow_sft import FlowSFT
 from .generation import Generate
 from .noisy_reward_model import NoisyRewardModel
+from .reward_backprop import RewardBackprop
 from .reward_model import RewardModel
 
 __all__ = [
@@ -22,7 +24,11 @@ __all__ = [
     "FlowRWR",
     "FlowSFT",
     "Generate",
+    "LastSteps",
     "NoisyRewardModel",
+    "PredictedEnd",
     "QuadraticBeta",
+    "RandomStep",
+    "RewardBackprop",
     "RewardModel",
 ]
