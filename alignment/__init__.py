@@ -1,5 +1,6 @@
 """LightningModules: training of the reward models, and one file per alignment algorithm."""
 
+from ..models.backprop import LastSteps, PredictedEnd, RandomStep
 from ..models.flow_losses import ConstantBeta, QuadraticBeta
 from .awm import AWM
 from .cache_reference import CacheReference
@@ -13,7 +14,11 @@ from .flow_rwr import FlowRWR
 from .flow_sft import FlowSFT
 from .generation import Generate
 from .noisy_reward_model import NoisyRewardModel
+<<<<<<< HEAD
 from .online_dpo import OnlineDPO
+=======
+from .reward_backprop import RewardBackprop
+>>>>>>> backprop
 from .reward_model import RewardModel
 
 __all__ = [
@@ -29,8 +34,15 @@ __all__ = [
     "FlowRWR",
     "FlowSFT",
     "Generate",
+    "LastSteps",
     "NoisyRewardModel",
+<<<<<<< HEAD
     "OnlineDPO",
+=======
+    "PredictedEnd",
+>>>>>>> backprop
     "QuadraticBeta",
+    "RandomStep",
+    "RewardBackprop",
     "RewardModel",
 ]

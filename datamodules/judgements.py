@@ -4,6 +4,7 @@ Legend: N samples; S sides, 2 (A and B, or preferred and other) or 1; D dimensio
 """
 
 import math
+import re
 from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -36,7 +37,7 @@ class Weights:
 
     def __call__(self, values: Tensor) -> Tensor:
         """Weighted mean over the last axis (D); a dimension of weight 0 may be missing (NaN)."""
-        weights = torch.tensor([self.VQ, self.MQ, self.TA])
+        weights = torch.tensor([self.VQ, self.MQ, self.TA], device=values.device)
         parts = torch.where(weights != 0, weights * values, 0.0).unbind(-1)
         return sum(parts) / weights.sum()  # not .sum(-1), whose last bits depend on how many rows there are
 
@@ -132,6 +133,11 @@ class Judgements:
 def _image_of(record: dict) -> str:
     image = record.get("image")
     return f"\n{image['sha256']}" if isinstance(image, dict) and isinstance(image.get("sha256"), str) else ""
+
+
+def without_image(text: str) -> str:
+    """A prompt of :class:`Judgements` without the checksum of the image that may stand behind it."""
+    return re.sub(r"\n[0-9a-f]{64}$", "", text)
 
 
 def _rewards(record: dict, of: str, name: str) -> list[list[float]]:

@@ -158,6 +158,11 @@ class Generator(Family):
             embeds = self._embed_images([to_pil_image(one.cpu()) for one in images])
         return encoded if embeds is None else [one | {"image_embeds": e} for one, e in zip(encoded, embeds)]
 
+    def decode_latents(self, latents: Tensor) -> Tensor:
+        """Frames (B, 3, T, H, W) in [-1, 1] of normalised latents (B, C, F, H, W), with gradients if those have any."""
+        vae, (mean, std) = self.require("vae"), self.moments()
+        return self._decode((latents.float() * std + mean).to(vae.device, vae.dtype))
+
     @torch.no_grad()
     def decode(self, latents: Tensor, names: Sequence[str] | None = None) -> Tensor:
         """Decode latents to frames (B, T, 3, H, W), uint8.
@@ -169,12 +174,10 @@ class Generator(Family):
         Raises:
             VideoAlignError: Where latents or decoded frames are not finite: as uint8 they would be black.
         """
-        vae = self.require("vae")
         names = names or [f"video {number}" for number in range(len(latents))]
         remedy = "look at the weights of the generator and its adapters, and at the strength of guidance"
         require_finite("the latents of sampled videos", by_name(names, latents), remedy)
-        mean, std = self.moments()
-        pixels = self._decode((latents.float() * std + mean).to(vae.device, vae.dtype))
+        pixels = self.decode_latents(latents)
         require_finite(
             "the frames decoded from finite latents", by_name(names, pixels), "look at the autoencoder's weights"
         )
