@@ -14,11 +14,8 @@ from .flow_rwr import FlowRWR
 from .flow_sft import FlowSFT
 from .generation import Generate
 from .noisy_reward_model import NoisyRewardModel
-<<<<<<< HEAD
 from .online_dpo import OnlineDPO
-=======
 from .reward_backprop import RewardBackprop
->>>>>>> backprop
 from .reward_model import RewardModel
 
 __all__ = [
@@ -36,11 +33,8 @@ __all__ = [
     "Generate",
     "LastSteps",
     "NoisyRewardModel",
-<<<<<<< HEAD
     "OnlineDPO",
-=======
     "PredictedEnd",
->>>>>>> backprop
     "QuadraticBeta",
     "RandomStep",
     "RewardBackprop",
