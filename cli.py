@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from . import EverywhereError, __version__, ranks, stopping
 from .annotation import commands as annotate
-from .commands import bench, convert, experiment, generate, lora_tools, plan, push, score, shard_sets
+from .commands import bench, convert, experiment, generate, lora_tools, plan, push, score, serve_reward, shard_sets
 from .commands.parsing import ANEW, Parser
 from .errors import BUG, describe, lost_peer
 from .miniature import registration as miniature
@@ -20,7 +20,7 @@ from .redaction import redacted
 GROUPS = {
     "train and measure what a YAML experiment describes": (experiment, plan),
     "collect and prepare data": (annotate, shard_sets),
-    "use a reward model": (score, bench, convert),
+    "use a reward model": (score, bench, serve_reward, convert),
     "use a generator": (generate, lora_tools),
     "publish on the Hugging Face hub": (push,),
     "the paper in miniature, on a laptop": (miniature,),

@@ -4,14 +4,12 @@ Nothing heavy is imported here, so that `--help` is quick: each command imports 
 """
 
 import argparse
-import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .. import VideoAlignError
-from ..commands.parsing import STAGES, Commands, command, count, group
+from ..commands.parsing import STAGES, Commands, command, count, group, needs_extra
 
 EXTRA = ("fastapi", "krippendorff", "pydantic", "sqlalchemy", "starlette", "uvicorn")
 """Libraries that only `pip install 'videoalign[annotate]'` installs."""
@@ -208,21 +206,7 @@ def _add_results(people: Commands) -> None:
 # --- what the commands do ---------------------------------------------------------------------------------------------
 
 
-def _needs_extra(run: Callable[[argparse.Namespace], None]) -> Callable[[argparse.Namespace], None]:
-    """A command that says how to install a library which is missing."""
-
-    @functools.wraps(run)
-    def checked(options: argparse.Namespace) -> None:
-        try:
-            run(options)
-        except ModuleNotFoundError as error:
-            if error.name not in EXTRA:
-                raise
-            raise VideoAlignError(
-                f"{error.name} is not installed; annotate needs it: pip install 'videoalign[annotate]'"
-            ) from None
-
-    return checked
+_needs_extra = needs_extra("annotate", "annotate", EXTRA)
 
 
 def _given(options: argparse.Namespace) -> dict[str, Any]:

@@ -12,9 +12,9 @@ BUSY, MOST = 400, 600
 """Number of connections above which requests are answered with 503, and above which new connections are closed."""
 LIMITS: dict[str, Any] = {
     "limit_concurrency": BUSY, "timeout_keep_alive": 5, "timeout_graceful_shutdown": 5,
-    "h11_max_incomplete_event_size": 1 << 14, "ws": "none",
+    "h11_max_incomplete_event_size": 1 << 14,
 }  # fmt: skip
-"""Settings of uvicorn: at most 16 KiB of headers, and no WebSockets."""
+"""Settings of uvicorn: at most 16 KiB of headers."""
 
 
 class Impatient(H11Protocol):

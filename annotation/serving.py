@@ -1,9 +1,6 @@
 """`videoalign annotate serve`: the annotation page, until a signal ends it."""
 
-import contextlib
-import ipaddress
 import secrets
-import socket
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +8,9 @@ from typing import Any
 
 import uvicorn
 
-from .. import VideoAlignError, stopping
+from .. import VideoAlignError
+from ..commands.host_names import bracketed, is_loopback
+from ..commands.web_server import serve_until_signal, web_server
 from ..datamodules.shards import ShardSet
 from . import server
 from .beginning import begin, order_by_models, ranks_by_models, watchable
@@ -60,7 +59,7 @@ def serve(
     if not is_new:
         _reorder(store, shards, db, options)
     _note_reach(host, allow_host)
-    url = f"http://{_bracketed(host)}:{port}"
+    url = f"http://{bracketed(host)}:{port}"
     print(f"overview      {url}/overview/{admin}")
     print(f"invite with   videoalign annotate invite NAME --db {db} --url {url}", flush=True)
     listen(app, host, port)
@@ -73,41 +72,26 @@ def listen(app: Any, host: str, port: int) -> None:
         app: The web application.
         host: Address to listen at.
         port: Port to listen at.
-
-    Raises:
-        OSError: Another program listens at the port; uvicorn would end with an exit status of its own.
     """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.create_server((host, port), family=family) as listening:
-        serving = server_of(app)
-
-        def end() -> None:
-            serving.should_exit = True
-
-        with stopping.deferred(end):
-            serving.run(sockets=[listening])
+    serve_until_signal(server_of(app), host, port)
 
 
 def server_of(app: Any) -> uvicorn.Server:
-    """uvicorn's server of an application, with time limits, and ended by this package's own handling of signals."""
-    config = uvicorn.Config(app, http=Impatient, log_level="warning", server_header=False, **LIMITS)
-    serving = uvicorn.Server(config)
-    # uvicorn would raise signals anew at the end, and knows nothing of SIGHUP
-    serving.capture_signals = contextlib.nullcontext
-    return serving
+    """uvicorn's server of an application, with limits on the time that a request and a reader take."""
+    return web_server(app, http=Impatient, **LIMITS)
 
 
 def _allowed_hosts(host: str, allow_host: Sequence[str]) -> Collection[str]:
     """Names under which the page may be opened."""
     hosts = {*LOCAL}
-    for name in (_bracketed(host), *allow_host):
+    for name in (bracketed(host), *allow_host):
         if not (called := host_of([name])):
             option = "--allow-host" if name in allow_host else "--host"
             raise VideoAlignError(
                 f"{option} {name} is no name of a host; name it without http:// and path, IPv6 in brackets"
             )
         hosts.add(called)
-    return hosts - {_bracketed(address) for address in EVERY_ADDRESS}
+    return hosts - {bracketed(address) for address in EVERY_ADDRESS}
 
 
 def _note_settled(db: str, options: Mapping[str, Any]) -> None:
@@ -130,7 +114,7 @@ def _reorder(store: Store, shards: ShardSet, db: str, options: Mapping[str, Any]
 
 def _note_reach(host: str, allow_host: Sequence[str]) -> None:
     """Say what to mind where others than this machine reach the page."""
-    if not _is_loopback(host):
+    if not is_loopback(host):
         print(
             f"note: votes and links travel to {host} unencrypted; let others in through HTTPS (a reverse proxy) or a "
             "tunnel",
@@ -142,15 +126,3 @@ def _note_reach(host: str, allow_host: Sequence[str]) -> None:
             "they open the page with --allow-host, others are refused",
             file=sys.stderr,
         )
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def _bracketed(host: str) -> str:
-    """An address as it is written in a URL: IPv6 stands in brackets."""
-    return f"[{host}]" if ":" in host else host

@@ -1,10 +1,11 @@
 """What the commands' files share: how a command is added, argument types, and groups of options."""
 
 import argparse
+import functools
 import math
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from .. import VideoAlignError
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 
 Commands = Any
 """What argparse's ``add_subparsers`` returns."""
+Run = Callable[[argparse.Namespace], int | None]
+"""What a command does with its parsed options; the result is the exit status."""
 ANEW = "nothing half-written is left; the same command starts anew"
 GOES_ON = "what is finished is kept; the same command goes on"
 STAGES = "finished stages are kept; the same command goes on"
@@ -67,7 +70,7 @@ class Help(argparse.ArgumentDefaultsHelpFormatter):
 def command(
     commands: Commands,
     name: str,
-    run: Callable[[argparse.Namespace], int | None] | None,
+    run: Run | None,
     text: str,
     kept: str = ANEW,
 ) -> argparse.ArgumentParser:
@@ -91,6 +94,32 @@ def command(
 def group(commands: Commands, name: str, text: str) -> Commands:
     """Add a command that only holds other ones; the result is where those are added."""
     return command(commands, name, None, text).add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+
+def needs_extra(who: str, extra: str, libraries: Collection[str]) -> Callable[[Run], Run]:
+    """Let a command say how to install a library which is missing.
+
+    Args:
+        who: Name of the command, for the message.
+        extra: Name of the package's extra that installs the libraries.
+        libraries: Libraries that only this extra installs.
+    """
+
+    def decorate(run: Run) -> Run:
+        @functools.wraps(run)
+        def checked(options: argparse.Namespace) -> int | None:
+            try:
+                return run(options)
+            except ModuleNotFoundError as error:
+                if error.name not in libraries:
+                    raise
+                raise VideoAlignError(
+                    f"{error.name} is not installed; {who} needs it: pip install 'videoalign[{extra}]'"
+                ) from None
+
+        return checked
+
+    return decorate
 
 
 def count(least: int, most: float = math.inf) -> Callable[[str], int]:

@@ -21,8 +21,7 @@ from ..datamodules.video_list import Listed, VideoList, by_length, videos_of
 from ..models.dimensions import DIMENSIONS
 from ..models.fingerprint import fingerprint
 from ..models.locks import held
-from ..models.official import load_reward
-from ..models.template import Template
+from ..models.official import open_reward
 from ..models.video_reward import VideoReward
 from .predicting import predicting
 
@@ -75,12 +74,8 @@ class RewardJudge:
     @cached_property
     def network(self) -> VideoReward:
         """The reward model's network. Settings that are changed on it hold for everything that is scored later."""
-        if self.template and self.official_repo:
-            raise VideoAlignError("--template and --official-repo both name the template; give one of them")
-        template = Template.from_repository(self.official_repo) if self.official_repo else None
-        template = Template.load(self.template) if self.template else template
-        changes = {"dtype": self.dtype} if self.dtype else {}
-        return load_reward(self.model, self.backbone, template, self.checkpoint_step, **changes)
+        source = (self.backbone, self.template, self.official_repo, self.checkpoint_step, self.dtype)
+        return open_reward(self.model, *source)
 
     @cached_property
     def module(self) -> RewardModel:

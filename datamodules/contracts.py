@@ -17,6 +17,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from ..models.scoring import ScoresVideos
 from .fulfilment import OFFERED_BY, missing, offered_by, offers, require  # noqa: F401  for those who ask
 
 if TYPE_CHECKING:
@@ -389,6 +390,14 @@ class AugmentsPairs(Protocol):
         Returns:
             Frames of A and B in new tensors, uint8 (T', 3, H', W'), and the prompt that fits them.
         """
+
+
+# --- what a module is given -------------------------------------------------------------------------------------------
+
+# the networks' package has the contract, because it is where rewards are asked
+offered_by("a reward that rates samples (VideoRewardScores, NoisyRewardScores, FunctionScores, HTTPScores)")(
+    ScoresVideos
+)
 
 
 # --- what a loader offers ---------------------------------------------------------------------------------------------

@@ -86,6 +86,34 @@ def load_reward(
     )
 
 
+def open_reward(
+    folder: str | Path,
+    backbone: str | Path | None = None,
+    template: str | Path | None = None,
+    official_repo: str | Path | None = None,
+    step: int | None = None,
+    dtype: str | None = None,
+) -> VideoReward:
+    """Load a reward model as a command line or a YAML file describes it, in eval mode.
+
+    Args:
+        folder: Folder or hub id of a reward model, of this package or an official one.
+        backbone: Folder or hub id of the backbone, if it is not where the folder says.
+        template: Text file with the official template; for official folders only.
+        official_repo: Clone of the official repository to read the template from; for official folders only.
+        step: Step of the checkpoint; the latest one if not given. For official folders only.
+        dtype: Dtype of the backbone's frozen weights; the folder's if not given.
+
+    Raises:
+        VideoAlignError: Where the template is given twice, or :func:`load_reward` refuses the folder.
+    """
+    if template and official_repo:
+        raise VideoAlignError("--template and --official-repo both name the template; give one of them")
+    text = Template.from_repository(official_repo) if official_repo else None
+    text = Template.load(template) if template else text
+    return load_reward(folder, backbone, text, step, **({"dtype": dtype} if dtype else {}))
+
+
 def load_official(
     folder: str | Path,
     backbone: str | Path | None = None,

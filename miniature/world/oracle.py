@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -27,7 +28,7 @@ from ...models.files import read_json, write_json
 from ...models.generator import Generator
 from . import sprites
 from .measurement import FLAWS, Measured, measure
-from .sprites import BY_PROMPT, COLOURS, DIRECTIONS, SCENES, SHAPES, SIZE, TA_WEIGHTS, Flaws, Scene
+from .sprites import BY_PROMPT, COLOURS, DIRECTIONS, FRAMES, SCENES, SHAPES, SIZE, TA_WEIGHTS, Flaws, Scene
 
 RoundTrip = Callable[[np.ndarray], np.ndarray]
 """uint8 (N, T, H, W, 3) -> the same, through an autoencoder."""
@@ -162,8 +163,8 @@ class Oracle:
             raise VideoAlignError(f"{path} is not the calibration of an oracle ({error})") from None
 
 
-class OracleJudge:
-    """The oracle as a judge of `videoalign compare`.
+class _Calibrated:
+    """An oracle of a file.
 
     Args:
         calibration: JSON file of the oracle's calibration.
@@ -181,6 +182,55 @@ class OracleJudge:
     def oracle(self) -> Oracle:
         """The calibrated oracle, read when it is first needed."""
         return Oracle.load(self.calibration)
+
+
+class OracleScores(_Calibrated):
+    """The oracle as a reward of generated videos.
+
+    Args:
+        calibration: JSON file of the oracle's calibration.
+    """
+
+    needs: Literal["videos", "latents"] = "videos"
+
+    def check(self, prompts: Sequence[str]) -> None:
+        """Refuse prompts that are not the miniature world's.
+
+        Args:
+            prompts: Prompts of all samples that there will be.
+
+        Raises:
+            VideoAlignError: Where a prompt is none of the world's, or the calibration cannot be read.
+        """
+        self.oracle.check(prompts, (FRAMES, SIZE, SIZE, 3))
+
+    def __call__(self, videos: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """Judge videos.
+
+        Args:
+            videos: Videos (B, T, 3, H, W), uint8.
+            prompts: Prompt of each video.
+
+        Returns:
+            Qualities (B,) in [0, 1] under VQ, MQ and TA.
+        """
+        clips = videos.permute(0, 1, 3, 4, 2).cpu().numpy()
+        return dict(zip(DIMENSIONS, self.oracle(clips, prompts).unbind(1)))
+
+    def place(self, device: torch.device | None) -> None:
+        """The oracle computes on the CPU and holds nothing to move.
+
+        Args:
+            device: Device that the run computes on; None releases memory.
+        """
+
+
+class OracleJudge(_Calibrated):
+    """The oracle as a judge of `videoalign compare`.
+
+    Args:
+        calibration: JSON file of the oracle's calibration.
+    """
 
     def check(self, prompts: Sequence[str], sampling: Sampling) -> None:
         """Refuse prompts and videos that are not the miniature world's."""

@@ -1,0 +1,200 @@
+"""Rewards of generated samples: what a reward gives is one finite number a sample under each of its names, or refused.
+
+A failure never becomes a number: a reward that cannot rate a sample raises, and the message names both.
+
+Legend: B samples, T frames, H, W pixels; C, F, H, W of latents are the autoencoder's.
+"""
+
+import traceback
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from .. import VideoAlignError
+
+NEEDS = ("videos", "latents")
+"""What a reward may read."""
+
+
+class ScoresVideos(Protocol):
+    """Rates generated samples, in numbers that have names: a reward, or a held-out judge beside it.
+
+    Any class with these members is a reward; it need not inherit from this one. In YAML a reward is given by its
+    ``class_path`` and ``init_args``, so the types of its methods' arguments must be those that are written here. A
+    reward that cannot rate a sample raises; no number stands for a failure. It should load its model when it is first
+    asked, not when it is constructed: a configuration may be read where nothing is rated.
+
+    :func:`scored` is the one place that calls rewards: it refuses what is no reward.
+    """
+
+    @property
+    def name(self) -> str:
+        """A few words for messages that say who rates, such as the model's folder."""
+
+    @property
+    def needs(self) -> Literal["videos", "latents"]:
+        """What is rated: decoded videos, or clean latents. A plain attribute of the class will do."""
+
+    def check(self, prompts: Sequence[str]) -> None:
+        """Refuse what this reward cannot rate, before the long work begins; what it needs may be loaded here.
+
+        Args:
+            prompts: Prompts of all samples that there will be.
+
+        Raises:
+            VideoAlignError: Where prompts or the reward's own settings do not fit.
+        """
+
+    def __call__(self, videos: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """Rate samples.
+
+        Args:
+            videos: Videos (B, T, 3, H, W), uint8; where :attr:`needs` says so, normalised latents (B, C, F, H, W).
+            prompts: Prompt of each sample.
+
+        Returns:
+            A number per sample (B,) under each name; higher is better.
+        """
+
+    def place(self, device: torch.device | None) -> None:
+        """Move the reward's models, if it has some; called between the phases of training.
+
+        Args:
+            device: Device that the run computes on; None releases the device's memory.
+        """
+
+
+def scored(
+    rewards: Mapping[str, ScoresVideos],
+    videos: Tensor | None,
+    latents: Tensor | None,
+    prompts: Sequence[str],
+    names: Sequence[str],
+) -> dict[str, Tensor]:
+    """Rate samples with every reward.
+
+    Args:
+        rewards: Rewards by name; a name holds no ``/``.
+        videos: Decoded videos (B, T, 3, H, W), uint8; None where no reward reads them.
+        latents: Normalised latents (B, C, F, H, W); None where no reward reads them.
+        prompts: Prompt of each sample.
+        names: Name of each sample, for messages.
+
+    Returns:
+        Rewards (B,), fp32 on the CPU, under ``REWARD/NAME`` with the names of the mapping and those that the reward
+        gives.
+
+    Raises:
+        VideoAlignError: Where a reward fails, reads what is not there, or gives anything but one finite number a sample
+            under each of its names; names the reward and the samples.
+    """
+    found: dict[str, Tensor] = {}
+    for key, reward in rewards.items():
+        who = f"reward {key} ({reward.name})"
+        if "/" in key or not key:
+            raise VideoAlignError(f"{who}: {key!r} cannot be a reward's name; leave out the slash")
+        given = _samples(who, reward, {"videos": videos, "latents": latents})
+        if not len(given) == len(prompts) == len(names):
+            raise VideoAlignError(f"{who}: {len(given)} samples, {len(prompts)} prompts and {len(names)} names")
+        rated = _asked(who, reward, given, prompts, names)
+        found |= {f"{key}/{name}": values for name, values in sound(who, rated, names).items()}
+    return found
+
+
+def needed(rewards: Mapping[str, ScoresVideos]) -> set[str]:
+    """What rewards read: ``videos``, ``latents`` or both. Where no reward reads videos, none need be decoded."""
+    return {reward.needs for reward in rewards.values()}
+
+
+def sound(who: str, rated: Any, names: Sequence[str]) -> dict[str, Tensor]:
+    """What a reward has given, if it is one finite number a sample under each name.
+
+    Args:
+        who: Who rated, as the first words of a message.
+        rated: What the reward gave.
+        names: Name of each sample, for messages.
+
+    Returns:
+        Rewards (B,), fp32 on the CPU, by name.
+
+    Raises:
+        VideoAlignError: Where it is anything else.
+    """
+    if not isinstance(rated, Mapping) or not rated:
+        kind = "an empty dictionary" if isinstance(rated, Mapping) else f"a {type(rated).__name__}"
+        raise VideoAlignError(f"{who} gave {kind} for {_listed(names)}, but rewards are tensors (B,) by name")
+    if wrong := [name for name in rated if not isinstance(name, str) or not name or "/" in name]:
+        raise VideoAlignError(f"{who} calls a reward {wrong[0]!r}; a name is a text without slashes")
+    numbers = {}
+    for name, values in rated.items():
+        if not isinstance(values, Tensor) or values.is_complex() or values.shape != (len(names),):
+            kind = f"{values.dtype} {tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
+            raise VideoAlignError(
+                f"{who} gave {kind} under {name} for {len(names)} samples ({_listed(names)}); it must be a tensor of "
+                f"shape ({len(names)},)"
+            )
+        numbers[name] = values.detach().to("cpu", torch.float32)
+        if bad := [sample for sample, fine in zip(names, numbers[name].isfinite().tolist()) if not fine]:
+            raise VideoAlignError(
+                f"{who} gave NaN or infinity under {name} for {_listed(bad)}; look at these samples and at this reward"
+            )
+    return numbers
+
+
+def as_rewards(rated: Any, count: int, name: str = "score") -> dict[str, Tensor]:
+    """Numbers of any kind, such as lists and arrays, as tensors by name.
+
+    Args:
+        rated: Numbers by name, or numbers alone.
+        count: Number of samples B; a single number is right for one sample alone.
+        name: Name of numbers that come without one.
+
+    Returns:
+        fp32 tensors by name; whether each is (B,), :func:`sound` tells.
+
+    Raises:
+        VideoAlignError: Where something is no number.
+    """
+    named = rated if isinstance(rated, Mapping) else {name: rated}
+    tensors = {}
+    for key, values in named.items():
+        try:
+            tensors[key] = torch.as_tensor(values).to("cpu", torch.float32)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise VideoAlignError(f"{key} is no list of numbers ({str(error).splitlines()[0]})") from None
+        if count == 1 and tensors[key].ndim == 0:
+            tensors[key] = tensors[key][None]
+    return tensors
+
+
+def _samples(who: str, reward: ScoresVideos, there: Mapping[str, Tensor | None]) -> Tensor:
+    """What a reward reads of the samples."""
+    if reward.needs not in NEEDS:
+        raise VideoAlignError(f"{who} needs {reward.needs!r}; what a reward can read is {' or '.join(NEEDS)}")
+    if (given := there[reward.needs]) is None:
+        other = " or ".join(name for name, value in there.items() if value is not None)
+        raise VideoAlignError(f"{who} reads {reward.needs}, but there are only {other}")
+    return given
+
+
+def _asked(who: str, reward: ScoresVideos, given: Tensor, prompts: Sequence[str], names: Sequence[str]) -> Any:
+    try:
+        with torch.no_grad(), torch.autocast(given.device.type, enabled=False):
+            return reward(given, prompts)
+    except VideoAlignError as error:
+        raise VideoAlignError(f"{who} cannot rate {_listed(names)}: {error}") from error
+    except Exception as error:  # a reward of a user's own may raise anything
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        text = next(iter(str(error).splitlines()), "")
+        raise VideoAlignError(
+            f"{who} failed on {_listed(names)}: {type(error).__name__}: {text[:300]} ({place.filename}, line "
+            f"{place.lineno})"
+        ) from error
+
+
+def _listed(names: Sequence[str]) -> str:
+    """The first names of samples, and how many more there are."""
+    first, more = ", ".join(names[:4]), len(names) - 4
+    return f"{first} and {more} more" if more > 0 else first
