@@ -20,15 +20,15 @@ class LoopSize:
     """Steps of caption pre-training."""
     reward: int = 350
     """Steps of the reward model."""
-    generated: int = 250
+    generated: int = 400
     """Further steps of the reward model on pairs of generated clips."""
-    autoencoder: int = 280
+    autoencoder: int = 400
     """Steps of the autoencoder."""
-    generator: int = 700
+    generator: int = 1000
     """Steps of the generator."""
     noisy: int = 300
     """Steps of the reward on noisy latents."""
-    align: int = 90
+    align: int = 120
     """Steps of each alignment algorithm."""
     samples: int = 96
     """Videos per prompt among which annotators rate pairs."""
@@ -48,9 +48,7 @@ class LoopSize:
     """Renders of known quality that the oracle is checked on."""
 
 
-STUDY = LoopSize(
-    captions=800, reward=500, generated=1200, autoencoder=400, generator=1000, align=120, samples=192, rated=15_000
-)
+STUDY = LoopSize(captions=800, reward=500, generated=1200, samples=192, rated=15_000)
 """What is worth a study: more steps, and more clips of the generator for its judge."""
 
 
