@@ -24,9 +24,9 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from .. import VideoAlignError
 from ..bars import Bar
 from ..callbacks.prompt_sampler import PromptSampler, Sampling
-from ..datamodules.contracts import require
+from ..datamodules.contracts import DrawsGroups, require
 from ..datamodules.data_ranks import data_ranks
-from ..datamodules.prompt_groups import Drawn, Places, PromptGroups
+from ..datamodules.prompt_groups import Drawn, Places
 from ..models.advantages import Advantages
 from ..models.family import Condition, Encoded
 from ..models.flow import draw, draw_seed, interpolate
@@ -148,7 +148,7 @@ class OnPolicy(FlowSFT):
         """Refuse what cannot work together; encode all prompts once."""
         super().setup(stage)
         trainer = self.trainer
-        groups = require(trainer.datamodule, PromptGroups, type(self).__name__)
+        groups = require(trainer.datamodule, DrawsGroups, type(self).__name__)
         if trainer.accumulate_grad_batches != 1:
             raise VideoAlignError(
                 f"trainer.accumulate_grad_batches is {trainer.accumulate_grad_batches}, but an iteration's samples "
@@ -198,7 +198,7 @@ class OnPolicy(FlowSFT):
         """A copy of the tensors that train, as they are now."""
         return {name: parameter.detach().clone() for name, parameter in self.trained().items()}
 
-    def decay(self, iteration: int) -> float:
+    def old_share(self, iteration: int) -> float:
         """Share of the behaviour policy that is kept after an iteration.
 
         Args:
@@ -215,7 +215,7 @@ class OnPolicy(FlowSFT):
         Args:
             iteration: Number of the iteration that begins.
         """
-        decay = self.decay(iteration - 1) if self._old and iteration else 0.0
+        decay = self.old_share(iteration - 1) if self._old and iteration else 0.0
         if not decay:
             self._old = self.kept()
             return

@@ -4,8 +4,8 @@ from typing import Any
 
 import lightning as L
 
-from ..datamodules.contracts import ShowsRollout, require
-from ..datamodules.prompt_groups import Places, PromptGroups
+from ..datamodules.contracts import DrawsGroups, ShowsRollout, require
+from ..datamodules.prompt_groups import Places
 from ..datamodules.stream import at_least
 from .run_media import media_of
 from .side_clips import Clip, frames_of
@@ -30,7 +30,7 @@ class GroupExtremes(L.Callback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Refuse a module or a DataModule that samples no groups."""
         require(pl_module, ShowsRollout, f"callbacks.{type(self).__name__}")
-        require(trainer.datamodule, PromptGroups, f"callbacks.{type(self).__name__}")
+        require(trainer.datamodule, DrawsGroups, f"callbacks.{type(self).__name__}")
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Places, batch_idx: int

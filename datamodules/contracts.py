@@ -307,6 +307,35 @@ class HasPromptScores(Protocol):
         """Whether every training sample has rewards; pairs with labels alone have scores, but no rewards."""
 
 
+@offered_by("a DataModule of groups of prompts (PromptGroups or a subclass)")
+class DrawsGroups(Protocol):
+    """A DataModule that says which samples an iteration of on-policy training draws: PromptGroups.
+
+    OnPolicy and the callback GroupExtremes ask it.
+    """
+
+    @property
+    def items(self) -> Sequence[Any]:
+        """Prompts, each with its ``prompt`` and maybe ``image``."""
+
+    @property
+    def groups(self) -> int:
+        """Groups of an iteration."""
+
+    def all_prompts(self) -> Sequence[str]:
+        """Texts of the prompts."""
+
+    def drawn(self, iteration: int) -> Sequence[Any]:
+        """All samples of an iteration, group after group, each with its ``group``, ``item``, ``number`` and ``seed``.
+
+        Args:
+            iteration: Number of the iteration.
+        """
+
+    def rounds(self) -> Any:
+        """Size of an iteration's training on a rank: ``rows``, ``passes``, and micro-batches of a step, ``accumulated``."""
+
+
 @offered_by("a DataModule of videos to encode (EncodeList or a subclass)")
 class EncodesVideos(Protocol):
     """A DataModule of videos that become latents: EncodeList.
