@@ -110,8 +110,7 @@ class RewardQueue:
         """Rate jobs in one batch, and say whether that worked; only a job alone is told of a failure."""
         begun = time.monotonic()
         try:
-            for job, rewards in zip(jobs, self._rewards([job.samples for job in jobs]), strict=True):
-                job.rewards.set_result(rewards)
+            rated = self._rewards([job.samples for job in jobs])
         except BaseException as error:  # whatever it was, this thread must go on, and the client must hear of it
             if alone:
                 self.counts["failures"] += 1
@@ -120,6 +119,8 @@ class RewardQueue:
         self.counts["batches"] += 1
         self.counts["samples"] += sum(len(job.samples.prompts) for job in jobs)
         self.counts["seconds"] += time.monotonic() - begun
+        for job, rewards in zip(jobs, rated, strict=True):
+            job.rewards.set_result(rewards)
         return True
 
     def _rewards(self, requests: list[Samples]) -> list[dict[str, Tensor]]:

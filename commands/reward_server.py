@@ -87,14 +87,14 @@ def reward_app(
     return app
 
 
-def _desk(request: Request) -> Desk:
+async def _desk(request: Request) -> Desk:
     return request.app.state.desk
 
 
 AtDesk = Annotated[Desk, Depends(_desk)]
 
 
-def _known(request: Request, desk: AtDesk) -> None:
+async def _known(request: Request, desk: AtDesk) -> None:
     """Refuse clients without the token."""
     sent = request.headers.get("authorization", "").removeprefix("Bearer ").encode()
     if desk.token and not hmac.compare_digest(sent, desk.token.encode()):
@@ -187,6 +187,8 @@ async def _rated(request: Request, desk: Desk) -> Response:
         found = await _waited(request, rewards)
     except VideoAlignError as error:  # its cause says whether the samples were refused, or the reward failed
         return _told(str(error), 422 if isinstance(error.__cause__, VideoAlignError) else 500)
+    except HTTPException:
+        raise
     except Exception as error:
         return _told(f"{desk.reward.name} failed: {type(error).__name__}: {str(error)[:300]}", 500)
     finally:

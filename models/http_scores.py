@@ -62,7 +62,11 @@ class HTTPScores:
         pause: float = 1.0,
         batch_size: int = 4,
     ) -> None:
-        parts = urlsplit(url)
+        try:
+            parts = urlsplit(url)
+            parts.port  # noqa: B018  refuses what is no number
+        except ValueError as error:
+            raise VideoAlignError(f"url {url!r} of a reward server: {error}") from None
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.username:
             raise VideoAlignError(
                 f"url {url!r} of a reward server must be like http://HOST:PORT, without a query and a password"
@@ -243,4 +247,6 @@ def _reason(error: Exception, timeout: float) -> str:
     cause = error.reason if isinstance(error, urllib.error.URLError) else error
     if isinstance(cause, TimeoutError):
         return f"no whole answer within {timeout:g} s"
-    return str(cause) or type(cause).__name__
+    text = " ".join(str(cause).split())[:200]
+    kind = type(cause).__name__
+    return f"no answer in HTTP ({kind}: {text})" if isinstance(cause, http.client.HTTPException) else text or kind

@@ -1,7 +1,8 @@
 """Things that are found by name: this package's own, those of installed packages, and one's own by import path.
 
 An installed package offers a thing by an entry point of a group (``videoalign.generators``, ``videoalign.judges``,
-``videoalign.benchmarks``) in its ``pyproject.toml``; the name of the entry point is the thing's name.
+``videoalign.rewards``, ``videoalign.benchmarks``) in its ``pyproject.toml``; the name of the entry point is the thing's
+name.
 """
 
 from collections.abc import Callable, Iterator, Mapping

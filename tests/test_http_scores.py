@@ -284,7 +284,7 @@ def test_a_server_that_does_not_fit_is_refused(script, info, check, words):
     "settings",
     [
         {"url": "127.0.0.1:8100"}, {"url": "ftp://host"}, {"url": "http://"}, {"url": "file:///etc/passwd"},
-        {"url": "http://me:secret@host"}, {"url": "http://host?token=1"},
+        {"url": "http://me:secret@host"}, {"url": "http://[::1"}, {"url": "http://host:x"}, {"url": "http://host?token=1"},
         {"timeout": 0}, {"retries": -1}, {"pause": -1.0}, {"batch_size": 0}, {"needs": "frames"},
     ],
     ids=str,

@@ -39,7 +39,7 @@ def test_every_shipped_reward_fulfils_the_contract_and_explains_its_settings(kin
     required = {name: "http://host" for name, p in inspect.signature(kind).parameters.items() if p.default is p.empty}
     required |= {"fps": 8.0} if "fps" in required else {}
     spec = {"class_path": f"{kind.__module__}.{kind.__name__}", "init_args": required}
-    found = parser.instantiate_classes(parser.parse_args(["--reward", json.dumps(spec)])).reward
+    found = parser.instantiate(parser.parse_args(["--reward", json.dumps(spec)])).reward
     assert type(found) is kind and not missing(found, ScoresVideos)
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(kind, "x", fail_untyped=False)

@@ -148,7 +148,7 @@ def test_a_reward_is_named_by_its_class_path_in_yaml():
     parser.add_argument("--rewards", type=Mapping[str, ScoresVideos])
     path = "videoalign.models.function_scores.FunctionScores"
     text = f"{{a: {{class_path: {path}, init_args: {{function: 'math:sqrt'}}}}}}"
-    found = parser.instantiate_classes(parser.parse_args(["--rewards", text]))
+    found = parser.instantiate(parser.parse_args(["--rewards", text]))
     assert type(found.rewards["a"]).__name__ == "FunctionScores"
     with pytest.raises(jsonargparse.ArgumentError):
         parser.parse_args(["--rewards", "{a: {class_path: torch.nn.Identity}}"])
