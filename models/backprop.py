@@ -7,7 +7,7 @@ The chain is Euler's, at the times :math:`1 \ge t_0 > \dots > t_n = 0` of the pi
 Gradients through all of its steps would hold the activations of all of them, and grow from step to step. So most steps
 are taken without gradients, and a *route* says which ones are not, and which latents the reward reads:
 
-- :class:`RandomStep`: one step, drawn for each sample; its end at its own noise (PRFL, 2025).
+- :class:`RandomStep`: one step, drawn for each sample; its end at its own noise (PRFL, Mi et al., 2025).
 - :class:`LastSteps`: the last K steps; the finished video (DRaFT-K, Clark et al., 2024).
 - :class:`PredictedEnd`: a late step, drawn for each sample; the end that it predicts (ReFL, Xu et al., 2023).
 
@@ -172,8 +172,8 @@ class RandomStep(Route):
         last = min(self._last(len(times) - 1), int((times[:-1] >= lowest).sum()) - 1)
         if last < self.first:
             raise VideoAlignError(
-                f"model.route: step {self.first} and those behind it begin below t = {lowest:g}, where the other expert "
-                "works; lower model.route's first, or raise model.steps"
+                f"model.route: step {self.first} and those behind it begin below t = {lowest:g}, where the other "
+                "expert works; lower model.route's first, or raise model.steps"
             )
         return _drawn(uniform, self.first, last)
 

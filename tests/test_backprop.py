@@ -1,5 +1,6 @@
 """Sampling with gradients: the chain against the samplers, its gradients against finite differences, the routes."""
 
+from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
@@ -68,7 +69,7 @@ def test_all_steps_with_gradients_are_the_whole_chain():
     ends = []
     for change in (h, -h):
         x = noise.clone()
-        for t, following in zip(times, times[1:]):
+        for t, following in pairwise(times):
             x = x + (following - t) * ((0.7 + change) * torch.tanh(x) - 0.4 * x * t)
         ends.append((x.sin() * torch.tensor([1.0, 2.0])[:, None, None, None, None]).sum().item())
     assert gradient[0].item() == pytest.approx((ends[0] - ends[1]) / (2 * h), rel=1e-6)
@@ -109,7 +110,7 @@ def test_wan_takes_euler_steps_at_the_times_of_its_schedule(shift, of_family):
     assert chain.times[0] > 0.99 and chain.times[-1] == 0
     x = noise
     with torch.no_grad():
-        for t, following in zip(chain.times, chain.times[1:]):
+        for t, following in pairwise(chain.times):
             x = x + (following - t) * generator.velocity(x, t.expand(2), condition)
         found = chain.walk(torch.tensor([5, 5]))
     torch.testing.assert_close(found, x, rtol=1e-5, atol=1e-6)

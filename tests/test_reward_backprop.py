@@ -20,6 +20,7 @@ from videoalign.models.frame_sampling import FrameSampling
 from videoalign.models.generator_folder import load_generator
 from videoalign.models.memory import Memory
 from videoalign.models.noisy_reward import NoisyReward, NoisyRewardShape
+from videoalign.models.whole import shapes_only
 
 
 @pytest.fixture(scope="module")
@@ -228,7 +229,9 @@ def test_guidance_samples_with_the_empty_prompt(folders, rewards, pairs):
 
 
 def test_adapters_train_in_fp32_beside_weights_in_bf16(folders, rewards, pairs):
-    model = backprop(folders, rewards, **KINDS["draft"], dtype="bfloat16", optimizer=partial(torch.optim.AdamW, lr=5e-6))
+    model = backprop(
+        folders, rewards, **KINDS["draft"], dtype="bfloat16", optimizer=partial(torch.optim.AdamW, lr=5e-6)
+    )
     before = {n: p.detach().clone() for n, p in model.trained().items()}
     fit(model, data(pairs["wan"]), precision="bf16-mixed")
     for name, parameter in model.trained().items():
@@ -307,6 +310,11 @@ def test_two_processes_train_as_one(folders, rewards, pairs, tmp_path):
 def test_options_that_cannot_work_together_are_refused(options, words, folders, rewards):
     with pytest.raises(VideoAlignError, match=words):
         backprop(folders, rewards, **options)
+
+
+def test_plan_says_that_it_does_not_count_this(folders, rewards):
+    with shapes_only(), pytest.raises(VideoAlignError, match="plan counts one pass of the generator"):
+        backprop(folders, rewards, trained=False)
 
 
 def test_rewards_of_the_wrong_kind_are_refused(folders, rewards, tmp_path):
