@@ -15,6 +15,7 @@ Legend: N samples; C, F, H, W channels, frames, height and width of latents; n s
 """
 
 import torch
+from diffusers import SchedulerMixin
 from torch import Tensor
 
 from .. import VideoAlignError
@@ -55,9 +56,7 @@ class Chain:
         if cfg_scale > 1:  # the image stays
             self.null = condition | {name: part.expand(len(noise), *part.shape[1:]) for name, part in null.items()}
         scheduler = generator.pipeline.scheduler
-        scheduler = scheduler if shift is None else shifted(scheduler, shift)
-        generator.schedule(scheduler, steps, noise)
-        self.times = scheduler.sigmas.to(noise.device, torch.float32)
+        self.times = _times(generator, scheduler if shift is None else shifted(scheduler, shift), steps, noise)
 
     def velocity(self, x: Tensor, t: Tensor) -> Tensor:
         """Velocity (N, C, F, H, W) after classifier-free guidance.
@@ -97,6 +96,26 @@ class Chain:
         # autocast keeps the weights that it has cast, here without gradients, and would use them again in what follows
         torch.clear_autocast_cache()
         return found
+
+
+def _times(generator: Generator, scheduler: SchedulerMixin, steps: int, x: Tensor) -> Tensor:
+    """Times (n + 1,) of a scheduler's n steps, fp32, whose last step is no remainder.
+
+    diffusers' Euler scheduler ends at t = 0.001, so that its last step, from there to 0, changes nothing, and would pass
+    on a thousandth of the gradient. It is left out then, and the others are one more in its place.
+
+    Args:
+        generator: Generator, which sets the scheduler as its pipeline does.
+        scheduler: The pipeline's scheduler, or one like it with another shift.
+        steps: Number n of steps.
+        x: Latents (N, C, F, H, W), on which the steps of some families depend.
+    """
+    generator.schedule(scheduler, steps, x)
+    times = scheduler.sigmas
+    if steps > 1 and times[-2] < 0.5 * (times[-3] - times[-2]):
+        generator.schedule(scheduler, steps + 1, x)
+        times = torch.cat([scheduler.sigmas[:-2], scheduler.sigmas[-1:]])
+    return times.to(x.device, torch.float32)
 
 
 class Route:

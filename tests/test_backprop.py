@@ -100,14 +100,16 @@ def test_the_chain_is_the_sampling_of_a_pipeline_with_an_euler_scheduler(family,
         assert torch.equal(x[:, :, :1], condition["image"])
 
 
-@pytest.mark.parametrize("shift", [None, 5.0])
-def test_wan_takes_euler_steps_at_the_times_of_its_schedule(shift, of_family):
-    generator, condition, noise = setting(of_family, "wan")
+@pytest.mark.parametrize(("family", "shift"), [("wan", None), ("wan", 5.0), ("wan22-5b", None), ("wan22-5b", 3.0)])
+def test_euler_steps_are_taken_at_the_times_of_the_schedule(family, shift, of_family):
+    """Also where the pipeline's scheduler is another solver (UniPC), or ends with a step from t = 0.001."""
+    generator, condition, noise = setting(of_family, family)
     chain = Chain(generator, condition, noise, 5, shift=shift)
-    u = torch.linspace(1, 0, 6)[1:-1]
-    s = shift or generator.pipeline.scheduler.config.flow_shift
-    torch.testing.assert_close(chain.times[1:-1], s * u / (1 + (s - 1) * u), rtol=0, atol=2e-3)
-    assert chain.times[0] > 0.99 and chain.times[-1] == 0
+    s = shift or generator.official_shift() or 1.0
+    u = torch.linspace(1, 0.001, 6)[:-1]
+    torch.testing.assert_close(chain.times[:-1], s * u / (1 + (s - 1) * u), rtol=0, atol=6e-3)
+    assert len(chain.times) == 6 and chain.times[-1] == 0
+    assert chain.times[-2] > 0.9 * (chain.times[-3] - chain.times[-2])
     x = noise
     with torch.no_grad():
         for t, following in pairwise(chain.times):
