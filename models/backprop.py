@@ -93,16 +93,14 @@ class Chain:
             for number in range(int(stops.max()) if count is None else count):
                 x = self.step(x, torch.full_like(stops, number))
                 found = torch.where(expand(stops == number + 1, x), x, found)
-        # autocast keeps the weights that it has cast, here without gradients, and would use them again in what follows
-        torch.clear_autocast_cache()
         return found
 
 
 def _times(generator: Generator, scheduler: SchedulerMixin, steps: int, x: Tensor) -> Tensor:
     """Times (n + 1,) of a scheduler's n steps, fp32, whose last step is no remainder.
 
-    diffusers' Euler scheduler ends at t = 0.001, so that its last step, from there to 0, changes nothing, and would pass
-    on a thousandth of the gradient. It is left out then, and the others are one more in its place.
+    diffusers' Euler scheduler ends at t = 0.001, so that its last step, from there to 0, changes nothing, and would
+    pass on a thousandth of the gradient. It is left out then, and the others are one more in its place.
 
     Args:
         generator: Generator, which sets the scheduler as its pipeline does.

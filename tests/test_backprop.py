@@ -136,7 +136,7 @@ def test_each_sample_has_its_own_step(of_family):
 
 
 def test_steps_without_gradients_leave_autocast_nothing_without_gradients(folders):
-    """Autocast keeps the bf16 copies of adapters; those of the first steps know no gradient."""
+    """Autocast keeps its bf16 copies of adapters; torch before 2.11 kept those of the first steps, which had none."""
     model = make(FlowSFT, folders["wan"])
     generator, noise = model.generator, randn(1, *SHAPE)
     condition = generator.condition([{"prompt": randn(3, 32)}])
