@@ -1,4 +1,4 @@
-"""Back-propagation of a reward through sampling: PRFL through noisy latents, DRaFT-K and ReFL through decoded frames."""
+"""Training along the gradient of a reward: PRFL through noisy latents, DRaFT-K and ReFL through decoded frames."""
 
 import math
 from typing import Any, Literal
@@ -30,7 +30,7 @@ class RewardBackprop(FlowSFT):
     steps of sampling have gradients, the route says:
 
     - PRFL: ``through: noisy`` with :class:`~videoalign.models.backprop.RandomStep`, :math:`\lambda = 0.1` and
-      :math:`m = 2`, in turn with plain flow matching (HY-Video-PRFL's code, 2025);
+      :math:`m = 2`, in turn with plain flow matching (Mi et al., 2025);
     - DRaFT-K (Clark et al., 2024): ``through: frames`` with :class:`~videoalign.models.backprop.LastSteps`;
     - ReFL (Xu et al., 2023): ``through: frames`` with :class:`~videoalign.models.backprop.PredictedEnd`.
 

@@ -7,7 +7,7 @@ The chain is Euler's, at the times :math:`1 \ge t_0 > \dots > t_n = 0` of the pi
 Gradients through all of its steps would hold the activations of all of them, and grow from step to step. So most steps
 are taken without gradients, and a *route* says which ones are not, and which latents the reward reads:
 
-- :class:`RandomStep`: one step, drawn for each sample; its end at its own noise (PRFL, 2025).
+- :class:`RandomStep`: one step, drawn for each sample; its end at its own noise (PRFL, Mi et al., 2025).
 - :class:`LastSteps`: the last K steps; the finished video (DRaFT-K, Clark et al., 2024).
 - :class:`PredictedEnd`: a late step, drawn for each sample; the end that it predicts (ReFL, Xu et al., 2023).
 
@@ -15,6 +15,7 @@ Legend: N samples; C, F, H, W channels, frames, height and width of latents; n s
 """
 
 import torch
+from diffusers import SchedulerMixin
 from torch import Tensor
 
 from .. import VideoAlignError
@@ -55,9 +56,7 @@ class Chain:
         if cfg_scale > 1:  # the image stays
             self.null = condition | {name: part.expand(len(noise), *part.shape[1:]) for name, part in null.items()}
         scheduler = generator.pipeline.scheduler
-        scheduler = scheduler if shift is None else shifted(scheduler, shift)
-        generator.schedule(scheduler, steps, noise)
-        self.times = scheduler.sigmas.to(noise.device, torch.float32)
+        self.times = _times(generator, scheduler if shift is None else shifted(scheduler, shift), steps, noise)
 
     def velocity(self, x: Tensor, t: Tensor) -> Tensor:
         """Velocity (N, C, F, H, W) after classifier-free guidance.
@@ -94,9 +93,27 @@ class Chain:
             for number in range(int(stops.max()) if count is None else count):
                 x = self.step(x, torch.full_like(stops, number))
                 found = torch.where(expand(stops == number + 1, x), x, found)
-        # autocast keeps the weights that it has cast, here without gradients, and would use them again in what follows
-        torch.clear_autocast_cache()
         return found
+
+
+def _times(generator: Generator, scheduler: SchedulerMixin, steps: int, x: Tensor) -> Tensor:
+    """Times (n + 1,) of a scheduler's n steps, fp32, whose last step is no remainder.
+
+    diffusers' Euler scheduler ends at t = 0.001, so that its last step, from there to 0, changes nothing, and would
+    pass on a thousandth of the gradient. It is left out then, and the others are one more in its place.
+
+    Args:
+        generator: Generator, which sets the scheduler as its pipeline does.
+        scheduler: The pipeline's scheduler, or one like it with another shift.
+        steps: Number n of steps.
+        x: Latents (N, C, F, H, W), on which the steps of some families depend.
+    """
+    generator.schedule(scheduler, steps, x)
+    times = scheduler.sigmas
+    if steps > 1 and times[-2] < 0.5 * (times[-3] - times[-2]):
+        generator.schedule(scheduler, steps + 1, x)
+        times = torch.cat([scheduler.sigmas[:-2], scheduler.sigmas[-1:]])
+    return times.to(x.device, torch.float32)
 
 
 class Route:
@@ -172,8 +189,8 @@ class RandomStep(Route):
         last = min(self._last(len(times) - 1), int((times[:-1] >= lowest).sum()) - 1)
         if last < self.first:
             raise VideoAlignError(
-                f"model.route: step {self.first} and those behind it begin below t = {lowest:g}, where the other expert "
-                "works; lower model.route's first, or raise model.steps"
+                f"model.route: step {self.first} and those behind it begin below t = {lowest:g}, where the other "
+                "expert works; lower model.route's first, or raise model.steps"
             )
         return _drawn(uniform, self.first, last)
 

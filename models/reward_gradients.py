@@ -163,9 +163,7 @@ def seen(frames: Tensor, fps: float, sampling: FrameSampling, factor: int) -> Te
     return small.clamp(0, 255).unflatten(0, kept.shape[:2])  # bicubic curves overshoot
 
 
-def reward_inputs(
-    processor: RewardProcessor, frames: Tensor, fps: float, prompts: Sequence[str]
-) -> dict[str, Tensor]:
+def reward_inputs(processor: RewardProcessor, frames: Tensor, fps: float, prompts: Sequence[str]) -> dict[str, Tensor]:
     """Inputs of VideoReward for frames that have gradients, on the frames' device.
 
     Args:

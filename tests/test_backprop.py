@@ -1,5 +1,6 @@
 """Sampling with gradients: the chain against the samplers, its gradients against finite differences, the routes."""
 
+from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
@@ -68,7 +69,7 @@ def test_all_steps_with_gradients_are_the_whole_chain():
     ends = []
     for change in (h, -h):
         x = noise.clone()
-        for t, following in zip(times, times[1:]):
+        for t, following in pairwise(times):
             x = x + (following - t) * ((0.7 + change) * torch.tanh(x) - 0.4 * x * t)
         ends.append((x.sin() * torch.tensor([1.0, 2.0])[:, None, None, None, None]).sum().item())
     assert gradient[0].item() == pytest.approx((ends[0] - ends[1]) / (2 * h), rel=1e-6)
@@ -99,17 +100,19 @@ def test_the_chain_is_the_sampling_of_a_pipeline_with_an_euler_scheduler(family,
         assert torch.equal(x[:, :, :1], condition["image"])
 
 
-@pytest.mark.parametrize("shift", [None, 5.0])
-def test_wan_takes_euler_steps_at_the_times_of_its_schedule(shift, of_family):
-    generator, condition, noise = setting(of_family, "wan")
+@pytest.mark.parametrize(("family", "shift"), [("wan", None), ("wan", 5.0), ("wan22-5b", None), ("wan22-5b", 3.0)])
+def test_euler_steps_are_taken_at_the_times_of_the_schedule(family, shift, of_family):
+    """Also where the pipeline's scheduler is another solver (UniPC), or ends with a step from t = 0.001."""
+    generator, condition, noise = setting(of_family, family)
     chain = Chain(generator, condition, noise, 5, shift=shift)
-    u = torch.linspace(1, 0, 6)[1:-1]
-    s = shift or generator.pipeline.scheduler.config.flow_shift
-    torch.testing.assert_close(chain.times[1:-1], s * u / (1 + (s - 1) * u), rtol=0, atol=2e-3)
-    assert chain.times[0] > 0.99 and chain.times[-1] == 0
+    s = shift or generator.official_shift() or 1.0
+    u = torch.linspace(1, 0.001, 6)[:-1]
+    torch.testing.assert_close(chain.times[:-1], s * u / (1 + (s - 1) * u), rtol=0, atol=6e-3)
+    assert len(chain.times) == 6 and chain.times[-1] == 0
+    assert chain.times[-2] > 0.9 * (chain.times[-3] - chain.times[-2])
     x = noise
     with torch.no_grad():
-        for t, following in zip(chain.times, chain.times[1:]):
+        for t, following in pairwise(chain.times):
             x = x + (following - t) * generator.velocity(x, t.expand(2), condition)
         found = chain.walk(torch.tensor([5, 5]))
     torch.testing.assert_close(found, x, rtol=1e-5, atol=1e-6)
@@ -133,7 +136,7 @@ def test_each_sample_has_its_own_step(of_family):
 
 
 def test_steps_without_gradients_leave_autocast_nothing_without_gradients(folders):
-    """Autocast keeps the bf16 copies of adapters; those of the first steps know no gradient."""
+    """Autocast keeps its bf16 copies of adapters; torch before 2.11 kept those of the first steps, which had none."""
     model = make(FlowSFT, folders["wan"])
     generator, noise = model.generator, randn(1, *SHAPE)
     condition = generator.condition([{"prompt": randn(3, 32)}])

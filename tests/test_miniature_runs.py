@@ -19,6 +19,8 @@ from videoalign.datamodules.video import encode
 from videoalign.miniature.networks.pipelines import make_generator
 from videoalign.miniature.networks.qwen import make_qwen
 from videoalign.models import VideoReward
+from videoalign.models.generator_folder import load_generator
+from videoalign.models.noisy_reward import NoisyReward, NoisyRewardShape
 
 ROOT = Path(experiment.__file__).parents[1] / "experiments"
 FAMILY = {"qwen2vl_2b": "qwen2_vl", "qwen2_5vl_3b": "qwen2_5_vl", "qwen3vl_2b": "qwen3_vl"}
@@ -138,7 +140,11 @@ ALGORITHMS = {
     "wan_dpo_ta": ["wan_sft", "wan_dpo", "wan_dpo_ta"],
     "wan_ipo": ["wan_sft", "wan_ipo"],
     "ltx_dpo": ["wan_sft", "wan_dpo", "ltx_dpo"],
+    "prfl": ["wan_sft", "prfl"],
+    "draft": ["wan_sft", "draft"],
 }
+REWARDS = {"prfl": "noisy", "draft": "frames"}
+"""Recipes that follow a reward's gradient, and the reward of each."""
 SIZE = "{num_frames: 9, height: 64, width: 64, fps: 8}"
 NEW = {
     "wan22_5b": "wan22-5b",
@@ -181,15 +187,34 @@ def sets(encoded, family):
     return [f"--model.generator={encoded / family}", f"--data.train={latents}", f"--data.val={latents}"]
 
 
+@pytest.fixture(scope="module")
+def rewards(encoded, backbone, sampling):
+    """Folders of a noisy reward of the miniature Wan and of a VideoReward."""
+    networks = {
+        "noisy": NoisyReward(load_generator(encoded / "wan"), NoisyRewardShape(blocks=1)),
+        "frames": VideoReward(backbone, "plain", sampling),
+    }
+    for name, network in networks.items():
+        network.statistics = type(network.statistics)([0.1] * 3, [2.0] * 3)
+        network.save_pretrained(encoded / f"reward_{name}")
+    return {name: encoded / f"reward_{name}" for name in networks}
+
+
 @pytest.mark.parametrize("name", ["wan_dpo", *slow(*((name,) for name in ALGORITHMS if name != "wan_dpo"))])
-def test_every_algorithm_runs_in_miniature(name, encoded, tmp_path, monkeypatch):
+def test_every_algorithm_runs_in_miniature(name, encoded, rewards, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    options = sets(encoded, name.split("_")[0])
+    options = sets(encoded, "ltx" if name == "ltx_dpo" else "wan")
+    if name in REWARDS:
+        options += [f"--model.reward={rewards[REWARDS[name]]}", "--model.steps=3"]
     recipe = configs(*(f"flow/{c}" for c in ALGORITHMS[name]))
     cli = experiment.run(["fit", *recipe, *FEW, *options])
     run, events = check_run(cli, "val/loss", ["adapters"])
     assert run.is_relative_to(f"runs/flow/{name}")
-    assert type(cli.trainer.lightning_module).__name__ == f"Flow{name.split('_')[1].upper()}"
+    if name in REWARDS:
+        assert {"train/loss/reward", "val/rewards/overall"} <= set(events.Tags()["scalars"])
+        assert ("train/loss" in events.Tags()["scalars"]) == (name == "prfl")  # two steps, one of each kind
+    kind = "RewardBackprop" if name in REWARDS else f"Flow{name.split('_')[1].upper()}"
+    assert type(cli.trainer.lightning_module).__name__ == kind
     assert (run / "export" / "pytorch_lora_weights.safetensors").exists()
     (index,) = (run / "samples").glob("*/clips.json")
     assert len(json.loads(index.read_text())) == 2 and (run / "samples.html").exists()

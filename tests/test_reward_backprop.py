@@ -20,6 +20,7 @@ from videoalign.models.frame_sampling import FrameSampling
 from videoalign.models.generator_folder import load_generator
 from videoalign.models.memory import Memory
 from videoalign.models.noisy_reward import NoisyReward, NoisyRewardShape
+from videoalign.models.whole import shapes_only
 
 
 @pytest.fixture(scope="module")
@@ -101,8 +102,7 @@ def test_the_loss_is_the_equation_of_prfl(folders, rewards, pairs):
     batch, generator = batch_of(pairs["wan"], model), load_generator(folders["wan"])
     reward = NoisyReward.from_pretrained(rewards["noisy"], generator)
     u, noise = draw(batch["seeds"], torch.Size(SHAPE), torch.device("cpu"))
-    generator.schedule(generator.pipeline.scheduler, 4, noise)
-    times, wanted = generator.pipeline.scheduler.sigmas.float(), []
+    times, wanted = torch.cat([torch.linspace(1, 0.001, 5)[:-1], torch.zeros(1)]), []
     with torch.no_grad():
         for n in range(len(u)):
             condition, x = generator.condition([batch["conditions"][n]]), noise[n : n + 1]
@@ -228,7 +228,9 @@ def test_guidance_samples_with_the_empty_prompt(folders, rewards, pairs):
 
 
 def test_adapters_train_in_fp32_beside_weights_in_bf16(folders, rewards, pairs):
-    model = backprop(folders, rewards, **KINDS["draft"], dtype="bfloat16", optimizer=partial(torch.optim.AdamW, lr=5e-6))
+    model = backprop(
+        folders, rewards, **KINDS["draft"], dtype="bfloat16", optimizer=partial(torch.optim.AdamW, lr=5e-6)
+    )
     before = {n: p.detach().clone() for n, p in model.trained().items()}
     fit(model, data(pairs["wan"]), precision="bf16-mixed")
     for name, parameter in model.trained().items():
@@ -298,7 +300,10 @@ def test_two_processes_train_as_one(folders, rewards, pairs, tmp_path):
         ({"latent_frames": 1}, "under model.through: frames"),
         ({**KINDS["draft"], "latent_frames": 0}, "at least 1"),
         ({**KINDS["draft"], "memory": Memory(group_offload=("vae",))}, "leave it out, or decode less"),
-        ({"memory": Memory(quantization="torchao_int8")}, "leave memory.quantization"),
+        (
+            {"memory": Memory(layerwise_casting="float8_e4m3fn"), "gradient_checkpointing": True},
+            "leave memory.quantization",
+        ),
         ({**KINDS["draft"], "parts": ("transformer",)}, "loaded without its vae"),
         ({"null_share": 1.0}, "null_share"),
     ],
@@ -307,6 +312,11 @@ def test_two_processes_train_as_one(folders, rewards, pairs, tmp_path):
 def test_options_that_cannot_work_together_are_refused(options, words, folders, rewards):
     with pytest.raises(VideoAlignError, match=words):
         backprop(folders, rewards, **options)
+
+
+def test_plan_says_that_it_does_not_count_this(folders, rewards):
+    with shapes_only(), pytest.raises(VideoAlignError, match="plan counts one pass of the generator"):
+        backprop(folders, rewards, trained=False)
 
 
 def test_rewards_of_the_wrong_kind_are_refused(folders, rewards, tmp_path):
