@@ -187,8 +187,6 @@ class OnPolicy(FlowSFT):
                 yield self.policy
             finally:
                 _assign(trained, own)
-                # autocast keeps the weights that it has cast, here other ones without gradients
-                torch.clear_autocast_cache()
 
     def as_old(self) -> contextlib.AbstractContextManager[nn.Module]:
         """The behaviour policy for the time of a ``with`` block, as in :meth:`as_tensors`."""
@@ -493,7 +491,6 @@ def diversity(latents: Tensor, groups: Sequence[int]) -> float | None:
 def _assign(parameters: Mapping[str, nn.Parameter], values: Mapping[str, Tensor]) -> None:
     for name, parameter in parameters.items():
         parameter.copy_(values[name])
-    torch.clear_autocast_cache()
 
 
 def _like(value: Tensor, parameter: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ..models.scoring import ScoresVideos
 from .fulfilment import OFFERED_BY, missing, offered_by, offers, require  # noqa: F401  for those who ask
+from .rollout_contracts import DrawsGroups, RollsOut, ShowsRollout  # noqa: F401
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -190,39 +191,6 @@ class HasReferenceErrors(HasGenerator, Protocol):
         """Settings that the reference's errors depend on besides the latents, as plain values."""
 
 
-@offered_by("a module that trains on its own samples (OnPolicy or a subclass)")
-class RollsOut(HasGenerator, Protocol):
-    """A module that samples videos of groups of prompts, and trains on them: OnPolicy and its subclasses.
-
-    PromptGroups asks it, to know how many batches an iteration has.
-    """
-
-    @property
-    def trains_on(self) -> str:
-        """What a row of a batch is: a ``samples`` of a group, or a whole one of the ``groups``."""
-
-    @property
-    def updates(self) -> int:
-        """Optimizer steps of an iteration."""
-
-    @property
-    def passes(self) -> int:
-        """Passes over all rows within an optimizer step."""
-
-
-@offered_by("a module that trains on its own samples (OnPolicy or a subclass)")
-class ShowsRollout(RollsOut, Protocol):
-    """A module that keeps the samples of its iteration: OnPolicy and its subclasses.
-
-    The callback GroupExtremes asks it.
-    """
-
-    @property
-    def rollout(self) -> Any:
-        """The iteration's samples on this rank: what was ``drawn``, ``latents``, ``places``, ``advantages``, ``scores``
-        and the number of the ``iteration``."""
-
-
 @offered_by("a module whose predict_step returns samples of a set (EncodeLatents, Generate or a subclass)")
 class DescribesSamples(Protocol):
     """A module that states what the samples of its predict_step depend on: EncodeLatents, Generate.
@@ -305,35 +273,6 @@ class HasPromptScores(Protocol):
 
     def has_rewards(self) -> bool:
         """Whether every training sample has rewards; pairs with labels alone have scores, but no rewards."""
-
-
-@offered_by("a DataModule of groups of prompts (PromptGroups or a subclass)")
-class DrawsGroups(Protocol):
-    """A DataModule that says which samples an iteration of on-policy training draws: PromptGroups.
-
-    OnPolicy and the callback GroupExtremes ask it.
-    """
-
-    @property
-    def items(self) -> Sequence[Any]:
-        """Prompts, each with its ``prompt`` and maybe ``image``."""
-
-    @property
-    def groups(self) -> int:
-        """Groups of an iteration."""
-
-    def all_prompts(self) -> Sequence[str]:
-        """Texts of the prompts."""
-
-    def drawn(self, iteration: int) -> Sequence[Any]:
-        """All samples of an iteration, group after group, each with its ``group``, ``item``, ``number`` and ``seed``.
-
-        Args:
-            iteration: Number of the iteration.
-        """
-
-    def rounds(self) -> Any:
-        """Size of an iteration's training on a rank: ``rows``, ``passes``, and micro-batches of a step, ``accumulated``."""
 
 
 @offered_by("a DataModule of videos to encode (EncodeList or a subclass)")

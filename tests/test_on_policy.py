@@ -6,7 +6,7 @@ import lightning as L
 import pytest
 import torch
 
-from flow_kit import PROMPTS, close, fit, make
+from flow_kit import PROMPTS, close, data, fit, make
 from helpers import QUIET
 from videoalign import VideoAlignError
 from videoalign.alignment import AWM, DiffusionNFT, FlowDPO, FlowGRPO, OnlineDPO
@@ -77,9 +77,9 @@ def state(model):
 
 
 def test_every_prompt_has_its_turn_and_every_sample_a_seed_of_its_own(prompts):
-    data, seen, seeds = groups(prompts), [], set()
+    drawer, seen, seeds = groups(prompts), [], set()
     for iteration in range(6):
-        drawn = data.drawn(iteration)
+        drawn = drawer.drawn(iteration)
         assert [one.group for one in drawn] == [0] * 4 + [1] * 4 and [one.number for one in drawn] == [0, 1, 2, 3] * 2
         assert drawn == groups(prompts).drawn(iteration)
         seen += [drawn[0].item, drawn[4].item]
@@ -297,7 +297,7 @@ def test_mixed_precision_casts_each_policys_own_weights(kind, folders, prompts):
 # --- bad input --------------------------------------------------------------------------------------------------------
 
 
-def test_settings_that_cannot_work_are_refused(folders, prompts):
+def test_settings_that_cannot_work_are_refused(folders, pairs, prompts):
     with pytest.raises(VideoAlignError, match=r"data\.samples is 1, but a group is compared with itself"):
         groups(prompts, samples=1)
     with pytest.raises(VideoAlignError, match=r"model\.rewards is empty"):
@@ -310,5 +310,5 @@ def test_settings_that_cannot_work_are_refused(folders, prompts):
         policy(FlowGRPO, folders, window=EarlySteps(size=3))
     with pytest.raises(VideoAlignError, match=r"accumulate_grad_batches is 2"):
         fit(policy(AWM, folders), groups(prompts), accumulate_grad_batches=2)
-    with pytest.raises(VideoAlignError, match=r"PromptGroups|needs a"):
-        L.Trainer(**QUIET, max_steps=1).fit(policy(AWM, folders), [])
+    with pytest.raises(VideoAlignError, match=r"OnPolicy|groups of prompts"):
+        L.Trainer(**QUIET, max_steps=1).fit(policy(AWM, folders), data(pairs["wan"]))
