@@ -9,7 +9,8 @@ from torch import Tensor
 from .. import VideoAlignError
 from ..datamodules.prompt_groups import Places
 from ..models.policy_losses import clipped_losses
-from .on_policy import OnPolicy, Rollout
+from .on_policy import OnPolicy
+from .rollout import Rollout
 
 
 class AWM(OnPolicy):

@@ -8,7 +8,8 @@ from torch import Tensor
 from .. import VideoAlignError
 from ..datamodules.prompt_groups import Places
 from ..models.policy_losses import nft_losses, optimality
-from .on_policy import OnPolicy, Rollout
+from .on_policy import OnPolicy
+from .rollout import Rollout
 
 
 class DiffusionNFT(OnPolicy):
@@ -27,8 +28,8 @@ class DiffusionNFT(OnPolicy):
         beta: How far the good and the bad velocity are from the old one: 1 in the paper, 0.1 for video in later suites.
         kl: Weight of the squared difference to the reference's velocity, not negative.
         weighted: Whether a sample's error is divided by its mean absolute value, as in the paper.
-        old_decay: See :class:`.OnPolicy`; 0.5 in the paper.
-        old_rise: See :class:`.OnPolicy`; 0.001 in the paper.
+        old_decay: Largest share of the behaviour policy that is kept after an iteration, in [0, 1); 0.5 in the paper.
+        old_rise: Share by which that rises with each iteration, from 0 on; 0.001 in the paper.
         **kwargs: Arguments of :class:`.OnPolicy`.
     """
 

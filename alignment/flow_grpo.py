@@ -14,7 +14,8 @@ from ..models.flow import draw_seed, expand
 from ..models.policy_losses import clipped_losses, guarded_ratios
 from ..models.sde import SDE, AllSteps, FlowSDE, Window
 from ..models.shifted_schedule import shifted
-from .on_policy import OnPolicy, Rollout
+from .on_policy import OnPolicy
+from .rollout import Rollout
 
 
 class FlowGRPO(OnPolicy):

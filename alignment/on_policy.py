@@ -12,14 +12,11 @@ number of ranks samples those of one.
 Legend: N = G K samples of an iteration; n of them on this rank; S sides of a pair; C, F, H, W of latents.
 """
 
-import contextlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from .. import VideoAlignError
 from ..bars import Bar
@@ -31,63 +28,16 @@ from ..models.advantages import Advantages
 from ..models.family import Condition, Encoded
 from ..models.flow import draw, draw_seed, interpolate
 from ..models.scoring import ScoresVideos, needed, scored
-from .flow_sft import FlowSFT
+from .behaviour import KeepsPolicies
+from .rollout import Noised, Rollout, diversity, summary
 
 
-@dataclass
-class Rollout:
-    """The samples of an iteration that this rank has.
-
-    Attributes:
-        iteration: Number of the iteration.
-        drawn: What each of the n samples is.
-        latents: Normalised latents (n, C, F, H, W), in main memory.
-        advantages: Advantages (N,) of all samples, in the order of :meth:`.PromptGroups.drawn`.
-        places: Places (n,) of this rank's samples among all.
-        scores: Scores (N,) of all samples, by name.
-        more: Further tensors (n, ...) of an algorithm, in main memory.
-    """
-
-    iteration: int
-    drawn: list[Drawn]
-    latents: Tensor
-    advantages: Tensor
-    places: list[int]
-    scores: dict[str, Tensor]
-    more: dict[str, Tensor] = field(default_factory=dict)
-
-
-@dataclass
-class Noised:
-    """Samples at the times that a loss compares velocities at.
-
-    Attributes:
-        data: Samples (B, C, F, H, W).
-        x: The same with noise.
-        t: Times (B,).
-        target: Velocities (B, C, F, H, W) from the samples to their noise.
-        condition: What they are conditioned on.
-        clean: Number of first frames that are an image's; no loss counts them.
-    """
-
-    data: Tensor
-    x: Tensor
-    t: Tensor
-    target: Tensor
-    condition: Condition
-    clean: int
-
-    def counted(self, *values: Tensor) -> tuple[Tensor, ...]:
-        """Values (B, C, F, H, W) without the frames that are an image's."""
-        return tuple(value[:, :, self.clean :] for value in values)
-
-
-class OnPolicy(FlowSFT):
+class OnPolicy(KeepsPolicies):
     """Samples groups of videos, scores them, and trains on them; an algorithm defines :meth:`objective`.
 
     Metrics of an iteration: ``reward/NAME/mean`` and ``/std`` of all samples, ``reward/NAME/group_std`` (mean over the
     groups), ``advantage/NAME`` (mean absolute share of each reward in the advantages), ``groups/equal`` (share of the
-    groups whose samples are all equally good; they change nothing), ``groups/diversity`` (:func:`diversity` of this
+    groups whose samples are all equally good; they change nothing), ``groups/diversity`` (:func:`.diversity` of this
     rank's samples; where it falls, the policy collapses). Of each step: ``train/loss`` and those of the algorithm.
 
     Args:
@@ -96,11 +46,8 @@ class OnPolicy(FlowSFT):
         sampling: Size of the videos, and how they are sampled; ``batch_size`` of them at once. Its seed is not used.
         updates: Optimizer steps of an iteration, each on all of its samples.
         passes: Passes over the samples within a step, each at other times and noise.
-        old_decay: Largest share of the behaviour policy that is kept after an iteration, in [0, 1); with 0 each
-            iteration samples from the policy as it is.
-        old_rise: Share by which that rises with each iteration, from 0 on; it is ``old_decay`` at once if not given.
         release: Whether rewards leave the device while the generator works.
-        **kwargs: Arguments of :class:`FlowSFT`.
+        **kwargs: Arguments of :class:`.KeepsPolicies`.
     """
 
     trains_on: Literal["samples", "groups"] = "samples"
@@ -113,8 +60,6 @@ class OnPolicy(FlowSFT):
         advantages: Advantages | None = None,
         updates: int = 1,
         passes: int = 1,
-        old_decay: float = 0.0,
-        old_rise: float | None = None,
         release: bool = False,
         **kwargs: Any,
     ) -> None:
@@ -127,20 +72,13 @@ class OnPolicy(FlowSFT):
                 f"{type(self).__name__} samples from the transformer that trains, and this generator has two experts; "
                 "train it on latents of its samples (FlowDPO, FlowRWR), or another generator"
             )
-        if not 0 <= old_decay < 1:
-            raise VideoAlignError(f"model.old_decay is a share in [0, 1), got {old_decay}")
-        if old_rise is not None and not old_rise > 0:
-            raise VideoAlignError(f"model.old_rise must be positive or null, got {old_rise}")
         if not rewards:
             raise VideoAlignError("model.rewards is empty: name what scores the samples")
         self.scorers, self.sampling = dict(rewards), sampling.complete()
         self.advantages = advantages
         self.updates, self.passes, self.release = updates, passes, release
-        self.old_decay, self.old_rise = old_decay, old_rise
         self.rollout: Rollout | None = None
         self._sampler: PromptSampler | None = None
-        self._old: dict[str, Tensor] = {}
-        """Tensors of the behaviour policy, once there was an iteration."""
 
     # --- set up -----------------------------------------------------------------------------------------------------
 
@@ -167,58 +105,6 @@ class OnPolicy(FlowSFT):
         if self._sampler is None:
             self._sampler = PromptSampler(self, self.sampling, self.trainer.datamodule.items)
         return self._sampler
-
-    # --- the behaviour policy ---------------------------------------------------------------------------------------
-
-    @contextlib.contextmanager
-    def as_tensors(self, values: Mapping[str, Tensor]) -> Iterator[nn.Module]:
-        """The transformer with other tensors in place of those that train, for a ``with`` block without gradients.
-
-        No graph of the policy may be alive: its tensors are exchanged, and come back bit for bit.
-
-        Args:
-            values: All tensors that train, by name; with none of them the policy's own stay.
-        """
-        trained = self.trained() if values else {}
-        with torch.no_grad():
-            own = {name: parameter.detach().clone() for name, parameter in trained.items()}
-            try:
-                _assign(trained, values)
-                yield self.policy
-            finally:
-                _assign(trained, own)
-
-    def as_old(self) -> contextlib.AbstractContextManager[nn.Module]:
-        """The behaviour policy for the time of a ``with`` block, as in :meth:`as_tensors`."""
-        return self.as_tensors(self._old)
-
-    def kept(self) -> dict[str, Tensor]:
-        """A copy of the tensors that train, as they are now."""
-        return {name: parameter.detach().clone() for name, parameter in self.trained().items()}
-
-    def old_share(self, iteration: int) -> float:
-        """Share of the behaviour policy that is kept after an iteration.
-
-        Args:
-            iteration: Number of the iteration.
-        """
-        return self.old_decay if self.old_rise is None else min(self.old_decay, self.old_rise * iteration)
-
-    @torch.no_grad()
-    def follow(self, iteration: int) -> None:
-        """Move the behaviour policy towards the policy, as an iteration begins.
-
-        It happens here and not at the end of the one before, because callbacks save their checkpoints in between.
-
-        Args:
-            iteration: Number of the iteration that begins.
-        """
-        decay = self.old_share(iteration - 1) if self._old and iteration else 0.0
-        if not decay:
-            self._old = self.kept()
-            return
-        for name, parameter in self.trained().items():
-            self._old[name].lerp_(parameter.detach(), 1 - decay)
 
     # --- samples ----------------------------------------------------------------------------------------------------
 
@@ -260,7 +146,9 @@ class OnPolicy(FlowSFT):
         if self.advantages is None:
             self.advantages = Advantages(weights=dict.fromkeys(whole, 1.0))
         advantages, shares = self.advantages(whole, groups)
-        self._report(whole, shares, advantages, groups, diversity(joined, [one.group for one in drawn]))
+        apart = diversity(joined, [one.group for one in drawn])
+        for name, value in summary(whole, shares, advantages, groups, apart).items():
+            self.log(name, value, on_step=True, on_epoch=False, batch_size=1)
         further = {name: torch.cat([one[name] for one in more]) for name in more[0]}
         return Rollout(iteration, drawn, joined, advantages, places, whole, further)
 
@@ -335,27 +223,6 @@ class OnPolicy(FlowSFT):
             torch.distributed.all_gather_object(parts, own)
         merged = {place: value for part in parts for place, value in part.items()}
         return torch.tensor([merged[place] for place in range(count)], dtype=values.dtype)
-
-    def _report(
-        self,
-        scores: Mapping[str, Tensor],
-        shares: Mapping[str, Tensor],
-        advantages: Tensor,
-        groups: Tensor,
-        apart: float | None,
-    ) -> None:
-        """Log what an iteration's samples are worth, and how far they are ``apart``."""
-        found = {} if apart is None else {"groups/diversity": torch.tensor(apart)}
-        by_group = [groups == group for group in groups.unique()]
-        for name, value in scores.items():
-            found[f"reward/{name}/mean"] = value.mean()
-            found[f"reward/{name}/std"] = value.std(correction=0)
-            found[f"reward/{name}/group_std"] = torch.stack([value[one].std(correction=0) for one in by_group]).mean()
-        for name, value in shares.items():
-            found[f"advantage/{name}"] = value.abs().mean()
-        found["groups/equal"] = torch.tensor([float(not advantages[one].any()) for one in by_group]).mean()
-        for name, value in found.items():
-            self.log(name, float(value), on_step=True, on_epoch=False, batch_size=1)
 
     # --- training ---------------------------------------------------------------------------------------------------
 
@@ -434,68 +301,3 @@ class OnPolicy(FlowSFT):
         # Lightning divides by the number of batches; the last one may have fewer rows
         loss = losses.sum() * (rounds.accumulated / rounds.passes) / rounds.rows
         return self.finite(loss, [f"iteration {batch.iteration}, rows {batch.rows}"])
-
-    # --- checkpoints ------------------------------------------------------------------------------------------------
-
-    def further_tensors(self) -> dict[str, dict[str, Tensor]]:
-        """Tensors by name that checkpoints keep besides those that train: another policy's, each under its own name."""
-        return {"behaviour": self._old}
-
-    def take_further(self, found: dict[str, dict[str, Tensor]]) -> None:
-        """Take tensors of a checkpoint back.
-
-        Args:
-            found: What :meth:`further_tensors` gave, on this module's devices.
-        """
-        self._old = found["behaviour"]
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the behaviour policy, from which a resumed run samples the iteration again. Collective if sharded."""
-        super().on_save_checkpoint(checkpoint)
-        checkpoint["further_tensors"] = {
-            policy: {n: t.full_tensor() if isinstance(t, DTensor) else t for n, t in tensors.items()}
-            for policy, tensors in self.further_tensors().items()
-        }
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the behaviour policy back.
-
-        Raises:
-            VideoAlignError: If the checkpoint is of another model, or of no such training.
-        """
-        super().on_load_checkpoint(checkpoint)
-        trained, further = self.trained(), checkpoint.get("further_tensors")
-        if further is None or further.keys() != self.further_tensors().keys():
-            raise VideoAlignError(
-                f"the checkpoint is of no {type(self).__name__}: it lacks what that samples from or compares with"
-            )
-        self.take_further({p: {n: _like(t, trained[n]) for n, t in tensors.items()} for p, tensors in further.items()})
-
-
-def diversity(latents: Tensor, groups: Sequence[int]) -> float | None:
-    """Mean distance of two samples of a group, per element: about the square root of 2 for noise, 0 for copies.
-
-    Args:
-        latents: Latents (n, C, F, H, W).
-        groups: Group of each.
-
-    Returns:
-        The mean over the groups that have two samples or more; None where there is none.
-    """
-    flat, of = latents.float().flatten(1), torch.tensor(groups)
-    together = [flat[of == group] for group in of.unique()]
-    means = [torch.pdist(some).mean() / some.shape[1] ** 0.5 for some in together if len(some) > 1]
-    return float(torch.stack(means).mean()) if means else None
-
-
-def _assign(parameters: Mapping[str, nn.Parameter], values: Mapping[str, Tensor]) -> None:
-    for name, parameter in parameters.items():
-        parameter.copy_(values[name])
-
-
-def _like(value: Tensor, parameter: Tensor) -> Tensor:
-    """A tensor on a parameter's device, sharded as it is."""
-    value = value.to(parameter.device, parameter.dtype)
-    if isinstance(parameter, DTensor):
-        return distribute_tensor(value, parameter.device_mesh, parameter.placements)
-    return value.clone()

@@ -9,7 +9,8 @@ from .. import VideoAlignError
 from ..datamodules.data_ranks import data_ranks
 from ..datamodules.prompt_groups import Drawn, Places
 from ..models.flow_losses import BetaSchedule, ConstantBeta, dpo_losses, implicit_rewards
-from .on_policy import OnPolicy, Rollout
+from .on_policy import OnPolicy
+from .rollout import Rollout
 
 
 class OnlineDPO(OnPolicy):

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from videoalign import VideoAlignError
 from videoalign.alignment import (
     CacheReference,
+    DiffusionNFT,
     EncodeLatents,
     FlowDPO,
     FlowIPO,
@@ -26,6 +27,7 @@ from videoalign.callbacks import (
     ExamplePairs,
     ExportGenerator,
     ExportReward,
+    GroupExtremes,
     ReliabilityDiagram,
     RewardBench,
     SideBySide,
@@ -39,6 +41,7 @@ from videoalign.datamodules.encode_list import ClipSize, EncodeList
 from videoalign.datamodules.latent_files import NULL
 from videoalign.datamodules.latents import LatentPairs
 from videoalign.datamodules.pairs import VideoPairs
+from videoalign.datamodules.prompt_groups import PromptGroups
 from videoalign.datamodules.prompts import Prompts
 from videoalign.datamodules.reference_errors import ReferenceDraws
 from videoalign.datamodules.shards import ShardWriter, sha256
@@ -49,6 +52,7 @@ from videoalign.miniature.networks.captions import Captions
 from videoalign.miniature.networks.pipelines import make_generator
 from videoalign.miniature.world.rendered_sets import WorldSize, write_world
 from videoalign.models import VideoReward
+from videoalign.models.function_scores import FunctionScores
 from videoalign.models.generator_folder import load_generator
 from videoalign.models.lora import LoRA
 from videoalign.models.noisy_reward import NoisyRewardShape
@@ -107,6 +111,10 @@ def built(files, sampling):
             kind: lambda kind=kind: kind(generator=files.wan, lora=SMALL)
             for kind in (FlowSFT, FlowDPO, FlowIPO, FlowRWR)
         },
+        DiffusionNFT: lambda: DiffusionNFT(
+            generator=files.wan, lora=SMALL, rewards={"r": FunctionScores("builtins:len")}, sampling=SAMPLING
+        ),
+        PromptGroups: lambda: PromptGroups(files.prompts, groups=1, samples=2),
         CacheReference: lambda: CacheReference(files.wan),
         NoisyRewardModel: lambda: NoisyRewardModel(files.wan, NoisyRewardShape(blocks=1, hidden=8)),
         EncodeLatents: lambda: EncodeLatents(files.wan),
@@ -145,7 +153,7 @@ def trainer(*callbacks, **options):
 
 # --- the Protocols ----------------------------------------------------------------------------------------------------
 
-ALIGNING = (FlowSFT, FlowDPO, FlowIPO, FlowRWR, CacheReference)
+ALIGNING = (FlowSFT, FlowDPO, FlowIPO, FlowRWR, DiffusionNFT, CacheReference)
 MEANT = {
     "HasProcessor": (RewardModel, Captioning),
     "ScoresPairs": (RewardModel,),
@@ -156,6 +164,8 @@ MEANT = {
     "AlignsGenerator": ALIGNING,
     "TrainsTransformer": ALIGNING,
     "HasReferenceErrors": ALIGNING,
+    "RollsOut": (DiffusionNFT,),
+    "ShowsRollout": (DiffusionNFT,),
     "DescribesSamples": (EncodeLatents, Generate),
     "HasExtraFiles": (EncodeLatents, Generate),
 }
@@ -164,6 +174,7 @@ OFFERED_BY_DATA = {
     "HasBenchmarks": (RewardModel, VideoPairs),
     "HasNullPrompt": (FlowSFT, LatentPairs),
     "HasPromptScores": (FlowSFT, LatentPairs),
+    "DrawsGroups": (DiffusionNFT, PromptGroups),
     "EncodesVideos": (EncodeLatents, EncodeList),
     "HasPrompts": (EncodeLatents, EncodeList),
     "SavesReference": (CacheReference, ReferenceDraws),
@@ -269,6 +280,7 @@ CALLBACKS = {
     "SideBySide": (lambda files: SideBySide(["a"], SAMPLING), "fit", RewardModel, "FlowSFT"),
     "WinRate": (win_rate, "test", RewardModel, "FlowSFT"),
     "ExportGenerator": (lambda files: ExportGenerator(), "fit", RewardModel, "FlowSFT"),
+    "GroupExtremes": (lambda files: GroupExtremes(), "fit", RewardModel, "OnPolicy"),
     "ExportReward": (lambda files: ExportReward(), "fit", FlowSFT, "RewardModel, NoisyRewardModel"),
     "ReliabilityDiagram": (lambda files: ReliabilityDiagram(), "fit", FlowSFT, "RewardModel, NoisyRewardModel"),
     "ExamplePairs": (lambda files: ExamplePairs(), "fit", FlowSFT, "RewardModel"),

@@ -1,0 +1,136 @@
+"""A generator's module that keeps other policies beside the one that trains, as no more than the tensors that train.
+
+The behaviour policy is the one that samples. It may trail the policy, and stays as it was while an iteration's updates
+change the policy.
+"""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from .. import VideoAlignError
+from .flow_sft import FlowSFT
+
+
+class KeepsPolicies(FlowSFT):
+    """Keeps the behaviour policy; base of on-policy training.
+
+    Args:
+        old_decay: Largest share of the behaviour policy that is kept after an iteration, in [0, 1); with 0 each
+            iteration samples from the policy as it is.
+        old_rise: Share by which that rises with each iteration, from 0 on; it is ``old_decay`` at once if not given.
+        **kwargs: Arguments of :class:`FlowSFT`.
+    """
+
+    def __init__(self, old_decay: float = 0.0, old_rise: float | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if not 0 <= old_decay < 1:
+            raise VideoAlignError(f"model.old_decay is a share in [0, 1), got {old_decay}")
+        if old_rise is not None and not old_rise > 0:
+            raise VideoAlignError(f"model.old_rise must be positive or null, got {old_rise}")
+        self.old_decay, self.old_rise = old_decay, old_rise
+        self._old: dict[str, Tensor] = {}
+        """Tensors of the behaviour policy, once there was an iteration."""
+
+    @contextlib.contextmanager
+    def as_tensors(self, values: Mapping[str, Tensor]) -> Iterator[nn.Module]:
+        """The transformer with other tensors in place of those that train, for a ``with`` block without gradients.
+
+        No graph of the policy may be alive: its tensors are exchanged, and come back bit for bit.
+
+        Args:
+            values: All tensors that train, by name; with none of them the policy's own stay.
+        """
+        trained = self.trained() if values else {}
+        with torch.no_grad():
+            own = {name: parameter.detach().clone() for name, parameter in trained.items()}
+            try:
+                _assign(trained, values)
+                yield self.policy
+            finally:
+                _assign(trained, own)
+
+    def as_old(self) -> contextlib.AbstractContextManager[nn.Module]:
+        """The behaviour policy for the time of a ``with`` block, as in :meth:`as_tensors`."""
+        return self.as_tensors(self._old)
+
+    def kept(self) -> dict[str, Tensor]:
+        """A copy of the tensors that train, as they are now."""
+        return {name: parameter.detach().clone() for name, parameter in self.trained().items()}
+
+    def old_share(self, iteration: int) -> float:
+        """Share of the behaviour policy that is kept after an iteration.
+
+        Args:
+            iteration: Number of the iteration.
+        """
+        return self.old_decay if self.old_rise is None else min(self.old_decay, self.old_rise * iteration)
+
+    @torch.no_grad()
+    def follow(self, iteration: int) -> None:
+        """Move the behaviour policy towards the policy, as an iteration begins.
+
+        It happens here and not at the end of the one before, because callbacks save their checkpoints in between.
+
+        Args:
+            iteration: Number of the iteration that begins.
+        """
+        decay = self.old_share(iteration - 1) if self._old and iteration else 0.0
+        if not decay:
+            self._old = self.kept()
+            return
+        for name, parameter in self.trained().items():
+            self._old[name].lerp_(parameter.detach(), 1 - decay)
+
+    # --- checkpoints ------------------------------------------------------------------------------------------------
+
+    def further_tensors(self) -> dict[str, dict[str, Tensor]]:
+        """Tensors by name that checkpoints keep besides those that train: another policy's, each under its own name."""
+        return {"behaviour": self._old}
+
+    def take_further(self, found: dict[str, dict[str, Tensor]]) -> None:
+        """Take tensors of a checkpoint back.
+
+        Args:
+            found: What :meth:`further_tensors` gave, on this module's devices.
+        """
+        self._old = found["behaviour"]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the behaviour policy, from which a resumed run samples the iteration again. Collective if sharded."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["further_tensors"] = {
+            policy: {n: t.full_tensor() if isinstance(t, DTensor) else t for n, t in tensors.items()}
+            for policy, tensors in self.further_tensors().items()
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the behaviour policy back.
+
+        Raises:
+            VideoAlignError: If the checkpoint is of another model, or of no such training.
+        """
+        super().on_load_checkpoint(checkpoint)
+        trained, further = self.trained(), checkpoint.get("further_tensors")
+        if further is None or further.keys() != self.further_tensors().keys():
+            raise VideoAlignError(
+                f"the checkpoint is of no {type(self).__name__}: it lacks what that samples from or compares with"
+            )
+        self.take_further({p: {n: _like(t, trained[n]) for n, t in tensors.items()} for p, tensors in further.items()})
+
+
+def _assign(parameters: Mapping[str, nn.Parameter], values: Mapping[str, Tensor]) -> None:
+    for name, parameter in parameters.items():
+        parameter.copy_(values[name])
+
+
+def _like(value: Tensor, parameter: Tensor) -> Tensor:
+    """A tensor on a parameter's device, sharded as it is."""
+    value = value.to(parameter.device, parameter.dtype)
+    if isinstance(parameter, DTensor):
+        return distribute_tensor(value, parameter.device_mesh, parameter.placements)
+    return value.clone()

@@ -1,0 +1,101 @@
+"""The samples of an iteration of on-policy training, and what is said of them.
+
+Legend: N samples of an iteration in G groups; n of them on this rank; B of a batch; C, F, H, W of latents.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ..datamodules.prompt_groups import Drawn
+from ..models.family import Condition
+
+
+@dataclass
+class Rollout:
+    """The samples of an iteration that this rank has.
+
+    Attributes:
+        iteration: Number of the iteration.
+        drawn: What each of the n samples is.
+        latents: Normalised latents (n, C, F, H, W), in main memory.
+        advantages: Advantages (N,) of all samples, in the order of :meth:`.PromptGroups.drawn`.
+        places: Places (n,) of this rank's samples among all.
+        scores: Scores (N,) of all samples, by name.
+        more: Further tensors (n, ...) of an algorithm, in main memory.
+    """
+
+    iteration: int
+    drawn: list[Drawn]
+    latents: Tensor
+    advantages: Tensor
+    places: list[int]
+    scores: dict[str, Tensor]
+    more: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass
+class Noised:
+    """Samples at the times that a loss compares velocities at.
+
+    Attributes:
+        data: Samples (B, C, F, H, W).
+        x: Samples with noise, (B, C, F, H, W).
+        t: Times (B,).
+        target: Velocities (B, C, F, H, W) from the samples to their noise.
+        condition: What they are conditioned on.
+        clean: Number of first frames that are an image's; no loss counts them.
+    """
+
+    data: Tensor
+    x: Tensor
+    t: Tensor
+    target: Tensor
+    condition: Condition
+    clean: int
+
+    def counted(self, *values: Tensor) -> tuple[Tensor, ...]:
+        """Values (B, C, F, H, W) without the frames that are an image's."""
+        return tuple(value[:, :, self.clean :] for value in values)
+
+
+def summary(
+    scores: Mapping[str, Tensor], shares: Mapping[str, Tensor], advantages: Tensor, groups: Tensor, apart: float | None
+) -> dict[str, float]:
+    """What an iteration's samples are worth, by the names of :class:`.OnPolicy`'s metrics.
+
+    Args:
+        scores: Scores (N,) by name.
+        shares: Share (N,) of each score in the advantages.
+        advantages: Advantages (N,).
+        groups: Group (N,) of each sample.
+        apart: Diversity of the groups, if it is known.
+    """
+    found = {} if apart is None else {"groups/diversity": torch.tensor(apart)}
+    by_group = [groups == group for group in groups.unique()]
+    for name, value in scores.items():
+        found[f"reward/{name}/mean"] = value.mean()
+        found[f"reward/{name}/std"] = value.std(correction=0)
+        found[f"reward/{name}/group_std"] = torch.stack([value[one].std(correction=0) for one in by_group]).mean()
+    for name, value in shares.items():
+        found[f"advantage/{name}"] = value.abs().mean()
+    found["groups/equal"] = torch.tensor([float(not advantages[one].any()) for one in by_group]).mean()
+    return {name: float(value) for name, value in found.items()}
+
+
+def diversity(latents: Tensor, groups: Sequence[int]) -> float | None:
+    """Mean distance of two samples of a group, per element: about the square root of 2 for noise, 0 for copies.
+
+    Args:
+        latents: Latents (n, C, F, H, W).
+        groups: Group of each.
+
+    Returns:
+        The mean over the groups that have two samples or more; None where there is none.
+    """
+    flat, of = latents.float().flatten(1), torch.tensor(groups)
+    together = [flat[of == group] for group in of.unique()]
+    means = [torch.pdist(some).mean() / some.shape[1] ** 0.5 for some in together if len(some) > 1]
+    return float(torch.stack(means).mean()) if means else None
