@@ -24,6 +24,6 @@ def register(commands: Commands) -> None:
 
 
 def _run(o: argparse.Namespace) -> int:
-    from .scoring import score
+    from .score_files import score
 
     return score(judge_of(o), o.video, o.prompt, o.csv, o.raw, o.image)

@@ -68,8 +68,8 @@ def _serve(o: argparse.Namespace) -> None:
     reward.check([])
     fps = o.fps if reward.needs == "videos" else None
     app = reward_app(reward, o.batch_size, o.waiting, o.max_megabytes * 10**6, fps, token)
-    print(f"{reward.name} at http://{bracketed(o.host)}:{o.port} (/health, /info, /metrics)", flush=True)
-    serve_until_signal(web_server(app, timeout_keep_alive=30, timeout_graceful_shutdown=30), o.host, o.port)
+    said = f"{reward.name} at http://{bracketed(o.host)}:{o.port} (/health, /info, /metrics)"
+    serve_until_signal(web_server(app, timeout_keep_alive=30, timeout_graceful_shutdown=30), o.host, o.port, said)
 
 
 def _check(o: argparse.Namespace, token: str) -> None:

@@ -22,13 +22,14 @@ def web_server(app: Any, **settings: Any) -> uvicorn.Server:
     return serving
 
 
-def serve_until_signal(serving: uvicorn.Server, host: str, port: int) -> None:
+def serve_until_signal(serving: uvicorn.Server, host: str, port: int, said: str = "") -> None:
     """Serve until a signal asks to end; requests that run then have as long as the server's settings give them.
 
     Args:
         serving: What :func:`web_server` returned.
         host: Address to listen at.
         port: Port to listen at.
+        said: Line that is printed once the port is this server's; empty for none.
 
     Raises:
         OSError: Another program listens at the port; uvicorn would end with an exit status of its own.
@@ -39,5 +40,7 @@ def serve_until_signal(serving: uvicorn.Server, host: str, port: int) -> None:
         def end() -> None:
             serving.should_exit = True
 
+        if said:
+            print(said, flush=True)
         with stopping.deferred(end):
             serving.run(sockets=[listening])

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from videoalign import VideoAlignError
-from videoalign.commands.scoring import read_list
+from videoalign.commands.score_files import read_list
 from videoalign.datamodules.benchmark import Benchmark
 from videoalign.datamodules.import_benchmarks import import_videogen_rewardbench
 from videoalign.datamodules.import_csv import import_csv

@@ -27,6 +27,13 @@ SECTIONS: dict[str, tuple[str, ...]] = {
         "videoalign.commands.reward_judge.RewardJudge",
         "videoalign.miniature.world.oracle.OracleJudge",
     ),
+    "rewards": (
+        "videoalign.datamodules.video_scores.VideoRewardScores",
+        "videoalign.models.noisy_scores.NoisyRewardScores",
+        "videoalign.models.function_scores.FunctionScores",
+        "videoalign.models.http_scores.HTTPScores",
+        "videoalign.miniature.world.oracle.OracleScores",
+    ),
 }
 """What a YAML file may name under `class_path`, and the functions whose arguments it may give."""
 
