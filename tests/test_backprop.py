@@ -176,7 +176,7 @@ def test_steps_are_drawn_alike(route, first, last):
     uniform = torch.arange(10_000) / 10_000
     counts = torch.bincount(route.stops(uniform, torch.linspace(1, 0, 41)), minlength=40)
     assert counts[first : last + 1].sum() == 10_000
-    assert counts[first : last + 1].max() - counts[first : last + 1].min() <= 1
+    assert counts[first : last + 1].max() - counts[first : last + 1].min() <= 2  # 0.1 n is rounded
     assert route.stops(torch.tensor([1 - 2**-24]), torch.linspace(1, 0, 41)).item() == last
 
 
