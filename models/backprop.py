@@ -110,7 +110,7 @@ def _times(generator: Generator, scheduler: SchedulerMixin, steps: int, x: Tenso
     """
     generator.schedule(scheduler, steps, x)
     times = scheduler.sigmas
-    if steps > 1 and times[-2] < 0.005:
+    if steps > 1 and times[-2] < 0.02:
         generator.schedule(scheduler, steps + 1, x)
         times = torch.cat([scheduler.sigmas[:-2], scheduler.sigmas[-1:]])
     return times.to(x.device, torch.float32)
