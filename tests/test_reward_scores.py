@@ -17,6 +17,7 @@ from videoalign.datamodules.contracts import ScoresVideos, missing
 from videoalign.datamodules.encode_list import ClipSize
 from videoalign.datamodules.video import decode
 from videoalign.datamodules.video_scores import VideoRewardScores
+from videoalign.miniature.networks.pipelines import make_generator
 from videoalign.miniature.world.oracle import Oracle, OracleScores
 from videoalign.miniature.world.sprites import SCENES, Flaws, render
 from videoalign.models import VideoReward
@@ -170,9 +171,10 @@ def test_prompts_are_embedded_once(world, monkeypatch):
     assert embedded == [*PROMPTS, "another one"]
 
 
-def test_noisy_rewards_that_do_not_fit_are_refused(world, generators, tmp_path):
+def test_noisy_rewards_that_do_not_fit_are_refused(world, tmp_path):
+    make_generator(tmp_path / "other", "wan", PROMPTS, hidden=48, layers=2, seed=1)
     with pytest.raises(VideoAlignError, match="belongs to another generator"):
-        NoisyRewardScores(str(world / "nrg"), str(generators / "wan_other")).check([])
+        NoisyRewardScores(str(world / "nrg"), str(tmp_path / "other")).check([])
     never = NoisyReward(load_generator(world / "wan"), NoisyRewardShape(blocks=1, hidden=16))
     never.save_pretrained(tmp_path / "never")
     with pytest.raises(VideoAlignError, match="has no statistics"):

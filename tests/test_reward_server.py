@@ -344,8 +344,7 @@ def test_a_port_that_is_taken_is_named(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("signum", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_ends_it_after_the_request_that_runs(tmp_path, signum, status):
+def test_a_signal_ends_it_after_the_request_that_runs(tmp_path):
     (tmp_path / "late.py").write_text(
         "import time\n\ndef rate(videos, prompts):\n"
         "    time.sleep(1)\n    return {'x': [float(len(p)) for p in prompts]}\n"
@@ -366,10 +365,10 @@ def test_a_signal_ends_it_after_the_request_that_runs(tmp_path, signum, status):
         with concurrent.futures.ThreadPoolExecutor(1) as pool:
             coming = pool.submit(client, clip(1), ["four"])
             time.sleep(0.4)
-            process.send_signal(signum)
+            process.send_signal(signal.SIGTERM)
             assert coming.result()["x"].tolist() == [4]
         _, said = process.communicate(timeout=20)
     finally:
         process.kill()
-    assert process.returncode == status and "Traceback" not in said
-    assert f"stopped by {signal.Signals(signum).name}" in said
+    assert process.returncode == 143 and "Traceback" not in said
+    assert "stopped by SIGTERM" in said
