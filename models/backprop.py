@@ -110,7 +110,9 @@ def _times(generator: Generator, scheduler: SchedulerMixin, steps: int, x: Tenso
     """
     generator.schedule(scheduler, steps, x)
     times = scheduler.sigmas
-    if steps > 1 and times[-2] < 0.02:
+    # a schedule that is stretched to a last time of its own has a long last step
+    stretched = scheduler.config.get("shift_terminal")
+    if steps > 1 and not stretched and times[-2] < 0.5 * (times[-3] - times[-2]):
         generator.schedule(scheduler, steps + 1, x)
         times = torch.cat([scheduler.sigmas[:-2], scheduler.sigmas[-1:]])
     return times.to(x.device, torch.float32)
