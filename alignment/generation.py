@@ -15,6 +15,7 @@ from ..datamodules.sample_images import read_image
 from ..datamodules.video import encode
 from ..models.adapters import apply_loras
 from ..models.dimensions import DIMENSIONS
+from ..models.evaluations import Evaluations
 from ..models.family import Condition, Encoded
 from ..models.finite import by_name, require_finite
 from ..models.flow import draw, interpolate
@@ -24,6 +25,8 @@ from ..models.hub import commits_of
 from ..models.lora_specs import Loras, adapter_commits
 from ..models.memory import Memory
 from ..models.noisy_reward import NoisyReward
+from ..models.search import Chosen, Search
+from ..models.searcher import Searcher, rows
 from .text_first import embed_first
 
 VIEWED_AT = 0.1
@@ -38,7 +41,7 @@ class Generate(L.LightningModule):
     already "wins").
 
     The records hold the seconds that the sampling of a video took (its share of a batch; on a CPU in seconds of one
-    core), and the noisy reward's own scores of it.
+    core), its evaluations of the transformer, and the noisy reward's own scores of it.
 
     Args:
         generator: Folder or hub id of a diffusers pipeline.
@@ -63,6 +66,8 @@ class Generate(L.LightningModule):
             given.
         shift: Shift of the scheduler's time steps; the authors' own if not given.
         memory: How the weights are held and computed: quantised, offloaded, compiled and so on.
+        search: Search among candidates of each video by the noisy reward, which then guides only where ``guide`` says
+            so; no search if not given.
     """
 
     def __init__(
@@ -85,12 +90,13 @@ class Generate(L.LightningModule):
         cfg_scale_2: float | None = None,
         shift: float | None = None,
         memory: Memory = Memory(),  # noqa: B008  frozen
+        search: Search | None = None,
     ) -> None:
         super().__init__()
         options = {"family": family, "cfg_scale_2": cfg_scale_2, "shift": shift}
         # videos of earlier releases were made without them, and are gone on with
         self.save_hyperparameters(
-            ignore=["guide", "memory", *(name for name, value in options.items() if value is None)]
+            ignore=["guide", "memory", "search", *(name for name, value in options.items() if value is None)]
         )
         if steps < 1 or not cfg_scale >= 1 or fps < 1 or (cfg_scale_2 is not None and not cfg_scale_2 >= 1):
             raise VideoAlignError(f"steps {steps}, cfg_scale {cfg_scale} and fps {fps} must be at least 1")
@@ -107,14 +113,19 @@ class Generate(L.LightningModule):
         self.noisy_reward = NoisyReward.from_pretrained(noisy_reward, self.generator) if noisy_reward else None
         if self.noisy_reward:  # its gradient would otherwise hold all tokens of all blocks
             self.noisy_reward.trunk.enable_gradient_checkpointing()
-        self.guide = guide or Guidance()
-        if guide and not noisy_reward:
-            raise VideoAlignError("guidance needs a noisy reward: name its folder (--noisy-reward)")
+        self.guide = guide or (Guidance(strength=0.0) if search else Guidance())
+        if (guide or search) and not noisy_reward:
+            who = "guidance" if guide else "a search"
+            raise VideoAlignError(f"{who} needs a noisy reward: name its folder (--noisy-reward)")
         memory.compile_blocks(self.generator)
         self._embedded: dict[str, Encoded] = {}
         self.shape = self.generator.latent_shape(num_frames, height, width)
         self.steps, self.negative = steps, negative
         self.cfg_scale, self.cfg_scale_2, self.shift = cfg_scale, cfg_scale_2, shift
+        scales = {"cfg_scale": cfg_scale, "cfg_scale_2": cfg_scale_2, "shift": shift}
+        self.searcher = None
+        if search:
+            self.searcher = Searcher(search, self.generator, self.noisy_reward, self.guide, steps, scales)
 
     def making(self) -> dict[str, Any]:
         """Settings that the videos depend on, as plain values."""
@@ -125,6 +136,7 @@ class Generate(L.LightningModule):
             **commits,
             **self.memory.made(),
             **({"guide": asdict(self.guide)} if self.noisy_reward else {}),
+            **({"search": self.searcher.search.settings()} if self.searcher else {}),
         }
 
     def setup(self, stage: str) -> None:
@@ -157,12 +169,13 @@ class Generate(L.LightningModule):
         guided = max(self.cfg_scale, self.cfg_scale_2 or 1) > 1
         null = generator.null_condition(self._encoded([self.negative])[0]) if guided else None
         _, noise = draw(torch.tensor(batch["seeds"]), torch.Size(self.shape), self.device)
+        if self.searcher:
+            self.searcher.check_memory(condition, null, noise)
         # on a CPU the time of all cores that compute, whatever else the machine does meanwhile
         clock = time.monotonic if self.device.type == "cuda" else time.process_time
         begun = clock()
-        steer = steering(self.noisy_reward, self.guide, condition) if self.noisy_reward else None
-        scales = {"cfg_scale": self.cfg_scale, "cfg_scale_2": self.cfg_scale_2, "shift": self.shift, "null": null}
-        latents = generator.sample(condition, noise, self.steps, steer=steer, **scales)
+        with Evaluations(generator, self.noisy_reward) as evaluations:
+            latents, found = self._sampled(batch, condition, null, noise)
         if self.device.type == "cuda":
             torch.cuda.synchronize()
         seconds = (clock() - begun) / len(latents)
@@ -170,20 +183,37 @@ class Generate(L.LightningModule):
         views = self._views(latents, noise, condition, batch["keys"])
         files = batch.get("image_files") or [None] * len(views)
         samples = []
-        rows = zip(batch["keys"], batch["prompts"], batch["seeds"], videos.cpu(), views, files)
-        for key, prompt, seed, video, view, file in rows:
+        sampled = zip(batch["keys"], batch["prompts"], batch["seeds"], videos.cpu(), views, files, found)
+        for key, prompt, seed, video, view, file, chosen in sampled:
             record = {"prompt": prompt, "source": h["source"], "seed": seed, "guidance": h["cfg_scale"]}
             record |= {name: h[name] for name in ("steps", "fps", "num_frames", "height", "width")}
             if self.noisy_reward:
                 record |= {"guide": asdict(self.guide), "reward": h["noisy_reward"]}
                 record["noisy_reward"] = dict(zip(DIMENSIONS, view))
-            record["seconds"] = round(seconds, 4)
+            if chosen:
+                record["search"] = self.searcher.search.settings() | {"left": chosen.left, "reward": chosen.reward}
+            record |= {"seconds": round(seconds, 4), "evaluations": round(evaluations.total / len(latents), 4)}
             members = {"mp4": encode(video.permute(0, 2, 3, 1).numpy(), h["fps"], h["crf"])}
             if file:
                 image = read_image(Path(file), file)
                 members[image.kind], record["image"] = image.content, image.entry(Path(file).name)
             samples.append((key, members, record))
         return samples
+
+    def _sampled(
+        self, batch: dict[str, Any], condition: Condition, null: Condition | None, noise: Tensor
+    ) -> tuple[Tensor, Sequence[Chosen | None]]:
+        """Latents (N, C, F, H, W) of a batch, and what a search has chosen for each."""
+        if self.searcher:
+            found = [
+                self.searcher(rows(condition, [i]), null, seed, noise[i : i + 1], key)
+                for i, (seed, key) in enumerate(zip(batch["seeds"], batch["keys"], strict=True))
+            ]
+            return torch.cat([latents for latents, _ in found]), [chosen for _, chosen in found]
+        steer = steering(self.noisy_reward, self.guide, condition) if self.noisy_reward else None
+        scales = {"cfg_scale": self.cfg_scale, "cfg_scale_2": self.cfg_scale_2, "shift": self.shift, "null": null}
+        latents = self.generator.sample(condition, noise, self.steps, steer=steer, **scales)
+        return latents, [None] * len(latents)
 
     def _views(self, latents: Tensor, noise: Tensor, condition: Condition, keys: list[str]) -> list:
         """The noisy reward's own scores of finished latents: normalised rewards (N, D) at t = :data:`VIEWED_AT`."""

@@ -1,9 +1,9 @@
 """`videoalign compare`: several ways of sampling, judged side by side on the same prompts and noise.
 
-An *arm* is a generator with adapters, a noisy reward that steers it, or neither. Each arm's videos are a set of their
-own, which every judge rates, and the noisy reward too: its own view. A reward that steers always rises in its own view;
-whether another judge agrees is the question, and where the two part is reward hacking (VideoAlign, section 5.3).
-Best-of-N costs N samples and no training: it is the rival that every arm must beat.
+An *arm* is a generator with adapters, a noisy reward that steers it or searches, or neither. Each arm's videos are a
+set of their own, which every judge rates, and the noisy reward too: its own view. A reward that steers always rises in
+its own view; whether another judge agrees is the question, and where the two part is reward hacking (VideoAlign,
+section 5.3). Best-of-N costs N samples and no training: it is the rival that every arm must beat.
 """
 
 import json
@@ -30,6 +30,8 @@ from ..models.guidance import Guidance
 from ..models.locks import beside, held, real
 from ..models.lora_specs import specs_of
 from ..models.memory import Memory
+from ..models.particles import Particles  # noqa: F401  YAML may name it without its module
+from ..models.search import Search
 from .comparison import OWN_VIEW, RatedArm, found_of, save
 from .generating import generate
 from .judge import Judge, ratings_of
@@ -37,6 +39,8 @@ from .reward_judge import RewardJudge
 
 BASE, VIDEOS = "base", "videos"
 """The plain generator's name, and the folder of all arms' videos."""
+LATER = ("family", "search")
+"""Fields of an arm that earlier releases did not have."""
 REWARD_MODEL = "reward model"
 """The judge of this name keeps its rewards in ``videos/ARM.rewards``, any other in ``videos/ARM.NAME.rewards``."""
 
@@ -56,8 +60,12 @@ class Arm:
     """When and how strongly the noisy reward steers."""
     family: str | None = None
     """Class of the family, by name or import path (``package.module:Name``); by default the comparison's."""
+    search: Search | None = None
+    """Search among candidates of each video by the noisy reward, which then guides only where there is a guide."""
 
     def __post_init__(self) -> None:
+        if self.search and not self.noisy_reward:
+            raise VideoAlignError("an arm with a search needs a noisy reward: name its folder under noisy_reward")
         if self.guide and not self.noisy_reward:
             raise VideoAlignError("an arm with a guide needs a noisy reward: name its folder under noisy_reward")
         specs_of(self.lora)
@@ -233,7 +241,7 @@ def sample_arm(
         **images,
         "samples": samples,
         "sampling": {key: value for key, value in asdict(sampling).items() if value is not None},
-        "arm": {key: value for key, value in asdict(arm).items() if key != "family" or value},
+        "arm": _made(arm),
         **{key: value if isinstance(value, str) else asdict(value) for key, value in (held_as or {}).items()},
     }
     made = json.loads(json.dumps(made))
@@ -253,6 +261,12 @@ def sample_arm(
     generate(model, {"prompts": prompts, "out": str(videos), **noises}, device, 1)
 
 
+def _made(arm: Arm) -> dict[str, Any]:
+    """An arm as plain values; without what earlier releases did not have, where it is not set."""
+    plain = {key: value for key, value in asdict(replace(arm, search=None)).items() if key not in LATER or value}
+    return plain | ({"search": arm.search.settings()} if arm.search else {})
+
+
 def _generate_arguments(name: str, arm: Arm, generator: str, sampling: Sampling) -> dict[str, Any]:
     """An arm as arguments of :class:`~videoalign.alignment.Generate`."""
     size = ("num_frames", "height", "width", "fps", "steps", "cfg_scale", "negative")
@@ -260,8 +274,9 @@ def _generate_arguments(name: str, arm: Arm, generator: str, sampling: Sampling)
     arguments |= {key: value for key in ("cfg_scale_2", "shift") if (value := getattr(sampling, key)) is not None}
     arguments |= {"generator": arm.generator or generator, "lora": arm.lora, "source": name}
     arguments |= {"family": arm.family} if arm.family else {}
+    arguments |= {"search": arm.search} if arm.search else {}
     if arm.noisy_reward:
-        # Without a guide of its own a reward only rates: strength 0 leaves samples as they are.
+        # Without a guide of its own a reward only rates, or searches: strength 0 leaves samples as they are.
         arguments |= {"noisy_reward": arm.noisy_reward, "guide": arm.guide or Guidance(strength=0.0)}
     return arguments
 
@@ -286,4 +301,6 @@ def _judged(judges: Mapping[str, Judge], videos: Path, shape: tuple[int, int]) -
         require_finite(f"ratings of {videos} by the {OWN_VIEW}", by_name(keys, ratings[OWN_VIEW]), "look at the videos")
     whole = {name: torch.cat([r, r.sum(1, keepdim=True)], 1).double() for name, r in ratings.items()}
     seconds = statistics.median(record["seconds"] for record in records)
-    return RatedArm({name: r.unflatten(0, shape) for name, r in whole.items()}, seconds)
+    counts = [record.get("evaluations") for record in records]  # sets of earlier releases have none
+    evaluations = None if None in counts else statistics.mean(counts)
+    return RatedArm({name: r.unflatten(0, shape) for name, r in whole.items()}, seconds, evaluations)

@@ -40,10 +40,12 @@ class RatedArm:
     Attributes:
         ratings: Ratings (P, N, 4) by judge, the first judge first; the noisy reward's under :data:`OWN_VIEW`.
         seconds: Seconds of sampling a video.
+        evaluations: Evaluations of the generator's transformer for a video; None for videos of earlier releases.
     """
 
     ratings: dict[str, Tensor]
     seconds: float
+    evaluations: float | None = None
 
 
 def judges_of(ratings: Iterable[str]) -> list[str]:
@@ -75,10 +77,13 @@ def found_of(
     alike = {name: names[1:] for _, names in sweeps.values() for name in names[1:]}
     arms = {}
     for name, arm in judged.items():
-        cost = median(judged[other].seconds for other in alike.get(name, [name])) / max(base.seconds, 1e-9)
+        time = median(judged[other].seconds for other in alike.get(name, [name])) / max(base.seconds, 1e-9)
+        cost = arm.evaluations / base.evaluations if arm.evaluations and base.evaluations else time
         row: dict[str, Any] = {
             "seconds": arm.seconds,
+            "evaluations": arm.evaluations,
             "cost": cost,
+            "time": time,
             "means": {j: dict(zip(COLUMNS, r.mean((0, 1)).tolist())) for j, r in arm.ratings.items()},
         }
         if name != base_name:
@@ -167,17 +172,20 @@ def table(found: dict[str, Any]) -> str:
         *(f"wins, other noise ({j})" for j in judges),
         OWN_VIEW,
         "cost",
+        "time",
         "minus best-of-cost",
     ]
     rows = [_cells(name, row, judges) for name, row in found["arms"].items()]
     for number, row in found["best_of"].items():
         if number != "1":
             means = [f"{row[c]:.3f}" if j == found["judge"] else "" for j in judges for c in COLUMNS]
-            rows.append([f"best of {number}", *means, *[""] * (2 * len(judges) + 1), number, ""])
+            rows.append([f"best of {number}", *means, *[""] * (2 * len(judges) + 1), number, "", ""])
     explained = (
-        f"{found['prompts']} prompts, {found['samples']} noises each. Cost: seconds of sampling against the base's "
-        f"(scoring for best-of-N is not counted). Minus best-of-cost: what the {found['judge']} gives beyond choosing "
-        f"among that many base samples by the {found['chosen_by']}, with a 95 % interval over prompts."
+        f"{found['prompts']} prompts, {found['samples']} noises each. Cost: evaluations of the transformer against the "
+        "base's, a pass of the noisy reward being its share of the blocks, and three times that with a gradient "
+        "(scoring for best-of-N is not counted). Time: seconds of sampling against the base's. Minus best-of-cost: "
+        f"what the {found['judge']} gives beyond choosing among that many base samples by the "
+        f"{found['chosen_by']}, with a 95 % interval over prompts."
     )
     advice = [_advice(name, curve, found["judge"]) for name, curve in found["sweeps"].items()]
     return "\n".join([plots.markdown_table(head, rows), "", explained, "", *advice])
@@ -189,7 +197,7 @@ def _cells(name: str, row: dict[str, Any], judges: Sequence[str]) -> list[str]:
     cells = [name, *(f"{row['means'][j][c]:.3f}" for j in judges for c in COLUMNS)]
     for kind in ("win_rate", "superiority"):
         cells += [f"{against[j][OVERALL][kind]:.3f}" if against else "" for j in judges]
-    cells += [f"{own[OVERALL]:+.2f}" if own else "", f"{row['cost']:.2f}"]
+    cells += [f"{own[OVERALL]:+.2f}" if own else "", f"{row['cost']:.2f}", f"{row['time']:.2f}"]
     gap = "{:+.3f} ({:+.3f} to {:+.3f})".format(rival["difference"], *rival["interval"]) if rival else ""
     return [*cells, gap]
 

@@ -77,6 +77,13 @@ def register(commands: Commands) -> None:
         help="guidance strength of the noisy reward, in its standard deviations; 0 leaves samples as they are "
         "(default: 100)",
     )
+    parser.add_argument(
+        "--search",
+        metavar="YAML",
+        help="search among candidates of each video by the noisy reward: BestOfN, Pruning or Particles, or with "
+        "settings '{class_path: Particles, init_args: {candidates: 8}}' (docs/howto/search.md); guidance by the same "
+        "reward is then off unless --strength is given",
+    )
     add_family(parser)
     add_loras(parser, "LoRA adapters")
     parser.add_argument(
@@ -94,7 +101,8 @@ def register(commands: Commands) -> None:
 
 def _run(o: argparse.Namespace) -> None:
     from ..models.guidance import Guidance
-    from .generating import generate, memory_of
+    from ..models.memory import Memory
+    from .generating import generate, value_of
 
     steering = {name: value for name in ("weights", "strength") if (value := getattr(o, name)) is not None}
     if steering and not o.noisy_reward:
@@ -104,9 +112,29 @@ def _run(o: argparse.Namespace) -> None:
     if o.lora and len(o.lora) == 1:  # records name a single one without a list
         model["lora"] = o.lora[0]
     if o.noisy_reward:
-        model |= {"noisy_reward": o.noisy_reward, "guide": Guidance(**steering)}
+        model["noisy_reward"] = o.noisy_reward
+    if o.search:
+        model["search"] = _search(o)
+    if o.noisy_reward and (steering or not o.search):
+        model["guide"] = Guidance(**steering)
     if o.memory:
-        model["memory"] = memory_of(o.memory)
+        model["memory"] = value_of("memory", Memory, o.memory)
     generate(model, {name: getattr(o, name) for name in PROMPTS}, o.device, o.devices)
     if os.environ.get("LOCAL_RANK", "0") == "0":
         print(f"videos in {o.out}; `videoalign shards info {o.out}` describes them")
+
+
+def _search(o: argparse.Namespace) -> Any:
+    """The search that --search describes."""
+    from ..models.particles import Particles  # noqa: F401  may be named without its module
+    from ..models.search import Search
+    from .generating import value_of
+
+    if not o.noisy_reward:
+        raise VideoAlignError("--search chooses by a noisy reward: name its folder with --noisy-reward")
+    if o.weights and o.strength is None:
+        raise VideoAlignError(
+            "--weights are those of guidance, which --search turns off: give --strength, or the search its own weights "
+            "('{class_path: BestOfN, init_args: {weights: {TA: 1.0}}}')"
+        )
+    return value_of("search", Search, o.search)

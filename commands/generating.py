@@ -10,7 +10,6 @@ from ..callbacks.write_parts import WriteParts
 from ..datamodules.prompts import Prompts
 from ..models.files import check_free
 from ..models.locks import held
-from ..models.memory import Memory
 from .predicting import predicting
 
 
@@ -30,19 +29,21 @@ def generate(model: dict[str, Any], data: dict[str, Any], device: str, devices: 
         trainer.predict(Generate(**model), prompts, return_predictions=False)
 
 
-def memory_of(text: str) -> Memory:
-    """The options of memory and speed that a user writes as YAML.
+def value_of(name: str, kind: Any, text: str) -> Any:
+    """An option's value that a user writes as YAML: a mapping of fields, or a class with its arguments.
 
     Args:
-        text: A mapping of the fields of :class:`~videoalign.models.memory.Memory`.
+        name: Name of the option, without the dashes.
+        kind: Class of the value: a dataclass, or the base of the classes that may be named.
+        text: What the user wrote.
 
     Raises:
-        VideoAlignError: Where it is no such mapping, or its values are not allowed.
+        VideoAlignError: Where it describes no such value, or values that are not allowed.
     """
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
-    parser.add_argument("--memory", type=Memory)
+    parser.add_argument(f"--{name}", type=kind)
     try:
-        return parser.instantiate_classes(parser.parse_args([f"--memory={text}"])).memory
+        return parser.instantiate_classes(parser.parse_args([f"--{name}={text}"]))[name]
     except jsonargparse.ArgumentError as error:
         lines = [line.strip(" -") for line in str(error).splitlines() if line.strip(" -")]
-        raise VideoAlignError(f"--memory {text!r}: {' '.join(lines)[:600]}") from None
+        raise VideoAlignError(f"--{name} {text!r}: {' '.join(lines)[:600]}") from None

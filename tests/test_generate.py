@@ -26,7 +26,7 @@ def test_generated_videos_are_recorded_and_made_from_their_seeds(generated, gene
     assert [raw.key for raw in found] == [f"{i:05d}-{n:03d}" for i in range(3) for n in range(2)]
     for raw, (i, n) in zip(found, [(i, n) for i in range(3) for n in range(2)]):
         record = raw.record()
-        assert record.pop("seconds") > 0
+        assert record.pop("seconds") > 0 and record.pop("evaluations") == SIZE["steps"]
         assert record == {
             "prompt": names[i],
             "source": "mine",
