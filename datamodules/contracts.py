@@ -341,8 +341,9 @@ class AugmentsPairs(Protocol):
     """A change of training pairs after which their ratings still hold: a symmetry of what raters see.
 
     VideoPairs calls it with every training pair that it decodes; in YAML it is an object under ``augment``. Both videos
-    must be changed alike. Whatever it draws must come from ``rng``, so that a pair is the same on any number of ranks
-    and workers and after resuming. Workers are sent a copy, so it must be picklable.
+    must be changed alike, but for what no rater looks at. Whatever it draws must come from ``rng``, so that a pair
+    is the same on any number of ranks and workers and after resuming. Workers are sent a copy, so it must be
+    picklable.
     """
 
     def __call__(

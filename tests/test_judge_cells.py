@@ -254,7 +254,7 @@ def test_tables_and_figure():
         for seed in range(3)
     }
     table = cause_tables(judges)
-    assert "| no shifts | 0.690 ± 0.025 | 0.690 ± 0.025 | 0.690 ± 0.025 | -0.110 ± 0.025 |" in table
+    assert "| no mirrors and no shifts | 0.690 ± 0.025 | 0.690 ± 0.025 | 0.690 ± 0.025 | -0.110 ± 0.025 |" in table
     assert "| 48 | 0.648 ± 0.000 |" in table and "no rendered" not in table
     (axis,) = clips_figure(judges).axes
     assert axis.get_legend_handles_labels()[1] == ["VQ", "MQ", "TA"]

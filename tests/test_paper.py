@@ -441,7 +441,7 @@ def test_tuning_is_on_seeds_that_are_not_reported():
 def test_cells_of_another_size_are_refused(tmp_path):
     begin(tmp_path, asdict(LoopSize()))
     begin(tmp_path, asdict(LoopSize()))
-    with pytest.raises(VideoAlignError, match=r"reward 500, here 5.*another --out"):
+    with pytest.raises(VideoAlignError, match=r"reward 350, here 5.*another --out"):
         begin(tmp_path, asdict(LoopSize(reward=5)))
 
 

@@ -55,6 +55,6 @@ def test_each_combination_of_keys_is_parsed_once_and_draws_nothing(tmp_path, mon
 def test_settings_are_those_of_the_unit_over_the_common_ones(loop):
     unit = loop.reward_model("rm/x", "training", {"seed_everything": 7, "trainer.max_steps": 5})
     result, experiments, settings, export = unit.run.args
-    assert (result, experiments, export) == ("rm/x", ("reward_btt",), True) and unit.cost == 0.27 * 5
+    assert (result, experiments, export) == ("rm/x", ("reward_btt",), True) and unit.cost == 0.4 * 5
     assert settings["seed_everything"] == 7 and settings["data.init_args.seed"] == 0
     assert settings["trainer.logger.init_args.name"] == "rm/x"
