@@ -21,6 +21,7 @@ from videoalign.alignment import (
     FlowSFT,
     Generate,
     NoisyRewardModel,
+    RewardBackprop,
     RewardModel,
 )
 from videoalign.callbacks import (
@@ -153,7 +154,7 @@ def trainer(*callbacks, **options):
 
 # --- the Protocols ----------------------------------------------------------------------------------------------------
 
-ALIGNING = (FlowSFT, FlowDPO, FlowIPO, FlowRWR, DiffusionNFT, CacheReference)
+ALIGNING = (FlowSFT, FlowDPO, FlowIPO, FlowRWR, DiffusionNFT, RewardBackprop, CacheReference)
 MEANT = {
     "HasProcessor": (RewardModel, Captioning),
     "ScoresPairs": (RewardModel,),
