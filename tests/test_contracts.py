@@ -56,7 +56,8 @@ from videoalign.models import VideoReward
 from videoalign.models.function_scores import FunctionScores
 from videoalign.models.generator_folder import load_generator
 from videoalign.models.lora import LoRA
-from videoalign.models.noisy_reward import NoisyRewardShape
+from videoalign.models.noisy_reward import NoisyReward, NoisyRewardShape
+from videoalign.models.reward_statistics import Statistics
 
 QUIET = {
     "accelerator": "cpu", "devices": 1, "enable_progress_bar": False, "enable_model_summary": False, "logger": False,
@@ -91,6 +92,9 @@ def files(tmp_path_factory, backbone):
         (writer.path / NULL).write_bytes(safetensors.torch.save({"prompt": torch.randn(1, 32)}))
         writer.index.tables[NULL] = sha256(writer.path / NULL)
     (root / "prompts.txt").write_text("a red circle moves\n")
+    noisy = NoisyReward(load_generator(str(root / "wan")), NoisyRewardShape(blocks=1, hidden=8))
+    noisy.statistics = Statistics([0.0] * 3, [1.0] * 3)
+    noisy.save_pretrained(root / "noisy_reward")
     return SimpleNamespace(
         root=root,
         backbone=str(backbone),
@@ -115,6 +119,7 @@ def built(files, sampling):
         DiffusionNFT: lambda: DiffusionNFT(
             generator=files.wan, lora=SMALL, rewards={"r": FunctionScores("builtins:len")}, sampling=SAMPLING
         ),
+        RewardBackprop: lambda: RewardBackprop(str(files.root / "noisy_reward"), generator=files.wan, lora=SMALL),
         PromptGroups: lambda: PromptGroups(files.prompts, groups=1, samples=2),
         CacheReference: lambda: CacheReference(files.wan),
         NoisyRewardModel: lambda: NoisyRewardModel(files.wan, NoisyRewardShape(blocks=1, hidden=8)),
