@@ -8,6 +8,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from .. import VideoAlignError
+from ..datamodules.contracts import RollsOut, offers
 
 
 def check_validation(trainer: L.Trainer) -> None:
@@ -36,7 +37,10 @@ def check_validation(trainer: L.Trainer) -> None:
         raise VideoAlignError(
             f"{type(needs[0]).__name__} monitors {needs[0].monitor}, but this run can never validate: {why}"
         )
-    silent = [type(c).__name__ for c in trainer.callbacks if is_overridden("on_validation_epoch_end", c, Callback)]
+    shown = [c for c in trainer.callbacks if is_overridden("on_validation_epoch_end", c, Callback)]
+    if offers(trainer.lightning_module, RollsOut):  # an iteration on own samples stands for a validation
+        shown = [c for c in shown if not is_overridden("on_train_epoch_end", c, Callback)]
+    silent = [type(c).__name__ for c in shown]
     if held_out:
         rank_zero_warn(f"this run will never validate: {why}")
     elif trainer.limit_val_batches == 0 and silent:

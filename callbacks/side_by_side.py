@@ -1,12 +1,13 @@
-"""Videos of policy and reference beside each other, from the same prompts and noise at every validation."""
+"""Videos of policy and reference beside each other, from the same prompts and noise as training goes on."""
 
+from dataclasses import replace
 from typing import Any
 
 import lightning as L
 import torch
 
 from .. import EverywhereError, VideoAlignError
-from ..datamodules.contracts import AlignsGenerator, require
+from ..datamodules.contracts import AlignsGenerator, ShowsRollout, offers, require
 from ..datamodules.prompts import Item, read_items
 from ..models.family import Encoded
 from .prompt_sampler import PromptSampler, SamplesPrompts, Sampling
@@ -17,14 +18,16 @@ from .side_clips import Clip, frames_of
 class SideBySide(SamplesPrompts):
     """Shows animations with the policy's video on the left and the reference's on the right.
 
-    They are under ``val/samples/`` in the run's loggers, and on the page ``samples.html`` in the run's folder.
+    They are under ``val/samples/`` in the run's loggers, and on the page ``samples.html`` in the run's folder. A module
+    that trains on its own samples has no validation: an iteration stands for one, and the videos are of the size of its
+    samples if none is given.
 
     Args:
         prompts: Prompts of the videos; a few are enough. Or a CSV file with a column ``prompt`` (and ``image`` for
             image-to-video), or a text file with one prompt a line. Or a number: of so many held-out samples the prompts
             and images are taken, encoded as they are; no encoder is loaded then.
         sampling: Size of the videos, and how they are sampled.
-        every: Number of validations from one sampling to the next.
+        every: Number of validations (or iterations) from one sampling to the next.
     """
 
     def __init__(self, prompts: list[str] | str | int, sampling: Sampling, every: int = 1) -> None:
@@ -46,6 +49,15 @@ class SideBySide(SamplesPrompts):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Refuse a size of videos that the generator cannot sample, before training begins."""
+        if offers(pl_module, ShowsRollout):
+            if self.held_out:
+                raise VideoAlignError(
+                    f"SideBySide.prompts is {self.held_out}, a number of held-out samples, but {type(pl_module).__name__} "
+                    "trains on its own samples and has none: name prompts"
+                )
+            own = pl_module.sampling
+            if self.sampling.missing:
+                self.sampling = replace(self.sampling, num_frames=own.num_frames, height=own.height, width=own.width)
         if not self.held_out:
             self.check_size(pl_module)
 
@@ -89,6 +101,15 @@ class SideBySide(SamplesPrompts):
         with self.sampler.sampling_of("SideBySide", len(self.prompts)):
             for number in range(len(self.prompts)):
                 self._show(trainer, pl_module, number)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Sample and show the videos after an iteration on own samples. Collective under sharding."""
+        if offers(pl_module, ShowsRollout):
+            training = [module for module in pl_module.modules() if module.training]
+            pl_module.eval()  # adapters may have a dropout
+            self.on_validation_epoch_end(trainer, pl_module)
+            for module in training:
+                module.training = True
 
     def _show(self, trainer: L.Trainer, module: L.LightningModule, number: int) -> None:
         """Sample and show the videos of a prompt."""

@@ -35,8 +35,12 @@ class RollsOut(Protocol):
 class ShowsRollout(RollsOut, Protocol):
     """A module that keeps the samples of its iteration: OnPolicy and its subclasses.
 
-    The callback GroupExtremes asks it.
+    The callbacks GroupExtremes and SideBySide ask it.
     """
+
+    @property
+    def sampling(self) -> Any:
+        """Size of the videos, and how they are sampled."""
 
     @property
     def generator(self) -> Generator:

@@ -1,5 +1,6 @@
 """Every on-policy recipe behind `experiments/miniature_on_policy.yaml`: two iterations, export, going on."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -40,9 +41,10 @@ def arguments(name, generator, *more):
 @pytest.mark.parametrize(
     "name", ["wan_nft", *(pytest.param(n, marks=pytest.mark.slow) for n in RECIPES if n != "wan_nft")]
 )
-def test_every_on_policy_recipe_takes_two_iterations(name, generator, tmp_path, monkeypatch):
+def test_every_on_policy_recipe_takes_two_iterations(name, generator, tmp_path, monkeypatch, recwarn):
     monkeypatch.chdir(tmp_path)
     cli = experiment.run(arguments(name, generator))
+    warned = [*recwarn]
     kind, metrics = RECIPES[name]
     module, run = cli.trainer.lightning_module, Path(cli.trainer.log_dir)
     assert type(module).__name__ == kind and run.is_relative_to(f"runs/flow/{name}")
@@ -55,11 +57,47 @@ def test_every_on_policy_recipe_takes_two_iterations(name, generator, tmp_path, 
     logged = [event.value for event in events.Scalars("reward/judge/bright/mean")]
     assert len(logged) == 2 * updates
     assert (run / "export" / "pytorch_lora_weights.safetensors").exists()
-    assert {tag for tag in events.Tags()["images"] if tag.startswith("samples/group")}
+    images = events.Tags()["images"]
+    assert {tag.split()[0] for tag in images} >= {"samples/group", "val/samples/0", "val/samples/1"}
     assert (run / "samples.html").exists()
+    assert not [str(w.message) for w in warned if "SideBySide" in str(w.message)]  # an iteration is its validation
     if name == "wan_nft":  # one more iteration from the last checkpoint
         last = run / "checkpoints" / "last.ckpt"
         held = torch.load(last, weights_only=True)["further_tensors"]["behaviour"]
         assert held.keys() == module.trained().keys()
         again = experiment.run(arguments(name, generator, f"--ckpt_path={last}", "--trainer.max_epochs=3"))
         assert again.trainer.global_step == 3 and again.trainer.lightning_module.rollout.iteration == 2
+
+
+class Fading:
+    """A held-out judge that likes each iteration's samples less than the last one's."""
+
+    name, needs = "fading", "latents"
+
+    def __init__(self):
+        self.asked = 0
+
+    def check(self, prompts: Sequence[str]) -> None:
+        pass
+
+    def __call__(self, videos: torch.Tensor, prompts: Sequence[str]) -> dict[str, torch.Tensor]:
+        self.asked += 1
+        return {"Overall": torch.full((len(videos),), -float(self.asked))}
+
+    def place(self, device: torch.device | None) -> None:
+        pass
+
+
+def test_a_held_out_judge_stops_a_run_where_it_no_longer_rises(generator, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    stop = "{class_path: lightning.pytorch.callbacks.EarlyStopping, init_args: {monitor: reward/held_out/Overall/mean, "
+    stop += "mode: max, patience: 2, check_on_train_epoch_end: true}}"
+    more = [
+        f"--model.rewards.held_out={__name__}.Fading",
+        f"--trainer.callbacks+={stop}",
+        "--trainer.max_epochs=9",
+    ]
+    cli = experiment.run(arguments("wan_nft", generator, *more))
+    # the first iteration is the best one, two more are waited for
+    assert cli.trainer.current_epoch == cli.trainer.global_step == 3
+    assert set(cli.trainer.lightning_module.rollout.scores) == {"judge/bright", "held_out/Overall"}
