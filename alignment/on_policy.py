@@ -27,9 +27,13 @@ from ..datamodules.prompt_groups import Drawn, Places
 from ..models.advantages import Advantages
 from ..models.family import Condition, Encoded
 from ..models.flow import draw, draw_seed, interpolate
+from ..models.rows_on_disk import Rows
 from ..models.scoring import ScoresVideos, needed, scored
 from .behaviour import KeepsPolicies
 from .rollout import Noised, Rollout, diversity, summary
+
+LATENTS = "latents"
+"""Name of the samples' latents among what is kept of them."""
 
 
 class OnPolicy(KeepsPolicies):
@@ -47,6 +51,9 @@ class OnPolicy(KeepsPolicies):
         updates: Optimizer steps of an iteration, each on all of its samples.
         passes: Passes over the samples within a step, each at other times and noise.
         release: Whether rewards leave the device while the generator works.
+        disk_above: Size in GiB above which a rank's latents of an iteration are kept in a file under the Trainer's
+            ``default_root_dir``, not in memory; never if not given. FlowGRPO's latents before and after its stochastic
+            steps count by themselves.
         **kwargs: Arguments of :class:`.KeepsPolicies`.
     """
 
@@ -61,6 +68,7 @@ class OnPolicy(KeepsPolicies):
         updates: int = 1,
         passes: int = 1,
         release: bool = False,
+        disk_above: float | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -76,7 +84,9 @@ class OnPolicy(KeepsPolicies):
             raise VideoAlignError("model.rewards is empty: name what scores the samples")
         self.scorers, self.sampling = dict(rewards), sampling.complete()
         self.advantages = advantages
-        self.updates, self.passes, self.release = updates, passes, release
+        if disk_above is not None and not disk_above >= 0:
+            raise VideoAlignError(f"model.disk_above is a size in GiB, or null; got {disk_above}")
+        self.updates, self.passes, self.release, self.disk_above = updates, passes, release, disk_above
         self.rollout: Rollout | None = None
         self._sampler: PromptSampler | None = None
 
@@ -129,17 +139,18 @@ class OnPolicy(KeepsPolicies):
         drawn, size = [every[place] for place in places], self.sampling.batch_size
         chunks = [drawn[i : i + size] for i in range(0, len(drawn), size)]
         bar = Bar(f"iteration {iteration}: samples", len(drawn)) if self.trainer.is_global_zero else None
-        latents, more = [], []
+        rows = Rows(len(drawn), self.disk_above, self.trainer.default_root_dir)
         with self.as_old(), self.trainer.precision_plugin.forward_context():
             for chunk in chunks:
                 found, further = self.sample(chunk)
-                latents.append(found.cpu())
-                more.append({name: value.cpu() for name, value in further.items()})
+                for name, value in {LATENTS: found, **further}.items():
+                    rows.add(name, value)
                 if bar:
                     bar.update(len(chunk))
         if bar:
             bar.close()
-        joined = torch.cat(latents)  # (n, C, F, H, W)
+        more = rows.tensors
+        joined = more.pop(LATENTS)  # (n, C, F, H, W)
         scores = self.score(drawn, joined)
         whole = {name: self.gathered(value, places, len(every)) for name, value in scores.items()}
         groups = torch.tensor([one.group for one in every])
@@ -149,8 +160,7 @@ class OnPolicy(KeepsPolicies):
         apart = diversity(joined, [one.group for one in drawn])
         for name, value in summary(whole, shares, advantages, groups, apart).items():
             self.log(name, value, on_step=True, on_epoch=False, batch_size=1)
-        further = {name: torch.cat([one[name] for one in more]) for name in more[0]}
-        return Rollout(iteration, drawn, joined, advantages, places, whole, further)
+        return Rollout(iteration, drawn, joined, advantages, places, whole, more)
 
     def sample(self, drawn: Sequence[Drawn]) -> tuple[Tensor, dict[str, Tensor]]:
         """Latents (B, C, F, H, W) of the behaviour policy, and further tensors (B, ...) that the objective needs.

@@ -52,8 +52,8 @@ class SideBySide(SamplesPrompts):
         if offers(pl_module, ShowsRollout):
             if self.held_out:
                 raise VideoAlignError(
-                    f"SideBySide.prompts is {self.held_out}, a number of held-out samples, but {type(pl_module).__name__} "
-                    "trains on its own samples and has none: name prompts"
+                    f"SideBySide.prompts is {self.held_out}, a number of held-out samples, but "
+                    f"{type(pl_module).__name__} trains on its own samples and has none: name prompts"
                 )
             own = pl_module.sampling
             if self.sampling.missing:

@@ -14,6 +14,7 @@ from videoalign.callbacks.prompt_sampler import Sampling
 from videoalign.datamodules.prompt_groups import IterationLoader, PromptGroups, Rounds
 from videoalign.models.advantages import Advantages
 from videoalign.models.flow_losses import ConstantBeta
+from videoalign.models.rows_on_disk import Rows
 from videoalign.models.sde import EarlySteps
 
 SIZE = Sampling(num_frames=5, height=32, width=32, steps=3, batch_size=3)
@@ -151,6 +152,28 @@ def test_training_raises_the_reward_of_the_samples(kind, folders, prompts):
     watch = fit(model, groups(prompts, samples=12, batch_size=24), steps=8)
     means = [step["reward/r/first/mean"] for step in watch.steps if "reward/r/first/mean" in step]
     assert means[-1] > means[0] + 0.05
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_latents_on_disk_train_the_same_weights_and_leave_no_file(kind, folders, prompts, tmp_path):
+    ends = []
+    for bound in (None, 0.0):
+        model = policy(KINDS[kind], folders, disk_above=bound)
+        fit(model, groups(prompts), 2, default_root_dir=tmp_path)
+        ends.append(state(model))
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+    assert not list(tmp_path.glob("rollout-*"))
+
+
+def test_rows_above_a_bound_live_in_a_file(tmp_path):
+    rows = Rows(5, 1e-6, tmp_path)  # about a kB
+    for part in torch.arange(5.0).split(2):
+        rows.add("small", part)
+        rows.add("large", part[:, None].expand(-1, 1000))
+    assert rows.tensors["small"].tolist() == [0, 1, 2, 3, 4]
+    assert torch.equal(rows.tensors["large"], torch.arange(5.0)[:, None].expand(-1, 1000))
+    maps = [line for line in open("/proc/self/maps") if str(tmp_path) in line]
+    assert len(maps) == 1 and "(deleted)" in maps[0] and not list(tmp_path.iterdir())
 
 
 def test_decoded_videos_are_scored_too(folders, prompts):
