@@ -45,7 +45,7 @@ def alignment(folder: Path) -> None:
     rng = torch.Generator().manual_seed(0)
     batch = {
         "latents": torch.randn(2, 2, 16, 5, 16, 16, generator=rng),
-        "prompts": [torch.randn(12, 32, generator=rng)] * 2,
+        "conditions": [{"prompt": torch.randn(12, 32, generator=rng)}] * 2,
         "seeds": torch.tensor([1, 2]),
         "reference": torch.full((2, 2), torch.nan),
         "valid": torch.ones(2, dtype=torch.bool),

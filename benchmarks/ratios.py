@@ -15,11 +15,12 @@ from decoding import decoding, streaming
 from generators import alignment, guidance
 from remote import million, stores
 from rewards import one_forward, scoring
+from rollouts import rollouts
 from ties import ties
 
 SECTIONS = {
     section.__name__: section
-    for section in (ties, decoding, one_forward, scoring, alignment, guidance, streaming, stores, million)
+    for section in (ties, decoding, one_forward, scoring, alignment, rollouts, guidance, streaming, stores, million)
 }
 
 

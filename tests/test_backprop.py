@@ -20,7 +20,7 @@ class Curved:
 
     def __init__(self, weight):
         self.weight = weight
-        self.pipeline = SimpleNamespace(scheduler=SimpleNamespace())
+        self.pipeline = SimpleNamespace(scheduler=SimpleNamespace(config={}))
 
     def schedule(self, scheduler, steps, x):
         scheduler.sigmas = torch.linspace(1, 0, steps + 1) ** 0.75

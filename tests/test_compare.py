@@ -197,7 +197,7 @@ def test_a_second_call_samples_and_scores_nothing_again(compared, tmp_path, monk
 def without_seconds(found):
     """The numbers that do not depend on how fast the machine is."""
     arms = {
-        n: {k: v for k, v in row.items() if k not in ("seconds", "cost", "best_of")} for n, row in found["arms"].items()
+        n: {k: v for k, v in row.items() if k not in ("seconds", "time", "best_of")} for n, row in found["arms"].items()
     }
     return {**found, "arms": arms}
 
