@@ -67,7 +67,7 @@ class Row:
 
     @property
     def alone(self) -> bool:
-        """Whether later rows need a new process: an attention backend of diffusers, and a compiler, are the process's."""
+        """Whether later rows need a new process: diffusers' attention backend and the compiler are of a process."""
         return bool({COMPILED, CUDNN} & set(self.given.get("options", ())))
 
     def plan(self, folder: Path, toy: bool) -> list[str] | None:

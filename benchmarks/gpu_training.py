@@ -184,7 +184,7 @@ def encode(place: Place, generator: str, videos: int = 6) -> dict[str, Any]:
 def reward(
     place: Place,
     recipes: list[str],
-    batches: int = 12,
+    batches: int = 8,
     options: list[str] = [],  # noqa: B006  never changed
 ) -> dict[str, Any]:
     """Time the micro-batches of a recipe that trains a reward model on videos.

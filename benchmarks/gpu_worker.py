@@ -1,8 +1,10 @@
 """A process of its own that measures rows, so that a row that fails, or is killed, costs no other."""
 
+import contextlib
 import gc
 import multiprocessing
 import os
+import signal
 import sys
 import time
 import traceback
@@ -79,6 +81,8 @@ def serve(connection: Connection, log: Path, place: Place) -> None:
         log: File that gets what libraries print.
         place: Where models and sets are.
     """
+    os.setpgrp()  # so that the loaders' processes end with this one
+    multiprocessing.set_start_method(None, force=True)  # a spawned process would spawn the loaders' processes, too
     with open(log, "ab", buffering=0) as file:
         for stream in (1, 2):
             os.dup2(file.fileno(), stream)
@@ -131,6 +135,8 @@ class Worker:
         other.close()
 
     def _kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):  # it has just begun, and has no group of its own yet
+            os.killpg(self._process.pid, signal.SIGKILL)
         self._process.kill()
         self._process.join()
         self._connection.close()
