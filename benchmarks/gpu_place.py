@@ -9,6 +9,8 @@ from gpu_rows import GENERATORS, Clip
 
 TEXT = 512
 """Number of tokens that Wan's prompts are padded to."""
+TEXT_TINY = 96
+"""The same of the miniatures, whose tokens are shorter."""
 RATED = {"frames": 81, "height": 480, "width": 832, "fps": 16}
 """Size of the videos that the reward model sees: five seconds, as Wan makes them."""
 RATED_TINY = {"frames": 9, "height": 56, "width": 56, "fps": 8}
@@ -32,7 +34,7 @@ class Place:
         Args:
             name: One of :data:`.gpu_rows.GENERATORS`.
         """
-        from random_weights import TOKENS, write_generator
+        from random_weights import write_generator
 
         from videoalign.miniature.networks.pipelines import make_generator
 
@@ -40,7 +42,7 @@ class Place:
         if not self.toy:
             write_generator(path, released.name, tokens=TEXT)
         elif not path.exists():
-            make_generator(path, released.family, max_tokens=TOKENS)
+            make_generator(path, released.family, max_tokens=TEXT_TINY)
         return str(path)
 
     def latents(self, name: str, clip: Clip) -> str:

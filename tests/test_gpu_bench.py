@@ -1,7 +1,6 @@
 """The GPU benchmark: its rows on a CPU with miniatures, what it counts, and what a failing row does to the others."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -24,47 +23,14 @@ from videoalign.models.generator_folder import load_generator
 from videoalign.models.lora import LoRA
 from videoalign.models.video_reward import VideoReward
 
-TIMES = {"seconds": 1.0, "fastest": 0.5, "slowest": 2.0, "steps": 5, "tokens": 10, "token": "tokens", "what": "step"}
-FLOPS = {"needed": 2e12, "executed": 4e12, "parts": []}
-
-
-# --- rows that the processes of these tests run --------------------------------------------------------------------
-
-
-def works(place: Place, note: str) -> dict:
-    """A row that leaves a line behind, so that a second run shows."""
-    with open(place.folder / "ran", "a") as file:
-        file.write(f"{note}\n")
-    return {**TIMES, "flops": FLOPS, "peak_gib": None, "process": os.getpid()}
-
-
-def raises(place: Place) -> dict:
-    """A row with an error."""
-    raise ValueError("no such kernel\nin detail")
-
-
-def out_of_memory(place: Place) -> dict:
-    """A row that is too large."""
-    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB")
-
-
-def dies(place: Place) -> dict:
-    """A row whose process is killed."""
-    os._exit(9)
-
-
-def machine(place: Place) -> dict:
-    """A row that gives its process."""
-    return {**TIMES, "flops": FLOPS, "peak_gib": None, "process": os.getpid()}
-
 
 def rows(*functions: str) -> list[Row]:
     """Rows of functions of this file."""
     given = {"works": {"note": "x"}}
-    return [Row(f"r{n}", f"row {n}", f"test_gpu_bench:{f}", given.get(f, {})) for n, f in enumerate(functions)]
+    return [Row(f"r{n}", f"row {n}", f"gpu_bench_kit:{f}", given.get(f, {})) for n, f in enumerate(functions)]
 
 
-def measured(tmp_path: Path, wanted: list[Row], minutes: float = 1.0) -> Record:
+def measured(tmp_path: Path, wanted: list[Row], minutes: float = 10.0) -> Record:
     """The record after the rows ran."""
     record = Record(tmp_path, wanted, Place(tmp_path / "scratch", True))
     record.machine = {"device": "CPU", "measured_peak": 1e12, "published_peak": 4e12, "matmul": 8, "packages": {}}
