@@ -15,6 +15,7 @@ from gpu_timing import StepTimes, device, peak_gib
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from videoalign import VideoAlignError
 from videoalign.commands import lightning_cli
 
 ONE_DEVICE = (
@@ -52,7 +53,10 @@ def run(command: str, recipes: list[str], options: list[str], watch: StepTimes) 
     """
     files = [word for recipe in recipes for word in ("--config", f"experiments/{recipe}.yaml")]
     kind = type("_Timed", (_Timed,), {"watch": watch})
-    return lightning_cli.run([command, *files, *ONE_DEVICE, *options], kind)
+    try:
+        return lightning_cli.run([command, *files, *ONE_DEVICE, *options], kind)
+    except ValueError as error:  # a module that cannot be made, in the parser's words
+        raise VideoAlignError(lightning_cli.condensed(str(error))) from error
 
 
 # --- generators ---------------------------------------------------------------------------------------------------

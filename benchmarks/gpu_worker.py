@@ -43,8 +43,8 @@ def perform(place: Place, function: str, given: dict[str, Any]) -> dict[str, Any
 
 
 def _failure(error: Exception) -> dict[str, Any]:
-    """What is recorded of an error: its kind and its first line."""
-    text = next(iter(str(error).splitlines()), "")
+    """What is recorded of an error: its kind and the beginning of its text."""
+    text = " ".join(str(error).split())
     memory = "OutOfMemory" in type(error).__name__
     found: dict[str, Any] = {"error": f"{type(error).__name__}: {text}"[:400], "out_of_memory": memory}
     if (torch := _cuda()) is not None:

@@ -46,7 +46,7 @@ def test_a_failing_row_is_recorded_and_stops_no_other(tmp_path):
     record = measured(tmp_path, wanted)
     errors = [record.results[row.name].get("error", "") for row in wanted]
     assert [bool(error) for error in errors] == [False, True, True, True, False]
-    assert errors[1] == "ValueError: no such kernel" and "status 9" in errors[3]
+    assert errors[1] == "ValueError: no such kernel in detail" and "status 9" in errors[3]
     assert [record.results[row.name].get("out_of_memory", False) for row in wanted] == [
         False,
         False,
