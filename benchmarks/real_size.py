@@ -9,9 +9,6 @@ autoencoder has the real latents and small layers; a step does not call it. Wan'
 """
 
 import argparse
-import json
-import shutil
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,28 +16,19 @@ from functools import partial
 from pathlib import Path
 from threading import Event, Thread
 
-import diffusers
 import lightning as L
-import safetensors.torch
 import torch
-from torch import Tensor
+from random_weights import SHARD, write_generator, write_latents
 
 from videoalign.alignment import FlowDPO
 from videoalign.callbacks import ExportGenerator
-from videoalign.datamodules.latents import NULL, LatentPairs
-from videoalign.datamodules.shards import ShardWriter, sha256
-from videoalign.miniature.networks.pipelines import make_generator
+from videoalign.datamodules.latents import LatentPairs
 from videoalign.models.generator_folder import load_generator
-from videoalign.models.known_generators import KNOWN, write_configs
 from videoalign.models.live_memory import size_of
 from videoalign.models.lora import LoRA
-from videoalign.models.whole import load_whole, shapes_only
+from videoalign.models.whole import shapes_only
 
 GIB = 2**30
-SHARD = GIB
-"""Bytes that a shard of weights holds at most, but for its last tensor."""
-TOKENS = 32
-"""Length of a prompt: bf16 is slow on most CPUs."""
 SMALL = {"base_dim": 16, "decoder_base_dim": 16}
 """Layers of the autoencoder."""
 
@@ -91,75 +79,6 @@ def stage(name: str, held: float = 0.0) -> Iterator[None]:
         )
 
 
-def write_weights(folder: Path, name: str) -> None:
-    """Write a generator's folder with random weights, one tensor at a time.
-
-    Args:
-        folder: Folder to write.
-        name: Hub id of the released generator.
-    """
-    write_configs(name, folder)
-    settings = folder / "vae" / "config.json"
-    config = json.loads(settings.read_text()) | SMALL
-    settings.write_text(json.dumps(config))
-    torch.manual_seed(0)
-    diffusers.AutoencoderKLWan.from_config(config).save_pretrained(folder / "vae")
-    _add_small_encoder(folder)
-    with shapes_only():
-        kind = getattr(diffusers, KNOWN[name][2]["transformer"][1])
-        shapes = load_whole(kind, folder, name, "transformer", dtype=torch.bfloat16).state_dict()
-    shards: list[dict[str, Tensor]] = [{}]
-    for key, tensor in shapes.items():
-        if size_of(shards[-1].values()) > SHARD:
-            shards.append({})
-        shards[-1][key] = tensor
-    places, stem = {}, "diffusion_pytorch_model"
-    for number, shard in enumerate(shards, 1):
-        file = f"{stem}-{number:05}-of-{len(shards):05}.safetensors"
-        made = {key: _random(tensor) for key, tensor in shard.items()}
-        safetensors.torch.save_file(made, folder / "transformer" / file, {"format": "pt"})
-        places |= dict.fromkeys(shard, file)
-    index = {"metadata": {"total_size": size_of(shapes.values())}, "weight_map": places}
-    (folder / "transformer" / f"{stem}.safetensors.index.json").write_text(json.dumps(index))
-
-
-def _add_small_encoder(folder: Path) -> None:
-    """Put a miniature's tokenizer and text encoder into a folder."""
-    with tempfile.TemporaryDirectory() as small:
-        make_generator(f"{small}/wan", "wan", max_tokens=TOKENS)
-        parts = ("tokenizer", "text_encoder")
-        for part in parts:
-            shutil.copytree(f"{small}/wan/{part}", folder / part)
-        index, own = (json.loads(Path(f, "model_index.json").read_text()) for f in (folder, f"{small}/wan"))
-    index |= {part: own[part] for part in parts}
-    (folder / "model_index.json").write_text(json.dumps(index))
-
-
-def _random(like: Tensor) -> Tensor:
-    """Random values of the size that a network's layers begin with."""
-    made = torch.empty(like.shape, dtype=like.dtype)
-    return made.normal_(0, 0.02) if like.ndim > 1 else made.fill_(1.0 if like.ndim else 0.0)
-
-
-def write_pairs(folder: Path, module: FlowDPO, shape: tuple[int, ...]) -> None:
-    """Write a latents set of two random pairs.
-
-    Args:
-        folder: Folder to write.
-        module: Module that will read it.
-        shape: Shape of a video's latents.
-    """
-    labels = {"prompt": "a", "labels": dict.fromkeys(("VQ", "MQ", "TA"), "A")}
-    prompt = {name: torch.randn(20, width) for name, (_, width) in module.generator.prompt_shapes().items()}
-    with ShardWriter(folder, "latents", media="safetensors") as writer:
-        writer.index.latents = {**module.generator.identity(), "of": "pairs"}
-        for key in "ab":
-            tensors = {side: torch.randn(shape) for side in "ab"} | prompt
-            writer.write(key, {"": safetensors.torch.save(tensors)}, labels)
-        (writer.path / NULL).write_bytes(safetensors.torch.save(prompt))
-        writer.index.tables[NULL] = sha256(writer.path / NULL)
-
-
 def main() -> None:
     """Take all stages."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -172,7 +91,7 @@ def main() -> None:
     weights = options.folder / "generator"
     if not weights.exists():
         with stage("write random weights", SHARD):
-            write_weights(weights, options.name)
+            write_generator(weights, options.name, SMALL)
     with shapes_only():
         shapes = load_generator(weights, options.dtype, ("transformer", "vae"))
     frozen = size_of([*shapes.parameters(), *shapes.buffers()])
@@ -193,8 +112,7 @@ def main() -> None:
         )
     shape = module.generator.latent_shape(options.frames, options.side, options.side)
     pairs = options.folder / "latents"
-    if not pairs.exists():
-        write_pairs(pairs, module, shape)
+    write_latents(pairs, module.generator, shape)
     data = LatentPairs(str(pairs), batch_size=1, workers=0, min_margin=None)
     export = ExportGenerator(str(options.folder / "export"))
     trainer = L.Trainer(
