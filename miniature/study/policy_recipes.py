@@ -117,8 +117,8 @@ def steps_of(name: str, size: PolicySize, fresh: int) -> dict[str, int]:
     found = {share: int(rest // recipe.step(size)) for share, rest in left.items()}
     if min(found.values()) < 1 or len({*found.values()}) < len(found):
         raise VideoAlignError(
-            f"a budget of {size.budget} evaluations gives {name} the steps {found} of {recipe.step(size):g} evaluations "
-            f"each, after {before(recipe, fresh):g} for its pairs: it must be larger"
+            f"a budget of {size.budget} evaluations gives {name} the steps {found}, of {recipe.step(size):g} "
+            f"evaluations each, after {before(recipe, fresh):g} for its pairs: it must be larger"
         )
     return found
 

@@ -1,10 +1,10 @@
 """How much `videoalign study on-policy` spends, and what is counted as spent.
 
-Spending is counted in evaluations: passes of the generator's transformer on one video. A pass counts 1, with classifier-
-free guidance 2, with a backward pass behind it 3 (:data:`~videoalign.models.evaluations.BACKWARD`), and a pass of the
-noisy reward the share of the transformer's blocks that it copies. Autoencoder, text encoder and reward models are not
-counted. An algorithm that trains spends its budget before any video is made; a search spends as much on the judged
-videos, beyond what plain samples of them cost.
+Spending is counted in evaluations: passes of the generator's transformer on one video. A pass counts 1; with
+classifier-free guidance 2; with a backward pass behind it 3 (:data:`~videoalign.models.evaluations.BACKWARD`); a pass
+of the noisy reward counts the share of the transformer's blocks that it copies. Autoencoder, text encoder and reward
+models are not counted. An algorithm that trains spends its budget before any video is made; a search spends as much on
+the judged videos, beyond what plain samples of them cost.
 """
 
 from dataclasses import dataclass

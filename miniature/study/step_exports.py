@@ -1,7 +1,6 @@
 """Export of adapters after chosen optimizer steps of a training, each with what it had cost until then."""
 
 import lightning as L
-import torch
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from ...callbacks.export_generator import ExportGenerator
