@@ -24,7 +24,7 @@ TOY = LoopSize(
     world=TOY_WORLD, captions=2, reward=4, generated=2, autoencoder=6, generator=4, noisy=4, align=2, samples=4, rated=24,
     benchmark=2, benchmark_pairs=8, fresh=2, judged=2, calibrated=12, checked=24,
 )  # fmt: skip
-TOY_POLICIES = PolicySize(budget=2880, noises=2, groups=1, samples=2, batch=2)
+TOY_POLICIES = PolicySize(budget=2400, noises=2, groups=1, samples=2, batch=8)
 """Its pairs cost 576 evaluations, an iteration of GRPO 112."""
 
 

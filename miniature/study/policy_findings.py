@@ -16,7 +16,7 @@ from ...models.dimensions import DIMENSIONS, OVERALL
 from ...models.files import read_json
 from .loop_size import LoopSize
 from .paper_claims import ORACLE, OTHER, RM, Found
-from .paper_findings import _bare as bare
+from .paper_findings import bare
 from .policy_recipes import RECIPES
 from .policy_searches import PLAIN, WAYS
 from .policy_size import SHARES, PolicySize

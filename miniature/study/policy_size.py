@@ -12,7 +12,7 @@ from dataclasses import dataclass
 SHARES = {"quarter": 0.25, "half": 0.5, "full": 1.0}
 """Places on the curves over cost, by the names of their checkpoints."""
 STEPS, GUIDED = 12, 2
-"""Sampling steps of every generator of the world, and passes of a step with the guidance that videos are judged with."""
+"""Sampling steps of every generator of the world, and passes of a step with the guidance of judged videos."""
 PROMPTS, JUDGED_PROMPTS = 24, 8
 """Prompts that the generator is trained on, and those that it is judged by."""
 NOISY = 0.5
