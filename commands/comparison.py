@@ -85,6 +85,9 @@ def found_of(
             "cost": cost,
             "time": time,
             "means": {j: dict(zip(COLUMNS, r.mean((0, 1)).tolist())) for j, r in arm.ratings.items()},
+            "deviations": {
+                j: dict(zip(COLUMNS, r.flatten(0, 1).std(0, correction=0).tolist())) for j, r in arm.ratings.items()
+            },
         }
         if name != base_name:
             row["against_base"] = {j: win_rates(arm.ratings[j], base.ratings[j]) for j in judges}

@@ -1,4 +1,4 @@
-"""The commands of the miniature world: `videoalign sprites`, `miniature`, `demo` and `paper`.
+"""The commands of the miniature world: `videoalign sprites`, `miniature`, `demo`, `paper` and `study`.
 
 Only options are named here. What a command needs is imported when it runs, so that `--help` need not wait for torch.
 """
@@ -7,7 +7,7 @@ import argparse
 
 from .. import VideoAlignError
 from ..bars import Progress
-from ..commands.parsing import STAGES, Commands, add_out, add_seed, add_workers, command, count
+from ..commands.parsing import STAGES, Commands, add_out, add_seed, add_workers, command, count, group
 
 GENERATORS = ("wan", "wan-i2v", "wan22-5b", "wan22-5b-i2v", "wan22-a14b", "wan22-a14b-i2v", "ltx", "ltx-i2v")
 GENERATORS += ("ltx2", "ltx2-i2v", "hunyuan15", "hunyuan15-i2v")
@@ -27,6 +27,7 @@ def register(commands: Commands) -> None:
     demo.add_argument("--out", default="runs/demo", help="folder; finished stages in it are not repeated")
     add_seed(demo)
     _add_paper(commands)
+    _add_study(commands)
 
 
 def _add_sprites(commands: Commands) -> None:
@@ -62,13 +63,26 @@ def _add_miniature(commands: Commands) -> None:
 
 def _add_paper(commands: Commands) -> None:
     text = "reproduce the paper's findings in miniature, over seeds, with intervals and verdicts: RESULTS.md"
-    paper = command(commands, "paper", _paper, text, STAGES)
-    out, seeds = "folder; several machines that see it may share the work", "number of seeds; a later call may add more"
+    _add_seeds(
+        command(commands, "paper", _paper, text, STAGES), "folder; several machines that see it may share the work"
+    )
+
+
+def _add_study(commands: Commands) -> None:
+    text = "studies in miniature beyond the paper, over seeds, with intervals"
+    study = group(commands, "study", text)
+    text = "online DPO, DiffusionNFT, AWM, GRPO, reward gradients and search at equal evaluations: ON_POLICY.md"
+    out = "folder, best that of `videoalign paper`, whose seeds it goes on from; several machines may share the work"
+    _add_seeds(command(study, "on-policy", _on_policy, text, STAGES), out)
+
+
+def _add_seeds(parser: argparse.ArgumentParser, out: str) -> None:
+    """Options of work over seeds."""
     processes = "number of processes that work at once on this machine; one per core if not given"
-    paper.add_argument("--out", default="runs/paper", help=out)
-    paper.add_argument("--seeds", type=count(1), default=5, help=seeds)
-    paper.add_argument("--first", type=count(0), default=0, help="the first seed")
-    paper.add_argument("--processes", type=count(1), help=processes)
+    parser.add_argument("--out", default="runs/paper", help=out)
+    parser.add_argument("--seeds", type=count(1), default=5, help="number of seeds; a later call may add more")
+    parser.add_argument("--first", type=count(0), default=0, help="the first seed")
+    parser.add_argument("--processes", type=count(1), help=processes)
 
 
 def _sprites(options: argparse.Namespace) -> None:
@@ -120,3 +134,9 @@ def _paper(options: argparse.Namespace) -> None:
     from .study.paper import paper
 
     paper(options.out, options.seeds, options.first, options.processes)
+
+
+def _on_policy(options: argparse.Namespace) -> None:
+    from .study.on_policy_study import on_policy
+
+    on_policy(options.out, options.seeds, options.first, options.processes)

@@ -34,10 +34,10 @@ def findings(out: Path, seed: int) -> Found:
     place = out / (tuning_place(seed) if seed in TUNING_SEEDS else f"seed{seed}")
     found: Found = {"reward models": {}, "judges": {}}
     for path in sorted((place / "bench").glob("*/accuracies.json")):
-        found["reward models"][path.parent.name] = _bare(read_json(path, "a cell"))
+        found["reward models"][path.parent.name] = bare(read_json(path, "a cell"))
     for name in ("reward_rendered", "reward"):
         if (path := place / f"bench_{name}/accuracies.json").exists():
-            found["judges"][name] = _bare(read_json(path, "a cell"))
+            found["judges"][name] = bare(read_json(path, "a cell"))
     if "reward_rendered" in found["judges"]:
         found["reward models"]["separate"] = found["judges"]["reward_rendered"]
     for key, path in {**{key: place / name for key, name in FILES.items()}, "tuned": out / TUNED}.items():
@@ -49,14 +49,14 @@ def findings(out: Path, seed: int) -> Found:
             found.setdefault("pairs", {})[name.removeprefix("pairs/")] = sum(shard["samples"] for shard in shards)
     for cell in COMPARISONS:
         if (path := place / f"cells/{cell}/comparison.json").exists():
-            found[cell] = _bare(read_json(path, "a comparison"))
+            found[cell] = bare(read_json(path, "a comparison"))
     return found
 
 
-def _bare(found: Any) -> Any:
+def bare(found: Any) -> Any:
     """Nested numbers without the intervals within a seed, to the sixth digit: no difference between seeds is finer."""
     if isinstance(found, dict):
-        return {key: _bare(value) for key, value in found.items() if "interval" not in key}
+        return {key: bare(value) for key, value in found.items() if "interval" not in key}
     return round(found, 6) if isinstance(found, float) else found
 
 

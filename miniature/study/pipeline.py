@@ -52,6 +52,7 @@ class Loop(SeedUnits):
         arms: Mapping[str, Arm],
         sweeps: Mapping[str, Sweep] | None = None,
         samples: int | None = None,
+        held_out: Mapping[str, str] | None = None,
     ) -> list[Unit]:
         """Units of `videoalign compare` on prompts that only the caption pre-training saw.
 
@@ -63,6 +64,7 @@ class Loop(SeedUnits):
             arms: Ways of sampling by name, as :func:`.compare` takes them, with names of units in place of folders.
             sweeps: Guidance at several strengths, by name, with names of units in place of folders.
             samples: Noises per prompt; the size's ``judged`` if not given.
+            held_out: Names of further judges, and folders of their reward models.
         """
         samples = samples or self.size.judged
         sampling = Sampling(**CLIPS, cfg_scale=2.0, batch_size=32, seed=self.seed)
@@ -73,17 +75,25 @@ class Loop(SeedUnits):
         units = []
         for key, arm in plan(arms, sweeps)[0].items():
             folders = [Path(v).relative_to(self.folder) for v in (arm.lora, arm.noisy_reward, arm.generator) if v]
-            needs = ["generator", "world", *map(str, folders)]
+            needs = ["generator", "world", *(self.made_by(str(folder)) for folder in folders)]
             args = (place, key, arm, generator, prompts, sampling, samples, "cpu")
             units.append(self.unit(f"{name}/{VIDEOS}/{key}", f"{text}: sampling {key}", 5, needs, sample_arm, *args))
-        judges = {
-            "oracle": OracleJudge(str(self.folder / "oracle.json")),
-            "reward model": RewardJudge(model=str(self.folder / "reward"), batch_size=32, device="cpu"),
-        }
-        needs = [*(unit.name.removeprefix(self.place) for unit in units), "reward", "oracle.json", "world"]
+        models = {"reward model": "reward", **(held_out or {})}
+        judges = {"oracle": OracleJudge(str(self.folder / "oracle.json"))}
+        for judge, folder in models.items():
+            judges[judge] = RewardJudge(model=str(self.folder / folder), batch_size=32, device="cpu")
+        needs = [*(unit.name.removeprefix(self.place) for unit in units), *models.values(), "oracle.json", "world"]
         args = (generator, prompts, str(place), sampling, judges, samples, arms, sweeps, None, "cpu")
         cost = 2 + 0.6 * len(units)
         return [*units, self.unit(f"{name}/comparison.json", f"{text}: judging", cost, needs, compare, *args)]
+
+    def made_by(self, folder: str) -> str:
+        """Name of the unit that makes a folder: its own, unless a unit makes several.
+
+        Args:
+            folder: Folder of adapters, a noisy reward or a pipeline, relative to the seed's.
+        """
+        return folder
 
     def _placed(self, arm: Any) -> Any:
         """An arm or sweep whose names of units have become folders."""

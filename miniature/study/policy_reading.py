@@ -1,0 +1,116 @@
+"""What the numbers of `videoalign study on-policy` say, in sentences: who wins at which budget, who hacks first, and
+what a held-out judge would have told.
+"""
+
+from itertools import pairwise
+
+from ...models.intervals import Interval
+from .paper_claims import ORACLE
+from .paper_findings import Seeds, over_seeds
+from .policy_findings import BASE, NAMES, curve, gain
+from .policy_recipes import RECIPES
+from .policy_size import SHARES
+from .policy_tables import hacked, picks
+from .policy_units import HELD
+
+WORDS = {"quarter": "a quarter of the budget", "half": "half of the budget", "full": "the whole budget"}
+
+
+def reading(found: Seeds) -> list[str]:
+    """Sentences, those that need a comparison which is not finished left out.
+
+    Args:
+        found: Findings by seed.
+    """
+    return [
+        line
+        for line in (*(_winner(found, share) for share in SHARES), _hacking(found), _held(found), _alarm(found))
+        if line
+    ]
+
+
+def _number(interval: Interval) -> str:
+    return f"{interval.mean:+.2f}" + (f" ± {interval.half:.2f}" if len(interval.runs) > 1 else "")
+
+
+def _winner(found: Seeds, share: str) -> str:
+    gains = {name: over_seeds(found, lambda f, n=name: gain(f, share, n, ORACLE)) for name in NAMES}
+    if share != "full":
+        gains.pop("nrg")
+    known = sorted((name for name, one in gains.items() if one), key=lambda name: -gains[name].mean)
+    if len(known) < 2:
+        return ""
+    first, second = known[:2]
+    lead = over_seeds(found, lambda f: gain(f, share, first, ORACLE) - gain(f, share, second, ORACLE))
+    decided = "" if lead.low > 0 else ", which these seeds do not decide"
+    last = f"{NAMES[known[-1]]} gains least ({_number(gains[known[-1]])})"
+    return (
+        f"**At {WORDS[share]}** {NAMES[first]} gains most by the oracle ({_number(gains[first])} deviations of the "
+        f"base), {_number(lead)} more than {NAMES[second]}{decided}; {last}."
+    )
+
+
+def _hacking(found: Seeds) -> str:
+    """Who hacks first."""
+    at = {name: hacked(found, name) for name in NAMES if name != "nrg"}
+    at = {name: every for name, every in at.items() if every}
+    if not at:
+        return ""
+    order = list(SHARES)
+    firsts = {name: [order.index(s) for s in every.values() if s] for name, every in at.items()}
+    some = {name: places for name, places in firsts.items() if places}
+    if not some:
+        return "**Nobody hacks** at these budgets: nowhere does an own reward rise on while the oracle falls."
+    # of most seeds, and among equally many the earliest
+    first = min(some, key=lambda name: (-len(some[name]), sum(some[name]) / len(some[name])))
+    never = [NAMES[name] for name, places in firsts.items() if not places]
+    said = (
+        f"**{NAMES[first]} hacks most**: in {len(some[first])} of {len(at[first])} seeds its own reward rises on while "
+        f"the oracle falls, first at {WORDS[order[min(some[first])]]}."
+    )
+    earliest = min(min(places) for places in some.values())
+    who = [NAMES[name] for name, places in some.items() if min(places) == earliest]
+    said += f" At {WORDS[order[earliest]]}, the first place at which any seed hacks, it is {', '.join(who)}."
+    return said + (f" Never: {', '.join(never)}." if never else "")
+
+
+def _held(found: Seeds) -> str:
+    """What a checkpoint costs that is picked by each judge."""
+    lost = {}
+    for judge in (HELD, "own"):
+        of = {seed: [] for seed in found}
+        for name in RECIPES:
+            for seed, (_, one) in picks(found, name, judge).items():
+                of[seed].append(one)
+        lost[judge] = [sum(values) / len(values) for values in of.values() if values]
+    last = [[max(curve(f, n, ORACLE).values()) - gain(f, "full", n, ORACLE) for n in RECIPES] for f in _whole(found)]
+    if not lost[HELD] or not last:
+        return ""
+    own, held, end = (Interval.over(v) for v in (lost["own"], lost[HELD], [sum(v) / len(v) for v in last]))
+    return (
+        f"**A {HELD} that picks the checkpoint** loses {_number(held).removeprefix('+')} by the oracle against the best "
+        f"checkpoint, in the mean over the algorithms that train; picking by the own reward loses "
+        f"{_number(own).removeprefix('+')}, and taking the last one {_number(end).removeprefix('+')}."
+    )
+
+
+def _whole(found: Seeds) -> list:
+    """Seeds that have all comparisons."""
+    return [one for one in found.values() if set(SHARES) <= {*one.get("compared", {})}]
+
+
+def _alarm(found: Seeds) -> str:
+    """Whether the held-out judge falls where the oracle does."""
+    cases = {(False, False): 0, (False, True): 0, (True, False): 0, (True, True): 0}
+    for one in _whole(found):
+        for name in RECIPES:
+            held, true = (list(curve(one, name, judge).values()) for judge in (HELD, ORACLE))
+            for (h0, h1), (t0, t1) in zip(pairwise(held), pairwise(true)):
+                cases[t1 < t0, h1 < h0] += 1
+    falls, rises = cases[True, True] + cases[True, False], cases[False, True] + cases[False, False]
+    if not falls + rises:
+        return ""
+    said = f"From one place of a curve to the next the oracle falls {falls} times of {falls + rises}. "
+    if falls:
+        said += f"The {HELD} falls too in {cases[True, True]} of these {falls}, "
+    return said + f"and it falls in {cases[False, True]} of the {rises} in which the oracle rises ({BASE} to full)."
