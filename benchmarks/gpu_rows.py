@@ -79,11 +79,12 @@ class Row:
         """
         if self.function != "gpu_training:flow":
             return None
-        clip = clip_of(self.given["generator"], toy, self.given.get("frames"))
+        name = self.given["generator"]
+        clip, place = clip_of(name, toy, self.given.get("frames")), folder / name if toy else GENERATORS[name].name
         files = [word for recipe in self.given["recipes"] for word in ("--config", f"experiments/{recipe}.yaml")]
         size = ["--num-frames", str(clip.frames), "--height", str(clip.height), "--width", str(clip.width)]
         kept = [o for o in self.given.get("options", ()) if o not in (KEPT, COMPILED) and "attention" not in o]
-        return [*files, f"--model.generator={folder / self.given['generator']}", *kept, *size]
+        return [*files, f"--model.generator={place}", *kept, *size]
 
 
 def clip_of(generator: str, toy: bool, frames: int | None = None) -> Clip:

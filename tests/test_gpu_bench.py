@@ -95,7 +95,15 @@ def test_rows_are_sound():
     assert plans["reward"] is None and plans["sample_cfg"] is None
     assert plans["dpo"] == [
         *("--config", "experiments/flow/wan_sft.yaml", "--config", "experiments/flow/wan_dpo.yaml"),
-        *("--model.generator=/m/wan", "--num-frames", "81", "--height", "480", "--width", "832"),
+        *(
+            "--model.generator=Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
+            "--num-frames",
+            "81",
+            "--height",
+            "480",
+            "--width",
+            "832",
+        ),
     ]
     assert plans["dpo_short"] == plans["dpo_short_kept"]  # one count has both
     assert KEPT in next(row for row in ROWS if row.name == "dpo_short_kept").given["options"]
