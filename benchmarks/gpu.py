@@ -8,11 +8,13 @@ goes on: rows that are done, or ran out of memory, are skipped; others that fail
 `--minutes`, and one that runs then is stopped soon. Models and sets take about 25 GB of `--scratch`, written once.
 
 A training row is `videoalign fit` with the shipped recipe on one device, for as many micro-batches as are timed. Beside
-it stands what `videoalign plan` expects, which is counted meanwhile on the CPU. `--toy` runs everything with miniatures
-on a CPU: its numbers mean nothing.
+it stands what `videoalign plan` expects, counted meanwhile on the CPU. Where GPU time is dear, measure with `--no-plan`
+and let the same command with `--plan-only` count on any machine afterwards. `--toy` runs everything with miniatures on
+a CPU: its numbers mean nothing.
 """
 
 import argparse
+import math
 import os
 import signal
 import subprocess
@@ -123,14 +125,30 @@ def measure(rows: Sequence[Row], record: Record, place: Place, minutes: float, p
             print(f"  {record.line(row.name)}", flush=True)
             if planned:
                 plans.ask(row)
-        if planned:
-            for row in rows:  # also of rows that an earlier call has measured
-                if record.measured(row.name):
-                    plans.ask(row)
-            worker.end()
-            plans.wait(end + GRACE)
+        worker.end()
+        plans.wait(end + GRACE)
     finally:
         worker.end()
+        plans.end()
+        record.save()
+
+
+def count(rows: Sequence[Row], record: Record, place: Place) -> None:
+    """Let `videoalign plan` count the steps of rows that were measured, or failed; no GPU is needed.
+
+    Args:
+        rows: Rows in their order.
+        record: Has the rows' results, and gets the estimates.
+        place: Where models and sets are.
+    """
+    place.folder.mkdir(parents=True, exist_ok=True)
+    plans = Plans(record, place, record.log)
+    try:
+        for row in rows:
+            if row.name in record.results:
+                plans.ask(row)
+        plans.wait(math.inf)
+    finally:
         plans.end()
         record.save()
 
@@ -143,7 +161,9 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=9.0, help="time after which no row begins (default: 9)")
     folder = Path(tempfile.gettempdir(), "videoalign_gpu")
     parser.add_argument("--scratch", type=Path, default=folder, help=f"folder of models and sets (default: {folder})")
-    parser.add_argument("--no-plan", action="store_true", help="leave out what `videoalign plan` expects")
+    plans = parser.add_mutually_exclusive_group()
+    plans.add_argument("--no-plan", action="store_true", help="leave out what `videoalign plan` expects")
+    plans.add_argument("--plan-only", action="store_true", help="count that alone, of rows that were measured")
     parser.add_argument("--toy", action="store_true", help="use miniatures, on a CPU")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no process is left behind
@@ -151,7 +171,10 @@ def main() -> None:
     rows = [row for row in ROWS if row.name in (options.only or [row.name])]
     scratch = options.scratch.resolve() / ("toy" if options.toy else "real")
     record = Record(options.out.resolve(), ROWS, Place(scratch, options.toy))
-    measure(rows, record, record.place, options.minutes, not options.no_plan)
+    if options.plan_only:
+        count(rows, record, record.place)
+    else:
+        measure(rows, record, record.place, options.minutes, not options.no_plan)
     print(f"{record.table()}\n{options.out}/gpu.md and gpu.json hold all numbers")
 
 

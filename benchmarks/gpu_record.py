@@ -164,7 +164,7 @@ class Record:
         found, planned = self.results[row.name], self.planned_gib(row)
         name, plan = f"{row.title} (`{row.name}`)", _number(planned, ".1f")
         if "error" in found:
-            what = "out of memory" if found.get("out_of_memory") else found["error"].replace("|", "/")
+            what = "out of memory" if found.get("out_of_memory") else found["error"][:200].replace("|", "/")
             return [name, what, *[""] * 6, _number(found.get("peak_gib"), ".1f"), plan, ""]
         seconds, flops = found["seconds"], found["flops"]
         speed = {kind: flops[kind] / seconds for kind in ("needed", "executed")}

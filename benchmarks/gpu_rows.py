@@ -79,11 +79,12 @@ class Row:
         """
         if self.function != "gpu_training:flow":
             return None
-        clip = clip_of(self.given["generator"], toy, self.given.get("frames"))
+        name = self.given["generator"]
+        clip, place = clip_of(name, toy, self.given.get("frames")), folder / name if toy else GENERATORS[name].name
         files = [word for recipe in self.given["recipes"] for word in ("--config", f"experiments/{recipe}.yaml")]
         size = ["--num-frames", str(clip.frames), "--height", str(clip.height), "--width", str(clip.width)]
         kept = [o for o in self.given.get("options", ()) if o not in (KEPT, COMPILED) and "attention" not in o]
-        return [*files, f"--model.generator={folder / self.given['generator']}", *kept, *size]
+        return [*files, f"--model.generator={place}", *kept, *size]
 
 
 def clip_of(generator: str, toy: bool, frames: int | None = None) -> Clip:
@@ -131,21 +132,21 @@ DPO = "Flow-DPO, Wan2.1-1.3B"
 ROWS = (
     _flow("dpo", f"{DPO}, the recipe", batches=7, trace=True),
     _reward("reward", "the recipe"),
-    _reward("reward_kept", "no checkpointing", REWARD_KEPT),
-    _reward("reward_bf16", "frozen bf16", REWARD_BF16),
-    _reward("reward_bf16_kept", "frozen bf16, no checkpointing", REWARD_BF16, REWARD_KEPT),
     _sample("sample_cfg", "CFG", cfg_scale=5.0),
     _sample("sample_plain", "no guidance"),
     _sample("sample_nrg", "CFG and Flow-NRG in each step", cfg_scale=5.0, blocks=8, steps=6),
-    _flow("dpo_bf16_cudnn", f"{DPO}, frozen bf16, cuDNN attention", BF16, CUDNN),
-    Row("reference", "reference errors, Wan2.1-1.3B, the recipe", "gpu_training:reference", {"generator": "wan"}),
-    _flow("dpo_cached", f"{DPO}, reference cached", cached=True, needs="reference"),
-    _flow("sft", "Flow-SFT, Wan2.1-1.3B, the recipe", recipes="sft"),
-    _flow("dpo_5b", "Flow-DPO, Wan2.2-5B, the recipe", recipes="5b", generator="wan22_5b", batches=6),
+    _flow("dpo_5b", "Flow-DPO, Wan2.2-5B, the recipe", recipes="5b", generator="wan22_5b"),
     Row("encode", "encoding, Wan2.1's autoencoder, the recipe", "gpu_training:encode", {"generator": "wan"}),
+    _reward("reward_kept", "no checkpointing", REWARD_KEPT),
+    _reward("reward_bf16", "frozen bf16", REWARD_BF16),
+    _reward("reward_bf16_kept", "frozen bf16, no checkpointing", REWARD_BF16, REWARD_KEPT),
+    _flow("dpo_bf16", f"{DPO}, frozen bf16", BF16),
+    _flow("dpo_bf16_cudnn", f"{DPO}, frozen bf16, cuDNN attention", BF16, CUDNN),
+    _flow("sft", "Flow-SFT, Wan2.1-1.3B, the recipe", recipes="sft"),
     Row("score_bf16", "scoring, Qwen2-VL-2B, bf16", "gpu_inference:score", {"dtype": "bfloat16"}),
     Row("score", "scoring, Qwen2-VL-2B, fp32", "gpu_inference:score", {"dtype": "float32"}),
-    _flow("dpo_bf16", f"{DPO}, frozen bf16", BF16),
+    Row("reference", "reference errors, Wan2.1-1.3B, the recipe", "gpu_training:reference", {"generator": "wan"}),
+    _flow("dpo_cached", f"{DPO}, reference cached", cached=True, needs="reference"),
     _flow("dpo_compile", f"{DPO}, frozen bf16, compiled", BF16, COMPILED),
     _flow("dpo_short", f"{DPO}, {SHORT} frames, frozen bf16", BF16, frames=SHORT),
     _flow("dpo_short_kept", f"{DPO}, {SHORT} frames, frozen bf16, no checkpointing", BF16, KEPT, frames=SHORT),

@@ -68,7 +68,6 @@ def _freed() -> dict[str, float]:
     gc.collect()
     if (torch := _cuda()) is None:
         return {"left_gib": 0.0}
-    torch.compiler.reset()
     torch.cuda.empty_cache()
     return {"left_gib": torch.cuda.memory_allocated() / 2**30}
 

@@ -13,11 +13,13 @@ from torch.utils.flop_counter import FlopCounterMode
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import gpu
 import gpu_flops
+import gpu_training
 from gpu_place import Place
 from gpu_record import Record
 from gpu_rows import KEPT, ROWS, Row
 
 from videoalign.alignment import FlowDPO
+from videoalign.commands import lightning_cli
 from videoalign.models.frame_sampling import FrameSampling
 from videoalign.models.generator_folder import load_generator
 from videoalign.models.lora import LoRA
@@ -93,10 +95,50 @@ def test_rows_are_sound():
     assert plans["reward"] is None and plans["sample_cfg"] is None
     assert plans["dpo"] == [
         *("--config", "experiments/flow/wan_sft.yaml", "--config", "experiments/flow/wan_dpo.yaml"),
-        *("--model.generator=/m/wan", "--num-frames", "81", "--height", "480", "--width", "832"),
+        *(
+            "--model.generator=Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
+            "--num-frames",
+            "81",
+            "--height",
+            "480",
+            "--width",
+            "832",
+        ),
     ]
     assert plans["dpo_short"] == plans["dpo_short_kept"]  # one count has both
     assert KEPT in next(row for row in ROWS if row.name == "dpo_short_kept").given["options"]
+
+
+class Parsed(lightning_cli.ExperimentCLI):
+    """Parses an experiment and makes nothing."""
+
+    def instantiate_classes(self) -> None:
+        """Leave everything as it was parsed."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Nothing runs."""
+
+
+def test_a_rows_options_change_the_recipe_and_nothing_else():
+    def settings(name: str) -> dict:
+        row = next(row for row in ROWS if row.name == name)
+        files = [word for recipe in row.given["recipes"] for word in ("--config", f"experiments/{recipe}.yaml")]
+        given = [*gpu_training.ONE_DEVICE, *gpu_training.BARE, "--data.train=SET", *row.given["options"]]
+        given += [] if "generator" in row.given else ["--model.network.backbone=FOLDER"]
+        return lightning_cli.run(["fit", *files, *given], Parsed).config.fit.as_dict()
+
+    dpo, changed = settings("dpo"), settings("dpo_bf16_cudnn")
+    trainer = dpo["trainer"]
+    assert (trainer["precision"], trainer["accumulate_grad_batches"]) == ("bf16-mixed", 8)
+    assert trainer["gradient_clip_val"] == 1.0
+    changed["model"]["init_args"]["dtype"] = "float32"
+    changed["model"]["init_args"]["memory"]["attention"] = None
+    assert changed == dpo
+    reward, changed = settings("reward"), settings("reward_bf16_kept")
+    network = changed["model"]["init_args"]["network"]["init_args"]
+    assert (network["dtype"], network["gradient_checkpointing"]) == ("bfloat16", False)
+    network |= {"dtype": "float32", "gradient_checkpointing": True}
+    assert changed == reward
 
 
 # --- operations -----------------------------------------------------------------------------------------------------
