@@ -88,8 +88,8 @@ def _held(found: Seeds) -> str:
         return ""
     own, held, end = (Interval.over(v) for v in (lost["own"], lost[HELD], [sum(v) / len(v) for v in last]))
     return (
-        f"**A {HELD} that picks the checkpoint** loses {_number(held).removeprefix('+')} by the oracle against the best "
-        f"checkpoint, in the mean over the algorithms that train; picking by the own reward loses "
+        f"**A {HELD} that picks the checkpoint** loses {_number(held).removeprefix('+')} by the oracle against the "
+        f"best checkpoint, in the mean over the algorithms that train; picking by the own reward loses "
         f"{_number(own).removeprefix('+')}, and taking the last one {_number(end).removeprefix('+')}."
     )
 
