@@ -258,11 +258,11 @@ def test_counted_evaluations_stand_beside_the_rules(page):
 
 def test_the_reading_names_winner_hacker_and_what_the_held_out_judge_saw(page):
     text = page[2]
-    assert "**At a quarter of the budget** Flow-GRPO, all steps gains most by the oracle (+0.51 ± 0.02" in text
-    assert "**At the whole budget** Flow-DPO, online gains most by the oracle (+1.21" in text
-    assert "**Flow-GRPO, all steps hacks most**: in 3 of 3 seeds" in text and "first at the whole budget" in text
+    assert "**At a quarter of the budget** Flow-GRPO (all steps) gains most by the oracle (+0.51 ± 0.02" in text
+    assert "**At the whole budget** Flow-DPO (online) gains most by the oracle (+1.21" in text
+    assert "**Flow-GRPO (all steps) hacks most**: in 3 of 3 seeds" in text and "first at the whole budget" in text
     # the held-out judge falls with GRPO's oracle, so its pick is the best one; the own reward takes the last
-    (row,) = [line for line in text.splitlines() if line.startswith("| Flow-GRPO, all steps | half 3 |")]
+    (row,) = [line for line in text.splitlines() if line.startswith("| Flow-GRPO (all steps) | half 3 |")]
     assert row.split("|")[3:6] == [" 0.00 ± 0.00 ", " full 3 ", " 0.50 ± 0.00 "]
     assert "falls too in 3 of these 3, and it falls as far in 0 of the 87 others" in text
 
