@@ -49,8 +49,8 @@ def units(out: Path, size: LoopSize, policies: PolicySize, seeds: Iterable[int])
         found += [*base, *own]
         wanted += own
         if not tuned:  # what the algorithms will need is made beside the trials
-            ready = (one.place + name for name in ("latents/preferred", "noisy_reward"))
-            wanted += [unit for unit in base if unit.name in {*ready}]
+            ready = {one.place + name for name in ("latents/preferred", "noisy_reward")}
+            wanted += [unit for unit in base if unit.name in ready]
     return leading_to(found, [unit.name for unit in wanted])
 
 

@@ -33,11 +33,11 @@ def _of(found: Seeds, of: Value) -> Interval:
 
 
 def _curves(found: Seeds) -> Figure:
-    """A panel for each algorithm: gains over the share of the budget, by each judge."""
+    """A panel for each algorithm, each with its own scale: gains over the share of the budget, by each judge."""
     names = [name for name in NAMES if name != "nrg"]
     rows = math.ceil(len(names) / _COLUMNS)
     figure = Figure(figsize=(2.5 * _COLUMNS, 2.3 * rows), layout="constrained")
-    grid = figure.subplots(rows, _COLUMNS, sharex=True, sharey=True, squeeze=False).flatten()
+    grid = figure.subplots(rows, _COLUMNS, sharex=True, squeeze=False).flatten()
     for axis, name in zip(grid, names):
         axis.spines[["top", "right"]].set_visible(False)
         for judge in JUDGES:
@@ -52,10 +52,12 @@ def _curves(found: Seeds) -> Figure:
         axis.set_title(NAMES[name], fontsize=SMALL + 1)
     for axis in grid[len(names) :]:
         axis.set_visible(False)
-    figure.supxlabel("share of the budget", fontsize=SMALL + 1)
+    for axis in grid[max(0, len(names) - _COLUMNS) : len(names)]:  # the lowest of each column
+        axis.tick_params(labelbottom=True)
+        axis.set_xlabel("share of the budget", fontsize=SMALL)
     figure.supylabel("gain, deviations of the base", fontsize=SMALL + 1)
     handles, labels = grid[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(JUDGES), fontsize=SMALL)
+    figure.legend(handles, labels, loc="lower right", fontsize=SMALL + 1)
     return figure
 
 

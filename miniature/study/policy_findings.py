@@ -32,6 +32,8 @@ NAMES = {**{name: recipe.text for name, recipe in RECIPES.items()}, **{name: way
 OWN = {**{name: recipe.own for name, recipe in RECIPES.items()}, **dict.fromkeys(WAYS, OWN_VIEW)}
 """Whose ratings are the own reward of each."""
 BASE = "base"
+FALL = 0.1
+"""Gain that must be lost before a fall counts: about the noise of a mean over 128 videos, in deviations."""
 JUDGES = ("own", HELD, ORACLE)
 """Judges of the page: the one that an algorithm is trained against, one that nothing is, and the truth."""
 
@@ -168,7 +170,7 @@ def curve(found: Found, name: str, judge: str, column: str = OVERALL) -> dict[st
 
 
 def hacks_at(found: Found, name: str) -> str | None:
-    """The first share at which the own reward has risen on, while the oracle has fallen below an earlier place.
+    """The first share at which the own reward is above an earlier place, and the oracle :data:`FALL` below it.
 
     Args:
         found: Findings of a seed.
@@ -179,8 +181,7 @@ def hacks_at(found: Found, name: str) -> str | None:
     """
     own, true = (list(curve(found, name, judge).items()) for judge in ("own", ORACLE))
     for place in range(1, len(own)):
-        best = max(range(place), key=lambda i: true[i][1])
-        if true[place][1] < true[best][1] and own[place][1] > own[best][1]:
+        if any(true[i][1] - true[place][1] > FALL and own[place][1] > own[i][1] for i in range(place)):
             return own[place][0]
     return None
 

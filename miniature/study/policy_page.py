@@ -10,7 +10,7 @@ from ...models.files import write_json, write_text
 from .loop_size import LoopSize
 from .pages import render
 from .policy_figures import figures
-from .policy_findings import FIGURES, NAMES, earlier, findings, results_of
+from .policy_findings import FALL, FIGURES, NAMES, earlier, findings, results_of
 from .policy_reading import reading
 from .policy_size import JUDGED_PROMPTS, SHARES, PolicySize
 from .policy_tables import cost_table, curve_table, gain_table, hack_table, judge_line, pick_table
@@ -67,6 +67,7 @@ def _page(results: dict[str, Any], lines: list[str], size: LoopSize, policies: P
         curves=curve_table(found),
         shares={share: gain_table(found, share) for share in SHARES if share != "full"},
         hacks=hack_table(found),
+        fall=f"{FALL:g}",
         picks=pick_table(found),
         budget=f"{policies.budget:,}",
         each=f"{policies.of_video():g}",
@@ -75,7 +76,7 @@ def _page(results: dict[str, Any], lines: list[str], size: LoopSize, policies: P
         trials=_trials(tried),
         tuning_seeds=", ".join(map(str, TUNING_SEEDS)),
         ends=_at_ends(tuned, tried),
-        tuning=tuning_tables(tuned, tried),
+        tuning=tuning_tables(tuned, tried) if tried else "The trials themselves are not in this folder.",
     )
 
 

@@ -7,7 +7,7 @@ from itertools import pairwise
 from ...models.intervals import Interval
 from .paper_claims import ORACLE
 from .paper_findings import Seeds, over_seeds
-from .policy_findings import BASE, NAMES, curve, gain
+from .policy_findings import FALL, NAMES, curve, gain
 from .policy_recipes import RECIPES
 from .policy_size import SHARES
 from .policy_tables import hacked, picks
@@ -22,11 +22,8 @@ def reading(found: Seeds) -> list[str]:
     Args:
         found: Findings by seed.
     """
-    return [
-        line
-        for line in (*(_winner(found, share) for share in SHARES), _hacking(found), _held(found), _alarm(found))
-        if line
-    ]
+    winners = (_winner(found, share) for share in SHARES)
+    return [line for line in (*winners, _raised(found), _hacking(found), _held(found), _alarm(found)) if line]
 
 
 def _number(interval: Interval) -> str:
@@ -46,8 +43,20 @@ def _winner(found: Seeds, share: str) -> str:
     last = f"{NAMES[known[-1]]} gains least ({_number(gains[known[-1]])})"
     return (
         f"**At {WORDS[share]}** {NAMES[first]} gains most by the oracle ({_number(gains[first])} deviations of the "
-        f"base), {_number(lead)} more than {NAMES[second]}{decided}; {last}."
+        f"base), {_number(lead).removeprefix('+')} more than {NAMES[second]}{decided}; {last}."
     )
+
+
+def _raised(found: Seeds) -> str:
+    """Whether each algorithm raises its own reward."""
+    own = {name: over_seeds(found, lambda f, n=name: gain(f, "full", n, "own")) for name in NAMES}
+    own = {name: one for name, one in own.items() if one}
+    up = [name for name, one in own.items() if one.low > 0]
+    rest = [f"{NAMES[name]} {_number(one)}" for name, one in own.items() if name not in up]
+    if not own or len(next(iter(own.values())).runs) < 2:
+        return ""
+    said = f"{len(up)} of {len(own)} algorithms raise their own reward, each with an interval above 0"
+    return f"{said}." if not rest else f"{said}; the others: {', '.join(rest)}."
 
 
 def _hacking(found: Seeds) -> str:
@@ -88,8 +97,8 @@ def _held(found: Seeds) -> str:
         return ""
     own, held, end = (Interval.over(v) for v in (lost["own"], lost[HELD], [sum(v) / len(v) for v in last]))
     return (
-        f"**A {HELD} that picks the checkpoint** loses {_number(held).removeprefix('+')} by the oracle against the best "
-        f"checkpoint, in the mean over the algorithms that train; picking by the own reward loses "
+        f"**A {HELD} that picks the checkpoint** loses {_number(held).removeprefix('+')} by the oracle against the "
+        f"best checkpoint, in the mean over the algorithms that train; picking by the own reward loses "
         f"{_number(own).removeprefix('+')}, and taking the last one {_number(end).removeprefix('+')}."
     )
 
@@ -100,17 +109,18 @@ def _whole(found: Seeds) -> list:
 
 
 def _alarm(found: Seeds) -> str:
-    """Whether the held-out judge falls where the oracle does."""
+    """Whether the held-out judge falls where the oracle does, each by more than :data:`FALL`."""
     cases = {(False, False): 0, (False, True): 0, (True, False): 0, (True, True): 0}
     for one in _whole(found):
         for name in RECIPES:
             held, true = (list(curve(one, name, judge).values()) for judge in (HELD, ORACLE))
             for (h0, h1), (t0, t1) in zip(pairwise(held), pairwise(true)):
-                cases[t1 < t0, h1 < h0] += 1
+                cases[t0 - t1 > FALL, h0 - h1 > FALL] += 1
     falls, rises = cases[True, True] + cases[True, False], cases[False, True] + cases[False, False]
     if not falls + rises:
         return ""
-    said = f"From one place of a curve to the next the oracle falls {falls} times of {falls + rises}. "
+    said = f"From one place of a curve to the next the oracle falls by more than {FALL:g} {falls} times "
+    said += f"of {falls + rises}. "
     if falls:
         said += f"The {HELD} falls too in {cases[True, True]} of these {falls}, "
-    return said + f"and it falls in {cases[False, True]} of the {rises} in which the oracle rises ({BASE} to full)."
+    return said + f"and it falls as far in {cases[False, True]} of the {rises} others."

@@ -62,23 +62,23 @@ _WIDE, _PAIRED, _GRADIENT = (5e-4, 1.5e-3, 4.5e-3), (1.5e-4, 5e-4, 1.5e-3), (3e-
 RECIPES: dict[str, Recipe] = {
     "sft": Recipe("SFT", ("flow_sft",), _batched(BACKWARD), _WIDE),
     "rwr": Recipe("Flow-RWR", ("flow_sft", "flow_rwr"), _batched(2 * BACKWARD), _WIDE),
-    "dpo": Recipe("Flow-DPO, offline", ("flow_sft", "flow_dpo"), _batched(2 * (BACKWARD + REFERENCE)), _PAIRED),
+    "dpo": Recipe("Flow-DPO (offline)", ("flow_sft", "flow_dpo"), _batched(2 * (BACKWARD + REFERENCE)), _PAIRED),
     "online-dpo": Recipe(
-        "Flow-DPO, online", ("on_policy",), _grouped(0, PASSES * 2 * (BACKWARD + REFERENCE)), _PAIRED, "prompts"
+        "Flow-DPO (online)", ("on_policy",), _grouped(0, PASSES * 2 * (BACKWARD + REFERENCE)), _PAIRED, "prompts"
     ),
     "nft": Recipe(
         "DiffusionNFT", ("on_policy", "nft"), _grouped(PASSES * (OLD + REFERENCE + BACKWARD)), _WIDE, "prompts"
     ),
     "awm": Recipe("AWM", ("on_policy", "awm"), _grouped(PASSES * (OLD + REFERENCE + BACKWARD)), _WIDE, "prompts"),
     "grpo": Recipe(
-        "Flow-GRPO, all steps", ("on_policy", "grpo"), _grouped((STEPS - 1) * (OLD + BACKWARD)), _WIDE, "prompts"
+        "Flow-GRPO (all steps)", ("on_policy", "grpo"), _grouped((STEPS - 1) * (OLD + BACKWARD)), _WIDE, "prompts"
     ),
     "grpo-mix": Recipe(
-        "MixGRPO, a window", ("on_policy", "grpo", "grpo_mix"), _grouped(WINDOW * (OLD + BACKWARD)), _WIDE, "prompts"
+        "MixGRPO (window)", ("on_policy", "grpo", "grpo_mix"), _grouped(WINDOW * (OLD + BACKWARD)), _WIDE, "prompts"
     ),
     # every other step is one of flow matching; the last step that may be drawn is the last but one
     "prfl": Recipe(
-        "PRFL, noisy reward",
+        "PRFL",
         ("flow_sft", "prfl"),
         _batched((STEPS - 2 + BACKWARD + NOISY * BACKWARD + BACKWARD) / 2),
         _GRADIENT,

@@ -72,7 +72,7 @@ WAYS: dict[str, Way] = {
         (10.0, 30.0, 100.0),
     ),
     "nrg-best": Way(
-        "Flow-NRG, best of N",
+        "Flow-NRG + best of N",
         _CANDIDATE + (STEPS - 1) * BACKWARD * NOISY + NOISY,
         lambda n, strength: _guided(n, strength),
         of="nrg",

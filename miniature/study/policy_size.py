@@ -23,8 +23,9 @@ NOISY = 0.5
 class PolicySize:
     """Budget of each algorithm, and sizes that it is spent in."""
 
-    budget: int = 24_576
-    """Evaluations of an algorithm: 192 for each judged video, eight times what a plain sample of it costs."""
+    budget: int = 28_672
+    """Evaluations of an algorithm, which are 224 for each judged video: 16 iterations of Flow-GRPO on all steps, and a
+    quarter is four of them."""
     noises: int = 16
     """Noises per prompt in comparisons."""
     groups: int = 4

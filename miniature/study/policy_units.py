@@ -7,6 +7,7 @@ search reads it, or needs it.
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from .loop_size import LoopSize
 from .pipeline import Loop
 from .policy_recipes import OF_POOL, RECIPES, Recipe, Values, spent, steps_of
 from .policy_searches import PLAIN, REWARD, arms, trials
-from .policy_size import SHARES, PolicySize
+from .policy_size import GUIDED, JUDGED_PROMPTS, SHARES, STEPS, PolicySize
 from .steps import HELD_OUT
 from .units import Unit
 
@@ -201,7 +202,16 @@ class Policies(Loop):
         return Arm(lora=lora, noisy_reward=REWARD if recipe.own in OF_POOL[1:] else None)
 
     def _compared(self, name: str, text: str, compared: Mapping[str, Arm], held_out: Any = None) -> list[Unit]:
-        return self.comparison(name, text, compared, samples=self.policies.noises, held_out=held_out)
+        units = self.comparison(name, text, compared, samples=self.policies.noises, held_out=held_out)
+        return [replace(unit, cost=self._sampling_seconds(compared.get(Path(unit.name).name), unit)) for unit in units]
+
+    def _sampling_seconds(self, arm: Arm | None, unit: Unit) -> float:
+        """Seconds on one core of a comparison's unit: for a video 1.5 ms an evaluation, and 30 ms for the rest."""
+        if unit.name.endswith(".json"):
+            return 2 * unit.cost
+        count = arm.search.candidates if arm and arm.search else 1
+        guided = 1.75 if arm and arm.guide else 1.0
+        return 2 + JUDGED_PROMPTS * self.policies.noises * (0.03 + 0.0015 * GUIDED * STEPS * count * guided)
 
     def tuning(self) -> list[Unit]:
         """Units that try settings at the whole budget, and compare them; no held-out judge is there."""
