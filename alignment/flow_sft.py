@@ -14,6 +14,7 @@ from torch.distributed.tensor import DTensor
 
 from .. import VideoAlignError
 from ..datamodules.contracts import HasNullPrompt, require
+from ..models.checkpointing import Checkpointing, enable_checkpointing
 from ..models.family import Encoded
 from ..models.fingerprint import fingerprint
 from ..models.flow import TimeLaw, draw, draw_seed, interpolate, squared_error
@@ -55,7 +56,8 @@ class FlowSFT(Training):
         groups: Learning rates of groups of parameters by name, or all rates of one with a pattern of its parameters'
             names; the optimizer's if not given. Groups that need no pattern: ``adapters``, or ``transformer``
             where ``lora`` is null.
-        gradient_checkpointing: Whether activations are computed again in the backward pass, to save memory.
+        gradient_checkpointing: Whether activations are computed again in the backward pass, to save memory; with
+            ``attention`` all but the outputs of attention, which are its most expensive part at a video's length.
         compile: Whether torch.compile compiles the transformer's blocks; the same as ``memory.compile``.
         parts: Parts of the pipeline to load; the text encoder is not needed once prompts are encoded.
         null_share: Share of the samples whose prompt is replaced by the empty prompt, so that a generator that is
@@ -84,7 +86,7 @@ class FlowSFT(Training):
         warmup: float = 0.0,
         decay: Decay = "constant",
         groups: dict[str, float | ParameterGroup] | None = None,
-        gradient_checkpointing: bool = False,
+        gradient_checkpointing: Checkpointing = False,
         compile: bool = False,
         parts: Sequence[str] = ("transformer", "vae"),
         null_share: float = 0.0,
@@ -101,13 +103,12 @@ class FlowSFT(Training):
             )
         self.null_share = null_share
         memory = replace(memory, compile=compile or memory.compile)
-        self.memory = memory.for_training(lora is None, parts, gradient_checkpointing)
+        self.memory = memory.for_training(lora is None, parts, bool(gradient_checkpointing))
         self.generator = load_generator(generator, dtype, parts, fps, family, expert, memory=self.memory)
         require_one_expert(self.generator, expert)
         self.family = family
         self.name, self.lora, self.times = generator, lora, times.within(*self.generator.interval())
-        if gradient_checkpointing:
-            self.policy.enable_gradient_checkpointing()
+        enable_checkpointing(self.policy, gradient_checkpointing)
         if lora is None:
             if self.policy.dtype != torch.float32:
                 raise VideoAlignError(

@@ -93,7 +93,7 @@ class RewardBackprop(FlowSFT):
         self.route.check(steps)
         self._check_together()
         # no submodule: the reward is in no checkpoint, trains nowhere, and is not sharded with the policy
-        self.reward = self._load(reward, kwargs.get("gradient_checkpointing", False))
+        self.reward = self._load(reward, bool(kwargs.get("gradient_checkpointing", False)))
 
     def _check_together(self) -> None:
         """Refuse options that cannot work together."""

@@ -113,7 +113,9 @@ def wan(net: nn.Module, shape: tuple[int, ...], text: int, videos: int, blocks: 
     return {"weights": weights * videos, "adapters": adapters * videos, "attention": float(attention * videos)}
 
 
-def flow_parts(module: Any, shape: tuple[int, ...], videos: int, live: bool, again: bool) -> list[Part]:
+def flow_parts(
+    module: Any, shape: tuple[int, ...], videos: int, live: bool, again: bool, kept: bool = False
+) -> list[Part]:
     """Parts of a training step of a generator's adapters.
 
     Args:
@@ -122,12 +124,13 @@ def flow_parts(module: Any, shape: tuple[int, ...], videos: int, live: bool, aga
         videos: Number of videos that go through the transformer.
         live: Whether the reference's errors are computed in the step.
         again: Whether activations are computed again in the backward pass.
+        kept: Whether attention is left out of that.
     """
     one = wan(module.policy, shape, module.generator.max_tokens, videos)
     parts = [
         Part("policy: frozen weights", one["weights"], 2, again),
         Part("policy: adapters", one["adapters"], 3, again),
-        Part("policy: attention", one["attention"], 3, again),
+        Part("policy: attention", one["attention"], 3, again and not kept),
     ]
     if live:
         parts.append(Part("reference: forward pass", one["weights"] + one["attention"]))

@@ -99,6 +99,7 @@ def clip_of(generator: str, toy: bool, frames: int | None = None) -> Clip:
     return TINY if toy else Clip(frames or own.frames, own.height, own.width)
 
 
+ATTENTION = "--model.gradient_checkpointing=attention"
 KEPT, COMPILED = "--model.gradient_checkpointing=false", "--model.compile=true"
 BF16, CUDNN = "--model.dtype=bfloat16", "--model.memory.attention=_native_cudnn"
 REWARD_BF16, REWARD_KEPT = "--model.network.dtype=bfloat16", "--model.network.gradient_checkpointing=false"
@@ -121,6 +122,12 @@ def _reward(name: str, title: str, *options: str) -> Row:
     """A row that trains the reward model."""
     given = {"recipes": ["videoreward/qwen2vl_2b"], "options": list(options)}
     return Row(name, f"reward training, Qwen2-VL-2B, {title}", "gpu_training:reward", given)
+
+
+def _policy(name: str, title: str, *recipes: str) -> Row:
+    """A row that trains on own samples."""
+    given = {"recipes": ["flow/wan_on_policy", *recipes], "generator": "wan"}
+    return Row(name, f"{title}, Wan2.1-1.3B, 33 frames of 240 x 416", "gpu_policies:policy", given)
 
 
 def _sample(name: str, title: str, **given: Any) -> Row:
@@ -147,6 +154,10 @@ ROWS = (
     Row("score", "scoring, Qwen2-VL-2B, fp32", "gpu_inference:score", {"dtype": "float32"}),
     Row("reference", "reference errors, Wan2.1-1.3B, the recipe", "gpu_training:reference", {"generator": "wan"}),
     _flow("dpo_cached", f"{DPO}, reference cached", cached=True, needs="reference"),
+    _flow("dpo_attention", f"{DPO}, frozen bf16, attention kept", BF16, ATTENTION),
+    _flow("dpo_attention_compile", f"{DPO}, frozen bf16, attention kept, compiled", BF16, ATTENTION, COMPILED),
+    _policy("nft", "DiffusionNFT", "flow/wan_nft"),
+    _policy("grpo", "Flow-GRPO-Fast", "flow/wan_grpo", "flow/wan_grpo_fast"),
     _flow("dpo_compile", f"{DPO}, frozen bf16, compiled", BF16, COMPILED),
     _flow("dpo_short", f"{DPO}, {SHORT} frames, frozen bf16", BF16, frames=SHORT),
     _flow("dpo_short_kept", f"{DPO}, {SHORT} frames, frozen bf16, no checkpointing", BF16, KEPT, frames=SHORT),

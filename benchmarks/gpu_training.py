@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from gpu_flops import Part, flow_parts, reward_parts, summary, wan, wan_tokens
 from gpu_place import Place
-from gpu_rows import clip_of
+from gpu_rows import ATTENTION, clip_of
 from gpu_timing import StepTimes, device, peak_gib
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -94,7 +94,8 @@ def flow(
     sides = watch.batch["latents"].shape[0] if module.sides is None else len(module.sides)
     videos = sides * watch.batch["latents"].shape[1]
     again = checkpointing(module.policy)
-    parts = flow_parts(module, shape, videos, module.needs_reference and not cached, again)
+    live = module.needs_reference and not cached
+    parts = flow_parts(module, shape, videos, live, again, ATTENTION in options)
     return {
         **watch.result(),
         **_measured(cli, parts),

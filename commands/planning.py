@@ -10,6 +10,7 @@ from torch._subclasses.fake_tensor import DynamicOutputShapeException
 from .. import VideoAlignError
 from ..alignment.footprint import AUTOCAST, Footprint, measure, without_storage
 from ..alignment.training import Training
+from ..models.checkpointing import Checkpointing
 from ..models.files import write_text
 from ..models.known_generators import configs_of
 from ..models.whole import shapes_only
@@ -28,11 +29,11 @@ class _Shapes(lightning_cli.ExperimentCLI):
         """Make the module that its settings name, or what is kept of them."""
         self.settings = self.config[self.subcommand]
 
-    def module(self, checkpointing: bool) -> Training:
+    def module(self, checkpointing: Checkpointing) -> Training:
         """The experiment's module, on the meta device.
 
         Args:
-            checkpointing: Whether activations are computed again in the backward pass.
+            checkpointing: Whether activations are computed again in the backward pass, and which.
         """
         model = self.settings.model.clone()
         arguments = model.init_args
@@ -74,12 +75,13 @@ def plan(args: list[str], options: argparse.Namespace) -> None:
         )
     micro_batches = trainer.accumulate_grad_batches or 1
     counted: dict[bool, Footprint] = {}
-    for checkpointing in (True, False):
+    own = cli.settings.model.init_args.get("gradient_checkpointing") or True
+    for checkpointing in (own, False):
         module = cli.module(checkpointing)
         clip = clip_of(module, data.get("train"), options)
         try:
             with without_storage(module):
-                counted[checkpointing] = measure(
+                counted[bool(checkpointing)] = measure(
                     module,
                     lambda clip=clip: batch_of(clip, data.batch_size, bool(data.get("reference"))),
                     precision=str(trainer.precision or "32-true"),

@@ -3,13 +3,16 @@
 import logging
 
 import lightning as L
+import torch
 
 from ..callbacks.progress import Progress
 from ..callbacks.stoppable import stoppable
 from .quiet import quiet
 
 
-def predicting(device: str, callbacks: list[L.Callback], bar: bool, devices: int = 1) -> L.Trainer:
+def predicting(
+    device: str, callbacks: list[L.Callback], bar: bool, devices: int = 1, dtype: str = "float32"
+) -> L.Trainer:
     """A trainer that predicts, and prints nothing of its own but a progress bar.
 
     Args:
@@ -17,7 +20,10 @@ def predicting(device: str, callbacks: list[L.Callback], bar: bool, devices: int
         callbacks: Callbacks of the run.
         bar: Whether to show how far it is.
         devices: Number of processes that share the work.
+        dtype: Dtype of the weights. A GPU computes in bfloat16 where it is ``bfloat16``, in fp32 layers too, as training
+            in bf16-mixed does; a CPU computes in the weights' own.
     """
+    mixed = dtype == "bfloat16" and device != "cpu" and torch.cuda.is_available()
     quiet()
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)  # the results are printed, and nothing else
@@ -26,6 +32,7 @@ def predicting(device: str, callbacks: list[L.Callback], bar: bool, devices: int
             accelerator=device,
             devices=devices,
             strategy="auto" if devices == 1 else "ddp",
+            precision="bf16-mixed" if mixed else "32-true",
             use_distributed_sampler=False,
             logger=False,
             enable_checkpointing=False,

@@ -109,7 +109,7 @@ class RewardJudge:
             listener: Callback that gets the raw rewards of every batch as soon as they are computed.
         """
         bar = len(videos) > self.batch_size and sys.stderr.isatty()
-        trainer = predicting(self.device, [listener], bar, self.devices)
+        trainer = predicting(self.device, [listener], bar, self.devices, self.network.settings["dtype"])
         batches = in_turn(len(videos), self.batch_size)
         trainer.predict(self.module, VideoList(videos, batches, self.workers), return_predictions=False)
 
@@ -146,7 +146,9 @@ class RewardJudge:
     def _trainer(self, progress: bool) -> L.Trainer:
         """One trainer for all sets: a second one would start its processes anew."""
         if progress not in self._trainers:
-            self._trainers[progress] = predicting(self.device, [], progress, self.devices)
+            self._trainers[progress] = predicting(
+                self.device, [], progress, self.devices, self.network.settings["dtype"]
+            )
         return self._trainers[progress]
 
     # --- as a judge (see :class:`.judge.Judge`) -----------------------------------------------------------------

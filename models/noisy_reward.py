@@ -7,6 +7,7 @@ training. The tokens after some of the blocks are pooled, and a small head condi
 Legend: B samples, L tokens, E width of the transformer, D dimensions, K learned queries.
 """
 
+import contextlib
 import math
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -150,7 +151,8 @@ class NoisyReward(nn.Module):
         """
         self._read = []
         try:
-            self.generator.velocity(x, t, condition, self.trunk)  # the velocity of so few blocks is of no use
+            with self._precision(x.device.type):
+                self.generator.velocity(x, t, condition, self.trunk)  # the velocity of so few blocks is of no use
             tokens = self._read
         finally:
             self._read = None
@@ -158,6 +160,14 @@ class NoisyReward(nn.Module):
             pooled = torch.stack([pool(one.float()) for pool, one in zip(self.pools, tokens)]).mean(0)  # (B, hidden)
             scale, shift = self.time(time_features(t)).chunk(2, -1)
             return self.head(pooled * (1 + scale) + shift)
+
+    def _precision(self, device: str) -> contextlib.AbstractContextManager:
+        """Beside a generator in bfloat16 the frozen blocks compute in it too, as they did in a training in bf16-mixed."""
+        sampling = self.generator.transformer if self.expert == self.generator.expert else self.generator.other
+        frozen = not any(parameter.requires_grad for parameter in self.trunk.parameters())
+        if frozen and sampling is not None and sampling.dtype == torch.bfloat16:
+            return torch.autocast(device, torch.bfloat16)
+        return contextlib.nullcontext()
 
     def normalise(self, rewards: Tensor) -> Tensor:
         """Z-scores of raw rewards (..., D), by the statistics of held-out latents at the times of the validation."""
