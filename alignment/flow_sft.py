@@ -103,6 +103,11 @@ class FlowSFT(Training):
             )
         self.null_share = null_share
         memory = replace(memory, compile=compile or memory.compile)
+        if memory.compile and gradient_checkpointing == "attention":
+            raise VideoAlignError(
+                "model.gradient_checkpointing: attention looks at the operations of blocks, which compiled ones hide; "
+                "choose true, or leave compile out"
+            )
         self.memory = memory.for_training(lora is None, parts, bool(gradient_checkpointing))
         self.generator = load_generator(generator, dtype, parts, fps, family, expert, memory=self.memory)
         require_one_expert(self.generator, expert)

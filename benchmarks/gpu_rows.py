@@ -155,7 +155,6 @@ ROWS = (
     Row("reference", "reference errors, Wan2.1-1.3B, the recipe", "gpu_training:reference", {"generator": "wan"}),
     _flow("dpo_cached", f"{DPO}, reference cached", cached=True, needs="reference"),
     _flow("dpo_attention", f"{DPO}, frozen bf16, attention kept", BF16, ATTENTION),
-    _flow("dpo_attention_compile", f"{DPO}, frozen bf16, attention kept, compiled", BF16, ATTENTION, COMPILED),
     _policy("nft", "DiffusionNFT", "flow/wan_nft"),
     _policy("grpo", "Flow-GRPO-Fast", "flow/wan_grpo", "flow/wan_grpo_fast"),
     _flow("dpo_compile", f"{DPO}, frozen bf16, compiled", BF16, COMPILED),

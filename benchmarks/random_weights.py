@@ -15,7 +15,7 @@ import numpy as np
 import safetensors.torch
 import torch
 from torch import Tensor
-from transformers import Qwen2VLForConditionalGeneration
+from transformers import AutoConfig, Qwen2VLForConditionalGeneration, UMT5EncoderModel
 
 from videoalign.datamodules.latents import NULL
 from videoalign.datamodules.shards import ShardWriter, sha256
@@ -178,13 +178,16 @@ def _random(name: str, like: Tensor) -> Tensor:
 
 
 def _add_small_encoder(folder: Path, tokens: int) -> None:
-    """Put a miniature's tokenizer and text encoder into a folder."""
+    """Put a miniature's tokenizer into a folder, and a small text encoder of the width that the transformer takes."""
     with tempfile.TemporaryDirectory() as small:
         make_generator(f"{small}/wan", "wan", max_tokens=tokens)
         parts = ("tokenizer", "text_encoder")
         for part in parts:
             shutil.copytree(f"{small}/wan/{part}", folder / part)
         index, own = (json.loads(Path(f, "model_index.json").read_text()) for f in (folder, f"{small}/wan"))
+    width = json.loads((folder / "transformer/config.json").read_text())["text_dim"]
+    config = AutoConfig.from_pretrained(folder / "text_encoder", d_model=width)
+    UMT5EncoderModel(config).save_pretrained(folder / "text_encoder")
     index |= {part: own[part] for part in parts}
     (folder / "model_index.json").write_text(json.dumps(index))
 

@@ -20,8 +20,8 @@ def predicting(
         callbacks: Callbacks of the run.
         bar: Whether to show how far it is.
         devices: Number of processes that share the work.
-        dtype: Dtype of the weights. A GPU computes in bfloat16 where it is ``bfloat16``, in fp32 layers too, as training
-            in bf16-mixed does; a CPU computes in the weights' own.
+        dtype: Dtype of the weights. Where it is ``bfloat16``, a GPU computes all layers in it, as a training in
+            bf16-mixed does; a CPU computes in the weights' own.
     """
     mixed = dtype == "bfloat16" and device != "cpu" and torch.cuda.is_available()
     quiet()

@@ -21,7 +21,7 @@ ATTENTION = (
     _OPS._scaled_dot_product_cudnn_attention.default,
     _OPS._scaled_dot_product_flash_attention_for_cpu.default,
 )
-"""What torch's scaled_dot_product_attention calls, on GPUs and on CPUs. Other kernels (memory.attention: flash, sage) are
+"""What torch's scaled_dot_product_attention calls, on GPUs and on CPUs. Other kernels (``memory.attention``: flash) are
 computed again."""
 
 

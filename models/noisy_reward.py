@@ -162,7 +162,7 @@ class NoisyReward(nn.Module):
             return self.head(pooled * (1 + scale) + shift)
 
     def _precision(self, device: str) -> contextlib.AbstractContextManager:
-        """Beside a generator in bfloat16 the frozen blocks compute in it too, as they did in a training in bf16-mixed."""
+        """Beside a generator in bfloat16 frozen blocks compute in it too, as they did in a training in bf16-mixed."""
         sampling = self.generator.transformer if self.expert == self.generator.expert else self.generator.other
         frozen = not any(parameter.requires_grad for parameter in self.trunk.parameters())
         if frozen and sampling is not None and sampling.dtype == torch.bfloat16:

@@ -6,6 +6,7 @@ import pytest
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from flow_kit import close, data, loaded, make
+from videoalign import VideoAlignError
 from videoalign.alignment import FlowDPO
 from videoalign.models.checkpointing import ATTENTION
 
@@ -46,3 +47,8 @@ def test_gradients_are_the_same_and_kept_attention_is_not_computed_again(family,
     assert calls == [forward, 0]
     close(whole, plain, rtol=1e-6, atol=1e-7)
     close(kept, plain, rtol=1e-6, atol=1e-7)
+
+
+def test_compiled_blocks_hide_what_would_be_kept(folders):
+    with pytest.raises(VideoAlignError, match="gradient_checkpointing: attention.*leave compile out"):
+        make(FlowDPO, folders["wan"], gradient_checkpointing="attention", compile=True)
