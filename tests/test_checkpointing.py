@@ -50,5 +50,5 @@ def test_gradients_are_the_same_and_kept_attention_is_not_computed_again(family,
 
 
 def test_compiled_blocks_hide_what_would_be_kept(folders):
-    with pytest.raises(VideoAlignError, match="gradient_checkpointing: attention.*leave compile out"):
+    with pytest.raises(VideoAlignError, match=r"gradient_checkpointing: attention.*leave compile out"):
         make(FlowDPO, folders["wan"], gradient_checkpointing="attention", compile=True)
