@@ -33,7 +33,7 @@ def _number(interval: Interval) -> str:
 def _winner(found: Seeds, share: str) -> str:
     gains = {name: over_seeds(found, lambda f, n=name: gain(f, share, n, ORACLE)) for name in NAMES}
     if share != "full":
-        gains.pop("nrg")
+        gains.pop("nrg", None)
     known = sorted((name for name, one in gains.items() if one), key=lambda name: -gains[name].mean)
     if len(known) < 2:
         return ""
@@ -119,8 +119,8 @@ def _alarm(found: Seeds) -> str:
     falls, rises = cases[True, True] + cases[True, False], cases[False, True] + cases[False, False]
     if not falls + rises:
         return ""
-    said = f"From one place of a curve to the next the oracle falls by more than {FALL:g} {falls} times "
-    said += f"of {falls + rises}. "
+    said = f"From one place of a curve to the next the oracle falls by more than {FALL:g} deviations in {falls} "
+    said += f"of {falls + rises} cases. "
     if falls:
         said += f"The {HELD} falls too in {cases[True, True]} of these {falls}, "
     return said + f"and it falls as far in {cases[False, True]} of the {rises} others."

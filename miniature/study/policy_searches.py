@@ -30,6 +30,7 @@ class Way:
         arm: Makes the arm of a number of candidates and a setting.
         strengths: Strengths that tuning tries; empty where there is nothing to choose.
         of: Name of the way whose tuned strength it takes, if it has no trials of its own.
+        least: Least number of candidates.
     """
 
     text: str
@@ -37,15 +38,16 @@ class Way:
     arm: Callable[[int, float], Arm]
     strengths: tuple[float, ...] = ()
     of: str = ""
+    least: int = 1
 
     def candidates(self, size: PolicySize, share: float) -> int:
-        """Candidates of a video that a share of the budget allows, at least 1.
+        """Candidates of a video that a share of the budget allows, but at least :attr:`least`.
 
         Args:
             size: Budget and sizes.
             share: Share of the budget.
         """
-        return max(1, int(size.of_video(share) // self.each))
+        return max(self.least, int(size.of_video(share) // self.each))
 
 
 def _guided(count: int, strength: float) -> Arm:
@@ -56,13 +58,17 @@ def _guided(count: int, strength: float) -> Arm:
 
 WAYS: dict[str, Way] = {
     "best-of-n": Way(
-        "best of N", _CANDIDATE + NOISY, lambda n, _: Arm(noisy_reward=REWARD, search=BestOfN(candidates=max(2, n)))
+        "best of N",
+        _CANDIDATE + NOISY,
+        lambda n, _: Arm(noisy_reward=REWARD, search=BestOfN(candidates=n)),
+        least=2,
     ),
     "smc": Way(
         "SMC",
         _CANDIDATE + _READ * NOISY,
-        lambda n, strength: Arm(noisy_reward=REWARD, search=Particles(candidates=max(2, n), strength=strength)),
+        lambda n, strength: Arm(noisy_reward=REWARD, search=Particles(candidates=n, strength=strength)),
         (1.0, 3.0, 10.0),
+        least=2,
     ),
     "nrg": Way(
         "Flow-NRG",

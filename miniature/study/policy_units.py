@@ -177,7 +177,7 @@ class Policies(Loop):
         """Seconds on one core: 1.5 ms an evaluation, and what decoding, rating and their gradients take."""
         whole = steps_of(name, self.policies, self.size.fresh)["full"]
         videos = whole * self.policies.groups * self.policies.samples if recipe.on_policy else 0
-        videos += 2.5 * whole * self.policies.batch if name == "draft" else 0
+        videos += 4 * whole * self.policies.batch if name == "draft" else 0
         return 4 + 0.0015 * spent(name, self.policies, self.size.fresh)["full"] + 0.025 * videos
 
     def algorithms(self, tuned: Mapping[str, Values]) -> list[Unit]:
