@@ -124,6 +124,10 @@ class Route:
     clean = True
     """Whether the latents are free of noise, so that they can be decoded."""
 
+    def __repr__(self) -> str:
+        """Class and settings."""
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in vars(self).items())})"
+
     def check(self, steps: int) -> None:
         """Refuse a number of sampling steps that the route does not fit.
 
