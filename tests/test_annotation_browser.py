@@ -332,10 +332,13 @@ def test_a_ranking_by_keys_taps_and_dragging_is_sent_once_the_videos_were_seen(t
         assert chrome.look("state.choices.VQ") == "B>A=C"
         chip = "[...document.querySelectorAll('[data-column=MQ] .chip')].find(c => c.dataset.letter === '{}')"
         for letter in "CAB":  # by taps; on a slow machine, the page may still move under the first one
-            for _ in range(5):
+            placed, tries = f"!!{chip.format(letter)}.closest('.slot')", 0
+            while not chrome.look(placed) and (tries := tries + 1) < 30:
                 tap(chrome, chip.format(letter))
-                if chrome.look(f"!!{chip.format(letter)}.closest('.slot')"):
-                    break
+                for _ in range(10):
+                    if chrome.look(placed):
+                        break
+                    time.sleep(0.1)
         assert chrome.look("state.choices.MQ") == "C>A>B"
         for letter, rank in (("B", 0), ("A", 2), ("C", 2)):  # by dragging
             field = "document.querySelector('[data-column=TA]')"

@@ -97,7 +97,7 @@ class Served:
 
     def present(self, count) -> None:
         """Wait until so many requests are there."""
-        late = time.monotonic() + 10
+        late = time.monotonic() + 60
         while self.app.state.desk.present != count:
             assert time.monotonic() < late
             time.sleep(0.005)
@@ -105,7 +105,7 @@ class Served:
     def stop(self) -> None:
         self.reward.go.set()
         self.server.should_exit = True
-        self.thread.join(10)
+        self.thread.join(60)
         self.listening.close()
         assert not self.thread.is_alive()
 

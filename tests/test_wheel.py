@@ -14,7 +14,7 @@ import yaml
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = "alignment annotation callbacks commands datamodules miniature models experiments"
-EXTRAS = {"annotate", "dev", "docs", "gpu", "gs", "mlflow", "s3", "wandb"}
+EXTRAS = {"annotate", "dev", "docs", "gpu", "gs", "mlflow", "s3", "serve", "wandb"}
 """What users may ask for beside the package itself."""
 pytestmark = pytest.mark.slow
 
