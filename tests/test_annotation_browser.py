@@ -332,7 +332,7 @@ def test_a_ranking_by_keys_taps_and_dragging_is_sent_once_the_videos_were_seen(t
         assert chrome.look("state.choices.VQ") == "B>A=C"
         chip = "[...document.querySelectorAll('[data-column=MQ] .chip')].find(c => c.dataset.letter === '{}')"
         for letter in "CAB":  # by taps; on a slow machine, the page may still move under the first one
-            placed, tries = f"!!{chip.format(letter)}.closest('.slot')", 0
+            placed, tries = f"!!{chip.format(letter)}.closest('.rank')", 0
             while not chrome.look(placed) and (tries := tries + 1) < 30:
                 tap(chrome, chip.format(letter))
                 for _ in range(10):
