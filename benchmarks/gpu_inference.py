@@ -23,9 +23,7 @@ from videoalign.models.noisy_reward import NoisyReward, NoisyRewardShape
 from videoalign.models.video_reward import VideoReward
 
 
-def sampling(
-    place: Place, generator: str, steps: int = 7, cfg_scale: float = 1.0, blocks: int = 0, tf32: bool = False
-) -> dict[str, Any]:
+def sampling(place: Place, generator: str, steps: int = 7, cfg_scale: float = 1.0, blocks: int = 0) -> dict[str, Any]:
     """Time the steps of sampling one video, as `videoalign generate --dtype bfloat16` takes them.
 
     Args:
@@ -34,7 +32,6 @@ def sampling(
         steps: Number of scheduler steps; the first one, which is never steered, is not counted.
         cfg_scale: Classifier-free guidance scale; 1 turns it off.
         blocks: Blocks of the noisy reward that steers every step; 0 for none.
-        tf32: Whether products of fp32 numbers, which the noisy reward has, are rounded to TF32.
     """
     clip, where = clip_of(generator, place.toy), device()
     model = load_generator(place.generator(generator), "bfloat16", ("transformer",)).to(where)
@@ -54,13 +51,8 @@ def sampling(
         parts += [Part("noisy reward: weights", own["weights"], 2, True)]
         parts += [Part("noisy reward: attention", own["attention"], 3, True)]
     ends: list[float] = []
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high" if tf32 else before)
-    try:
-        noise = torch.randn(1, *shape, device=where)
-        model.sample(condition, noise, steps, cfg_scale, null, on_step=lambda: ends.append(finish()), steer=steer)
-    finally:
-        torch.set_float32_matmul_precision(before)
+    noise = torch.randn(1, *shape, device=where)
+    model.sample(condition, noise, steps, cfg_scale, null, on_step=lambda: ends.append(finish()), steer=steer)
     seconds = [end - begun for begun, end in pairwise(ends)]
     times = spread(seconds)
     return {
@@ -71,7 +63,7 @@ def sampling(
         "token": "video tokens",
         "seconds_per_evaluation": None if blocks else times["seconds"] / evaluations,
         "what": f"step of one video, latents {' x '.join(map(str, shape))}, {evaluations} evaluation(s)"
-        + (f", gradient of a reward of {blocks} blocks in fp32" if blocks else ""),
+        + (f", gradient of a reward of {blocks} blocks" if blocks else ""),
         "precision": "bf16",
     }
 
@@ -104,5 +96,5 @@ def score(place: Place, dtype: str, batches: int = 6, size: int = 8) -> dict[str
         "tokens": rows * length,
         "token": "language tokens",
         "what": f"batch of {rows} videos, {length} tokens and {len(inputs['pixel_patches']) // rows} patches each",
-        "precision": f"32-true, frozen weights in {dtype}",
+        "precision": f"weights in {dtype}",
     }

@@ -160,7 +160,6 @@ ROWS = (
     _flow("dpo_compile", f"{DPO}, frozen bf16, compiled", BF16, COMPILED),
     _flow("dpo_short", f"{DPO}, {SHORT} frames, frozen bf16", BF16, frames=SHORT),
     _flow("dpo_short_kept", f"{DPO}, {SHORT} frames, frozen bf16, no checkpointing", BF16, KEPT, frames=SHORT),
-    _sample("sample_nrg_tf32", "CFG and Flow-NRG, TF32 products", cfg_scale=5.0, blocks=8, steps=6, tf32=True),
     _reward("reward_eager", "eager attention", "--model.network.attention=eager"),
     _reward("reward_flash2", "FlashAttention 2", "--model.network.attention=flash_attention_2"),
     _flow("sft_kept", "Flow-SFT, Wan2.1-1.3B, no checkpointing", KEPT, recipes="sft"),

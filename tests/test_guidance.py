@@ -29,6 +29,22 @@ def family(request, tmp_path_factory):
     return generator, reward.eval().requires_grad_(False)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("trains", [False, True])
+def test_a_frozen_reward_computes_in_the_generators_dtype(dtype, trains, tmp_path):
+    make_generator(tmp_path / "wan", "wan", hidden=48, layers=2)
+    generator, seen = load_generator(tmp_path / "wan", dtype), []
+    reward = NoisyReward(generator, NoisyRewardShape(blocks=1, hidden=16)).eval()
+    if not trains:
+        reward.requires_grad_(False)
+    reward.trunk.blocks[0].attn1.to_q.register_forward_hook(lambda layer, args, out: seen.append(out.dtype))
+    x = torch.randn(1, *generator.latent_shape(9, 64, 64), requires_grad=True)
+    found = reward(x, torch.tensor([0.5]), generator.condition(generator.encode_prompts(PROMPTS[:1])))
+    found.sum().backward()
+    assert seen == [torch.float32 if trains else getattr(torch, dtype)]
+    assert found.dtype == x.grad.dtype == torch.float32 and x.grad.any()
+
+
 def sample(pipeline, scale=1.0, prompts=PROMPTS):
     return pipeline(prompts, guidance_scale=scale, generator=torch.Generator().manual_seed(0), **SIZE).frames
 

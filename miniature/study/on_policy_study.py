@@ -19,7 +19,7 @@ from .policy_page import write_page
 from .policy_size import PolicySize
 from .policy_tuning import TRIED, TUNED, choosing
 from .policy_units import PLACE, Policies
-from .tuning_rounds import TUNING_SEEDS, tuning_place
+from .tuning_rounds import TUNING_SEEDS, reported, tuning_place
 from .units import Unit, leading_to
 from .workers import work
 
@@ -80,12 +80,7 @@ def on_policy(
         VideoAlignError: Where units failed; the page shows what there is all the same.
     """
     out, size, policies = Path(out).resolve(), size or STUDY, policies or PolicySize()
-    chosen = range(first, first + seeds)
-    if seeds < 1 or first < 0 or {*TUNING_SEEDS} & {*chosen}:
-        raise VideoAlignError(
-            f"--seeds must be at least 1, --first not negative, and seeds {TUNING_SEEDS[0]} to {TUNING_SEEDS[-1]} are "
-            f"for tuning; got {seeds} from {first} on"
-        )
+    chosen = reported(seeds, first)
     begin(out, asdict(size))
     begin(out / PLACE, asdict(policies))
     known = earlier(out, size, policies)

@@ -46,7 +46,7 @@ from .pipeline import BENCHMARKS
 from .rater_cells import RaterCells
 from .seed_units import EQUAL
 from .tuning import ALGORITHMS, Tuned, arm_of, choose, choosing, planned
-from .tuning_rounds import TRIED, TUNED, TUNING_SEEDS, tuning_place
+from .tuning_rounds import TRIED, TUNED, TUNING_SEEDS, reported, tuning_place
 from .units import Unit
 from .workers import work
 
@@ -305,12 +305,7 @@ def paper(
         VideoAlignError: Where units failed; the page shows what there is all the same.
     """
     out, size = Path(out).resolve(), size or STUDY
-    chosen = range(first, first + seeds)
-    if seeds < 1 or first < 0 or {*TUNING_SEEDS} & {*chosen}:
-        raise VideoAlignError(
-            f"--seeds must be at least 1, --first not negative, and seeds {TUNING_SEEDS[0]} to {TUNING_SEEDS[-1]} are "
-            f"for tuning; got {seeds} from {first} on"
-        )
+    chosen = reported(seeds, first)
     begin(out, asdict(size))
     known = earlier(out, size)
     for key, name in (("trials", TRIED), ("tuned", TUNED)):  # all seeds share the settings

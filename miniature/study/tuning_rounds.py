@@ -11,6 +11,8 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from ... import VideoAlignError
+
 Values = Mapping[str, float]
 """Settings of a trial: learning rate ``lr``, and ``beta`` where an algorithm has one; ``strength`` of guidance."""
 Round = Mapping[str, Sequence[Values]]
@@ -62,6 +64,25 @@ def tuning_place(seed: int) -> str:
         seed: One of :data:`TUNING_SEEDS`.
     """
     return f"{TUNING}/seed{seed}"
+
+
+def reported(seeds: int, first: int) -> range:
+    """Seeds that a study reports.
+
+    Args:
+        seeds: Number of seeds.
+        first: The first seed.
+
+    Raises:
+        VideoAlignError: Where there is none, or one is for tuning.
+    """
+    chosen = range(first, first + seeds)
+    if seeds < 1 or first < 0 or {*TUNING_SEEDS} & {*chosen}:
+        raise VideoAlignError(
+            f"--seeds must be at least 1, --first not negative, and seeds {TUNING_SEEDS[0]} to {TUNING_SEEDS[-1]} are "
+            f"for tuning; got {seeds} from {first} on"
+        )
+    return chosen
 
 
 def first_round() -> Round:
