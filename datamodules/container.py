@@ -144,6 +144,15 @@ class Track:
         times = self.decoding if len(self.decoding) > 1 else sorted(self.showing)
         return frame_rate(float(stated) if stated else None, self.shown, times, self.hold, self.stream.time_base)
 
+    def times(self) -> tuple[int, ...]:
+        """Presentation time stamps of the shown packets, ascending.
+
+        Empty where packets have none or equal ones, or have them in the order of decoding: AVI numbers packets, and so
+        do files that were made of AVI, whatever the order in which their frames are shown.
+        """
+        alone, ordered = len({*self.showing}) == self.shown, sorted(self.showing)
+        return tuple(ordered) if alone and ordered != self.showing else ()
+
     def seconds(self) -> float:
         """Length of the clip in seconds."""
         return self.shown / (self.rate() or 1.0)
@@ -166,11 +175,14 @@ class Film:
         index: Number of the stream in its file.
         clip: Its frame count, frame rate and size, before rotation.
         strict: Whether damage can be told from the usual state of such a container.
+        times: Presentation time stamps of its frames in the order in which they are shown, in ticks; empty where they
+            are not known to tell this order, see :meth:`Track.times`.
     """
 
     index: int
     clip: Clip
     strict: bool
+    times: tuple[int, ...] = ()
 
 
 def survey(source: bytes | str | Path, name: str = "video") -> Film:
@@ -200,7 +212,8 @@ def survey(source: bytes | str | Path, name: str = "video") -> Film:
         strict = not container.format.flags & _TS_DISCONT
         if strict:
             _check_whole(container, track, end, name)
-        return Film(track.stream.index, Clip(track.shown, track.rate(), *track.size()), strict)
+        clip = Clip(track.shown, track.rate(), *track.size())
+        return Film(track.stream.index, clip, strict, track.times())
 
 
 def _bound(track: Track, name: str) -> None:

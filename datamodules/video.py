@@ -86,20 +86,28 @@ def examine(source: bytes | str | Path, sampling: FrameSampling, name: str = "vi
     Raises:
         VideoError: As in :func:`decode`.
     """
-    return _decoded(source, sampling, 2, name)[1]
+    return _decoded(source, sampling, 2, name, every=True)[1]
 
 
-def _decoded(source: bytes | str | Path, sampling: FrameSampling, factor: int, name: str) -> tuple[Tensor, Clip]:
+def _decoded(
+    source: bytes | str | Path, sampling: FrameSampling, factor: int, name: str, every: bool = False
+) -> tuple[Tensor, Clip]:
+    """Sampled frames, and the clip as it is shown; ``every`` decodes the other frames too, and so meets damage."""
     film = survey(source, name)
+    film = replace(film, times=()) if every else film
     while True:
         reader = _Reader(film, name)
         indices = _indices(sampling, film.clip.frames, film.clip.fps, name)
+        places = {index: place for place, index in enumerate(indices)}
         video = torch.empty(0)
-        for place, frame in enumerate(reader.frames(source, set(indices), sampling, factor)):
-            video = video if place else frame.new_empty(len(indices), *frame.shape)
-            video[place] = frame
+        for index, frame in reader.frames(source, set(places), sampling, factor):
+            video = video if len(video) else frame.new_empty(len(indices), *frame.shape)
+            video[places[index]] = frame
         if reader.count == film.clip.frames:
             return video, _turned(film.clip, reader.turns)
+        if film.times:  # frames are missing: which ones, only decoding all of them tells
+            film = replace(film, times=())
+            continue
         if not reader.count:
             raise VideoError(f"{name} is truncated: no frame could be decoded")
         # Not every packet gives a frame: some are hidden, fields come in pairs, or their reference frame was cut off.
@@ -114,7 +122,7 @@ class _Reader:
         name: What to call the clip in messages.
 
     Attributes:
-        count: Number of frames decoded so far.
+        count: Number of frames so far: decoded ones, and those that were left out because nothing needs them.
         turns: Rotation in quarters of a circle, counter-clockwise.
         times: Presentation time stamps of the frames, in ticks.
         hold: Duration of the latest frame, in ticks.
@@ -127,22 +135,53 @@ class _Reader:
 
     def frames(
         self, source: bytes | str | Path, wanted: set[int], sampling: FrameSampling, factor: int
-    ) -> Iterator[Tensor]:
-        """The wanted frames, resized, uint8 (3, H, W), in order."""
+    ) -> Iterator[tuple[int, Tensor]]:
+        """Indices of the wanted frames, and the frames, resized, uint8 (3, H, W)."""
         # One converter per clip, and one thread: a converter per frame starts as many threads as there are cores, which
         # takes a hundred times longer than the conversion of a small frame; several processes read clips anyway.
         converter, size = VideoReformatter(), None
         with opened(source, self.name) as container:
             stream = container.streams[self.film.index]
             self.tick = stream.time_base
-            for frame in container.decode(stream):
+            for index, frame in self._needed(container, stream, wanted):
                 self._look(frame)
                 if size not in (None, size := (frame.height, frame.width, frame.rotation)):
                     raise VideoError(f"{self.name}: the size of its frames changes in the middle of the clip")
-                if self.count in wanted:
+                if index in wanted:
                     picture = converter.reformat(frame, format="rgb24", threads=1).to_ndarray()
-                    yield self._resized(np.rot90(picture, self.turns), sampling, factor)
+                    yield index, self._resized(np.rot90(picture, self.turns), sampling, factor)
                 self.count += 1
+
+    def _needed(
+        self, container: av.container.InputContainer, stream: av.VideoStream, wanted: set[int]
+    ) -> Iterator[tuple[int, av.VideoFrame]]:
+        """Indices and frames, but for frames of H.264 that are not wanted and that no other frame is predicted from.
+
+        Time stamps tell which frame a packet holds. The decoder knows which packets no other one refers to: half of the
+        frames and more of a usual clip, whose pictures cost as much as those of the others. Frames before the first one
+        that is shown may be missing in a cut clip, both fields of a frame may be packets of their own, and a clock may
+        jump back: so nothing is left out before a frame came, and this ends at fields and at frames that come out of
+        turn, with ``count`` below the number of packets.
+        """
+        context, place = stream.codec_context, {time: index for index, time in enumerate(self.film.times)}
+        if not place or context.codec.canonical_name != "h264":
+            yield from enumerate(container.decode(stream))
+            return
+        latest, left_out = -1, set()
+        for packet in container.demux(stream):
+            index = place.get(packet.pts, -1)
+            spare = index > latest >= 0 and index not in wanted
+            context.skip_frame = "NONREF" if spare else "DEFAULT"
+            if spare:
+                left_out.add(index)
+            for frame in packet.decode():
+                index = place.get(frame.pts, -1)
+                if index <= latest or frame.interlaced_frame:
+                    return
+                latest = index
+                left_out.discard(index)
+                yield index, frame
+        self.count += len(left_out)
 
     def _look(self, frame: av.VideoFrame) -> None:
         if frame.is_corrupt and self.count and self.film.strict:  # a cut clip may begin with a broken frame
