@@ -8,6 +8,7 @@ import torch
 from timing import row, timed
 
 from videoalign.models import accuracy_with_ties
+from videoalign.models.metrics import PreferenceAccuracy
 
 
 def python_with_ties(labels: list[int], margins: list[float]) -> float:
@@ -59,3 +60,17 @@ def ties(folder: Path) -> None:
     row("accuracy with ties, 26,457 pairs: loop over Python lists", loop, ours)
     loop, ours = timed(lambda: torch_with_ties(labels, margins), fast, repeats=3)
     row("accuracy with ties, 26,457 pairs: loop over tensors", loop, ours)
+    metric, columns = PreferenceAccuracy(), rng.choice([1.0, -1.0, 0.0], (26457, 4), p=[0.27, 0.26, 0.47])
+    rewards = torch.tensor(rng.normal(0, 1, (26457, 3)) + columns[:, :3], dtype=torch.float32)
+    metric.update(rewards, torch.tensor(columns, dtype=torch.float32), prompts=torch.tensor(rng.integers(0, 420, 26457)))
+
+    def intervals() -> dict[str, dict]:
+        metric._computed = None  # or it would give what it computed before
+        return metric.compute()
+
+    def loops() -> list[float]:
+        return [torch_with_ties(labels.long(), margins) for labels, margins, _ in metric.columns().values()]
+
+    assert loops() == [found["with_ties"] for found in intervals().values()]
+    name = "four columns, intervals of 1,000 resamples: loop without intervals"
+    row(name, *timed(loops, intervals, repeats=3))

@@ -335,8 +335,8 @@ def _gained_by_ties(
     sums = sparse.csr_matrix((gain, (run, prompts)), shape=(run.max(initial=-1) + 1, count), dtype=np.int32)
 
     def best(times: np.ndarray) -> np.ndarray:
-        gained = sums @ np.ascontiguousarray(times.T)  # (runs, R)
-        return np.cumsum(gained, axis=0, dtype=np.int32, out=gained).max(axis=0, initial=0)
+        gained = np.ascontiguousarray((sums @ np.ascontiguousarray(times.T)).T)  # (R, runs): sums along memory
+        return np.cumsum(gained, axis=1, dtype=np.int32, out=gained).max(axis=1, initial=0)
 
     return best
 
