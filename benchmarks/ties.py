@@ -62,7 +62,8 @@ def ties(folder: Path) -> None:
     row("accuracy with ties, 26,457 pairs: loop over tensors", loop, ours)
     metric, columns = PreferenceAccuracy(), rng.choice([1.0, -1.0, 0.0], (26457, 4), p=[0.27, 0.26, 0.47])
     rewards = torch.tensor(rng.normal(0, 1, (26457, 3)) + columns[:, :3], dtype=torch.float32)
-    metric.update(rewards, torch.tensor(columns, dtype=torch.float32), prompts=torch.tensor(rng.integers(0, 420, 26457)))
+    prompts = torch.tensor(rng.integers(0, 420, 26457))
+    metric.update(rewards, torch.tensor(columns, dtype=torch.float32), prompts=prompts)
 
     def intervals() -> dict[str, dict]:
         metric._computed = None  # or it would give what it computed before
