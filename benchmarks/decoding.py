@@ -1,12 +1,14 @@
 """Reading clips: frames from mp4 files against frames that were decoded once, and memory while streaming."""
 
 import io
+import json
 from functools import partial
 from pathlib import Path
 
 import av
 import numpy as np
 import torch
+import webdataset
 from av.video.frame import PictureType
 from av.video.reformatter import VideoReformatter
 from timing import peak_memory, row, timed
@@ -14,6 +16,7 @@ from torchvision.transforms.functional import InterpolationMode, resize
 
 from videoalign.datamodules.frames import FrameReader, encode_frames
 from videoalign.datamodules.shards import ShardSet, ShardWriter
+from videoalign.datamodules.stream import ShardStream, Share
 from videoalign.datamodules.video import decode, encode
 from videoalign.models import FrameSampling
 
@@ -117,7 +120,7 @@ def decoding(folder: Path) -> None:
 
 
 def streaming(folder: Path) -> None:
-    """Compare the peak memory of processes that stream 1x and 10x as many shards.
+    """Compare the peak memory of processes that stream 1x and 10x as many shards, and reading with plain webdataset's.
 
     Args:
         folder: Folder of all benchmarks.
@@ -134,3 +137,17 @@ def streaming(folder: Path) -> None:
         peaks.append(peak_memory("peak_of_streaming.py", place))
     name = "peak memory while streaming 10x as many shards"
     print(f"{name:68} {peaks[1] / peaks[0]:6.3f}x  {peaks[0]:.0f} -> {peaks[1]:.0f} MiB")
+    shards = ShardSet(folder / "x10")
+    stream = ShardStream(shards.contents(), lambda raw, epoch: (raw.record(), raw.members), Share(80, 8, 1, False))
+
+    def ours() -> int:
+        items = (item.value for slots in stream.slots(0) for item in stream.__getitems__(slots))
+        return sum(len(members["a.safetensors"]) for _, members in items)
+
+    def plainly() -> int:
+        paths = sorted(str(path) for path in (folder / "x10").glob("*.tar"))
+        samples = webdataset.WebDataset(paths, shardshuffle=False, empty_check=False)
+        return sum(len(sample["a.safetensors"]) for sample in samples if json.loads(sample["json"]))
+
+    assert plainly() == ours()
+    row("reading shards, checksums compared: plain webdataset without them", *timed(plainly, ours), 80, "pairs/s")

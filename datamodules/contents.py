@@ -162,7 +162,7 @@ class Content:
     def read(self, *extensions: str) -> bytes | list[bytes]:
         """Content of one member, or a list for several, compared with their checksums.
 
-        The members are read at once, from the first byte of the first one to the last byte of the last one.
+        From a store they come at once, from the first byte of the first one to the last byte of the last one.
 
         Args:
             *extensions: Extensions of the members.
@@ -172,14 +172,14 @@ class Content:
             StoreError: If a store does not give it.
         """
         spans = [self.spans[extension] for extension in extensions]
-        start, end = min(span.start for span in spans), max(span.start + span.size for span in spans)
+        # a request is dear, so that a store gives all in one; from a disk, members cut out of one range are copied twice
+        ranges = [spans] if self.file.store.remote else [[span] for span in spans]
         try:
-            content = self.file.read(start, end, lambda whole: None not in _members(whole, start, spans))
+            contents = [member for together in ranges for member in self._read(together)]
         except StoreError as error:
             raise StoreError(f"{error} (needed for {self.name})") from None
         except OSError as error:
             raise ShardError(f"{self.name} cannot be read ({error})") from None
-        contents = _members(content, start, spans)
         for extension, member in zip(extensions, contents):
             if member is None:
                 raise ShardError(
@@ -187,6 +187,10 @@ class Content:
                     f"is damaged. `videoalign shards verify {self.file.store.name}` lists all damage"
                 )
         return contents[0] if len(extensions) == 1 else contents
+
+    def _read(self, spans: Sequence[Span]) -> list[bytes | None]:
+        start, end = min(span.start for span in spans), max(span.start + span.size for span in spans)
+        return _members(self.file.read(start, end, lambda all_: None not in _members(all_, start, spans)), start, spans)
 
     def raw(self) -> RawSample:
         """The sample with all of its members."""
