@@ -20,12 +20,12 @@ torch.set_num_threads(1)
 module = FlowDPO(generator=str(folder))
 if sys.argv[2] == "a second copy":
     module.reference = copy.deepcopy(module.policy)
-latents, prompts, seeds = torch.randn(2, 1, 16, 3, 8, 8), [torch.randn(12, 32)], torch.tensor([1])
-batch = {"reference": torch.full((2, 1), torch.nan), "seeds": seeds, "prompts": prompts}
+latents, conditions, seeds = torch.randn(2, 1, 16, 3, 8, 8), [{"prompt": torch.randn(12, 32)}], torch.tensor([1])
+batch = {"reference": torch.full((2, 1), torch.nan), "seeds": seeds, "conditions": conditions}
 optimizer = torch.optim.AdamW([p for p in module.parameters() if p.requires_grad])
 for _ in range(3):
     reference = module.reference_errors(batch, latents)
-    errors, t = module.errors(latents, seeds, prompts)
+    errors, t = module.errors(latents, seeds, conditions)
     module.loss(batch, errors, reference, t)[0].mean().backward()
     optimizer.step()
     optimizer.zero_grad()
