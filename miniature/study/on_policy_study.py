@@ -4,15 +4,12 @@ It works in the folder of `videoalign paper`: of each seed it needs the loop's w
 labelled samples, which are not made again where they exist, and adds a judge that nothing is trained against.
 """
 
-import contextlib
-import os
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ... import VideoAlignError
-from ...models.files import read_json, write_json
+from ...models.files import read_json
 from .loop_size import STUDY, LoopSize, begin
 from .policy_findings import earlier
 from .policy_page import write_page
@@ -21,6 +18,7 @@ from .policy_tuning import TRIED, TUNED, choosing
 from .policy_units import PLACE, Policies
 from .tuning_rounds import TUNING_SEEDS, reported, tuning_place
 from .units import Unit, leading_to
+from .whole_study import whole_study
 from .workers import work
 
 
@@ -83,20 +81,12 @@ def on_policy(
     chosen = reported(seeds, first)
     begin(out, asdict(size))
     begin(out / PLACE, asdict(policies))
-    known = earlier(out, size, policies)
-    for key, name in (("trials", TRIED), ("tuned", TUNED)):  # all seeds share the settings
-        if known.get(key) and not (out / name).exists():
-            write_json(out / name, known[key])
-    cores = os.cpu_count() or 1
-    processes = processes or cores
-    threads = max(1, cores // processes)
-    try:
+
+    def do(processes: int, threads: int) -> None:
         if not (out / TUNED).exists():
             print("tuning, beside everything that needs no chosen setting", flush=True)
             work(out, units(out, size, policies, chosen), processes, threads)
         work(out, units(out, size, policies, chosen), processes, threads)
-    except VideoAlignError:
-        with contextlib.suppress(VideoAlignError):  # what is finished is shown all the same
-            write_page(out, chosen, size, policies)
-        raise
-    return write_page(out, chosen, size, policies)
+
+    known, settings = earlier(out, size, policies), {"trials": TRIED, "tuned": TUNED}
+    return whole_study(out, known, settings, processes, do, lambda: write_page(out, chosen, size, policies))

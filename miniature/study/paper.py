@@ -19,10 +19,8 @@ Settings are chosen on seeds that are not reported, in rounds (:mod:`.tuning`). 
 beside these rounds, so that no process waits for them.
 """
 
-import contextlib
 import itertools
 import math
-import os
 from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -48,6 +46,7 @@ from .seed_units import EQUAL
 from .tuning import ALGORITHMS, Tuned, arm_of, choose, choosing, planned
 from .tuning_rounds import TRIED, TUNED, TUNING_SEEDS, reported, tuning_place
 from .units import Unit
+from .whole_study import whole_study
 from .workers import work
 
 NOISES = 32
@@ -308,19 +307,12 @@ def paper(
     chosen = reported(seeds, first)
     begin(out, asdict(size))
     known = earlier(out, size)
-    for key, name in (("trials", TRIED), ("tuned", TUNED)):  # all seeds share the settings
-        if known.get(key) and not (out / name).exists():
-            write_json(out / name, known[key])
     if cause_tables(known.get("tuning seeds", {})) and not (out / STUDIED).exists():
         write_json(out / STUDIED, known["tuning seeds"])
-    cores = os.cpu_count() or 1
-    processes = processes or cores
-    threads = max(1, cores // processes)
-    try:
+
+    def do(processes: int, threads: int) -> None:
         _tune(out, size, chosen, processes, threads)
         work(out, units(out, size, chosen), processes, threads)
-    except VideoAlignError:
-        with contextlib.suppress(VideoAlignError):  # finished cells are shown all the same
-            write_page(out, chosen, size)
-        raise
-    return write_page(out, chosen, size)
+
+    settings = {"trials": TRIED, "tuned": TUNED}
+    return whole_study(out, known, settings, processes, do, lambda: write_page(out, chosen, size))
