@@ -158,6 +158,15 @@ class FlowSFT(Training):
 
     # --- errors -----------------------------------------------------------------------------------------------
 
+    @property
+    def reference_is_fixed(self) -> bool:
+        """Whether :meth:`as_reference` always gives the same network: callbacks then sample its videos once.
+
+        A subclass whose reference changes overrides it. Without adapters and without a copy of the first weights, as in
+        SFT of all weights, the policy itself stands in for the reference.
+        """
+        return self.lora is not None or self.reference is not None
+
     @contextlib.contextmanager
     def as_reference(self) -> Iterator[nn.Module]:
         """The reference's transformer for the time of a ``with`` block, without gradients."""

@@ -40,6 +40,11 @@ class OnlineDPO(OnPolicy):
         self._pairs: list[tuple[Drawn, Tensor, bool]] = []
         """For each group of this rank its best sample, latents (2, C, F, H, W) of both ends, and if they differ."""
 
+    @property
+    def reference_is_fixed(self) -> bool:
+        """Whether the reference is never refreshed; see :attr:`.FlowSFT.reference_is_fixed`."""
+        return super().reference_is_fixed and self.refresh is None
+
     def as_reference(self) -> Any:
         """The reference's transformer for the time of a ``with`` block, without gradients."""
         return self.as_tensors(self._refreshed) if self._refreshed else super().as_reference()

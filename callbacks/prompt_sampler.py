@@ -168,6 +168,8 @@ class PromptSampler:
         sampling: Size of the videos, and how they are sampled.
         items: Prompts and images of the videos. Their encoders are loaded to embed them, and freed afterwards.
         encoded: The items encoded, where that was done before; only a negative prompt is embedded then.
+        again: Whether the same videos will be sampled again. The reference's latents are kept then, on the CPU, where
+            the module's ``reference_is_fixed`` says that they would be the same.
     """
 
     def __init__(
@@ -176,8 +178,11 @@ class PromptSampler:
         sampling: Sampling,
         items: Sequence[Item],
         encoded: Sequence[Encoded] | None = None,
+        again: bool = False,
     ) -> None:
-        self.module, self.sampling, self.items = module, sampling, list(items)
+        self.module, self.sampling, self.items, self.again = module, sampling, list(items), again
+        self._kept: dict[tuple[tuple[int, int], ...], Tensor] = {}
+        """Latents of the reference, by items."""
         self.aligned = require(module, AlignsGenerator, type(self).__name__)
         shape = self.aligned.generator.latent_shape(sampling.num_frames, sampling.height, sampling.width)
         self.shape = torch.Size(shape)
@@ -215,7 +220,8 @@ class PromptSampler:
             rounds: Number of calls.
         """
         shown, device, generator = self.module.trainer.is_global_zero, self.module.device, self.aligned.generator
-        self._stepped = SamplingProgress(who, 2 * rounds, self.sampling.steps, device, shown)
+        videos = 2 * rounds - len(self._kept)
+        self._stepped = SamplingProgress(who, videos, self.sampling.steps, device, shown)
         lent = generator.boundary is not None and generator.other is None
         if lent:
             absent = next(name for name in EXPERTS if name != generator.expert)
@@ -269,8 +275,13 @@ class PromptSampler:
         noise = self.noise(items)
         with self._precision():
             policy = generator.sample(condition, noise, on_step=self._stepped, **options)
+        if (kept := self._kept.get(tuple(items))) is not None:
+            return policy, kept.to(policy)
         with self._precision(), self.aligned.as_reference() as net:
-            return policy, generator.sample(condition, noise, transformer=net, on_step=self._stepped, **options)
+            reference = generator.sample(condition, noise, transformer=net, on_step=self._stepped, **options)
+        if self.again and getattr(self.module, "reference_is_fixed", False):
+            self._kept[tuple(items)] = reference.cpu()
+        return policy, reference
 
     @torch.no_grad()
     def drift(self, latents: Tensor, items: Sequence[tuple[int, int]], draws: int = 4) -> Tensor:

@@ -20,7 +20,7 @@ class SideBySide(SamplesPrompts):
 
     They are under ``val/samples/`` in the run's loggers, and on the page ``samples.html`` in the run's folder. A module
     that trains on its own samples has no validation: an iteration stands for one, and the videos are of the size of its
-    samples if none is given.
+    samples if none is given. A reference that never changes is sampled once.
 
     Args:
         prompts: Prompts of the videos; a few are enough. Or a CSV file with a column ``prompt`` (and ``image`` for
@@ -97,7 +97,7 @@ class SideBySide(SamplesPrompts):
             return
         if self.sampler is None:
             encoded = self._gather() if self.held_out else None
-            self.sampler = PromptSampler(pl_module, self.sampling, self.items, encoded)
+            self.sampler = PromptSampler(pl_module, self.sampling, self.items, encoded, again=True)
         with self.sampler.sampling_of("SideBySide", len(self.prompts)):
             for number in range(len(self.prompts)):
                 self._show(trainer, pl_module, number)

@@ -7,7 +7,7 @@ import torch
 
 from flow_kit import data, fit, make
 from videoalign import VideoAlignError
-from videoalign.alignment import FlowDPO
+from videoalign.alignment import FlowDPO, FlowSFT, OnlineDPO
 from videoalign.callbacks import SideBySide, prompt_sampler
 from videoalign.callbacks.prompt_sampler import Sampling, SamplingProgress
 from videoalign.commands.arms import compare
@@ -54,6 +54,29 @@ def test_side_by_side_counts_every_step_and_takes_the_size_of_the_latents(folder
     assert lines[-1] == "12"
     assert tuple(side.sampler.shape) == (16, 2, 4, 4)  # SHAPE of the latents
     assert (side.sampling.num_frames, side.sampling.height, side.sampling.width) == (5, 32, 32)
+
+
+@pytest.mark.parametrize("fixed", [True, False])
+def test_a_reference_that_never_changes_is_sampled_once(fixed, folders, pairs, capsys, monkeypatch):
+    monkeypatch.setattr(FlowDPO, "reference_is_fixed", fixed)
+    side, module = SideBySide(["a red circle", "b"], Sampling(steps=3)), make(FlowDPO, folders["wan"])
+    found, both = [], prompt_sampler.PromptSampler.both
+    monkeypatch.setattr(prompt_sampler.PromptSampler, "both", lambda *given: found.append(both(*given)) or found[-1])
+    fit(module, data(pairs["wan"], val=pairs["wan"]), 2, [side], limit_val_batches=1, val_check_interval=1)
+    counted = re.findall(r"SideBySide, sampling steps: (\d+/\d+)", capsys.readouterr().err)
+    assert [last for last in counted if len({*last.split("/")}) == 1] == ["12/12", "6/6" if fixed else "12/12"]
+    assert len(found) == 4
+    for (before, reference), (after, again) in zip(found[:2], found[2:]):
+        assert torch.equal(reference, again) and not torch.equal(before, after)  # the policy has learnt
+
+
+def test_a_moving_reference_says_so(folders):
+    assert make(FlowDPO, folders["wan"]).reference_is_fixed
+    assert make(FlowDPO, folders["wan"], lora=None).reference_is_fixed  # a copy of the first weights
+    assert not make(FlowSFT, folders["wan"], lora=None).reference_is_fixed
+    own = {"rewards": {"any": None}, "sampling": Sampling(num_frames=5, height=32, width=32)}
+    assert make(OnlineDPO, folders["wan"], **own).reference_is_fixed
+    assert not make(OnlineDPO, folders["wan"], **own, refresh=2).reference_is_fixed
 
 
 def test_a_size_is_given_whole_or_not_at_all():
