@@ -29,6 +29,7 @@ from ..models.family import Condition, Encoded
 from ..models.flow import draw, draw_seed, interpolate
 from ..models.rows_on_disk import Rows
 from ..models.scoring import ScoresVideos, needed, scored
+from ..models.whole import refuse_plan
 from .behaviour import KeepsPolicies
 from .rollout import Noised, Rollout, diversity, summary
 
@@ -72,6 +73,7 @@ class OnPolicy(KeepsPolicies):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        refuse_plan(type(self).__name__)
         for name, value in (("updates", updates), ("passes", passes)):
             if value < 1:
                 raise VideoAlignError(f"model.{name} must be at least 1, got {value}")

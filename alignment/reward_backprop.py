@@ -15,7 +15,7 @@ from ..models.flow import draw
 from ..models.noisy_reward import NoisyReward
 from ..models.reward_gradients import FrameRewards, NoisyRewards, RewardOfLatents
 from ..models.video_reward import VideoReward
-from ..models.whole import only_shapes
+from ..models.whole import refuse_plan
 from .flow_sft import FlowSFT
 
 
@@ -97,11 +97,7 @@ class RewardBackprop(FlowSFT):
 
     def _check_together(self) -> None:
         """Refuse options that cannot work together."""
-        if only_shapes():
-            raise VideoAlignError(
-                "plan counts one pass of the generator and its gradient, and RewardBackprop samples before it and has "
-                "a reward behind it: run a few steps instead (--trainer.max_steps 2)"
-            )
+        refuse_plan(type(self).__name__)
         if self.through == "frames" and not self.route.clean:
             raise VideoAlignError(
                 f"model.route {type(self.route).__name__} ends at noisy latents, which model.through: frames cannot "

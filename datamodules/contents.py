@@ -172,7 +172,7 @@ class Content:
             StoreError: If a store does not give it.
         """
         spans = [self.spans[extension] for extension in extensions]
-        # a request is dear, so that a store gives all in one; from a disk, members cut out of one range are copied twice
+        # a request is dear, so that a store gives all in one; of a disk, members cut out of one range are copied twice
         ranges = [spans] if self.file.store.remote else [[span] for span in spans]
         try:
             contents = [member for together in ranges for member in self._read(together)]

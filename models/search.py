@@ -115,10 +115,10 @@ class Search(ABC):
 
 
 def plain(settings: Any) -> dict[str, Any]:
-    """Fields of a dataclass as JSON reads them; of one inside of it also its kind, without which they say nothing."""
-    found = {name: getattr(settings, name) for name in asdict(settings)}
+    """Fields or attributes as JSON reads them; of a dataclass inside also its kind, without which they say nothing."""
+    found = {name: getattr(settings, name) for name in (asdict(settings) if is_dataclass(settings) else vars(settings))}
     inner = {n: {"kind": type(v).__name__, **asdict(v)} for n, v in found.items() if is_dataclass(v)}
-    return json.loads(json.dumps(found | inner))
+    return json.loads(json.dumps(found | inner, default=str))
 
 
 def even() -> dict[str, float]:

@@ -51,6 +51,19 @@ def only_shapes() -> bool:
     return _shapes_only.get()
 
 
+def refuse_plan(who: str) -> None:
+    """Refuse to be made of shapes alone, as `videoalign plan` asks for, where training is more than one pass.
+
+    Args:
+        who: Class of the module.
+    """
+    if only_shapes():
+        raise VideoAlignError(
+            f"plan counts one pass of the generator and its gradient, and {who} samples before it and has a reward "
+            "beside it: run a few steps instead (--trainer.max_steps 2)"
+        )
+
+
 def load_whole(kind: type, source: str | Path, where: str, part: str = "", **options: Any) -> nn.Module:
     """Load a model of diffusers or transformers in eval mode, with every tensor accounted for and finite.
 

@@ -34,7 +34,7 @@ def arguments(name, generator, *more):
     chain = ["wan_on_policy", *(["wan_grpo"] if name.startswith("wan_grpo") else []), name]
     names = [*(f"flow/{part}" for part in dict.fromkeys(chain)), "miniature_on_policy"]
     Path("prompts.txt").write_text("a red circle\na blue square\nwaves at night\n")
-    options = [f"--model.generator={generator}", "--data.prompts=prompts.txt", "--model.sampling.steps=6"]
+    options = [f"--model.generator={generator}", "--data.prompts=prompts.txt"]
     return ["fit", *(f"--config={ROOT}/{part}.yaml" for part in names), *options, *more]
 
 

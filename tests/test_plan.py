@@ -25,6 +25,7 @@ HERE = Path(__file__).parent
 SIZE = ("--num-frames", "5", "--height", "32", "--width", "32")
 CLIP = Clip((16, 2, 4, 4), 2, {"prompt": (12, 32)}, "")
 DPO = ("--config", "experiments/flow/wan_sft.yaml", "--config", "experiments/flow/wan_dpo.yaml")
+ON_POLICY = ("--config", "experiments/flow/wan_on_policy.yaml")
 
 
 # --- what is counted ------------------------------------------------------------------------------
@@ -153,11 +154,12 @@ def test_an_experiment_is_planned(folders, pairs, tmp_path, capsys):  # noqa: F8
         ((*DPO, *SIZE, "--model.memory.quantization", "torchao_int8"), "not under model.memory.quantization"),
         ((*DPO, *SIZE, "--model.lorra", "1"), "lorra"),
         (("--config", "experiments/videoreward/qwen2vl_2b.yaml", *SIZE), "plan counts trainings on latents"),
+        ((*ON_POLICY, *SIZE), "OnlineDPO samples before it"),
     ],
 )
 def test_what_cannot_be_planned(options, message, folders, pairs, capsys):  # noqa: F811
     options = [pairs["wan"] if option == "PAIRS" else option for option in options]
-    mine = ["--model.generator", folders["wan"]] if DPO[1] in options else []
+    mine = ["--model.generator", folders["wan"]] if {DPO[1], ON_POLICY[1]} & {*options} else []
     assert call("plan", *options, *mine) == 2
     assert message in capsys.readouterr().err
 

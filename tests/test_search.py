@@ -228,6 +228,16 @@ def test_settings_name_the_kinds():
     assert found == Particles(sde=DanceSDE(level=0.2), at_once=1).settings()  # a run may go on with another at_once
     assert BestOfN().settings() != Pruning(candidates=4).settings()
 
+    class Own(Search):
+        """A search of a user's own, which is no dataclass."""
+
+        def __init__(self) -> None:
+            self.candidates, self.weights, self.at_once, self.depth = 2, {"VQ": 1.0}, None, 3
+
+        def __call__(self, path, reward, seed): ...
+
+    assert Own().settings() == {"kind": "Own", "candidates": 2, "weights": {"VQ": 1.0}, "depth": 3}
+
 
 @pytest.mark.parametrize(
     ("make", "words"),

@@ -19,6 +19,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
         "videoalign.datamodules.latents.LatentPairs",
         "videoalign.datamodules.encode_list.EncodeList",
         "videoalign.datamodules.prompts.Prompts",
+        "videoalign.datamodules.prompt_groups.PromptGroups",
         "videoalign.datamodules.reference_errors.ReferenceDraws",
     ),
     "callbacks": ("videoalign.callbacks",),
@@ -26,6 +27,20 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "judges": (
         "videoalign.commands.reward_judge.RewardJudge",
         "videoalign.miniature.world.oracle.OracleJudge",
+    ),
+    "search": (
+        "videoalign.models.search.BestOfN",
+        "videoalign.models.search.Pruning",
+        "videoalign.models.particles.Particles",
+    ),
+    "windows and SDEs": (
+        "videoalign.models.sde.FlowSDE",
+        "videoalign.models.sde.DanceSDE",
+        "videoalign.models.sde.LinearSDE",
+        "videoalign.models.sde.CoefficientPreserving",
+        "videoalign.models.sde.AllSteps",
+        "videoalign.models.sde.MovingWindow",
+        "videoalign.models.sde.EarlySteps",
     ),
     "rewards": (
         "videoalign.datamodules.video_scores.VideoRewardScores",
