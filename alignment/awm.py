@@ -20,7 +20,8 @@ class AWM(OnPolicy):
         L = \max(-A\rho, -A\,\mathrm{clip}(\rho, 1\pm\epsilon)) + \lambda\,\overline{(v_\theta - v_\text{ref})^2}
 
     with the mean squared errors of the velocities at the same time and noise (Xue et al., 2025). At the policy that
-    sampled, the gradient is A times that of flow matching.
+    sampled, the gradient is A times that of flow matching. The reference is the base, as elsewhere here; the authors'
+    0.1 holds to a moving average of the policy, which is a weaker pull.
 
     Further metrics: ``ratio``, ``clipped`` (share of the ratios beyond the clip), and ``kl`` where it counts.
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from .. import VideoAlignError
@@ -45,13 +46,14 @@ class KeepsPolicies(FlowSFT):
         Args:
             values: All tensors that train, by name; with none of them the policy's own stay.
         """
+        own = self.kept() if values else {}
         trained = self.trained() if values else {}
         with torch.no_grad():
-            own = {name: parameter.detach().clone() for name, parameter in trained.items()}
             try:
                 _assign(trained, values)
                 yield self.policy
             finally:
+                self._shard_again()
                 _assign(trained, own)
 
     def as_old(self) -> contextlib.AbstractContextManager[nn.Module]:
@@ -60,7 +62,15 @@ class KeepsPolicies(FlowSFT):
 
     def kept(self) -> dict[str, Tensor]:
         """A copy of the tensors that train, as they are now."""
+        self._shard_again()
         return {name: parameter.detach().clone() for name, parameter in self.trained().items()}
+
+    def _shard_again(self) -> None:
+        """Let FSDP2 gather the weights outside the blocks anew: after a forward without gradients it keeps them whole,
+        and would go on with them whatever is written to the shards.
+        """
+        if isinstance(self.policy, FSDPModule):
+            self.policy.reshard()
 
     def old_share(self, iteration: int) -> float:
         """Share of the behaviour policy that is kept after an iteration.
@@ -83,6 +93,7 @@ class KeepsPolicies(FlowSFT):
         if not decay:
             self._old = self.kept()
             return
+        self._shard_again()
         for name, parameter in self.trained().items():
             self._old[name].lerp_(parameter.detach(), 1 - decay)
 

@@ -9,10 +9,11 @@ from torch import Tensor, nn
 
 from .. import VideoAlignError
 from ..datamodules.prompt_groups import Drawn, Places
+from ..models.backprop import chain_times
 from ..models.family import Condition, Step
 from ..models.flow import draw_seed, expand
 from ..models.policy_losses import clipped_losses, guarded_ratios
-from ..models.sde import SDE, AllSteps, FlowSDE, Window
+from ..models.sde import SDE, AllSteps, Diffusion, FlowSDE, Window
 from ..models.shifted_schedule import shifted
 from .on_policy import OnPolicy
 from .rollout import Rollout
@@ -44,6 +45,7 @@ class FlowGRPO(OnPolicy):
     """
 
     needs_reference = True
+    noisy_steps = True
 
     def __init__(
         self,
@@ -65,7 +67,12 @@ class FlowGRPO(OnPolicy):
         self.clip, self.guard, self.kl, self.kl_unit, self.halves = clip, guard, kl, kl_unit, halves
         if kwargs.get("passes", 1) != 1:
             raise VideoAlignError("model.passes is the number of the window's steps; leave it out")
-        self.passes = len(self.stochastic(0))
+        self.passes = len(self.window.steps(self.sampling.steps, 0, 0))
+        if guard and not isinstance(self.sde, Diffusion):
+            raise VideoAlignError(
+                f"model.guard takes the bias out of ratios of normal densities, and those of {type(self.sde).__name__} "
+                "are not normalised: choose another model.sde, or leave guard out"
+            )
 
     def stochastic(self, iteration: int) -> list[int]:
         """Numbers of the steps that are stochastic in an iteration, ascending; always equally many.
@@ -76,7 +83,8 @@ class FlowGRPO(OnPolicy):
         Raises:
             VideoAlignError: If the window does not lie within the steps.
         """
-        return self.window.steps(self.sampling.steps, iteration, draw_seed("window", iteration))
+        seed = draw_seed("window", self.trainer.datamodule.seed, iteration)
+        return self.window.steps(self.sampling.steps, iteration, seed)
 
     # --- sampling with noise ----------------------------------------------------------------------------------------
 
@@ -105,15 +113,14 @@ class FlowGRPO(OnPolicy):
         return x, {"before": torch.stack(before, 1), "after": torch.stack(after, 1)}
 
     def schedule(self, noise: Tensor) -> Tensor:
-        """Times (steps + 1,) of sampling, from 1 to 0, in float64.
+        """Times (steps + 1,) of sampling, from 1 to 0, in float64, of :func:`.chain_times`: no step is a remainder.
 
         Args:
             noise: Latents (B, C, F, H, W), on which the times of some families depend.
         """
         scheduler, shift = self.generator.pipeline.scheduler, self.sampling.shift
         scheduler = scheduler if shift is None else shifted(scheduler, shift)
-        self.generator.schedule(scheduler, self.sampling.steps, noise)
-        times = torch.as_tensor(scheduler.sigmas).double().cpu().clone()
+        times = chain_times(self.generator, scheduler, self.sampling.steps, noise).double().cpu()
         times[0], times[-1] = 1.0, 0.0  # samples begin as pure noise; some schedulers begin and end a little inside
         return times
 
@@ -143,7 +150,7 @@ class FlowGRPO(OnPolicy):
 
     def _ends(self, rollout: Rollout) -> Tensor:
         """Whether each of this rank's samples is among the best or worst quarter of its group, (n,)."""
-        order = rollout.advantages.view(self.trainer.datamodule.groups, -1).argsort(1).argsort(1)  # (G, K)
+        order = rollout.order.view(self.trainer.datamodule.groups, -1).argsort(1).argsort(1)  # (G, K)
         size = order.shape[1]
         quarter = max(1, size // 4)
         return ((order < quarter) | (order >= size - quarter)).flatten()[rollout.places]

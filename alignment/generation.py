@@ -25,6 +25,7 @@ from ..models.hub import commits_of
 from ..models.lora_specs import Loras, adapter_commits
 from ..models.memory import Memory
 from ..models.noisy_reward import NoisyReward
+from ..models.number_checks import at_least, positive
 from ..models.search import Chosen, Search
 from ..models.searcher import Searcher, rows
 from .text_first import embed_first
@@ -98,8 +99,8 @@ class Generate(L.LightningModule):
         self.save_hyperparameters(
             ignore=["guide", "memory", "search", *(name for name, value in options.items() if value is None)]
         )
-        if steps < 1 or not cfg_scale >= 1 or fps < 1 or (cfg_scale_2 is not None and not cfg_scale_2 >= 1):
-            raise VideoAlignError(f"steps {steps}, cfg_scale {cfg_scale} and fps {fps} must be at least 1")
+        at_least(1, steps=steps, cfg_scale=cfg_scale, fps=fps, cfg_scale_2=cfg_scale_2)
+        positive(shift=shift)
         if noisy_reward and memory.stored:
             raise VideoAlignError(
                 "a noisy reward copies blocks of the transformer, and cannot where they are quantised or cast: leave "

@@ -28,10 +28,10 @@ from ..models.advantages import Advantages
 from ..models.family import Condition, Encoded
 from ..models.flow import draw, draw_seed, interpolate
 from ..models.rows_on_disk import Rows
-from ..models.scoring import ScoresVideos, needed, scored
+from ..models.scoring import ScoresVideos, check_rewards, failing_as, needed, scored
 from ..models.whole import refuse_plan
 from .behaviour import KeepsPolicies
-from .rollout import Noised, Rollout, diversity, summary
+from .rollout import Noised, Rollout, diversity, exchanged, summary
 
 LATENTS = "latents"
 """Name of the samples' latents among what is kept of them."""
@@ -61,6 +61,9 @@ class OnPolicy(KeepsPolicies):
     trains_on: Literal["samples", "groups"] = "samples"
     """What a row of a batch is."""
 
+    noisy_steps = False
+    """Whether sampling draws noise in its steps."""
+
     def __init__(
         self,
         rewards: dict[str, ScoresVideos],
@@ -86,6 +89,12 @@ class OnPolicy(KeepsPolicies):
             raise VideoAlignError("model.rewards is empty: name what scores the samples")
         self.scorers, self.sampling = dict(rewards), sampling.complete()
         self.advantages = advantages
+        weighted = advantages.weights if advantages else {}
+        if lacking := [name for name in weighted if name.split("/")[0] not in rewards]:
+            raise VideoAlignError(
+                f"model.advantages.weights names {', '.join(lacking)}, but the rewards under model.rewards are "
+                f"{', '.join(rewards)}; a weight's name is REWARD/NAME, such as {next(iter(rewards))}/VQ"
+            )
         if disk_above is not None and not disk_above >= 0:
             raise VideoAlignError(f"model.disk_above is a size in GiB, or null; got {disk_above}")
         self.updates, self.passes, self.release, self.disk_above = updates, passes, release, disk_above
@@ -95,7 +104,7 @@ class OnPolicy(KeepsPolicies):
     # --- set up -----------------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        """Refuse what cannot work together; encode all prompts once."""
+        """Refuse what cannot work together."""
         super().setup(stage)
         trainer = self.trainer
         groups = require(trainer.datamodule, DrawsGroups, type(self).__name__)
@@ -104,16 +113,36 @@ class OnPolicy(KeepsPolicies):
                 f"trainer.accumulate_grad_batches is {trainer.accumulate_grad_batches}, but an iteration's samples "
                 "make model.updates optimizer steps, whatever their number; leave it at 1"
             )
+        if trainer.limit_train_batches != 1.0 or trainer.fast_dev_run:
+            raise VideoAlignError(
+                "trainer.limit_train_batches and fast_dev_run end an iteration within its optimizer step; make it "
+                "smaller (data.groups, data.samples), or end after trainer.max_epochs iterations"
+            )
         trainer.accumulate_grad_batches = groups.rounds().accumulated
+        if self.lora is not None and self.lora.dropout:
+            raise VideoAlignError(
+                f"model.lora.dropout is {self.lora.dropout}: policies are compared on the same samples, and dropout "
+                "would make them differ by chance; set it to 0"
+            )
+        if getattr(groups, "shared_noise", False) and not self.noisy_steps:
+            raise VideoAlignError(
+                f"data.shared_noise would make all samples of a group alike: {type(self).__name__} samples without "
+                "noise in its steps; leave it out"
+            )
         generator, s = self.generator, self.sampling
         generator.latent_shape(s.num_frames, s.height, s.width)
         generator.require("vae")
-        for reward in self.scorers.values():
-            reward.check(groups.all_prompts())
+        s.check_scales(generator)
+        check_rewards(self.scorers, groups.all_prompts())
+
+    def on_fit_start(self) -> None:
+        """Encode the prompts: before the first samples, and in the precision that they are encoded in elsewhere."""
+        super().on_fit_start()
+        self.sampler  # noqa: B018  made when it is first asked for
 
     @property
     def sampler(self) -> PromptSampler:
-        """Prompts as the generator takes them, and their noise; they are encoded when first asked for."""
+        """Prompts as the generator takes them, and their noise."""
         if self._sampler is None:
             self._sampler = PromptSampler(self, self.sampling, self.trainer.datamodule.items)
         return self._sampler
@@ -137,7 +166,8 @@ class OnPolicy(KeepsPolicies):
         """
         every = self.trainer.datamodule.drawn(iteration)
         rank, ranks = data_ranks(self.trainer)
-        places = list(range(rank, len(every), ranks))
+        own = len(every) // ranks
+        places = list(range(rank * own, (rank + 1) * own))  # in a row, so that most groups lie on one rank
         drawn, size = [every[place] for place in places], self.sampling.batch_size
         chunks = [drawn[i : i + size] for i in range(0, len(drawn), size)]
         bar = Bar(f"iteration {iteration}: samples", len(drawn)) if self.trainer.is_global_zero else None
@@ -159,10 +189,11 @@ class OnPolicy(KeepsPolicies):
         if self.advantages is None:
             self.advantages = Advantages(weights=dict.fromkeys(whole, 1.0))
         advantages, shares = self.advantages(whole, groups)
+        order = self.advantages.unclipped(whole, groups)[0]
         apart = diversity(joined, [one.group for one in drawn])
         for name, value in summary(whole, shares, advantages, groups, apart).items():
             self.log(name, value, on_step=True, on_epoch=False, batch_size=1)
-        return Rollout(iteration, drawn, joined, advantages, places, whole, more)
+        return Rollout(iteration, drawn, joined, advantages, order, places, whole, more)
 
     def sample(self, drawn: Sequence[Drawn]) -> tuple[Tensor, dict[str, Tensor]]:
         """Latents (B, C, F, H, W) of the behaviour policy, and further tensors (B, ...) that the objective needs.
@@ -183,7 +214,7 @@ class OnPolicy(KeepsPolicies):
         """
         sampler, s = self.sampler, self.sampling
         condition = self.generator.condition(self.conditions(drawn), self.device)
-        noise = draw(torch.tensor([one.seed for one in drawn]), sampler.shape, self.device)[1]
+        noise = draw(torch.tensor([one.noise for one in drawn]), sampler.shape, self.device)[1]
         guided = max(s.cfg_scale, s.cfg_scale_2 or 1) > 1
         return condition, noise, self.generator.null_condition(sampler.encoded[-1], self.device) if guided else None
 
@@ -214,11 +245,20 @@ class OnPolicy(KeepsPolicies):
         self._place(None)
         return {name: torch.cat([part[name].double().cpu() for part in parts]) for name in parts[0]}
 
+    def latents_at(self, places: Sequence[int]) -> dict[int, Tensor]:
+        """Latents of samples by their place, as :func:`.exchanged` gives them. Collective.
+
+        Args:
+            places: Places of the samples among all.
+        """
+        return exchanged(self.rollout, places)
+
     def _place(self, device: torch.device | None) -> None:
         if device is None and not self.release:
             return
-        for reward in self.scorers.values():
-            reward.place(device)
+        for key, reward in self.scorers.items():
+            with failing_as(f"reward {key} ({reward.name}) failed in place"):
+                reward.place(device)
 
     def gathered(self, values: Tensor, places: Sequence[int], count: int) -> Tensor:
         """Values (count,) of all ranks in the order of their places. Collective.

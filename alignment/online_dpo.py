@@ -10,7 +10,7 @@ from ..datamodules.data_ranks import data_ranks
 from ..datamodules.prompt_groups import Drawn, Places
 from ..models.flow_losses import BetaSchedule, ConstantBeta, dpo_losses, implicit_rewards
 from .on_policy import OnPolicy
-from .rollout import Rollout
+from .rollout import Rollout, exchanged
 
 
 class OnlineDPO(OnPolicy):
@@ -55,25 +55,16 @@ class OnlineDPO(OnPolicy):
         every = self.trainer.datamodule.drawn(iteration)
         rank, ranks = data_ranks(self.trainer)
         size = len(every) // (every[-1].group + 1)
-        of_group = rollout.advantages.view(-1, size)  # (G, K)
+        of_group = rollout.order.view(-1, size)  # (G, K)
         firsts = torch.arange(len(of_group)) * size
         ends = torch.stack([firsts + of_group.argmax(1), firsts + of_group.argmin(1)], 1)  # (G, 2)
-        latents = self._exchanged(rollout, set(ends.flatten().tolist()))
-        self._pairs = []
-        for group in range(rank, len(of_group), ranks):
+        latents = exchanged(rollout, ends.flatten().tolist())
+        self._pairs, own = [], len(of_group) // ranks
+        for group in range(rank * own, (rank + 1) * own):
             best, worst = ends[group].tolist()
-            differ = bool(rollout.advantages[best] > rollout.advantages[worst])
+            differ = bool(rollout.order[best] > rollout.order[worst])
             self._pairs.append((every[best], torch.stack([latents[best], latents[worst]]), differ))
         return rollout
-
-    def _exchanged(self, rollout: Rollout, chosen: set[int]) -> dict[int, Tensor]:
-        """Latents (C, F, H, W) of chosen samples by their place, from whichever rank has them."""
-        own = {place: one for place, one in zip(rollout.places, rollout.latents) if place in chosen}
-        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-            return own
-        parts: list[Any] = [None] * torch.distributed.get_world_size()
-        torch.distributed.all_gather_object(parts, own)
-        return {place: one for part in parts for place, one in part.items()}
 
     def objective(self, rollout: Rollout, places: Places) -> tuple[Tensor, dict[str, Tensor]]:
         """Losses (B,) of pairs, and values (2, B) or (B,) to log; arguments as in :meth:`.OnPolicy.objective`."""

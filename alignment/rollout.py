@@ -3,7 +3,7 @@
 Legend: N samples of an iteration in G groups; n of them on this rank; B of a batch; C, F, H, W of latents.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -22,6 +22,7 @@ class Rollout:
         drawn: What each of the n samples is.
         latents: Normalised latents (n, C, F, H, W), in main memory.
         advantages: Advantages (N,) of all samples, in the order of :meth:`.PromptGroups.drawn`.
+        order: Advantages (N,) before they are clipped, which tell the best and the worst of a group apart.
         places: Places (n,) of this rank's samples among all.
         scores: Scores (N,) of all samples, by name.
         more: Further tensors (n, ...) of an algorithm, in main memory.
@@ -31,6 +32,7 @@ class Rollout:
     drawn: list[Drawn]
     latents: Tensor
     advantages: Tensor
+    order: Tensor
     places: list[int]
     scores: dict[str, Tensor]
     more: dict[str, Tensor] = field(default_factory=dict)
@@ -59,6 +61,26 @@ class Noised:
     def counted(self, *values: Tensor) -> tuple[Tensor, ...]:
         """Values (B, C, F, H, W) without the frames that are an image's."""
         return tuple(value[:, :, self.clean :] for value in values)
+
+
+def exchanged(rollout: Rollout, chosen: Iterable[int]) -> dict[int, Tensor]:
+    """Latents (C, F, H, W) of chosen samples, from whichever rank has them. Collective.
+
+    Args:
+        rollout: The samples of this rank.
+        chosen: Places of the chosen ones among all samples, the same on every rank.
+
+    Returns:
+        Latents in main memory, by place.
+    """
+    wanted = {*chosen}
+    # copies: a view would be sent with all samples of its rank behind it
+    own = {place: one.clone() for place, one in zip(rollout.places, rollout.latents) if place in wanted}
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return own
+    parts: list[dict[int, Tensor]] = [{}] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(parts, own)
+    return {place: one for part in parts for place, one in part.items()}
 
 
 def summary(

@@ -1,12 +1,15 @@
 """The best and the worst sample of some groups, with what every reward says of them: what on-policy training learns."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import lightning as L
+import torch
+from torch import Tensor
 
 from ..datamodules.contracts import DrawsGroups, ShowsRollout, require
 from ..datamodules.prompt_groups import Places
-from ..datamodules.stream import at_least
+from ..models.number_checks import at_least, positive
 from .run_media import media_of
 from .side_clips import Clip, frames_of
 
@@ -15,7 +18,7 @@ class GroupExtremes(L.Callback):
     """Shows animations of the best and the worst sample of some groups, by their advantage, with all of their rewards.
 
     They are under ``samples/`` in the run's loggers, and on the page ``samples.html`` in the run's folder. Rewards that
-    are hacked show here first. On several ranks they are the best and worst of those of the first rank.
+    are hacked show here first.
 
     Args:
         groups: Number of groups that are shown, the first ones of an iteration.
@@ -24,7 +27,8 @@ class GroupExtremes(L.Callback):
     """
 
     def __init__(self, groups: int = 2, every: int = 1, fps: float = 16.0) -> None:
-        at_least(1, groups=groups, every=every)
+        at_least(1, "GroupExtremes.", groups=groups, every=every)
+        positive("GroupExtremes.", fps=fps)
         self.groups, self.every, self.fps = groups, every, fps
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -35,27 +39,32 @@ class GroupExtremes(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Places, batch_idx: int
     ) -> None:
-        """Show samples of an iteration once it trains."""
-        if batch.first and batch.iteration % self.every == 0 and (media := media_of(trainer)) is not None:
-            module, items = require(pl_module, ShowsRollout, "callbacks.GroupExtremes"), trainer.datamodule.items
-            for group in range(self.groups):
-                if clip := self._clip(module, items, group):
-                    media.clip(f"samples/group {group}", clip)
+        """Show samples of an iteration once it trains. Collective: the ends of a group may lie on different ranks."""
+        if not batch.first or batch.iteration % self.every:
+            return
+        module, data = require(pl_module, ShowsRollout, "callbacks.GroupExtremes"), trainer.datamodule
+        of_group = module.rollout.order.view(data.groups, -1)[: self.groups]  # (groups, K)
+        size = of_group.shape[1]
+        ends = [
+            {"best": group * size + int(some.argmax()), "worst": group * size + int(some.argmin())}
+            for group, some in enumerate(of_group)
+        ]
+        latents = module.latents_at([place for one in ends for place in one.values()])
+        if (media := media_of(trainer)) is not None:
+            drawn = data.drawn(batch.iteration)
+            for group, places in enumerate(ends):
+                prompt = data.items[drawn[group * size].item].prompt
+                media.clip(f"samples/group {group}", self._clip(module, prompt, places, latents))
 
-    def _clip(self, module: ShowsRollout, items: list, group: int) -> Clip | None:
-        """Best and worst of a group, or None where this rank has fewer than two of its samples."""
-        rollout = module.rollout
-        rows = [row for row, one in enumerate(rollout.drawn) if one.group == group]
-        if len(rows) < 2:
-            return None
-        rows.sort(key=lambda row: float(rollout.advantages[rollout.places[row]]))
-        ends = {"best": rows[-1], "worst": rows[0]}
-        prompt = items[rollout.drawn[rows[0]].item].prompt
+    def _clip(
+        self, module: ShowsRollout, prompt: str, places: Mapping[str, int], latents: Mapping[int, Tensor]
+    ) -> Clip:
+        """Best and worst of a group, by their places."""
+        rollout, ends = module.rollout, [*places]
         names = [f"{end} of {prompt[:60]!r}" for end in ends]
-        videos = module.generator.decode(rollout.latents[[*ends.values()]].to(module.generator.vae.device), names)
+        both = torch.stack([latents[place] for place in places.values()])  # (2, C, F, H, W)
+        videos = module.generator.decode(both.to(module.generator.vae.device), names)
         numbers = {"advantage": rollout.advantages, **rollout.scores}
         table = [["", *ends]]
-        table += [
-            [name, *(f"{float(of[rollout.places[row]]):.3f}" for row in ends.values())] for name, of in numbers.items()
-        ]
+        table += [[name, *(f"{float(of[place]):.3f}" for place in places.values())] for name, of in numbers.items()]
         return Clip(dict(zip(ends, map(frames_of, videos.cpu()))), self.fps, prompt, table, height=128)

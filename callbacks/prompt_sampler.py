@@ -21,6 +21,7 @@ from ..models.family import Encoded
 from ..models.flow import draw, interpolate
 from ..models.generator import EXPERTS, Generator
 from ..models.generator_folder import load_generator
+from ..models.number_checks import at_least, positive
 
 
 @dataclass(kw_only=True)
@@ -54,11 +55,27 @@ class Sampling:
     def __post_init__(self) -> None:
         if 0 < len(self.missing) < 3:
             raise VideoAlignError(f"sampling.{self.missing[0]} is missing: give num_frames, height and width, or none")
+        whole = {name: getattr(self, name) for name in ("steps", "batch_size", "fps")}
+        scales = {name: getattr(self, name) for name in ("cfg_scale", "cfg_scale_2")}
+        at_least(1, "sampling.", **whole, **scales)
+        positive("sampling.", shift=self.shift)
 
     @property
     def missing(self) -> list[str]:
         """Names of the sizes that are not given."""
         return [name for name in ("num_frames", "height", "width") if getattr(self, name) is None]
+
+    def check_scales(self, generator: Generator) -> None:
+        """Refuse the scale of a second expert where there is one transformer.
+
+        Args:
+            generator: Generator that samples.
+        """
+        if self.cfg_scale_2 is not None and generator.boundary is None:
+            raise VideoAlignError(
+                "sampling.cfg_scale_2 is the scale of a second expert, and this generator has one transformer; leave "
+                "it out"
+            )
 
     def complete(self) -> "Sampling":
         """Return these settings, or refuse them where no latents say how large videos are.
@@ -95,17 +112,9 @@ class SamplesPrompts(L.Callback):
         who = f"callbacks.{type(self).__name__}"
         generator = require(pl_module, AlignsGenerator, who).generator
         check_items(self.items, generator.image, f"{who}.prompts")
-        self.check_scales(generator)
+        self.sampling.check_scales(generator)
         if not self.sampling.missing:
             generator.latent_shape(self.sampling.num_frames, self.sampling.height, self.sampling.width)
-
-    def check_scales(self, generator: Generator) -> None:
-        """Refuse the scale of a second expert where there is one transformer."""
-        if self.sampling.cfg_scale_2 is not None and generator.boundary is None:
-            raise VideoAlignError(
-                "sampling.cfg_scale_2 is the scale of a second expert, and this generator has one transformer; leave "
-                "it out"
-            )
 
     def on_validation_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: dict[str, Any], *rest: int

@@ -41,6 +41,8 @@ class SideBySide(SamplesPrompts):
                 "SideBySide.prompts takes held-out samples, whose size the videos have: leave sampling.num_frames, "
                 "height and width out, or name prompts"
             )
+        if isinstance(prompts, list) and not (prompts and all(prompt.strip() for prompt in prompts)):
+            raise VideoAlignError("SideBySide.prompts is empty, or one of its prompts is: name a prompt or more")
         items = read_items(prompts) if isinstance(prompts, str) else [*map(Item, [] if self.held_out else prompts)]
         super().__init__(items, sampling)
         self.found: dict[str, tuple[str, Encoded]] = {}

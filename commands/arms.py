@@ -31,6 +31,7 @@ from ..models.locks import beside, held, real
 from ..models.lora_specs import specs_of
 from ..models.memory import Memory
 from ..models.particles import Particles  # noqa: F401  YAML may name it without its module
+from ..models.scoring import failing_as
 from ..models.search import Search
 from .comparison import OWN_VIEW, RatedArm, found_of, save
 from .generating import generate
@@ -143,8 +144,9 @@ def compare(
     sampling, chooser = sampling.complete(), _chooser(judges, best_of)
     every, curves = plan(arms or {}, sweeps or {})
     with held(folder):
-        for judge in judges.values():
-            judge.check(texts, sampling)
+        for name, judge in judges.items():
+            with failing_as(f"judge {name} ({judge.name}) failed in check"):
+                judge.check(texts, sampling)
         judged: dict[str, RatedArm] = {}
         for number, (name, arm) in enumerate(every.items(), 1):
             arm = replace(arm, family=arm.family or family)

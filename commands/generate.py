@@ -33,6 +33,8 @@ GENERATE = (
     "shift",
 )
 """Options that are arguments of :class:`videoalign.alignment.Generate`."""
+UNSET = ("generator", "noisy_reward", "search", "memory", "family", "source")
+"""Options that an empty text would turn off without a word."""
 PROMPTS_FILE = (
     "CSV with a column prompt (and one of image, a path, for image-to-video), or text file with a prompt a line"
 )
@@ -104,6 +106,11 @@ def _run(o: argparse.Namespace) -> None:
     from ..models.memory import Memory
     from .generating import generate, value_of
 
+    if empty := [name for name in UNSET if getattr(o, name) == ""]:
+        raise VideoAlignError(
+            f"--{empty[0].replace('_', '-')} is empty; is a variable of the shell not set? Leave the option out where "
+            "it is not wanted"
+        )
     steering = {name: value for name in ("weights", "strength") if (value := getattr(o, name)) is not None}
     if steering and not o.noisy_reward:
         given = " and --".join(steering)

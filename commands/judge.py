@@ -14,6 +14,7 @@ from ..datamodules.shards import ShardSet
 from ..models.dimensions import DIMENSIONS
 from ..models.finite import by_name, require_finite
 from ..models.registry import Registry
+from ..models.scoring import failing_as
 
 
 class Judge(Protocol):
@@ -99,13 +100,15 @@ def ratings_of(judge: Judge, videos: ShardSet, keys: Sequence[str], folder: Path
     Raises:
         VideoAlignError: If a dimension has not one finite number per video.
     """
-    rated = judge.rate_set(videos, keys, folder)
-    if wrong := [d for d in DIMENSIONS if d not in rated or rated[d].shape != (len(keys),)]:
+    with failing_as(f"{name} ({judge.name}) failed on {videos.path}"):
+        rated = judge.rate_set(videos, keys, folder)
+    given = {d: v for d, v in rated.items() if isinstance(v, Tensor)} if isinstance(rated, Mapping) else {}
+    if wrong := [d for d in DIMENSIONS if d not in given or given[d].shape != (len(keys),)]:
         raise VideoAlignError(
             f"{name} ({judge.name}) does not give one number per video of {videos.path} under the names "
             f"{', '.join(wrong)}; a comparison or benchmark needs {', '.join(DIMENSIONS)}"
         )
-    ratings = torch.stack([rated[d] for d in DIMENSIONS], 1)
+    ratings = torch.stack([given[d] for d in DIMENSIONS], 1)
     require_finite(
         f"ratings of {videos.path} by {name}", by_name(keys, ratings), "look at the videos and at this judge"
     )

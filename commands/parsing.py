@@ -122,6 +122,12 @@ def needs_extra(who: str, extra: str, libraries: Collection[str]) -> Callable[[R
     return decorate
 
 
+DEVICES = ("auto", "cpu", "gpu", "cuda")
+"""What ``--device`` takes."""
+LARGEST_SEED = 2**32 - 1
+"""The largest seed that numpy takes."""
+
+
 def count(least: int, most: float = math.inf) -> Callable[[str], int]:
     """An argument's type: a whole number from ``least`` on, up to ``most``."""
 
@@ -137,9 +143,12 @@ def count(least: int, most: float = math.inf) -> Callable[[str], int]:
 def weights(text: str) -> dict[str, float]:
     """An argument's type: VQ=0.1,MQ=0.1,TA=0.8."""
     try:
-        return {name.strip(): float(value) for name, value in (part.split("=") for part in text.split(","))}
+        parts = [(name.strip(), float(value)) for name, value in (part.split("=") for part in text.split(","))]
     except ValueError:
         raise argparse.ArgumentTypeError(f"must be like VQ=0.1,MQ=0.1,TA=0.8, got {text!r}") from None
+    if len(dict(parts)) < len(parts):
+        raise argparse.ArgumentTypeError(f"must name each dimension once, got {text!r}")
+    return dict(parts)
 
 
 def add_out(parser: argparse.ArgumentParser, text: str = "folder that is written; it must not exist yet") -> None:
@@ -148,8 +157,8 @@ def add_out(parser: argparse.ArgumentParser, text: str = "folder that is written
 
 
 def add_seed(parser: argparse.ArgumentParser, text: str = "seed of all that is random") -> None:
-    """Add ``--seed``, a whole number from 0 on; ``text`` says what it decides."""
-    parser.add_argument("--seed", type=count(0), default=0, help=text)
+    """Add ``--seed``, a whole number that torch and numpy take; ``text`` says what it decides."""
+    parser.add_argument("--seed", type=count(0, LARGEST_SEED), default=0, help=text)
 
 
 def add_workers(parser: argparse.ArgumentParser, least: int) -> None:
@@ -170,7 +179,7 @@ def add_devices(parser: argparse.ArgumentParser) -> None:
 def add_batch(parser: argparse.ArgumentParser, size: int) -> None:
     """Add ``--batch-size`` and ``--device``."""
     parser.add_argument("--batch-size", type=count(1), default=size, help="number of videos that are computed at once")
-    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "gpu", "cuda"), help="device to compute on")
+    parser.add_argument("--device", default="auto", choices=DEVICES, help="device to compute on")
 
 
 def add_dtype(parser: argparse.ArgumentParser, default: str) -> None:

@@ -5,8 +5,10 @@ import logging
 import lightning as L
 import torch
 
+from .. import VideoAlignError
 from ..callbacks.progress import Progress
 from ..callbacks.stoppable import stoppable
+from .parsing import DEVICES
 from .quiet import quiet
 
 
@@ -23,6 +25,8 @@ def predicting(
         dtype: Dtype of the weights. Where it is ``bfloat16``, a GPU computes all layers in it, as a training in
             bf16-mixed does; a CPU computes in the weights' own.
     """
+    if device not in DEVICES:
+        raise VideoAlignError(f"device must be {', '.join(DEVICES[:-1])} or {DEVICES[-1]}, got {device!r}")
     mixed = dtype == "bfloat16" and device != "cpu" and torch.cuda.is_available()
     quiet()
     for name in ("lightning.pytorch", "lightning.fabric"):

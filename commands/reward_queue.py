@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .. import VideoAlignError
 from ..models.reward_messages import Samples
-from ..models.scoring import ScoresVideos, scored
+from ..models.scoring import ScoresVideos, failing_as, scored
 
 SERVED = "served"
 """What the reward is called in messages to clients."""
@@ -80,7 +80,8 @@ class RewardQueue:
             VideoAlignError: Where it refuses one.
         """
         with self._asked:
-            self.reward.check(prompts)
+            with failing_as(f"reward {self.reward.name} failed in check"):
+                self.reward.check(prompts)
 
     def _work(self) -> None:
         while True:

@@ -1,6 +1,7 @@
 """`videoalign serve-reward`: a reward for other processes, by HTTP."""
 
 import argparse
+import math
 import os
 from typing import TYPE_CHECKING
 
@@ -58,6 +59,7 @@ def register(commands: Commands) -> None:
 def _serve(o: argparse.Namespace) -> None:
     token = o.token or os.environ.get(TOKEN, "")
     _check(o, token)  # before anything heavy is imported
+    from ..models.scoring import failing_as
     from .quiet import quiet
     from .reward_server import reward_app
     from .web_server import serve_until_signal, web_server
@@ -65,7 +67,8 @@ def _serve(o: argparse.Namespace) -> None:
     quiet()
     reward = _reward(o)
     reward.place(_device(o.device))
-    reward.check([])
+    with failing_as(f"reward {reward.name} failed in check"):
+        reward.check([])
     fps = o.fps if reward.needs == "videos" else None
     app = reward_app(reward, o.batch_size, o.waiting, o.max_megabytes * 10**6, fps, token)
     said = f"{reward.name} at http://{bracketed(o.host)}:{o.port} (/health, /info, /metrics)"
@@ -76,7 +79,9 @@ def _check(o: argparse.Namespace, token: str) -> None:
     """Refuse options that do not fit each other."""
     if (o.model is None) == (o.function is None):
         raise VideoAlignError("name what is served: either --model or --function")
-    if o.model and not (o.fps and o.fps > 0):
+    if o.fps is not None and not (o.fps > 0 and math.isfinite(o.fps)):
+        raise VideoAlignError(f"--fps must be above 0, and finite; got {o.fps}")
+    if o.model and not o.fps:
         raise VideoAlignError("--model needs --fps, the frame rate at which clients' videos are meant to be played")
     if not is_loopback(o.host) and not token:
         raise VideoAlignError(

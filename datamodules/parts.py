@@ -53,11 +53,11 @@ class Parts:
         check_free(self.out)
         self._empty = self.place.is_dir()
         sweep(self.place.parent)
-        if not (self.folder / MAKING).exists():
-            write_json(self.folder / MAKING, self.making)
         for part in self.folder.glob(".r*.lock"):  # of processes that outlived the first one of their run
             with held(part.with_name(part.name.removeprefix(".").removesuffix(".lock"))):
                 pass
+        if not self._closed():  # nothing is there that other settings have made, but what a refused run left
+            write_json(self.folder / MAKING, self.making)
         found = read_json(self.folder / MAKING, "a set under construction")
         if different := sorted(k for k in {*found, *self.making} if found.get(k) != self.making.get(k)):
             raise VideoAlignError(

@@ -3,7 +3,7 @@
 An epoch of the loader is one iteration. Its batches hold no videos, but the places of those that the module has
 sampled: which of an iteration's samples, in which order, in which pass over them.
 
-Legend: G groups of K samples in an iteration, N = G K; a rank's share are the samples rank, rank + ranks, ...
+Legend: G groups of K samples in an iteration, N = G K; a rank's share are N / ranks samples in a row.
 """
 
 import random
@@ -28,13 +28,15 @@ class Drawn(NamedTuple):
         group: Number of its group in the iteration.
         item: Place of its prompt among :attr:`PromptGroups.items`.
         number: Number of the sample in its group.
-        seed: Seed of its noise, which belongs to (seed, iteration, prompt, number) alone.
+        seed: Seed of all that is drawn for it, which belongs to (seed, iteration, prompt, number) alone.
+        noise: Seed of the noise that it begins with; the same in a group where noise is shared.
     """
 
     group: int
     item: int
     number: int
     seed: int
+    noise: int
 
 
 class Places(NamedTuple):
@@ -149,15 +151,26 @@ class PromptGroups(L.LightningDataModule):
         samples: Videos of a group, at least 2: an advantage compares them.
         batch_size: Samples (of OnlineDPO: pairs) per rank and micro-batch.
         seed: Seed of the prompts' order, of all noise and of training times.
+        shared_noise: Whether the samples of a group begin with the same noise, so that they differ by the noise of
+            their steps alone (DanceGRPO, MixGRPO); for FlowGRPO.
     """
 
-    def __init__(self, prompts: str, groups: int = 48, samples: int = 16, batch_size: int = 1, seed: int = 0) -> None:
+    def __init__(
+        self,
+        prompts: str,
+        groups: int = 48,
+        samples: int = 16,
+        batch_size: int = 1,
+        seed: int = 0,
+        shared_noise: bool = False,
+    ) -> None:
         super().__init__()
         at_least(1, groups=groups, batch_size=batch_size)
         if samples < 2:
             raise VideoAlignError(f"data.samples is {samples}, but a group is compared with itself: it needs 2 or more")
         self.items, self.name = read_items(prompts), f"prompts {prompts}"
         self.groups, self.samples, self.batch_size, self.seed = groups, samples, batch_size, seed
+        self.shared_noise = shared_noise
 
     def setup(self, stage: str) -> None:
         """Refuse a module that does not sample, and images that its generator does not take."""
@@ -182,8 +195,9 @@ class PromptGroups(L.LightningDataModule):
             random.Random(draw_seed(self.seed, "prompts", turn)).shuffle(order)
             item = self.items[order[place]]
             # two groups of one prompt in an iteration differ by their turn
-            seeds = (draw_seed(self.seed, iteration, turn, item.seed(self.seed, n)) for n in range(self.samples))
-            found += [Drawn(group, order[place], number, seed) for number, seed in enumerate(seeds)]
+            seeds = [draw_seed(self.seed, iteration, turn, item.seed(self.seed, n)) for n in range(self.samples)]
+            noises = seeds[:1] * self.samples if self.shared_noise else seeds
+            found += [Drawn(group, order[place], n, *both) for n, both in enumerate(zip(seeds, noises))]
         return found
 
     def rounds(self) -> Rounds:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from .fulfilment import offered_by
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ..models.generator import Generator
 
 
@@ -48,8 +50,15 @@ class ShowsRollout(RollsOut, Protocol):
 
     @property
     def rollout(self) -> Any:
-        """The iteration's samples on this rank: what was ``drawn``, ``latents``, ``places``, ``advantages``, ``scores``
-        and the number of the ``iteration``."""
+        """The iteration's samples on this rank: what was ``drawn``, ``latents``, ``places``, ``advantages``, ``order``,
+        ``scores`` and the number of the ``iteration``."""
+
+    def latents_at(self, places: Sequence[int]) -> Mapping[int, Tensor]:
+        """Latents (C, F, H, W) of samples by their place among all, from whichever rank has them. Collective.
+
+        Args:
+            places: Places of the samples, the same on every rank.
+        """
 
 
 @offered_by("a DataModule of groups of prompts (PromptGroups or a subclass)")
@@ -67,11 +76,15 @@ class DrawsGroups(Protocol):
     def groups(self) -> int:
         """Groups of an iteration."""
 
+    @property
+    def seed(self) -> int:
+        """Seed of all that is drawn."""
+
     def all_prompts(self) -> Sequence[str]:
         """Texts of the prompts."""
 
     def drawn(self, iteration: int) -> Sequence[Any]:
-        """All samples of an iteration, group after group, each with its ``group``, ``item``, ``number`` and ``seed``.
+        """All samples of an iteration, group after group, each with its ``group``, ``item``, ``number`` and two seeds.
 
         Args:
             iteration: Number of the iteration.

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .. import VideoAlignError
 from ..models.dimensions import DIMENSIONS
+from ..models.number_checks import at_least, positive
 from ..models.official import open_reward
 from ..models.video_reward import VideoReward
 from .video import resample
@@ -47,10 +48,8 @@ class VideoRewardScores:
         raw: bool = False,
         device: str | None = None,
     ) -> None:
-        if batch_size < 1 or not fps > 0:
-            raise VideoAlignError(
-                f"batch_size of reward model {model} must be at least 1 and fps above 0, got {batch_size} and {fps}"
-            )
+        at_least(1, f"reward model {model}: ", batch_size=batch_size)
+        positive(f"reward model {model}: ", fps=fps)
         self.model, self.fps, self.batch_size, self.raw = model, fps, batch_size, raw
         self._source = (backbone, template, official_repo, checkpoint_step, dtype)
         try:
@@ -82,6 +81,14 @@ class VideoRewardScores:
             VideoAlignError: Where the model is damaged, was never measured on held-out pairs (unless ``raw``), or a
                 prompt is too long.
         """
+        if (place := self.device) is not None and place.type not in ("cpu", "meta"):
+            own = torch.accelerator.is_available() and torch.accelerator.current_accelerator().type == place.type
+            there = torch.accelerator.device_count() if own else 0
+            if (place.index or 0) >= there:
+                raise VideoAlignError(
+                    f"{self.name}: device is {place}, and this machine has {there} of that kind; leave it out to "
+                    "compute where the run does"
+                )
         if not self.raw:
             self.network.need_statistics(self.model)
         for prompt in dict.fromkeys(prompts):

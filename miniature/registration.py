@@ -7,7 +7,7 @@ import argparse
 
 from .. import VideoAlignError
 from ..bars import Progress
-from ..commands.parsing import STAGES, Commands, add_out, add_seed, add_workers, command, count, group
+from ..commands.parsing import LARGEST_SEED, STAGES, Commands, add_out, add_seed, add_workers, command, count, group
 
 GENERATORS = ("wan", "wan-i2v", "wan22-5b", "wan22-5b-i2v", "wan22-a14b", "wan22-a14b-i2v", "ltx", "ltx-i2v")
 GENERATORS += ("ltx2", "ltx2-i2v", "hunyuan15", "hunyuan15-i2v")
@@ -81,7 +81,7 @@ def _add_seeds(parser: argparse.ArgumentParser, out: str) -> None:
     processes = "number of processes that work at once on this machine; one per core if not given"
     parser.add_argument("--out", default="runs/paper", help=out)
     parser.add_argument("--seeds", type=count(1), default=5, help="number of seeds; a later call may add more")
-    parser.add_argument("--first", type=count(0), default=0, help="the first seed")
+    parser.add_argument("--first", type=count(0, LARGEST_SEED), default=0, help="the first seed")
     parser.add_argument("--processes", type=count(1), help=processes)
 
 

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from .. import VideoAlignError
+from .number_checks import positive
 
 EPSILON = 1e-4
 """Added to deviations, so that rewards which differ by rounding alone make no advantage."""
@@ -48,11 +49,28 @@ class Advantages:
             raise VideoAlignError("advantages.weights has no reward with a weight; give one, such as judge/VQ: 1")
         if wrong := [name for name, weight in self.weights.items() if not math.isfinite(weight)]:
             raise VideoAlignError(f"advantages.weights of {', '.join(wrong)} must be finite")
-        if not self.clip > 0:
-            raise VideoAlignError(f"advantages.clip must be positive, got {self.clip}")
+        positive("advantages.", clip=self.clip)
         for name, choices in (("combine", ("normalise", "sum")), ("deviation", ("group", "global"))):
             if (value := getattr(self, name)) not in choices:
                 raise VideoAlignError(f"advantages.{name} {value!r} is unknown; choose {' or '.join(choices)}")
+
+    def unclipped(self, rewards: Mapping[str, Tensor], groups: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Advantages (N,) before they are clipped, float64 on the CPU, and each reward's share; see :meth:`__call__`.
+
+        Args:
+            rewards: Rewards (N,) of all samples of the rollout, by name.
+            groups: Number of each sample's group (N,), int64.
+        """
+        index = self._index(rewards, groups)
+        # on the CPU: on a GPU the order of a sum may differ from call to call
+        given = {name: rewards[name].detach().double().cpu() for name in self.weights}
+        if self.combine == "normalise":
+            scale = {name: self._scale(values, index) for name, values in given.items()}
+        else:
+            total = torch.stack([weight * given[name] for name, weight in self.weights.items()]).sum(0)
+            scale = dict.fromkeys(given, self._scale(total, index))
+        shares = {name: self.weights[name] * _centred(values, index) * scale[name] for name, values in given.items()}
+        return torch.stack([*shares.values()]).sum(0), shares
 
     def __call__(self, rewards: Mapping[str, Tensor], groups: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Compute advantages. They are exactly 0 in a group whose rewards are equal, and where a group has one sample.
@@ -69,16 +87,7 @@ class Advantages:
             VideoAlignError: Where a weighted reward is missing, or is not finite, shapes differ, or no group has two
                 samples.
         """
-        index = self._index(rewards, groups)
-        # on the CPU: on a GPU the order of a sum may differ from call to call
-        given = {name: rewards[name].detach().double().cpu() for name in self.weights}
-        if self.combine == "normalise":
-            scale = {name: self._scale(values, index) for name, values in given.items()}
-        else:
-            total = torch.stack([weight * given[name] for name, weight in self.weights.items()]).sum(0)
-            scale = dict.fromkeys(given, self._scale(total, index))
-        shares = {name: self.weights[name] * _centred(values, index) * scale[name] for name, values in given.items()}
-        whole = torch.stack([*shares.values()]).sum(0)
+        whole, shares = self.unclipped(rewards, groups)
         cut = (self.clip / whole.abs()).clamp(max=1.0)
         made = {name: (share * cut).to(groups.device, torch.float32) for name, share in shares.items()}
         return (whole * cut).to(groups.device, torch.float32), made

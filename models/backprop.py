@@ -14,6 +14,8 @@ are taken without gradients, and a *route* says which ones are not, and which la
 Legend: N samples; C, F, H, W channels, frames, height and width of latents; n steps.
 """
 
+from abc import ABC, abstractmethod
+
 import torch
 from diffusers import SchedulerMixin
 from torch import Tensor
@@ -56,7 +58,7 @@ class Chain:
         if cfg_scale > 1:  # the image stays
             self.null = condition | {name: part.expand(len(noise), *part.shape[1:]) for name, part in null.items()}
         scheduler = generator.pipeline.scheduler
-        self.times = _times(generator, scheduler if shift is None else shifted(scheduler, shift), steps, noise)
+        self.times = chain_times(generator, scheduler if shift is None else shifted(scheduler, shift), steps, noise)
 
     def velocity(self, x: Tensor, t: Tensor) -> Tensor:
         """Velocity (N, C, F, H, W) after classifier-free guidance.
@@ -96,7 +98,7 @@ class Chain:
         return found
 
 
-def _times(generator: Generator, scheduler: SchedulerMixin, steps: int, x: Tensor) -> Tensor:
+def chain_times(generator: Generator, scheduler: SchedulerMixin, steps: int, x: Tensor) -> Tensor:
     """Times (n + 1,) of a scheduler's n steps, fp32, whose last step is no remainder.
 
     diffusers' Euler scheduler ends at t = 0.001, so that its last step, from there to 0, changes nothing, and would
@@ -118,7 +120,7 @@ def _times(generator: Generator, scheduler: SchedulerMixin, steps: int, x: Tenso
     return times.to(x.device, torch.float32)
 
 
-class Route:
+class Route(ABC):
     """Steps of sampling that have gradients, and the latents that the reward reads. YAML may name other subclasses."""
 
     clean = True
@@ -128,6 +130,7 @@ class Route:
         """Class and settings."""
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in vars(self).items())})"
 
+    @abstractmethod
     def check(self, steps: int) -> None:
         """Refuse a number of sampling steps that the route does not fit.
 
@@ -138,6 +141,7 @@ class Route:
             VideoAlignError: Where it asks for steps that there are not.
         """
 
+    @abstractmethod
     def stops(self, uniform: Tensor, times: Tensor, lowest: float = 0.0) -> Tensor:
         """Number (N,) of the first step of each sample that has a gradient.
 
@@ -146,8 +150,8 @@ class Route:
             times: Times (n + 1,) of the chain.
             lowest: Smallest time at which the transformer works: 0, or that of an expert.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def __call__(self, chain: Chain, x: Tensor, stops: Tensor) -> tuple[Tensor, Tensor]:
         """Latents (N, C, F, H, W) that the reward reads, with gradients, and their times (N,).
 
@@ -156,7 +160,6 @@ class Route:
             x: Latents (N, C, F, H, W) before the steps ``stops``.
             stops: Number (N,) of the first step that has a gradient.
         """
-        raise NotImplementedError
 
 
 def _drawn(uniform: Tensor, first: int, last: int) -> Tensor:

@@ -10,6 +10,7 @@ so that Flow-DPO is Bradley-Terry on implicit rewards (VideoAlign, section 4.2 a
 """
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor
 from .. import VideoAlignError
 
 
-class BetaSchedule:
+class BetaSchedule(ABC):
     """Strength of the KL penalty, which ties the policy to its reference, over time. YAML may name other subclasses.
 
     Args:
@@ -31,9 +32,9 @@ class BetaSchedule:
             raise VideoAlignError(f"beta is {beta}, but it must be positive: it ties the policy to its reference")
         self.beta = beta
 
+    @abstractmethod
     def __call__(self, t: Tensor) -> Tensor:
         """Beta (N,) at times (N,)."""
-        raise NotImplementedError
 
 
 class ConstantBeta(BetaSchedule):

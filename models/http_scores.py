@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from .. import VideoAlignError
+from .number_checks import at_least, positive
 from .reward_messages import CHECK, INFO, MEDIA, SCORE, Samples, beginning, parsed
 from .scoring import NEEDS, as_rewards
 
@@ -28,6 +29,10 @@ LONGEST_PAUSE = 30.0
 """Seconds that are waited at most between two attempts."""
 LARGEST_ANSWER = 1 << 24
 """Bytes of an answer above which it is no answer of a reward server."""
+
+
+LONGEST_WAIT = 86_400
+"""Largest ``timeout``, in seconds: a day."""
 
 
 class HTTPScores:
@@ -71,11 +76,16 @@ class HTTPScores:
             raise VideoAlignError(
                 f"url {url!r} of a reward server must be like http://HOST:PORT, without a query and a password"
             )
-        if not timeout > 0 or retries < 0 or not pause >= 0 or batch_size < 1 or needs not in NEEDS:
-            raise VideoAlignError(
-                f"reward server {url}: timeout must be above 0, retries and pause not negative, batch_size at least 1 "
-                f"and needs videos or latents; got {timeout}, {retries}, {pause}, {batch_size} and {needs}"
-            )
+        if not (url.isascii() and url.isprintable()) or " " in url or not _is_host(parts.hostname):
+            raise VideoAlignError(f"url {url!r} of a reward server holds characters or a host that no address has")
+        who = f"reward server {url}: "
+        positive(who, timeout=timeout, fps=fps)
+        at_least(0, who, retries=retries, pause=pause)
+        at_least(1, who, batch_size=batch_size)
+        if timeout > LONGEST_WAIT:
+            raise VideoAlignError(f"{who}timeout must be at most {LONGEST_WAIT} seconds; got {timeout}")
+        if needs not in NEEDS:
+            raise VideoAlignError(f"{who}needs must be videos or latents; got {needs}")
         self.url, self.needs, self.fps, self.token = url.rstrip("/"), needs, fps, token
         self.timeout, self.retries, self.pause, self.batch_size = timeout, retries, pause, batch_size
 
@@ -199,7 +209,19 @@ class HTTPScores:
                 f"{self.name}: the environment variable {self.token}, which token names, is not set; put the server's "
                 "token there"
             )
+        if not (token.isascii() and token.isprintable() and " " not in token):
+            raise VideoAlignError(
+                f"{self.name}: the token in the environment variable {self.token} must consist of printable ASCII "
+                "characters without spaces; is there a line's end behind it?"
+            )
         return {"Authorization": f"Bearer {token}"}
+
+
+def _is_host(name: str) -> bool:
+    try:
+        return bool(name.encode("idna"))
+    except UnicodeError:
+        return False
 
 
 class _NoRedirection(urllib.request.HTTPRedirectHandler):

@@ -94,11 +94,12 @@ class Particles(Search):
             Their weights, and the number of different ancestors after each reading.
         """
         steps, left, copied = len(path.times) - 1, [], False
+        ending = steps - 1 - _is_remainder(path.times)  # number of the step that noise would be left by
         read, weighed = read_after(self.at, steps), Weighed.equal(path.x)
         for number in range(steps):
             last = number == steps - 1
             v = path.velocity(number)
-            if not last and (copied or self.stochastic == "always"):
+            if number < ending and (copied or self.stochastic == "always"):
                 path.jump(number, self._moved(path, number, v, seed))
             else:
                 path.step(number, v)
@@ -106,7 +107,7 @@ class Particles(Search):
             if last or number + 1 in read:
                 weighed = weighed.after(reward(path.x, path.times[number + 1]), self, last)
                 # after the last stochastic step, copies would stay copies
-                if number < steps - 2 and weighed.effective() < self.threshold * len(path.x):
+                if number < ending - 1 and weighed.effective() < self.threshold * len(path.x):
                     rows = systematic(weighed.logs.softmax(0), random.Random(draw_seed(seed, "rows", number)).random())
                     path.keep(rows)
                     weighed, copied = weighed.kept(rows), True
@@ -170,6 +171,13 @@ class Weighed:
             rows: Numbers of the particles that are kept, repeated for copies.
         """
         return Weighed(torch.zeros_like(self.logs), self.spent[rows], self.highest[rows], self.rewards[rows])
+
+
+def _is_remainder(times: Sequence[float]) -> bool:
+    """Whether the last step is a remainder, as that of diffusers' Euler scheduler from t = 0.001 to 0: it removes no
+    noise that the step before it has left.
+    """
+    return len(times) > 2 and times[-2] < 0.5 * (times[-3] - times[-2])
 
 
 def systematic(shares: Tensor, u: float) -> list[int]:

@@ -5,8 +5,9 @@ A failure never becomes a number: a reward that cannot rate a sample raises, and
 Legend: B samples, T frames, H, W pixels; C, F, H, W of latents are the autoencoder's.
 """
 
+import contextlib
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 import torch
@@ -66,6 +67,49 @@ class ScoresVideos(Protocol):
         """
 
 
+def check_rewards(rewards: Mapping[str, ScoresVideos], prompts: Sequence[str]) -> None:
+    """Refuse rewards that cannot rate what there will be, before the long work begins.
+
+    Args:
+        rewards: Rewards by name.
+        prompts: Prompts of all samples that there will be.
+
+    Raises:
+        VideoAlignError: Where a name holds a slash, a reward reads something else than samples, or refuses the
+            prompts, or fails; names the reward.
+    """
+    for key, reward in rewards.items():
+        who = f"reward {key} ({reward.name})"
+        if "/" in key or not key:
+            raise VideoAlignError(f"{who}: {key!r} cannot be a reward's name; leave out the slash")
+        if reward.needs not in NEEDS:
+            raise VideoAlignError(f"{who} needs {reward.needs!r}; what a reward can read is {' or '.join(NEEDS)}")
+        with failing_as(f"{who} failed in check"):
+            reward.check(prompts)
+
+
+@contextlib.contextmanager
+def failing_as(what: str) -> Iterator[None]:
+    """Turn whatever code of a user's own raises in a block into a message that says whose it is.
+
+    Args:
+        what: Who failed, and in what, as the first words of the message.
+
+    Raises:
+        VideoAlignError: What went wrong, and in which file and line; errors of this package pass as they are.
+    """
+    try:
+        yield
+    except VideoAlignError:
+        raise
+    except Exception as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        text = next(iter(str(error).splitlines()), "")
+        raise VideoAlignError(
+            f"{what}: {type(error).__name__}: {text[:300]} ({place.filename}, line {place.lineno})"
+        ) from error
+
+
 def scored(
     rewards: Mapping[str, ScoresVideos],
     videos: Tensor | None,
@@ -93,8 +137,6 @@ def scored(
     found: dict[str, Tensor] = {}
     for key, reward in rewards.items():
         who = f"reward {key} ({reward.name})"
-        if "/" in key or not key:
-            raise VideoAlignError(f"{who}: {key!r} cannot be a reward's name; leave out the slash")
         given = _samples(who, reward, {"videos": videos, "latents": latents})
         if not len(given) == len(prompts) == len(names):
             raise VideoAlignError(f"{who}: {len(given)} samples, {len(prompts)} prompts and {len(names)} names")
@@ -171,8 +213,6 @@ def as_rewards(rated: Any, count: int, name: str = "score") -> dict[str, Tensor]
 
 def _samples(who: str, reward: ScoresVideos, there: Mapping[str, Tensor | None]) -> Tensor:
     """What a reward reads of the samples."""
-    if reward.needs not in NEEDS:
-        raise VideoAlignError(f"{who} needs {reward.needs!r}; what a reward can read is {' or '.join(NEEDS)}")
     if (given := there[reward.needs]) is None:
         other = " or ".join(name for name, value in there.items() if value is not None)
         raise VideoAlignError(f"{who} reads {reward.needs}, but there are only {other}")
@@ -185,13 +225,9 @@ def _asked(who: str, reward: ScoresVideos, given: Tensor, prompts: Sequence[str]
             return reward(given, prompts)
     except VideoAlignError as error:
         raise VideoAlignError(f"{who} cannot rate {_listed(names)}: {error}") from error
-    except Exception as error:  # a reward of a user's own may raise anything
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        text = next(iter(str(error).splitlines()), "")
-        raise VideoAlignError(
-            f"{who} failed on {_listed(names)}: {type(error).__name__}: {text[:300]} ({place.filename}, line "
-            f"{place.lineno})"
-        ) from error
+    except Exception:  # a reward of a user's own may raise anything
+        with failing_as(f"{who} failed on {_listed(names)}"):
+            raise
 
 
 def _listed(names: Sequence[str]) -> str:

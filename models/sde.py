@@ -11,6 +11,7 @@ Euler's step of the flow is the case s = 0. Legend: N samples.
 
 import math
 import random
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
@@ -20,18 +21,10 @@ from .. import VideoAlignError
 from .flow import draw_seed, expand
 
 
-class SDE:
+class SDE(ABC):
     """A stochastic step from a time to a smaller one: normal, with a mean and a standard deviation of every element."""
 
-    def coefficient(self, t: Tensor, first: float) -> Tensor:
-        """The diffusion coefficient s (N,).
-
-        Args:
-            t: Times (N,) in (0, 1], float64.
-            first: Second time of the schedule, in [0, 1): the one that follows the first step.
-        """
-        raise NotImplementedError
-
+    @abstractmethod
     def moments(self, x: Tensor, velocity: Tensor, t: Tensor, t_next: Tensor, first: float) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of a step, in fp32 (float64 where x is float64).
 
@@ -45,10 +38,6 @@ class SDE:
         Returns:
             Mean (N, ...), and standard deviation (N,) of each element.
         """
-        x, velocity, t, t_next = _precise(x, velocity, t, t_next)
-        s, dt = self.coefficient(t, first), t_next - t
-        mean = _scaled(1 + s**2 / (2 * t) * dt, x) + _scaled((1 + s**2 * (1 - t) / (2 * t)) * dt, velocity)
-        return mean, (s * (-dt).sqrt()).to(x.dtype)
 
     def log_prob(self, sample: Tensor, mean: Tensor, std: Tensor, clean_frames: int = 0) -> Tensor:
         """Mean (N,) of the elements' log-densities at samples of a step.
@@ -63,6 +52,26 @@ class SDE:
         """
         squares = _mean_square(sample, mean, clean_frames)
         return -squares / (2 * std**2) - std.log() - math.log(2 * math.pi) / 2
+
+
+class Diffusion(SDE):
+    """A step of the stochastic equation that has the flow's marginals, with a diffusion coefficient s over time."""
+
+    @abstractmethod
+    def coefficient(self, t: Tensor, first: float) -> Tensor:
+        """The diffusion coefficient s (N,).
+
+        Args:
+            t: Times (N,) in (0, 1], float64.
+            first: Second time of the schedule, in [0, 1): the one that follows the first step.
+        """
+
+    def moments(self, x: Tensor, velocity: Tensor, t: Tensor, t_next: Tensor, first: float) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of a step (Euler and Maruyama); see :meth:`SDE.moments`."""
+        x, velocity, t, t_next = _precise(x, velocity, t, t_next)
+        s, dt = self.coefficient(t, first), t_next - t
+        mean = _scaled(1 + s**2 / (2 * t) * dt, x) + _scaled((1 + s**2 * (1 - t) / (2 * t)) * dt, velocity)
+        return mean, (s * (-dt).sqrt()).to(x.dtype)
 
 
 def _precise(x: Tensor, velocity: Tensor, t: Tensor, t_next: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -92,7 +101,7 @@ def _positive(name: str, level: float, most: float = math.inf) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FlowSDE(SDE):
+class FlowSDE(Diffusion):
     r"""Flow-GRPO's step (Liu et al., 2025): :math:`s = a \sqrt{t / (1 - t)}`.
 
     At t = 1, where s has no bound, the 1 in the denominator's t is replaced by the schedule's second time, as the
@@ -110,7 +119,7 @@ class FlowSDE(SDE):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DanceSDE(SDE):
+class DanceSDE(Diffusion):
     r"""DanceGRPO's step (Xue et al., 2025): a constant :math:`s = \eta`."""
 
     level: float = 0.3
@@ -124,7 +133,7 @@ class DanceSDE(SDE):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LinearSDE(SDE):
+class LinearSDE(Diffusion):
     r"""The step of Flow-GRPO's code for Wan: :math:`s = t_1\, t`, where :math:`t_1` is the schedule's second time.
 
     The code's s goes linearly from the schedule's last time, 0, to its second one, and has no level.
@@ -172,9 +181,10 @@ class CoefficientPreserving(SDE):
 # --- which steps are stochastic -----------------------------------------------------------------------------------
 
 
-class Window:
+class Window(ABC):
     """Which steps of a sampling are stochastic; the others are the flow's own."""
 
+    @abstractmethod
     def steps(self, number_of_steps: int, iteration: int, seed: int) -> list[int]:
         """Numbers of the stochastic steps, ascending, counted from 0.
 
@@ -186,7 +196,6 @@ class Window:
         Raises:
             VideoAlignError: Where the window is larger than the steps that it may lie in.
         """
-        raise NotImplementedError
 
     def check(self, number_of_steps: int) -> "Window":
         """This window, or a refusal where it does not fit a number of steps.
@@ -241,7 +250,8 @@ class MovingWindow(Window):
 
     def steps(self, number_of_steps: int, iteration: int, seed: int) -> list[int]:
         _fits(self, self.size, number_of_steps - 1, "steps before the last")
-        places = range(0, number_of_steps - self.size, self.stride)
+        last = number_of_steps - 1 - self.size
+        places = [*range(0, last, self.stride), last]  # whatever the stride, no step is left out for ever
         begin = places[iteration // self.every % len(places)]
         return list(range(begin, begin + self.size))
 

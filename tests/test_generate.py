@@ -100,13 +100,24 @@ def test_interrupted_generation_goes_on_where_it_stopped(generated, generators, 
     assert again(4) == 2 and "exists already" in capfd.readouterr().err
 
 
+def test_a_refused_run_leaves_its_name_free(generators, prompts, tmp_path, capfd):
+    (tmp_path / "long.txt").write_text("word " * 5000)
+    assert generate(generators, tmp_path / "out", tmp_path / "long.txt") == 2
+    assert "tokens" in capfd.readouterr().err
+    assert generate(generators, tmp_path / "out", prompts, "--steps", 3) == 0  # other settings: nothing was made yet
+
+
 GENERATE_REFUSED = {
     "no prompts": (["--prompts", "none.txt"], "none.txt"),
     "prompts in a folder": (["--prompts", "."], "cannot be read"),
     "number of frames": (["--num-frames", 6], "num_frames is 6"),
     "width": (["--width", 40], "multiples of 16"),
-    "guidance": (["--cfg-scale", 0.5], "cfg_scale 0.5"),
-    "guidance nan": (["--cfg-scale", "nan"], "cfg_scale nan"),
+    "guidance": (["--cfg-scale", 0.5], "cfg_scale must be at least 1, and finite; got 0.5"),
+    "guidance nan": (["--cfg-scale", "nan"], "cfg_scale must be at least 1, and finite; got nan"),
+    "guidance infinite": (["--cfg-scale", "inf"], "cfg_scale must be at least 1, and finite; got inf"),
+    "shift": (["--shift", "inf"], "shift must be above 0, and finite; got inf"),
+    "an empty variable": (["--noisy-reward", ""], "--noisy-reward is empty; is a variable of the shell not set?"),
+    "a seed too large": (["--seed", 2**32], "must be a whole number from 0 to 4294967295"),
     "no generator": (["--generator", "none/at/all"], "none/at/all"),
     "no adapters": (["--lora", "none/at/all"], "none/at/all: there is no such folder or file of adapters"),
     "steps": (["--steps", 0], "must be a whole number from 1 on"),

@@ -15,7 +15,8 @@ from videoalign.datamodules.prompt_groups import PromptGroups
 from videoalign.models.advantages import Advantages
 from videoalign.models.lora import LoRA
 generator, prompts, out = sys.argv[1:]
-LORA = LoRA(rank=4, alpha=8, targets=["to_q", "to_k", "to_v", "to_out.0"])
+# proj_out lies outside of the blocks: FSDP2 keeps it whole after a forward without gradients
+LORA = LoRA(rank=4, alpha=8, targets=["to_q", "to_k", "to_v", "to_out.0", "proj_out"])
 
 class Watch(L.Callback):
     def __init__(self):

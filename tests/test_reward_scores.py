@@ -126,11 +126,13 @@ def test_models_and_prompts_that_do_not_fit_are_refused_beforehand(backbone, sam
     shown.save_pretrained(tmp_path / "shown")
     with pytest.raises(VideoAlignError, match="is shown the image"):
         VideoRewardScores(str(tmp_path / "shown"), fps=8.0).check([])
-    for wrong in ({"fps": 0.0}, {"fps": float("nan")}, {"batch_size": 0}):
-        with pytest.raises(VideoAlignError, match="batch_size of reward model"):
+    for wrong in ({"fps": 0.0}, {"fps": float("nan")}, {"fps": float("inf")}, {"batch_size": 0}):
+        with pytest.raises(VideoAlignError, match=f"reward model .*: {next(iter(wrong))} must be"):
             VideoRewardScores(str(judge), **{"fps": 8.0, **wrong})
     with pytest.raises(VideoAlignError, match="device 'gpu7'"):
         VideoRewardScores(str(judge), fps=8.0, device="gpu7")
+    with pytest.raises(VideoAlignError, match="device is cuda:99, and this machine has"):
+        VideoRewardScores(str(judge), fps=8.0, device="cuda:99").check([])
 
 
 # --- a noisy reward ---------------------------------------------------------------------------------------------------

@@ -180,8 +180,8 @@ def generate(world, out, **options):
 
 
 def test_generate_searches_and_records_it(world, tmp_path):
-    assert generate(world, tmp_path / "two", search=PARTICLES) == 0
-    assert generate(world, tmp_path / "one", search=PARTICLES, batch_size=1) == 0
+    assert generate(world, tmp_path / "two", search=PARTICLES, steps=6) == 0
+    assert generate(world, tmp_path / "one", search=PARTICLES, steps=6, batch_size=1) == 0
     made = records(tmp_path / "two")
     one, two = videos(tmp_path / "one"), videos(tmp_path / "two")
     assert one.keys() == two.keys()
@@ -192,9 +192,9 @@ def test_generate_searches_and_records_it(world, tmp_path):
         assert (found["kind"], found["candidates"], found["sde"]["kind"]) == ("Particles", 3, "DanceSDE")
         assert len(found["left"]) == 2 and isinstance(found["reward"], float)
         assert record["guide"]["strength"] == 0  # the reward searches, and does not guide
-        assert record["evaluations"] == pytest.approx(3 * 3 + 2 * 3)  # the reward copies both blocks
-    assert generate(world, tmp_path / "plain", noisy_reward=None) == 0
-    assert {record["evaluations"] for record in records(tmp_path / "plain").values()} == {3.0}
+        assert record["evaluations"] == pytest.approx(3 * 6 + 2 * 3)  # the reward copies both blocks
+    assert generate(world, tmp_path / "plain", noisy_reward=None, steps=6) == 0
+    assert {record["evaluations"] for record in records(tmp_path / "plain").values()} == {6.0}
     assert {r["seed"] for r in made.values()} == {r["seed"] for r in records(tmp_path / "plain").values()}
     assert not videos(tmp_path / "plain").items() & two.items()
 
