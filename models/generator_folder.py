@@ -127,10 +127,21 @@ def read_index(path: str | Path) -> tuple[dict[str, Any], Path]:
     folder = resolved(path, "folder of a generator", parts=files_of(PARTS), now=["model_index.json"])
     check_readable(folder)
     try:
-        return DiffusionPipeline.load_config(folder), folder
+        index = DiffusionPipeline.load_config(folder)
     except (OSError, ValueError) as error:
         why = str(error).splitlines()[0][:160]
         raise VideoAlignError(f"generator {str(path)!r} is no pipeline folder ({why})") from None
+    if not isinstance(index, dict):
+        raise VideoAlignError(
+            f"generator {path}: model_index.json is no table of a pipeline's parts; copy or download the folder again"
+        )
+    stated = {name: index[name] for name in PARTS if name in index}
+    if wrong := [name for name, entry in stated.items() if not (isinstance(entry, list) and len(entry) == 2)]:
+        raise VideoAlignError(
+            f"generator {path}: model_index.json states no library and class of its {', '.join(wrong)}; copy or "
+            "download the folder again"
+        )
+    return index, folder
 
 
 def experts_of(index: Mapping[str, Any], path: str | Path, expert: str | None) -> list[str]:

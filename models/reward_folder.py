@@ -106,6 +106,12 @@ class RewardFolder:
         record = read_json(folder / RECORD, "a reward model's folder")
         if not isinstance(record, dict) or not record.keys() >= set(_KEYS):
             raise VideoAlignError(f"{folder / 'reward.json'} is not the record of a reward model")
+        kinds = {"settings": dict, "sampling": dict, "statistics": dict, "backbone": str | None}
+        if wrong := [name for name, kind in kinds.items() if not isinstance(record[name], kind)]:
+            raise VideoAlignError(
+                f"{folder / RECORD}: {', '.join(wrong)} are not what a reward model's record holds there. Export the "
+                "model again."
+            )
         if (record.get("format"), record.get("version")) != (FORMAT, VERSION):
             raise VideoAlignError(
                 f"{folder / 'reward.json'}: format {record.get('format')!r} version {record.get('version')!r} is not "
@@ -121,7 +127,10 @@ class RewardFolder:
             for name, tensor in _load(folder / "adapter" / "adapter_model.safetensors").items():
                 stem, _, last = name.removeprefix(_PEFT).rpartition(".")
                 trained[f"backbone.{stem}.default.{last}"] = tensor
-        template = (folder / "template.txt").read_text(encoding="utf-8").removesuffix("\n")
+        try:
+            template = (folder / "template.txt").read_text(encoding="utf-8").removesuffix("\n")
+        except ValueError as error:
+            raise VideoAlignError(f"{folder / 'template.txt'} is no text in UTF-8 ({error})") from None
         inside = folder / "backbone"
         backbone, revision = record["backbone"], record.get("backbone_revision")
         if inside.exists():

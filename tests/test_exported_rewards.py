@@ -132,6 +132,22 @@ def test_a_changed_number_of_a_record_is_told(keys, value, words, reward, tmp_pa
         VideoReward.from_pretrained(tmp_path / "copy")
 
 
+@pytest.mark.parametrize(("key", "value"), [("settings", []), ("backbone", 7), ("statistics", "none"), ("sampling", 2)])
+def test_entries_of_another_kind_are_named(key, value, reward, tmp_path):
+    shutil.copytree(reward, tmp_path / "copy")
+    record = json.loads((tmp_path / "copy/reward.json").read_text())
+    (tmp_path / "copy/reward.json").write_text(json.dumps(record | {key: value}))
+    with pytest.raises(VideoAlignError, match=rf"reward\.json: {key} are not what"):
+        VideoReward.from_pretrained(tmp_path / "copy")
+
+
+def test_a_template_that_is_no_text_is_named(reward, tmp_path):
+    shutil.copytree(reward, tmp_path / "copy")
+    (tmp_path / "copy/template.txt").write_bytes(b"\xff\xfe")
+    with pytest.raises(VideoAlignError, match=r"template\.txt is no text in UTF-8"):
+        VideoReward.from_pretrained(tmp_path / "copy")
+
+
 def test_rewards_of_earlier_releases_have_no_checksums(reward, noisy, tmp_path):
     for folder, name in ((reward, "reward.json"), (noisy[1], "noisy_reward.json")):
         shutil.copytree(folder, tmp_path / name.removesuffix(".json"))

@@ -168,6 +168,22 @@ def test_a_part_of_an_unknown_class_is_refused(entry, kit, tmp_path):
         load_generator(whole, parts=("transformer",))
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda index: [], "is no table of a pipeline's parts"),
+        (lambda index: index | {"vae": None}, "class of its vae"),
+    ],
+    ids=["a list", "no entry"],
+)
+def test_an_index_of_another_kind_is_refused(change, words, kit, tmp_path):
+    whole, _ = spoil(kit, "wan", "", tmp_path)
+    index = json.loads((whole / "model_index.json").read_text())
+    (whole / "model_index.json").write_text(json.dumps(change(index)))
+    with pytest.raises(VideoAlignError, match=words):
+        load_generator(whole)
+
+
 def test_pickled_weights_are_not_read(kit, tmp_path):
     whole, folder = spoil(kit, "wan", "transformer", tmp_path)
     path = weights_of(folder)
