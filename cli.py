@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import logging
 import os
 import select
 import signal
@@ -99,6 +100,8 @@ def main(args: list[str] | None = None) -> None:
     traceback; or what the command found. 128 + N: stopped by signal N.
     """
     args = sys.argv[1:] if args is None else args
+    # at its import it warns that an optional kernel for CPUs is not installed
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     if ranks.is_rank():
         stopping.outlive_parent(grace=20, step=60)
     try:

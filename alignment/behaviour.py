@@ -114,6 +114,7 @@ class KeepsPolicies(FlowSFT):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the behaviour policy, from which a resumed run samples the iteration again. Collective if sharded."""
         super().on_save_checkpoint(checkpoint)
+        checkpoint["algorithm"] = type(self).__name__
         checkpoint["further_tensors"] = {
             policy: {n: t.full_tensor() if isinstance(t, DTensor) else t for n, t in tensors.items()}
             for policy, tensors in self.further_tensors().items()
@@ -126,6 +127,11 @@ class KeepsPolicies(FlowSFT):
             VideoAlignError: If the checkpoint is of another model, or of no such training.
         """
         super().on_load_checkpoint(checkpoint)
+        if (other := checkpoint.get("algorithm", type(self).__name__)) != type(self).__name__:
+            raise VideoAlignError(
+                f"the checkpoint is of {other}, and this run trains by {type(self).__name__}: go on with its own "
+                "recipe, or begin anew from its exported adapters"
+            )
         trained, further = self.trained(), checkpoint.get("further_tensors")
         if further is None or further.keys() != self.further_tensors().keys():
             raise VideoAlignError(

@@ -1,5 +1,6 @@
 """Sampling videos of prompts: what `videoalign generate` does, and every arm of a comparison."""
 
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import jsonargparse
@@ -46,4 +47,8 @@ def value_of(name: str, kind: Any, text: str) -> Any:
         return parser.instantiate_classes(parser.parse_args([f"--{name}={text}"]))[name]
     except jsonargparse.ArgumentError as error:
         lines = [line.strip(" -") for line in str(error).splitlines() if line.strip(" -")]
-        raise VideoAlignError(f"--{name} {text!r}: {' '.join(lines)[:600]}") from None
+        there = (
+            [f.name for f in fields(kind)] if is_dataclass(kind) else sorted(k.__name__ for k in kind.__subclasses__())
+        )
+        what = "its keys are" if is_dataclass(kind) else "name one of"
+        raise VideoAlignError(f"--{name} {text!r}: {what} {', '.join(there)} ({' '.join(lines)[:600]})") from None

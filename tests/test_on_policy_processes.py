@@ -28,6 +28,8 @@ class Watch(L.Callback):
             for place, one in zip(module.rollout.places, module.rollout.latents):
                 self.samples[batch.iteration, place] = one
             self.samples[batch.iteration, "advantages"] = module.rollout.advantages
+            ends = module.latents_at([0, 7])  # of two ranks, both on each
+            self.samples[batch.iteration, "ends"] = torch.stack([ends[0], ends[7]])
 
 def run(kind):
     result, devices = {}, 1 if kind == "single" else 2
