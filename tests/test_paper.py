@@ -5,6 +5,7 @@ import math
 import re
 import shutil
 from dataclasses import asdict
+from inspect import signature
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from videoalign.miniature.study.paper_claims import BETAS, GUIDES, ORACLE, POOLS
 from videoalign.miniature.study.paper_findings import COMPARISONS, earlier, findings, over_seeds
 from videoalign.miniature.study.paper_page import write_page
 from videoalign.miniature.study.paper_verdicts import WORDS, by_chance, decided, tally, verdicts
+from videoalign.miniature.study.pipeline import Loop
 from videoalign.miniature.study.rater_claims import BIASES, model_name
 from videoalign.miniature.study.tuning import choose, planned
 from videoalign.miniature.study.tuning_rounds import (
@@ -490,3 +492,17 @@ def test_results_that_are_none_are_named(tmp_path):
     write_json(tmp_path / "docs/results/results.json", [])
     with pytest.raises(VideoAlignError, match="holds no results"):
         earlier(tmp_path, LoopSize())
+
+
+def test_every_unit_calls_what_its_own_cell_defines():
+    """Cells are mixed into one class: of two methods with one name, one cell would call the other's."""
+    kinds = [kind for kind in Paper.__mro__ if issubclass(kind, Loop) and kind not in Loop.__mro__]
+    owners: dict[str, list[str]] = {}
+    for kind in kinds:
+        for name, value in vars(kind).items():
+            if callable(value) and not name.startswith("__"):
+                owners.setdefault(name, []).append(kind.__name__)
+    assert len(owners) > 15
+    assert {name: many for name, many in owners.items() if len(many) > 1} == {}
+    for unit in Paper(Path("nowhere"), LoopSize(), 0).cells():
+        signature(unit.run.func).bind(*unit.run.args, **unit.run.keywords)

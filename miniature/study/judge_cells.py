@@ -83,9 +83,9 @@ class JudgeCells(Loop):
 
     def _rating(self, name: str, text: str, samples: str, *args: int | None) -> Unit:
         needs, result = (samples, "oracle.json", "world"), f"judges/pairs/{name}"
-        return self.unit(result, f"annotators rate pairs: {text}", 6, needs, self._rate, result, samples, *args)
+        return self.unit(result, f"annotators rate pairs: {text}", 6, needs, self._rate_pool, result, samples, *args)
 
-    def _rate(self, result: str, samples: str, count: int, clips: int | None, rendered: int) -> None:
+    def _rate_pool(self, result: str, samples: str, count: int, clips: int | None, rendered: int) -> None:
         """Rate pairs of some clips of each prompt, but for the prompts that the loop holds out too."""
         more, oracle = ShardSet(self.folder / "world/train"), Oracle.load(self.folder / "oracle.json")
         with new_folder(self.folder / result) as out:

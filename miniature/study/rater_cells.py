@@ -36,7 +36,7 @@ class RaterCells(Loop):
     def rater_cells(self) -> list[Unit]:
         """Sets of every bias, a reward model for each loss that learns from them, and its accuracy."""
         units = [
-            self.unit(_set(bias), f"raters score pairs: {at(bias)}", 5, ("frames/train", "world"), self._rate, bias)
+            self.unit(_set(bias), f"raters score pairs: {at(bias)}", 5, ("frames/train", "world"), self._rate_anew, bias)
             for bias in BIASES
         ]
         trained = [(loss, BIASES[0]) for loss in VOTED] + [(loss, bias) for bias in BIASES for loss in SCORED]
@@ -68,7 +68,7 @@ class RaterCells(Loop):
             "data.init_args.scores": "standardised" if loss == "std" else "mean",
         }
 
-    def _rate(self, bias: float) -> None:
+    def _rate_anew(self, bias: float) -> None:
         """Let the raters of one bias rate pairs."""
         train, val = ShardSet(self.folder / "frames/train"), ShardSet(self.folder / "world/val")
         rate_anew(train, val, self.folder / _set(bias), bias, PAIRS, HELD_OUT, self.seed)
