@@ -69,6 +69,9 @@ def forget(trainer: L.Trainer) -> None:
         if isinstance(logger, TensorBoardLogger) and isinstance(logger._fs, LocalFileSystem):
             folder = Path(logger.log_dir)
             if folder.is_dir() and all(_AT_THE_BEGINNING.fullmatch(path.name) for path in folder.iterdir()):
+                if logger._experiment is not None:  # its thread would write to a file that is gone
+                    logger._experiment.close()
+                    logger._experiment = None
                 shutil.rmtree(folder, ignore_errors=True)
 
 

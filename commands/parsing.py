@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from .. import VideoAlignError
+from .devices import DEVICES
 from .near_names import instead
 
 if TYPE_CHECKING:
@@ -122,8 +123,6 @@ def needs_extra(who: str, extra: str, libraries: Collection[str]) -> Callable[[R
     return decorate
 
 
-DEVICES = ("auto", "cpu", "gpu", "cuda")
-"""What ``--device`` takes."""
 LARGEST_SEED = 2**32 - 1
 """The largest seed that numpy takes."""
 

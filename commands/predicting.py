@@ -8,7 +8,7 @@ import torch
 from .. import VideoAlignError
 from ..callbacks.progress import Progress
 from ..callbacks.stoppable import stoppable
-from .parsing import DEVICES
+from .devices import DEVICES
 from .quiet import quiet
 
 

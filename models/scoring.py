@@ -79,13 +79,19 @@ def check_rewards(rewards: Mapping[str, ScoresVideos], prompts: Sequence[str]) -
             prompts, or fails; names the reward.
     """
     for key, reward in rewards.items():
-        who = f"reward {key} ({reward.name})"
-        if "/" in key or not key:
-            raise VideoAlignError(f"{who}: {key!r} cannot be a reward's name; leave out the slash")
-        if reward.needs not in NEEDS:
-            raise VideoAlignError(f"{who} needs {reward.needs!r}; what a reward can read is {' or '.join(NEEDS)}")
+        who = _known(key, reward)
         with failing_as(f"{who} failed in check"):
             reward.check(prompts)
+
+
+def _known(key: str, reward: ScoresVideos) -> str:
+    """Who rates, in words; refuses a name with a slash, and what reads something else than samples."""
+    who = f"reward {key} ({reward.name})"
+    if "/" in key or not key:
+        raise VideoAlignError(f"{who}: {key!r} cannot be a reward's name; leave out the slash")
+    if reward.needs not in NEEDS:
+        raise VideoAlignError(f"{who} needs {reward.needs!r}; what a reward can read is {' or '.join(NEEDS)}")
+    return who
 
 
 @contextlib.contextmanager
@@ -136,7 +142,7 @@ def scored(
     """
     found: dict[str, Tensor] = {}
     for key, reward in rewards.items():
-        who = f"reward {key} ({reward.name})"
+        who = _known(key, reward)
         given = _samples(who, reward, {"videos": videos, "latents": latents})
         if not len(given) == len(prompts) == len(names):
             raise VideoAlignError(f"{who}: {len(given)} samples, {len(prompts)} prompts and {len(names)} names")

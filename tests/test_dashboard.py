@@ -18,7 +18,7 @@ from helpers import QUIET
 from videoalign import VideoAlignError
 from videoalign.callbacks import Dashboard
 from videoalign.callbacks.dashboard import LAYOUT, settings
-from videoalign.callbacks.run_folder import own_folders
+from videoalign.callbacks.run_folder import forget, own_folders
 from videoalign.callbacks.vitals import gradient_norms, group_names, samples_of
 
 WAIT = 0.03
@@ -286,3 +286,15 @@ def test_two_ranks_are_one_run(kind, tmp_path):
     assert logged["vitals/grad_norm/head"] == pytest.approx(norms["head"], rel=1e-4)
     # a rank waits for 2 WAIT, so this is a little less than the samples of two steps: 2 usable ones on each rank
     assert 4.5 < logged["vitals/samples_per_second"] * 2 * WAIT / logged["vitals/data_wait_share"] <= 8
+
+
+def test_nothing_is_written_to_a_folder_that_was_forgotten(tmp_path):
+    """TensorBoard writes in a thread, which would fail at its file, and that error hid why the run was refused."""
+    logger = TensorBoardLogger(tmp_path, "run")
+    logger.experiment.add_scalar("x", 1.0)
+    trainer = L.Trainer(**{**QUIET, "logger": logger, "enable_checkpointing": False})
+    forget(trainer)
+    assert not (tmp_path / "run" / "version_0").exists()
+    logger.experiment.add_scalar("x", 2.0)  # a writer of its own, where something is logged after all
+    logger.finalize("failed")
+    assert [path.name.split(".")[0] for path in (tmp_path / "run/version_0").iterdir()] == ["events"]

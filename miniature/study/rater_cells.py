@@ -36,7 +36,9 @@ class RaterCells(Loop):
     def rater_cells(self) -> list[Unit]:
         """Sets of every bias, a reward model for each loss that learns from them, and its accuracy."""
         units = [
-            self.unit(_set(bias), f"raters score pairs: {at(bias)}", 5, ("frames/train", "world"), self._rate_anew, bias)
+            self.unit(
+                _set(bias), f"raters score pairs: {at(bias)}", 5, ("frames/train", "world"), self._rate_anew, bias
+            )
             for bias in BIASES
         ]
         trained = [(loss, BIASES[0]) for loss in VOTED] + [(loss, bias) for bias in BIASES for loss in SCORED]

@@ -1,0 +1,4 @@
+"""Where commands compute."""
+
+DEVICES = ("auto", "cpu", "gpu", "cuda")
+"""What ``--device`` takes."""
