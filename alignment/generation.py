@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import VideoAlignError
+from ..datamodules.contracts import HasPrompts, offers
 from ..datamodules.sample_images import read_image
 from ..datamodules.video import encode
 from ..models.adapters import apply_loras
@@ -141,7 +142,9 @@ class Generate(L.LightningModule):
         }
 
     def setup(self, stage: str) -> None:
-        """Offload parts, and embed all prompts where they are first."""
+        """Refuse prompts that are too long, offload parts, and embed all prompts where they are first."""
+        if offers(self.trainer.datamodule, HasPrompts):
+            self.generator.checked_lengths([*self.trainer.datamodule.all_prompts(), self.negative])
         self.memory.place(self.generator, self.trainer.strategy.root_device)
         if self.memory.text_first:
             self._embedded = embed_first(self, [self.negative])

@@ -295,7 +295,7 @@ class EncodesVideos(Protocol):
 class HasPrompts(Protocol):
     """A DataModule that knows the prompts of a predict run before its first batch: EncodeList, Prompts.
 
-    EncodeLatents and Generate ask it where ``memory.text_first`` is set.
+    EncodeLatents asks it where ``memory.text_first`` is set, Generate also to refuse prompts that are too long.
     """
 
     def all_prompts(self) -> Sequence[str]:

@@ -183,6 +183,23 @@ class Generator(Family):
         )
         return ((pixels.float() / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).transpose(1, 2)
 
+    def checked_lengths(self, prompts: Sequence[str]) -> list[int]:
+        """Numbers of tokens of prompts, of which none may be too long.
+
+        Args:
+            prompts: Texts of the prompts.
+
+        Raises:
+            VideoAlignError: Where a prompt is too long.
+        """
+        lengths = self.token_counts(list(prompts))
+        if long := [(p, n) for p, n in zip(prompts, lengths) if n > self.max_tokens]:
+            raise VideoAlignError(
+                f"prompt {long[0][0][:60]!r}... has {long[0][1]} tokens, but this generator was trained with at most "
+                f"{self.max_tokens}; shorten it (in encoding, model.truncate: true cuts it)"
+            )
+        return lengths
+
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str], truncate: bool = False) -> list[Encoded]:
         """Embeddings of each prompt, without padding, in the text encoder's dtype.
@@ -195,12 +212,7 @@ class Generator(Family):
             VideoAlignError: Where a prompt is too long, or an embedding is not finite.
         """
         self.require("text_encoder")
-        lengths = self.token_counts(list(prompts))
-        if not truncate and (long := [(p, n) for p, n in zip(prompts, lengths) if n > self.max_tokens]):
-            raise VideoAlignError(
-                f"prompt {long[0][0][:60]!r}... has {long[0][1]} tokens, but this generator was trained with at most "
-                f"{self.max_tokens}; shorten it, or set truncate: true"
-            )
+        lengths = self.token_counts(list(prompts)) if truncate else self.checked_lengths(prompts)
         embedded = self._embed(list(prompts), [min(n, self.max_tokens) for n in lengths])
         for name in embedded[0] if embedded else ():
             parts = [one[name] for one in embedded]

@@ -101,9 +101,10 @@ def test_interrupted_generation_goes_on_where_it_stopped(generated, generators, 
 
 
 def test_a_refused_run_leaves_its_name_free(generators, prompts, tmp_path, capfd):
-    (tmp_path / "long.txt").write_text("word " * 5000)
+    (tmp_path / "long.txt").write_text("short\n" * 5 + "word " * 5000)  # before the first batch is sampled
     assert generate(generators, tmp_path / "out", tmp_path / "long.txt") == 2
-    assert "tokens" in capfd.readouterr().err
+    err = capfd.readouterr().err
+    assert "has 25000 tokens" in err and "batch:" not in err
     assert generate(generators, tmp_path / "out", prompts, "--steps", 3) == 0  # other settings: nothing was made yet
 
 
