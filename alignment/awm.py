@@ -21,7 +21,7 @@ class AWM(OnPolicy):
 
     with the mean squared errors of the velocities at the same time and noise (Xue et al., 2025). At the policy that
     sampled, the gradient is A times that of flow matching. The reference is the base, as elsewhere here; the authors'
-    0.1 holds to a moving average of the policy, which is a weaker pull.
+    0.1 holds to a moving average of the policy.
 
     Further metrics: ``ratio``, ``clipped`` (share of the ratios beyond the clip), and ``kl`` where it counts.
 

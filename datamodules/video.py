@@ -157,8 +157,8 @@ class _Reader:
     ) -> Iterator[tuple[int, av.VideoFrame]]:
         """Indices and frames, but for frames of H.264 that are not wanted and that no other frame is predicted from.
 
-        Time stamps tell which frame a packet holds. The decoder knows which packets no other one refers to: half of the
-        frames and more of a usual clip, whose pictures cost as much as those of the others. Frames before the first one
+        Time stamps tell which frame a packet holds, and the decoder knows which packets no other one refers to.
+        Frames before the first one
         that is shown may be missing in a cut clip, both fields of a frame may be packets of their own, and a clock may
         jump back: so nothing is left out before a frame came, and this ends at fields and at frames that come out of
         turn, with ``count`` below the number of packets.
