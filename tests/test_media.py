@@ -5,6 +5,7 @@ import glob
 import io
 import json
 import struct
+import time
 
 import av
 import lightning as L
@@ -132,23 +133,34 @@ def test_wandb_gets_all_offline(tmp_path, monkeypatch):
     assert all(row["trainer/global_step"] == 0 for row in rows)
 
 
-def history(run) -> list[dict]:
-    """What an offline run has logged: values by name. Its file is a log of LevelDB with a header of 7 bytes."""
+def records(run) -> list:
+    """What an offline run has written so far. Its file is a log of LevelDB with a header of 7 bytes."""
     from wandb.proto.wandb_internal_pb2 import Record
 
     (path,) = glob.glob(str(run / "*.wandb"))
-    content, place, rows, whole = open(path, "rb").read(), 7, [], b""
-    while place < len(content):
+    content, place, found, whole = open(path, "rb").read(), 7, [], b""
+    while place + 7 <= len(content):
         if (left := 32768 - place % 32768) < 7:  # blocks end in padding
             place += left
             continue
         size, kind = struct.unpack_from("<4xHB", content, place)
+        if place + 7 + size > len(content):  # it is being written
+            break
         whole += content[place + 7 : place + 7 + size]
         place += 7 + size
         if kind in (1, 4):  # a whole record, or the last part of one
-            record = Record.FromString(whole)
-            rows += [record.history.item] if record.WhichOneof("record_type") == "history" else []
+            found.append(Record.FromString(whole))
             whole = b""
+    return found
+
+
+def history(run) -> list[dict]:
+    """What an offline run has logged: values by name. W&B's own process ends the file after `finish` has returned."""
+    end = time.monotonic() + 60
+    while not (found := records(run)) or found[-1].WhichOneof("record_type") != "exit":
+        assert time.monotonic() < end, "the run's file has no end"
+        time.sleep(0.05)
+    rows = [record.history.item for record in found if record.WhichOneof("record_type") == "history"]
     read: list[dict] = []
     for row in rows:
         read.append({})
