@@ -10,11 +10,62 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from .. import VideoAlignError
+from ..models.number_checks import at_least, positive
+from ..models.parallelize import shard_again
 from .flow_sft import FlowSFT
+
+
+class Trailing:
+    """A policy that trails the one that trains: at the end of iteration i it moves by all but a share of the way.
+
+    The share is min(``decay``, ``rise`` (i - ``after``)), and 0 before iteration ``after``.
+
+    Args:
+        decay: Largest share that is kept, in [0, 1).
+        rise: Share by which it rises with each iteration, from 0 on; it is ``decay`` at once if not given.
+        after: Iteration from which on anything is kept.
+        where: What stands before the names of these three in YAML, for messages.
+    """
+
+    def __init__(self, decay: float, rise: float | None = None, after: int = 0, where: str = "") -> None:
+        if not 0 <= decay < 1:
+            raise VideoAlignError(f"{where}decay is a share in [0, 1), got {decay}")
+        positive(where, rise=rise)
+        at_least(0, where, after=after)
+        self.decay, self.rise, self.after = decay, rise, after
+        self.tensors: dict[str, Tensor] = {}
+        """Its tensors by name, once there was an iteration."""
+
+    def share(self, iteration: int) -> float:
+        """Share that is kept at the end of an iteration.
+
+        Args:
+            iteration: Number of the iteration.
+        """
+        passed = iteration - self.after
+        if passed < 0:
+            return 0.0
+        return self.decay if self.rise is None else min(self.decay, self.rise * passed)
+
+    @torch.no_grad()
+    def follow(self, iteration: int, policy: Mapping[str, Tensor]) -> None:
+        """Move towards the policy, as an iteration begins.
+
+        It happens here and not at the end of the one before, because callbacks save their checkpoints in between.
+
+        Args:
+            iteration: Number of the iteration that begins.
+            policy: A copy of the tensors of the policy.
+        """
+        share = self.share(iteration - 1) if self.tensors and iteration else 0.0
+        if not share:
+            self.tensors = dict(policy)
+            return
+        for name, value in policy.items():
+            self.tensors[name].lerp_(value, 1 - share)
 
 
 class KeepsPolicies(FlowSFT):
@@ -24,18 +75,16 @@ class KeepsPolicies(FlowSFT):
         old_decay: Largest share of the behaviour policy that is kept after an iteration, in [0, 1); with 0 each
             iteration samples from the policy as it is.
         old_rise: Share by which that rises with each iteration, from 0 on; it is ``old_decay`` at once if not given.
+        old_after: Iteration from which on anything of the behaviour policy is kept; before it the share is 0.
         **kwargs: Arguments of :class:`FlowSFT`.
     """
 
-    def __init__(self, old_decay: float = 0.0, old_rise: float | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self, old_decay: float = 0.0, old_rise: float | None = None, old_after: int = 0, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
-        if not 0 <= old_decay < 1:
-            raise VideoAlignError(f"model.old_decay is a share in [0, 1), got {old_decay}")
-        if old_rise is not None and not old_rise > 0:
-            raise VideoAlignError(f"model.old_rise must be positive or null, got {old_rise}")
-        self.old_decay, self.old_rise = old_decay, old_rise
-        self._old: dict[str, Tensor] = {}
-        """Tensors of the behaviour policy, once there was an iteration."""
+        self.trailing = {"behaviour": Trailing(old_decay, old_rise, old_after, "model.old_")}
+        """Policies that trail the one that trains, by name."""
 
     @contextlib.contextmanager
     def as_tensors(self, values: Mapping[str, Tensor]) -> Iterator[nn.Module]:
@@ -53,55 +102,32 @@ class KeepsPolicies(FlowSFT):
                 _assign(trained, values)
                 yield self.policy
             finally:
-                self._shard_again()
+                shard_again(self.policy)
                 _assign(trained, own)
 
     def as_old(self) -> contextlib.AbstractContextManager[nn.Module]:
         """The behaviour policy for the time of a ``with`` block, as in :meth:`as_tensors`."""
-        return self.as_tensors(self._old)
+        return self.as_tensors(self.trailing["behaviour"].tensors)
 
     def kept(self) -> dict[str, Tensor]:
         """A copy of the tensors that train, as they are now."""
-        self._shard_again()
+        shard_again(self.policy)
         return {name: parameter.detach().clone() for name, parameter in self.trained().items()}
 
-    def _shard_again(self) -> None:
-        """Let FSDP2 gather the weights outside the blocks anew: after a forward without gradients it keeps them whole,
-        and would go on with them whatever is written to the shards.
-        """
-        if isinstance(self.policy, FSDPModule):
-            self.policy.reshard()
-
-    def old_share(self, iteration: int) -> float:
-        """Share of the behaviour policy that is kept after an iteration.
-
-        Args:
-            iteration: Number of the iteration.
-        """
-        return self.old_decay if self.old_rise is None else min(self.old_decay, self.old_rise * iteration)
-
-    @torch.no_grad()
     def follow(self, iteration: int) -> None:
-        """Move the behaviour policy towards the policy, as an iteration begins.
-
-        It happens here and not at the end of the one before, because callbacks save their checkpoints in between.
+        """Move the policies that trail the one that trains, as an iteration begins.
 
         Args:
             iteration: Number of the iteration that begins.
         """
-        decay = self.old_share(iteration - 1) if self._old and iteration else 0.0
-        if not decay:
-            self._old = self.kept()
-            return
-        self._shard_again()
-        for name, parameter in self.trained().items():
-            self._old[name].lerp_(parameter.detach(), 1 - decay)
+        for one in self.trailing.values():
+            one.follow(iteration, self.kept())
 
     # --- checkpoints ------------------------------------------------------------------------------------------------
 
     def further_tensors(self) -> dict[str, dict[str, Tensor]]:
         """Tensors by name that checkpoints keep besides those that train: another policy's, each under its own name."""
-        return {"behaviour": self._old}
+        return {name: one.tensors for name, one in self.trailing.items()}
 
     def take_further(self, found: dict[str, dict[str, Tensor]]) -> None:
         """Take tensors of a checkpoint back.
@@ -109,7 +135,8 @@ class KeepsPolicies(FlowSFT):
         Args:
             found: What :meth:`further_tensors` gave, on this module's devices.
         """
-        self._old = found["behaviour"]
+        for name, one in self.trailing.items():
+            one.tensors = found[name]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the behaviour policy, from which a resumed run samples the iteration again. Collective if sharded."""

@@ -1,5 +1,7 @@
 """An exponential moving average of the trained weights."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import lightning as L
@@ -7,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import VideoAlignError
+from ..models.parallelize import shard_again
 
 
 class EMA(L.Callback):
@@ -25,6 +28,7 @@ class EMA(L.Callback):
 
     @staticmethod
     def _trained(module: L.LightningModule) -> dict[str, Tensor]:
+        shard_again(module)
         return {name: p for name, p in module.named_parameters() if p.requires_grad}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -59,6 +63,21 @@ class EMA(L.Callback):
                 parameter.copy_(self.kept[name])
             self.kept = None
 
+    @contextlib.contextmanager
+    def in_place(self, module: L.LightningModule) -> Iterator[None]:
+        """The average in the place of the weights for the time of a ``with`` block.
+
+        Args:
+            module: The module that trains.
+        """
+        already = self.kept is not None
+        self._swap_in(module)
+        try:
+            yield
+        finally:
+            if not already:
+                self._swap_out(module)
+
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Put the average in the place of the weights."""
         self._swap_in(pl_module)
@@ -91,3 +110,18 @@ class EMA(L.Callback):
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Put the average of a checkpoint in the place of its weights."""
         self._swap_in(pl_module)
+
+
+@contextlib.contextmanager
+def averaged(trainer: L.Trainer, module: L.LightningModule) -> Iterator[None]:
+    """The weights that are exported, for a ``with`` block outside of validation: the average, if a callback keeps one.
+
+    Args:
+        trainer: The trainer of the run.
+        module: The module that trains.
+    """
+    with contextlib.ExitStack() as stack:
+        for callback in trainer.callbacks:
+            if isinstance(callback, EMA):
+                stack.enter_context(callback.in_place(module))
+        yield

@@ -10,6 +10,7 @@ from .. import EverywhereError, VideoAlignError
 from ..datamodules.contracts import AlignsGenerator, ShowsRollout, offers, require
 from ..datamodules.prompts import Item, read_items
 from ..models.family import Encoded
+from .ema import averaged
 from .prompt_sampler import PromptSampler, SamplesPrompts, Sampling
 from .run_media import media_of
 from .side_clips import Clip, frames_of
@@ -20,7 +21,8 @@ class SideBySide(SamplesPrompts):
 
     They are under ``val/samples/`` in the run's loggers, and on the page ``samples.html`` in the run's folder. A module
     that trains on its own samples has no validation: an iteration stands for one, and the videos are of the size of its
-    samples if none is given. A reference that never changes is sampled once.
+    samples if none is given. The policy is the :class:`.EMA`'s average where there is one. A reference that never changes
+    is sampled once.
 
     Args:
         prompts: Prompts of the videos; a few are enough. Or a CSV file with a column ``prompt`` (and ``image`` for
@@ -109,7 +111,8 @@ class SideBySide(SamplesPrompts):
         if offers(pl_module, ShowsRollout):
             training = [module for module in pl_module.modules() if module.training]
             pl_module.eval()  # adapters may have a dropout
-            self.on_validation_epoch_end(trainer, pl_module)
+            with averaged(trainer, pl_module):
+                self.on_validation_epoch_end(trainer, pl_module)
             for module in training:
                 module.training = True
 

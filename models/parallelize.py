@@ -8,7 +8,7 @@ import torch
 from diffusers import ContextParallelConfig
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from .. import VideoAlignError
 
@@ -30,6 +30,20 @@ def shard(network: nn.Module, blocks: list[nn.Module], mesh: DeviceMesh, copies:
             # summed by the devices and divided afterwards, which every backend can do
             module.set_force_sum_reduction_for_comms(True)
             module.set_gradient_divide_factor(mesh.size() / copies)
+
+
+def shard_again(network: nn.Module) -> None:
+    """Let FSDP2 gather the weights outside the blocks anew; call it before weights are read or written by name.
+
+    After a forward without gradients it keeps them gathered: they are then no shards, and the next forward would go on
+    with them whatever is written to the shards.
+
+    Args:
+        network: A network, or a module that holds some; those that are not sharded are left alone.
+    """
+    for module in network.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def split_tokens(network: nn.Module, mesh: DeviceMesh, anything: bool = False) -> None:

@@ -270,7 +270,8 @@ SCRIPT = """
 import json, sys, torch, lightning as L
 from forked import THREE_STEPS, on_ranks, strategy
 from functools import partial
-from videoalign.alignment import FlowDPO, FlowRWR
+from videoalign.alignment import FlowDPO, FlowRWR, FlowSFT
+from videoalign.callbacks import EMA
 from videoalign.datamodules.latents import LatentPairs
 from videoalign.models.lora import LoRA
 torch.set_num_threads(1)
@@ -293,11 +294,13 @@ def run(kind):
         ("dpo-bfloat16", FlowDPO, {"lora": LORA, "dtype": "bfloat16"}),
         ("dpo-start", FlowDPO, {"lora": START, "gradient_checkpointing": True}),
         ("rwr-lora", FlowRWR, {"lora": LORA}),
+        ("sft-average", FlowSFT, {"lora": None}),  # validated after each step, with the average in place
     ]:
         L.seed_everything(0)
         model = algorithm(generator=generator, optimizer=partial(torch.optim.SGD, lr=0.05), **options)
         watch = Watch()
-        trainer = L.Trainer(devices=devices, strategy=strategy(kind), callbacks=[watch], **THREE_STEPS)
+        more = {"callbacks": [watch, EMA(0.5)], "val_check_interval": 1} if name == "sft-average" else {}
+        trainer = L.Trainer(**{"devices": devices, "strategy": strategy(kind), "callbacks": [watch], **THREE_STEPS, **more})
         # the same global batch of all 8 pairs in each step
         data = LatentPairs(latents, latents, batch_size=8 // devices, val_batch_size=3, workers=0, shuffle_buffer=0)
         trainer.fit(model, data)

@@ -12,7 +12,9 @@ from flow_kit import PROMPTS, SMALL, close, data, fit, make
 from helpers import QUIET
 from videoalign import VideoAlignError
 from videoalign.alignment import AWM, DiffusionNFT, FlowDPO, FlowGRPO, OnlineDPO
-from videoalign.callbacks.prompt_sampler import Sampling
+from videoalign.alignment.behaviour import Trailing
+from videoalign.callbacks import EMA, SideBySide
+from videoalign.callbacks.prompt_sampler import PromptSampler, Sampling
 from videoalign.datamodules.prompt_groups import IterationLoader, PromptGroups, Rounds
 from videoalign.models.advantages import Advantages
 from videoalign.models.flow_losses import ConstantBeta
@@ -312,7 +314,7 @@ def test_mixed_precision_casts_each_policys_own_weights(kind, folders, prompts):
     for precision in ("32-true", "bf16-mixed"):
         model = policy(KINDS[kind], folders)
         other = {name: value + 0.01 for name, value in state(model).items()}
-        model.follow = lambda iteration, model=model, other=other: setattr(model, "_old", other)
+        model.follow = lambda iteration, model=model, other=other: model.trailing["behaviour"].tensors.update(other)
         watches[precision] = fit(model, groups(prompts, batch_size=8), precision=precision)
     for name, gradient in watches["32-true"].gradients.items():
         found = watches["bf16-mixed"].gradients[name]
@@ -356,6 +358,52 @@ def test_no_noise_is_left_in_the_samples_by_the_step_before_a_remainder(folders)
     assert times[-2] > 0.5 * (times[-3] - times[-2])
 
 
+def test_published_schedules_of_the_behaviour_policy():
+    """DiffusionNFT's three: on-policy; min(0.001 i, 0.5); and nothing until 75, then min(0.0075 (i - 75), 0.999)."""
+    for one, of in (
+        (Trailing(0.0), lambda i: 0.0),
+        (Trailing(0.5, 0.001), lambda i: min(0.001 * i, 0.5)),
+        (Trailing(0.999, 0.0075, 75), lambda i: 0.0 if i < 75 else min(0.0075 * (i - 75), 0.999)),
+    ):
+        assert [one.share(i) for i in range(800)] == pytest.approx([of(i) for i in range(800)])
+    one, policy = Trailing(0.5), torch.zeros(1, dtype=torch.float64)
+    for iteration in range(4):  # 0, then halfway to 1, to 2, and to 3
+        one.follow(iteration, {"w": policy + iteration})
+    assert one.tensors["w"].item() == ((0 + 1) / 2 + 2) / 2 / 2 + 3 / 2
+
+
+def test_an_average_holds_the_policy_from_the_second_update_on(folders, prompts, tmp_path):
+    """Its velocity is that of the tensors that a checkpoint holds for it, and it does not sample."""
+    model = policy(AWM, folders, clip=None, kl=0.0, kl_average=0.5, average_rise=None, updates=2, trained=False)
+    save = L.pytorch.callbacks.ModelCheckpoint(tmp_path, every_n_train_steps=1, save_top_k=-1)
+    watch = fit(model, groups(prompts, batch_size=8), 4, [save])
+    terms = [step["train/kl_average"] for step in watch.steps if "train/kl_average" in step]
+    assert terms[0] == 0.0 and min(terms[1:]) > 0 and "train/kl" not in watch.steps[-1]
+    further = [
+        torch.load(path, weights_only=True)["further_tensors"] for path in sorted(tmp_path.glob("*step=[234].*"))
+    ]
+    assert all(one.keys() == {"behaviour", "average"} for one in further)
+    first, second, _ = further  # after updates 2, 3 and 4: of iterations 0, 1 and 1
+    for name in first["average"]:
+        moved = first["average"][name].lerp(second["behaviour"][name], 0.7)
+        torch.testing.assert_close(second["average"][name], moved)
+        assert torch.equal(first["average"][name], first["behaviour"][name])
+
+
+def test_side_by_side_shows_the_average_that_is_exported(folders, prompts, monkeypatch):
+    """And training goes on from the weights, as if nothing had been shown."""
+    seen, ends, both = [], [], PromptSampler.both
+    monkeypatch.setattr(PromptSampler, "both", lambda own, items: seen.append(state(own.module)) or both(own, items))
+    for shown in ([], [SideBySide(["a red circle"], SIZE)]):
+        average, model = EMA(0.5), policy(DiffusionNFT, folders)
+        fit(model, groups(prompts), 3, [average, *shown])
+        ends.append({name: value.clone() for name, value in average.average.items()})
+        close(state(model), ends[-1])
+    close(ends[0], ends[1], rtol=0, atol=0)
+    assert len(seen) == 3
+    close(seen[-1], ends[1])
+
+
 def test_a_checkpoint_of_another_algorithm_is_refused(folders, prompts, tmp_path):
     save = L.pytorch.callbacks.ModelCheckpoint(tmp_path, every_n_train_steps=1)
     fit(policy(DiffusionNFT, folders), groups(prompts), 1, [save])
@@ -371,8 +419,13 @@ def test_settings_that_cannot_work_are_refused(folders, pairs, prompts):
         groups(prompts, samples=1)
     with pytest.raises(VideoAlignError, match=r"model\.rewards is empty"):
         make(DiffusionNFT, folders["wan"], rewards={}, sampling=SIZE)
-    with pytest.raises(VideoAlignError, match=r"model\.clip is null and model.kl 0"):
+    with pytest.raises(VideoAlignError, match=r"model\.clip is null, and model\.kl and model\.kl_average"):
         policy(AWM, folders, clip=None, kl=0.0)
+    for wrong in ({"old_decay": 1.0}, {"old_rise": 0.0}, {"old_after": -1}):
+        with pytest.raises(VideoAlignError, match=rf"model\.{next(iter(wrong))} "):
+            policy(DiffusionNFT, folders, **wrong)
+    with pytest.raises(VideoAlignError, match=r"model\.average_decay is a share"):
+        policy(AWM, folders, average_decay=-0.1)
     with pytest.raises(VideoAlignError, match=r"model\.passes is the number of the window's steps"):
         policy(FlowGRPO, folders, passes=2)
     with pytest.raises(VideoAlignError, match="window of 3 steps"):
