@@ -21,8 +21,8 @@ class SideBySide(SamplesPrompts):
 
     They are under ``val/samples/`` in the run's loggers, and on the page ``samples.html`` in the run's folder. A module
     that trains on its own samples has no validation: an iteration stands for one, and the videos are of the size of its
-    samples if none is given. The policy is the :class:`.EMA`'s average where there is one. A reference that never changes
-    is sampled once.
+    samples if none is given. The policy is the average of :class:`.EMA` where there is one. A reference that never
+    changes is sampled once.
 
     Args:
         prompts: Prompts of the videos; a few are enough. Or a CSV file with a column ``prompt`` (and ``image`` for

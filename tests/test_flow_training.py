@@ -300,7 +300,8 @@ def run(kind):
         model = algorithm(generator=generator, optimizer=partial(torch.optim.SGD, lr=0.05), **options)
         watch = Watch()
         more = {"callbacks": [watch, EMA(0.5)], "val_check_interval": 1} if name == "sft-average" else {}
-        trainer = L.Trainer(**{"devices": devices, "strategy": strategy(kind), "callbacks": [watch], **THREE_STEPS, **more})
+        options = {"devices": devices, "strategy": strategy(kind), "callbacks": [watch], **THREE_STEPS, **more}
+        trainer = L.Trainer(**options)
         # the same global batch of all 8 pairs in each step
         data = LatentPairs(latents, latents, batch_size=8 // devices, val_batch_size=3, workers=0, shuffle_buffer=0)
         trainer.fit(model, data)
