@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..datamodules.contracts import SavesReference, require
+from ..datamodules.data_ranks import merged
 from ..models.flow import TimeLaw
 from ..models.lora import LoRA
 from ..models.memory import Memory
@@ -72,10 +73,6 @@ class CacheReference(FlowSFT):
     def on_predict_end(self) -> None:
         """Gather the errors of all ranks and write the cache. Collective."""
         rows = [row for items, errors in self._errors for row in zip(items.tolist(), errors.tolist())]
-        gathered: list[Any] = [rows]
-        if self.trainer.world_size > 1:
-            gathered = [None] * self.trainer.world_size
-            torch.distributed.all_gather_object(gathered, rows)
+        table = merged({tuple(map(int, item)): errors for item, errors in rows})
         if self.trainer.is_global_zero:
-            table = {tuple(map(int, item)): errors for part in gathered for item, errors in part}
             self._draws().save(table, self._made)

@@ -22,13 +22,13 @@ from .. import VideoAlignError
 from ..bars import Bar
 from ..callbacks.prompt_sampler import PromptSampler, Sampling
 from ..datamodules.contracts import DrawsGroups, require
-from ..datamodules.data_ranks import data_ranks
+from ..datamodules.data_ranks import data_ranks, merged
 from ..datamodules.prompt_groups import Drawn, Places
 from ..models.advantages import Advantages
 from ..models.family import Condition, Encoded
 from ..models.flow import draw, draw_seed, interpolate
 from ..models.rows_on_disk import Rows
-from ..models.scoring import ScoresVideos, check_rewards, failing_as, needed, scored
+from ..models.scoring import Rated, ScoresVideos, check_rewards, placed, rated_latents
 from ..models.whole import refuse_plan
 from .behaviour import KeepsPolicies
 from .rollout import Noised, Rollout, diversity, exchanged, summary
@@ -42,8 +42,9 @@ class OnPolicy(KeepsPolicies):
 
     Metrics of an iteration: ``reward/NAME/mean`` and ``/std`` of all samples, ``reward/NAME/group_std`` (mean over the
     groups), ``advantage/NAME`` (mean absolute share of each reward in the advantages), ``groups/equal`` (share of the
-    groups whose samples are all equally good; they change nothing), ``groups/diversity`` (:func:`.diversity` of this
-    rank's samples; where it falls, the policy collapses). Of each step: ``train/loss`` and those of the algorithm.
+    groups whose samples are all equally good; they change nothing), ``groups/diversity`` (:func:`.diversity` of
+    latents; where it falls, the policy collapses) and ``groups/diversity/REWARD`` (of a reward model's features). Of
+    each step: ``train/loss`` and those of the algorithm.
 
     Args:
         rewards: What scores the samples, by name.
@@ -183,15 +184,17 @@ class OnPolicy(KeepsPolicies):
             bar.close()
         more = rows.tensors
         joined = more.pop(LATENTS)  # (n, C, F, H, W)
-        scores = self.score(drawn, joined)
-        whole = {name: self.gathered(value, places, len(every)) for name, value in scores.items()}
+        rated = self.score(drawn, joined)
+        whole = {name: self.gathered(value, places, len(every)) for name, value in rated.scores.items()}
         groups = torch.tensor([one.group for one in every])
         if self.advantages is None:
             self.advantages = Advantages(weights=dict.fromkeys(whole, 1.0))
         advantages, shares = self.advantages(whole, groups)
         order = self.advantages.unclipped(whole, groups)[0]
-        apart = diversity(joined, [one.group for one in drawn])
-        for name, value in summary(whole, shares, advantages, groups, apart).items():
+        of = [one.group for one in drawn]
+        apart = {"": diversity(joined, of)} | {f"/{key}": diversity(f, of) for key, f in rated.features.items()}
+        known = {f"groups/diversity{name}": value for name, value in apart.items() if value is not None}
+        for name, value in summary(whole, shares, advantages, groups, known).items():
             self.log(name, value, on_step=True, on_epoch=False, batch_size=1)
         return Rollout(iteration, drawn, joined, advantages, order, places, whole, more)
 
@@ -226,24 +229,19 @@ class OnPolicy(KeepsPolicies):
         """
         return [self.sampler.encoded[one.item] for one in drawn]
 
-    def score(self, drawn: Sequence[Drawn], latents: Tensor) -> dict[str, Tensor]:
-        """Scores (n,) of samples by the name of reward and dimension.
+    def score(self, drawn: Sequence[Drawn], latents: Tensor) -> Rated:
+        """Scores (n,) and features (n, F) of samples.
 
         Args:
             drawn: The samples.
             latents: Their latents (n, C, F, H, W).
         """
-        size, items = self.sampling.batch_size, self.trainer.datamodule.items
-        decode = "videos" in needed(self.scorers)
-        self._place(self.device)
-        parts: list[dict[str, Tensor]] = []
-        for first in range(0, len(drawn), size):
-            some, x = drawn[first : first + size], latents[first : first + size].to(self.device)
-            names = [f"{items[one.item].prompt[:60]!r}, sample {one.number}" for one in some]
-            videos = self.generator.decode(x, names) if decode else None
-            parts.append(scored(self.scorers, videos, x, [items[one.item].prompt for one in some], names))
-        self._place(None)
-        return {name: torch.cat([part[name].double().cpu() for part in parts]) for name in parts[0]}
+        items = self.trainer.datamodule.items
+        prompts = [items[one.item].prompt for one in drawn]
+        names = [f"{prompt[:60]!r}, sample {one.number}" for prompt, one in zip(prompts, drawn)]
+        with placed(self.scorers, self.device, self.release):
+            size = self.sampling.batch_size
+            return rated_latents(self.scorers, self.generator.decode, latents, prompts, names, size, self.device)
 
     def latents_at(self, places: Sequence[int]) -> dict[int, Tensor]:
         """Latents of samples by their place, as :func:`.exchanged` gives them. Collective.
@@ -253,13 +251,6 @@ class OnPolicy(KeepsPolicies):
         """
         return exchanged(self.rollout, places)
 
-    def _place(self, device: torch.device | None) -> None:
-        if device is None and not self.release:
-            return
-        for key, reward in self.scorers.items():
-            with failing_as(f"reward {key} ({reward.name}) failed in place"):
-                reward.place(device)
-
     def gathered(self, values: Tensor, places: Sequence[int], count: int) -> Tensor:
         """Values (count,) of all ranks in the order of their places. Collective.
 
@@ -268,13 +259,8 @@ class OnPolicy(KeepsPolicies):
             places: Their places.
             count: Number of values of all ranks.
         """
-        own = dict(zip(places, values.tolist()))
-        parts = [own]
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            parts = [None] * torch.distributed.get_world_size()
-            torch.distributed.all_gather_object(parts, own)
-        merged = {place: value for part in parts for place, value in part.items()}
-        return torch.tensor([merged[place] for place in range(count)], dtype=values.dtype)
+        found = merged(dict(zip(places, values.tolist())))
+        return torch.tensor([found[place] for place in range(count)], dtype=values.dtype)
 
     # --- training ---------------------------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ..datamodules.data_ranks import merged
 from ..datamodules.prompt_groups import Drawn
 from ..models.family import Condition
 
@@ -75,16 +76,15 @@ def exchanged(rollout: Rollout, chosen: Iterable[int]) -> dict[int, Tensor]:
     """
     wanted = {*chosen}
     # copies: a view would be sent with all samples of its rank behind it
-    own = {place: one.clone() for place, one in zip(rollout.places, rollout.latents) if place in wanted}
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return own
-    parts: list[dict[int, Tensor]] = [{}] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(parts, own)
-    return {place: one for part in parts for place, one in part.items()}
+    return merged({place: one.clone() for place, one in zip(rollout.places, rollout.latents) if place in wanted})
 
 
 def summary(
-    scores: Mapping[str, Tensor], shares: Mapping[str, Tensor], advantages: Tensor, groups: Tensor, apart: float | None
+    scores: Mapping[str, Tensor],
+    shares: Mapping[str, Tensor],
+    advantages: Tensor,
+    groups: Tensor,
+    apart: Mapping[str, float],
 ) -> dict[str, float]:
     """What an iteration's samples are worth, by the names of :class:`.OnPolicy`'s metrics.
 
@@ -93,9 +93,9 @@ def summary(
         shares: Share (N,) of each score in the advantages.
         advantages: Advantages (N,).
         groups: Group (N,) of each sample.
-        apart: Diversity of the groups, if it is known.
+        apart: Diversity of the groups, by the name of its metric.
     """
-    found = {} if apart is None else {"groups/diversity": torch.tensor(apart)}
+    found = {name: torch.tensor(value) for name, value in apart.items()}
     by_group = [groups == group for group in groups.unique()]
     for name, value in scores.items():
         found[f"reward/{name}/mean"] = value.mean()
@@ -107,17 +107,20 @@ def summary(
     return {name: float(value) for name, value in found.items()}
 
 
-def diversity(latents: Tensor, groups: Sequence[int]) -> float | None:
-    """Mean distance of two samples of a group, per element: about the square root of 2 for noise, 0 for copies.
+def diversity(features: Tensor, groups: Sequence[int]) -> float | None:
+    """Mean distance of two samples of a group, per element: of latents about the root of 2 for noise, 0 for copies.
+
+    Collective. Of a group that lies on several ranks, the samples of one rank count.
 
     Args:
-        latents: Latents (n, C, F, H, W).
+        features: Features (n, ...) of this rank's samples, such as their latents.
         groups: Group of each.
 
     Returns:
         The mean over the groups that have two samples or more; None where there is none.
     """
-    flat, of = latents.float().flatten(1), torch.tensor(groups)
-    together = [flat[of == group] for group in of.unique()]
-    means = [torch.pdist(some).mean() / some.shape[1] ** 0.5 for some in together if len(some) > 1]
-    return float(torch.stack(means).mean()) if means else None
+    flat, of = features.float().flatten(1), torch.tensor(groups)
+    together = {int(group): flat[of == group] for group in of.unique()}
+    own = {group: float(torch.pdist(f).mean() / f.shape[1] ** 0.5) for group, f in together.items() if len(f) > 1}
+    means = merged(own).values()
+    return sum(means) / len(means) if means else None

@@ -7,6 +7,7 @@ from .example_pairs import ExamplePairs
 from .export_generator import ExportGenerator
 from .export_reward import ExportReward
 from .group_extremes import GroupExtremes
+from .held_out_prompts import HeldOutPrompts
 from .reliability import ReliabilityDiagram
 from .reward_bench import RewardBench
 from .reward_report import RewardReport
@@ -22,6 +23,7 @@ __all__ = [
     "ExportGenerator",
     "ExportReward",
     "GroupExtremes",
+    "HeldOutPrompts",
     "ReliabilityDiagram",
     "RewardBench",
     "RewardReport",

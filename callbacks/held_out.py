@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import lightning as L
 import torch
 from torch import Tensor
 
+from ..datamodules.data_ranks import merged
 from ..models.dimensions import DIMENSIONS
 from ..models.preference import probabilities, tie_threshold
 
@@ -57,13 +57,9 @@ class Rows:
             if valid:
                 self.rows[key] = tuple(source), label, reward
 
-    def gathered(self, trainer: L.Trainer) -> HeldOut | None:
+    def gathered(self) -> HeldOut | None:
         """The pairs of all ranks; None where there is none. Collective: every rank must call it."""
-        parts: list = [self.rows]
-        if trainer.world_size > 1:
-            parts = [None] * trainer.world_size
-            torch.distributed.all_gather_object(parts, self.rows)
-        rows = sorted((key, *row) for part in parts for key, row in part.items())
+        rows = sorted((key, *row) for key, row in merged(self.rows).items())
         if not rows:
             return None
         keys, sources, labels, rewards = zip(*rows)

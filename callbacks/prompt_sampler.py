@@ -14,6 +14,7 @@ from torch import Tensor
 from .. import VideoAlignError
 from ..bars import Bar
 from ..datamodules.contracts import AlignsGenerator, require
+from ..datamodules.data_ranks import data_ranks
 from ..datamodules.encode_list import ClipSize
 from ..datamodules.prompts import Item, check_items
 from ..datamodules.sample_images import read_image
@@ -291,6 +292,25 @@ class PromptSampler:
         if self.again and getattr(self.module, "reference_is_fixed", False):
             self._kept[tuple(items)] = reference.cpu()
         return policy, reference
+
+    def dealt(self, who: str, samples: int) -> Iterator[tuple[list[tuple[int, int]], Tensor, Tensor]]:
+        """Sample videos of all prompts, each rank its share. Collective: every rank takes as many turns.
+
+        Args:
+            who: Class of the callback that samples, for messages.
+            samples: Number of noises per prompt.
+
+        Yields:
+            (prompt, number) items, and latents (N, C, F, H, W) of policy and reference; a rank may get some again.
+        """
+        items, size = [(p, n) for p in range(len(self.items)) for n in range(samples)], self.sampling.batch_size
+        batches = [items[i : i + size] for i in range(0, len(items), size)]
+        rank, ranks = data_ranks(self.module.trainer)
+        rounds = -(-len(batches) // ranks)
+        with self.sampling_of(who, rounds):
+            for number in range(rounds):
+                batch = batches[(number * ranks + rank) % len(batches)]
+                yield batch, *self.both(batch)
 
     @torch.no_grad()
     def drift(self, latents: Tensor, items: Sequence[tuple[int, int]], draws: int = 4) -> Tensor:

@@ -69,7 +69,7 @@ class RewardReport(L.Callback):
         """Gather the pairs of all ranks, and show them on the first one. Collective: every rank must call it."""
         if trainer.sanity_checking or not trainer.loggers:
             return
-        pairs = self.rows.gathered(trainer)
+        pairs = self.rows.gathered()
         if pairs is None or not (media := media_of(trainer)):
             return
         for i, name in enumerate(DIMENSIONS):

@@ -1,6 +1,5 @@
 """Videos of policy and reference beside each other, from the same prompts and noise as training goes on."""
 
-from dataclasses import replace
 from typing import Any
 
 import lightning as L
@@ -8,21 +7,22 @@ import torch
 
 from .. import EverywhereError, VideoAlignError
 from ..datamodules.contracts import AlignsGenerator, ShowsRollout, offers, require
+from ..datamodules.data_ranks import merged
 from ..datamodules.prompts import Item, read_items
 from ..models.family import Encoded
-from .ema import averaged
-from .prompt_sampler import PromptSampler, SamplesPrompts, Sampling
+from ..models.number_checks import at_least
+from .prompt_sampler import PromptSampler, Sampling
 from .run_media import media_of
 from .side_clips import Clip, frames_of
+from .watches_policy import WatchesPolicy
 
 
-class SideBySide(SamplesPrompts):
+class SideBySide(WatchesPolicy):
     """Shows animations with the policy's video on the left and the reference's on the right.
 
-    They are under ``val/samples/`` in the run's loggers, and on the page ``samples.html`` in the run's folder. A module
-    that trains on its own samples has no validation: an iteration stands for one, and the videos are of the size of its
-    samples if none is given. The policy is the average of :class:`.EMA` where there is one. A reference that never
-    changes is sampled once.
+    They are under ``val/samples/`` in the run's loggers, and on the page ``samples.html`` in the run's folder, at
+    validations or after iterations on own samples (:class:`.WatchesPolicy`). A reference that never changes is sampled
+    once.
 
     Args:
         prompts: Prompts of the videos; a few are enough. Or a CSV file with a column ``prompt`` (and ``image`` for
@@ -34,10 +34,7 @@ class SideBySide(SamplesPrompts):
 
     def __init__(self, prompts: list[str] | str | int, sampling: Sampling, every: int = 1) -> None:
         self.held_out = prompts if isinstance(prompts, int) else None
-        if every < 1 or (self.held_out is not None and self.held_out < 1):
-            raise VideoAlignError(
-                f"SideBySide.every, and a number of prompts, must be at least 1, got {every}, {prompts}"
-            )
+        at_least(1, "SideBySide.", prompts=self.held_out)
         if self.held_out and not sampling.missing:
             raise VideoAlignError(
                 "SideBySide.prompts takes held-out samples, whose size the videos have: leave sampling.num_frames, "
@@ -46,24 +43,19 @@ class SideBySide(SamplesPrompts):
         if isinstance(prompts, list) and not (prompts and all(prompt.strip() for prompt in prompts)):
             raise VideoAlignError("SideBySide.prompts is empty, or one of its prompts is: name a prompt or more")
         items = read_items(prompts) if isinstance(prompts, str) else [*map(Item, [] if self.held_out else prompts)]
-        super().__init__(items, sampling)
+        super().__init__(items, sampling, every)
         self.found: dict[str, tuple[str, Encoded]] = {}
-        self.every, self.count = every, 0
         self.sampler: PromptSampler | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Refuse a size of videos that the generator cannot sample, before training begins."""
-        if offers(pl_module, ShowsRollout):
-            if self.held_out:
-                raise VideoAlignError(
-                    f"SideBySide.prompts is {self.held_out}, a number of held-out samples, but "
-                    f"{type(pl_module).__name__} trains on its own samples and has none: name prompts"
-                )
-            own = pl_module.sampling
-            if self.sampling.missing:
-                self.sampling = replace(self.sampling, num_frames=own.num_frames, height=own.height, width=own.width)
+        """Refuse held-out samples where there are none, and a size of videos that the generator cannot sample."""
         if not self.held_out:
-            self.check_size(pl_module)
+            super().setup(trainer, pl_module, stage)
+        elif offers(pl_module, ShowsRollout):
+            raise VideoAlignError(
+                f"SideBySide.prompts is {self.held_out}, a number of held-out samples, but {type(pl_module).__name__} "
+                "trains on its own samples and has none: name prompts"
+            )
 
     def on_validation_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: dict[str, Any], *rest: int
@@ -80,11 +72,7 @@ class SideBySide(SamplesPrompts):
 
     def _gather(self) -> list[Encoded]:
         """The held-out samples to show, the same ones on every rank. Collective."""
-        every = [self.found]
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            every = [{}] * torch.distributed.get_world_size()
-            torch.distributed.all_gather_object(every, self.found)
-        found = {key: sample for part in every for key, sample in part.items()}
+        found = merged(self.found)
         if not found:
             raise EverywhereError("SideBySide.prompts takes held-out samples, and there are none: name prompts")
         chosen = [found[key] for key in sorted(found)[: self.held_out]]
@@ -92,29 +80,14 @@ class SideBySide(SamplesPrompts):
         self.prompts = [text for text, _ in chosen]
         return [encoded for _, encoded in chosen]
 
-    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def look(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Sample and show the videos. Collective under sharding: every rank samples the same ones."""
-        if trainer.sanity_checking:
-            return
-        self.count += 1
-        if (self.count - 1) % self.every:
-            return
         if self.sampler is None:
             encoded = self._gather() if self.held_out else None
             self.sampler = PromptSampler(pl_module, self.sampling, self.items, encoded, again=True)
         with self.sampler.sampling_of("SideBySide", len(self.prompts)):
             for number in range(len(self.prompts)):
                 self._show(trainer, pl_module, number)
-
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Sample and show the videos after an iteration on own samples. Collective under sharding."""
-        if offers(pl_module, ShowsRollout):
-            training = [module for module in pl_module.modules() if module.training]
-            pl_module.eval()  # adapters may have a dropout
-            with averaged(trainer, pl_module):
-                self.on_validation_epoch_end(trainer, pl_module)
-            for module in training:
-                module.training = True
 
     def _show(self, trainer: L.Trainer, module: L.LightningModule, number: int) -> None:
         """Sample and show the videos of a prompt."""

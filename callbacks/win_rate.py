@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .. import EverywhereError, VideoAlignError
 from ..datamodules.contracts import AlignsGenerator, require
-from ..datamodules.data_ranks import data_ranks
+from ..datamodules.data_ranks import merged
 from ..datamodules.frames import load_image
 from ..datamodules.prompts import read_items
 from ..datamodules.ratings import COLUMNS
@@ -83,25 +83,18 @@ class WinRate(SamplesPrompts):
         judge.need_statistics(self.reward_model)
         if judge.processor.template.image and not self.items[0].image:
             raise EverywhereError(f"{self.reward_model} is shown images, and WinRate.prompts names none")
-        items = [(p, n) for p in range(len(self.prompts)) for n in range(self.samples)]
-        batches = [items[i : i + self.sampling.batch_size] for i in range(0, len(items), self.sampling.batch_size)]
-        rank, world = data_ranks(trainer)
-        rounds = -(-len(batches) // world)  # every rank samples as often: sharded layers are collective
         found: dict[tuple[int, int], list] = {}
         self._films = {}
-        with sampler.sampling_of("WinRate", rounds):
-            for number in range(rounds):
-                batch = batches[(number * world + rank) % len(batches)]
-                policy, reference = sampler.both(batch)
-                drift = sampler.drift(reference, batch)
-                rewards = [
-                    self._rewards(judge, pl_module, latents, batch, side)
-                    for side, latents in (("policy", policy), ("reference", reference))
-                ]
-                for item, *row in zip(batch, *(r.tolist() for r in rewards), drift.tolist()):
-                    found[item] = row
-        self._films = self._gather(trainer, self._films)
-        self._report(trainer, pl_module, self._gather(trainer, found))
+        for batch, policy, reference in sampler.dealt("WinRate", self.samples):
+            drift = sampler.drift(reference, batch)
+            rewards = [
+                self._rewards(judge, pl_module, latents, batch, side)
+                for side, latents in (("policy", policy), ("reference", reference))
+            ]
+            for item, *row in zip(batch, *(r.tolist() for r in rewards), drift.tolist()):
+                found[item] = row
+        self._films = merged(self._films)
+        self._report(trainer, pl_module, merged(found))
 
     def _rewards(
         self, judge, module: L.LightningModule, latents: Tensor, batch: list[tuple[int, int]], side: str
@@ -124,14 +117,6 @@ class WinRate(SamplesPrompts):
         if not processor.template.image:
             return []
         return [load_image(file.read_bytes(), processor.sampling, processor.factor, str(file)) for file in files]
-
-    @staticmethod
-    def _gather(trainer: L.Trainer, found: dict) -> dict:
-        if trainer.world_size == 1:
-            return found
-        every: list = [None] * trainer.world_size
-        torch.distributed.all_gather_object(every, found)
-        return {item: row for part in every for item, row in part.items()}
 
     def _report(self, trainer: L.Trainer, module: L.LightningModule, found: dict) -> None:
         shape = len(self.prompts), self.samples

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ..models.scoring import ScoresVideos
 from .fulfilment import OFFERED_BY, missing, offered_by, offers, require  # noqa: F401  for those who ask
-from .rollout_contracts import DrawsGroups, RollsOut, ShowsRollout  # noqa: F401
+from .rollout_contracts import DrawsGroups, HasRewards, RollsOut, ShowsRollout  # noqa: F401
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

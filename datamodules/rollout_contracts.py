@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ..models.generator import Generator
+    from ..models.scoring import ScoresVideos
 
 
 @offered_by("a module that trains on its own samples (OnPolicy or a subclass)")
@@ -37,7 +38,7 @@ class RollsOut(Protocol):
 class ShowsRollout(RollsOut, Protocol):
     """A module that keeps the samples of its iteration: OnPolicy and its subclasses.
 
-    The callbacks GroupExtremes and SideBySide ask it.
+    The callbacks GroupExtremes, SideBySide and HeldOutPrompts ask it.
     """
 
     @property
@@ -59,6 +60,18 @@ class ShowsRollout(RollsOut, Protocol):
         Args:
             places: Places of the samples, the same on every rank.
         """
+
+
+@offered_by("a module that trains against rewards of its own samples (OnPolicy or a subclass)")
+class HasRewards(Protocol):
+    """A module that trains against rewards: OnPolicy and its subclasses.
+
+    The callback HeldOutPrompts asks it, to score held-out prompts by them too.
+    """
+
+    @property
+    def scorers(self) -> Mapping[str, ScoresVideos]:
+        """Rewards by name."""
 
 
 @offered_by("a DataModule of groups of prompts (PromptGroups or a subclass)")

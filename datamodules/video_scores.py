@@ -5,7 +5,7 @@ from functools import cached_property
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import VideoAlignError
 from ..models.dimensions import DIMENSIONS
@@ -57,6 +57,9 @@ class VideoRewardScores:
         except RuntimeError as error:
             raise VideoAlignError(f"device {device!r} of reward model {model}: {str(error).splitlines()[0]}") from None
         self._place = self.device or torch.device("cpu")
+        self.features: Tensor | None = None
+        """States (B, K E) at the reward tokens of the latest videos, which the head reads."""
+        self._states: list[Tensor] = []
 
     @property
     def name(self) -> str:
@@ -69,7 +72,12 @@ class VideoRewardScores:
         network = open_reward(self.model, *self._source)
         if network.processor.template.image:
             raise VideoAlignError(f"{self.name} is shown the image that a video begins with, and here there is none")
+        network.head.register_forward_pre_hook(self._keep)
         return network.requires_grad_(False).to(self._place)
+
+    def _keep(self, head: nn.Module, states: tuple[Tensor]) -> None:
+        """Keep what the head reads."""
+        self._states.append(states[0].detach().float().flatten(1).cpu())
 
     def check(self, prompts: Sequence[str]) -> None:
         """Load the model.
@@ -110,6 +118,7 @@ class VideoRewardScores:
         if videos.dtype != torch.uint8 or videos.ndim != 5 or videos.shape[2] != 3:
             raise VideoAlignError(f"videos are {videos.dtype} {tuple(videos.shape)}, not uint8 (B, T, 3, H, W)")
         network, rewards = self.network, []
+        self._states.clear()
         processor = network.processor
         for start in range(0, len(videos), self.batch_size):
             # on the CPU, where the frames of files are resized too
@@ -118,7 +127,7 @@ class VideoRewardScores:
             inputs = processor(frames, prompts[start : start + self.batch_size])
             with torch.no_grad(), torch.autocast(self._place.type, enabled=False):
                 rewards.append(network(**{name: part.to(self._place) for name, part in inputs.items()}).cpu())
-        found = torch.cat(rewards)
+        found, self.features = torch.cat(rewards), torch.cat(self._states)
         return dict(zip(DIMENSIONS, (found if self.raw else network.normalise(found)).unbind(1)))
 
     def place(self, device: torch.device | None) -> None:

@@ -7,8 +7,8 @@ Legend: B samples, T frames, H, W pixels; C, F, H, W of latents are the autoenco
 
 import contextlib
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal, Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -26,6 +26,9 @@ class ScoresVideos(Protocol):
     ``class_path`` and ``init_args``, so the types of its methods' arguments must be those that are written here. A
     reward that cannot rate a sample raises; no number stands for a failure. It should load its model when it is first
     asked, not when it is constructed: a configuration may be read where nothing is rated.
+
+    A reward may also have an attribute ``features``: features (B, F) of the samples of its latest call, in which the
+    diversity of a group is measured.
 
     :func:`scored` is the one place that calls rewards: it refuses what is no reward.
     """
@@ -149,6 +152,74 @@ def scored(
         rated = _asked(who, reward, given, prompts, names)
         found |= {f"{key}/{name}": values for name, values in sound(who, rated, names).items()}
     return found
+
+
+class Rated(NamedTuple):
+    """What rewards say of n samples."""
+
+    scores: dict[str, Tensor]
+    """Rewards (n,) under ``REWARD/NAME``, float64 on the CPU."""
+    features: dict[str, Tensor]
+    """Features (n, F) by the name of the reward, of those that have some."""
+
+
+def rated_latents(
+    rewards: Mapping[str, ScoresVideos],
+    decode: Callable[[Tensor, Sequence[str]], Tensor],
+    latents: Tensor,
+    prompts: Sequence[str],
+    names: Sequence[str],
+    size: int,
+    device: torch.device,
+) -> Rated:
+    """Rate latents, some at a time; they are decoded only where a reward reads videos.
+
+    Args:
+        rewards: Rewards by name.
+        decode: Gives videos (B, T, 3, H, W) of latents (B, C, F, H, W) with names.
+        latents: Latents (n, C, F, H, W), on any device.
+        prompts: Prompt of each sample.
+        names: Name of each sample, for messages.
+        size: Number of samples that are decoded at once.
+        device: Device that the run computes on.
+
+    Raises:
+        VideoAlignError: As :func:`scored` does.
+    """
+    shown = "videos" in needed(rewards)
+    scores: dict[str, list[Tensor]] = {}
+    features: dict[str, list[Tensor]] = {}
+    for first in range(0, len(latents), size):
+        some = slice(first, first + size)
+        x = latents[some].to(device)
+        videos = decode(x, names[some]) if shown else None
+        for name, values in scored(rewards, videos, x, prompts[some], names[some]).items():
+            scores.setdefault(name, []).append(values.double())
+        for key, reward in rewards.items():
+            if (found := getattr(reward, "features", None)) is not None:
+                features.setdefault(key, []).append(found.detach().float().cpu())
+    return Rated(*({name: torch.cat(parts) for name, parts in of.items()} for of in (scores, features)))
+
+
+@contextlib.contextmanager
+def placed(rewards: Mapping[str, ScoresVideos], device: torch.device, release: bool) -> Iterator[None]:
+    """Rewards on the device that the run computes on, for a ``with`` block.
+
+    Args:
+        rewards: Rewards by name.
+        device: Device that the run computes on.
+        release: Whether they leave it afterwards.
+    """
+    _place(rewards, device)
+    yield
+    if release:
+        _place(rewards, None)
+
+
+def _place(rewards: Mapping[str, ScoresVideos], device: torch.device | None) -> None:
+    for key, reward in rewards.items():
+        with failing_as(f"reward {key} ({reward.name}) failed in place"):
+            reward.place(device)
 
 
 def needed(rewards: Mapping[str, ScoresVideos]) -> set[str]:

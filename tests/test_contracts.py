@@ -29,6 +29,7 @@ from videoalign.callbacks import (
     ExportGenerator,
     ExportReward,
     GroupExtremes,
+    HeldOutPrompts,
     ReliabilityDiagram,
     RewardBench,
     SideBySide,
@@ -172,6 +173,7 @@ MEANT = {
     "HasReferenceErrors": ALIGNING,
     "RollsOut": (DiffusionNFT,),
     "ShowsRollout": (DiffusionNFT,),
+    "HasRewards": (DiffusionNFT,),
     "DescribesSamples": (EncodeLatents, Generate),
     "HasExtraFiles": (EncodeLatents, Generate),
 }
@@ -286,6 +288,7 @@ CALLBACKS = {
     "SideBySide": (lambda files: SideBySide(["a"], SAMPLING), "fit", RewardModel, "FlowSFT"),
     "WinRate": (win_rate, "test", RewardModel, "FlowSFT"),
     "ExportGenerator": (lambda files: ExportGenerator(), "fit", RewardModel, "FlowSFT"),
+    "HeldOutPrompts": (lambda files: HeldOutPrompts(files.prompts, SAMPLING), "fit", RewardModel, "FlowSFT"),
     "GroupExtremes": (lambda files: GroupExtremes(), "fit", RewardModel, "OnPolicy"),
     "ExportReward": (lambda files: ExportReward(), "fit", FlowSFT, "RewardModel, NoisyRewardModel"),
     "ReliabilityDiagram": (lambda files: ReliabilityDiagram(), "fit", FlowSFT, "RewardModel, NoisyRewardModel"),

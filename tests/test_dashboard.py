@@ -224,7 +224,7 @@ class Looks(L.Callback):
         for number, valid in ((rank, True), (9, False)):
             batch = {"keys": [f"k{1 - number}"], "labels": labels, "valid": torch.tensor([valid])}
             rows.add(batch | {"sources": [("a", f"b{number}")]}, pair(float(number)))
-        pairs = rows.gathered(trainer)
+        pairs = rows.gathered()
         self.found = {"folder": str(folder), "keys": pairs.keys, "sources": pairs.sources,
                       "margins": pairs.margins[:, 0].tolist()}
     def on_before_optimizer_step(self, trainer, module, optimizer):

@@ -331,6 +331,20 @@ def test_a_reward_that_breaks_is_named_before_anything_is_sampled(folders, promp
         fit(policy(AWM, folders, rewards={"r": Broken()}), groups(prompts))
 
 
+def test_diversity_is_measured_in_latents_and_in_features(folders, prompts):
+    class Featured(Bright):
+        def __call__(self, videos, prompts):
+            self.features = 3 * videos[:, :2].flatten(1)
+            return super().__call__(videos, prompts)
+
+    model = policy(DiffusionNFT, folders, rewards={"r": Featured()})
+    logged = fit(model, groups(prompts), 1).steps[-1]
+    latents = model.rollout.latents.unflatten(0, (2, 4))  # (G, K, C, F, H, W)
+    for name, features in (("", latents.flatten(2)), ("/r", 3 * latents[:, :, :2].flatten(2))):
+        apart = [((g[i] - g[j]) ** 2).mean().sqrt() for g in features for i in range(4) for j in range(i)]
+        assert logged[f"groups/diversity{name}"] == pytest.approx(float(sum(apart) / len(apart)), rel=1e-4)
+
+
 def test_ends_are_told_apart_beyond_the_clip():
     rewards = {"a": torch.tensor([0.0, 0.0, 0.0, 0.0, 9.0, 10.0])}
     advantages = Advantages(weights={"a": 100.0})

@@ -8,9 +8,11 @@ from forked import forked
 
 SCRIPT = """
 import sys, torch, lightning as L
+from dataclasses import replace
 from functools import partial
 from forked import THREE_STEPS, on_ranks, strategy
 from test_on_policy import KINDS, SIZE, Bright
+from videoalign.callbacks import HeldOutPrompts
 from videoalign.datamodules.prompt_groups import PromptGroups
 from videoalign.models.advantages import Advantages
 from videoalign.models.lora import LoRA
@@ -37,9 +39,9 @@ def run(kind):
         L.seed_everything(0)
         model = algorithm(generator=generator, rewards={"r": Bright()}, sampling=SIZE, lora=LORA, updates=2,
                           advantages=Advantages(weights={"r/first": 1.0}), optimizer=partial(torch.optim.SGD, lr=0.05))
-        watch = Watch()
+        watch, look = Watch(), HeldOutPrompts(prompts, replace(SIZE, batch_size=1), samples=2, every=2)
         options = {**THREE_STEPS, "max_steps": 4, "limit_val_batches": 0, "val_check_interval": None}
-        trainer = L.Trainer(devices=devices, strategy=strategy(kind), callbacks=[watch], **options)
+        trainer = L.Trainer(devices=devices, strategy=strategy(kind), callbacks=[watch, look], **options)
         # as many rows of a step in one micro-batch on every number of ranks
         trainer.fit(model, PromptGroups(prompts, groups=2, samples=4, batch_size=8 // devices))
         weights = {n: (p.full_tensor() if hasattr(p, "full_tensor") else p).detach().clone()
@@ -72,4 +74,7 @@ def test_two_processes_sample_and_train_as_one(folders, tmp_path):  # noqa: F811
                     torch.testing.assert_close(same, tensor, rtol=1e-4, atol=1e-6, msg=f"{kind} {name} {weight}")
             last, same = want["steps"][-1], ranks[0][name]["steps"][-1]
             assert same["train/loss"] == pytest.approx(last["train/loss"], rel=1e-3, abs=1e-6)
+            for held in ("win_rate/r/first", "reward/policy/r/first", "reward/reference/r/second", "drift"):
+                assert same[f"held_out/{held}"] == pytest.approx(last[f"held_out/{held}"], rel=1e-3, abs=1e-6), held
+            assert same["groups/diversity"] == pytest.approx(last["groups/diversity"], rel=1e-4)
             assert same["reward/r/first/mean"] == pytest.approx(last["reward/r/first/mean"], rel=1e-4)

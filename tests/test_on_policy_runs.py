@@ -1,10 +1,12 @@
 """Every on-policy recipe behind `experiments/miniature_on_policy.yaml`: two iterations, export, going on."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import videoalign.commands.lightning_cli as experiment
@@ -14,7 +16,7 @@ ROOT = Path(experiment.__file__).parents[1] / "experiments"
 RECIPES = {
     "wan_on_policy": ("OnlineDPO", ["rewards/margins", "rewards/accuracies"]),
     "wan_nft": ("DiffusionNFT", ["optimality", "drift", "kl"]),
-    "wan_awm": ("AWM", ["ratio", "clipped", "kl"]),
+    "wan_awm": ("AWM", ["ratio", "clipped", "kl_average"]),
     "wan_grpo": ("FlowGRPO", ["ratio", "clipped", "kl"]),
     "wan_grpo_mix": ("FlowGRPO", ["ratio", "clipped", "log_ratio/max"]),
     "wan_grpo_fast": ("FlowGRPO", ["ratio", "clipped", "log_ratio/max"]),
@@ -101,3 +103,27 @@ def test_a_held_out_judge_stops_a_run_where_it_no_longer_rises(generator, tmp_pa
     # the first iteration is the best one, two more are waited for
     assert cli.trainer.current_epoch == cli.trainer.global_step == 3
     assert set(cli.trainer.lightning_module.rollout.scores) == {"judge/bright", "held_out/Overall"}
+
+
+def test_the_page_on_hacking_shows_what_stops_a_run(generator, tmp_path, monkeypatch):
+    """Its overlay, with a judge that falls in place of a reward model: a run of nine iterations ends after three."""
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT.parent / "docs/howto/on_policy.md").read_text()
+    (block,) = [part for part in re.findall("```yaml\n(.*?)```", page, re.DOTALL) if "HeldOutPrompts" in part]
+    overlay = yaml.safe_load(block)
+    look, stop = (one["init_args"] for one in overlay["trainer"]["callbacks+"])
+    look |= {"rewards": {"other": {"class_path": f"{__name__}.Fading"}}, "every": 1}
+    look["sampling"]["steps"] = 2
+    assert stop["monitor"] == "held_out/win_rate/other/MQ"
+    stop |= {"monitor": "held_out/reward/policy/other/Overall", "patience": 2}
+    (tmp_path / "held_out.txt").write_text("a green square\nsnow at dusk\n")
+    (tmp_path / "held_out.yaml").write_text(yaml.safe_dump(overlay))
+    cli = experiment.run(
+        arguments("wan_nft", generator, f"--config={tmp_path / 'held_out.yaml'}", "--trainer.max_epochs=9")
+    )
+    assert cli.trainer.current_epoch == 3
+    events = EventAccumulator(cli.trainer.log_dir)
+    events.Reload()
+    assert {"held_out/win_rate/other/Overall", "held_out/reward/reference/judge/bright", "held_out/drift"} <= {
+        *events.Tags()["scalars"]
+    }

@@ -26,7 +26,7 @@ from videoalign.models.generator_folder import load_generator
 from videoalign.models.http_scores import HTTPScores
 from videoalign.models.noisy_reward import NoisyReward, NoisyRewardShape
 from videoalign.models.noisy_scores import NoisyRewardScores
-from videoalign.models.scoring import scored
+from videoalign.models.scoring import rated_latents, scored
 
 DIMENSIONS = ("VQ", "MQ", "TA")
 SHIPPED = (VideoRewardScores, NoisyRewardScores, FunctionScores, HTTPScores, OracleScores)
@@ -74,6 +74,22 @@ def test_rewards_are_those_of_the_same_frames_in_files(judge, films, raw, batch_
     found = scored({"judge": reward}, frames, None, TEXTS, list("abc"))
     for dimension in DIMENSIONS:
         assert found[f"judge/{dimension}"].tolist() == [line[dimension] for line in want]
+
+
+def test_features_are_what_the_head_reads(judge, films):
+    """Three videos in batches of two: rewards are the head's of the features, and rated_latents hands them on."""
+    reward = VideoRewardScores(str(judge), fps=8.0, raw=True, batch_size=2)
+    rated = rated_latents(
+        {"judge": reward}, lambda x, names: films[1][x.long()], torch.arange(3), TEXTS, list("abc"), 3,
+        torch.device("cpu"),
+    )  # fmt: skip
+    features = rated.features["judge"]
+    assert features.shape[0] == 3 and torch.equal(features, reward.features)
+    head = reward.network.head
+    rewards = head(features.unflatten(1, (-1, head.weight.shape[1])))
+    torch.testing.assert_close(rewards, torch.stack([rated.scores[f"judge/{d}"].float() for d in DIMENSIONS], 1))
+    reward(films[1][:1], TEXTS[:1])
+    assert reward.features.shape == features[:1].shape
 
 
 def test_the_frame_rate_chooses_the_frames(judge, films):
