@@ -151,7 +151,8 @@ def build_optimizer(
         The optimizer, and what a checkpoint says of its groups: name and names of the parameters, in order.
 
     Raises:
-        VideoAlignError: Where a group is given a weight decay and holds nothing that decays.
+        VideoAlignError: Where a group is given a weight decay and holds nothing that decays, or the learning rate is
+            infinite.
     """
     rates = {group: _group(value).rates() for group, value in groups.items()}
     rows = [{"name": group, "names": names, **rates.get(group, {})} for group, names in members.items()]
@@ -159,6 +160,10 @@ def build_optimizer(
     if decaying := {group.get("name") for group in optimizer.param_groups if group.get("weight_decay")}:
         rows = [part for row in rows for part in (_split(row, trained) if row["name"] in decaying else [row])]
         optimizer = factory(_of_tensors(rows, trained))
+    for name in ("lr", "weight_decay"):
+        for value in (group.get(name, 0.0) for group in optimizer.param_groups):
+            if isinstance(value, float) and not math.isfinite(value):
+                raise VideoAlignError(f"model.optimizer.init_args.{name} is {value}; it must be a finite number")
     return optimizer, [{"name": row["name"], "parameters": row["names"]} for row in rows]
 
 

@@ -10,10 +10,13 @@ import torch
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from .. import EverywhereError, VideoAlignError
+from ..datamodules.data_ranks import merged
+from ..models.finite import is_finite
 from ..models.flow import draw_seed
 from .means import Means
 from .parameter_groups import Groups, Patterns, assign, build_optimizer, check_same
@@ -103,7 +106,18 @@ class Training(L.LightningModule):
             self._rates |= {name: stored[name] for name in other}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leave frozen tensors out, and name the groups of the optimizer."""
+        """Leave frozen tensors out, and name the groups of the optimizer. Collective: every rank must call it.
+
+        Raises:
+            EverywhereError: On all ranks, if a trained weight is not finite: the checkpoint before is the last one.
+        """
+        own = {name: t.to_local() if isinstance(t, DTensor) else t for name, t in self.trained().items()}
+        bad = [name for name, tensor in own.items() if not is_finite(tensor)]
+        if found := [name for names in merged({self.global_rank: bad}).values() for name in names]:
+            raise EverywhereError(
+                f"trained weights are not finite at step {self.global_step}, such as {found[0]}: this checkpoint is "
+                "not written, and the last one is as it was. Go on from it with a lower learning rate"
+            )
         if self._grouping and "optimizer_states" in checkpoint:
             checkpoint["parameter_groups"] = self._grouping
             checkpoint["learning_rates"] = self._rates

@@ -1,5 +1,6 @@
 """Groups of parameters: who is in them, what torch computes with them, what a checkpoint says of them."""
 
+import math
 from functools import partial
 from types import SimpleNamespace
 
@@ -110,6 +111,26 @@ def test_groups_that_cannot_be_are_refused(groups, said):
 def test_rates_are_numbers_of_at_least_0(rates):
     with pytest.raises(VideoAlignError, match="must be a number of at least 0"):
         ParameterGroup(**rates)
+
+
+def test_an_infinite_rate_is_refused():
+    with pytest.raises(VideoAlignError, match=r"model\.optimizer\.init_args\.lr is inf; it must be a finite number"):
+        fit(Small(partial(torch.optim.AdamW, lr=math.inf)))
+
+
+def test_weights_that_are_not_finite_are_not_saved_over_those_that_are(tmp_path):
+    """The last update overflows, which no loss shows any more: the checkpoint before it stays the last one."""
+
+    class Overflowing(Small):
+        def on_train_batch_end(self, *rest):
+            if self.global_step == 3:
+                self.body.weight.data[0, 0] = math.inf
+
+    save = Checkpoint(tmp_path, every_n_train_steps=2)
+    with pytest.raises(VideoAlignError, match=r"not finite at step 3, such as body\.weight: this checkpoint is not"):
+        fit(Overflowing(), callbacks=[save])
+    content = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert content["global_step"] == 2 and content["state_dict"]["body.weight"].isfinite().all()
 
 
 VISION = {"qwen2_vl": "merger", "qwen2_5_vl": "merger", "qwen3_vl": "deepstack_merger_list"}
