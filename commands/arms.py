@@ -23,13 +23,16 @@ from .. import VideoAlignError
 from ..callbacks.prompt_sampler import Sampling
 from ..datamodules.prompts import read_items
 from ..datamodules.shards import ShardSet
+from ..models.adapter_files import read_adapters
 from ..models.dimensions import DIMENSIONS
 from ..models.files import read_json, write_json
 from ..models.finite import by_name, require_finite
+from ..models.generator_folder import read_index
 from ..models.guidance import Guidance
 from ..models.locks import beside, held, real
 from ..models.lora_specs import specs_of
 from ..models.memory import Memory
+from ..models.noisy_reward import record_of
 from ..models.particles import Particles  # noqa: F401  YAML may name it without its module
 from ..models.scoring import failing_as
 from ..models.search import Search
@@ -147,9 +150,13 @@ def compare(
         for name, judge in judges.items():
             with failing_as(f"judge {name} ({judge.name}) failed in check"):
                 judge.check(texts, sampling)
+        every = {name: replace(arm, family=arm.family or family) for name, arm in every.items()}
+        for name, arm in every.items():
+            if not (folder / VIDEOS / name).exists():
+                _look_at(name, arm, generator)
+            _made_before(folder, name, arm, generator, prompts, sampling, samples, held_as)
         judged: dict[str, RatedArm] = {}
         for number, (name, arm) in enumerate(every.items(), 1):
-            arm = replace(arm, family=arm.family or family)
             if not (folder / VIDEOS / name).exists():
                 print(f"arm {number} of {len(every)}: {name}", flush=True)
             sample_arm(folder, name, arm, generator, prompts, sampling, samples, device, held_as)
@@ -235,6 +242,54 @@ def sample_arm(
         VideoAlignError: Where its videos are there, but were sampled with other settings.
     """
     videos, record = folder / VIDEOS / name, folder / VIDEOS / f"{name}.json"
+    made = _made_before(folder, name, arm, generator, prompts, sampling, samples, held_as)
+    write_json(record, made)
+    if videos.exists():
+        return
+    # Rewards of videos that are gone; an arm's name holds no dot, so these are of no other arm.
+    for rewards in (*videos.parent.glob(f"{escape(name)}.rewards"), *videos.parent.glob(f"{escape(name)}.*.rewards")):
+        shutil.rmtree(rewards, ignore_errors=True)
+    model = _generate_arguments(name, arm, generator, sampling) | dict(held_as or {})
+    noises = {"samples": samples, "batch_size": sampling.batch_size, "seed": sampling.seed}
+    generate(model, {"prompts": prompts, "out": str(videos), **noises}, device, 1)
+
+
+def _look_at(name: str, arm: Arm, generator: str) -> None:
+    """Refuse an arm whose folders or files are missing or damaged, before another arm is sampled for hours.
+
+    Whether they fit each other is found when the arm is sampled: that takes the weights.
+
+    Args:
+        name: Name of the arm.
+        arm: How it differs from the plain generator.
+        generator: Folder or hub id of the plain generator.
+    """
+    try:
+        read_index(arm.generator or generator)
+        for spec in specs_of(arm.lora):
+            read_adapters(spec.path)
+        if arm.noisy_reward:
+            record_of(arm.noisy_reward)
+    except VideoAlignError as error:
+        raise VideoAlignError(f"arm {name}: {error}") from error
+
+
+def _made_before(
+    folder: Path,
+    name: str,
+    arm: Arm,
+    generator: str,
+    prompts: str,
+    sampling: Sampling,
+    samples: int,
+    held_as: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """What the videos of an arm depend on, as plain values; arguments are those of :func:`sample_arm`.
+
+    Raises:
+        VideoAlignError: Where its videos are there, but were sampled with other settings.
+    """
+    videos, record = folder / VIDEOS / name, folder / VIDEOS / f"{name}.json"
     items = read_items(prompts)
     images = {"images": [item.sha256 for item in items]} if items[0].image else {}
     made = {
@@ -252,15 +307,7 @@ def sample_arm(
         raise VideoAlignError(
             f"{videos} holds videos of other settings (see {record}); name another --out, or remove both"
         )
-    write_json(record, made)
-    if videos.exists():
-        return
-    # Rewards of videos that are gone; an arm's name holds no dot, so these are of no other arm.
-    for rewards in (*videos.parent.glob(f"{escape(name)}.rewards"), *videos.parent.glob(f"{escape(name)}.*.rewards")):
-        shutil.rmtree(rewards, ignore_errors=True)
-    model = _generate_arguments(name, arm, generator, sampling) | dict(held_as or {})
-    noises = {"samples": samples, "batch_size": sampling.batch_size, "seed": sampling.seed}
-    generate(model, {"prompts": prompts, "out": str(videos), **noises}, device, 1)
+    return made
 
 
 def _made(arm: Arm) -> dict[str, Any]:

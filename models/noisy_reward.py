@@ -226,8 +226,7 @@ class NoisyReward(nn.Module):
             VideoAlignError: Where the folder is of another generator or other dimensions, is not whole, or is not the
                 one that was exported.
         """
-        folder = resolved(folder, "folder of a noisy reward", parts=(RECORD, "model.safetensors"))
-        record = read_json(folder / RECORD, "a noisy reward's folder")
+        folder, record = record_of(folder)
         try:
             if (record["format"], record["version"]) != (FORMAT, VERSION):
                 raise VideoAlignError(f"{folder / RECORD} is not of the format that this release reads")
@@ -270,6 +269,19 @@ class NoisyReward(nn.Module):
             )
         require_finite(f"the weights in {path}", found, "export an earlier checkpoint")
         self.load_state_dict(found)
+
+
+def record_of(folder: str | Path) -> tuple[Path, dict[str, Any]]:
+    """The folder of a noisy reward on this machine, and what its record says.
+
+    Args:
+        folder: Folder or hub id.
+
+    Raises:
+        VideoAlignError: Where there is no such folder, or no record in it.
+    """
+    folder = resolved(folder, "folder of a noisy reward", parts=(RECORD, "model.safetensors"))
+    return folder, read_json(folder / RECORD, "a noisy reward's folder")
 
 
 def _check_sums(folder: Path, sums: Any, numbers: str) -> None:

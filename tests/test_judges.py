@@ -67,6 +67,7 @@ def sampled(monkeypatch):
             write_set(folder / "videos" / name)
 
     monkeypatch.setattr(arms, "sample_arm", sample_arm)
+    monkeypatch.setattr(arms, "_look_at", lambda *rest: None)  # there is no generator
     return names
 
 
