@@ -343,7 +343,10 @@ def test_one_sample_per_prompt_is_compared_by_the_same_noise(world, tmp_path):
         ({"oracle": "none.json"}, "none.json"),
         ({"generator": "./none"}, "none"),
         ({"sweeps": {"s": {"noisy_reward": "none", "strengths": [1]}}}, "none"),
-        ({"arms": {"first": {}, "late": {"lora": "./none,scale=2"}}}, "arm late: adapters ./none"),
+        (
+            {"arms": {"first": {}, "late": {"lora": "./none,scale=2"}}},
+            "arm late: ./none: there is no such folder or file of adapters",
+        ),
         ({"arms": {"first": {}, "late": {"noisy_reward": "./none"}}}, "arm late: ./none: there is no such folder"),
         ({"arms": {"first": {}, "late": {"generator": "./none"}}}, "arm late: ./none: there is no such folder"),
     ],
