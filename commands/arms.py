@@ -39,6 +39,7 @@ from ..models.search import Search
 from .comparison import OWN_VIEW, RatedArm, found_of, save
 from .generating import generate
 from .judge import Judge, ratings_of
+from .predicting import alone
 from .reward_judge import RewardJudge
 
 BASE, VIDEOS = "base", "videos"
@@ -141,6 +142,7 @@ def compare(
     Returns:
         What is saved as ``OUT/comparison.json``.
     """
+    alone("compare")
     folder, texts = Path(out), [item.prompt for item in read_items(prompts)]
     held_as = {"dtype": dtype} if dtype != "float32" else {}
     held_as |= {"memory": memory} if memory != Memory() else {}

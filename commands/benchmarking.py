@@ -29,6 +29,7 @@ from ..models.locks import held
 from ..models.metrics import PreferenceAccuracy
 from ..models.preference import accuracy_without_ties
 from .judge import Judge, ratings_of
+from .predicting import alone
 from .reward_judge import RewardJudge
 
 
@@ -57,6 +58,8 @@ def measure(
     Yields:
         Name of a set and what is saved as ``OUT/NAME.json``, as soon as it is measured; on the first process only.
     """
+    if not isinstance(judge, RewardJudge):
+        alone("bench by another judge than a reward model")
     protocol = PROTOCOLS[benchmark] if benchmark else None
     names = {short_name(path): path for path in data}
     if len(names) < len(data):

@@ -1,10 +1,10 @@
 """`videoalign generate`: videos of prompts, plain or steered by a noisy reward (Flow-NRG)."""
 
 import argparse
-import os
 from typing import Any
 
 from .. import VideoAlignError
+from ..models.locks import first_process
 from .lora_tools import add_family, add_loras
 from .parsing import GOES_ON, Commands, add_batch, add_devices, add_dtype, add_out, add_seed, command, count, weights
 
@@ -127,7 +127,7 @@ def _run(o: argparse.Namespace) -> None:
     if o.memory:
         model["memory"] = value_of("memory", Memory, o.memory)
     generate(model, {name: getattr(o, name) for name in PROMPTS}, o.device, o.devices)
-    if os.environ.get("LOCAL_RANK", "0") == "0":
+    if first_process():
         print(f"videos in {o.out}; `videoalign shards info {o.out}` describes them")
 
 

@@ -1,6 +1,7 @@
 """Trainers that predict and nothing else: `score`, `bench`, `generate` and a reward model that judges run on one."""
 
 import logging
+import os
 
 import lightning as L
 import torch
@@ -17,16 +18,19 @@ def predicting(
 ) -> L.Trainer:
     """A trainer that predicts, and prints nothing of its own but a progress bar.
 
+    Under torchrun the work is shared by the processes of all nodes.
+
     Args:
         device: Where to compute: ``auto``, ``cpu`` or ``gpu``.
         callbacks: Callbacks of the run.
         bar: Whether to show how far it is.
-        devices: Number of processes that share the work.
+        devices: Number of processes that share the work; where torchrun has started them, their number on each node.
         dtype: Dtype of the weights. Where it is ``bfloat16``, a GPU computes all layers in it, as a training in
             bf16-mixed does; a CPU computes in the weights' own.
     """
     if device not in DEVICES:
         raise VideoAlignError(f"device must be {', '.join(DEVICES[:-1])} or {DEVICES[-1]}, got {device!r}")
+    nodes, devices = _nodes(devices)
     mixed = dtype == "bfloat16" and device != "cpu" and torch.cuda.is_available()
     quiet()
     for name in ("lightning.pytorch", "lightning.fabric"):
@@ -35,7 +39,8 @@ def predicting(
         L.Trainer(
             accelerator=device,
             devices=devices,
-            strategy="auto" if devices == 1 else "ddp",
+            num_nodes=nodes,
+            strategy="auto" if nodes * devices == 1 else "ddp",
             precision="bf16-mixed" if mixed else "32-true",
             use_distributed_sampler=False,
             logger=False,
@@ -45,3 +50,32 @@ def predicting(
             enable_progress_bar=bar,
         )
     )
+
+
+def _nodes(devices: int) -> tuple[int, int]:
+    """Number of nodes, and of processes on each: what torchrun says, or else one node.
+
+    Args:
+        devices: Number of processes that the user asks for; 1 by default.
+    """
+    if not torch.distributed.is_torchelastic_launched():
+        return 1, devices
+    nodes, each = int(os.environ["GROUP_WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])
+    if devices not in (1, each):
+        raise VideoAlignError(
+            f"devices is {devices}, but torchrun has started {each} on each node: leave devices out, or start as many"
+        )
+    return nodes, each
+
+
+def alone(command: str) -> None:
+    """Refuse several processes of torchrun, for a command that one process does.
+
+    Args:
+        command: Name of the command, for the message.
+
+    Raises:
+        VideoAlignError: Where torchrun has started more than one.
+    """
+    if torch.distributed.is_torchelastic_launched() and (count := int(os.environ["WORLD_SIZE"])) > 1:
+        raise VideoAlignError(f"{command} works in one process, and torchrun has started {count}: start it by itself")

@@ -15,6 +15,7 @@ from ..datamodules.tables import sound_rows
 from ..datamodules.video_list import Listed
 from ..models.dimensions import DIMENSIONS, OVERALL
 from ..models.finite import require_finite
+from .predicting import alone
 from .reward_judge import RewardJudge
 
 
@@ -81,6 +82,7 @@ def score(
     Returns:
         Exit status: 1 where a video could not be read; the others are printed all the same.
     """
+    alone("score")
     if len(videos) != len(prompts):
         raise VideoAlignError(
             f"there are {len(videos)} --video and {len(prompts)} --prompt; give one prompt for each video"
