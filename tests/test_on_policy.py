@@ -18,6 +18,7 @@ from videoalign.callbacks.prompt_sampler import PromptSampler, Sampling
 from videoalign.datamodules.prompt_groups import IterationLoader, PromptGroups, Rounds
 from videoalign.models.advantages import Advantages
 from videoalign.models.flow_losses import ConstantBeta
+from videoalign.models.memory import Memory
 from videoalign.models.rows_on_disk import Rows
 from videoalign.models.sde import CoefficientPreserving, EarlySteps
 
@@ -185,6 +186,15 @@ def test_decoded_videos_are_scored_too(folders, prompts):
     logged = watch.steps[-1]
     assert {"reward/p/light/mean", "reward/r/first/std", "reward/r/second/group_std"} <= logged.keys()
     assert "advantage/r/first" in logged and "advantage/p/light" not in logged  # without a weight it is only shown
+
+
+def test_an_autoencoder_that_is_offloaded_decodes_the_same_videos(folders, prompts):
+    ends = []
+    for memory in (Memory(), Memory(group_offload=["vae"])):
+        model = policy(DiffusionNFT, folders, rewards={"p": Pixels(), "r": Bright()}, memory=memory)
+        watch = fit(model, groups(prompts), 1)
+        ends.append(watch.steps[-1]["reward/p/light/mean"])
+    assert ends[0] == ends[1]
 
 
 # --- each algorithm against its equation ------------------------------------------------------------------------------
