@@ -144,24 +144,22 @@ def compare(
     """
     alone("compare")
     folder, texts = Path(out), [item.prompt for item in read_items(prompts)]
-    held_as = {"dtype": dtype} if dtype != "float32" else {}
-    held_as |= {"memory": memory} if memory != Memory() else {}
+    usual = {"dtype": "float32", "memory": Memory()}
+    held_as = {key: value for key, value in {"dtype": dtype, "memory": memory}.items() if value != usual[key]}
     sampling, chooser = sampling.complete(), _chooser(judges, best_of)
-    every, curves = plan(arms or {}, sweeps or {})
+    every, curves = plan(arms or {}, sweeps or {}, family)
     with held(folder):
         for name, judge in judges.items():
             with failing_as(f"judge {name} ({judge.name}) failed in check"):
                 judge.check(texts, sampling)
-        every = {name: replace(arm, family=arm.family or family) for name, arm in every.items()}
-        for name, arm in every.items():
-            if not (folder / VIDEOS / name).exists():
-                _look_at(name, arm, generator)
-            _made_before(folder, name, arm, generator, prompts, sampling, samples, held_as)
+        given = generator, prompts, sampling, samples
+        for name, arm in every.items():  # all of them before hours of sampling
+            _look_at(folder, name, arm, *given, held_as)
         judged: dict[str, RatedArm] = {}
         for number, (name, arm) in enumerate(every.items(), 1):
             if not (folder / VIDEOS / name).exists():
                 print(f"arm {number} of {len(every)}: {name}", flush=True)
-            sample_arm(folder, name, arm, generator, prompts, sampling, samples, device, held_as)
+            sample_arm(folder, name, arm, *given, device, held_as)
             judged[name] = _judged(judges, folder / VIDEOS / name, (len(texts), samples))
         found = found_of(judged, curves, chooser)
         what = f"{generator}, {samples} noises for each of {len(texts)} prompts"
@@ -192,9 +190,11 @@ def _chooser(judges: Mapping[str, Judge], best_of: str | None) -> str:
 
 
 def plan(
-    arms: Mapping[str, Arm], sweeps: Mapping[str, Sweep]
+    arms: Mapping[str, Arm], sweeps: Mapping[str, Sweep], family: str | None = None
 ) -> tuple[dict[str, Arm], dict[str, tuple[Mapping[str, float], list[str]]]]:
     """All arms by name, the base first; and for each sweep its weights and the names of its arms, the base first.
+
+    Arms without a family of their own get the one that is given.
 
     Raises:
         VideoAlignError: Where a name cannot be that of a folder.
@@ -213,7 +213,7 @@ def plan(
         start = [name for name in own if name.endswith("@0")] or [BASE]
         every |= own
         curves[name] = sweep.guide.weights, [*start, *(arm for arm in own if arm not in start)]
-    return every, curves
+    return {name: replace(arm, family=arm.family or family) for name, arm in every.items()}, curves
 
 
 def sample_arm(
@@ -256,16 +256,15 @@ def sample_arm(
     generate(model, {"prompts": prompts, "out": str(videos), **noises}, device, 1)
 
 
-def _look_at(name: str, arm: Arm, generator: str) -> None:
-    """Refuse an arm whose folders or files are missing or damaged, before another arm is sampled for hours.
+def _look_at(folder: Path, name: str, arm: Arm, generator: str, *made: Any) -> None:
+    """Refuse an arm whose videos are of other settings, or whose folders or files are missing or damaged.
 
-    Whether they fit each other is found when the arm is sampled: that takes the weights.
-
-    Args:
-        name: Name of the arm.
-        arm: How it differs from the plain generator.
-        generator: Folder or hub id of the plain generator.
+    Whether they fit each other is found when the arm is sampled: that takes the weights. Arguments are those of
+    :func:`_made_before`.
     """
+    _made_before(folder, name, arm, generator, *made)
+    if (folder / VIDEOS / name).exists():
+        return
     try:
         read_index(arm.generator or generator)
         for spec in specs_of(arm.lora):
