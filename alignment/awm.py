@@ -23,8 +23,9 @@ class AWM(OnPolicy):
 
     with the mean squared errors of the velocities at the same time and noise (Xue et al., 2025). At the policy that
     sampled, the gradient is A times that of flow matching. v_avg is the velocity of a moving average of the policy
-    (:class:`.Trailing`): it slows the policy down, where the reference, which is the base, holds it back. The average
-    begins an iteration near the policy, so that it counts from the second update on.
+    (:class:`.Trailing`): it slows the policy down, where the reference, which is the base, holds it back. An iteration
+    begins with an average near the policy, so that it counts from the second update on; with one update an iteration
+    it hardly holds.
 
     Further metrics: ``ratio``, ``clipped`` (share of the ratios beyond the clip), and ``kl`` and ``kl_average`` where
     they count.
@@ -33,7 +34,7 @@ class AWM(OnPolicy):
         clip: Largest distance of a ratio from 1 that is still learnt from; null for none.
         kl: Weight of the squared difference to the reference's velocity, not negative.
         kl_average: Weight of the squared difference to the velocity of the moving average, not negative. Without a
-            clip one of the two must be positive: nothing else holds the policy.
+            clip one of the two must be positive (with one update an iteration, ``kl``): nothing else holds the policy.
         average_decay: Largest share of the average that is kept after an iteration, in [0, 1); the authors' 0.3.
         average_rise: Share by which that rises with each iteration, from 0 on; 0.001 with each update for the authors.
         **kwargs: Arguments of :class:`.OnPolicy`.
@@ -57,9 +58,10 @@ class AWM(OnPolicy):
         average = Trailing(average_decay, average_rise, where="model.average_")
         if kl_average:
             self.trailing["average"] = average
-        if clip is None and not kl and not kl_average:
+        if clip is None and not kl and not (kl_average and self.updates > 1):
             raise VideoAlignError(
-                "model.clip is null, and model.kl and model.kl_average are 0, so that nothing holds the policy; set one"
+                "model.clip is null and model.kl 0, so that nothing holds the policy (model.kl_average does from the "
+                "second of model.updates on); set one"
             )
         self.clip, self.kl, self.kl_average = clip, kl, kl_average
 

@@ -160,9 +160,12 @@ class KeepsPolicies(FlowSFT):
                 "recipe, or begin anew from its exported adapters"
             )
         trained, further = self.trained(), checkpoint.get("further_tensors")
-        if further is None or further.keys() != self.further_tensors().keys():
+        want = sorted(self.further_tensors())
+        if further is None or sorted(further) != want:
+            kept = ", ".join(sorted(further or {})) or "nothing"
             raise VideoAlignError(
-                f"the checkpoint is of no {type(self).__name__}: it lacks what that samples from or compares with"
+                f"besides the policy the checkpoint keeps {kept}, and this run needs {', '.join(want)}: continue with "
+                "the options of the checkpoint's run (of AWM, model.kl_average keeps the average)"
             )
         self.take_further({p: {n: _like(t, trained[n]) for n, t in tensors.items()} for p, tensors in further.items()})
 

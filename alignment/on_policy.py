@@ -191,10 +191,9 @@ class OnPolicy(KeepsPolicies):
             self.advantages = Advantages(weights=dict.fromkeys(whole, 1.0))
         advantages, shares = self.advantages(whole, groups)
         order = self.advantages.unclipped(whole, groups)[0]
-        of = [one.group for one in drawn]
-        apart = {"": diversity(joined, of)} | {f"/{key}": diversity(f, of) for key, f in rated.features.items()}
-        known = {f"groups/diversity{name}": value for name, value in apart.items() if value is not None}
-        for name, value in summary(whole, shares, advantages, groups, known).items():
+        features = {f"groups/diversity/{key}": values for key, values in rated.features.items()}
+        apart = diversity({"groups/diversity": joined, **features}, [one.group for one in drawn])
+        for name, value in summary(whole, shares, advantages, groups, apart).items():
             self.log(name, value, on_step=True, on_epoch=False, batch_size=1)
         return Rollout(iteration, drawn, joined, advantages, order, places, whole, more)
 

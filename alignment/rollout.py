@@ -107,20 +107,26 @@ def summary(
     return {name: float(value) for name, value in found.items()}
 
 
-def diversity(features: Tensor, groups: Sequence[int]) -> float | None:
+def diversity(features: Mapping[str, Tensor], groups: Sequence[int]) -> dict[str, float]:
     """Mean distance of two samples of a group, per element: of latents about the root of 2 for noise, 0 for copies.
 
     Collective. Of a group that lies on several ranks, the samples of one rank count.
 
     Args:
-        features: Features (n, ...) of this rank's samples, such as their latents.
+        features: Features (n, ...) of this rank's samples by name, such as their latents.
         groups: Group of each.
 
     Returns:
-        The mean over the groups that have two samples or more; None where there is none.
+        By name the mean over the groups that have two samples or more; without those where there is none.
     """
-    flat, of = features.float().flatten(1), torch.tensor(groups)
-    together = {int(group): flat[of == group] for group in of.unique()}
-    own = {group: float(torch.pdist(f).mean() / f.shape[1] ** 0.5) for group, f in together.items() if len(f) > 1}
-    means = merged(own).values()
-    return sum(means) / len(means) if means else None
+    of = torch.tensor(groups)
+    own = {}
+    for name, values in features.items():
+        for group in of.unique().tolist():
+            together = values[of == group].float().flatten(1)
+            if len(together) > 1:
+                own[name, group] = float(torch.pdist(together).mean() / together.shape[1] ** 0.5)
+    means: dict[str, list[float]] = {}
+    for (name, _), mean in merged(own).items():
+        means.setdefault(name, []).append(mean)
+    return {name: sum(every) / len(every) for name, every in means.items()}

@@ -116,7 +116,8 @@ class Training(L.LightningModule):
         if found := [name for names in merged({self.global_rank: bad}).values() for name in names]:
             raise EverywhereError(
                 f"trained weights are not finite at step {self.global_step}, such as {found[0]}: this checkpoint is "
-                "not written, and the last one is as it was. Go on from it with a lower learning rate"
+                "not written, and the last one is as it was. Begin anew with a lower learning rate, or with "
+                "trainer.gradient_clip_val: a continued run keeps its rates"
             )
         if self._grouping and "optimizer_states" in checkpoint:
             checkpoint["parameter_groups"] = self._grouping

@@ -77,17 +77,20 @@ class HeldOutPrompts(WatchesPolicy):
         if self.sampler is None:
             self.sampler = PromptSampler(pl_module, self.sampling, self.items, again=True)
         sampler, trained = self.sampler, self._trained(pl_module)
-        fixed = getattr(pl_module, "reference_is_fixed", False)
+        sampled = [  # all of them first, because rewards may not fit beside what sampling needs
+            (batch, policy.cpu(), reference.cpu(), sampler.drift(reference, batch).tolist())
+            for batch, policy, reference in sampler.dealt(type(self).__name__, self.samples)
+        ]
+        fixed, release = (getattr(pl_module, name, False) for name in ("reference_is_fixed", "release"))
         found: dict[tuple[int, int], tuple[Mapping[str, float], Mapping[str, float], float]] = {}
-        release = getattr(pl_module, "release", False)
         with placed(trained, pl_module.device, release), placed(self.rewards, pl_module.device, release=True):
-            for batch, policy, reference in sampler.dealt(type(self).__name__, self.samples):
+            for batch, policy, reference, drift in sampled:
                 theirs = [self._reference.get(item) for item in batch]
                 if None in theirs:
                     theirs = self._scored(pl_module, trained, reference, batch, "reference")
                     self._reference |= dict(zip(batch, theirs)) if fixed else {}
                 ours = self._scored(pl_module, trained, policy, batch, "policy")
-                found |= dict(zip(batch, zip(ours, theirs, sampler.drift(reference, batch).tolist())))
+                found |= dict(zip(batch, zip(ours, theirs, drift)))
         self._report(trainer, pl_module, merged(found))
 
     def _scored(

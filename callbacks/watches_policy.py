@@ -47,11 +47,8 @@ class WatchesPolicy(SamplesPrompts):
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Look where it is time to. Collective under sharding: every rank must call it."""
-        if trainer.sanity_checking:
-            return
-        self.count += 1
-        if (self.count - 1) % self.every == 0:
-            self.look(trainer, pl_module)
+        if not trainer.sanity_checking:
+            self._look(trainer, pl_module, self.count)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Look after an iteration on own samples. Collective under sharding."""
@@ -59,6 +56,13 @@ class WatchesPolicy(SamplesPrompts):
             training = [module for module in pl_module.modules() if module.training]
             pl_module.eval()  # adapters may have a dropout
             with averaged(trainer, pl_module):
-                self.on_validation_epoch_end(trainer, pl_module)
+                self._look(trainer, pl_module, trainer.current_epoch)
             for module in training:
                 module.training = True
+
+    def _look(self, trainer: L.Trainer, module: L.LightningModule, number: int) -> None:
+        """Look if it is the turn of a validation or iteration, and at the first one of a run that goes on: what it logs
+        is then there for callbacks that watch it."""
+        first, self.count = self.count == 0, self.count + 1
+        if first or number % self.every == 0:
+            self.look(trainer, module)

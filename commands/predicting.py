@@ -2,6 +2,7 @@
 
 import logging
 import os
+from typing import NoReturn
 
 import lightning as L
 import torch
@@ -9,6 +10,7 @@ import torch
 from .. import VideoAlignError
 from ..callbacks.progress import Progress
 from ..callbacks.stoppable import stoppable
+from ..models.locks import first_process
 from .devices import DEVICES
 from .quiet import quiet
 
@@ -62,9 +64,7 @@ def _nodes(devices: int) -> tuple[int, int]:
         return 1, devices
     nodes, each = int(os.environ["GROUP_WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])
     if devices not in (1, each):
-        raise VideoAlignError(
-            f"devices is {devices}, but torchrun has started {each} on each node: leave devices out, or start as many"
-        )
+        _refuse(f"devices is {devices}, but torchrun has started {each} on each node: leave it out, or start as many")
     return nodes, each
 
 
@@ -78,4 +78,11 @@ def alone(command: str) -> None:
         VideoAlignError: Where torchrun has started more than one.
     """
     if torch.distributed.is_torchelastic_launched() and (count := int(os.environ["WORLD_SIZE"])) > 1:
-        raise VideoAlignError(f"{command} works in one process, and torchrun has started {count}: start it by itself")
+        _refuse(f"{command} works in one process, and torchrun has started {count}: start it by itself")
+
+
+def _refuse(why: str) -> NoReturn:
+    """End every process of torchrun; the first one says why."""
+    if not first_process():
+        raise SystemExit(2)
+    raise VideoAlignError(why)

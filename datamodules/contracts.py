@@ -149,7 +149,7 @@ class HasGenerator(Protocol):
 class AlignsGenerator(HasGenerator, Protocol):
     """A module that trains a policy against a reference: FlowSFT and its subclasses.
 
-    The callbacks SideBySide and WinRate ask it, to sample both from the same noise.
+    The callbacks SideBySide, HeldOutPrompts and WinRate ask it, to sample both from the same noise.
     """
 
     @property

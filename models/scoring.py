@@ -196,9 +196,21 @@ def rated_latents(
         for name, values in scored(rewards, videos, x, prompts[some], names[some]).items():
             scores.setdefault(name, []).append(values.double())
         for key, reward in rewards.items():
-            if (found := getattr(reward, "features", None)) is not None:
-                features.setdefault(key, []).append(found.detach().float().cpu())
+            if getattr(reward, "features", None) is not None:
+                features.setdefault(key, []).append(_features(key, reward, names[some]))
     return Rated(*({name: torch.cat(parts) for name, parts in of.items()} for of in (scores, features)))
+
+
+def _features(key: str, reward: ScoresVideos, names: Sequence[str]) -> Tensor:
+    """Features (B, F) of the latest samples, fp32 on the CPU."""
+    found = reward.features
+    if not isinstance(found, Tensor) or found.ndim != 2 or len(found) != len(names) or not found.isfinite().all():
+        kind = f"{found.dtype} {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+        raise VideoAlignError(
+            f"reward {key} ({reward.name}) has features that are {kind} for {len(names)} samples ({_listed(names)}); "
+            f"they must be a finite tensor of shape ({len(names)}, F), or None"
+        )
+    return found.detach().to("cpu", torch.float32)
 
 
 @contextlib.contextmanager

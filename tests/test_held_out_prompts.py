@@ -86,6 +86,43 @@ def test_equal_rewards_are_half_a_win_and_a_fixed_reference_is_scored_once(folde
     assert [row[1:3] for row in tables[-1][1] if row[0] == "s/first"] == [["0.500", "0.500-0.500"]]
 
 
+def test_rewards_are_on_the_device_only_while_they_score(folders, prompts, held, monkeypatch):  # noqa: F811
+    """Those of the callback always, the trained ones where the module releases them."""
+
+    class Placed(Bright):
+        def __init__(self):
+            self.there = False
+
+        def place(self, device):
+            self.there = device is not None
+
+        def __call__(self, videos, prompts):
+            assert self.there
+            return super().__call__(videos, prompts)
+
+    own, other, both, seen = Placed(), Placed(), PromptSampler.both, []
+    monkeypatch.setattr(PromptSampler, "both", lambda *args: seen.append(own.there or other.there) or both(*args))
+    model = policy(DiffusionNFT, folders, rewards={"r": own}, release=True)
+    fit(model, groups(prompts), 2, [HeldOutPrompts(held, SIZE, {"o": other}, samples=3, every=1)])
+    assert len(seen) == 4 and not any(seen)
+    assert not own.there and not other.there
+
+
+def test_a_run_that_goes_on_looks_at_its_first_iteration_and_then_where_it_would_have(folders, prompts, held):  # noqa: F811
+    seen = []
+
+    class Look(HeldOutPrompts):
+        def look(self, trainer, module):
+            seen.append(trainer.current_epoch)
+
+    look = Look(held, SIZE, every=3)
+    trainer = type("T", (), {"sanity_checking": False, "callbacks": [], "current_epoch": 0})()
+    model = policy(DiffusionNFT, folders)
+    for trainer.current_epoch in range(7, 14):
+        look.on_train_epoch_end(trainer, model)
+    assert seen == [7, 9, 12]
+
+
 def test_the_average_is_what_is_scored(folders, prompts, held):  # noqa: F811
     ends = []
     for callbacks in ([], [EMA(0.5)]):

@@ -435,6 +435,23 @@ def test_a_checkpoint_of_another_algorithm_is_refused(folders, prompts, tmp_path
         fit(policy(AWM, folders), groups(prompts), 2, [], save.best_model_path)
 
 
+def test_a_checkpoint_without_the_average_names_the_option(folders, prompts, tmp_path):
+    save = L.pytorch.callbacks.ModelCheckpoint(tmp_path, every_n_train_steps=1)
+    fit(policy(AWM, folders), groups(prompts), 1, [save])
+    with pytest.raises(VideoAlignError, match=r"keeps behaviour, and this run needs average, behaviour: .*kl_average"):
+        fit(policy(AWM, folders, kl_average=1.0), groups(prompts), 2, [], save.best_model_path)
+
+
+@pytest.mark.parametrize(("features", "said"), [([1, 2], "a list|list for"), (torch.zeros(2, 3), r"\(2, 3\) for 3")])
+def test_features_of_another_kind_are_refused_by_name(features, said, folders, prompts):
+    class Featured(Bright):
+        pass
+
+    Featured.features = features
+    with pytest.raises(VideoAlignError, match=rf"reward r \(bright\) has features that are .*({said})"):
+        fit(policy(DiffusionNFT, folders, rewards={"r": Featured()}), groups(prompts))
+
+
 # --- bad input --------------------------------------------------------------------------------------------------------
 
 
@@ -443,11 +460,13 @@ def test_settings_that_cannot_work_are_refused(folders, pairs, prompts):
         groups(prompts, samples=1)
     with pytest.raises(VideoAlignError, match=r"model\.rewards is empty"):
         make(DiffusionNFT, folders["wan"], rewards={}, sampling=SIZE)
-    with pytest.raises(VideoAlignError, match=r"model\.clip is null, and model\.kl and model\.kl_average"):
+    with pytest.raises(VideoAlignError, match=r"model\.clip is null and model\.kl 0, so that nothing"):
         policy(AWM, folders, clip=None, kl=0.0)
     for wrong in ({"old_decay": 1.0}, {"old_rise": 0.0}, {"old_after": -1}):
         with pytest.raises(VideoAlignError, match=rf"model\.{next(iter(wrong))} "):
             policy(DiffusionNFT, folders, **wrong)
+    with pytest.raises(VideoAlignError, match=r"model\.kl_average does from the second of model\.updates on"):
+        policy(AWM, folders, clip=None, kl=0.0, kl_average=0.1)
     with pytest.raises(VideoAlignError, match=r"model\.average_decay is a share"):
         policy(AWM, folders, average_decay=-0.1)
     with pytest.raises(VideoAlignError, match=r"model\.passes is the number of the window's steps"):

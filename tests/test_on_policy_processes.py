@@ -35,7 +35,8 @@ class Watch(L.Callback):
 
 def run(kind):
     result, devices = {}, 1 if kind == "single" else 2
-    for name, algorithm in KINDS.items():
+    average = partial(KINDS["awm"], kl_average=0.5, average_rise=None)
+    for name, algorithm in {**KINDS, "awm with an average": average}.items():
         L.seed_everything(0)
         model = algorithm(generator=generator, rewards={"r": Bright()}, sampling=SIZE, lora=LORA, updates=2,
                           advantages=Advantages(weights={"r/first": 1.0}), optimizer=partial(torch.optim.SGD, lr=0.05))

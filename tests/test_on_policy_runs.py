@@ -16,7 +16,7 @@ ROOT = Path(experiment.__file__).parents[1] / "experiments"
 RECIPES = {
     "wan_on_policy": ("OnlineDPO", ["rewards/margins", "rewards/accuracies"]),
     "wan_nft": ("DiffusionNFT", ["optimality", "drift", "kl"]),
-    "wan_awm": ("AWM", ["ratio", "clipped", "kl_average"]),
+    "wan_awm": ("AWM", ["ratio", "clipped", "kl", "kl_average"]),
     "wan_grpo": ("FlowGRPO", ["ratio", "clipped", "kl"]),
     "wan_grpo_mix": ("FlowGRPO", ["ratio", "clipped", "log_ratio/max"]),
     "wan_grpo_fast": ("FlowGRPO", ["ratio", "clipped", "log_ratio/max"]),
