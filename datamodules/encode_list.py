@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from .. import VideoAlignError
+from ..models.number_checks import at_least
 from .contents import Content, ShardError
 from .contracts import DescribesSamples, HasGenerator, require
 from .frames import load_image
@@ -22,7 +23,7 @@ from .parts import Parts
 from .ratings import prompt_of
 from .sample_images import image_of
 from .shards import SIDES, Index, ShardSet
-from .stream import at_least, dealt, in_turn, own_share
+from .stream import dealt, in_turn, own_share
 from .video import decode
 
 APART = 10.0
@@ -211,8 +212,8 @@ class EncodeList(L.LightningDataModule):
         images: Literal["auto", "none", "file", "first_frame"] = "auto",
     ) -> None:
         super().__init__()
-        at_least(1, batch_size=batch_size)
-        at_least(0, workers=workers)
+        at_least(1, "data.", batch_size=batch_size)
+        at_least(0, "data.", workers=workers)
         if precision not in ("float16", "bfloat16", "float32"):
             raise VideoAlignError(f"data.precision {precision!r} is unknown; choose float16, bfloat16 or float32")
         self.data, self.out, self.clip, self.precision = data, Path(out), clip, precision

@@ -22,6 +22,7 @@ from torch import Tensor
 from .. import VideoAlignError
 from ..models.family import Encoded
 from ..models.flow import draw_seed
+from ..models.number_checks import at_least
 from .contents import Contents, RawSample, ShardError
 from .contracts import HasGenerator, HasReferenceErrors, require
 from .data_ranks import data_ranks
@@ -29,7 +30,7 @@ from .judgements import Judged, Judgements, Weights
 from .latent_files import NULL, OF, check_images, conditions_of, load_latents
 from .reference_errors import ReferenceErrors
 from .shards import ShardSet
-from .stream import FilledCollate, ShardLoader, ShardStream, Share, at_least, training_share
+from .stream import FilledCollate, ShardLoader, ShardStream, Share, training_share
 
 
 @dataclass(frozen=True)
@@ -164,8 +165,8 @@ class LatentPairs(L.LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        at_least(1, batch_size=batch_size, val_batch_size=val_batch_size)
-        at_least(0, workers=workers, shuffle_buffer=shuffle_buffer)
+        at_least(1, "data.", batch_size=batch_size, val_batch_size=val_batch_size)
+        at_least(0, "data.", workers=workers, shuffle_buffer=shuffle_buffer)
         if min_margin is not None and not min_margin >= 0:
             raise VideoAlignError(f"data.min_margin must not be negative, got {min_margin}")
         self.paths = {"train": train, "val": val}

@@ -15,6 +15,7 @@ from torch import Tensor
 from .. import VideoAlignError
 from ..models.flow import draw_seed
 from ..models.frame_sampling import FRAME_FACTOR
+from ..models.number_checks import at_least
 from ..models.processor import RewardProcessor
 from .benchmark import Benchmark
 from .contents import Contents, RawSample
@@ -24,7 +25,7 @@ from .frames import FrameReader
 from .rater_scores import LEAST, RaterScales
 from .ratings import labels_of, prompt_of, scores_of, sources_of
 from .shards import ShardSet
-from .stream import FilledCollate, ShardLoader, ShardStream, Share, at_least, training_share
+from .stream import FilledCollate, ShardLoader, ShardStream, Share, training_share
 from .video_pair import VideoPair
 
 
@@ -209,8 +210,8 @@ class VideoPairs(L.LightningDataModule):
         scores: Literal["mean", "standardised"] = "mean",
     ) -> None:
         super().__init__()
-        at_least(1, batch_size=batch_size, val_batch_size=val_batch_size)
-        at_least(0, workers=workers, shuffle_buffer=shuffle_buffer)
+        at_least(1, "data.", batch_size=batch_size, val_batch_size=val_batch_size)
+        at_least(0, "data.", workers=workers, shuffle_buffer=shuffle_buffer)
         if not 0 <= max_dropped < 1:
             raise VideoAlignError(f"data.max_dropped is a share in [0, 1), got {max_dropped}")
         if train_keys and train_share != 1:

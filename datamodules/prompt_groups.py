@@ -15,10 +15,10 @@ import lightning as L
 
 from .. import VideoAlignError
 from ..models.flow import draw_seed
+from ..models.number_checks import at_least
 from .contracts import HasGenerator, RollsOut, require
 from .data_ranks import data_ranks
 from .prompts import check_items, read_items
-from .stream import at_least
 
 
 class Drawn(NamedTuple):
@@ -165,7 +165,7 @@ class PromptGroups(L.LightningDataModule):
         shared_noise: bool = False,
     ) -> None:
         super().__init__()
-        at_least(1, groups=groups, batch_size=batch_size)
+        at_least(1, "data.", groups=groups, batch_size=batch_size)
         if samples < 2:
             raise VideoAlignError(f"data.samples is {samples}, but a group is compared with itself: it needs 2 or more")
         self.items, self.name = read_items(prompts), f"prompts {prompts}"

@@ -13,12 +13,13 @@ from torch.utils.data import DataLoader
 
 from .. import VideoAlignError
 from ..models.flow import draw_seed
+from ..models.number_checks import at_least
 from .contracts import DescribesSamples, HasGenerator, require
 from .encode_list import ClipSize
 from .parts import Parts
 from .sample_images import ImageError, read_image
 from .shards import Index
-from .stream import at_least, dealt, in_turn, own_share
+from .stream import dealt, in_turn, own_share
 from .tables import read_text, sound_rows
 
 
@@ -119,7 +120,7 @@ class Prompts(L.LightningDataModule):
 
     def __init__(self, prompts: str, out: str, samples: int = 1, batch_size: int = 1, seed: int = 0) -> None:
         super().__init__()
-        at_least(1, samples=samples, batch_size=batch_size)
+        at_least(1, "data.", samples=samples, batch_size=batch_size)
         self.items, self.out, self.name = read_items(prompts), Path(out), f"prompts {prompts}"
         self.samples, self.batch_size, self.seed = samples, batch_size, seed
         self.allowed_drops = 0

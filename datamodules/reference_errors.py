@@ -18,11 +18,12 @@ from .. import VideoAlignError
 from ..models.files import check_free, check_readable, new_folder, read_json, write_json
 from ..models.flow import draw_seed
 from ..models.locks import Hold
+from ..models.number_checks import at_least
 from .contracts import HasGenerator, require
 from .latent_files import OF, check_images, conditions_of, load_latents
 from .shards import ShardSet
 from .stores import together
-from .stream import at_least, dealt, in_turn, own_share
+from .stream import dealt, in_turn, own_share
 
 RECORD, TENSORS = "reference.json", "reference.safetensors"
 
@@ -77,8 +78,8 @@ class ReferenceDraws(L.LightningDataModule):
         self, data: str, out: str, draws: int = 1, batch_size: int = 8, workers: int = 1, seed: int = 0
     ) -> None:
         super().__init__()
-        at_least(1, draws=draws, batch_size=batch_size)
-        at_least(0, workers=workers)
+        at_least(1, "data.", draws=draws, batch_size=batch_size)
+        at_least(0, "data.", workers=workers)
         self._hold = Hold()
         self.data, self.out, self.draws = data, Path(out), draws
         self.batch_size, self.workers, self.seed = batch_size, workers, seed

@@ -156,13 +156,6 @@ def training_share(trainer: Any, samples: int, batch: int) -> Share:
     return Share(samples, batch, data_ranks(trainer)[1], True, trainer.accumulate_grad_batches)
 
 
-def at_least(least: int, **options: int | None) -> None:
-    """Refuse options of a DataModule that are too small; None stands for a default."""
-    for name, value in options.items():
-        if value is not None and value < least:
-            raise VideoAlignError(f"data.{name} must be at least {least}, got {value}")
-
-
 def in_turn(count: int, size: int) -> list[list[int]]:
     """Batches of ``size`` numbers below ``count``, in order."""
     return [list(range(first, min(first + size, count))) for first in range(0, count, size)]

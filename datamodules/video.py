@@ -157,11 +157,10 @@ class _Reader:
     ) -> Iterator[tuple[int, av.VideoFrame]]:
         """Indices and frames, but for frames of H.264 that are not wanted and that no other frame is predicted from.
 
-        Time stamps tell which frame a packet holds, and the decoder knows which packets no other one refers to.
-        Frames before the first one
-        that is shown may be missing in a cut clip, both fields of a frame may be packets of their own, and a clock may
-        jump back: so nothing is left out before a frame came, and this ends at fields and at frames that come out of
-        turn, with ``count`` below the number of packets.
+        Time stamps tell which frame a packet holds, and the decoder knows which packets no other one refers to. Frames
+        before the first one that is shown may be missing in a cut clip, both fields of a frame may be packets of their
+        own, and a clock may jump back: so nothing is left out before a frame came, and this ends at fields and at
+        frames that come out of turn, with ``count`` below the number of packets.
         """
         context, place = stream.codec_context, {time: index for index, time in enumerate(self.film.times)}
         if not place or context.codec.canonical_name != "h264":

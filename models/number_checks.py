@@ -18,7 +18,8 @@ def at_least(least: float, where: str = "", **values: float | None) -> None:
     """
     for name, value in values.items():
         if value is not None and not (value >= least and math.isfinite(value)):
-            raise VideoAlignError(f"{where}{name} must be at least {least}, and finite; got {value}")
+            finite = "" if math.isfinite(value) else " and finite"
+            raise VideoAlignError(f"{where}{name} must be at least {least}{finite}, got {value}")
 
 
 def positive(where: str = "", **values: float | None) -> None:
@@ -33,4 +34,5 @@ def positive(where: str = "", **values: float | None) -> None:
     """
     for name, value in values.items():
         if value is not None and not (value > 0 and math.isfinite(value)):
-            raise VideoAlignError(f"{where}{name} must be above 0, and finite; got {value}")
+            finite = "" if math.isfinite(value) else " and finite"
+            raise VideoAlignError(f"{where}{name} must be above 0{finite}, got {value}")

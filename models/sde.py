@@ -19,6 +19,7 @@ from torch import Tensor
 
 from .. import VideoAlignError
 from .flow import draw_seed, expand
+from .number_checks import at_least
 
 
 class SDE(ABC):
@@ -214,11 +215,6 @@ def _fits(window: Window, size: int, among: int, which: str) -> None:
         )
 
 
-def _at_least_one(window: Window, **values: int) -> None:
-    if small := [f"{name} {value}" for name, value in values.items() if value < 1]:
-        raise VideoAlignError(f"{type(window).__name__}: {', '.join(small)} must be at least 1")
-
-
 @dataclass(frozen=True, kw_only=True)
 class AllSteps(Window):
     """All steps are stochastic, as in Flow-GRPO and DanceGRPO."""
@@ -246,7 +242,7 @@ class MovingWindow(Window):
     """Number of steps that it moves by, at least 1."""
 
     def __post_init__(self) -> None:
-        _at_least_one(self, size=self.size, every=self.every, stride=self.stride)
+        at_least(1, f"{type(self).__name__}.", size=self.size, every=self.every, stride=self.stride)
 
     def steps(self, number_of_steps: int, iteration: int, seed: int) -> list[int]:
         _fits(self, self.size, number_of_steps - 1, "steps before the last")
@@ -269,7 +265,7 @@ class EarlySteps(Window):
     """Share of the steps, from the noise on, that the window lies in; above 0, at most 1."""
 
     def __post_init__(self) -> None:
-        _at_least_one(self, size=self.size)
+        at_least(1, f"{type(self).__name__}.", size=self.size)
         if not 0 < self.share <= 1:
             raise VideoAlignError(f"EarlySteps.share is {self.share}, but must be above 0 and at most 1")
 

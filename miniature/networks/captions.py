@@ -16,7 +16,8 @@ from ...datamodules.data_ranks import data_ranks
 from ...datamodules.frames import FrameReader
 from ...datamodules.ratings import prompt_of
 from ...datamodules.shards import ShardSet
-from ...datamodules.stream import Item, ShardLoader, ShardStream, Share, at_least, separated, training_share
+from ...datamodules.stream import Item, ShardLoader, ShardStream, Share, separated, training_share
+from ...models.number_checks import at_least
 from ...models.processor import RewardProcessor
 
 Text = list[tuple[str, bool | None]]
@@ -123,8 +124,8 @@ class Captions(L.LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        at_least(1, batch_size=batch_size)
-        at_least(0, workers=workers, shuffle_buffer=shuffle_buffer, detailed=detailed, held_out=held_out)
+        at_least(1, "data.", batch_size=batch_size)
+        at_least(0, "data.", workers=workers, shuffle_buffer=shuffle_buffer, detailed=detailed, held_out=held_out)
         self.data, self.batch_size, self.workers = data, batch_size, workers
         self.shuffle_buffer, self.held_out, self.seed = shuffle_buffer, held_out, seed
         self.detailed, self.places = detailed, places

@@ -11,8 +11,9 @@ from ...datamodules.contents import RawSample
 from ...datamodules.data_ranks import data_ranks
 from ...datamodules.encode_list import ClipSize
 from ...datamodules.shards import ShardSet
-from ...datamodules.stream import Item, ShardLoader, ShardStream, at_least, separated, training_share
+from ...datamodules.stream import Item, ShardLoader, ShardStream, separated, training_share
 from ...datamodules.video import decode
+from ...models.number_checks import at_least
 
 
 def _decode(clip: ClipSize, raw: RawSample, epoch: int) -> torch.Tensor:
@@ -46,8 +47,8 @@ class Clips(L.LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        at_least(1, batch_size=batch_size)
-        at_least(0, workers=workers, shuffle_buffer=shuffle_buffer)
+        at_least(1, "data.", batch_size=batch_size)
+        at_least(0, "data.", workers=workers, shuffle_buffer=shuffle_buffer)
         self.data, self.clip, self.batch_size = data, clip, batch_size
         self.workers, self.shuffle_buffer, self.seed = workers, shuffle_buffer, seed
 
