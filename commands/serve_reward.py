@@ -1,11 +1,11 @@
 """`videoalign serve-reward`: a reward for other processes, by HTTP."""
 
 import argparse
-import math
 import os
 from typing import TYPE_CHECKING
 
 from .. import VideoAlignError
+from ..models.number_checks import positive
 from .host_names import bracketed, is_loopback
 from .parsing import Commands, add_batch, add_weights_source, command, count, needs_extra
 
@@ -79,8 +79,7 @@ def _check(o: argparse.Namespace, token: str) -> None:
     """Refuse options that do not fit each other."""
     if (o.model is None) == (o.function is None):
         raise VideoAlignError("name what is served: either --model or --function")
-    if o.fps is not None and not (o.fps > 0 and math.isfinite(o.fps)):
-        raise VideoAlignError(f"--fps must be above 0, and finite; got {o.fps}")
+    positive("--", fps=o.fps)
     if o.model and not o.fps:
         raise VideoAlignError("--model needs --fps, the frame rate at which clients' videos are meant to be played")
     if not is_loopback(o.host) and not token:
