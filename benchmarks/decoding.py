@@ -2,7 +2,12 @@
 
 import io
 import json
+import multiprocessing
+import statistics
+import time
 from functools import partial
+from multiprocessing.queues import SimpleQueue
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import av
@@ -15,6 +20,7 @@ from timing import peak_memory, row, timed
 from torchvision.transforms.functional import InterpolationMode, resize
 
 from videoalign.datamodules.frames import FrameReader, encode_frames
+from videoalign.datamodules.pairs import PairDecoder
 from videoalign.datamodules.shards import ShardSet, ShardWriter
 from videoalign.datamodules.stream import ShardStream, Share
 from videoalign.datamodules.video import decode, encode
@@ -151,3 +157,54 @@ def streaming(folder: Path) -> None:
 
     assert plainly() == ours()
     row("reading shards, checksums compared: plain webdataset without them", *timed(plainly, ours), 80, "pairs/s")
+
+
+def scaling(folder: Path) -> None:
+    """Compare two ranks that share 2x as many shards with one rank: how many pairs are read and prepared in a second.
+
+    Args:
+        folder: Folder of all benchmarks.
+    """
+    few = frames(folder)
+    raws, one, two = list(few), [], []
+    for times in (10, 20):
+        with ShardWriter(folder / f"s{times}", "pairs", "safetensors", few.index.frames, per_shard=4) as writer:
+            for i in range(8 * times):
+                raw = raws[i % len(raws)]
+                writer.write(f"{i:04d}", {s: raw.members[f"{s}.safetensors"] for s in "ab"}, raw.record())
+    for number in range(8):
+        for ranks, seconds in ((1, one), (2, two)):
+            took = _ranks_read(folder / f"s{10 * ranks}", ranks)
+            if number:  # the first round fills the page cache
+                seconds.append(took)
+    rates = [statistics.median(80 * ranks / seconds for seconds in found) for ranks, found in ((1, one), (2, two))]
+    low, high = 2 * min(one) / max(two), 2 * max(one) / min(two)
+    name = "two ranks reading 2x as many shards, pairs/s of both over one's"
+    print(
+        f"{name:68} {rates[1] / rates[0]:6.1f}x  (range {low:.1f}-{high:.1f})  {rates[0]:.1f} -> {rates[1]:.1f} pairs/s"
+    )
+
+
+def _ranks_read(place: Path, ranks: int) -> float:
+    """Seconds in which ranks, each a process, read their shares of a set; they begin together."""
+    context = multiprocessing.get_context("fork")
+    gate, found = context.Barrier(ranks), context.SimpleQueue()
+    processes = [context.Process(target=_rank_reads, args=(place, rank, ranks, gate, found)) for rank in range(ranks)]
+    for process in processes:
+        process.start()
+    seconds = max(found.get() for _ in processes)
+    for process in processes:
+        process.join()
+    return seconds
+
+
+def _rank_reads(place: Path, rank: int, ranks: int, gate: Barrier, found: SimpleQueue) -> None:
+    shards = ShardSet(place)
+    sampling = FrameSampling(**{key: value for key, value in shards.index.frames.items() if key != "factor"})
+    reader = PairDecoder(FrameReader(shards, sampling, 28), 0)
+    stream = ShardStream(shards.contents(), reader, Share(len(shards), 2, ranks, True), shuffle_buffer=8, rank=rank)
+    gate.wait()
+    began = time.perf_counter()
+    for slots in stream.slots(0):
+        stream.__getitems__(slots)
+    found.put(time.perf_counter() - began)

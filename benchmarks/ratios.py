@@ -11,17 +11,18 @@ import tempfile
 from pathlib import Path
 
 import torch
-from decoding import decoding, streaming
+from decoding import decoding, scaling, streaming
 from generators import alignment, guidance
 from remote import million, stores
 from rewards import one_forward, scoring
 from rollouts import rollouts
 from ties import ties
 
-SECTIONS = {
-    section.__name__: section
-    for section in (ties, decoding, one_forward, scoring, alignment, rollouts, guidance, streaming, stores, million)
-}
+DATA, MODELS = (
+    (ties, decoding, streaming, scaling, stores, million),
+    (one_forward, scoring, alignment, rollouts, guidance),
+)
+SECTIONS = {section.__name__: section for section in (*DATA, *MODELS)}
 
 
 def main() -> None:
