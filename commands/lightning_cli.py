@@ -186,8 +186,12 @@ class ExperimentCLI(LightningCLI):
         Raises:
             VideoAlignError: For numbers that Lightning takes, and then divides by or never comes to.
         """
+        settings = self._get(self.config_init, "trainer", default={})
+        for name in ("max_epochs", "max_steps"):
+            if settings.get(name) == 0 and self.subcommand == "fit":
+                raise VideoAlignError(f"trainer.{name} is 0, so nothing would be trained; -1 sets no limit")
         for name, least in _LEAST.items():
-            value = self._get(self.config_init, "trainer", default={}).get(name)
+            value = settings.get(name)
             if isinstance(value, int | float) and not value >= least:
                 wanted = f"at least {least}" if isinstance(least, int) else "above 0"
                 raise VideoAlignError(f"trainer.{name} must be {wanted}, got {value}")

@@ -627,6 +627,8 @@ FIT = {
     "validation every 0 epochs": Case(
         fit("--trainer.check_val_every_n_epoch=0"), r"trainer\.check_val_every_n_epoch must be at least 1"
     ),
+    "no steps": Case(fit("--trainer.max_steps=0"), r"trainer\.max_steps is 0, so nothing would be trained"),
+    "no epochs": Case(fit("--trainer.max_epochs=0"), r"trainer\.max_epochs is 0, so nothing would be trained"),
     "steps below 0": Case(fit("--trainer.max_steps=-5"), "max_steps"),
     "steps beyond 64 bits": Case(
         fit("--trainer.max_steps=99999999999999999999"), r"trainer\.max_steps: this number does not fit"
