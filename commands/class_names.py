@@ -35,12 +35,21 @@ def find_class(name: str, bases: Sequence[type]) -> Any:
         raise NotFound(f"names {name}, which is no {kind}; {short}")
     if not callable(found):
         raise NotFound(f"names {name}, which is no class")
+    if inspect.isclass(found) and len(bases) == 1 and (lacking := _lacking(found, bases[0])):
+        raise NotFound(f"names {name}, which is no {bases[0].__name__}: it has no {', '.join(lacking)}")
     return found
 
 
 def derives(cls: type, base: type) -> bool:
-    """Whether a class may stand where another one is wanted; what a protocol asks for is seen when it is used."""
+    """Whether a class may stand where another one is wanted; any may stand where a protocol is."""
     return getattr(base, "_is_protocol", False) or issubclass(cls, base)
+
+
+def _lacking(cls: type, base: type) -> list[str]:
+    """Methods that a protocol asks for and a class does not have. (What an object sets itself is not seen here.)"""
+    wanted = [name for name, value in vars(base).items() if inspect.isfunction(value) and name != "__init__"]
+    have = {name for one in cls.__mro__ for name in vars(one)}
+    return [name for name in wanted if getattr(base, "_is_protocol", False) and name not in have]
 
 
 def _paths(bases: Sequence[type]) -> dict[str, str]:

@@ -236,7 +236,8 @@ def _arguments(setting: Setting, name: str, parameters: dict, key: str, describe
     have = {*arguments, *(free.value if free is not None and isinstance(free.value, dict) else ())}
     for argument, parameter in parameters.items():
         if argument not in have and parameter.default is inspect.Parameter.empty:
-            where = Setting(None, f"{setting.place}.{argument}" if setting.typed else setting.place)
+            option = setting.place.removesuffix(".class_path")
+            where = Setting(None, f"{option}.{argument}" if setting.typed else setting.place)
             yield Fault(where, f"{below}.{argument}", f"must be set: {name} needs {words(parameter.annotation)}", True)
 
 

@@ -107,6 +107,9 @@ def condensed(message: str) -> str:
     if lacking := re.search("arguments are required: (.*)", message):
         names = ", ".join(re.sub(r"^(fit|validate|test|predict)\.", "", name) for name in lacking[1].split(", "))
         return f"{names} must be set: in a file behind --config, or as options"
+    if unlike := re.search(r"^(.*?): Import path (\S+) does not implement protocol (\w+)", message, re.MULTILINE):
+        where, name, protocol = unlike.groups()
+        return f"{where.strip(' -')}: {name} has a method whose arguments or types are not those of {protocol}"
     text = re.sub(r'^Parser key "([^"]+)":;? ', r"\1: ", "; ".join(said))
     return text if len(text) <= LONGEST else f"{text[:LONGEST]} ..."
 

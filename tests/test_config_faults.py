@@ -360,6 +360,20 @@ COMMANDS = {
         "fit --config experiments/debug/tiny.yaml --ckpt_path folder/x.ckpt",
         r"folder/x.ckpt: there is no such file; folder holds last.ckpt",
     ),
+    "fit, reward that is none": (
+        "fit --config experiments/flow/wan_on_policy.yaml --config rewards.yaml --data.prompts p.txt",
+        r"rewards.yaml, line 4: .*rewards.x.class_path names torch.nn.Identity, which is no ScoresVideos: "
+        "it has no check, place",
+    ),
+    "fit, parameter of a reward": (
+        "fit --config experiments/flow/wan_on_policy.yaml --data.prompts p.txt --model.rewards.x.class_path "
+        "videoalign.models.function_scores.FunctionScores",
+        r"--model.rewards.x.function must be set: FunctionScores needs text",
+    ),
+    "fit, reward with other types": (
+        "fit --config experiments/flow/wan_on_policy.yaml --data.prompts p.txt --model.rewards.x untyped.Scores",
+        r"error: rewards: untyped.Scores has a method whose arguments or types are not those of ScoresVideos",
+    ),
     "validate, last": (
         "validate --config experiments/debug/tiny.yaml --model.network.backbone backbone --ckpt_path last",
         r"--ckpt_path last: there is no checkpoint in runs/debug/tiny yet",
@@ -374,12 +388,19 @@ CONTENT = {
     "judge.yaml": "judges:\n  a: {class_path: RewardJudg}\n",
     "empty_value.yaml": "trainr: {}\n",
     "folder/last.ckpt": "",
+    "p.txt": "a red circle\n",
+    "rewards.yaml": "model:\n  init_args:\n    rewards:\n      x: {class_path: torch.nn.Identity}\n",
+    "untyped.py": (
+        "class Scores:\n    name, needs = 'u', 'videos'\n    def check(self, prompts): pass\n"
+        "    def __call__(self, videos, prompts): return {}\n    def place(self, device): pass\n"
+    ),
 }
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_wrong_command_line(name, tmp_path, monkeypatch, capsys, backbone):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
     Path("folder").mkdir()
     for file, content in CONTENT.items():
         Path(file).write_text(content)
