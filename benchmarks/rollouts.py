@@ -150,17 +150,19 @@ class Bare:
 
 @torch.no_grad()
 def _samples(folder: Path, module: DiffusionNFT, drawn: list, embeds: Tensor) -> None:
-    """Compare the rollout of eight samples with the plain pipeline at the same batch."""
+    """Compare the rollout of eight samples with the pipeline at the same batch, with the same adapters or with none."""
     plain = WanPipeline.from_pretrained(wan(folder))
-    plain.set_progress_bar_config(disable=True)
+    adapted = WanPipeline.from_pretrained(wan(folder), transformer=module.policy)
+    for one in (plain, adapted):
+        one.set_progress_bar_config(disable=True)
     batches = [drawn[i : i + SIZE.batch_size] for i in range(0, SAMPLES, SIZE.batch_size)]
 
-    def pipeline() -> Tensor:
+    def pipeline(whole: WanPipeline) -> Tensor:
         found = []
         for some in batches:
             noise = draw(torch.tensor([one.seed for one in some]), module.sampler.shape, torch.device("cpu"))[1]
             found.append(
-                plain(
+                whole(
                     prompt_embeds=embeds.expand(len(some), -1, -1),
                     latents=noise,
                     num_frames=SIZE.num_frames,
@@ -177,9 +179,14 @@ def _samples(folder: Path, module: DiffusionNFT, drawn: list, embeds: Tensor) ->
         with module.as_old():
             return torch.cat([module.sample(some)[0] for some in batches])
 
-    torch.testing.assert_close(rollout(), pipeline(), rtol=1e-4, atol=1e-4)
-    theirs, ours = timed(pipeline, rollout, repeats=5)
-    row(f"rollout of {SAMPLES} samples against the plain pipeline", theirs, ours, SAMPLES, "samples/s")
+    def with_adapters() -> Tensor:
+        with module.as_old():
+            return pipeline(adapted)
+
+    torch.testing.assert_close(rollout(), with_adapters(), rtol=1e-4, atol=1e-4)
+    bare, theirs, ours = timed(partial(pipeline, plain), with_adapters, rollout, repeats=5)
+    row(f"rollout of {SAMPLES} samples against the pipeline with adapters", theirs, ours, SAMPLES, "samples/s")
+    row("  against the pipeline without adapters", bare, ours, SAMPLES, "samples/s")
 
 
 def rollouts(folder: Path) -> None:
