@@ -230,7 +230,7 @@ def test_a_judge_must_give_a_number_per_video_and_dimension(world, tmp_path):
         ({"judges": {"a": "one"}, "best_of": "b"}, "best_of 'b' is none of the judges"),
         ({"judges": {"a": "one_raw"}}, "no statistics"),
         ({"judges": {"a": "nowhere"}}, "no such folder"),
-        ({"judges": {"a": {"class_path": "videoalign.miniature.world.oracle.Oracle"}}}, "does not implement protocol"),
+        ({"judges": {"a": {"class_path": "videoalign.miniature.world.oracle.Oracle"}}}, "no Judge: it has no rate_set"),
         ({"reward_model": "runs/reward"}, "reward_model: a reward model is one of the judges now"),
         ({"oracle": "oracle.json"}, "oracle: the oracle is one of the judges now"),
         ({"workers": 2}, "workers: the processes that decode are the judge's now"),
