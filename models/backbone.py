@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 from .. import VideoAlignError
 from .files import check_readable
 from .hub import resolved
+from .patch_projection import project_patches
 from .vision_attention import batch_vision_attention
 from .whole import load_whole
 
@@ -53,6 +54,7 @@ def load_backbone(backbone: str | Path, attention: str = "sdpa", dtype: str = "f
         dtype=getattr(torch, dtype),
         attn_implementation=attention,
     )
+    project_patches(model.model.visual)
     if attention == "sdpa":
         batch_vision_attention(model.model.visual)
     return model

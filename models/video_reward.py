@@ -24,6 +24,7 @@ from .reward_folder import PARTS, RECORD, RewardFolder
 from .reward_statistics import Statistics
 from .reward_tokens import RewardHead, TokenRows
 from .template import Template
+from .token_positions import token_positions
 
 _CHOICES = {
     "positions": ("mrope", "1d"),
@@ -215,11 +216,7 @@ class VideoReward(nn.Module):
         """Time, row and column (3, B, L) of every token; all three are the token's number under ``1d``."""
         if self.positions == "1d":
             return torch.arange(input_ids.shape[1], device=input_ids.device).expand(3, *input_ids.shape)
-        kinds = (input_ids == self.config.video_token_id) * 2 + (input_ids == self.config.image_token_id)
-        grids = {"image_grid_thw": image, "video_grid_thw": grid}
-        return self.backbone.get_rope_index(input_ids, mm_token_type_ids=kinds, attention_mask=attention_mask, **grids)[
-            0
-        ]
+        return token_positions(self.backbone, input_ids, attention_mask, grid, image)
 
     def normalise(self, rewards: Tensor) -> Tensor:
         """Z-scores of raw rewards (..., D) by the stored statistics; their sum is the overall reward (App. H.2)."""

@@ -22,6 +22,7 @@ from videoalign.datamodules.video_list import videos_of
 from videoalign.miniature.networks.qwen import make_qwen
 from videoalign.models import VideoReward
 from videoalign.models.backbone import FAMILIES
+from videoalign.models.patch_projection import PatchProjection
 from videoalign.models.template import Template
 
 
@@ -112,14 +113,19 @@ def test_a_batch_with_images_gives_what_one_at_a_time_gives(build, positions):  
     torch.testing.assert_close(shown(network, clips(), PROMPTS, pictures), single, rtol=0, atol=1e-5)
 
 
+def test_every_backbone_projects_patches_by_a_product(family_network):
+    assert isinstance(family_network.backbone.visual.patch_embed.proj, PatchProjection)
+
+
 def test_positions_are_those_of_transformers(family_network):
-    """The network's positions are those that transformers computes of image and video itself."""
-    batch = family_network.processor(clips(SIZES[:1]), PROMPTS[:1], images(1))
-    ids, config = batch["input_ids"], family_network.config
+    """The network's positions are those that transformers computes of image and video itself, row by row."""
+    videos, pictures = clips([*SIZES, SIZES[1], SIZES[0]]), images(5)
+    batch = family_network.processor(videos, [*PROMPTS, PROMPTS[1], PROMPTS[1]], pictures)
+    ids, mask, config = batch["input_ids"], batch["attention_mask"], family_network.config
     kinds = torch.where(ids == config.image_token_id, 1, torch.where(ids == config.video_token_id, 2, 0))
     grids = {"image_grid_thw": batch["image_grid_thw"], "video_grid_thw": batch["video_grid_thw"]}
-    want = family_network.backbone.get_rope_index(ids, mm_token_type_ids=kinds, **grids)[0]
-    found = family_network._position_ids(ids, batch["attention_mask"], batch["video_grid_thw"], batch["image_grid_thw"])
+    want = family_network.backbone.get_rope_index(ids, mm_token_type_ids=kinds, attention_mask=mask, **grids)[0]
+    found = family_network._position_ids(ids, mask, batch["video_grid_thw"], batch["image_grid_thw"])
     assert torch.equal(found, want)
     (places,) = (ids[0] == config.image_token_id).nonzero(as_tuple=True)
     rows, columns = found[1, 0, places], found[2, 0, places]

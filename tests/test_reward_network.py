@@ -6,6 +6,7 @@ import torch
 from reward_network_kit import BASE, FROZEN, PROMPTS, ROWS, SIZES, clip_and_prompts, clips, rewards, train
 from videoalign import VideoAlignError
 from videoalign.models import FrameSampling, LoRA, Template
+from videoalign.models.patch_projection import project_patches
 from videoalign.models.processor import RewardProcessor
 from videoalign.models.video_reward import Statistics, TokenRows
 from videoalign.models.vision_attention import NAME
@@ -181,6 +182,23 @@ def test_batched_vision_attention_is_plain_attention(build, backbone_2_5, family
         plain = tower(pixels, grid_thw=batch["video_grid_thw"]).pooler_output
     torch.testing.assert_close(batched, plain, rtol=0, atol=1e-5)
     torch.testing.assert_close(got, rewards(network, videos, prompts), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_patches_are_projected_as_the_convolution_does(bias):
+    torch.manual_seed(0)
+    tower = torch.nn.Module()
+    tower.patch_embed = torch.nn.Module()
+    tower.patch_embed.proj = conv = torch.nn.Conv3d(3, 5, (2, 4, 4), (2, 4, 4), bias=bias).double()
+    project_patches(tower)
+    patches = torch.randn(7, 3, 2, 4, 4, dtype=torch.float64, requires_grad=True)
+    results = []
+    for layer in (conv, tower.patch_embed.proj):
+        out = layer(patches)
+        wanted = [patches, *layer.parameters()]
+        results.append([out, *torch.autograd.grad(out.square().sum(), wanted)])
+    assert [*tower.state_dict()] == [f"patch_embed.proj.{name}" for name in conv.state_dict()]
+    torch.testing.assert_close(results[0], results[1], rtol=0, atol=1e-12)
 
 
 def test_eager_attention_agrees(build):
