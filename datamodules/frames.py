@@ -1,5 +1,6 @@
 """Decoded frames on disk: sampled and resized once, without loss, so that training does not decode again."""
 
+import hashlib
 import json
 import math
 import warnings
@@ -83,13 +84,19 @@ class FrameReader:
         sampling: Frame sampling of the model.
         factor: Frame sides become multiples of this (patch x merge).
         images: Whether :meth:`image` reads the samples' images, which all of them must hold then.
+        keep_gb: Memory for decoded videos, in GB. A video whose content was seen before is not decoded again; what does
+            not fit is decoded every time.
 
     Raises:
         ShardError: If the set holds frames that were decoded for another sampling, or lacks images.
     """
 
-    def __init__(self, shards: ShardSet, sampling: FrameSampling, factor: int, images: bool = False) -> None:
+    def __init__(
+        self, shards: ShardSet, sampling: FrameSampling, factor: int, images: bool = False, keep_gb: float = 0.0
+    ) -> None:
         self.images = images
+        self._kept: dict[bytes, Tensor] = {}  # frames by the digest of the file
+        self._limit, self._room = (round(keep_gb * 1e9),) * 2  # bytes: of all, and those that are left
         if images and (lacking := [content.key for content in shards.contents() if not content.image]):
             raise ShardError(
                 f"{shards.name}: {len(lacking)} of {len(shards)} samples hold no image, the first of them "
@@ -119,9 +126,18 @@ class FrameReader:
 
     def _frames(self, raw: RawSample, member: str) -> Tensor:
         name, content = f"{raw.name}, {member}", raw.members[member]
-        if self.media == "mp4":
+        if self.media != "mp4":
+            return load_frames(content, name)
+        if not self._limit:
             return decode(content, self.sampling, self.factor, name)
-        return load_frames(content, name)
+        digest = hashlib.blake2b(content, digest_size=16).digest()  # a thousandth of the time of decoding
+        if digest in self._kept:
+            return self._kept[digest].clone()  # an augmentation may write to what it is given
+        video = decode(content, self.sampling, self.factor, name)
+        if video.nbytes <= self._room:
+            self._kept[digest] = video.clone()
+            self._room -= video.nbytes
+        return video
 
 
 def encode_frames(

@@ -188,6 +188,8 @@ class VideoPairs(L.LightningDataModule):
         train_keys: Text file with one key a line; only these training pairs are used.
         augment: Change of training pairs after which their ratings still hold, an object given by its class. Held-out
             pairs and benchmarks stay as they are.
+        keep_gb: Memory for decoded training videos, in GB and each worker: a video that several pairs share, or that a
+            later epoch asks for, is decoded once. What does not fit is decoded every time.
         scores: What regression learns: ``mean``, the mean of the raters' scores; or ``standardised``, in which each
             rater's scores are first standardised by that rater's own mean and deviation over the training pairs.
     """
@@ -207,11 +209,12 @@ class VideoPairs(L.LightningDataModule):
         train_share: float = 1.0,
         train_keys: str | None = None,
         augment: AugmentsPairs | None = None,
+        keep_gb: float = 0.0,
         scores: Literal["mean", "standardised"] = "mean",
     ) -> None:
         super().__init__()
         at_least(1, "data.", batch_size=batch_size, val_batch_size=val_batch_size)
-        at_least(0, "data.", workers=workers, shuffle_buffer=shuffle_buffer)
+        at_least(0, "data.", workers=workers, shuffle_buffer=shuffle_buffer, keep_gb=keep_gb)
         if not 0 <= max_dropped < 1:
             raise VideoAlignError(f"data.max_dropped is a share in [0, 1), got {max_dropped}")
         if train_keys and train_share != 1:
@@ -229,7 +232,7 @@ class VideoPairs(L.LightningDataModule):
         self.benchmark_paths = benchmarks or {}
         self.batch_size, self.val_batch_size = batch_size, val_batch_size or batch_size
         self.workers, self.swap, self.shuffle_buffer = workers, swap, shuffle_buffer
-        self.augment = augment
+        self.augment, self.keep_gb = augment, keep_gb
         self.max_dropped, self.seed, self.train_share, self.train_keys = max_dropped, seed, train_share, train_keys
         self.processor: RewardProcessor | None = None
 
@@ -246,9 +249,9 @@ class VideoPairs(L.LightningDataModule):
         if stage != "fit" and not self.benchmarks and self.paths["val"] is None:
             raise VideoAlignError("data.val and data.benchmarks are both empty, so there is nothing to evaluate on")
 
-    def _reader(self, shards: ShardSet) -> FrameReader:
+    def _reader(self, shards: ShardSet, keep_gb: float = 0.0) -> FrameReader:
         processor = self.processor
-        return FrameReader(shards, processor.sampling, processor.factor, processor.template.image)
+        return FrameReader(shards, processor.sampling, processor.factor, processor.template.image, keep_gb)
 
     def _pairs(self, which: str) -> ShardSet:
         if self.paths[which] is None:
@@ -316,7 +319,8 @@ class VideoPairs(L.LightningDataModule):
         """Decoder of pairs, which only training exchanges and changes."""
         swapped, augment = (self.seed if self.swap else None, self.augment) if training else (None, None)
         scores = scores_of if self.scores == "mean" else self._scales
-        return PairDecoder(self._reader(shards), swapped, augment, self.seed, scores)
+        reader = self._reader(shards, self.keep_gb if training else 0.0)
+        return PairDecoder(reader, swapped, augment, self.seed, scores)
 
     def _pair_loader(self, which: str, training: bool) -> ShardLoader:
         shards = self._pairs(which)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from videoalign import VideoAlignError
+from videoalign.datamodules import frames
 from videoalign.datamodules.benchmark import PAIRS
 from videoalign.datamodules.contents import RawSample, ShardError
 from videoalign.datamodules.frames import FrameReader, encode_frames
@@ -19,7 +20,7 @@ from videoalign.datamodules.pairs import PairDecoder, Video, VideoCollate, Video
 from videoalign.datamodules.shards import ShardSet, ShardWriter
 from videoalign.datamodules.stream import Dropped, Item
 from videoalign.datamodules.verify import verify
-from videoalign.datamodules.video import encode
+from videoalign.datamodules.video import decode, encode
 from videoalign.models.frame_sampling import FrameSampling
 from videoalign.models.processor import RewardProcessor
 from videoalign.models.template import Template
@@ -533,6 +534,39 @@ def test_batches_from_a_cache_are_identical(tmp_path: Path, data: Path, processo
         assert same(a["labels"], b["labels"])
         assert same(a["scores"], b["scores"])
         assert all(torch.equal(a["inputs"][name], b["inputs"][name]) for name in a["inputs"])
+
+
+@pytest.mark.parametrize(("keep", "again"), [(0.0, 1.0), (1.0, 0.0), (3e-4, 0.5)])
+def test_kept_videos_are_decoded_once_and_stay_as_they_were(
+    data: Path, processor: RewardProcessor, monkeypatch: pytest.MonkeyPatch, keep: float, again: float
+) -> None:
+    """Without memory every video is decoded again, with enough none, and with little some."""
+    shards, decoded = ShardSet(data / "pairs"), []
+    monkeypatch.setattr(frames, "decode", lambda *given: decoded.append(given[-1]) or decode(*given))
+    plain = FrameReader(shards, processor.sampling, processor.factor)
+    kept = FrameReader(shards, processor.sampling, processor.factor, keep_gb=keep)
+    samples = list(shards)
+    want = [plain(raw) for raw in samples]
+    decoded.clear()
+    for raw in samples:
+        for video in kept(raw):
+            video.zero_()  # as an augmentation might
+    first = len(decoded)
+    got = [kept(raw) for raw in samples]
+    assert all(torch.equal(a, b) for x, y in zip(got, want) for a, b in zip(x, y))
+    share = (len(decoded) - first) / first
+    assert share == again if again in (0, 1) else 0 < share < 1
+    assert sum(video.nbytes for video in kept._kept.values()) <= keep * 1e9
+
+
+def test_training_keeps_videos_and_evaluation_does_not(data: Path, processor: RewardProcessor) -> None:
+    pairs = module(processor, train=str(data / "pairs"), val=str(data / "pairs"), keep_gb=1.0)
+    train, (val, *_) = pairs.train_dataloader(), pairs.val_dataloader()
+    for loader in (train, val):
+        list(loader)
+    assert train.stream.decode.reader._kept and not val.stream.decode.reader._kept
+    with pytest.raises(VideoAlignError, match=r"data\.keep_gb must be at least 0"):
+        module(processor, train=str(data / "pairs"), keep_gb=-1.0)
 
 
 @pytest.mark.parametrize(
