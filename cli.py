@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import io
 import logging
 import os
 import select
@@ -100,6 +101,9 @@ def main(args: list[str] | None = None) -> None:
     traceback; or what the command found. 128 + N: stopped by signal N.
     """
     args = sys.argv[1:] if args is None else args
+    for stream in (sys.stdout, sys.stderr):  # a prompt may hold what the terminal's encoding lacks
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     # at its import it warns that an optional kernel for CPUs is not installed
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     if ranks.is_rank():

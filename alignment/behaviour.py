@@ -10,11 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from .. import VideoAlignError
 from ..models.number_checks import at_least, positive
-from ..models.parallelize import shard_again
+from ..models.parallelize import dealt_like, gathered, shard_again
 from .flow_sft import FlowSFT
 
 
@@ -143,8 +142,7 @@ class KeepsPolicies(FlowSFT):
         super().on_save_checkpoint(checkpoint)
         checkpoint["algorithm"] = type(self).__name__
         checkpoint["further_tensors"] = {
-            policy: {n: t.full_tensor() if isinstance(t, DTensor) else t for n, t in tensors.items()}
-            for policy, tensors in self.further_tensors().items()
+            policy: gathered(tensors) for policy, tensors in self.further_tensors().items()
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -167,17 +165,11 @@ class KeepsPolicies(FlowSFT):
                 f"besides the policy the checkpoint keeps {kept}, and this run needs {', '.join(want)}: continue with "
                 "the options of the checkpoint's run (of AWM, model.kl_average keeps the average)"
             )
-        self.take_further({p: {n: _like(t, trained[n]) for n, t in tensors.items()} for p, tensors in further.items()})
+        self.take_further(
+            {p: {n: dealt_like(t, trained[n]) for n, t in tensors.items()} for p, tensors in further.items()}
+        )
 
 
 def _assign(parameters: Mapping[str, nn.Parameter], values: Mapping[str, Tensor]) -> None:
     for name, parameter in parameters.items():
         parameter.copy_(values[name])
-
-
-def _like(value: Tensor, parameter: Tensor) -> Tensor:
-    """A tensor on a parameter's device, sharded as it is."""
-    value = value.to(parameter.device, parameter.dtype)
-    if isinstance(parameter, DTensor):
-        return distribute_tensor(value, parameter.device_mesh, parameter.placements)
-    return value.clone()

@@ -11,8 +11,9 @@ from .. import VideoAlignError
 from ..datamodules.prompt_groups import Drawn, Places
 from ..models.backprop import chain_times
 from ..models.family import Condition, Step
-from ..models.flow import draw_seed, expand
+from ..models.flow import draw_seed, expand, normal
 from ..models.policy_losses import clipped_losses, guarded_ratios
+from ..models.scoring import failing_as
 from ..models.sde import SDE, AllSteps, Diffusion, FlowSDE, Window
 from ..models.shifted_schedule import shifted
 from .on_policy import OnPolicy
@@ -67,7 +68,7 @@ class FlowGRPO(OnPolicy):
         self.clip, self.guard, self.kl, self.kl_unit, self.halves = clip, guard, kl, kl_unit, halves
         if kwargs.get("passes", 1) != 1:
             raise VideoAlignError("model.passes is the number of the window's steps; leave it out")
-        self.passes = len(self.window.steps(self.sampling.steps, 0, 0))
+        self.passes = len(self._steps(0, 0))
         if guard and not isinstance(self.sde, Diffusion):
             raise VideoAlignError(
                 f"model.guard takes the bias out of ratios of normal densities, and those of {type(self.sde).__name__} "
@@ -83,8 +84,22 @@ class FlowGRPO(OnPolicy):
         Raises:
             VideoAlignError: If the window does not lie within the steps.
         """
-        seed = draw_seed("window", self.trainer.datamodule.seed, iteration)
-        return self.window.steps(self.sampling.steps, iteration, seed)
+        found = self._steps(iteration, draw_seed("window", self.trainer.datamodule.seed, iteration))
+        if len(found) != self.passes:
+            raise VideoAlignError(
+                f"model.window ({type(self.window).__name__}) gave {len(found)} steps in iteration {iteration} and "
+                f"{self.passes} before; it must always give as many"
+            )
+        return found
+
+    def _steps(self, iteration: int, seed: int) -> list[int]:
+        steps, who = self.sampling.steps, f"model.window ({type(self.window).__name__})"
+        with failing_as(f"{who} failed"):
+            found = list(self.window.steps(steps, iteration, seed))
+        ascending = all(type(n) is int for n in found) and found == sorted({*found})
+        if not found or not ascending or not 0 <= found[0] <= found[-1] < steps:
+            raise VideoAlignError(f"{who} gave {found}; it gives numbers of steps from 0 to {steps - 1}, ascending")
+        return found
 
     # --- sampling with noise ----------------------------------------------------------------------------------------
 
@@ -107,7 +122,7 @@ class FlowGRPO(OnPolicy):
             mean, std = self._moments(x, velocity, number, times)
             before.append(x)
             seeds = [draw_seed("step", one.seed, number) for one in drawn]
-            fresh = torch.stack([_normal(seed, x.shape[1:], x.device) for seed in seeds])
+            fresh = torch.stack([normal(x.shape[1:], torch.Generator(x.device).manual_seed(seed)) for seed in seeds])
             x = generator.with_image(mean + expand(std, mean) * fresh, condition)
             after.append(x)
         return x, {"before": torch.stack(before, 1), "after": torch.stack(after, 1)}
@@ -198,7 +213,3 @@ class FlowGRPO(OnPolicy):
         """Rows (B,) that train; arguments as in :meth:`.OnPolicy.unlike`."""
         unlike = super().unlike(rollout, places)
         return unlike & rollout.more["chosen"][places.rows].to(self.device) if self.halves else unlike
-
-
-def _normal(seed: int, shape: Sequence[int], device: torch.device) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator(device).manual_seed(seed), device=device)

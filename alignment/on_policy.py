@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from torch import Tensor, nn
 
 from .. import VideoAlignError
@@ -91,7 +92,7 @@ class OnPolicy(KeepsPolicies):
         self.scorers, self.sampling = dict(rewards), sampling.complete()
         self.advantages = advantages
         weighted = advantages.weights if advantages else {}
-        if lacking := [name for name in weighted if name.split("/")[0] not in rewards]:
+        if lacking := [name for name in weighted if "/" not in name or name.split("/")[0] not in rewards]:
             raise VideoAlignError(
                 f"model.advantages.weights names {', '.join(lacking)}, but the rewards under model.rewards are "
                 f"{', '.join(rewards)}; a weight's name is REWARD/NAME, such as {next(iter(rewards))}/VQ"
@@ -107,6 +108,11 @@ class OnPolicy(KeepsPolicies):
     def setup(self, stage: str) -> None:
         """Refuse what cannot work together."""
         super().setup(stage)
+        if stage in ("validate", "test"):
+            raise VideoAlignError(
+                f"{type(self).__name__} has nothing to be validated or tested on: HeldOutPrompts measures it while it "
+                "trains, and `videoalign compare` what it has exported"
+            )
         trainer = self.trainer
         groups = require(trainer.datamodule, DrawsGroups, type(self).__name__)
         if trainer.accumulate_grad_batches != 1:
@@ -114,10 +120,20 @@ class OnPolicy(KeepsPolicies):
                 f"trainer.accumulate_grad_batches is {trainer.accumulate_grad_batches}, but an iteration's samples "
                 "make model.updates optimizer steps, whatever their number; leave it at 1"
             )
-        if trainer.limit_train_batches != 1.0 or trainer.fast_dev_run:
+        # 1 is one batch, 1.0 all of them; overfit_batches sets the same limit
+        if isinstance(limit := trainer.limit_train_batches, int) or limit != 1.0 or trainer.fast_dev_run:
             raise VideoAlignError(
-                "trainer.limit_train_batches and fast_dev_run end an iteration within its optimizer step; make it "
-                "smaller (data.groups, data.samples), or end after trainer.max_epochs iterations"
+                "trainer.limit_train_batches, overfit_batches and fast_dev_run end an iteration within its optimizer "
+                "step; make it smaller (data.groups, data.samples), or end after trainer.max_epochs iterations"
+            )
+        if trainer.reload_dataloaders_every_n_epochs:
+            raise VideoAlignError(
+                "trainer.reload_dataloaders_every_n_epochs would begin with iteration 0 again and again; leave it out"
+            )
+        if any(isinstance(callback, GradientAccumulationScheduler) for callback in trainer.callbacks):
+            raise VideoAlignError(
+                "trainer.callbacks has a GradientAccumulationScheduler, but an iteration's samples make model.updates "
+                "optimizer steps; leave it out"
             )
         trainer.accumulate_grad_batches = groups.rounds().accumulated
         if self.lora is not None and self.lora.dropout:

@@ -12,6 +12,7 @@ from .. import VideoAlignError
 from ..datamodules.contracts import NamesBenchmark, offers
 from ..models import preference
 from ..models.dimensions import DIMENSIONS
+from ..models.finite import require_finite
 from ..models.metrics import Calibration, PreferenceAccuracy, RewardMoments
 from ..models.parallelize import shard
 from ..models.processor import RewardProcessor
@@ -158,6 +159,9 @@ class RewardModel(Training):
         if "benchmark" in batch:
             return {"rewards": self(batch["inputs"])}  # (B, D)
         rewards, (labels, scores), valid = self._rewards(batch), self._masked(batch), batch["valid"]
+        if not rewards.isfinite().all():
+            seen = {key: rewards[:, place] for place, key in enumerate(batch["keys"])}
+            require_finite("the rewards of held-out pairs", seen, "training has diverged: lower model.optimizer's lr")
         margins = rewards[0] - rewards[1]
         per_dimension = labels[:, : len(DIMENSIONS)]
         self.held_out_means.add("loss", *self.pair_losses(rewards, per_dimension, scores))

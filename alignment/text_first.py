@@ -7,10 +7,7 @@ import torch
 
 from ..bars import Bar
 from ..datamodules.contracts import HasPrompts, require
-from ..models.family import Encoded
-
-AT_ONCE = 16
-"""Prompts that are embedded at once."""
+from ..models.family import PROMPTS_AT_ONCE, Encoded
 
 
 def embed_first(module: L.LightningModule, further: Sequence[str], truncate: bool = False) -> dict[str, Encoded]:
@@ -36,8 +33,8 @@ def embed_first(module: L.LightningModule, further: Sequence[str], truncate: boo
     found: dict[str, Encoded] = {}
     bar = Bar("prompts", len(prompts)) if trainer.is_global_zero else None
     with trainer.precision_plugin.forward_context():
-        for first in range(0, len(prompts), AT_ONCE):
-            some = prompts[first : first + AT_ONCE]
+        for first in range(0, len(prompts), PROMPTS_AT_ONCE):
+            some = prompts[first : first + PROMPTS_AT_ONCE]
             encoded = generator.encode_prompts(some, truncate)
             found |= {p: {name: part.cpu() for name, part in e.items()} for p, e in zip(some, encoded)}
             if bar:

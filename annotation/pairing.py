@@ -45,7 +45,7 @@ def split_prompts(prompts: Sequence[str], shares: Sequence[float], seed: int) ->
         VideoAlignError: The shares leave nothing for training, or there are too few prompts.
     """
     validation, benchmark = shares
-    if min(shares) < 0 or sum(shares) >= 1:
+    if not (min(shares) >= 0 and sum(shares) < 1):  # NaN is refused, too
         raise VideoAlignError(
             f"shares of validation and benchmark {tuple(shares)} must not be negative, and leave some for training"
         )

@@ -27,8 +27,8 @@ def invite(session: Session, name: str, role: str) -> str:
     """Add a person, or give one whose link was revoked a new link; returns the link's secret, which is not kept."""
     if role not in ROLES:
         raise VideoAlignError(f"role {role!r} is unknown; choose one of {', '.join(ROLES)}")
-    if not name.strip():
-        raise VideoAlignError("an annotator needs a name")
+    if not name.strip() or not name.isprintable():
+        raise VideoAlignError("an annotator needs a name, of characters that can be printed")
     token = secrets.token_urlsafe(24)
     known = session.scalar(select(AnnotatorRow).where(AnnotatorRow.name == name))
     if known is None:

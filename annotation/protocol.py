@@ -63,6 +63,9 @@ class RatingProtocol:
             raise VideoAlignError(f"protocol: {', '.join(wrong)} must be true or false")
         if low := [name for name, value in whole.items() if type(value) is not int or value < 1]:
             raise VideoAlignError(f"protocol: {', '.join(low)} must be whole numbers of at least 1")
+        numbers = {name: getattr(self, name) for name in ("repeats", "training_pass", "hold_minutes")}
+        if odd := [n for n, value in numbers.items() if isinstance(value, bool) or not isinstance(value, int | float)]:
+            raise VideoAlignError(f"protocol: {', '.join(odd)} must be a number")
         if not 0 <= self.repeats < 1 or not 0 <= self.training_pass <= 1:
             raise VideoAlignError("protocol: repeats is a share in [0, 1), training_pass one in [0, 1]")
         if not (math.isfinite(self.hold_minutes) and self.hold_minutes > 0):

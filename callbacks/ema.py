@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import VideoAlignError
-from ..models.parallelize import shard_again
+from ..models.parallelize import dealt_like, gathered, shard_again
 
 
 class EMA(L.Callback):
@@ -34,9 +34,7 @@ class EMA(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start from the weights, or from the average that a checkpoint holds."""
         begin = {name: p.detach().float().clone() for name, p in self._trained(pl_module).items()}
-        self.average = {
-            name: self.average[name].to(value) if name in self.average else value for name, value in begin.items()
-        }
+        self.average = {name: dealt_like(self.average.get(name, value), value) for name, value in begin.items()}
 
     @torch.no_grad()
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *rest: Any) -> None:
@@ -48,14 +46,16 @@ class EMA(L.Callback):
         for name, parameter in self._trained(pl_module).items():
             self.average[name].lerp_(parameter.float(), 1 - decay)
 
+    @torch.inference_mode(False)  # in which Lightning validates, and in which shards cannot be exchanged
     @torch.no_grad()
     def _swap_in(self, module: L.LightningModule) -> None:
         if self.average and self.kept is None:
             parameters = self._trained(module)
             self.kept = {name: p.detach().clone() for name, p in parameters.items()}
             for name, parameter in parameters.items():
-                parameter.copy_(self.average[name])
+                parameter.copy_(dealt_like(self.average[name], parameter))
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def _swap_out(self, module: L.LightningModule) -> None:
         if self.kept is not None:
@@ -100,8 +100,8 @@ class EMA(L.Callback):
             checkpoint["state_dict"][name] = value
 
     def state_dict(self) -> dict[str, Any]:
-        """The average, and the number of steps in it."""
-        return {"average": self.average, "steps": self.steps}
+        """The average, and the number of steps in it. Collective where weights are sharded; rank 0 writes it."""
+        return {"average": gathered(self.average), "steps": self.steps}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the average, and the number of steps in it."""

@@ -4,12 +4,14 @@ from collections.abc import Mapping
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from .. import VideoAlignError
-from ..datamodules.contracts import AlignsGenerator, HasRewards, offers, require
+from ..datamodules.contracts import AlignsGenerator, DrawsGroups, HasRewards, offers, require
 from ..datamodules.data_ranks import merged
 from ..datamodules.prompts import read_items
+from ..datamodules.ratings import prompt_key
 from ..models.intervals import interval_text, mean_interval
 from ..models.number_checks import at_least
 from ..models.scoring import ScoresVideos, check_rewards, placed, rated_latents
@@ -65,6 +67,12 @@ class HeldOutPrompts(WatchesPolicy):
             )
         if not own and not self.rewards:
             raise VideoAlignError("HeldOutPrompts.rewards is empty: name what scores the videos")
+        known = trainer.datamodule.all_prompts() if offers(trainer.datamodule, DrawsGroups) else ()
+        if shared := {*map(prompt_key, self.prompts)} & {*map(prompt_key, known)}:
+            rank_zero_warn(
+                f"HeldOutPrompts: {len(shared)} of its prompts are trained on too (such as {min(shared)[:60]!r}), and "
+                "tell nothing of others"
+            )
         check_rewards(own | self.rewards, list(dict.fromkeys(self.prompts)))
 
     @staticmethod

@@ -219,7 +219,7 @@ class PromptSampler:
                 found[number] |= encoder.encode_images(picture, sampling.num_frames)[0]
         del encoder
         _free(device)
-        return [*(encoded or []), *found]
+        return [*(encoded or []), *({name: part.cpu() for name, part in one.items()} for one in found)]
 
     @contextlib.contextmanager
     def sampling_of(self, who: str, rounds: int) -> Iterator[None]:

@@ -1,6 +1,7 @@
 """A reliability diagram at each validation: do outcomes come true as often as they were said to be probable?"""
 
 import lightning as L
+import torch
 from matplotlib.figure import Figure
 
 from ..datamodules.contracts import HasCalibration, require
@@ -25,7 +26,11 @@ class ReliabilityDiagram(L.Callback):
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Compute on every rank, and draw on the first. Collective: every rank must call it."""
         calibration = self._calibration(pl_module)
-        if trainer.sanity_checking or not calibration.update_called:
+        if trainer.sanity_checking:
+            return
+        # of a rank whose batches were all unusable, the others have some
+        updated = torch.tensor(float(calibration.update_called), device=pl_module.device)
+        if not trainer.strategy.reduce(updated, reduce_op="sum"):
             return
         reliability = calibration.compute()
         if media := media_of(trainer):

@@ -20,6 +20,7 @@ from ..callbacks.reward_bench import bar_chart, table, too_few_prompts
 from ..callbacks.run_media import TensorBoardMedia
 from ..datamodules.addresses import short_name
 from ..datamodules.benchmark import Benchmark
+from ..datamodules.set_index import outside_sets
 from ..models.benchmark_protocols import PROTOCOLS, BenchmarkProtocol, accuracy_four_way, official_accuracy_with_ties
 from ..models.dimensions import DIMENSIONS, OVERALL
 from ..models.files import write_json
@@ -66,6 +67,7 @@ def measure(
         raise VideoAlignError("two --data folders have the same name, by which their results would be told apart")
     sets = {name: Benchmark(path) for name, path in names.items()}
     _check(protocol, sets, overall, ways)
+    outside_sets(out)
     with held(out):
         described, std = _judge_under(judge, protocol, min_pixels)
         overall = overall or (protocol.overall if protocol else "sum")

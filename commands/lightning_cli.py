@@ -33,6 +33,7 @@ from ..models.yaml_text import check_yaml, too_large
 from ..redaction import redacted_tree
 from .config_faults import FLAGS, Group, explained, group_of, unknown
 from .config_files import configured, put_behind
+from .devices import supported
 from .logger_errors import explained_loggers
 from .newest_checkpoint import check_exists, resolved
 from .quiet import quiet
@@ -200,7 +201,8 @@ class ExperimentCLI(LightningCLI):
                 raise VideoAlignError(f"trainer.{name} must be {wanted}, got {value}")
         self.end = RunEnd()
         self.trainer_defaults["callbacks"] = [self.end, *self._shown()]
-        return stoppable(own_folders(whole_checkpoints(super().instantiate_trainer(**kwargs))))
+        trainer = supported(super().instantiate_trainer(**kwargs))
+        return stoppable(own_folders(whole_checkpoints(trainer)))
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs = super()._prepare_subcommand_kwargs(subcommand)

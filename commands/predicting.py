@@ -11,7 +11,7 @@ from .. import VideoAlignError
 from ..callbacks.progress import Progress
 from ..callbacks.stoppable import stoppable
 from ..models.locks import first_process
-from .devices import DEVICES
+from .devices import DEVICES, supported
 from .quiet import quiet
 
 
@@ -37,21 +37,20 @@ def predicting(
     quiet()
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)  # the results are printed, and nothing else
-    return stoppable(
-        L.Trainer(
-            accelerator=device,
-            devices=devices,
-            num_nodes=nodes,
-            strategy="auto" if nodes * devices == 1 else "ddp",
-            precision="bf16-mixed" if mixed else "32-true",
-            use_distributed_sampler=False,
-            logger=False,
-            enable_checkpointing=False,
-            enable_model_summary=False,
-            callbacks=[*([Progress()] if bar else []), *callbacks],
-            enable_progress_bar=bar,
-        )
+    trainer = L.Trainer(
+        accelerator=device,
+        devices=devices,
+        num_nodes=nodes,
+        strategy="auto" if nodes * devices == 1 else "ddp",
+        precision="bf16-mixed" if mixed else "32-true",
+        use_distributed_sampler=False,
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        callbacks=[*([Progress()] if bar else []), *callbacks],
+        enable_progress_bar=bar,
     )
+    return stoppable(supported(trainer))
 
 
 def _nodes(devices: int) -> tuple[int, int]:

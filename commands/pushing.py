@@ -1,5 +1,6 @@
 """Publishing a folder on the hub: one commit with all of it and its card, or nothing."""
 
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -60,6 +61,8 @@ def push(
         VideoAlignError: Where the folder is not whole, this machine may not write there, or the hub does not answer.
     """
     _check(wishes)
+    if card_only not in (None, "-") and os.path.lexists(card_only):
+        raise VideoAlignError(f"--card-only {card_only} exists already; name a new file or remove it first")
     api = None if card_only else _api(wishes.to)
     results = [measured(path) for path in wishes.metrics]
     subject = subject_of(Path(folder), wishes.base)

@@ -21,12 +21,12 @@ from .reward_judge import RewardJudge
 
 def read_list(path: str) -> list[Listed]:
     """Videos of a CSV with the columns path and prompt, and perhaps image; paths are relative to the CSV's folder."""
-    rows = sound_rows(path, ("path", "prompt"), f"--csv {path}")
+    rows = sound_rows(path, ("path", "prompt"), f"--csv {path}", optional=("image",))
     if short := [line for line, row in rows if not row["path"].strip() or not row["prompt"].strip()]:
         raise VideoAlignError(f"--csv {path}: lines {short[:5]} lack a path or a prompt")
     place = Path(path).parent
     images = [str(place / image) if (image := row.get("image", "").strip()) else "" for _, row in rows]
-    return [_listed(str(place / row["path"]), row["prompt"], image) for (_, row), image in zip(rows, images)]
+    return [_listed(str(place / row["path"].strip()), row["prompt"], image) for (_, row), image in zip(rows, images)]
 
 
 def _listed(path: str, prompt: str, image: str = "") -> Listed:

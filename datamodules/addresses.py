@@ -1,6 +1,7 @@
 """Addresses of sets: local folders, ``s3://``, ``gs://``, ``https://`` and ``hf://``, and lists of them in braces."""
 
 import importlib.util
+import itertools
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -170,6 +171,10 @@ def short_name(path: str | Path) -> str:
     return shown(path).rpartition("/")[2] if is_address(path) else Path(path).resolve().name
 
 
+MOST_SETS = 10_000
+"""Largest number of sets that one path names."""
+
+
 def expanded(path: str | Path) -> list[str | Path]:
     """The sets that a path with braces names, such as ``s3://bucket/set-{0..3}`` or ``/data/{cats,dogs}``.
 
@@ -186,7 +191,9 @@ def expanded(path: str | Path) -> list[str | Path]:
         from braceexpand import UnbalancedBracesError, braceexpand
 
         try:
-            found = list(braceexpand(text))
+            found = list(itertools.islice(braceexpand(text), MOST_SETS + 1))
         except UnbalancedBracesError:
             raise VideoAlignError(f"{redacted(text)}: a brace is not closed") from None
+        if len(found) > MOST_SETS:
+            raise VideoAlignError(f"{redacted(text)}: the braces name more than {MOST_SETS} sets")
     return [one if is_address(one) else Path(one.removeprefix("file://")) for one in found]

@@ -43,6 +43,14 @@ class Benchmark:
                 raise VideoAlignError(
                     f"{self.shards.name}/{PAIRS}, line {number}: unknown labels {unknown}; they are A, B, same, invalid"
                 )
+        seen: dict[frozenset[str], int] = {}
+        for number, row in enumerate(self.rows, 2):
+            ends = frozenset((row["key_A"], row["key_B"]))
+            where = f"{self.shards.name}/{PAIRS}, line {number}"
+            if len(ends) < 2:
+                raise VideoAlignError(f"{where}: compares the video {row['key_A']} with itself")
+            if seen.setdefault(ends, number) != number:
+                raise VideoAlignError(f"{where}: rates the pair of line {seen[ends]} again; leave one of them")
         self.keys = list(dict.fromkeys(row[end] for row in self.rows for end in ("key_A", "key_B")))
         self.numbers = {key: number for number, key in enumerate(self.keys)}
 

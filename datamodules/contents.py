@@ -10,7 +10,7 @@ import io
 import json
 import re
 import tarfile
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 from .. import VideoAlignError
 from .attempts import StoreError
 from .stores import StoredFile
+from .tar_members import compression, plain_files
 
 _KEY = re.compile(r"[A-Za-z0-9_-]+")
 IMAGES = ("jpg", "png", "webp")
@@ -107,7 +108,7 @@ def parse_record(text: str | bytes, name: str) -> dict:
         ShardError: If the text is no JSON object.
     """
     try:
-        record = json.loads(text)
+        record = json.loads(text.decode() if isinstance(text, bytes) else text)  # of bytes it would guess an encoding
         if not isinstance(record, dict):
             raise ValueError("not an object")
         return record
@@ -297,8 +298,8 @@ def walk(path: Path, members: Iterable[str], checksums: bool = True) -> pa.Table
     rows: dict[str, dict] = {}
     last = None
     try:
-        with tarfile.open(path) as tar:
-            for member, content in _plain_files(tar, path, checksums):
+        with tarfile.open(path, "r:") as tar:  # places in a file that is compressed would be those of the unpacked one
+            for member, content in plain_files(tar, path, checksums):
                 key, _, extension = member.name.partition(".")
                 if not is_key(key):
                     raise ShardError(f"{path.name}: member name {member.name!r} is not a plain key and a type")
@@ -312,6 +313,8 @@ def walk(path: Path, members: Iterable[str], checksums: bool = True) -> pa.Table
                 if extension == "json":
                     row["record"] = _text(content, f"{path.name}, key {key!r}")
     except (OSError, tarfile.TarError, ValueError) as error:
+        if packed := compression(path):
+            raise ShardError(f"{path.name} is compressed ({packed}); unpack it, shards are plain tar files") from None
         raise ShardError(f"{path.name} cannot be read past sample {len(rows)} ({_short(error)})") from None
     for key, row in rows.items():
         if why := misfit(row.keys() - {"record"}, members):
@@ -329,18 +332,6 @@ def _text(content: bytes, name: str) -> str:
         return content.decode()
     except UnicodeDecodeError as error:
         raise ShardError(f"{name}: its .json is not valid ({error})") from None
-
-
-def _plain_files(tar: tarfile.TarFile, path: Path, contents: bool) -> Iterator[tuple[tarfile.TarInfo, bytes]]:
-    """Members with their contents; of the records alone unless ``contents`` is set, else empty."""
-    for member in tar:
-        if not member.isreg():
-            raise ShardError(f"{path.name}: member {member.name!r} is no regular file")
-        read = contents or member.name.endswith(".json")
-        content = tar.extractfile(member).read() if read else b""
-        if read and len(content) != member.size:
-            raise ShardError(f"{path.name}: member {member.name!r} is cut short")
-        yield member, content
 
 
 def _short(error: Exception) -> str:

@@ -22,6 +22,7 @@ from .import_csv import REQUIRED
 from .importing import Progress, Report, Row, rated_row, read_rows, write_set
 from .limits import FILE_BYTES
 from .media import Folder, Media, open_media
+from .ratings import is_whole
 from .tables import read_table
 from .uploads import claims_set, scratch_beside
 
@@ -201,11 +202,8 @@ def _unpacked(files: list[Path], spool: Path) -> Iterator[tuple[int, dict[str, s
 
 
 def _text(name: str, value: str) -> None:
-    """Refuse a lone surrogate, half a character, which JSON can spell and no file can hold."""
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise VideoAlignError(f"{name} holds half a character ({value[:40]!r})") from None
+    if not is_whole(value):
+        raise VideoAlignError(f"{name} holds half a character ({value[:40]!r})")
 
 
 def _path(value: Any, column: str, spool: Path) -> str:

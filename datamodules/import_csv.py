@@ -3,7 +3,7 @@
 from concurrent.futures import Executor
 from pathlib import Path
 
-from ..models.dimensions import DIMENSIONS
+from ..models.dimensions import DIMENSIONS, OVERALL
 from .importing import Progress, Report, rated_row, read_rows, write_set
 from .media import Images, open_media
 from .shards import Kind
@@ -11,6 +11,8 @@ from .tables import read_table
 from .uploads import claims_set
 
 REQUIRED = ("path_A", "path_B", "prompt", *DIMENSIONS)
+OPTIONAL = (OVERALL, "A_model", "B_model", "image", *(f"MOS_{side}_{name}" for side in "AB" for name in DIMENSIONS))
+"""Columns that are read where they are there."""
 
 
 @claims_set
@@ -50,7 +52,7 @@ def import_csv(
         VideoAlignError: If the CSV cannot be read, or rows are invalid and not left out.
     """
     media = open_media(videos)
-    report = read_rows(read_table(ratings, REQUIRED), media, rated_row, Images(media, ratings))
+    report = read_rows(read_table(ratings, REQUIRED, optional=OPTIONAL), media, rated_row, Images(media, ratings))
     return write_set(
         report, str(ratings), media, out, kind, skip_bad_rows, allow_missing, pool, progress, seed, held_out
     )

@@ -13,7 +13,7 @@ from ..models.dimensions import DIMENSIONS
 from .media import ImageFile, Images, Media, MissingVideo
 from .new_samples import NewSample, Progress, write_samples
 from .parallel import in_order
-from .ratings import COLUMNS, LABELS, check_score, prompt_key, share_table
+from .ratings import COLUMNS, LABELS, check_score, prompt_key, says_something, share_table
 from .shards import Kind
 from .split_sets import Compared
 from .uploads import claims_set
@@ -150,7 +150,7 @@ def read_rows(
             paths = found[:2]
             if paths[0] == paths[1]:
                 raise VideoAlignError(f"both videos are {paths[0]}")
-            if not cells["prompt"].strip():
+            if not says_something(cells["prompt"]):
                 raise VideoAlignError("there is no prompt")
             sound = row(line, cells, tuple(paths))
             sound.image = found[2] if images else None
@@ -294,6 +294,9 @@ def write_set(
     report.clips, bad = look(media, (path for row in report.rows for path in row.paths), pool, progress)
     bad |= look_at_images((row.image for row in report.rows), pool, progress)
     unusable = {r.line: [bad[file] for file in (*r.paths, r.image) if file in bad] for r in report.rows}
+    for row in report.rows:
+        if not unusable[row.line] and media.same(*row.paths):
+            unusable[row.line] = [f"the videos {row.paths[0]} and {row.paths[1]} are the same, byte by byte"]
     report.rejected = sorted([*report.rejected, *((line, "; ".join(why)) for line, why in unusable.items() if why)])
     report.rows = [row for row in report.rows if not unusable[row.line]]
     remedies = ["No row is sound."] if not report.rows else []

@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from .. import VideoAlignError
+from ..models.dimensions import DIMENSIONS
 from ..models.flow import draw_seed
 from ..models.frame_sampling import FRAME_FACTOR
 from ..models.number_checks import at_least
@@ -260,6 +261,19 @@ class VideoPairs(L.LightningDataModule):
             )
         return ShardSet(self.paths[which], "pairs")
 
+    def _rated(self, shards: ShardSet, contents: Contents) -> Contents:
+        """The pairs, of which at least one must be rated: without any, training would run and teach nothing."""
+        for content in contents:
+            record, scores = content.record, None
+            labels = labels_of(record, content.name)[: len(DIMENSIONS)]
+            if labels.isnan().all():
+                scores = scores_of(record, content.name)
+            if scores is None or not scores.isnan().all():
+                return contents
+        raise VideoAlignError(
+            f"{shards.name}: none of its {len(contents)} pairs has a label or a score; rate some first"
+        )
+
     def _chosen(self, shards: ShardSet) -> Contents:
         """The training pairs to use: all, those of a list, or exactly a share, by a draw for each key."""
         contents = shards.contents()
@@ -325,7 +339,8 @@ class VideoPairs(L.LightningDataModule):
     def _pair_loader(self, which: str, training: bool) -> ShardLoader:
         shards = self._pairs(which)
         decode = self._decoder(shards, training)
-        return self._loader(shards, self._chosen(shards) if training else shards.contents(), decode, training)
+        contents = self._rated(shards, self._chosen(shards) if training else shards.contents())
+        return self._loader(shards, contents, decode, training)
 
     def train_dataloader(self) -> ShardLoader:
         """Batches of pairs, shuffled anew each epoch."""

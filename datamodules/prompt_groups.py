@@ -7,7 +7,7 @@ Legend: G groups of K samples in an iteration, N = G K; a rank's share are N / r
 """
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -101,10 +101,11 @@ class IterationLoader:
 
     Args:
         rounds: Size of an iteration.
+        drawn: What decides which samples there are, by the names of the settings.
     """
 
-    def __init__(self, rounds: Rounds) -> None:
-        self.rounds, self.iteration, self.done = rounds, 0, 0
+    def __init__(self, rounds: Rounds, drawn: Mapping[str, int]) -> None:
+        self.rounds, self.drawn, self.iteration, self.done = rounds, dict(drawn), 0, 0
 
     def __len__(self) -> int:
         return self.rounds.updates * self.rounds.accumulated
@@ -116,11 +117,11 @@ class IterationLoader:
                 self.iteration, self.done = self.iteration + 1, 0
             yield places
 
-    def state_dict(self) -> dict[str, int]:
+    def state_dict(self) -> dict[str, Any]:
         """The place to go on from."""
-        return {"iteration": self.iteration, "done": self.done, "length": len(self)}
+        return {"iteration": self.iteration, "done": self.done, "length": len(self), "drawn": self.drawn}
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a place.
 
         Args:
@@ -134,6 +135,12 @@ class IterationLoader:
                 f"the checkpoint stands in the middle of an iteration of {state['length']} batches, but now they are "
                 f"{len(self)}: continue with the groups, samples, batch_size, updates, passes and number of ranks that "
                 "it was written with"
+            )
+        if state["done"] and (before := state.get("drawn", self.drawn)) != self.drawn:
+            other = ", ".join(f"data.{n} {before[n]}, now {v}" for n, v in self.drawn.items() if before[n] != v)
+            raise VideoAlignError(
+                f"the checkpoint stands in the middle of an iteration of other samples ({other}): continue with the "
+                "settings that it was written with"
             )
         self.iteration, self.done = state["iteration"], state["done"]
 
@@ -166,6 +173,8 @@ class PromptGroups(L.LightningDataModule):
     ) -> None:
         super().__init__()
         at_least(1, "data.", groups=groups, batch_size=batch_size)
+        if type(seed) is not int:
+            raise VideoAlignError(f"data.seed must be a whole number, got {seed}")
         if samples < 2:
             raise VideoAlignError(f"data.samples is {samples}, but a group is compared with itself: it needs 2 or more")
         self.items, self.name = read_items(prompts), f"prompts {prompts}"
@@ -218,7 +227,8 @@ class PromptGroups(L.LightningDataModule):
 
     def train_dataloader(self) -> IterationLoader:
         """Batches of all iterations; an epoch is one iteration."""
-        return IterationLoader(self.rounds())
+        drawn = {"seed": self.seed, "groups": self.groups, "samples": self.samples}
+        return IterationLoader(self.rounds(), drawn)
 
     def sizes(self) -> dict[str, Any]:
         """Sizes of an iteration, for messages and logs."""

@@ -59,7 +59,7 @@ def read_items(path: str | Path) -> list[Item]:
     """
     name = f"prompts {path}"
     if Path(path).suffix.lower() == ".csv":
-        rows = sound_rows(path, ("prompt",), name, fill=True)
+        rows = sound_rows(path, ("prompt",), name, fill=True, optional=("image",))
     else:
         # splitlines would also split at Unicode's further line separators, which a prompt may hold
         lines = read_text(path, name).replace("\r\n", "\n").replace("\r", "\n").split("\n")

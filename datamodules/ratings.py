@@ -115,9 +115,25 @@ def check_score(value: object, name: str) -> float:
 def prompt_of(record: dict, name: str) -> str:
     """The prompt of a record, or an error where it is missing or empty."""
     prompt = record.get("prompt")
-    if not isinstance(prompt, str) or not prompt.strip():
+    if not isinstance(prompt, str) or not says_something(prompt):
         raise ShardError(f"{name}: there is no prompt")
+    if not is_whole(prompt):
+        raise ShardError(f"{name}: its prompt holds half a character ({prompt[:40]!r})")
     return prompt
+
+
+def says_something(text: str) -> bool:
+    """Whether a text has a character that can be seen; spaces of no width are none."""
+    return any(character.isprintable() and not character.isspace() for character in text)
+
+
+def is_whole(text: str) -> bool:
+    """Whether a text holds no lone surrogate, half a character, which JSON can spell and no tokenizer or file takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def prompt_key(prompt: str) -> str:

@@ -7,6 +7,7 @@ bits become 8; CMYK and palettes are converted without a colour profile.
 
 import hashlib
 import io
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -122,4 +123,5 @@ def _opened(content: bytes, name: str) -> Image.Image:
             image.load()
             return image
     except _DAMAGE as error:
-        raise ImageError(f"{name} cannot be read as an image ({error})") from None
+        why = re.sub(r" <_io\.BytesIO[^>]*>", "", str(error))
+        raise ImageError(f"{name} cannot be read as an image ({why})") from None

@@ -8,8 +8,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from .. import VideoAlignError
 from ..models.dimensions import DIMENSIONS
-from ..models.files import parse_json, write_json
+from ..models.files import parse_json, read_json, write_json
+from ..models.locks import real
 from .contents import ShardError, packed, table_name, walk
 
 INDEX, WHAT = "index.json", "a folder of shards"
@@ -155,3 +157,22 @@ def sha256(path: Path) -> str:
     """Hex digest of a file."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def outside_sets(out: str | Path) -> None:
+    """Refuse an output that is a set, or lies in one: files that its index does not list damage a set.
+
+    Args:
+        out: Local folder that is to be written.
+
+    Raises:
+        VideoAlignError: Where a set is there, or above.
+    """
+    place = real(out)
+    for folder in (place, *place.parents):
+        try:
+            is_set = read_json(folder / INDEX, WHAT).get("format") == FORMAT if (folder / INDEX).is_file() else False
+        except (VideoAlignError, AttributeError, OSError):
+            continue  # an index of something else
+        if is_set:
+            raise VideoAlignError(f"output {out} lies in the set {folder}, which would be damaged; name another folder")

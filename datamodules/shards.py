@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Self
 from .addresses import THREADS, short_name, shown
 from .contents import Content, Contents, RawSample, ShardError, is_key, misfit, table_name
 from .parallel import in_order
+from .ratings import COLUMNS
 from .sample_images import SampleImage
 from .set_index import FORMAT, INDEX, SIDES, Index, Kind, Shard, sha256
 from .spreadsheets import exact
@@ -264,7 +265,11 @@ class ShardSet:
         """
         if name not in self.index.tables and not self.parts[0].has(name):
             raise ShardError(f"{self.name} has no {name}: it holds videos, but no rated pairs of them")
-        return [row for part in self.parts for _, row in sound_rows(part.file(name), name=f"{part.name}/{name}")]
+        return [
+            row
+            for part in self.parts
+            for _, row in sound_rows(part.file(name), name=f"{part.name}/{name}", optional=COLUMNS)
+        ]
 
 
 def add_contents(folder: str | Path) -> int:

@@ -268,6 +268,8 @@ def open_store(path: str | Path) -> Store:
     """
     if not is_address(path):
         return LocalStore(Path(path))
+    if not str(path).partition("://")[2].strip("/"):
+        raise VideoAlignError(f"{path}: the address names no place, such as {path}bucket/set")
     scheme_of(str(path))
     return RemoteStore(str(path).rstrip("/"))
 

@@ -16,7 +16,11 @@ Line = tuple[int, dict[str, str] | str]
 
 
 def read_table(
-    path: str | Path | bytes, required: Sequence[str] = (), name: str = "", fill: bool = False
+    path: str | Path | bytes,
+    required: Sequence[str] = (),
+    name: str = "",
+    fill: bool = False,
+    optional: Sequence[str] = (),
 ) -> list[Line]:
     """Rows of a CSV in UTF-8 (with a byte order mark or without), separated by commas.
 
@@ -27,6 +31,8 @@ def read_table(
         required: Columns that the table must have.
         name: What to call the file in messages, such as ``--csv list.csv``; its path if not given. Content needs one.
         fill: Whether missing cells at the end of a row count as empty.
+        optional: Further columns that are read where they are there; one that differs from these in capitals alone is
+            refused.
 
     Returns:
         Every row, in order; a row with too many or too few fields has a reason in place of cells.
@@ -40,7 +46,7 @@ def read_table(
     header = [column.strip() for column in header]
     if not header:
         raise VideoAlignError(f"{name} has no rows, it is empty; it needs {_listed(required)}")
-    named = _check_header(header, rows, required, name)
+    named = _check_header(header, rows, required, optional, name)
     if not rows:
         raise VideoAlignError(f"{name} has no rows; it needs at least one row below its header")
     table: list[Line] = []
@@ -55,7 +61,11 @@ def read_table(
 
 
 def sound_rows(
-    path: str | Path | bytes, required: Sequence[str] = (), name: str = "", fill: bool = False
+    path: str | Path | bytes,
+    required: Sequence[str] = (),
+    name: str = "",
+    fill: bool = False,
+    optional: Sequence[str] = (),
 ) -> list[tuple[int, dict[str, str]]]:
     """Rows of a table all of whose rows must be valid.
 
@@ -64,6 +74,7 @@ def sound_rows(
         required: Columns that the table must have.
         name: What to call the file in messages; its path if not given.
         fill: Whether missing cells at the end of a row count as empty.
+        optional: Further columns that are read where they are there.
 
     Returns:
         Number of each row's last line in its file, and cells by column.
@@ -71,7 +82,7 @@ def sound_rows(
     Raises:
         VideoAlignError: As in :func:`read_table`, and if a row has too many or too few fields.
     """
-    table = read_table(path, required, name, fill)
+    table = read_table(path, required, name, fill, optional)
     if unsound := [f"line {line} {cells}" for line, cells in table if isinstance(cells, str)]:
         more = f", and {len(unsound) - 3} more" if len(unsound) > 3 else ""
         raise VideoAlignError(f"{name or path}: {'; '.join(unsound[:3])}{more}; mend these lines")
@@ -96,6 +107,8 @@ def read_text(path: str | Path | bytes, name: str = "", kind: str = "text") -> s
         raise VideoAlignError(f"{name}: {path}: there is no such file") from None
     except (OSError, ValueError) as error:
         raise VideoAlignError(f"{name} ({error})") from None
+    if content.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
+        raise VideoAlignError(f"{name}: it is UTF-32, not UTF-8; save it as UTF-8")
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise VideoAlignError(f"{name}: it is UTF-16, not UTF-8; save it as UTF-8")
     if (zero := content.find(0)) >= 0:
@@ -115,17 +128,21 @@ def _listed(columns: Sequence[str]) -> str:
 
 
 def _fields(text: str, name: str) -> list[tuple[int, list[str]]]:
-    """Numbers and fields of the lines that are not empty."""
+    """Numbers and fields of the lines that are not empty; spreadsheets append some that hold commas alone."""
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
-        return [(reader.line_num, values) for values in reader if values]
+        return [(reader.line_num, v) for v in reader if v and (len(v) == 1 or any(cell.strip() for cell in v))]
     except csv.Error as error:
         hint = "; a quote may not be closed" if "limit" in str(error) or "unexpected end" in str(error) else ""
         raise VideoAlignError(f"{name} cannot be read as CSV: line {reader.line_num}: {error}{hint}") from None
 
 
 def _check_header(
-    header: list[str], rows: list[tuple[int, list[str]]], required: Sequence[str], name: str
+    header: list[str],
+    rows: list[tuple[int, list[str]]],
+    required: Sequence[str],
+    optional: Sequence[str],
+    name: str,
 ) -> list[int]:
     """Places of the columns that have a name.
 
@@ -142,6 +159,12 @@ def _check_header(
         hint = f"; it seems to be separated by {words[0]}: save it with commas" if words else ""
         have = f"{name} lacks the columns {', '.join(missing)}; it has {', '.join(header)}"
         raise VideoAlignError(f"{have}; it needs {_listed(required)}{hint}")
+    read = {column.casefold(): column for column in (*required, *optional)}
+    if alike := [column for column in header if read.get(column.casefold(), column) != column]:
+        meant = read[alike[0].casefold()]
+        raise VideoAlignError(
+            f"{name}: the column {alike[0]} would not be read, {meant} would: rename it, or remove it if it is another"
+        )
     for place in [place for place, column in enumerate(header) if not column]:
         cells = [values[place] for _, values in rows if len(values) == len(header)]
         if any(cell.strip() for cell in cells) and not (place == 0 and all(cell.strip().isdigit() for cell in cells)):

@@ -16,7 +16,7 @@ from ..models.files import check_free, new_folder, scratch_folder
 from ..models.locks import held
 from .addresses import SCHEMES, is_address, scheme_of
 from .attempts import StoreError
-from .set_index import INDEX
+from .set_index import INDEX, outside_sets
 from .stores import RemoteStore, open_store
 
 PROBE = "writing"
@@ -149,6 +149,7 @@ def claims_set(function: Callable) -> Callable:
             return function(*args, **kwargs)
         with held(out):
             check_free(out)
+            outside_sets(out)
             return function(*args, **kwargs)
 
     return claiming

@@ -89,7 +89,12 @@ def _shard(part: StoredSet, shard: Shard, path: Path, keys: Counter[str]) -> Ite
     file, content = StoredFile(LocalStore(path.parent), path.name), packed(table)
     for sample in Contents([file], [read_table(content, shard.name, part.index.members(), len(table))]):
         keys[sample.key] += 1
-        yield from _sample(sample.raw(), part.index)
+        try:
+            raw = sample.raw()
+        except ShardError as error:
+            yield str(error)
+            continue
+        yield from _sample(raw, part.index)
 
 
 def _contents(part: StoredSet, shard: Shard, table: pa.Table) -> Iterator[str]:

@@ -86,7 +86,7 @@ def _sorted_rows(table: Path, media: Media) -> tuple[list[_Row], list[int], list
     """Valid rows, lines that repeat an earlier row, and invalid lines with reasons."""
     sound, merged, rejected, images = [], [], [], Images(media, table)
     seen: dict[tuple[str, str], _Row] = {}
-    for line, cells in read_table(table, REQUIRED):
+    for line, cells in read_table(table, REQUIRED, optional=("image",)):
         try:
             if isinstance(cells, str):
                 raise VideoAlignError(cells)

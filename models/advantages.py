@@ -70,7 +70,16 @@ class Advantages:
             total = torch.stack([weight * given[name] for name, weight in self.weights.items()]).sum(0)
             scale = dict.fromkeys(given, self._scale(total, index))
         shares = {name: self.weights[name] * _centred(values, index) * scale[name] for name, values in given.items()}
-        return torch.stack([*shares.values()]).sum(0), shares
+        whole = torch.stack([*shares.values()]).sum(0)
+        if not all(value.isfinite().all() for value in (whole, *scale.values())) or any(
+            # of an infinite deviation nothing would be left
+            not (self.weights[name] * values).square().sum().isfinite()
+            for name, values in given.items()
+        ):
+            raise VideoAlignError(
+                f"advantages.weights {dict(self.weights)} make numbers too large to be compared; make them smaller"
+            )
+        return whole, shares
 
     def __call__(self, rewards: Mapping[str, Tensor], groups: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Compute advantages. They are exactly 0 in a group whose rewards are equal, and where a group has one sample.

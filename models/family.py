@@ -23,6 +23,8 @@ Condition = dict[str, Tensor]
 """A batch of :data:`Encoded` as the transformer takes it: ``prompt`` (B, L, E), zero after each prompt's end, and
 ``prompt_mask`` (B, L), 1 at tokens and 0 after them, the same for each further part; ``image`` (B, C, F', H, W) and
 ``image_embeds`` (B, L, E) as they are."""
+PROMPTS_AT_ONCE = 16
+"""Prompts that are embedded at once: attention of a text encoder between 512 tokens fills a GPU with some hundred."""
 
 
 class Step(NamedTuple):

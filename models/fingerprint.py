@@ -18,7 +18,8 @@ def fingerprint(model: nn.Module | Mapping[str, Tensor], dtype: torch.dtype | No
     """Digest every parameter: its name, shape, first 256 values, and the exact sum of the bit patterns of all values.
 
     A sum of whole numbers does not depend on their order, so the digest is the same on every device. Layers that
-    adapters wrap enter under their own names. Quantised parameters enter as their numbers and scales.
+    adapters wrap enter under their own names. Quantised parameters enter as their numbers and scales, sharded ones as
+    the whole that they are part of, which is collective.
 
     Args:
         model: Module, or its parameters by name.
@@ -30,12 +31,12 @@ def fingerprint(model: nn.Module | Mapping[str, Tensor], dtype: torch.dtype | No
     digest = hashlib.sha256()
     for name, parameter in model.items() if isinstance(model, Mapping) else model.named_parameters():
         for part in plain(parameter):
+            part = part.full_tensor() if isinstance(part, DTensor) else part
             part = part if dtype is None else part.to(dtype)
             bits = part.contiguous().view(_INTEGERS[part.element_size()])
             first = bits.flatten()[:256].to(torch.int64).cpu()
             # in pieces, since torch converts what it sums to int64 first: four times the memory of bf16
-            pieces = [bits] if isinstance(bits, DTensor) else bits.flatten().split(_PIECE)
-            total = _wrapped(sum(int(piece.sum(dtype=torch.int64)) for piece in pieces))
+            total = _wrapped(sum(int(piece.sum(dtype=torch.int64)) for piece in bits.flatten().split(_PIECE)))
             digest.update(
                 f"{name.replace('.base_layer.', '.')} {tuple(part.shape)} {total}".encode() + first.numpy().tobytes()
             )

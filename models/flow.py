@@ -12,6 +12,7 @@ Legend: N samples; C, F, H, W channels, frames, height and width of latents.
 
 import hashlib
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from statistics import NormalDist
 from typing import Literal
@@ -23,6 +24,10 @@ from .. import VideoAlignError
 
 TIMES = 1000
 """Number of time steps that diffusers' schedulers and transformers divide [0, 1] into."""
+_PIECE = 1 << 15
+"""Number of values that a GPU draws at once, fewer than the threads that any but an embedded one runs.
+
+With more values than threads the numbers depend on the GPU's model (pytorch/pytorch#143086)."""
 
 
 def expand(t: Tensor, like: Tensor) -> Tensor:
@@ -149,7 +154,7 @@ def draw(seeds: Tensor, shape: torch.Size, device: torch.device) -> tuple[Tensor
     Args:
         seeds: Seeds (N,) of the samples, int64.
         shape: Shape of one sample's noise.
-        device: Device to draw on. Kinds of devices give different numbers; two devices of one kind give the same.
+        device: Device to draw on. A CPU and a GPU give different numbers, GPUs of any model the same.
 
     Returns:
         Uniform variables (N,) in [0, 1) and standard normal noise (N, *shape).
@@ -158,5 +163,18 @@ def draw(seeds: Tensor, shape: torch.Size, device: torch.device) -> tuple[Tensor
     for seed in seeds.tolist():
         generator = torch.Generator(device).manual_seed(seed)
         uniform.append(torch.rand((), generator=generator, device=device))
-        noise.append(torch.randn(shape, generator=generator, device=device))
+        noise.append(normal(shape, generator))
     return torch.stack(uniform), torch.stack(noise)
+
+
+def normal(shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    """Standard normal noise of a shape on the generator's device, the same on GPUs of any model.
+
+    Args:
+        shape: Shape of the noise.
+        generator: What draws it.
+    """
+    device, count = generator.device, math.prod(shape)
+    piece = _PIECE if device.type == "cuda" else count
+    sizes = [min(piece, count - first) for first in range(0, count, piece)]
+    return torch.cat([torch.randn(size, generator=generator, device=device) for size in sizes]).view(*shape)

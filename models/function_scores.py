@@ -1,5 +1,6 @@
 """A reward that is a Python function of samples and prompts."""
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Literal
@@ -61,6 +62,16 @@ class FunctionScores:
         """
         if not callable(self.called):
             raise VideoAlignError(f"{self.name} cannot be called")
+        try:
+            signature = inspect.signature(self.called)
+        except (TypeError, ValueError):  # a builtin function may have none
+            return
+        try:
+            signature.bind(None, [], **self.args)
+        except TypeError as error:
+            raise VideoAlignError(
+                f"{self.name} cannot be called with samples, prompts and args {sorted(self.args)}: {error}"
+            ) from None
 
     def __call__(self, videos: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
         """Call the function.

@@ -16,10 +16,11 @@ from torchvision.transforms.functional import to_pil_image
 
 from .. import VideoAlignError
 from .conditions import padded
-from .family import Condition, Encoded, Family, Step
+from .family import PROMPTS_AT_ONCE, Condition, Encoded, Family, Step
 from .fingerprint import fingerprint
 from .finite import by_name, require_finite
 from .flow import TIMES
+from .norms import keep_dtype_in_norms
 from .shifted_schedule import shifted
 
 Steer = Callable[[Tensor, float, Tensor, nn.Module, int], Tensor]
@@ -76,6 +77,8 @@ class Generator(Family):
             self.max_tokens = min(type(self).max_tokens, pipeline.tokenizer.model_max_length)
         if (shift := self.official_shift()) is not None:
             pipeline.scheduler = shifted(pipeline.scheduler, shift)
+        for network in filter(None, (self.transformer, self.other)):
+            keep_dtype_in_norms(network)
         self.requires_grad_(False)
 
     def drop_transformer(self) -> None:
@@ -213,7 +216,10 @@ class Generator(Family):
         """
         self.require("text_encoder")
         lengths = self.token_counts(list(prompts)) if truncate else self.checked_lengths(prompts)
-        embedded = self._embed(list(prompts), [min(n, self.max_tokens) for n in lengths])
+        counts, embedded = [min(n, self.max_tokens) for n in lengths], []
+        for some in (slice(first, first + PROMPTS_AT_ONCE) for first in range(0, len(prompts), PROMPTS_AT_ONCE)):
+            # copies, because without padding they are views, each of which would keep that of all of them
+            embedded += [{n: p.clone() for n, p in e.items()} for e in self._embed(list(prompts[some]), counts[some])]
         for name in embedded[0] if embedded else ():
             parts = [one[name] for one in embedded]
             remedy = "run the text encoder in float32 (dtype)"

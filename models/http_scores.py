@@ -72,7 +72,13 @@ class HTTPScores:
             parts.port  # noqa: B018  refuses what is no number
         except ValueError as error:
             raise VideoAlignError(f"url {url!r} of a reward server: {error}") from None
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.username:
+        if (
+            parts.scheme not in ("http", "https")
+            or not parts.hostname
+            or parts.query
+            or parts.fragment
+            or parts.username
+        ):
             raise VideoAlignError(
                 f"url {url!r} of a reward server must be like http://HOST:PORT, without a query and a password"
             )
@@ -252,7 +258,7 @@ def _said(body: bytes) -> str:
         text = json.loads(body)["error"]
     except (ValueError, KeyError, TypeError, RecursionError):
         return beginning(body)
-    return str(text)[:400]
+    return "".join(c if c.isprintable() else " " for c in str(text)[:400])
 
 
 def _hint(status: int) -> str:

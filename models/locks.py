@@ -231,6 +231,8 @@ def real(path: str | Path) -> Path:
         VideoAlignError: Where it is no possible file name, the root folder, or a link that leads to itself.
     """
     text = os.fspath(path)
+    if not text:
+        raise VideoAlignError("the output has no name; name a new folder")
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -36,7 +36,8 @@ class LTX(Generator):
 
     def moments(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation from the autoencoder's buffers, (1, C, 1, 1, 1) each."""
-        mean, std = (part.float().view(1, -1, 1, 1, 1) for part in (self.vae.latents_mean, self.vae.latents_std))
+        buffers = self.vae.latents_mean, self.vae.latents_std  # of the root, which an offloaded autoencoder never moves
+        mean, std = (part.to(self.vae.device).float().view(1, -1, 1, 1, 1) for part in buffers)
         return mean, std / self.vae.config.scaling_factor
 
     @staticmethod

@@ -294,4 +294,5 @@ def _bitsandbytes(quantization: str, dtype: torch.dtype) -> dict[str, Any]:
             llm_int8_skip_modules=["proj_out"],
         )
     # each rank on its own GPU; diffusers would take the first one, because no rank has chosen its device yet
-    return {"quantization_config": config, "device_map": {"": int(os.environ.get("LOCAL_RANK", 0))}}
+    rank = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", 0))  # torchrun's and Lightning's, or srun's
+    return {"quantization_config": config, "device_map": {"": int(rank)}}

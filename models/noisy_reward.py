@@ -28,6 +28,7 @@ from .finite import NOT_WRITTEN, require_finite
 from .generator import Condition, Generator
 from .hub import resolved
 from .lora import LoRA, add_lora, merge_lora
+from .norms import keep_dtype_in_norms
 from .reward_statistics import Statistics
 
 RECORD, FORMAT, VERSION = "noisy_reward.json", "videoalign-noisy-reward", 1
@@ -314,6 +315,7 @@ def truncated(generator: Generator, whole: nn.Module, blocks: int) -> nn.Module:
     names = trunk.state_dict().keys()
     state = {name.replace(".base_layer.", "."): t for name, t in whole.state_dict().items() if ".lora_" not in name}
     trunk.load_state_dict({name: state[name] for name in names})
+    keep_dtype_in_norms(trunk)
     return trunk.float()
 
 

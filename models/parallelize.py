@@ -1,14 +1,16 @@
 """Sharding of networks outside the models: weights with FSDP2, and the tokens of a sample over several GPUs."""
 
 import math
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 import torch
 from diffusers import ContextParallelConfig
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from .. import VideoAlignError
 
@@ -44,6 +46,39 @@ def shard_again(network: nn.Module) -> None:
     for module in network.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
+
+
+def gathered(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Whole tensors in the main memory of rank 0, for the part of a checkpoint that rank 0 writes. Collective.
+
+    Args:
+        tensors: Tensors by name, which may be sharded.
+
+    Returns:
+        The tensors by name; nothing on the other ranks, whose copies nobody would write.
+    """
+    first = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
+    found = {}
+    for name, tensor in tensors.items():  # one after another, so that a device holds one whole tensor at most
+        whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        if first:
+            found[name] = whole.detach().cpu()
+    return found
+
+
+def dealt_like(value: Tensor, parameter: Tensor) -> Tensor:
+    """A copy of a tensor on a parameter's device and in its dtype, sharded as the parameter is.
+
+    Args:
+        value: A whole tensor, the same one on all ranks, or one that is sharded as the parameter is.
+        parameter: The parameter.
+    """
+    if isinstance(parameter, DTensor) and not isinstance(value, DTensor):
+        # each rank cuts its own part out of what it has read
+        value = distribute_tensor(
+            value.to(parameter.dtype), parameter.device_mesh, parameter.placements, src_data_rank=None
+        )
+    return value.to(parameter.device, parameter.dtype, copy=True)
 
 
 def split_tokens(network: nn.Module, mesh: DeviceMesh, anything: bool = False) -> None:

@@ -16,7 +16,7 @@ from .. import VideoAlignError
 from .candidates import Trajectories
 from .flow import draw, draw_seed, expand
 from .sde import SDE, FlowSDE
-from .search import Chosen, Reward, Search, check_shares, even, read_after
+from .search import HUGE, Chosen, Reward, Search, check_shares, even, read_after
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,7 +155,7 @@ class Weighed:
             particles: Strength and potential.
             last: Whether this is the last reading, at t = 0, whose potential corrects all others.
         """
-        value = particles.strength * rewards.double()
+        value = (particles.strength * rewards.double()).clamp(-HUGE, HUGE)
         highest = torch.maximum(self.highest, value)
         gain = highest if particles.potential == "maximum" and not last else value - self.spent
         return Weighed(self.logs + gain, self.spent + gain, highest, rewards)

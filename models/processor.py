@@ -154,6 +154,10 @@ class RewardProcessor:
         Raises:
             VideoAlignError: Where the prompt is longer than ``max_prompt_tokens``.
         """
+        try:
+            prompt.encode()
+        except UnicodeEncodeError:
+            raise VideoAlignError(f"prompt {prompt[:40]!r} holds half a character, which no tokenizer takes") from None
         count = len(self._encode(prompt, plain=True))
         if count > self.max_prompt_tokens:
             raise VideoAlignError(f"prompt {prompt[:40]!r}... has {count} tokens, more than {self.max_prompt_tokens}")

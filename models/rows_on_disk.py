@@ -1,5 +1,6 @@
 """Rows that are collected batch by batch, in memory, or in a file that is mapped into it where they are large."""
 
+import os
 import tempfile
 from pathlib import Path
 
@@ -45,5 +46,6 @@ class Rows:
             return torch.empty(shape, dtype=dtype)
         self.folder.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=self.folder, prefix="rollout-") as file:  # the mapping outlives the name
-            file.truncate(size * dtype.itemsize)
+            # all blocks now: a full disk is an error here, and ends the process where a mapped page has no block
+            os.posix_fallocate(file.fileno(), 0, size * dtype.itemsize)
             return torch.from_file(file.name, shared=True, size=size, dtype=dtype).view(shape)

@@ -89,11 +89,12 @@ def check_rewards(rewards: Mapping[str, ScoresVideos], prompts: Sequence[str]) -
 
 def _known(key: str, reward: ScoresVideos) -> str:
     """Who rates, in words; refuses a name with a slash, and what reads something else than samples."""
-    who = f"reward {key} ({reward.name})"
+    with failing_as(f"reward {key} cannot say its name, or what it needs"):
+        who, needs = f"reward {key} ({reward.name})", reward.needs
     if "/" in key or not key:
         raise VideoAlignError(f"{who}: {key!r} cannot be a reward's name; leave out the slash")
-    if reward.needs not in NEEDS:
-        raise VideoAlignError(f"{who} needs {reward.needs!r}; what a reward can read is {' or '.join(NEEDS)}")
+    if needs not in NEEDS:
+        raise VideoAlignError(f"{who} needs {needs!r}; what a reward can read is {' or '.join(NEEDS)}")
     return who
 
 
@@ -107,16 +108,19 @@ def failing_as(what: str) -> Iterator[None]:
     Raises:
         VideoAlignError: What went wrong, and in which file and line; errors of this package pass as they are.
     """
+    dtype = torch.get_default_dtype()
     try:
         yield
     except VideoAlignError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a library that exits would end a run as if it were finished
         place = traceback.extract_tb(error.__traceback__)[-1]
         text = next(iter(str(error).splitlines()), "")
         raise VideoAlignError(
             f"{what}: {type(error).__name__}: {text[:300]} ({place.filename}, line {place.lineno})"
         ) from error
+    finally:
+        torch.set_default_dtype(dtype)  # of the training, which is nothing of the reward's
 
 
 def scored(
@@ -193,17 +197,30 @@ def rated_latents(
         some = slice(first, first + size)
         x = latents[some].to(device)
         videos = decode(x, names[some]) if shown else None
-        for name, values in scored(rewards, videos, x, prompts[some], names[some]).items():
-            scores.setdefault(name, []).append(values.double())
-        for key, reward in rewards.items():
-            if getattr(reward, "features", None) is not None:
-                features.setdefault(key, []).append(_features(key, reward, names[some]))
+        rated = {n: v.double() for n, v in scored(rewards, videos, x, prompts[some], names[some]).items()}
+        seen = {key: value for key, one in rewards.items() if (value := _features(key, one, names[some])) is not None}
+        for kept, more, kind in ((scores, rated, "rewards"), (features, seen, "features")):
+            if first and _shapes({name: parts[0] for name, parts in kept.items()}) != _shapes(more):
+                raise VideoAlignError(
+                    f"of {_listed(names[some])} there are {kind} {_shapes(more)}, of samples before "
+                    f"{_shapes({name: parts[0] for name, parts in kept.items()})}; a reward gives the same every time"
+                )
+            for name, value in more.items():
+                kept.setdefault(name, []).append(value)
     return Rated(*({name: torch.cat(parts) for name, parts in of.items()} for of in (scores, features)))
 
 
-def _features(key: str, reward: ScoresVideos, names: Sequence[str]) -> Tensor:
-    """Features (B, F) of the latest samples, fp32 on the CPU."""
-    found = reward.features
+def _shapes(values: Mapping[str, Tensor]) -> str:
+    """Names and widths of what is known of each sample, in words."""
+    return ", ".join(f"{n} {tuple(v.shape[1:])}".removesuffix(" ()") for n, v in sorted(values.items())) or "none"
+
+
+def _features(key: str, reward: ScoresVideos, names: Sequence[str]) -> Tensor | None:
+    """Features (B, F) of the latest samples, fp32 on the CPU, where the reward has some."""
+    with failing_as(f"reward {key} ({reward.name}) failed in features"):
+        found = getattr(reward, "features", None)
+    if found is None:
+        return None
     if not isinstance(found, Tensor) or found.ndim != 2 or len(found) != len(names) or not found.isfinite().all():
         kind = f"{found.dtype} {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
         raise VideoAlignError(
@@ -256,12 +273,16 @@ def sound(who: str, rated: Any, names: Sequence[str]) -> dict[str, Tensor]:
     if not isinstance(rated, Mapping) or not rated:
         kind = "an empty dictionary" if isinstance(rated, Mapping) else f"a {type(rated).__name__}"
         raise VideoAlignError(f"{who} gave {kind} for {_listed(names)}, but rewards are tensors (B,) by name")
-    if wrong := [name for name in rated if not isinstance(name, str) or not name or "/" in name]:
-        raise VideoAlignError(f"{who} calls a reward {wrong[0]!r}; a name is a text without slashes")
+    if wrong := [n for n in rated if not isinstance(n, str) or not n or "/" in n or not n.isprintable()]:
+        raise VideoAlignError(f"{who} calls a reward {wrong[0]!r}; a name is a printable text without slashes")
     numbers = {}
     for name, values in rated.items():
-        if not isinstance(values, Tensor) or values.is_complex() or values.shape != (len(names),):
-            kind = f"{values.dtype} {tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
+        plain = isinstance(values, Tensor) and values.layout == torch.strided and values.device.type != "meta"
+        if not plain or values.is_complex() or values.shape != (len(names),):
+            where = "" if plain or not isinstance(values, Tensor) else f" ({values.layout}, on {values.device})"
+            kind = (
+                f"{values.dtype} {tuple(values.shape)}{where}" if isinstance(values, Tensor) else type(values).__name__
+            )
             raise VideoAlignError(
                 f"{who} gave {kind} under {name} for {len(names)} samples ({_listed(names)}); it must be a tensor of "
                 f"shape ({len(names)},)"
@@ -309,14 +330,16 @@ def _samples(who: str, reward: ScoresVideos, there: Mapping[str, Tensor | None])
 
 
 def _asked(who: str, reward: ScoresVideos, given: Tensor, prompts: Sequence[str], names: Sequence[str]) -> Any:
-    try:
-        with torch.no_grad(), torch.autocast(given.device.type, enabled=False):
-            return reward(given, prompts)
-    except VideoAlignError as error:
-        raise VideoAlignError(f"{who} cannot rate {_listed(names)}: {error}") from error
-    except Exception:  # a reward of a user's own may raise anything
-        with failing_as(f"{who} failed on {_listed(names)}"):
-            raise
+    with (
+        failing_as(f"{who} failed on {_listed(names)}"),
+        torch.no_grad(),
+        torch.autocast(given.device.type, enabled=False),
+    ):
+        try:
+            # copies: what one reward writes to its input must reach neither the training nor other rewards
+            return reward(given.clone(), list(prompts))
+        except VideoAlignError as error:
+            raise VideoAlignError(f"{who} cannot rate {_listed(names)}: {error}") from error
 
 
 def _listed(names: Sequence[str]) -> str:

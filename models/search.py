@@ -28,6 +28,10 @@ Reward = Callable[[Tensor, float], Tensor]
 """Function from candidates (K, ...) and their time to scalar rewards (K,)."""
 
 
+HUGE = 1e100
+"""Bound of scaled rewards, whose sums stay finite: beyond it one candidate has all of the probability anyway."""
+
+
 class Chosen(NamedTuple):
     """What a search has found.
 
@@ -217,7 +221,7 @@ class Pruning(Search):
             path.step(number, path.velocity(number))
             if number + 1 in read:
                 rewards = reward(path.x, path.times[number + 1])
-                shares = (rewards.double() / self.temperature).softmax(0)
+                shares = (rewards.double() / self.temperature).clamp(-HUGE, HUGE).softmax(0)
                 total = total + shares
                 last = number + 1 == read[-1]
                 rows = [int(total.argmax())] if last else self._drawn(shares, draw_seed(seed, "pruning", number))

@@ -311,8 +311,8 @@ class VideoReward(nn.Module):
         Args:
             folder: Folder or hub id to load.
             backbone: Folder or hub id of the backbone, if it is not where the folder says.
-            attention: Attention implementation: ``sdpa``, ``eager`` or ``flash_attention_2``; the folder's if not
-                given.
+            attention: Attention implementation: ``sdpa``, ``eager`` or ``flash_attention_2``. By default ``sdpa``,
+                whatever it was trained with, because FlashAttention does not compute in fp32, as scores are.
             dtype: Dtype of the frozen weights; the folder's if not given.
             gradient_checkpointing: Whether activations are computed again in the backward pass, to save memory.
 
@@ -329,7 +329,7 @@ class VideoReward(nn.Module):
         try:
             sampling, statistics = FrameSampling(**content.sampling), Statistics(**content.statistics)
             settings = {**content.settings, "lora": LoRA(**content.settings["lora"])}
-            settings |= {n: v for n, v in {"attention": attention, "dtype": dtype}.items() if v is not None}
+            settings |= {"attention": attention or "sdpa"} | ({"dtype": dtype} if dtype else {})
             inspect.signature(cls).bind(backbone, **settings)
         except (TypeError, KeyError) as error:
             raise VideoAlignError(f"{folder / RECORD} has settings that this release does not know ({error})") from None

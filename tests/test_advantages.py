@@ -139,3 +139,11 @@ def test_rewards_that_cannot_be_compared_are_refused(change, words):
     given |= change
     with pytest.raises(VideoAlignError, match=words):
         Advantages(weights=given["weights"])(given["rewards"], given["groups"])
+
+
+@pytest.mark.parametrize("combine", ["normalise", "sum"])
+def test_numbers_that_are_too_large_to_be_compared_are_refused(combine):
+    """Of an infinite deviation every advantage would be 0, and training would change nothing."""
+    rewards, groups = {"r/x": torch.tensor([1.0, 2.0, 4.0, 8.0])}, torch.tensor([0, 0, 1, 1])
+    with pytest.raises(VideoAlignError, match="too large to be compared"):
+        Advantages(weights={"r/x": 1e308}, combine=combine)(rewards, groups)

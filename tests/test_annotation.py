@@ -85,7 +85,7 @@ def test_no_prompt_is_in_two_splits():
     assert not any(a & b for a, b in itertools.combinations(of.values(), 2))
 
 
-@pytest.mark.parametrize("shares", [(0.5, 0.5), (-0.1, 0.2), (1.0, 0.0)])
+@pytest.mark.parametrize("shares", [(0.5, 0.5), (-0.1, 0.2), (1.0, 0.0), (math.nan, 0.1), (0.1, math.nan)])
 def test_shares_that_leave_nothing_are_refused(shares):
     with pytest.raises(VideoAlignError, match="shares"):
         split_prompts(["a", "b", "c"], shares, 0)

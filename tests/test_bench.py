@@ -318,6 +318,15 @@ def test_results_are_not_written_into_the_set(kit, tmp_path, capsys):
     assert sorted(path.name for path in (tmp_path / "world").iterdir()) == before
 
 
+def test_results_are_not_written_beside_the_shards_either(kit, tmp_path, capsys):
+    shutil.copytree(kit / "world", tmp_path / "world")
+    before = sorted(path.name for path in (tmp_path / "world").iterdir())
+    for out in ("world", "world/results"):
+        assert bench(kit, tmp_path / out, data=tmp_path / "world") == 2
+        assert "lies in the set" in capsys.readouterr().err
+    assert sorted(path.name for path in (tmp_path / "world").iterdir()) == before
+
+
 # --- two processes --------------------------------------------------------------------------------
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from bench_kit import RATED, encode_frames, samples, write
+from bench_kit import RATED, encode_frames, rated, samples, write
 from helpers import noise_clip
 from videoalign import VideoAlignError
 from videoalign.datamodules.benchmark import Benchmark
@@ -53,6 +53,25 @@ def test_where_the_record_does_not_tell_the_length_is_the_size_in_bytes(change, 
     videos = [replace(v, record={**v.record, **change}) for v in samples((5, 9))]
     found = videos_of(ShardSet(write(tmp_path / "set", videos)), processor)
     assert [found[v.key].length for v in videos] == [len(v.content) for v in videos]
+
+
+def test_a_table_that_contradicts_itself_is_refused(tmp_path):
+    """Nobody else would look at a table that was edited by hand."""
+    folder = write(tmp_path / "set", samples((5, 9)), rated(2))
+    table = (folder / "pairs.csv").read_text().splitlines()
+    first = dict(zip(table[0].split(","), table[1].split(",")))
+    swapped = {**first, "key_A": first["key_B"], "key_B": first["key_A"]}
+    alone = {**first, "key_B": first["key_A"]}
+    for row, words in (
+        (swapped, "line 3: rates the pair of line 2 again"),
+        (alone, "compares the video .* with itself"),
+    ):
+        (folder / "pairs.csv").write_text("\n".join([*table[:2], ",".join(row.values())]) + "\n")
+        with pytest.raises(VideoAlignError, match=words):
+            Benchmark(folder)
+    (folder / "pairs.csv").write_text("\n".join([table[0].replace("VQ", "vq"), table[1]]) + "\n")
+    with pytest.raises(VideoAlignError, match="the column vq would not be read, VQ would"):
+        Benchmark(folder)
 
 
 def rewrite(folder: Path, change: Callable[[list[tuple[str, bytes]]], list[tuple[str, bytes]]]) -> None:

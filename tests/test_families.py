@@ -171,6 +171,14 @@ def test_the_folders_own_scheduler_integrates_it_too(name, of_family, known):
 
 
 @every_family
+def test_moments_lie_where_the_autoencoder_computes(name, of_family, monkeypatch):
+    """Offloaded, it computes on a device that its root's own buffers never come to."""
+    generator = of_family(name)
+    monkeypatch.setattr(type(generator.vae), "device", torch.device("meta"))
+    assert {part.device.type for part in generator.moments()} == {"meta"}
+
+
+@every_family
 def test_training_asks_for_noise_minus_data_at_1000_t(name, of_family, known):
     """This tests the sign, the unit of time and the order of tokens in the call that training makes."""
     generator, t = of_family(name), torch.tensor([0.05, 0.5, 1.0])

@@ -11,7 +11,8 @@ from flow_kit import data, fit, make
 from helpers import randn
 from videoalign import VideoAlignError
 from videoalign.alignment import FlowDPO, FlowIPO, QuadraticBeta
-from videoalign.models.flow import TimeLaw, draw
+from videoalign.models import flow
+from videoalign.models.flow import TimeLaw, draw, normal
 from videoalign.models.flow_losses import (
     BetaSchedule,
     ConstantBeta,
@@ -28,6 +29,38 @@ U = torch.linspace(0.001, 0.999, 400)
 
 def test_uniform_times_are_the_uniform_variables():
     assert torch.equal(TimeLaw()(U), U)
+
+
+class AsOnAGPU:
+    """A generator of the CPU that says it is a GPU's."""
+
+    class device:
+        type = "cuda"
+
+
+def test_noise_of_a_gpu_is_drawn_in_pieces_that_do_not_depend_on_its_model(monkeypatch):
+    """No piece is larger than what a GPU draws at once; together they are one stream of standard normal numbers."""
+    sizes, whole = [], torch.Generator().manual_seed(0)
+    randn = torch.randn
+    monkeypatch.setattr(flow.torch, "randn", lambda n, **_: sizes.append(n) or randn(n, generator=whole))
+    noise = normal((3, 5, 7001), AsOnAGPU())
+    assert noise.shape == (3, 5, 7001) and sum(sizes) == noise.numel() and max(sizes) == 32_768
+    monkeypatch.undo()
+    again = torch.Generator().manual_seed(0)
+    assert torch.equal(noise.flatten(), torch.cat([torch.randn(n, generator=again) for n in sizes]))
+    assert abs(noise.mean()) < 0.02 and abs(noise.std() - 1) < 0.02
+
+
+def test_noise_of_a_cpu_is_that_of_torch():
+    one, other = (torch.Generator().manual_seed(5) for _ in range(2))
+    assert torch.equal(normal((3, 50, 700), one), torch.randn(3, 50, 700, generator=other))
+
+
+@pytest.mark.gpu
+def test_noise_of_this_gpu_is_one_stream():
+    one, other = (torch.Generator("cuda").manual_seed(5) for _ in range(2))
+    pieces = [torch.randn(size, generator=other, device="cuda") for size in (32_768, 32_768, 100)]
+    assert torch.equal(normal((65_636,), one), torch.cat(pieces))
 
 
 @pytest.mark.parametrize(("mean", "std"), [(0.0, 1.0), (-0.7, 0.4), (1.0, 2.0)])

@@ -273,6 +273,7 @@ from functools import partial
 from videoalign.alignment import FlowDPO, FlowRWR, FlowSFT
 from videoalign.callbacks import EMA
 from videoalign.datamodules.latents import LatentPairs
+from videoalign.models.fingerprint import fingerprint
 from videoalign.models.lora import LoRA
 torch.set_num_threads(1)
 generator, latents, start, out = sys.argv[1:]
@@ -284,6 +285,10 @@ class Watch(L.Callback):
         self.steps = []
     def on_train_batch_end(self, trainer, module, *rest):
         self.steps.append({k: float(v) for k, v in trainer.callback_metrics.items()})
+
+def trained(model):
+    return {n: (p.full_tensor() if hasattr(p, "full_tensor") else p).detach().clone()
+            for n, p in model.named_parameters() if p.requires_grad}
 
 def run(kind):
     devices = 1 if kind == "single" else 2
@@ -297,7 +302,8 @@ def run(kind):
         ("sft-average", FlowSFT, {"lora": None}),  # validated after each step, with the average in place
     ]:
         L.seed_everything(0)
-        model = algorithm(generator=generator, optimizer=partial(torch.optim.SGD, lr=0.05), **options)
+        made = options
+        model = algorithm(generator=generator, optimizer=partial(torch.optim.SGD, lr=0.05), **made)
         watch = Watch()
         more = {"callbacks": [watch, EMA(0.5)], "val_check_interval": 1} if name == "sft-average" else {}
         options = {"devices": devices, "strategy": strategy(kind), "callbacks": [watch], **THREE_STEPS, **more}
@@ -305,12 +311,21 @@ def run(kind):
         # the same global batch of all 8 pairs in each step
         data = LatentPairs(latents, latents, batch_size=8 // devices, val_batch_size=3, workers=0, shuffle_buffer=0)
         trainer.fit(model, data)
-        weights = {}
-        for n, p in model.named_parameters():
-            if p.requires_grad:
-                weights[n] = (p.full_tensor() if hasattr(p, "full_tensor") else p).detach().clone()
+        weights = trained(model)
         val = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
         result[name] = {"weights": weights, "steps": watch.steps, "val": val}
+        if name in ("sft-average", "dpo-start"):  # a checkpoint gives the same weights, and those alone
+            path = f"{out}/{kind}-{name}.ckpt"
+            trainer.save_checkpoint(path)
+            again = algorithm(generator=generator, optimizer=partial(torch.optim.SGD, lr=0.05), **made)
+            tester = L.Trainer(**{**options, "strategy": strategy(kind), "callbacks": [average := EMA(0.5)]})
+            tester.test(again, data, ckpt_path=path, verbose=False)
+            with torch.inference_mode():  # in which Lightning tests where GPUs talk by NCCL
+                average._swap_out(again)
+                average._swap_in(again)
+            result[name] |= {"tested": trained(again), "fingerprint": fingerprint(again.policy)}
+            whole = {n: p.full_tensor() if hasattr(p, "full_tensor") else p for n, p in again.policy.named_parameters()}
+            result[name]["whole"] = fingerprint(whole)
         torch.save(result, f"{out}/{kind}-{trainer.global_rank}.pt")
 
 for kind in ("single", "ddp", "fsdp2"):
@@ -338,6 +353,9 @@ def test_two_processes_train_as_one(folders, pairs, tmp_path):
                 assert rank[name]["steps"][0]["train/loss"] == LN2, (kind, name)
                 assert rank[name]["steps"][0]["train/rewards/margins"] == 0.0, (kind, name)
                 assert rank[name]["steps"][2]["train/rewards/margins"] != 0.0, (kind, name)
+            for name in ("dpo-start", "sft-average"):
+                assert all(torch.equal(value, rank[name]["weights"][n]) for n, value in rank[name]["tested"].items())
+                assert rank[name]["fingerprint"] == ranks[0][name]["fingerprint"] == rank[name]["whole"], (kind, name)
     single = results["single"][0]
     for kind in ("ddp", "fsdp2"):
         for name, want in single.items():

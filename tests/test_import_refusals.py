@@ -182,6 +182,13 @@ VIDEOGEN = {
     "the same video twice": Case(
         videogen(["videos/a.mp4", "a.mp4", *SOUND[2:]]), r"line 3: both videos are videos/a\.mp4"
     ),
+    "the same video under another name": Case(
+        videogen(SOUND, rated("a", "e", "A B same A"), change=lambda p: p.file("src/videos/e.mp4", clip("a"))),
+        r"line \d: the videos videos/a\.mp4 and videos/e\.mp4 are the same, byte by byte",
+    ),
+    "a prompt that cannot be seen": Case(
+        videogen([*SOUND[:4], "\u200b\u200b", *SOUND[5:]]), "line 2: there is no prompt"
+    ),
     "absolute path": Case(
         lambda p: naming(str(p.tmp / "here/outside.mp4"))(p), r"line 3: path '/.*outside\.mp4' is not a path inside"
     ),

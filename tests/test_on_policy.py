@@ -7,6 +7,7 @@ from functools import partial
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 
 from flow_kit import PROMPTS, SMALL, close, data, fit, make
 from helpers import QUIET
@@ -98,23 +99,26 @@ def test_every_prompt_has_its_turn_and_every_sample_a_seed_of_its_own(prompts):
 
 def test_a_step_sees_every_row_once_a_pass_and_a_loader_goes_on_in_the_middle():
     rounds = Rounds(rows=7, batch_size=3, updates=2, passes=2, seed=0)
-    loader = IterationLoader(rounds)
+    drawn = {"seed": 0, "groups": 1, "samples": 7}
+    loader = IterationLoader(rounds, drawn)
     first = list(loader)
     assert len(first) == len(loader) == 12 and rounds.accumulated == 6
     for start in range(0, 12, 3):
         assert sorted(row for places in first[start : start + 3] for row in places.rows) == list(range(7))
     assert [places.first for places in first] == [True] + [False] * 11
-    assert loader.state_dict() == {"iteration": 1, "done": 0, "length": 12}
+    assert loader.state_dict() == {"iteration": 1, "done": 0, "length": 12, "drawn": drawn}
     second = list(loader)
     assert {places.iteration for places in second} == {1}
     assert [places.rows for places in second] != [places.rows for places in first]
-    again = IterationLoader(rounds)
+    again = IterationLoader(rounds, drawn)
     again.load_state_dict({"iteration": 1, "done": 5, "length": 12})
     assert list(again) == second[5:]
     with pytest.raises(VideoAlignError, match="middle of an iteration of 12 batches, but now they are 8"):
-        IterationLoader(Rounds(rows=4, batch_size=2, updates=2, passes=2, seed=0)).load_state_dict(
+        IterationLoader(Rounds(rows=4, batch_size=2, updates=2, passes=2, seed=0), drawn).load_state_dict(
             {"iteration": 1, "done": 5, "length": 12}
         )
+    with pytest.raises(VideoAlignError, match=r"other samples \(data.seed 3, now 0\)"):
+        again.load_state_dict({"iteration": 1, "done": 5, "length": 12, "drawn": drawn | {"seed": 3}})
 
 
 # --- every algorithm --------------------------------------------------------------------------------------------------
@@ -481,8 +485,19 @@ def test_settings_that_cannot_work_are_refused(folders, pairs, prompts):
         fit(policy(FlowGRPO, folders, lora=replace(SMALL, dropout=0.1)), groups(prompts))
     with pytest.raises(VideoAlignError, match=r"data\.shared_noise .* alike: AWM"):
         fit(policy(AWM, folders), groups(prompts, shared_noise=True))
-    with pytest.raises(VideoAlignError, match=r"limit_train_batches and fast_dev_run"):
-        fit(policy(AWM, folders), groups(prompts), limit_train_batches=2)
+    for limit in ({"limit_train_batches": 2}, {"limit_train_batches": 1}, {"overfit_batches": 1}):
+        with pytest.raises(VideoAlignError, match=r"limit_train_batches, overfit_batches and fast_dev_run"):
+            fit(policy(AWM, folders), groups(prompts), **limit)
+    with pytest.raises(VideoAlignError, match=r"reload_dataloaders_every_n_epochs would begin with iteration 0"):
+        fit(policy(AWM, folders), groups(prompts), reload_dataloaders_every_n_epochs=1)
+    with pytest.raises(VideoAlignError, match=r"has a GradientAccumulationScheduler"):
+        fit(policy(AWM, folders), groups(prompts), callbacks=[GradientAccumulationScheduler({0: 2})])
+    with pytest.raises(VideoAlignError, match=r"advantages\.weights names r, but .* a weight's name is REWARD/NAME"):
+        policy(AWM, folders, advantages=Advantages(weights={"r": 1.0}))
+    with pytest.raises(VideoAlignError, match=r"AWM has nothing to be validated"):
+        L.Trainer(**QUIET).validate(policy(AWM, folders), groups(prompts))
+    with pytest.raises(VideoAlignError, match=r"data\.seed must be a whole number, got None"):
+        groups(prompts, seed=None)
     with pytest.raises(VideoAlignError, match=r"sampling\.cfg_scale_2 is the scale of a second expert"):
         fit(policy(AWM, folders, sampling=replace(SIZE, cfg_scale_2=3.0)), groups(prompts))
     for wrong in ({"steps": 0}, {"batch_size": 0}, {"fps": 0}, {"cfg_scale": math.nan}, {"shift": math.inf}):
@@ -492,3 +507,31 @@ def test_settings_that_cannot_work_are_refused(folders, pairs, prompts):
         fit(policy(AWM, folders), groups(prompts), accumulate_grad_batches=2)
     with pytest.raises(VideoAlignError, match=r"OnPolicy|groups of prompts"):
         L.Trainer(**QUIET, max_steps=1).fit(policy(AWM, folders), data(pairs["wan"]))
+
+
+class Odd:
+    """A window of a user's own.
+
+    Args:
+        found: Its steps, or those of each call.
+    """
+
+    def __init__(self, found):
+        self.found = found
+
+    def steps(self, steps, iteration, seed):
+        return self.found(iteration) if callable(self.found) else self.found
+
+
+@pytest.mark.parametrize("found", [[], [3, 1], [1, 1], [-1], [4, 9], [0.5], ["1"]], ids=str)
+def test_a_window_of_ones_own_must_lie_within_the_steps(found, folders):
+    with pytest.raises(VideoAlignError, match=r"model\.window \(Odd\) gave .* ascending"):
+        policy(FlowGRPO, folders, window=Odd(found))
+
+
+def test_a_window_of_ones_own_always_gives_as_many_steps(folders, prompts):
+    module = policy(FlowGRPO, folders, window=Odd(lambda iteration: list(range(iteration + 1))))
+    with pytest.raises(VideoAlignError, match=r"gave 2 steps in iteration 1 and 1 before"):
+        fit(module, groups(prompts), steps=2)
+    with pytest.raises(VideoAlignError, match=r"model\.window \(Odd\) failed: ZeroDivisionError"):
+        policy(FlowGRPO, folders, window=Odd(lambda iteration: 1 / 0))

@@ -638,3 +638,13 @@ def test_encoding_does_not_read_a_whole_set_at_once(tmp_path: Path, processor: R
         finally:
             work.close()
     assert not (tmp_path / "out").exists()
+
+
+def test_pairs_that_nobody_rated_are_refused(tmp_path: Path, processor: RewardProcessor) -> None:
+    """Training on them would run to its end, and teach nothing."""
+    with ShardWriter(tmp_path / "bare", "pairs") as writer:
+        for i in range(4):
+            writer.write(f"{i}", {"a": clip(i), "b": clip(i + 5)}, {"prompt": "a circle", "labels": {"VQ": ""}})
+    for which in ("train", "val"):
+        with pytest.raises(VideoAlignError, match=r"bare: .*4 pairs .*has a label or a score"):
+            getattr(module(processor, **{which: str(tmp_path / "bare")}), f"{which}_dataloader")()

@@ -154,6 +154,13 @@ def test_the_card_of_a_reward_model(allowed, kit, finished, tmp_path, capsys, mo
 # --- adapters -------------------------------------------------------------------------------------------------------
 
 
+def test_a_card_replaces_no_file(kit, tmp_path, capsys):
+    (tmp_path / "mine.md").write_text("precious")
+    assert push(kit / "model", "ORG/x", "--card-only", tmp_path / "mine.md") == 2
+    assert "mine.md exists already; name a new file" in capsys.readouterr().err
+    assert (tmp_path / "mine.md").read_text() == "precious"
+
+
 def test_adapters_name_the_generator_on_the_hub(allowed, generators, latents, tmp_path, elsewhere):
     commit = allowed.add("ORG/wan", generators / "wan")
     export = node(f"{CALLBACKS}.ExportGenerator", out=tmp_path / "lora")

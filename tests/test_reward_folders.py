@@ -109,6 +109,14 @@ def test_backbone_that_moved_can_be_named(backbone, sampling, copy, tmp_path):
     assert VideoReward.from_pretrained(copy, backbone=backbone).backbone_name == str(backbone)
 
 
+def test_a_model_that_was_trained_with_flash_attention_is_loaded_without(copy):
+    """FlashAttention computes in no fp32, in which videos are scored."""
+    record = json.loads((copy / "reward.json").read_text())
+    record["settings"]["attention"] = "flash_attention_2"
+    (copy / "reward.json").write_text(json.dumps(record))
+    assert VideoReward.from_pretrained(copy).settings["attention"] == "sdpa"
+
+
 def test_settings_can_change_on_loading(saved):
     network = VideoReward.from_pretrained(saved, attention="eager", gradient_checkpointing=True, dtype="bfloat16")
     assert any(getattr(module, "gradient_checkpointing", False) for module in network.backbone.modules())

@@ -209,6 +209,16 @@ def test_broken_loss_stops_with_the_pairs(network, world, tmp_path):
         fit(network, world, tmp_path)
 
 
+def test_a_diverged_model_is_told_at_validation(network, world):
+    with torch.no_grad():
+        network.head.weight.fill_(torch.inf)
+    trainer = L.Trainer(**QUIET, logger=False, enable_checkpointing=False)
+    with pytest.raises(VideoAlignError, match=r"the rewards of held-out pairs are not finite.* training has diverged"):
+        trainer.validate(
+            RewardModel(network), VideoPairs(val=str(world / "val"), batch_size=4, workers=0), verbose=False
+        )
+
+
 def test_callbacks_write_what_people_look_at(network, world, tmp_path):
     callbacks = [RewardBench(resamples=20), ReliabilityDiagram(), ExamplePairs(count=2), ExportReward(backbone=True)]
     _, trainer = fit(network, world, tmp_path, steps=6, callbacks=callbacks)

@@ -9,7 +9,7 @@ import torch
 
 from videoalign import VideoAlignError
 from videoalign.datamodules.contracts import ScoresVideos, missing, require
-from videoalign.models.scoring import as_rewards, needed, scored
+from videoalign.models.scoring import as_rewards, needed, rated_latents, scored
 
 NAMES = ["p0-s0", "p0-s1", "p1-s0"]
 PROMPTS = ["a circle", "a circle", "a square"]
@@ -57,7 +57,7 @@ def test_names_are_those_of_the_mapping_and_of_the_reward():
     assert list(found) == ["a/VQ", "a/TA", "b/VQ"]
     assert found["a/TA"].tolist() == [1, 2, 3]
     assert all(v.dtype == torch.float32 and not v.requires_grad for v in found.values())
-    assert first.seen[0][0] is VIDEOS and second.seen[0][0] is latents
+    assert torch.equal(first.seen[0][0], VIDEOS) and torch.equal(second.seen[0][0], latents)
     assert first.seen[0][1:] == (PROMPTS, False, False)  # neither gradients nor another precision
     assert needed({"a": first, "b": second}) == {"videos", "latents"}
 
@@ -75,7 +75,12 @@ def test_names_are_those_of_the_mapping_and_of_the_reward():
         ({"VQ": torch.tensor([0.0, float("nan"), 1.0])}, "NaN or infinity under VQ for p0-s1;"),
         ({"VQ": torch.tensor([0.0, 1.0, float("-inf")])}, "infinity under VQ for p1-s0;"),
         ({"VQ": torch.tensor([1e300] * 3, dtype=torch.float64)}, "infinity under VQ for p0-s0, p0-s1, p1-s0"),
-        ({"a/b": torch.zeros(3)}, "'a/b'; a name is a text without slashes"),
+        ({"VQ": torch.zeros(3).to_sparse()}, r"\(3,\) \(torch.sparse_coo, on cpu\) under VQ"),
+        ({"VQ": torch.zeros(3, device="meta")}, "on meta"),
+        ({"a/b": torch.zeros(3)}, "'a/b'; a name is a printable text without slashes"),
+        ({"\ud800": torch.zeros(3)}, "a name is a printable text"),
+        ({"a\nb": torch.zeros(3)}, "a name is a printable text"),
+        (SystemExit(0), r"failed on p0-s0, p0-s1, p1-s0: SystemExit: 0 "),
         ({"": torch.zeros(3)}, "''; a name"),
         ({3: torch.zeros(3)}, "3; a name"),
         (VideoAlignError("too long"), "cannot rate p0-s0, p0-s1, p1-s0: too long"),
@@ -108,6 +113,65 @@ def test_what_cannot_be_rated_is_not_asked(change, words):
     with pytest.raises(VideoAlignError, match=words):
         rate(**{"reward": reward, **change})
     assert not reward.seen
+
+
+class Vandal(Given):
+    """Writes to what it is given, and to torch's settings."""
+
+    def __call__(self, videos, prompts):
+        videos.zero_()
+        prompts.clear()
+        torch.set_default_dtype(torch.bfloat16)
+        return super().__call__(videos, prompts)
+
+
+def test_what_a_reward_writes_reaches_nobody_else():
+    videos, prompts, next_one = VIDEOS.clone(), list(PROMPTS), Given({"x": torch.ones(3)})
+    scored({"vandal": Vandal({"x": torch.ones(3)}), "next": next_one}, videos, None, prompts, NAMES)
+    assert torch.equal(videos, VIDEOS) and prompts == PROMPTS and torch.get_default_dtype() == torch.float32
+    ((seen, texts, *_),) = next_one.seen
+    assert torch.equal(seen, VIDEOS) and texts == PROMPTS
+
+
+class Changing(Given):
+    """Gives other names, or other features, from its second call on."""
+
+    features = None
+
+    def __init__(self, names=("x", "x"), widths=(None, None)):
+        super().__init__()
+        self.names, self.widths, self.calls = names, widths, 0
+
+    def __call__(self, videos, prompts):
+        turn = min(self.calls, 1)
+        self.calls, width = self.calls + 1, self.widths[turn]
+        self.features = None if width is None else torch.zeros(len(videos), width)
+        return {self.names[turn]: torch.zeros(len(videos))}
+
+
+@pytest.mark.parametrize(
+    ("reward", "words"),
+    [
+        (Changing(names=("x", "y")), "of c there are rewards r/y, of samples before r/x"),
+        (Changing(widths=(None, 3)), r"of c there are features r \(3,\), of samples before none"),
+        (Changing(widths=(3, 2)), r"features r \(2,\), of samples before r \(3,\)"),
+    ],
+)
+def test_a_reward_gives_the_same_for_all_samples(reward, words):
+    given = torch.zeros(3, 4, 1, 2, 2), ["p"] * 3, ["a", "b", "c"]
+    with pytest.raises(VideoAlignError, match=words):
+        rated_latents({"r": reward}, lambda x, names: VIDEOS[: len(x)], *given, 2, torch.device("cpu"))
+
+
+class Nameless(Given):
+    """Cannot say its name."""
+
+    name = property(lambda self: 1 / 0)
+
+
+def test_a_property_that_fails_is_told_whose_it_is():
+    with pytest.raises(VideoAlignError, match=r"^reward mine cannot say its name.*ZeroDivisionError"):
+        rate(Nameless({"x": torch.zeros(3)}))
 
 
 def test_many_samples_are_not_all_listed():

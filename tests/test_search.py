@@ -273,3 +273,17 @@ def test_best_of_n_takes_a_single_step():
     BestOfN().check(1)
     with pytest.raises(TypeError):
         Search()
+
+
+@pytest.mark.parametrize("scale", [1e-320, 1e308])
+def test_rewards_of_any_scale_choose_one(scale):
+    """One candidate then has all of the probability."""
+    path = Gaussian(3, 4)
+    best = int(path.x.squeeze(1).argmax())
+    if scale < 1:
+        chosen = Pruning(candidates=3, temperature=scale, at=[0.5])(path, lambda x, t: x.squeeze(1), 0)
+        assert math.isfinite(chosen.reward) and len(path.x) == 1
+    else:
+        chosen = Particles(candidates=3, strength=scale, choose="draw")(path, lambda x, t: x.squeeze(1), 0)
+        assert 0 <= chosen.row < 3 and math.isfinite(chosen.reward)
+    assert best == 2

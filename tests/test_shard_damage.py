@@ -1,8 +1,10 @@
 """Damage of sets on disk: none passes unnoticed."""
 
+import gzip
 import hashlib
 import io
 import json
+import lzma
 import math
 import re
 import shutil
@@ -148,7 +150,45 @@ class Damage:
     signed: bool = False
 
 
+def rewrite_header(change: Callable[[bytearray], None]) -> Callable[[Path], None]:
+    """Change the header of the first shard's first member."""
+
+    def damage(folder: Path) -> None:
+        path = folder / "000000.tar"
+        content = bytearray(path.read_bytes())
+        change(content)
+        content[148:156] = b" " * 8
+        content[148:156] = b"%06o\0 " % sum(content[:512])
+        path.write_bytes(content)
+
+    return damage
+
+
+def state_8_gib(content: bytearray) -> None:
+    content[124:136] = b"77777777777\0"
+
+
+def make_sparse(content: bytearray) -> None:
+    """A GNU sparse file that stands for 8 GiB."""
+    content[156:157] = b"S"
+    content[483:495] = b"77777777777\0"
+
+
+def compress(how: Callable[[bytes], bytes]) -> Callable[[Path], object]:
+    """Compress the first shard; zeros behind it keep it from being too small for its samples."""
+    return lambda folder: (folder / "000000.tar").write_bytes(how((folder / "000000.tar").read_bytes()) + bytes(8192))
+
+
 DAMAGE = {
+    "gzip": Damage(compress(gzip.compress), r"000000\.tar is compressed \(gzip\); unpack it", True),
+    "xz": Damage(compress(lzma.compress), r"000000\.tar is compressed \(xz\)", True),
+    "a member states 8 GiB": Damage(rewrite_header(state_8_gib), "is cut short, or states a wrong size", True),
+    "a sparse member": Damage(rewrite_header(make_sparse), "is no regular file", True),
+    "byte order mark in a record": Damage(
+        replace_member("000001.json", lambda content: b"\xef\xbb\xbf" + content), "its .json is not valid", True
+    ),
+    "half a character in a prompt": Damage(edit_record(prompt="a \ud800 b"), "its prompt holds half a character", True),
+    "a prompt that cannot be seen": Damage(edit_record(prompt="\u200b\u200b"), "there is no prompt", True),
     "truncated": Damage(cut(4, 100), r"000000\.tar has \d+ bytes, the index says \d+"),
     "truncated, signed": Damage(cut(4, 100), r"000000\.tar cannot be read past", True),
     "truncated between samples, signed": Damage(cut(2, 512), "holds 1 samples, the index says 3", True),

@@ -317,3 +317,14 @@ def test_addresses_that_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         ShardSet("gs://b/x")
     write_pairs(tmp_path / "{odd}", 2)
     assert len(ShardSet(f"{tmp_path}/{{odd}}")) == len(ShardSet(f"file://{tmp_path}/{{odd}}")) == 2
+
+
+def test_braces_that_name_countless_sets_are_refused_at_once():
+    with pytest.raises(VideoAlignError, match="the braces name more than 10000 sets"):
+        ShardSet("set-{0..99999999}")
+
+
+@pytest.mark.parametrize("address", ["s3://", "hf://", "https://", "s3:///"])
+def test_an_address_without_a_place_is_refused(address):
+    with pytest.raises(VideoAlignError, match="the address names no place"):
+        ShardSet(address)

@@ -33,6 +33,7 @@ SOUND = {
     "an index that pandas wrote": ",a,b\n0,1,2\n",
     "empty columns of a spreadsheet": "a,b,,\n1,2,,\n",
     "another order": "b,a\n2,1\n",
+    "rows of commas that a spreadsheet appended": "a,b\n1,2\n,\n , \n",
 }
 
 
@@ -157,3 +158,23 @@ def test_a_table_of_pairs_is_read_as_it_was_written(tmp_path: Path) -> None:
         writer.write("0", {"": b"0"}, {"prompt": "p"})
         writer.write_table("pairs.csv", rows)
     assert ShardSet(tmp_path / "set").table("pairs.csv") == rows
+
+
+@pytest.mark.parametrize("header", ["a,b,Image", "a,b,IMAGE", "a,b,image,Image", "a,b,B"])
+def test_a_column_that_would_be_overlooked_is_refused(tmp_path, header):
+    """It differs from one that is read in capitals alone."""
+    path = given(tmp_path, f"{header}\n{','.join('1' * len(header.split(',')))}\n")
+    with pytest.raises(VideoAlignError, match=r"the column \w+ would not be read, (image|b) would"):
+        read_table(path, ("a", "b"), optional=("image",))
+
+
+def test_ratings_in_a_column_of_another_case_are_not_lost(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = given(tmp_path, "path_A,path_B,prompt,VQ,MQ,TA,overall\na.mp4,b.mp4,p,A,A,A,A\n")
+    with pytest.raises(VideoAlignError, match="the column overall would not be read, Overall would"):
+        import_csv(path, tmp_path, tmp_path / "out")
+
+
+def test_utf_32_is_named(tmp_path):
+    with pytest.raises(VideoAlignError, match="UTF-32"):
+        read_table(given(tmp_path, "a,b\n1,2\n".encode("utf-32")), ("a", "b"))
