@@ -207,6 +207,12 @@ class Training(L.LightningModule):
         """Reset the means, to which an unfinished step may have added; say if the run cannot validate."""
         self.step_means.reset()
         check_validation(self.trainer)
+        loop = self.trainer.fit_loop
+        if states := loop._combined_loader_states_to_load:
+            # without max_steps Lightning (2.6) takes no loader's place from a checkpoint of the end of an epoch
+            loop._combined_loader._load_state_dicts(states)
+            loop._combined_loader_states_to_load = []
+            iter(loop._data_fetcher)  # which was begun at the wrong place
 
     def on_validation_epoch_start(self) -> None:
         """Reset the means, to which a sanity check or an interrupted epoch may have added."""

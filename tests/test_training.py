@@ -8,7 +8,7 @@ import torch
 
 from videoalign import EverywhereError, VideoAlignError
 from videoalign.alignment.training import Training, warmup_schedule
-from videoalign.callbacks import EMA
+from videoalign.callbacks import EMA, Checkpoint
 
 QUIET = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
 
@@ -135,3 +135,42 @@ def test_schedule(decay, values):
         optimizer.step()
         schedule.step()
     assert found == pytest.approx(values)
+
+
+class Counted:
+    """Three batches an epoch, other ones in each; knows its place."""
+
+    def __init__(self):
+        self.epoch = self.done = 0
+
+    def __len__(self):
+        return 3
+
+    def __iter__(self):
+        for number in range(self.done, 3):
+            seed = 10 * self.epoch + number
+            self.done = number + 1
+            if self.done == 3:
+                self.epoch, self.done = self.epoch + 1, 0
+            yield torch.randn(2, 3, generator=torch.Generator().manual_seed(seed))
+
+    def state_dict(self):
+        return {"epoch": self.epoch, "done": self.done}
+
+    def load_state_dict(self, state):
+        self.epoch, self.done = state["epoch"], state["done"]
+
+
+@pytest.mark.parametrize("saved", [1, 2])
+@pytest.mark.parametrize("every", [{"every_n_epochs": 1}, {"every_n_train_steps": 3}], ids=str)
+def test_a_checkpoint_of_an_epochs_end_goes_on_with_the_next_epochs_data(every, saved, tmp_path):
+    """Lightning takes no loader's place from it where epochs are counted, and would begin at the first epoch's data."""
+    options = {**QUIET, "default_root_dir": tmp_path}
+    through = Line()
+    L.Trainer(**options, max_epochs=4, enable_checkpointing=False).fit(through, Counted())
+    kept = Checkpoint(tmp_path / "run", save_top_k=-1, **every)
+    L.Trainer(**options, max_epochs=saved, callbacks=[kept]).fit(Line(), Counted())
+    (path,) = (tmp_path / "run").glob(f"*step={3 * saved}.ckpt")
+    resumed = Line()
+    L.Trainer(**options, max_epochs=4, enable_checkpointing=False).fit(resumed, Counted(), ckpt_path=path)
+    assert torch.equal(resumed.weight, through.weight)
