@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from ...callbacks.plots import SMALL, curve, markdown_table, panels, reference_line
+from ...callbacks.plots import curve, legend_below, markdown_table, panels, reference_line
 from ...models.intervals import bootstrap
 from ..world.annotators import POOL, PUBLIC_BIAS
 from .paper_findings import Seeds, over_seeds
@@ -138,5 +138,5 @@ def rater_figure(found: Seeds) -> Figure:
     reference_line(axis, PUBLIC_BIAS, "public sets", upright=True)
     axis.set(title="Accuracy over the raters' bias", ylabel="mean accuracy without ties")
     axis.set_xlabel("standard deviation of raters' levels, points of 1 to 5")
-    axis.legend(fontsize=SMALL)
+    legend_below(figure)
     return figure
