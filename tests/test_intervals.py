@@ -175,7 +175,7 @@ def test_a_benchmark_knows_the_prompt_of_each_pair_with_or_without_the_column(tm
             for key in "abc":
                 writer.write(key, {"": b"x"}, {"prompt": f"of {key}"})
             writer.write_table(
-                "pairs.csv", [{"key_A": a, "key_B": b, "VQ": "A", **more} for a, b in ("ab", "bc", "cb")]
+                "pairs.csv", [{"key_A": a, "key_B": b, "VQ": "A", **more} for a, b in ("ab", "bc", "ca")]
             )
     assert Benchmark(tmp_path / "with").prompts == ["said"] * 3
     assert Benchmark(tmp_path / "without").prompts == ["of a", "of b", "of c"]
