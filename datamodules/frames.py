@@ -130,7 +130,7 @@ class FrameReader:
             return load_frames(content, name)
         if not self._limit:
             return decode(content, self.sampling, self.factor, name)
-        digest = hashlib.blake2b(content, digest_size=16).digest()  # a thousandth of the time of decoding
+        digest = hashlib.blake2b(content, digest_size=16).digest()
         if digest in self._kept:
             return self._kept[digest].clone()  # an augmentation may write to what it is given
         video = decode(content, self.sampling, self.factor, name)

@@ -24,7 +24,7 @@ Condition = dict[str, Tensor]
 ``prompt_mask`` (B, L), 1 at tokens and 0 after them, the same for each further part; ``image`` (B, C, F', H, W) and
 ``image_embeds`` (B, L, E) as they are."""
 PROMPTS_AT_ONCE = 16
-"""Prompts that are embedded at once: attention of a text encoder between 512 tokens fills a GPU with some hundred."""
+"""Prompts that are embedded at once: attention between the 512 tokens of each takes memory for all of them."""
 
 
 class Step(NamedTuple):

@@ -15,7 +15,6 @@ from .free_memory import free_memory, peak_of
 from .generator import Generator
 from .guidance import Guidance, steering
 from .noisy_reward import NoisyReward
-from .scoring import failing_as
 from .search import Chosen, Search
 
 _HELD = 12
@@ -75,13 +74,11 @@ class Searcher:
             require_finite("the noisy reward's views of candidates", by_name(names, rewards), "look at its weights")
             return self.search.scalar(rewards)
 
-        who = f"search ({type(self.search).__name__})"
-        with failing_as(f"{who} failed on {key}"):
-            chosen = self.search(path, reward, seed)
+        chosen = self.search(path, reward, seed)
         if not isinstance(chosen, Chosen) or not 0 <= chosen.row < len(path.x) or not math.isfinite(chosen.reward):
             raise VideoAlignError(
-                f"{who} chose {chosen} among {len(path.x)} candidates of {key}; it gives a Chosen, with the number of "
-                "one and its finite reward"
+                f"search ({type(self.search).__name__}) chose {chosen} among {len(path.x)} candidates of {key}; it "
+                "gives a Chosen, with the number of one and its finite reward"
             )
         return path.x[chosen.row : chosen.row + 1].float(), chosen
 
