@@ -30,6 +30,15 @@ def test_a_wrong_key_of_nothing_is_refused_too(loop):
         loop.reward_model("rm/x", "training", {"data.init_args.benchmark": {}})
 
 
+def test_an_experiments_own_folder_is_refused_too(loop, monkeypatch):
+    """A judge of a cause once read the benchmarks that the recipe names."""
+    monkeypatch.setattr(configured, "_sound", set())
+    settings = loop.settings("rm/x", loop.reward_model("rm/x", "training", {}).run.args[2])
+    del settings["data.init_args.benchmarks"]
+    with pytest.raises(VideoAlignError, match=r"rm/x .*benchmarks is still .*runs/sprites/world/recent"):
+        configured.check("rm/x", ["reward_btt"], settings)
+
+
 def test_a_wrong_value_is_refused_too(loop):
     with pytest.raises(VideoAlignError, match=r"rm/x .*max_steps"):
         loop.reward_model("rm/x", "training", {"trainer.max_steps": 0.5})

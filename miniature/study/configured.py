@@ -1,9 +1,10 @@
 """Settings of experiments, read by the Lightning CLI's parser before any work begins.
 
 A unit that trains may run an hour after the first one. A setting whose key an experiment does not take is refused when
-the units are built, not then.
+the units are built, not then. So is an experiment that would still read the folders that its file names.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -38,11 +39,13 @@ class _Parsing(ExperimentCLI):
         """Nothing is run."""
 
 
+_OWN = re.compile(r"(^|')runs/")
+"""Where a value of a file in experiments/sprites is a place of the runs that its own comments describe."""
 _sound: set[tuple[tuple[str, ...], frozenset[str]]] = set()
 
 
 def check(name: str, experiments: Sequence[str], settings: Settings) -> None:
-    """Refuse settings that an experiment does not take.
+    """Refuse settings that an experiment does not take, and those that leave it a file or folder of its own.
 
     Keys are the same over seeds and sizes, so that each combination is parsed once (about a quarter of a second).
 
@@ -64,4 +67,6 @@ def check(name: str, experiments: Sequence[str], settings: Settings) -> None:
         raise VideoAlignError(f"{where}: {error}") from error
     if unknown := [key for key in settings if key not in config]:  # the parser passes over them if their value is {}
         raise VideoAlignError(f"{where}: there is no setting {unknown[0]}; correct its name")
+    if kept := [key for key, value in config.items() if key not in settings and _OWN.search(str(value))]:
+        raise VideoAlignError(f"{where}: {kept[0]} is still the experiment's own, {config[kept[0]]}; set it")
     _sound.add(kind)

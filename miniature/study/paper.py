@@ -120,7 +120,6 @@ class Paper(Tuned, JudgeCells, RaterCells):
         def add(name: str, text: str, loss: str, steps: int, settings: Settings) -> None:
             common = {
                 "model.init_args.network.init_args.template": "plain_shared",
-                "data.init_args.benchmarks": {},
                 "model.init_args.loss": loss,
                 "trainer.val_check_interval": steps,
             }

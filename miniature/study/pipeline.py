@@ -252,7 +252,7 @@ class Loop(SeedUnits):
         Args:
             result: Folder of the trained model.
             text: Description for people.
-            settings: Settings that override experiments/sprites/reward_btt.yaml.
+            settings: Settings that override experiments/sprites/reward_btt.yaml, which is validated on no benchmark here.
             backbone: Folder of the backbone to start from.
         """
         folder = self.folder
@@ -261,6 +261,7 @@ class Loop(SeedUnits):
             "model.init_args.network.init_args.backbone": folder / backbone,
             "data.init_args.train": folder / "frames/train",
             "data.init_args.val": folder / "world/val",
+            "data.init_args.benchmarks": {},
             **settings,
         }
         needs, cost = (backbone, "frames/train", "world"), 0.4 * settings["trainer.max_steps"]
