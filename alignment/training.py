@@ -82,7 +82,7 @@ class Training(L.LightningModule):
         self._rates = {group["name"]: group["lr"] for group in optimizer.param_groups if "name" in group}
         if self._resumed is not None:
             self.compare_groups(self._resumed)
-        schedule = warmup_schedule(optimizer, stepping_batches(self.trainer), self.warmup, self.decay)
+        schedule = warmup_schedule(optimizer, float(self.trainer.estimated_stepping_batches), self.warmup, self.decay)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step", "name": "lr"}}
 
     def members(self) -> dict[str, list[str]]:
@@ -209,7 +209,8 @@ class Training(L.LightningModule):
         check_validation(self.trainer)
         loop = self.trainer.fit_loop
         if states := loop._combined_loader_states_to_load:
-            # without max_steps Lightning (2.6) takes no loader's place from a checkpoint of the end of an epoch
+            # without max_steps Lightning (2.6) takes no loader's place from a checkpoint of the end of an epoch; where
+            # somebody asked for trainer.estimated_stepping_batches, from none (its issue 20550)
             loop._combined_loader._load_state_dicts(states)
             loop._combined_loader_states_to_load = []
             iter(loop._data_fetcher)  # which was begun at the wrong place
@@ -231,19 +232,6 @@ class Training(L.LightningModule):
     def on_test_epoch_end(self) -> None:
         """End a test like a validation."""
         self.on_validation_epoch_end()
-
-
-def stepping_batches(trainer: L.Trainer) -> float:
-    """Number of optimizer steps of a run; infinite where nothing bounds them.
-
-    ``trainer.estimated_stepping_batches`` builds the training loader where the number of epochs bounds the run. At this
-    time, before a checkpoint's loops are restored, the loader would never get its place in the epoch (Lightning's issue
-    20550). So it is taken out of the Trainer again here, and training builds a new one.
-    """
-    before = trainer.fit_loop._combined_loader
-    steps = trainer.estimated_stepping_batches
-    trainer.fit_loop._combined_loader = before
-    return float(steps)
 
 
 def warmup_schedule(optimizer: Optimizer, steps: float, warmup: float, decay: Decay) -> LambdaLR:
