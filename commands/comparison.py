@@ -66,7 +66,8 @@ def found_of(
         chosen_by: The judge that best-of-N chooses by; the first one by default.
 
     Returns:
-        Among the rest, of every arm its rates against the base (:func:`.win_rates`), and by ``halves`` of the noises.
+        Among the rest, of every arm its rates against the base (:func:`.win_rates`), and by ``halves`` of the noises;
+        of the best of n base samples by the judge that chooses, the first judge's means and differences to the base.
     """
     base_name, base = next(iter(judged.items()))
     judges = judges_of(base.ratings)
@@ -92,17 +93,15 @@ def found_of(
         if name != base_name:
             row["against_base"] = {j: win_rates(arm.ratings[j], base.ratings[j]) for j in judges}
             row["halves"] = {j: half_rates(arm.ratings[j], base.ratings[j]) for j in judges}
-            row["differences"] = {j: _differences(arm.ratings[j] - base.ratings[j]) for j in judges}
+            row["differences"] = {j: _differences((arm.ratings[j] - base.ratings[j]).mean(1)) for j in judges}
             if cost <= samples:
                 draws = max(cost, 1.0)
                 rival = best_of(chooser, base.ratings[judge], draws)  # (P, 4)
                 gap = arm.ratings[judge].mean(1)[:, 3] - rival[:, 3]
                 row["best_of"] = {"draws": draws, **_difference(gap)}
         arms[name] = row
-    rivals = {
-        str(n): dict(zip(COLUMNS, best_of(chooser, base.ratings[judge], n).mean(0).tolist()))
-        for n in range(1, samples + 1)
-    }
+    rivals = {str(n): best_of(chooser, base.ratings[judge], n) for n in range(1, samples + 1)}  # (P, 4) each
+    plain = base.ratings[judge].mean(1)  # (P, 4)
     curves = {name: _curve(judged, judge, *sweep) for name, sweep in sweeps.items()}
     return {
         "judge": judge,
@@ -110,7 +109,8 @@ def found_of(
         "prompts": prompts,
         "samples": samples,
         "arms": arms,
-        "best_of": rivals,
+        "best_of": {n: dict(zip(COLUMNS, best.mean(0).tolist())) for n, best in rivals.items()},
+        "best_of_differences": {n: _differences(best - plain) for n, best in rivals.items() if n != "1"},
         "sweeps": curves,
     }
 
@@ -121,8 +121,8 @@ def _difference(values: Tensor) -> dict[str, Any]:
 
 
 def _differences(values: Tensor) -> dict[str, dict[str, Any]]:
-    """Mean differences (P, N, 4) by column; all noises of a prompt are drawn together."""
-    return {column: _difference(values[..., i].mean(1)) for i, column in enumerate(COLUMNS)}
+    """Mean differences by column, of (P, 4) means over the noises of a prompt, which are so drawn together."""
+    return {column: _difference(values[:, i]) for i, column in enumerate(COLUMNS)}
 
 
 def _curve(

@@ -37,8 +37,9 @@ pytestmark = pytest.mark.slow
 
 TOY = {
     "world": {"train": 72, "val": 12, "benchmark_videos": 32, "benchmark_pairs": 16, "captions": 64, "clips": 64},
-    "captions": 2, "reward": 4, "generated": 2, "autoencoder": 6, "generator": 4, "noisy": 4, "align": 2, "samples": 2,
-    "rated": 24, "benchmark": 2, "benchmark_pairs": 8, "fresh": 4, "judged": 2, "calibrated": 12, "checked": 24,
+    "captions": 2, "starts": 2, "reward": 4, "generated": 2, "autoencoder": 6, "generator": 4, "noisy": 4, "align": 2,
+    "samples": 2, "rated": 24, "benchmark": 2, "benchmark_pairs": 8, "fresh": 4, "judged": 2, "calibrated": 12,
+    "checked": 24,
 }  # fmt: skip
 
 SCRIPT = f"""

@@ -45,18 +45,20 @@ def test_the_sentence_names_the_largest_rise_and_all_falls(tmp_path):
     row = found["arms"]["dpo"]["differences"][ORACLE]["MQ"]
     low, high = row["interval"]
     text = summary(found)
-    assert text.startswith("Motion quality rose with 2 of 4 algorithms and strengths, most with dpo (Flow-DPO, ")
+    assert text.startswith("Motion quality rose with 2 of 5 ways to use the reward model, most with dpo (Flow-DPO, ")
     assert f"{row['difference']:+z.2f} ({low:+.2f} to {high:+.2f})" in text
     assert "It fell with nrg@30." in text
-    assert "over 8 prompts; of 4 that change nothing, 0.1 would seem to rise by chance" in text
-    assert summary(found, "VQ").startswith("Visual quality rose with 3 of 4 ")
+    assert "over 8 prompts; of 5 that change nothing, 0.1 would seem to rise by chance" in text
+    assert summary(found, "VQ").startswith("Visual quality rose with 4 of 5 ")
 
 
 def test_a_rise_that_is_none_is_called_none(tmp_path):
     """Training on unselected samples is no algorithm, and what its interval does not part from 0 did not rise."""
-    found = compared(tmp_path, {**CHANGES, "dpo": (0.1, 0.0, 0.0), "nrg@3": (0.0, 0.001, 0.0)})
+    found = compared(tmp_path, {**CHANGES, "dpo": (0.1, 0.0, 0.0), "nrg@3": (0.0, 0.001, 0.0)}, samples=1)
     text = summary(found)
-    assert text.startswith("Motion quality rose with none of 4 algorithms and strengths; the largest difference has ")
+    assert text.startswith(
+        "Motion quality rose with none of 4 ways to use the reward model; the largest difference has "
+    )
     assert "control" not in text
 
 
@@ -73,8 +75,8 @@ def test_the_table_holds_the_comparisons_numbers(tmp_path):
     found = compared(tmp_path, CHANGES)
     head, rows = one_table(found)
     assert head == ["arm", "VQ", "MQ", "TA", "wins: oracle", "wins: reward model", "cost"]
-    assert [row[0].text for row in rows] == [*found["arms"]]
-    by_name = {row[0].text: row for row in rows}
+    assert [row[0].text for row in rows] == [*found["arms"], "best-of-4"]
+    by_name = {row[0].text: row for row in rows[:-1]}
     for name, row in by_name.items():
         for cell, column in zip(row[1:4], COLUMNS):
             assert cell.text == f"{found['arms'][name]['means'][ORACLE][column]:.2f}"
@@ -89,10 +91,29 @@ def test_the_table_holds_the_comparisons_numbers(tmp_path):
     assert hacked[0].note == "Flow-NRG, guided to VQ, MQ, strength 30"
 
 
+def test_the_best_of_all_samples_is_a_row_and_counts_as_a_way(tmp_path):
+    """What it gains is a mean over prompts of the best sample's quality over that of all; one sample has no best."""
+    found = compared(tmp_path, CHANGES)
+    row = one_table(found)[1][-1]
+    assert row[0].note == "the best of 4 samples of the base, by the reward model" and row[6].text == "4.00x"
+    assert [cell.text for cell in row[4:6]] == ["", ""]  # it has no clips of its own
+    for cell, column in zip(row[1:4], COLUMNS):
+        change = found["best_of_differences"]["4"][column]
+        assert cell.text == f"{found['best_of']['4'][column]:.2f}" and cell.note.startswith(
+            f"{change['difference']:+.2f} "
+        )
+        gain = found["best_of"]["4"][column] - found["best_of"]["1"][column]
+        assert change["difference"] == pytest.approx(gain) and change["interval"][0] <= gain <= change["interval"][1]
+    assert "best-of-4 (the best of 4 " in summary(compared(tmp_path, {"sft": (-0.3, -0.3, -0.3)}))
+    del found["best_of_differences"]  # a comparison of an earlier release
+    assert len(one_table(found)[1]) == len(found["arms"]) and " of 4 ways" in summary(found)
+    assert len(one_table(compared(tmp_path, CHANGES, samples=1))[1]) == len(found["arms"])
+
+
 def test_a_terminal_shows_the_same_numbers_in_lines_of_one_length(tmp_path):
     found = compared(tmp_path, CHANGES)
     head, *lines = as_text(found).splitlines()
-    assert len({len(line) for line in lines}) == 1 and len(head) == len(lines[0]) < 140
+    assert len({len(line) for line in lines}) == 1 and len(head) == len(lines[0]) <= 140
     for line, row in zip(lines, one_table(found)[1]):
         assert all(cell.text in line for cell in row) and all(cell.note in line for cell in row[1:4])
 
@@ -100,7 +121,7 @@ def test_a_terminal_shows_the_same_numbers_in_lines_of_one_length(tmp_path):
 def test_a_single_prompt_has_no_intervals_and_decides_nothing(tmp_path):
     found = compared(tmp_path, CHANGES, prompts=1)
     assert "null" in (tmp_path / "comparison.json").read_text()
-    assert summary(found).startswith("Motion quality rose with none of 4 ")
+    assert summary(found).startswith("Motion quality rose with none of 5 ")
     dpo = next(row for row in one_table(found)[1] if row[0].text == "dpo")
     assert [cell.sign for cell in dpo[1:6]] == [0] * 5
     assert "nan" not in as_text(found)
@@ -121,4 +142,4 @@ def test_the_other_judge_decides_nothing(tmp_path):
 @pytest.mark.parametrize("dimension", ["VQ", "MQ", "TA"])
 def test_each_quality_has_its_sentence(tmp_path, dimension):
     change = tuple(0.2 if name == dimension else 0.0 for name in ("VQ", "MQ", "TA"))
-    assert " rose with 1 of 1 " in summary(compared(tmp_path, {"dpo": change}), dimension)
+    assert " rose with 1 of 1 " in summary(compared(tmp_path, {"dpo": change}, samples=1), dimension)

@@ -130,7 +130,7 @@ def test_resumption_is_exact_under_the_recipes_own_settings(made, name, workers,
 
 
 def test_a_loader_that_was_built_before_the_checkpoint_gets_its_place(tmp_path):
-    """Lightning's number of steps, for warm-up and decay, builds it; then it gets no place (Lightning's issue 20550)."""
+    """Asking for the number of steps builds it, and Lightning alone then gives it no place (its issue 20550)."""
     import lightning as L
 
     class Asks(training.Training):

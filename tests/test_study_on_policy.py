@@ -37,7 +37,7 @@ VIEW = "own view"
 CHOSEN = {name: tried[0] for name, tried in grid(PolicySize()).items()}
 TOY = LoopSize(
     world=WorldSize(train=72, val=12, benchmark_videos=32, benchmark_pairs=16, captions=64, clips=64),
-    captions=2, reward=4, generated=2, autoencoder=6, generator=4, noisy=4, align=2, samples=4, rated=24,
+    captions=2, starts=1, reward=4, generated=2, autoencoder=6, generator=4, noisy=4, align=2, samples=4, rated=24,
     benchmark=2, benchmark_pairs=8, fresh=4, judged=2, calibrated=12, checked=24,
 )  # fmt: skip
 TOY_POLICIES = PolicySize(budget=240, noises=2, groups=1, samples=2, batch=2)

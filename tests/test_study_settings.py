@@ -1,10 +1,14 @@
 """Settings of the study's trainings: a key that an experiment does not take is refused before any unit runs."""
 
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from videoalign import VideoAlignError
-from videoalign.miniature.study import configured
+from videoalign.miniature.study import configured, steps
 from videoalign.miniature.study.loop_size import LoopSize
 from videoalign.miniature.study.paper import Paper
 from videoalign.miniature.study.pipeline import Loop
@@ -67,3 +71,35 @@ def test_settings_are_those_of_the_unit_over_the_common_ones(loop):
     assert (result, experiments, export) == ("rm/x", ("reward_btt",), True) and unit.cost == 0.4 * 5
     assert settings["seed_everything"] == 7 and settings["data.init_args.seed"] == 0
     assert settings["trainer.logger.init_args.name"] == "rm/x"
+
+
+@pytest.mark.parametrize(("described", "kept"), [([0.95], 0), ([0.9, 0.94], 1), ([0.8, 0.93, 0.9], 1), ([None], 0)])
+def test_caption_pretraining_begins_again_until_clips_are_described(described, kept, tmp_path, monkeypatch):
+    """Of the starts that are all too bad the best is kept; where nothing is held out, there is one."""
+    taken = []
+
+    def train(args):
+        given = dict(arg[2:].split("=", 1) for arg in args if arg.startswith("--") and "=" in arg)
+        out = Path(given["model.init_args.out"])
+        out.mkdir(parents=True)
+        (out / "start").write_text(str(len(taken)))
+        taken.append((given["seed_everything"], given["data.init_args.seed"], given["model.init_args.backbone"]))
+        value = described[len(taken) - 1]
+        return SimpleNamespace(
+            trainer=SimpleNamespace(callback_metrics={} if value is None else {"val/describes": value})
+        )
+
+    monkeypatch.setattr(steps, "run", train)
+    unit = next(unit for unit in Loop(tmp_path, LoopSize(), 3).base() if unit.name == "backbone")
+    unit.run()
+    assert len(taken) == len(described) <= LoopSize().starts and (tmp_path / "backbone/start").read_text() == str(kept)
+    assert [seeds[:2] for seeds in taken] == [(str(s), str(s)) for s in (3, 10003, 20003)[: len(taken)]]
+    assert taken[0][2] == str(tmp_path / "random") and len({model for *_, model in taken}) == len(taken)
+    assert not (tmp_path / "backbone-starts").exists()
+
+
+def test_other_random_weights_are_a_whole_model_of_their_own(loop):
+    for seed in (None, 7):
+        loop.random_qwen(f"random-{seed}", seed=seed)
+    one, other = (load_file(loop.folder / f"random-{seed}/model.safetensors") for seed in (None, 7))
+    assert one.keys() == other.keys() and not all(torch.equal(one[name], other[name]) for name in one)

@@ -21,6 +21,8 @@ TRAINED = {
     "dpo-motion": "Flow-DPO, constant beta, on pairs labelled by motion quality alone",
 }
 """What each arm without guidance is."""
+BEST_OF = "best-of-"
+"""Beginning of the name of a search: the best of several of the base's samples by the reward model."""
 LEGEND = (
     "VQ, MQ, TA: visual quality, motion quality and text alignment by the oracle, from 0 to 1, with the difference to "
     "the base and its 95 % interval. Wins: share of an arm's clips that beat the base's from other noise of the same "
@@ -56,13 +58,15 @@ def named(arm: str, compared: Mapping[str, Any]) -> str:
     """
     if arm in TRAINED:
         return TRAINED[arm]
+    if arm.startswith(BEST_OF):
+        return f"the best of {arm.removeprefix(BEST_OF)} samples of the base, by the reward model"
     sweep, _, strength = arm.rpartition("@")
     dimensions = ", ".join(d for d, weight in compared["sweeps"][sweep]["weights"].items() if weight)
     return f"Flow-NRG, guided to {dimensions}, strength {strength}"
 
 
 def algorithms(compared: Mapping[str, Any]) -> list[str]:
-    """Names of all arms that are aligned or guided by the reward model.
+    """Names of all arms that are aligned or guided by the reward model; a search has no clips of its own.
 
     Args:
         compared: Numbers of the comparison.
@@ -95,22 +99,23 @@ def wins(compared: Mapping[str, Any], arm: str, judge: str) -> tuple[float, list
 
 
 def summary(compared: Mapping[str, Any], dimension: str = "MQ") -> str:
-    """Whether a quality rose by at least one algorithm, by the oracle.
+    """Whether a quality rose by at least one algorithm, strength of guidance or search, by the oracle.
 
     Args:
         compared: Numbers of the comparison.
         dimension: The quality, VQ, MQ or TA.
     """
     rows = {n: compared["arms"][n]["differences"][ORACLE][dimension] for n in algorithms(compared)}
+    rows |= {name: row[dimension] for name, row in _searches(compared).items()}
     rose = [name for name, row in rows.items() if row["interval"][0] > 0]
     fell = [name for name, row in rows.items() if row["interval"][1] < 0]
     most = max(rose or rows, key=lambda name: rows[name]["difference"])
     what = {"VQ": "Visual quality", "MQ": "Motion quality", "TA": "Text alignment"}[dimension]
     arm = f"{most} ({named(most, compared)}): {_difference(rows[most])}"
     if rose:
-        text = f"{what} rose with {len(rose)} of {len(rows)} algorithms and strengths, most with {arm}."
+        text = f"{what} rose with {len(rose)} of {len(rows)} ways to use the reward model, most with {arm}."
     else:
-        text = f"{what} rose with none of {len(rows)} algorithms and strengths; the largest difference has {arm}."
+        text = f"{what} rose with none of {len(rows)} ways to use the reward model; the largest difference has {arm}."
     if fell:
         text += f" It fell with {', '.join(fell)}."
     chance = 0.025 * len(rows)  # half of the 5 % that a 95 % interval leaves out is on the side of a rise
@@ -120,23 +125,34 @@ def summary(compared: Mapping[str, Any], dimension: str = "MQ") -> str:
     )
 
 
+def _searches(compared: Mapping[str, Any]) -> dict[str, Any]:
+    """Differences of the best of all the base's samples of a prompt, which cost as many samples."""
+    most, found = str(compared["samples"]), compared.get("best_of_differences", {})  # earlier releases have none
+    return {BEST_OF + most: found[most]} if most in found else {}
+
+
 def one_table(compared: Mapping[str, Any]) -> tuple[list[str], list[list[Cell]]]:
     """Head and rows of the table: each arm's qualities by the oracle, wins by both judges, and its cost.
+
+    The last row is the best of all of the base's samples, where there are several.
 
     Args:
         compared: Numbers of the comparison.
     """
     head = ["arm", *DIMENSIONS, "wins: oracle", "wins: reward model", "cost"]
-    return head, [_row(compared, name) for name in compared["arms"]]
+    rows = [_row(compared, name) for name in compared["arms"]]
+    for name, differences in _searches(compared).items():
+        means = compared["best_of"][name.removeprefix(BEST_OF)]
+        cells = [Cell(name, named(name, compared)), *_qualities(means, differences), Cell(""), Cell("")]
+        rows.append([*cells, Cell(f"{compared['samples']:.2f}x")])
+    return head, rows
 
 
 def _row(compared: Mapping[str, Any], name: str) -> list[Cell]:
     row = compared["arms"][name]
     differences = row.get("differences", {}).get(ORACLE, {})
     cells = [Cell(name, named(name, compared))]
-    for dimension in DIMENSIONS:
-        mean, change = f"{row['means'][ORACLE][dimension]:.2f}", differences.get(dimension)
-        cells.append(Cell(mean, _difference(change), _sign(change["interval"], 0.0)) if change else Cell(mean))
+    cells += _qualities(row["means"][ORACLE], differences)
     for judge in (ORACLE, REWARD_MODEL):
         if name == BASE:
             cells.append(Cell(""))
@@ -144,6 +160,14 @@ def _row(compared: Mapping[str, Any], name: str) -> list[Cell]:
             share, interval = wins(compared, name, judge)
             cells.append(Cell(f"{share:.2f}", _interval(interval, ".2f"), _sign(interval, 0.5)))
     return [*cells, Cell(f"{row['cost']:.2f}x")]
+
+
+def _qualities(means: Mapping[str, float], differences: Mapping[str, Any]) -> list[Cell]:
+    cells = []
+    for dimension in DIMENSIONS:
+        mean, change = f"{means[dimension]:.2f}", differences.get(dimension)
+        cells.append(Cell(mean, _difference(change), _sign(change["interval"], 0.0)) if change else Cell(mean))
+    return cells
 
 
 def _difference(row: Mapping[str, Any]) -> str:

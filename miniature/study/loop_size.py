@@ -18,6 +18,8 @@ class LoopSize:
     """Numbers of rendered samples."""
     captions: int = 600
     """Steps of caption pre-training."""
+    starts: int = 3
+    """Random weights that it begins from at most, until it describes held-out clips well."""
     reward: int = 350
     """Steps of the reward model."""
     generated: int = 400

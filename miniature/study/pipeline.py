@@ -7,6 +7,7 @@ these.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,7 @@ class Loop(SeedUnits):
     def _reward_units(self) -> list[Unit]:
         """The world, and a reward model that is trained on its rendered pairs."""
         size, folder = self.size, self.folder
+        taught = self.captioned("backbone", "caption pre-training, the stand-in for pre-trained weights")
         world = "rendering the world: rated pairs, two benchmarks, captioned clips, a generator's clips"
         rendered = {
             "trainer.val_check_interval": max(1, size.reward // 2),
@@ -128,7 +130,7 @@ class Loop(SeedUnits):
                 for name, cost in (("train", 40), ("captions", 12))
             ),
             self.unit("random", "making a miniature Qwen2-VL with random weights", 1, (), self.random_qwen),
-            self.captioned("backbone", "caption pre-training, the stand-in for pre-trained weights"),
+            replace(taught, run=partial(self.teach, *taught.run.args)),
             self.reward_model(
                 "reward_rendered",
                 "training the reward model on rated pairs (Bradley-Terry with ties, separate tokens)",
@@ -229,7 +231,7 @@ class Loop(SeedUnits):
     # --- trainings that occur in several places ---------------------------------------------------------------
 
     def captioned(self, result: str, text: str, settings: Settings | None = None) -> Unit:
-        """A backbone that has learnt to describe clips.
+        """A backbone that has learnt to describe clips, from the loop's random weights alone.
 
         Args:
             result: Folder of the backbone.
@@ -252,7 +254,7 @@ class Loop(SeedUnits):
         Args:
             result: Folder of the trained model.
             text: Description for people.
-            settings: Settings that override experiments/sprites/reward_btt.yaml, which is validated on no benchmark here.
+            settings: Settings that override experiments/sprites/reward_btt.yaml and that benchmarks are not scored.
             backbone: Folder of the backbone to start from.
         """
         folder = self.folder
