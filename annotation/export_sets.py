@@ -98,7 +98,7 @@ class SetWriter:
             "votes": [vote_record(vote, self.called) for vote in pair.votes],
             **self._image_entry(pair.keys[0]),
         }
-        for name in ("fps", "num_frames"):
+        for name in ("fps", "num_frames", "height", "width"):
             values = {side: self.shown.contents[key].record.get(name) for side, key in zip("AB", pair.keys)}
             if None not in values.values():
                 record[name] = values

@@ -152,6 +152,5 @@ def _record(a: Content, b: Content, rewards: Tensor, mode: str) -> dict:
         "keys": {s: c.key for s, c in both.items()},
         "seeds": {s: c.record.get("seed") for s, c in both.items()},
         "guidance": {s: c.record.get("guidance") for s, c in both.items()},
-        "fps": {s: c.record.get("fps") for s, c in both.items()},
-        "num_frames": {s: c.record.get("num_frames") for s, c in both.items()},
+        **{name: {s: c.record.get(name) for s, c in both.items()} for name in ("fps", "num_frames", "height", "width")},
     }

@@ -247,8 +247,14 @@ def look_at_images(
 
 def video_record(prompt: str, source: str, path: str, clip: Clip) -> dict[str, Any]:
     """The JSON record of a sample of a *videos* set; height and width are those that a player shows."""
-    shape = {"fps": clip.fps, "num_frames": clip.frames, "height": clip.height, "width": clip.width}
+    shape = {name: value for name, (value,) in _shapes([clip]).items()}
     return {"prompt": prompt, "source": source, "path": path, **shape}
+
+
+def _shapes(clips: Sequence[Clip]) -> dict[str, list[float]]:
+    """What records tell of clips, by name."""
+    names = {"fps": "fps", "num_frames": "frames", "height": "height", "width": "width"}
+    return {name: [getattr(clip, of) for clip in clips] for name, of in names.items()}
 
 
 @claims_set
@@ -321,8 +327,7 @@ def _pair_samples(report: Report) -> tuple[list[NewSample], list[Compared]]:
             "scores": row.scores,
             "sources": dict(zip("AB", row.sources)),
             "paths": dict(zip("AB", row.paths)),
-            "fps": {s: c.fps for s, c in zip("AB", clips)},
-            "num_frames": {s: c.frames for s, c in zip("AB", clips)},
+            **{name: dict(zip("AB", both)) for name, both in _shapes(clips).items()},
         }
         samples.append(NewSample(f"{row.line:06d}", row.paths, row.sources, record, row.image))
     return samples, []

@@ -23,6 +23,7 @@ from .contents import Contents, RawSample
 from .contracts import AugmentsPairs, HasProcessor, require
 from .data_ranks import data_ranks
 from .frames import FrameReader
+from .lengths import lengths_of
 from .rater_scores import LEAST, RaterScales
 from .ratings import labels_of, prompt_of, scores_of, sources_of
 from .shards import ShardSet
@@ -183,6 +184,8 @@ class VideoPairs(L.LightningDataModule):
         shuffle_buffer: Number of pairs among which the next one is drawn; 0 keeps their order on disk. It costs no
             memory.
         max_dropped: Share of an epoch's samples that may be unusable before training stops.
+        group_by_length: Batches of all ranks among whose pairs batches of similar length are formed, so that little of
+            them is padding; 0 forms none. Records tell the lengths, or else the bytes of the videos.
         seed: Seed of the order, of the exchanges of A and B, and of what ``augment`` draws.
         train_share: Share of the training pairs to use, for learning curves. Their keys decide which ones: a smaller
             share is part of a larger one, whatever the seed.
@@ -212,10 +215,12 @@ class VideoPairs(L.LightningDataModule):
         augment: AugmentsPairs | None = None,
         keep_gb: float = 0.0,
         scores: Literal["mean", "standardised"] = "mean",
+        group_by_length: int = 0,
     ) -> None:
         super().__init__()
         at_least(1, "data.", batch_size=batch_size, val_batch_size=val_batch_size)
         at_least(0, "data.", workers=workers, shuffle_buffer=shuffle_buffer, keep_gb=keep_gb)
+        at_least(0, "data.", group_by_length=group_by_length)
         if not 0 <= max_dropped < 1:
             raise VideoAlignError(f"data.max_dropped is a share in [0, 1), got {max_dropped}")
         if train_keys and train_share != 1:
@@ -233,7 +238,7 @@ class VideoPairs(L.LightningDataModule):
         self.benchmark_paths = benchmarks or {}
         self.batch_size, self.val_batch_size = batch_size, val_batch_size or batch_size
         self.workers, self.swap, self.shuffle_buffer = workers, swap, shuffle_buffer
-        self.augment, self.keep_gb = augment, keep_gb
+        self.augment, self.keep_gb, self.group_by_length = augment, keep_gb, group_by_length
         self.max_dropped, self.seed, self.train_share, self.train_keys = max_dropped, seed, train_share, train_keys
         self.processor: RewardProcessor | None = None
 
@@ -299,7 +304,9 @@ class VideoPairs(L.LightningDataModule):
             if training
             else Share(len(contents), self.val_batch_size, world, training)
         )
-        stream = ShardStream(contents, decode, share, rank, self.seed, self.shuffle_buffer, shards.name)
+        group = self.group_by_length if training else 0
+        lengths = lengths_of(shards, contents, self.processor) if group else None
+        stream = ShardStream(contents, decode, share, rank, self.seed, self.shuffle_buffer, shards.name, lengths, group)
         options = {
             "persistent_workers": training and self.workers > 0,  # an epoch may be short
             "pin_memory": trainer.strategy.root_device.type == "cuda",

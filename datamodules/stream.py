@@ -6,7 +6,6 @@ samples on any number of ranks. Training leaves out the samples that do not fill
 Evaluation fills ranks up with samples that are marked as padding, so that every sample counts exactly once.
 """
 
-import random
 from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -17,6 +16,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 from .. import VideoAlignError
 from .contents import Contents, RawSample
 from .data_ranks import data_ranks
+from .epoch_order import alike, epoch_order
 from .fitted_schedule import fit_schedule
 from .stores import threads
 
@@ -110,46 +110,6 @@ class Share:
         return range(first, first + self.batch)
 
 
-def epoch_order(contents: Contents, seed: int, epoch: int, shuffle_buffer: int) -> list[int]:
-    """Sample numbers in the order of a training epoch.
-
-    Shards come in random order, and each next sample is drawn among ``shuffle_buffer`` of them, so that samples that
-    are read together lie close to each other on disk. The order is then rotated by a random amount, so that its end,
-    which training leaves out, holds other samples in each epoch.
-
-    Args:
-        contents: Samples of the set.
-        seed: Seed of the order.
-        epoch: Number of the epoch, from 0.
-        shuffle_buffer: Number of samples among which the next one is drawn; 0 keeps the order on disk.
-    """
-    if not shuffle_buffer:
-        return list(range(len(contents)))
-    rng = random.Random(f"{seed} {epoch}")
-    of_shard: dict[int, list[int]] = {}
-    for number, shard in enumerate(contents.shard.tolist()):
-        of_shard.setdefault(shard, []).append(number)
-    shards = list(of_shard.values())
-    rng.shuffle(shards)
-    numbers = [number for shard in shards for number in shard]
-    turn = rng.randrange(len(numbers))
-    return list(shuffled(iter(numbers[turn:] + numbers[:turn]), shuffle_buffer, rng))
-
-
-def shuffled(samples: Iterator, size: int, rng: random.Random) -> Iterator:
-    """Draw each next sample at random among ``size`` of them; every sample comes out once."""
-    buffer = []
-    for sample in samples:
-        if len(buffer) < size:
-            buffer.append(sample)
-            continue
-        i = rng.randrange(size)
-        buffer[i], sample = sample, buffer[i]
-        yield sample
-    rng.shuffle(buffer)
-    yield from buffer
-
-
 def training_share(trainer: Any, samples: int, batch: int) -> Share:
     """How a training run deals out ``samples``, ``batch`` of them per rank and micro-batch; fits its schedule first."""
     fit_schedule(trainer, samples, batch)
@@ -219,6 +179,8 @@ class ShardStream:
         seed: Seed of the order.
         shuffle_buffer: Number of samples among which the next one is drawn in training; 0 keeps the order on disk.
         name: What to call the set in messages.
+        lengths: Length of each sample in any unit, by which training forms batches; None forms none.
+        group: Batches of all ranks among whose samples batches of similar length are formed.
     """
 
     contents: Contents
@@ -228,6 +190,8 @@ class ShardStream:
     seed: int = 0
     shuffle_buffer: int = 0
     name: str = "the set"
+    lengths: Sequence[float] | None = None
+    group: int = 0
 
     def __len__(self) -> int:
         return self.share.batches * self.share.batch
@@ -258,6 +222,8 @@ class ShardStream:
         """This rank's batches of an epoch, from number ``skip`` on."""
         share = self.share
         order = epoch_order(self.contents, self.seed, epoch, self.shuffle_buffer if share.training else 0)
+        if share.training and self.lengths is not None:
+            order = alike(order, self.lengths, share.batch * share.world, self.group, f"{self.seed} {epoch}")
         for number in range(skip, share.batches):
             places = share.places(self.rank, number)
             yield [Slot(order[place % share.samples], epoch, place < share.samples) for place in places]
@@ -359,6 +325,7 @@ class ShardLoader:
             share.accumulate,
             self.stream.seed,
             self.stream.shuffle_buffer,
+            self.stream.group,
         ]
 
     def state_dict(self) -> dict[str, Any]:
@@ -372,9 +339,18 @@ class ShardLoader:
             VideoAlignError: If the place lies within an epoch, and the data, the samples of a step or the seed have
                 changed.
         """
-        if state["batches"] and state["geometry"] != self._geometry():
-            names = ("samples", "batch size x ranks", "accumulated batches", "seed", "shuffle buffer")
-            changed = [f"{n} {a} -> {b}" for n, a, b in zip(names, state["geometry"], self._geometry()) if a != b]
+        now = self._geometry()
+        before = [*state["geometry"], *[0] * (len(now) - len(state["geometry"]))]  # earlier releases formed no groups
+        if state["batches"] and before != now:
+            names = (
+                "samples",
+                "batch size x ranks",
+                "accumulated batches",
+                "seed",
+                "shuffle buffer",
+                "group_by_length",
+            )
+            changed = [f"{n} {a} -> {b}" for n, a, b in zip(names, before, now) if a != b]
             why = ", ".join(changed) or "it is of another release"
             raise VideoAlignError(
                 f"this checkpoint stands in the middle of an epoch, which can be continued only as it began ({why}). "

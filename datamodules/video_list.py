@@ -14,6 +14,7 @@ from ..models.processor import RewardProcessor
 from .contents import Content
 from .contracts import HasProcessor, require
 from .frames import FrameReader, load_frames, load_image
+from .lengths import length_of
 from .ratings import prompt_of
 from .sample_images import image_of, read_image
 from .shards import SIDES, ShardSet
@@ -85,19 +86,9 @@ def videos_of(shards: ShardSet, processor: RewardProcessor) -> dict[str, Listed]
         prompt = prompt_of(content.record, content.name)
         for side in SIDES[shards.index.kind]:
             name, extension = f"{content.key}.{side}".rstrip("."), f"{side}.{media}".lstrip(".")
-            length = _length(content.record, processor) or content.spans[extension].size
+            length = length_of(content, extension, processor, side.upper())
             videos[name] = Listed(name, prompt, str(content.file), (content, extension), media != "mp4", length)
     return videos
-
-
-def _length(record: dict, processor: RewardProcessor) -> float | None:
-    """Number of pixels that the model will see; None where the record does not tell it."""
-    try:
-        frames = len(processor.sampling.indices(int(record["num_frames"]), float(record["fps"])))
-        height, width = processor.sampling.size(int(record["height"]), int(record["width"]), processor.factor)
-    except (KeyError, TypeError, ValueError, VideoAlignError):
-        return None
-    return frames * height * width
 
 
 def by_length(videos: Sequence[Listed], size: int) -> list[list[int]]:

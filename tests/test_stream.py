@@ -12,8 +12,9 @@ import torch
 
 from videoalign import VideoAlignError
 from videoalign.datamodules.contents import RawSample
+from videoalign.datamodules.epoch_order import alike, epoch_order, shuffled
 from videoalign.datamodules.shards import ShardSet, ShardWriter
-from videoalign.datamodules.stream import Dropped, Item, ShardLoader, ShardStream, Share, Slot, epoch_order, shuffled
+from videoalign.datamodules.stream import Dropped, Item, ShardLoader, ShardStream, Share, Slot
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
 
@@ -128,6 +129,48 @@ def test_the_buffer_bounds_how_far_samples_move() -> None:
     assert np.median(np.abs(np.diff(near))) < 20 < 200 < np.median(np.abs(np.diff(far)))
 
 
+@pytest.mark.parametrize("group", [1, 3, 100])
+def test_batches_of_similar_length_are_cut_from_groups(group: int) -> None:
+    """Each group of batches holds the samples that it held before; within it, batches do not overlap in length."""
+    order, lengths = random.Random(0).sample(range(50), 50), random.Random(1).sample(range(1000), 50)
+    found = alike(order, lengths, 4, group, "seed")
+    assert found[48:] == order[48:]  # they fill no batch
+    for first in range(0, 48, 4 * group):
+        window = found[first : min(first + 4 * group, 48)]
+        assert sorted(window) == sorted(order[first : first + len(window)])
+        spans = sorted(sorted(lengths[n] for n in window[i : i + 4]) for i in range(0, len(window), 4))
+        assert all(before[-1] < after[0] for before, after in itertools.pairwise(spans))
+    assert found == alike(order, lengths, 4, group, "seed")
+    if group > 1:  # short batches do not come first
+        assert found != alike(order, lengths, 4, group, "other seed")
+        assert any(lengths[found[i]] > lengths[found[i + 4]] for i in range(0, 4 * (min(group, 12) - 1), 4))
+
+
+def test_ranks_share_batches_of_similar_length() -> None:
+    """Whatever the number of ranks, steps see the same samples; every sample still comes once an epoch."""
+    lengths = random.Random(1).sample(range(1000), 24)
+    steps = []
+    for world in (1, 2, 4):
+        ranks = [
+            ShardStream(contents(24), decode, Share(24, 4 // world, world, True), rank, 0, 100, "x", lengths, 3)
+            for rank in range(world)
+        ]
+        plans = [[[slot.number for slot in batch] for batch in rank.slots(1)] for rank in ranks]
+        assert [list(rank.slots(1, skip=4)) for rank in ranks] == [list(rank.slots(1))[4:] for rank in ranks]
+        steps.append([sorted(itertools.chain(*parts)) for parts in zip(*plans)])
+    assert steps[0] == steps[1] == steps[2] and sorted(itertools.chain(*steps[0])) == list(range(24))
+    plain = next(iter(streams(Share(24, 4, 1, True), buffer=100))).slots(1)
+    spread = [max(of) - min(of) for of in ([lengths[n] for n in step] for step in steps[0])]
+    before = [max(of) - min(of) for of in ([lengths[slot.number] for slot in batch] for batch in plain)]
+    assert sum(spread) < 0.5 * sum(before)
+
+
+def test_evaluation_keeps_its_order_whatever_the_lengths() -> None:
+    share = Share(23, 4, 1, training=False)
+    stream = ShardStream(contents(23), decode, share, lengths=[-n for n in range(23)], group=3)
+    assert numbers(stream.slots(0))[:23] == list(range(23))
+
+
 @pytest.mark.parametrize("per_shard", [4, 100], ids=["many shards", "one shard"])
 def test_every_sample_trains_in_the_long_run(per_shard: int) -> None:
     """Samples that do not fill a batch are left out, but they are other ones in each epoch."""
@@ -192,11 +235,13 @@ def loader(
     samples: int | None = None,
     decode: Callable = decode,
     max_dropped: float = 0.0,
+    group: int = 0,
     **options: object,
 ) -> ShardLoader:
     table = shards.contents()
     table = table.take(range(samples)) if samples else table
-    stream = ShardStream(table, decode, Share(len(table), batch, world, training), rank, seed, buffer, "the set")
+    share, lengths = Share(len(table), batch, world, training), range(len(table)) if group else None
+    stream = ShardStream(table, decode, share, rank, seed, buffer, "the set", lengths, group)
     return ShardLoader(stream, collate, workers, max_dropped, options)
 
 
@@ -276,6 +321,7 @@ CHANGES = {
     "ranks": {"world": 3},
     "seed": {"seed": 4},
     "shuffle": {"buffer": 5},
+    "group_by_length": {"group": 2},
 }
 
 
@@ -292,6 +338,17 @@ def test_changed_geometry_is_refused_in_an_epoch(shards: ShardSet, name: str) ->
     assert load.state_dict()["batches"] == 0
     changed.load_state_dict(load.state_dict())
     assert {value[1] for batch in changed for value in batch["values"]} == {1}
+
+
+def test_a_checkpoint_of_before_there_were_groups_goes_on(shards: ShardSet) -> None:
+    load = loader(shards, 0)
+    next(iter(load))
+    state = load.state_dict()
+    state["geometry"] = state["geometry"][:5]
+    (same := loader(shards, 0)).load_state_dict(state)
+    assert values(list(same)) == values(list(loader(shards, 0)))[1:]
+    with pytest.raises(VideoAlignError, match="group_by_length 0 -> 2"):
+        loader(shards, 0, group=2).load_state_dict(state)
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3])
