@@ -199,7 +199,8 @@ def test_a_wrong_file(name, keys, tmp_path, monkeypatch):
 def said(message, words):
     """One or two sentences of this kind."""
     assert re.search(words, message), message
-    assert "\n" not in message and len(message) < 420, message
+    # twenty names at most: classes of other tests in this process are among those to choose from
+    assert "\n" not in message and len(message) < 500, message
     for jargon in ("NestedArg", "Namespace", "<class", "typing.", "NoneType"):
         assert jargon not in message, message
 
