@@ -8,6 +8,7 @@ from typing import Any
 from ..datamodules.benchmark import PAIRS
 from ..datamodules.ratings import COLUMNS
 from ..datamodules.sample_images import SampleImage, read_image
+from ..datamodules.set_index import shape_by_side
 from ..datamodules.shards import ShardWriter
 from ..datamodules.spreadsheets import exact
 from ..models.dimensions import DIMENSIONS
@@ -98,10 +99,8 @@ class SetWriter:
             "votes": [vote_record(vote, self.called) for vote in pair.votes],
             **self._image_entry(pair.keys[0]),
         }
-        for name in ("fps", "num_frames", "height", "width"):
-            values = {side: self.shown.contents[key].record.get(name) for side, key in zip("AB", pair.keys)}
-            if None not in values.values():
-                record[name] = values
+        shape = shape_by_side(*(self.shown.contents[key].record for key in pair.keys))
+        record |= {name: sides for name, sides in shape.items() if None not in sides.values()}
         if pair.scores and all(len(row) == len(DIMENSIONS) for row in pair.scores.values()):
             record["scores"] = pair.scores
         return record

@@ -18,6 +18,7 @@ from ..datamodules.contents import Content
 from ..datamodules.judgements import Weights
 from ..datamodules.ratings import WORDS
 from ..datamodules.sample_images import image_of
+from ..datamodules.set_index import shape_by_side
 from ..datamodules.shards import SIDES, ShardSet, ShardWriter
 from ..datamodules.uploads import claims_set
 from ..models.dimensions import DIMENSIONS, OVERALL
@@ -152,5 +153,5 @@ def _record(a: Content, b: Content, rewards: Tensor, mode: str) -> dict:
         "keys": {s: c.key for s, c in both.items()},
         "seeds": {s: c.record.get("seed") for s, c in both.items()},
         "guidance": {s: c.record.get("guidance") for s, c in both.items()},
-        **{name: {s: c.record.get(name) for s, c in both.items()} for name in ("fps", "num_frames", "height", "width")},
+        **shape_by_side(a.record, b.record),
     }

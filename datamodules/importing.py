@@ -14,7 +14,7 @@ from .media import ImageFile, Images, Media, MissingVideo
 from .new_samples import NewSample, Progress, write_samples
 from .parallel import in_order
 from .ratings import COLUMNS, LABELS, check_score, prompt_key, says_something, share_table
-from .shards import Kind
+from .set_index import SHAPE, Kind, shape_by_side
 from .split_sets import Compared
 from .uploads import claims_set
 from .verify import GLANCE
@@ -247,14 +247,11 @@ def look_at_images(
 
 def video_record(prompt: str, source: str, path: str, clip: Clip) -> dict[str, Any]:
     """The JSON record of a sample of a *videos* set; height and width are those that a player shows."""
-    shape = {name: value for name, (value,) in _shapes([clip]).items()}
-    return {"prompt": prompt, "source": source, "path": path, **shape}
+    return {"prompt": prompt, "source": source, "path": path, **_shape(clip)}
 
 
-def _shapes(clips: Sequence[Clip]) -> dict[str, list[float]]:
-    """What records tell of clips, by name."""
-    names = {"fps": "fps", "num_frames": "frames", "height": "height", "width": "width"}
-    return {name: [getattr(clip, of) for clip in clips] for name, of in names.items()}
+def _shape(clip: Clip) -> dict[str, Any]:
+    return dict(zip(SHAPE, (clip.fps, clip.frames, clip.height, clip.width)))
 
 
 @claims_set
@@ -327,7 +324,7 @@ def _pair_samples(report: Report) -> tuple[list[NewSample], list[Compared]]:
             "scores": row.scores,
             "sources": dict(zip("AB", row.sources)),
             "paths": dict(zip("AB", row.paths)),
-            **{name: dict(zip("AB", both)) for name, both in _shapes(clips).items()},
+            **shape_by_side(*map(_shape, clips)),
         }
         samples.append(NewSample(f"{row.line:06d}", row.paths, row.sources, record, row.image))
     return samples, []

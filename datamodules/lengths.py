@@ -1,12 +1,12 @@
 """How long videos are to a model, known from records and indexes before anything is decoded."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from .. import VideoAlignError
 from ..models.processor import RewardProcessor
 from .contents import Content
-from .shards import SIDES, ShardSet
+from .set_index import SHAPE, SIDES
+from .shards import ShardSet
 
 
 def length_of(content: Content, extension: str, processor: RewardProcessor, side: str = "") -> float:
@@ -19,13 +19,12 @@ def length_of(content: Content, extension: str, processor: RewardProcessor, side
         side: A or B, of a pair.
     """
 
-    def told(name: str) -> Any:
-        return content.record[name][side] if side else content.record[name]
-
     try:
-        frames = len(processor.sampling.indices(int(told("num_frames")), float(told("fps"))))
-        height, width = processor.sampling.size(int(told("height")), int(told("width")), processor.factor)
-    except (KeyError, TypeError, ValueError, VideoAlignError):
+        told = [content.record[name][side] if side else content.record[name] for name in SHAPE]
+        (fps, count, height, width), sampling = map(float, told), processor.sampling
+        frames = len(sampling.indices(int(count), fps))
+        height, width = sampling.size(int(height), int(width), processor.factor)
+    except (KeyError, TypeError, ValueError, ArithmeticError, VideoAlignError):
         return content.spans[extension].size
     return frames * height * width
 

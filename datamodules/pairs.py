@@ -305,8 +305,8 @@ class VideoPairs(L.LightningDataModule):
             else Share(len(contents), self.val_batch_size, world, training)
         )
         group = self.group_by_length if training else 0
-        lengths = lengths_of(shards, contents, self.processor) if group else None
-        stream = ShardStream(contents, decode, share, rank, self.seed, self.shuffle_buffer, shards.name, lengths, group)
+        lengths = lengths_of(shards, contents, self.processor) if group else ()
+        stream = ShardStream(contents, decode, share, rank, self.seed, self.shuffle_buffer, shards.name, group, lengths)
         options = {
             "persistent_workers": training and self.workers > 0,  # an epoch may be short
             "pin_memory": trainer.strategy.root_device.type == "cuda",

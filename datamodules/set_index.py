@@ -3,10 +3,10 @@
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from .. import VideoAlignError
 from ..models.dimensions import DIMENSIONS
@@ -20,8 +20,20 @@ READ_VERSIONS = (1, VERSION)
 Kind = Literal["pairs", "videos", "latents"]
 SIDES: dict[str, tuple[str, ...]] = {"pairs": ("a", "b"), "videos": ("",), "latents": ("",)}
 """Names of a sample's media by kind: the part of the member's name between key and type."""
+SHAPE = ("fps", "num_frames", "height", "width")
+"""What a record tells of a video, or of both videos of a pair by side."""
 PLAIN = "{name}: a shard must be a plain file in the set's folder"
 _FILE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
+
+
+def shape_by_side(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """:data:`SHAPE` for the record of a pair; None where a video's own record does not tell it.
+
+    Args:
+        a: Record of A.
+        b: Record of B.
+    """
+    return {name: {"A": a.get(name), "B": b.get(name)} for name in SHAPE}
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 An epoch is one order of all samples. A *global batch* is the next ``world x batch`` of them, of which each rank takes
 its part: with the product of ranks, batch size and accumulated batches unchanged, every optimizer step sees the same
-samples on any number of ranks. Training leaves out the samples that do not fill a whole step, other ones in each epoch.
+samples on any number of ranks; where batches of similar length are formed, with the accumulated batches and the product
+of the other two unchanged. Training leaves out the samples that do not fill a whole step, other ones in each epoch.
 Evaluation fills ranks up with samples that are marked as padding, so that every sample counts exactly once.
 """
 
@@ -179,8 +180,8 @@ class ShardStream:
         seed: Seed of the order.
         shuffle_buffer: Number of samples among which the next one is drawn in training; 0 keeps the order on disk.
         name: What to call the set in messages.
-        lengths: Length of each sample in any unit, by which training forms batches; None forms none.
-        group: Batches of all ranks among whose samples batches of similar length are formed.
+        group: Batches of all ranks among whose samples training forms batches of similar length; 0 forms none.
+        lengths: Length of each sample in any unit, where there are groups.
     """
 
     contents: Contents
@@ -190,8 +191,8 @@ class ShardStream:
     seed: int = 0
     shuffle_buffer: int = 0
     name: str = "the set"
-    lengths: Sequence[float] | None = None
     group: int = 0
+    lengths: Sequence[float] = ()
 
     def __len__(self) -> int:
         return self.share.batches * self.share.batch
@@ -222,7 +223,7 @@ class ShardStream:
         """This rank's batches of an epoch, from number ``skip`` on."""
         share = self.share
         order = epoch_order(self.contents, self.seed, epoch, self.shuffle_buffer if share.training else 0)
-        if share.training and self.lengths is not None:
+        if share.training and self.group:
             order = alike(order, self.lengths, share.batch * share.world, self.group, f"{self.seed} {epoch}")
         for number in range(skip, share.batches):
             places = share.places(self.rank, number)

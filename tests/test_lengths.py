@@ -46,7 +46,7 @@ def data(tmp_path_factory, processor) -> Path:
     return folder
 
 
-def loader(processor, path, **options):
+def module(processor, path, **options):
     pairs = VideoPairs(train=str(path), workers=0, batch_size=4, **options)
     pairs.trainer = SimpleNamespace(
         world_size=1,
@@ -57,7 +57,11 @@ def loader(processor, path, **options):
         strategy=SimpleNamespace(root_device=torch.device("cpu")),
     )
     pairs.setup("fit")
-    return pairs.train_dataloader()
+    return pairs
+
+
+def loader(processor, path, **options):
+    return module(processor, path, **options).train_dataloader()
 
 
 @pytest.mark.parametrize("kind", ["told", "frames"])
@@ -85,9 +89,11 @@ def test_groups_leave_less_padding_and_drop_nothing(kind, data, processor):
         assert sorted(key for batch in batches for key in batch["keys"]) == [f"{n:06d}" for n in range(SAMPLES)]
 
 
-def test_zero_is_the_order_without_groups(data, processor):
-    plain, zero = loader(processor, data / "told"), loader(processor, data / "told", group_by_length=0)
-    assert zero.stream.lengths is None and list(plain.stream.slots(0)) == list(zero.stream.slots(0))
+def test_held_out_pairs_keep_their_order(data, processor):
+    options = {"val": str(data / "told"), "swap": False}
+    plain, grouped = (module(processor, data / "told", group_by_length=group, **options) for group in (0, 6))
+    assert list(plain.val_dataloader()[0].stream.slots(0)) == list(grouped.val_dataloader()[0].stream.slots(0))
+    assert list(plain.train_dataloader().stream.slots(0)) != list(grouped.train_dataloader().stream.slots(0))
 
 
 def test_fewer_than_none_are_refused(data, processor):
@@ -96,8 +102,14 @@ def test_fewer_than_none_are_refused(data, processor):
 
 
 def test_a_record_that_tells_nonsense_counts_by_its_bytes(tmp_path, processor):
+    shapes = {
+        "0": {**SHAPE, "num_frames": "many"},
+        "1": {**SHAPE, "num_frames": 4, "fps": 0},
+        "2": {**SHAPE, "num_frames": 1e999},
+        "3": {**SHAPE},
+    }
     with ShardWriter(tmp_path / "set", "videos") as writer:
-        for key, shape in {"0": {**SHAPE, "num_frames": "many"}, "1": {**SHAPE, "num_frames": 4, "fps": 0}}.items():
+        for key, shape in shapes.items():
             writer.write(key, {"": plain_clip(40, 4, 32, 32)}, {"prompt": "x", **shape})
     shards = ShardSet(tmp_path / "set")
     contents = list(shards.contents())

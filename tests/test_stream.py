@@ -152,7 +152,7 @@ def test_ranks_share_batches_of_similar_length() -> None:
     steps = []
     for world in (1, 2, 4):
         ranks = [
-            ShardStream(contents(24), decode, Share(24, 4 // world, world, True), rank, 0, 100, "x", lengths, 3)
+            ShardStream(contents(24), decode, Share(24, 4 // world, world, True), rank, 0, 100, "x", 3, lengths)
             for rank in range(world)
         ]
         plans = [[[slot.number for slot in batch] for batch in rank.slots(1)] for rank in ranks]
@@ -240,8 +240,8 @@ def loader(
 ) -> ShardLoader:
     table = shards.contents()
     table = table.take(range(samples)) if samples else table
-    share, lengths = Share(len(table), batch, world, training), range(len(table)) if group else None
-    stream = ShardStream(table, decode, share, rank, seed, buffer, "the set", lengths, group)
+    share = Share(len(table), batch, world, training)
+    stream = ShardStream(table, decode, share, rank, seed, buffer, "the set", group, range(len(table)))
     return ShardLoader(stream, collate, workers, max_dropped, options)
 
 

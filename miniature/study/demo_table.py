@@ -26,7 +26,7 @@ BEST_OF = "best-of-"
 LEGEND = (
     "VQ, MQ, TA: visual quality, motion quality and text alignment by the oracle, from 0 to 1, with the difference to "
     "the base and its 95 % interval. Wins: share of an arm's clips that beat the base's from other noise of the same "
-    "prompt; 0.5 is no difference. Cost: seconds of sampling against the base's."
+    "prompt; 0.5 is no difference; the best of several samples has none. Cost: seconds of sampling against the base's."
 )
 """What the table's columns are."""
 

@@ -130,7 +130,7 @@ class Loop(SeedUnits):
                 for name, cost in (("train", 40), ("captions", 12))
             ),
             self.unit("random", "making a miniature Qwen2-VL with random weights", 1, (), self.random_qwen),
-            replace(taught, run=partial(self.teach, *taught.run.args)),
+            replace(taught, run=partial(self.teach, *taught.run.args[:3])),  # it writes its result itself
             self.reward_model(
                 "reward_rendered",
                 "training the reward model on rated pairs (Bradley-Terry with ties, separate tokens)",

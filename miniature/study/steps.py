@@ -97,7 +97,7 @@ class Steps:
             move(Path(cli.trainer.log_dir) / "export", self.folder / result)
             shutil.rmtree(Path(cli.trainer.log_dir) / "checkpoints", ignore_errors=True)
 
-    def teach(self, result: str, experiments: Sequence[str], settings: Settings, export: bool = False) -> None:
+    def teach(self, result: str, experiments: Sequence[str], settings: Settings) -> None:
         """Caption pre-training from random weights, and from other ones while held-out clips are described badly.
 
         Some random weights learn colours and directions, but no shapes, and more steps do not mend it. If none of
@@ -107,7 +107,6 @@ class Steps:
             result: Folder of the trained model.
             experiments: Names of files in experiments/sprites.
             settings: All settings, see :meth:`settings`.
-            export: Not used: the module writes its result itself.
         """
         tries, found = self.folder / f"{result}-starts", {}
         shutil.rmtree(tries, ignore_errors=True)  # of a unit that was stopped
