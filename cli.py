@@ -15,7 +15,7 @@ from . import EverywhereError, __version__, ranks, stopping
 from .annotation import commands as annotate
 from .commands import bench, convert, experiment, generate, lora_tools, plan, push, score, serve_reward, shard_sets
 from .commands.parsing import ANEW, Parser
-from .errors import BUG, describe, lost_peer
+from .errors import ADDED, BUG, describe, lost_peer
 from .miniature import registration as miniature
 from .redaction import redacted
 
@@ -38,7 +38,6 @@ REPLACED = {
     }
 }
 """Keys of earlier releases, by command, and what replaced them."""
-REPORT = "This is a fault of videoalign: please report it with the text above."
 SHELLS = ("bash", "zsh")
 
 
@@ -168,13 +167,8 @@ def _end(error: BaseException, args: list[str]) -> NoReturn:
     else:
         found = describe(error)
         status, text = found.status, found.message
-        trouble = (
-            "".join(traceback.format_exception(error))
-            if found.kind == BUG or os.environ.get("VIDEOALIGN_DEBUG")
-            else ""
-        )
-        if found.kind == BUG:
-            text = f"{text}. {REPORT}"
+        traced = found.kind in (ADDED, BUG) or os.environ.get("VIDEOALIGN_DEBUG")
+        trouble = "".join(traceback.format_exception(error)) if traced else ""
     status, speaker = ranks.speaks(status, not isinstance(error, stopping.Stopped) and lost_peer(error))
     if speaker is not None:
         everywhere = isinstance(error, stopping.Stopped | EverywhereError)

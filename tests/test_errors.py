@@ -146,7 +146,76 @@ def test_a_bug_alone_shows_a_traceback_and_asks_to_be_reported(error, monkeypatc
     status, err = outcome(monkeypatch, capfd, error)
     assert status == 1
     assert err.startswith("Traceback")
-    assert err.splitlines()[-1].endswith(cli.REPORT)
+    assert err.splitlines()[-1].endswith(f"{errors.REPORT}.")
+
+
+FAULTY = """
+import json
+
+def scores(videos, prompts):
+    {line}
+"""
+
+
+@pytest.mark.parametrize(
+    "line, said",
+    [
+        ("return videos[7]", "IndexError: list index out of range"),
+        ("json.loads('{')", "JSONDecodeError: Expecting property name"),
+    ],
+    ids=["its own", "a library's, called by it"],
+)
+def test_a_fault_of_added_code_is_not_called_ours(line, said, tmp_path, monkeypatch, capfd):
+    file = tmp_path / "my_scores.py"
+    file.write_text(FAULTY.format(line=line))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(cli, "_run", lambda args: __import__("my_scores").scores([], []))
+    with pytest.raises(SystemExit) as stop:
+        main(["compare"])
+    err = capfd.readouterr().err
+    del sys.modules["my_scores"]
+    last = err.splitlines()[-1]
+    assert stop.value.code == 1 and err.startswith("Traceback")
+    assert said in last and f"(raised in scores, {file}, line 5, which is no code of videoalign)" in last
+    assert errors.REPORT not in err
+
+
+def test_a_fault_of_added_code_is_found_in_what_a_worker_process_says():
+    """Its frames are text by then."""
+    told = (
+        "Caught IndexError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n"
+        f'  File "{torch.__file__}", line 1, in fetch\n    x\n'
+        '  File "/home/me/my_data.py", line 12, in read\n    x[3]\n'
+        "IndexError: list index out of range"
+    )
+    found = errors.describe(IndexError(told))
+    assert found.kind == errors.ADDED
+    assert found.message.startswith("IndexError: list index out of range (raised in read, /home/me/my_data.py, line 12")
+
+
+def test_an_installed_plug_in_is_added_code_and_what_it_calls_is_not(tmp_path, monkeypatch):
+    folder = tmp_path / "site-packages"
+    for name, call in (("wan_judge", "import wan_tools; wan_tools.halve(call)"), ("wan_tools", "return call / 2")):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "__init__.py").write_text(f"def halve(call):\n    {call}\n")
+    (folder / "wan_judge.dist-info").mkdir()
+    (folder / "wan_judge.dist-info/METADATA").write_text("Metadata-Version: 2.1\nName: wan-judge\nVersion: 1\n")
+    (folder / "wan_judge.dist-info/entry_points.txt").write_text("[videoalign.judges]\nwan = wan_judge:halve\n")
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.setattr(errors.site, "getsitepackages", lambda: [str(folder)])
+    with pytest.raises(TypeError) as caught:
+        __import__("wan_judge").halve("a")
+    found = errors.describe(caught.value)
+    assert found.kind == errors.ADDED and f"{folder}/wan_judge/__init__.py, line 2" in found.message
+
+
+def test_our_code_called_by_added_code_is_ours_to_answer_for(tmp_path):
+    code = compile("def train(call):\n    call()\n", tmp_path / "mine.py", "exec")
+    mine: dict = {}
+    exec(code, mine)
+    with pytest.raises(TypeError) as caught:
+        mine["train"](lambda: too_large())
+    assert errors.describe(caught.value).kind == errors.BUG
 
 
 def test_debugging_shows_the_traceback_of_anything(monkeypatch, capfd):
