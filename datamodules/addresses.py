@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from .. import VideoAlignError
 from ..redaction import redacted
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from fsspec.asyn import AsyncFileSystem
 
 _ADDRESS = re.compile(r"(?P<scheme>[a-zA-Z][a-zA-Z0-9+.-]+)://(?P<rest>.*)", re.S)
+_FILE = re.compile(r"\Afile://(localhost(?=/))?", re.I)
 _HUB = re.compile(
     r"(?P<kind>datasets/|spaces/|)(?P<repo>[\w.-]+/[\w.-]+?)(?:@(?P<revision>[^/]+))?(?:/(?P<path>.*))?", re.S
 )
@@ -196,4 +197,10 @@ def expanded(path: str | Path) -> list[str | Path]:
             raise VideoAlignError(f"{redacted(text)}: a brace is not closed") from None
         if len(found) > MOST_SETS:
             raise VideoAlignError(f"{redacted(text)}: the braces name more than {MOST_SETS} sets")
-    return [one if is_address(one) else Path(one.removeprefix("file://")) for one in found]
+    return [one if is_address(one) else _folder(one) for one in found]
+
+
+def _folder(path: str) -> Path:
+    """A local folder that may be written as an address: ``file:///my%20set``, as browsers and file managers copy it."""
+    plain = _FILE.sub("", path)
+    return Path(plain if plain == path or Path(plain).exists() else unquote(plain))

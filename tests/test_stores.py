@@ -8,7 +8,7 @@ import pytest
 from shard_kit import edit_index, write_pairs, write_videos
 from store_kit import BUCKET, KEY_ID, SECRET, Server, bucket, flipped, reset, short, slow, status, truncated, upload
 from videoalign import VideoAlignError
-from videoalign.datamodules import stores
+from videoalign.datamodules import addresses, stores
 from videoalign.datamodules.benchmark import Benchmark
 from videoalign.datamodules.contents import ShardError
 from videoalign.datamodules.copying import copy
@@ -317,6 +317,17 @@ def test_addresses_that_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         ShardSet("gs://b/x")
     write_pairs(tmp_path / "{odd}", 2)
     assert len(ShardSet(f"{tmp_path}/{{odd}}")) == len(ShardSet(f"file://{tmp_path}/{{odd}}")) == 2
+
+
+@pytest.mark.parametrize("begin", ["file://", "FILE://", "file://localhost"])
+def test_a_local_folder_as_an_address(begin, tmp_path):
+    for name in ("my set", "50%20off"):
+        write_pairs(tmp_path / name, 1)
+    write_pairs(tmp_path / "50 off", 2)
+    for text in ("my set", "my%20set"):
+        assert addresses.expanded(f"{begin}{tmp_path}/{text}") == [tmp_path / "my set"]
+    assert len(ShardSet(f"{begin}{tmp_path}/50%20off")) == 1, "a folder that has this very name comes first"
+    assert addresses.expanded(f"{tmp_path}/my%20set") == [tmp_path / "my%20set"], "a path is no address"
 
 
 def test_braces_that_name_countless_sets_are_refused_at_once():
