@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _ADDRESS = re.compile(r"(?P<scheme>[a-zA-Z][a-zA-Z0-9+.-]+)://(?P<rest>.*)", re.S)
 _FILE = re.compile(r"\Afile://(localhost(?=/))?", re.I)
+_RANGE = re.compile(r"\{(-?\d+)\.\.(-?\d+)(?:\.\.-?(\d+))?\}")
 _HUB = re.compile(
     r"(?P<kind>datasets/|spaces/|)(?P<repo>[\w.-]+/[\w.-]+?)(?:@(?P<revision>[^/]+))?(?:/(?P<path>.*))?", re.S
 )
@@ -191,11 +192,13 @@ def expanded(path: str | Path) -> list[str | Path]:
     else:
         from braceexpand import UnbalancedBracesError, braceexpand
 
-        try:
-            found = list(itertools.islice(braceexpand(text), MOST_SETS + 1))
+        try:  # braceexpand makes all numbers of a range before it gives the first one
+            ranges = ((int(first), int(last), int(step or 0) or 1) for first, last, step in _RANGE.findall(text))
+            many = any(abs(last - first) // step >= MOST_SETS for first, last, step in ranges)
+            found = [] if many else list(itertools.islice(braceexpand(text), MOST_SETS + 1))
         except UnbalancedBracesError:
             raise VideoAlignError(f"{redacted(text)}: a brace is not closed") from None
-        if len(found) > MOST_SETS:
+        if many or len(found) > MOST_SETS:
             raise VideoAlignError(f"{redacted(text)}: the braces name more than {MOST_SETS} sets")
     return [one if is_address(one) else _folder(one) for one in found]
 
