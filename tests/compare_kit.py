@@ -8,7 +8,7 @@ import yaml
 from diffusers.training_utils import _collate_lora_metadata
 from peft import LoraConfig, get_peft_model_state_dict
 
-from helpers import call
+from helpers import FEW_TOKENS, call
 from videoalign.datamodules.encode_list import ClipSize
 from videoalign.datamodules.shards import ShardSet
 from videoalign.datamodules.video import decode
@@ -30,7 +30,7 @@ SAMPLES = 2
 def world(tmp_path_factory, backbone, sampling):
     """Folder of a generator, adapters, a noisy reward, a reward model, an oracle and prompts. Read only."""
     folder = tmp_path_factory.mktemp("world")
-    make_generator(folder / "wan", "wan", PROMPTS, hidden=48, layers=2)
+    make_generator(folder / "wan", "wan", PROMPTS, hidden=48, layers=2, max_tokens=FEW_TOKENS)
     generator = load_generator(folder / "wan")
     torch.manual_seed(0)
     reward = NoisyReward(generator, NoisyRewardShape(blocks=2, hidden=16))

@@ -23,6 +23,8 @@ QUIET = {
 }  # fmt: skip
 """Options of a trainer that says nothing and leaves nothing behind."""
 SMALLEST = {"train": 1, "val": 1, "benchmark_videos": 8, "benchmark_pairs": 3, "captions": 1}
+FEW_TOKENS = 64
+"""Tokens that most miniature generators here pad prompts to; of a family's own number nearly all would be padding."""
 CLIP = ClipSize(num_frames=FRAMES, height=SIZE, width=SIZE)
 """The miniature world's clips at their own size."""
 

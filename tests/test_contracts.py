@@ -10,6 +10,7 @@ import safetensors.torch
 import torch
 from torch.utils.data import DataLoader
 
+from helpers import FEW_TOKENS
 from videoalign import VideoAlignError
 from videoalign.alignment import (
     CacheReference,
@@ -78,7 +79,7 @@ def files(tmp_path_factory, backbone):
     size = WorldSize(train=4, val=4, benchmark_videos=6, benchmark_pairs=4, captions=4, clips=4)
     for _ in write_world(root / "world", size, seed=3):
         pass
-    make_generator(root / "wan", "wan", hidden=48, heads=4)
+    make_generator(root / "wan", "wan", hidden=48, heads=4, max_tokens=FEW_TOKENS)
     generator = load_generator(str(root / "wan"))
     with ShardWriter(root / "latents", "latents", media="safetensors") as writer:
         writer.index.latents = {**generator.identity(), "of": "pairs"}

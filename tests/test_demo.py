@@ -18,16 +18,27 @@ from chrome import BROWSER, needs_browser
 from videoalign import VideoAlignError
 from videoalign.annotation.simulate import Simulation
 from videoalign.datamodules.shards import ShardSet
+from videoalign.miniature.study import policy_page
 from videoalign.miniature.study.demo import demo
 from videoalign.miniature.study.demo_table import summary
 from videoalign.miniature.study.loop_size import LoopSize
+from videoalign.miniature.study.on_policy_study import units as policy_units
 from videoalign.miniature.study.paper import Paper
+from videoalign.miniature.study.paper_claims import ORACLE, RM
 from videoalign.miniature.study.pipeline import ALIGNED
+from videoalign.miniature.study.policy_findings import BASE, FIGURES, NAMES
+from videoalign.miniature.study.policy_recipes import RECIPES
+from videoalign.miniature.study.policy_searches import PLAIN, WAYS
+from videoalign.miniature.study.policy_size import SHARES, PolicySize
+from videoalign.miniature.study.policy_tuning import TUNED as POLICY_TUNED
+from videoalign.miniature.study.policy_tuning import grid
+from videoalign.miniature.study.policy_units import HELD, Policies
 from videoalign.miniature.study.tuning import ALGORITHMS
 from videoalign.miniature.study.tuning_rounds import TUNED
+from videoalign.miniature.study.units import Board, leading_to
 from videoalign.miniature.world.oracle import Oracle, OracleJudge
 from videoalign.miniature.world.rendered_sets import WorldSize
-from videoalign.models.files import read_results, write_json
+from videoalign.models.files import read_json, read_results, write_json
 from videoalign.models.flow import draw_seed
 from videoalign.models.generator_folder import load_generator
 from videoalign.models.noisy_reward import NoisyReward
@@ -41,6 +52,9 @@ TOY = {
     "samples": 2, "rated": 24, "benchmark": 2, "benchmark_pairs": 8, "fresh": 4, "judged": 2, "calibrated": 12,
     "checked": 24,
 }  # fmt: skip
+
+TOY_POLICIES = PolicySize(budget=240, noises=2, groups=1, samples=2, batch=2)
+CHOSEN = {name: tried[0] for name, tried in grid(PolicySize()).items()}
 
 SCRIPT = f"""
 import sys
@@ -74,7 +88,7 @@ def finished(tmp_path_factory):
     """A demo that was killed while the algorithms trained, and called again."""
     folder = tmp_path_factory.mktemp("demo")
     (folder / "toy.py").write_text(textwrap.dedent(SCRIPT))
-    out = folder / "out"
+    out = folder / "seed0"
     process = subprocess.Popen(
         [sys.executable, folder / "toy.py", out],
         stdout=subprocess.PIPE,
@@ -330,3 +344,53 @@ def test_uncertain_pairs_first_are_what_the_last_model_did_not_know(finished):
     found = simulation.found()
     assert len({row[24] for row in found.values()}) == 1
     assert all(0 <= v <= 1 for row in found.values() for v in row.values())
+
+
+# --- the on-policy study goes on from it ------------------------------------------------------------------------------
+
+
+def do(out, made):
+    """Do units one after the other in this process."""
+    board = Board(out, made)
+    while left := board.left():
+        next(unit for unit in left if all(map(board.done, unit.needs))).run()
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_counted_evaluations_are_those_of_the_rule(name, finished, monkeypatch):
+    """Four optimizer steps of each algorithm; PRFL may need fewer than the rule says, because it draws its steps."""
+    steps = {"quarter": 1, "half": 2, "full": 4}
+    module = Policies.trained.__globals__
+    monkeypatch.setitem(module, "steps_of", lambda *_: steps)
+    monkeypatch.setitem(module, "spent", lambda *_: {"full": 0.0})
+    out = finished[0]
+    one = Policies(out.parent, toy_size(), 0, out.name, TOY_POLICIES)
+    unit = one.trained(f"counted/{name}", name, CHOSEN[name])
+    do(out.parent, leading_to([*one.base(), unit], [unit.name]))
+    for share, step in steps.items():
+        folder = out / "counted" / name / share
+        found = read_json(folder / "evaluations.json", "a count")
+        rule = step * RECIPES[name].step(TOY_POLICIES)
+        assert found["steps"] == step and (folder / "pytorch_lora_weights.safetensors").exists()
+        if name == "prfl":
+            assert 0.4 * rule < found["evaluations"] <= rule + 2 * 14.5
+        else:
+            assert found["evaluations"] == rule
+
+
+def test_a_seed_from_the_loop_to_the_page(finished, monkeypatch):
+    """With one algorithm that needs no pairs, and one search."""
+    for kind in (RECIPES, WAYS):
+        for name in {*kind} - {"online-dpo", "smc"}:
+            monkeypatch.delitem(kind, name)
+            monkeypatch.delitem(NAMES, name)
+    base = finished[0].parent
+    write_json(base / POLICY_TUNED, CHOSEN)
+    do(base, policy_units(base, toy_size(), TOY_POLICIES, [0]))
+    found = policy_page.write_page(base, [0], toy_size(), TOY_POLICIES)["seeds"][0]
+    assert {*found["compared"]} == {*SHARES} and {*found["counted"]} == {*RECIPES}
+    full = found["compared"]["full"]["arms"]
+    assert {*full} == {BASE, PLAIN, *RECIPES, *WAYS}
+    assert {*full["online-dpo"]["means"]} == {HELD, RM, ORACLE} and "own view" in full["smc"]["means"]
+    assert full["smc"]["evaluations"] == 2 * 26.5
+    assert "| SMC |" in (base / policy_page.PAGE).read_text() and (base / FIGURES / "curves.png").exists()

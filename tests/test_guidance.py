@@ -7,6 +7,7 @@ import pytest
 import torch
 from diffusers import UniPCMultistepScheduler
 
+from helpers import FEW_TOKENS
 from videoalign import VideoAlignError
 from videoalign.miniature.networks.pipelines import make_generator
 from videoalign.models.generator_folder import load_generator
@@ -21,7 +22,7 @@ PROMPTS = ["a red circle", "a blue square moves"]
 def family(request, tmp_path_factory):
     """A generator and a random noisy reward of it."""
     folder = tmp_path_factory.mktemp("generator") / request.param
-    make_generator(folder, request.param, hidden=48, layers=2)
+    make_generator(folder, request.param, hidden=48, layers=2, max_tokens=FEW_TOKENS)
     generator = load_generator(folder)
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -32,7 +33,7 @@ def family(request, tmp_path_factory):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("trains", [False, True])
 def test_a_frozen_reward_computes_in_the_generators_dtype(dtype, trains, tmp_path):
-    make_generator(tmp_path / "wan", "wan", hidden=48, layers=2)
+    make_generator(tmp_path / "wan", "wan", hidden=48, layers=2, max_tokens=FEW_TOKENS)
     generator, seen = load_generator(tmp_path / "wan", dtype), []
     reward = NoisyReward(generator, NoisyRewardShape(blocks=1, hidden=16)).eval()
     if not trains:
@@ -257,7 +258,9 @@ def test_a_folder_gives_the_same_rewards(family, tmp_path):
 def test_a_reward_of_another_generator_is_refused(family, tmp_path):
     generator, reward = family
     reward.save_pretrained(tmp_path / "reward")
-    make_generator(tmp_path / "other", type(generator).__name__.lower(), hidden=48, layers=2, seed=1)
+    make_generator(
+        tmp_path / "other", type(generator).__name__.lower(), hidden=48, layers=2, seed=1, max_tokens=FEW_TOKENS
+    )
     with pytest.raises(VideoAlignError, match=r"another generator .*transformer, vae"):
         NoisyReward.from_pretrained(tmp_path / "reward", load_generator(tmp_path / "other"))
 

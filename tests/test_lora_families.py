@@ -5,7 +5,7 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
 
-from helpers import call
+from helpers import FEW_TOKENS, call
 from lora_kit import random_updates, skeleton, write_updates
 from videoalign.miniature.networks.pipelines import BUILDERS, make_generator
 from videoalign.models.adapters import apply_loras, read_updates
@@ -17,7 +17,7 @@ READ = {"wan": ("comfyui", "musubi"), "ltx": ("comfyui",), "hunyuan": ()}
 
 @pytest.fixture(params=BUILDERS)
 def family(request, tmp_path):
-    make_generator(tmp_path / "generator", request.param, hidden=48, layers=1)
+    make_generator(tmp_path / "generator", request.param, hidden=48, layers=1, max_tokens=FEW_TOKENS)
     return request.param, tmp_path / "generator"
 
 

@@ -14,7 +14,7 @@ from diffusers.models.attention_dispatch import AttentionBackendName, _Attention
 
 from flow_kit import PROMPTS, SMALL, data, fit, make
 from generator_kit import encode_config, samples_of
-from helpers import call, randn
+from helpers import FEW_TOKENS, call, randn
 from test_experiments import configuration
 from videoalign import VideoAlignError
 from videoalign.alignment import EncodeLatents, FlowDPO, FlowSFT, Generate
@@ -174,7 +174,7 @@ def large(tmp_path_factory):
     """Generators whose autoencoders work in tiles of 32 pixels."""
     root = tmp_path_factory.mktemp("large")
     for family in ("wan", "ltx"):
-        make_generator(root / family, family, hidden=48, heads=4)
+        make_generator(root / family, family, hidden=48, heads=4, max_tokens=FEW_TOKENS)
     return root
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import videoalign.commands.lightning_cli as experiment
-from helpers import call, flags
+from helpers import FEW_TOKENS, call, flags
 from videoalign.alignment import FlowDPO
 from videoalign.cli import main
 from videoalign.datamodules.shards import ShardSet, ShardWriter
@@ -165,7 +165,7 @@ NEW = {
 
 def encode_with(recipe, family, pairs, folder):
     """A miniature generator, and latents of the pairs, written by a shipped experiment."""
-    make_generator(folder / recipe, family, hidden=48, layers=1, max_tokens=64)  # fewer, and seconds less a recipe
+    make_generator(folder / recipe, family, hidden=48, layers=1, max_tokens=FEW_TOKENS)
     names = {"model.generator": folder / recipe, "data.data": pairs, "data.out": folder / f"{recipe}_latents"}
     options = [f"--{key}={value}" for key, value in names.items()]
     experiment.run(["predict", *configs(f"encode/{recipe}"), *options, f"--data.clip={SIZE}"])

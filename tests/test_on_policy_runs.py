@@ -10,6 +10,7 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import videoalign.commands.lightning_cli as experiment
+from helpers import FEW_TOKENS
 from videoalign.miniature.networks.pipelines import make_generator
 
 ROOT = Path(experiment.__file__).parents[1] / "experiments"
@@ -28,7 +29,7 @@ RECIPES = {
 @pytest.fixture(scope="module")
 def generator(tmp_path_factory):
     folder = tmp_path_factory.mktemp("generator") / "wan"
-    make_generator(folder, "wan", hidden=48, layers=1)
+    make_generator(folder, "wan", hidden=48, layers=1, max_tokens=FEW_TOKENS)
     return folder
 
 

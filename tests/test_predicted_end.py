@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from helpers import doubles, randn
+from helpers import FEW_TOKENS, doubles, randn
 from videoalign import VideoAlignError
 from videoalign.miniature.networks.pipelines import make_generator
 from videoalign.models.generator_folder import load_generator
@@ -175,7 +175,7 @@ WORDS = ["a red circle", "a blue square moves"]
 def family(request, tmp_path_factory):
     """A generator and a random noisy reward of it."""
     folder = tmp_path_factory.mktemp("generator") / request.param
-    make_generator(folder, request.param, hidden=48, layers=2)
+    make_generator(folder, request.param, hidden=48, layers=2, max_tokens=FEW_TOKENS)
     generator = load_generator(folder)
     with torch.random.fork_rng():
         torch.manual_seed(0)

@@ -15,6 +15,7 @@ import torch
 
 import videoalign.commands.lightning_cli as experiment
 from forked import forked
+from helpers import FEW_TOKENS
 from videoalign.alignment import training
 from videoalign.datamodules.latent_files import NULL
 from videoalign.datamodules.shards import Index, ShardWriter, sha256
@@ -32,7 +33,7 @@ def made(tmp_path_factory) -> Path:
     """Miniature models, 14 rated pairs with many labels missing, and latents of 38 judged pairs."""
     folder, rng = tmp_path_factory.mktemp("made"), np.random.default_rng(0)
     make_qwen(folder / "qwen", corpus=["a red circle 0"], hidden=32, layers=1)
-    make_generator(folder / "wan", "wan", hidden=48, layers=2)
+    make_generator(folder / "wan", "wan", hidden=48, layers=2, max_tokens=FEW_TOKENS)
     with ShardWriter(folder / "pairs", "pairs", per_shard=5) as writer:
         for number in range(14):
             clips = {side: encode(rng.integers(0, 255, (4, 32, 32, 3), np.uint8), 4) for side in "ab"}

@@ -11,7 +11,7 @@ import torch
 
 from compare_kit import PROMPTS
 from generator_kit import noise_video
-from helpers import CLIP, call, json_lines, randn
+from helpers import CLIP, FEW_TOKENS, call, json_lines, randn
 from videoalign import VideoAlignError
 from videoalign.datamodules.contracts import ScoresVideos, missing
 from videoalign.datamodules.encode_list import ClipSize
@@ -190,7 +190,7 @@ def test_prompts_are_embedded_once(world, monkeypatch):
 
 
 def test_noisy_rewards_that_do_not_fit_are_refused(world, tmp_path):
-    make_generator(tmp_path / "other", "wan", PROMPTS, hidden=48, layers=2, seed=1)
+    make_generator(tmp_path / "other", "wan", PROMPTS, hidden=48, layers=2, seed=1, max_tokens=FEW_TOKENS)
     with pytest.raises(VideoAlignError, match="belongs to another generator"):
         NoisyRewardScores(str(world / "nrg"), str(tmp_path / "other")).check([])
     never = NoisyReward(load_generator(world / "wan"), NoisyRewardShape(blocks=1, hidden=16))

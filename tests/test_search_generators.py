@@ -9,7 +9,7 @@ import yaml
 
 import videoalign
 from compare_kit import PROMPTS, compare, frames, generation, records, settings, videos
-from helpers import call, flags, strict_json
+from helpers import FEW_TOKENS, call, flags, strict_json
 from videoalign import VideoAlignError
 from videoalign.commands import arms
 from videoalign.miniature.networks.pipelines import make_generator
@@ -32,7 +32,7 @@ SHAPE = (16, 2, 4, 4)
 def family(request, tmp_path_factory):
     """A generator with a solver of several steps (UniPC) or of one (Euler), its reward, and what samples need."""
     folder = tmp_path_factory.mktemp("generator") / request.param
-    make_generator(folder, request.param, hidden=48, layers=3)
+    make_generator(folder, request.param, hidden=48, layers=3, max_tokens=FEW_TOKENS)
     generator = load_generator(folder)
     with torch.random.fork_rng():
         torch.manual_seed(0)

@@ -1,4 +1,7 @@
-"""The on-policy study: equal evaluations, units, a judge that nothing is trained against, and the page."""
+"""The on-policy study: equal evaluations, units, a judge that nothing is trained against, and the page.
+
+Its trainings themselves are in test_demo.py, which has what they begin with.
+"""
 
 import json
 import re
@@ -27,20 +30,13 @@ from videoalign.miniature.study.policy_recipes import RECIPES, before, spent, st
 from videoalign.miniature.study.policy_searches import PLAIN, WAYS
 from videoalign.miniature.study.policy_size import SHARES, PolicySize
 from videoalign.miniature.study.policy_tuning import TRIED, TUNED, choose, compared, grid
-from videoalign.miniature.study.policy_units import HELD, HELD_FOLDER, PLACE, Policies
+from videoalign.miniature.study.policy_units import HELD, HELD_FOLDER, PLACE
 from videoalign.miniature.study.tuning_rounds import TUNING_SEEDS, tuning_place
 from videoalign.miniature.study.units import Board, leading_to
-from videoalign.miniature.world.rendered_sets import WorldSize
 from videoalign.models.files import read_json, write_json
 
 VIEW = "own view"
 CHOSEN = {name: tried[0] for name, tried in grid(PolicySize()).items()}
-TOY = LoopSize(
-    world=WorldSize(train=72, val=12, benchmark_videos=32, benchmark_pairs=16, captions=64, clips=64),
-    captions=2, starts=1, reward=4, generated=2, autoencoder=6, generator=4, noisy=4, align=2, samples=4, rated=24,
-    benchmark=2, benchmark_pairs=8, fresh=4, judged=2, calibrated=12, checked=24,
-)  # fmt: skip
-TOY_POLICIES = PolicySize(budget=240, noises=2, groups=1, samples=2, batch=2)
 
 
 @pytest.fixture(scope="module")
@@ -289,64 +285,3 @@ def test_without_a_comparison_there_is_no_page(tmp_path):
     with pytest.raises(VideoAlignError, match="no finished comparison"):
         write_page(tmp_path, range(2), STUDY, PolicySize())
     assert not (tmp_path / PAGE).exists()
-
-
-# --- the work itself, at toy size -------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    """The loop of one toy seed, up to what the study begins with."""
-    out = tmp_path_factory.mktemp("toy")
-    made = Policies(out, TOY, 0, "seed0", TOY_POLICIES).base()
-    ends = [f"seed0/{name}" for name in ("noisy_reward", "latents/preferred", "reward", "oracle.json", "generated")]
-    do(out, leading_to(made, ends))
-    return out
-
-
-def do(out, made):
-    """Do units one after the other in this process."""
-    board = Board(out, made)
-    while left := board.left():
-        next(unit for unit in left if all(map(board.done, unit.needs))).run()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", RECIPES)
-def test_counted_evaluations_are_those_of_the_rule(name, base, monkeypatch):
-    """Four optimizer steps of each algorithm; PRFL may need fewer than the rule says, because it draws its steps."""
-    steps = {"quarter": 1, "half": 2, "full": 4}
-    module = Policies.trained.__globals__
-    monkeypatch.setitem(module, "steps_of", lambda *_: steps)
-    monkeypatch.setitem(module, "spent", lambda *_: {"full": 0.0})
-    result = f"counted/{name}"
-    one = Policies(base, TOY, 0, "seed0", TOY_POLICIES)
-    unit = one.trained(result, name, CHOSEN[name])
-    do(base, leading_to([*one.base(), unit], [unit.name]))
-    for share, step in steps.items():
-        folder = base / "seed0" / result / share
-        found = read_json(folder / "evaluations.json", "a count")
-        rule = step * RECIPES[name].step(TOY_POLICIES)
-        assert found["steps"] == step and (folder / "pytorch_lora_weights.safetensors").exists()
-        if name == "prfl":
-            assert 0.4 * rule < found["evaluations"] <= rule + 2 * 14.5
-        else:
-            assert found["evaluations"] == rule
-
-
-@pytest.mark.slow
-def test_a_seed_from_the_loop_to_the_page(base, monkeypatch):
-    """With one algorithm that needs no pairs, and one search."""
-    for kind in (RECIPES, WAYS):
-        for name in {*kind} - {"online-dpo", "smc"}:
-            monkeypatch.delitem(kind, name)
-            monkeypatch.delitem(NAMES, name)
-    write_json(base / TUNED, CHOSEN)
-    do(base, units(base, TOY, TOY_POLICIES, [0]))
-    found = write_page(base, [0], TOY, TOY_POLICIES)["seeds"][0]
-    assert {*found["compared"]} == {*SHARES} and {*found["counted"]} == {*RECIPES}
-    full = found["compared"]["full"]["arms"]
-    assert {*full} == {BASE, PLAIN, *RECIPES, *WAYS}
-    assert {*full["online-dpo"]["means"]} == {HELD, RM, ORACLE} and VIEW in full["smc"]["means"]
-    assert full["smc"]["evaluations"] == 2 * 26.5
-    assert "| SMC |" in (base / PAGE).read_text() and (base / FIGURES / "curves.png").exists()

@@ -36,4 +36,4 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     for name, target in PAGES.items():
         markdown = markdown.replace(f"]({'../' * (depth + 1)}{name}", f"]({'../' * depth}{target}")
     markdown = _SOURCE.sub(lambda m: f"]({'../' * depth}reference/api/{m[1].replace('/', '.')}.md)", markdown)
-    return re.sub(r"\[([^\]]*)\]\((?!http|#)[^)\s]*\.(?:json|yaml|cff|py)\)", r"\1", markdown)
+    return re.sub(r"\[([^\]]*)\]\((?!http|#)[^)\s]*\.(?:json|yaml|cff|py|sbatch)\)", r"\1", markdown)

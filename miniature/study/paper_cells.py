@@ -9,7 +9,7 @@ from .paper_claims import Claim
 
 CELLS = {
     "a": "Losses and tokens of the reward model (Table 6)",
-    "b": "Accuracy over the share of training pairs (Figure 2)",
+    "b": "Accuracy over the share of training pairs, mean of VQ, MQ and TA without ties (Figure 2)",
     "c": "Do rewards change with the prompt? (section 3.2)",
     "d": "SFT, Flow-RWR and Flow-DPO (Table 3)",
     "e": "Text alignment alone (Table 4)",

@@ -43,9 +43,6 @@ class Mochi(Generator):
         mean, std = both.view(2, 1, -1, 1, 1, 1)
         return mean, std / config.scaling_factor
 
-    def encoded(self, found):
-        return {"prompt": found[0], "prompt_mask": found[1].long()}
-
     def velocity(self, x, t, condition, transformer=None):
         """Our convention: t = 1 is noise, and the velocity is noise minus data."""
         net = transformer or self.transformer
