@@ -67,7 +67,7 @@ WAYS: dict[str, Way] = {
         "SMC",
         _CANDIDATE + _READ * NOISY,
         lambda n, strength: Arm(noisy_reward=REWARD, search=Particles(candidates=n, strength=strength)),
-        (1.0, 3.0, 10.0),
+        (1.0, 3.0, 10.0, 30.0),
         least=2,
     ),
     "nrg": Way(
@@ -75,7 +75,7 @@ WAYS: dict[str, Way] = {
         # the first step, from pure noise, is not guided
         _CANDIDATE + (STEPS - 1) * BACKWARD * NOISY,
         lambda _, strength: _guided(1, strength),
-        (10.0, 30.0, 100.0),
+        (10.0, 30.0, 100.0, 300.0),
     ),
     "nrg-best": Way(
         "Flow-NRG + best of N",

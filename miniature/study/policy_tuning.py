@@ -1,6 +1,6 @@
 """Settings of `videoalign study on-policy`: chosen on seeds that are not reported, by what the reward model prefers.
 
-Every algorithm with a setting has three trials at the whole budget: a learning rate, or the strength of a search.
+Every algorithm with a setting has four trials at the whole budget: a learning rate, or the strength of a search.
 """
 
 from collections.abc import Mapping
