@@ -59,7 +59,7 @@ def _batched(each: float) -> Callable[[PolicySize], float]:
 
 
 _WIDE, _PAIRED, _GRADIENT = (5e-4, 1.5e-3, 4.5e-3, 1.35e-2), (1.5e-4, 5e-4, 1.5e-3, 4.5e-3), (3e-4, 1e-3, 3e-3, 1e-2)
-"""Of three rates the highest was best for six of ten algorithms, so a fourth was added for all of them."""
+"""Of three rates the highest was best for six of ten algorithms, so all got a fourth, which is best for none."""
 RECIPES: dict[str, Recipe] = {
     "sft": Recipe("SFT", ("flow_sft",), _batched(BACKWARD), _WIDE),
     "rwr": Recipe("Flow-RWR", ("flow_sft", "flow_rwr"), _batched(2 * BACKWARD), _WIDE),
