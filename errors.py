@@ -45,11 +45,13 @@ _NETWORK = re.compile(r"timed? ?out|connection|connect(ing)? to|resolve|unreacha
 _PEER = re.compile(
     r"Connection (closed|reset) by (peer|remote peer)|Broken pipe|Connection (refused|reset)|remote process exited|"
     r"NCCL (error|operation)|ncclRemoteError|Socket Timeout|Read timeout|Timed out waiting|store.*(timeout|failed)|"
-    r"recvValue|gloo",
+    r"recvValue|gloo/transport",
     re.I,
 )
 _WRAPPED = re.compile(r"Caught (?P<name>\w+) in .*? process \d+\.\nOriginal Traceback", re.S)
 _FRAME = re.compile(r'^  File "(.+)", line (\d+), in (\S+)$', re.M)
+_FAULTY = (NameError, AttributeError, LookupError, AssertionError, ZeroDivisionError)
+"""Errors that a faulty line raises by itself."""
 _HINTS = {
     errno.ENOSPC: "make room, and call it again",
     errno.EDQUOT: "make room, and call it again",
@@ -80,13 +82,18 @@ class Found:
 
 
 def chain(error: BaseException) -> Iterator[BaseException]:
-    """An error and the errors that led to it, the latest first."""
+    """An error and the errors that led to it, the latest first.
+
+    What was being handled when a faulty line raised led to nothing: a file that may be missing, say, in whose `except`
+    a name is misspelt. Nor did what `raise ... from None` leaves out.
+    """
     seen: set[int] = set()
     current: BaseException | None = error
     while current is not None and id(current) not in seen:
         seen.add(id(current))
         yield current
-        current = current.__cause__ or current.__context__
+        handled = None if current.__suppress_context__ or isinstance(current, _FAULTY) else current.__context__
+        current = current.__cause__ or handled
 
 
 def named(error: BaseException, *names: str) -> bool:

@@ -199,7 +199,7 @@ def plan(
     Raises:
         VideoAlignError: Where a name cannot be that of a folder.
     """
-    if wrong := [n for n in (*arms, *sweeps) if not n or set(n) & set("@/\\.") or (n == BASE and n in sweeps)]:
+    if wrong := [n for n in (*arms, *sweeps) if not n or set(n) & set("@/\\.") or n == BASE]:
         raise VideoAlignError(
             f"arms or sweeps {wrong}: names must not be empty, hold @, /, \\ or a dot, or be that of the base"
         )

@@ -169,7 +169,7 @@ class HTTPScores:
         """The server's answer to a request, after as many attempts as it takes."""
         headers = {"Accept": "application/json"} | ({"Content-Type": kind} if kind else {}) | self._authorization()
         for attempt in range(self.retries + 1):
-            pause = min(self.pause * 2**attempt, LONGEST_PAUSE) * random.uniform(0.75, 1.25)
+            pause = min(self.pause * 2.0 ** min(attempt, 60), LONGEST_PAUSE) * random.uniform(0.75, 1.25)
             try:
                 status, found, wanted = self._once(path, body, headers)
                 if status == 200:

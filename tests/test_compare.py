@@ -328,6 +328,7 @@ def test_one_sample_per_prompt_is_compared_by_the_same_noise(world, tmp_path):
         ({"arms": {"../a": {}}}, "arms or sweeps ['../a']"),
         ({"arms": {"a.rewards": {}}}, "arms or sweeps ['a.rewards']"),
         ({"arms": {"": {}}}, "arms or sweeps ['']"),
+        ({"arms": {"base": {"lora": "dpo"}}}, "arms or sweeps ['base']"),
         ({"sweeps": {"base": {"noisy_reward": "nrg", "strengths": [0, 1]}}}, "arms or sweeps ['base']"),
         ({"sweeps": {"s": {"noisy_reward": "nrg", "strengths": [1, 0]}}}, "strengths must be finite, ascend"),
         ({"sweeps": {"s": {"noisy_reward": "nrg", "strengths": [1, 1]}}}, "strengths must be finite, ascend"),

@@ -1,4 +1,7 @@
-"""The whole loop at toy size: every stage feeds the next, what is there is not made again, a killed call goes on."""
+"""The whole loop at toy size: every stage feeds the next, what is there is not made again, a killed call goes on.
+
+The cells of `paper`, the simulation of annotation and the on-policy study are tested on the finished demo.
+"""
 
 import base64
 import io

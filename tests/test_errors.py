@@ -218,6 +218,34 @@ def test_our_code_called_by_added_code_is_ours_to_answer_for(tmp_path):
     assert errors.describe(caught.value).kind == errors.BUG
 
 
+def raised_while_handling(handled, line):
+    """The error of a line within an `except`, as Python chains it."""
+    with pytest.raises(Exception) as caught:
+        try:
+            raise handled
+        except type(handled):
+            exec(line)
+    return caught.value
+
+
+@pytest.mark.parametrize("handled", [FileNotFoundError(2, "No such file", "optional.json"), VideoAlignError("no clip")])
+@pytest.mark.parametrize("line", ["defualt", "''.lower_case", "{}['key']", "[][0]"])
+def test_an_error_that_was_handled_hides_no_fault(handled, line):
+    found = errors.describe(raised_while_handling(handled, line))
+    assert found.kind == errors.BUG and str(handled) not in found.message
+
+
+def test_what_an_error_leaves_out_is_not_told():
+    found = errors.describe(raised_while_handling(OSError(2, "No such file"), "raise ValueError('rate') from None"))
+    assert found.kind == errors.BUG and "ValueError: rate" in found.message
+    wrapped = raised_while_handling(OSError(28, "No space left"), "raise RuntimeError('not written')")
+    assert errors.describe(wrapped).kind == errors.ENVIRONMENT, "what a library made of an error is that error"
+
+
+def test_a_refusal_of_gloo_is_no_lost_peer():
+    assert not errors.lost_peer(RuntimeError("Tensors of backend gloo must be dense"))
+
+
 def test_debugging_shows_the_traceback_of_anything(monkeypatch, capfd):
     monkeypatch.setenv("VIDEOALIGN_DEBUG", "1")
     status, err = outcome(monkeypatch, capfd, VideoAlignError("data.x is 3"))

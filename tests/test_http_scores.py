@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from videoalign import VideoAlignError
-from videoalign.models.http_scores import LARGEST_ANSWER, HTTPScores
+from videoalign.models.http_scores import LARGEST_ANSWER, LONGEST_PAUSE, HTTPScores
 from videoalign.models.reward_messages import INFO, SCORE, Samples
 from videoalign.models.scoring import scored
 
@@ -217,6 +217,17 @@ def test_a_server_that_is_gone():
         reward = HTTPScores(f"http://127.0.0.1:{free.getsockname()[1]}", **QUICK)
     with pytest.raises(VideoAlignError, match=r"in 3 attempts, at last: .*refused"):
         reward.check(["a"])
+
+
+def test_a_server_may_be_waited_for_a_whole_night(monkeypatch):
+    """Pauses double until they are as long as they get, also behind the thousandth attempt."""
+    pauses = []
+    monkeypatch.setattr("videoalign.models.http_scores.time.sleep", pauses.append)
+    reward = HTTPScores("http://127.0.0.1:9", retries=1100, pause=1.0)
+    monkeypatch.setattr(reward, "_once", lambda *given: (503, b"{}", 0.0))
+    with pytest.raises(VideoAlignError, match="in 1101 attempts"):
+        reward.check(["a"])
+    assert len(pauses) == 1100 and max(pauses) <= 1.25 * LONGEST_PAUSE
 
 
 def slow(handler):
