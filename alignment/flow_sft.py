@@ -156,6 +156,12 @@ class FlowSFT(Training):
         nets = [net for net in (self.policy, self.reference) if net is not None]
         parallelize({net: list(getattr(net, self.generator.blocks)) for net in nets}, self.trainer.strategy)
 
+    def base(self) -> dict[str, Tensor]:
+        """Frozen parameters of the transformer that trains, and of the reference where it is a copy."""
+        nets = {"policy": self.policy} | ({} if self.reference is None else {"reference": self.reference})
+        named = {f"{net}.{name}": p for net, module in nets.items() for name, p in module.named_parameters()}
+        return {name: parameter for name, parameter in named.items() if not parameter.requires_grad}
+
     # --- errors -----------------------------------------------------------------------------------------------
 
     @property
@@ -229,12 +235,12 @@ class FlowSFT(Training):
         Raises:
             VideoAlignError: If tensors do not fit, or ``model.lora.start`` holds other adapters than it did.
         """
-        super().on_load_checkpoint(checkpoint)
         if checkpoint.get("lora_start") != self._start():
             raise VideoAlignError(
                 "model.lora.start holds other adapters than when this training began, and they are its reference; name "
                 "those, or begin a training anew"
             )
+        super().on_load_checkpoint(checkpoint)
 
     def reference_made(self) -> dict[str, Any]:
         """Settings that the reference's errors depend on besides the latents, as plain values."""

@@ -15,9 +15,11 @@ from ..datamodules.contracts import HasPrompts, offers
 from ..datamodules.sample_images import read_image
 from ..datamodules.video import encode
 from ..models.adapters import apply_loras
+from ..models.checksums import digest
 from ..models.dimensions import DIMENSIONS
 from ..models.evaluations import Evaluations
 from ..models.family import Condition, Encoded
+from ..models.fingerprint import fingerprint
 from ..models.finite import by_name, require_finite
 from ..models.flow import draw, interpolate
 from ..models.generator_folder import load_generator
@@ -130,12 +132,17 @@ class Generate(L.LightningModule):
             self.searcher = Searcher(search, self.generator, self.noisy_reward, self.guide, steps, scales)
 
     def making(self) -> dict[str, Any]:
-        """Settings that the videos depend on, as plain values."""
+        """Settings that the videos depend on, and digests of all weights, as plain values."""
+        networks = {"generator": self.generator, "noisy_reward": self.noisy_reward}
+        weights = {name: fingerprint(network) for name, network in networks.items() if network is not None}
+        if self.noisy_reward:
+            weights["noisy_reward"] += " " + digest(asdict(self.noisy_reward.statistics))
         commits = commits_of(**{name: self.hparams[name] for name in ("generator", "noisy_reward")})
         commits |= adapter_commits(self.hparams["lora"])
         return {
             **self.hparams,
             **commits,
+            "weights": weights,
             **self.memory.made(),
             **({"guide": asdict(self.guide)} if self.noisy_reward else {}),
             **({"search": self.searcher.search.settings()} if self.searcher else {}),

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from .. import VideoAlignError
+from ..callbacks.reports import HasVideoSize
 from ..datamodules.contracts import HasNullPrompt, require
 from ..datamodules.judgements import Weights, without_image
 from ..models.backprop import Chain, RandomStep, Route
@@ -133,8 +134,15 @@ class RewardBackprop(FlowSFT):
         return FrameRewards(self.generator, network, self.latent_frames, checkpointed)
 
     def setup(self, stage: str) -> None:
-        """Move the reward to the device; refuse a DataModule without the empty prompt where guidance needs it."""
+        """Move the reward to the device; refuse videos of another frame rate, and guidance without an empty prompt."""
         super().setup(stage)
+        data = self.trainer.datamodule
+        made = data.video_size().get("fps") if isinstance(data, HasVideoSize) else None
+        if self.through == "frames" and made and made != round(self.generator.fps):
+            raise VideoAlignError(
+                f"model.fps is {self.generator.fps:g}, and the latents are of videos of {made} frames per second: the "
+                "reward would see other frames; set model.fps to their rate"
+            )
         if self.cfg_scale > 1:
             require(self.trainer.datamodule, HasNullPrompt, f"{type(self).__name__} with model.cfg_scale above 1")
         self.reward.to(self.trainer.strategy.root_device)

@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from .. import EverywhereError, VideoAlignError
 from ..datamodules.data_ranks import merged
+from ..models.fingerprint import fingerprint
 from ..models.finite import is_finite
 from ..models.flow import draw_seed
 from .means import Means
@@ -54,6 +55,8 @@ class Training(L.LightningModule):
         """Groups of the optimizer, as checkpoints name them."""
         self._rates: dict[str, float] = {}
         """Learning rates of the groups, before warm-up and decay."""
+        self._base: str | None = None
+        """Digest of what :meth:`base` gives, once it was computed."""
         self._resumed: dict[str, Any] | None = None
         """What the checkpoint that a run continues says of groups and rates."""
         self.step_means, self.held_out_means = Means(), Means()
@@ -63,6 +66,23 @@ class Training(L.LightningModule):
     def trained(self) -> dict[str, nn.Parameter]:
         """The parameters that train, by their names in ``state_dict``."""
         return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
+
+    def base(self) -> Mapping[str, Tensor]:
+        """The frozen parameters that the trained ones change or are compared with: no checkpoint holds them.
+
+        A subclass leaves out what may differ when a training is continued, such as an autoencoder.
+        """
+        return {name: parameter for name, parameter in self.named_parameters() if not parameter.requires_grad}
+
+    def _base_digest(self) -> str:
+        """Digest of the base; in bfloat16, because a run may go on in another precision. Collective where sharded."""
+        if self._base is None:
+            self._base = fingerprint(self.base(), torch.bfloat16)
+        return self._base
+
+    def on_fit_start(self) -> None:
+        """Note what the base is, before a forward pass packs quantised weights. Collective where sharded."""
+        self._base_digest()
 
     def configure_optimizers(self) -> dict[str, Any]:
         """The optimizer of the parameters that train, in groups, and warm-up with the chosen decay.
@@ -119,6 +139,7 @@ class Training(L.LightningModule):
                 "not written, and the last one is as it was. Begin anew with a lower learning rate, or with "
                 "trainer.gradient_clip_val: a continued run keeps its rates"
             )
+        checkpoint["base"] = self._base_digest()
         if self._grouping and "optimizer_states" in checkpoint:
             checkpoint["parameter_groups"] = self._grouping
             checkpoint["learning_rates"] = self._rates
@@ -130,14 +151,23 @@ class Training(L.LightningModule):
         """Refuse a checkpoint of another model.
 
         Raises:
-            VideoAlignError: If tensors are missing, unexpected or of other shapes.
+            VideoAlignError: If tensors are missing, unexpected or of other shapes, or were trained on another base.
         """
         if checkpoint.get("optimizer_states"):
             self._resumed = {name: checkpoint[name] for name in GROUP_ENTRIES if name in checkpoint}
-        if "state_dict" not in checkpoint:  # sharded: loaded, and checked, already
-            return
+        if "state_dict" in checkpoint:  # sharded ones are loaded, and checked, already
+            self._check_tensors(checkpoint["state_dict"])
+        if "base" in checkpoint and checkpoint["base"] != self._base_digest():
+            raise VideoAlignError(
+                "the checkpoint was trained on other weights than those that this configuration loads and does not "
+                "train (its generator or backbone was replaced, or is quantised otherwise): name those, or begin a "
+                "training anew"
+            )
+
+    def _check_tensors(self, saved: Mapping[str, Tensor]) -> None:
+        """Refuse tensors of a checkpoint that are not those that train."""
         remedy = "Use the configuration that it was trained with."
-        own, saved = self.state_dict(), checkpoint["state_dict"]
+        own = self.state_dict()
         want, known, have = self.trained().keys(), own.keys(), saved.keys()
         if misshapen := [name for name in have & known if own[name].shape != saved[name].shape]:
             name = sorted(misshapen)[0]

@@ -11,6 +11,7 @@ import tempfile
 from pathlib import Path
 
 import torch
+from decoders import decoders
 from decoding import decoding, scaling, streaming
 from generators import alignment, guidance
 from remote import million, stores
@@ -19,7 +20,7 @@ from rollouts import rollouts
 from ties import ties
 
 DATA, MODELS = (
-    (ties, decoding, streaming, scaling, stores, million),
+    (ties, decoding, decoders, streaming, scaling, stores, million),
     (one_forward, scoring, alignment, rollouts, guidance),
 )
 SECTIONS = {section.__name__: section for section in (*DATA, *MODELS)}

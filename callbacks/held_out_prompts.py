@@ -73,7 +73,7 @@ class HeldOutPrompts(WatchesPolicy):
                 f"HeldOutPrompts: {len(shared)} of its prompts are trained on too (such as {min(shared)[:60]!r}), and "
                 "tell nothing of others"
             )
-        check_rewards(own | self.rewards, list(dict.fromkeys(self.prompts)))
+        check_rewards(own | self.rewards, list(dict.fromkeys(self.prompts)), self.sampling.fps)
 
     @staticmethod
     def _trained(module: L.LightningModule) -> dict[str, ScoresVideos]:
@@ -119,6 +119,12 @@ class HeldOutPrompts(WatchesPolicy):
 
     def _report(self, trainer: L.Trainer, module: L.LightningModule, found: dict) -> None:
         rows = [found[p, n] for p in range(len(self.prompts)) for n in range(self.samples)]
+        if len(names := {tuple(side) for row in rows for side in row[:2]}) > 1:
+            given = " and ".join(", ".join(some) for some in sorted(names)[:2])
+            raise VideoAlignError(
+                f"HeldOutPrompts: rewards have other names for other samples ({given}); a reward gives the same every "
+                "time"
+            )
         table = []
         for name in rows[0][0]:
             ours, theirs = (torch.tensor([row[side][name] for row in rows], dtype=torch.double) for side in (0, 1))

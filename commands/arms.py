@@ -24,15 +24,19 @@ from ..callbacks.prompt_sampler import Sampling
 from ..datamodules.prompts import read_items
 from ..datamodules.shards import ShardSet
 from ..models.adapter_files import read_adapters
+from ..models.checksums import stamp
 from ..models.dimensions import DIMENSIONS
 from ..models.files import read_json, write_json
 from ..models.finite import by_name, require_finite
 from ..models.generator_folder import read_index
 from ..models.guidance import Guidance
+from ..models.hub_address import address_of
 from ..models.locks import beside, held, real
 from ..models.lora_specs import specs_of
 from ..models.memory import Memory
+from ..models.name_checks import check_names
 from ..models.noisy_reward import record_of
+from ..models.number_checks import at_least
 from ..models.particles import Particles  # noqa: F401  YAML may name it without its module
 from ..models.scoring import failing_as
 from ..models.search import Search
@@ -143,6 +147,7 @@ def compare(
         What is saved as ``OUT/comparison.json``.
     """
     alone("compare")
+    at_least(1, samples=samples)
     folder, texts = Path(out), [item.prompt for item in read_items(prompts)]
     usual = {"dtype": "float32", "memory": Memory()}
     held_as = {key: value for key, value in {"dtype": dtype, "memory": memory}.items() if value != usual[key]}
@@ -178,11 +183,7 @@ def _chooser(judges: Mapping[str, Judge], best_of: str | None) -> str:
             "nobody judges: name one judge or more under judges, such as {reward model: {class_path: "
             "videoalign.commands.reward_judge.RewardJudge, init_args: {model: FOLDER}}}"
         )
-    if wrong := [name for name in judges if not name.strip() or set(name) & set("/\\.|") or name == OWN_VIEW]:
-        raise VideoAlignError(
-            f"judges {wrong}: names must not be empty, hold /, \\, | or a dot, or be {OWN_VIEW!r}, which is the noisy "
-            "reward's"
-        )
+    check_names("judges", judges, "/\\.|", {OWN_VIEW})
     if best_of is not None and best_of not in judges:
         raise VideoAlignError(f"best_of {best_of!r} is none of the judges: choose {', '.join(judges)}, or leave it out")
     models = [name for name, judge in judges.items() if isinstance(judge, RewardJudge)]
@@ -199,10 +200,8 @@ def plan(
     Raises:
         VideoAlignError: Where a name cannot be that of a folder.
     """
-    if wrong := [n for n in (*arms, *sweeps) if not n or set(n) & set("@/\\.") or n == BASE]:
-        raise VideoAlignError(
-            f"arms or sweeps {wrong}: names must not be empty, hold @, /, \\ or a dot, or be that of the base"
-        )
+    check_names("arms", arms, "@/\\.|", {BASE})
+    check_names("sweeps", sweeps, "@/\\.|", {BASE})
     watch = next((sweep.noisy_reward for sweep in sweeps.values()), None)
     every = {BASE: Arm(noisy_reward=watch), **arms}
     curves: dict[str, tuple[Mapping[str, float], list[str]]] = {}
@@ -245,9 +244,9 @@ def sample_arm(
     """
     videos, record = folder / VIDEOS / name, folder / VIDEOS / f"{name}.json"
     made = _made_before(folder, name, arm, generator, prompts, sampling, samples, held_as)
-    write_json(record, made)
     if videos.exists():
         return
+    write_json(record, made)
     # Rewards of videos that are gone; an arm's name holds no dot, so these are of no other arm.
     for rewards in (*videos.parent.glob(f"{escape(name)}.rewards"), *videos.parent.glob(f"{escape(name)}.*.rewards")):
         shutil.rmtree(rewards, ignore_errors=True)
@@ -302,13 +301,28 @@ def _made_before(
         "arm": _made(arm),
         **{key: value if isinstance(value, str) else asdict(value) for key, value in (held_as or {}).items()},
     }
-    made = json.loads(json.dumps(made))
-    begun = videos.exists() or beside(real(videos), "parts").exists()
-    if begun and record.exists() and read_json(record, "a comparison") != made:
-        raise VideoAlignError(
-            f"{videos} holds videos of other settings (see {record}); name another --out, or remove both"
-        )
-    return made
+    made, weights = json.loads(json.dumps(made)), _weights(arm, generator)
+    there = next((place for place in (videos, beside(real(videos), "parts")) if place.exists()), None)
+    if there and record.exists():
+        before = read_json(record, "a comparison")
+        known = before.pop("weights", {})  # earlier releases did not write them
+        if before != made:
+            raise VideoAlignError(
+                f"{videos} holds videos of other settings (see {record}); name another --out, or remove both"
+            )
+        if changed := [place for place in known.keys() & weights.keys() if known[place] != weights[place]]:
+            raise VideoAlignError(
+                f"arm {name}: {', '.join(sorted(changed))} holds other weights than when {there} was sampled; name "
+                f"another --out, or remove {there} and {record} to sample this arm anew"
+            )
+    return made | {"weights": weights}
+
+
+def _weights(arm: Arm, generator: str) -> dict[str, str]:
+    """Stamps of the weights that an arm samples with, by their places; of those that are on this machine."""
+    named = [arm.generator or generator, *(spec.path for spec in specs_of(arm.lora)), arm.noisy_reward]
+    places = {place: Path(place).expanduser() for place in named if place and address_of(place) is None}
+    return {place: stamp(path) for place, path in places.items() if path.exists()}
 
 
 def _made(arm: Arm) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 Legend: P prompts, N noises of each, columns VQ, MQ, TA and Overall (their sum).
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle
@@ -201,7 +202,9 @@ def _cells(name: str, row: dict[str, Any], judges: Sequence[str]) -> list[str]:
     for kind in ("win_rate", "superiority"):
         cells += [f"{against[j][OVERALL][kind]:.3f}" if against else "" for j in judges]
     cells += [f"{own[OVERALL]:+.2f}" if own else "", f"{row['cost']:.2f}", f"{row['time']:.2f}"]
-    gap = "{:+.3f} ({:+.3f} to {:+.3f})".format(rival["difference"], *rival["interval"]) if rival else ""
+    gap = f"{rival['difference']:+.3f}" if rival else ""
+    if rival and not any(map(math.isnan, rival["interval"])):  # of one prompt there is no interval
+        gap += " ({:+.3f} to {:+.3f})".format(*rival["interval"])
     return [*cells, gap]
 
 

@@ -180,6 +180,8 @@ def _in_group(setting: Setting, group: Group, key: str) -> Iterator[Fault]:
 def _mapping(setting: Setting, kind: Any, key: str) -> Iterator[Fault]:
     if inner := items(kind, dict):
         for name, item in setting.value.items():
+            if item.value is None and objects(inner[0]):  # an object of a mapping has no default
+                yield Fault(item, f"{key}.{name}", f"must be {words(inner[0])}, got null")
             yield from faults(item, inner[0], f"{key}.{name}")
     elif found := objects(kind):
         yield from _object(setting, found, key)

@@ -95,7 +95,8 @@ def _word(kind: Any) -> str:
     if get_origin(kind) is tuple:
         return f"a list of {len(get_args(kind))} values"
     if found := objects(kind):
-        return f"a {found[0][0].__name__} (its class_path and init_args)"
+        name = found[0][0].__name__
+        return f"{'an' if name[0] in 'AEIOU' else 'a'} {name} (its class_path and init_args)"
     return str(kind).replace("typing.", "")
 
 

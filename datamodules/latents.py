@@ -10,12 +10,12 @@ Legend: N pairs or videos; S sides, 2 (preferred, other) or 1; D dimensions.
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning as L
 import safetensors.torch
 import torch
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -31,6 +31,9 @@ from .latent_files import NULL, OF, check_images, conditions_of, load_latents
 from .reference_errors import ReferenceErrors
 from .shards import ShardSet
 from .stream import FilledCollate, ShardLoader, ShardStream, Share, training_share
+
+if TYPE_CHECKING:
+    from ..models.generator import Generator
 
 
 @dataclass(frozen=True)
@@ -188,7 +191,7 @@ class LatentPairs(L.LightningDataModule):
                 raise VideoAlignError(
                     f"data.{which} is not set: name the folder of a latents set (experiments/encode makes one)"
                 )
-            self.sets[which] = self._open(path, generator.identity(), generator.image)
+            self.sets[which] = self._open(path, generator)
         first = next(iter(self.sets.values())).shards
         self.null = _load_null(first)
         self.cached = None
@@ -197,9 +200,9 @@ class LatentPairs(L.LightningDataModule):
             settings = require(module, HasReferenceErrors, f"{who} with data.reference").reference_made()
             self.cached = ReferenceErrors(self.reference_path, data, settings)
 
-    def _open(self, path: str, identity: dict[str, str], image: str) -> "_Opened":
+    def _open(self, path: str, generator: "Generator") -> "_Opened":
         shards = ShardSet(path, "latents")
-        stored = shards.index.latents or {}
+        stored, identity = shards.index.latents or {}, generator.identity()
         if different := {k: (stored.get(k), v) for k, v in identity.items() if stored.get(k) != v}:
             short = {k: [str(one)[: 16 if k == "vae" else 80] for one in both] for k, both in different.items()}
             differences = ", ".join(f"{k}: {a}, here {b}" for k, (a, b) in short.items())
@@ -207,7 +210,12 @@ class LatentPairs(L.LightningDataModule):
                 f"{shards.name} holds latents of another generator ({differences}); "
                 "encode the videos with this one's autoencoder"
             )
-        images, of = check_images(stored, image, shards.name), stored.get("of")
+        if generator.reads_fps and (made := stored.get("fps")) and made != generator.fps:
+            rank_zero_warn(
+                f"{shards.name} holds latents of videos of {made:g} frames per second, and model.fps is "
+                f"{generator.fps:g}: this generator's positions depend on it; set model.fps to the videos' rate"
+            )
+        images, of = check_images(stored, generator.image, shards.name), stored.get("of")
         if of not in OF:
             raise VideoAlignError(
                 f"{shards.name}: index.json does not say whether its latents are of pairs or of videos"

@@ -22,6 +22,8 @@ from .contents import ShardError, misfit
 from .shards import Index, Shard, sha256
 
 MAKING = "making.json"
+LATER = frozenset({"weights"})
+"""Entries of the settings that earlier releases did not write: their parts are gone on with."""
 
 
 class Parts:
@@ -59,6 +61,7 @@ class Parts:
         if not self._closed():  # nothing is there that other settings have made, but what a refused run left
             write_json(self.folder / MAKING, self.making)
         found = read_json(self.folder / MAKING, "a set under construction")
+        found = {name: self.making[name] for name in LATER & self.making.keys()} | found
         if different := sorted(k for k in {*found, *self.making} if found.get(k) != self.making.get(k)):
             raise VideoAlignError(
                 f"{self.folder} holds parts of another run ({', '.join(different)} differ). "

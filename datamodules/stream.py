@@ -10,6 +10,7 @@ Evaluation fills ranks up with samples that are marked as padding, so that every
 from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
+from zlib import crc32
 
 import torch
 from torch.utils.data import DataLoader, DistributedSampler
@@ -327,6 +328,7 @@ class ShardLoader:
             self.stream.seed,
             self.stream.shuffle_buffer,
             self.stream.group,
+            crc32(repr(list(self.stream.lengths)).encode()) if self.stream.group else 0,
         ]
 
     def state_dict(self) -> dict[str, Any]:
@@ -341,7 +343,8 @@ class ShardLoader:
                 changed.
         """
         now = self._geometry()
-        before = [*state["geometry"], *[0] * (len(now) - len(state["geometry"]))]  # earlier releases formed no groups
+        before = [*state["geometry"], *[0] * (len(now) - 1 - len(state["geometry"]))]  # earlier releases had no groups
+        before += now[len(before) :]  # and later ones did not say of which lengths
         if state["batches"] and before != now:
             names = (
                 "samples",
@@ -350,6 +353,7 @@ class ShardLoader:
                 "seed",
                 "shuffle buffer",
                 "group_by_length",
+                "lengths of the samples",
             )
             changed = [f"{n} {a} -> {b}" for n, a, b in zip(names, before, now) if a != b]
             why = ", ".join(changed) or "it is of another release"

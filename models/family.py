@@ -78,6 +78,8 @@ class Family(nn.Module):
     is a further input of the transformer."""
     embeds_images: bool = False
     """Whether the transformer takes embeddings of images by an encoder of images, beside their latents."""
+    reads_fps: bool = False
+    """Whether the positions of latent frames depend on the frame rate of the videos."""
     further_parts: ClassVar[Mapping[str, Sequence[str]]] = {}
     """Further parts of the pipeline that are loaded with one of :data:`PARTS`, such as the encoder of images with the
     text encoder."""

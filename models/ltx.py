@@ -17,6 +17,7 @@ class LTX(Generator):
     blocks = "transformer_blocks"
     max_tokens = 128
     side = 32
+    reads_fps = True
     shifts = {"base_image_seq_len": 256, "max_image_seq_len": 4096, "base_shift": 0.5, "max_shift": 1.15}
     """Smallest and largest number of tokens, and the schedule's shift there, where the scheduler states none."""
 

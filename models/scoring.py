@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .. import VideoAlignError
+from .name_checks import check_names
 
 NEEDS = ("videos", "latents")
 """What a reward may read."""
@@ -28,7 +29,8 @@ class ScoresVideos(Protocol):
     asked, not when it is constructed: a configuration may be read where nothing is rated.
 
     A reward may also have an attribute ``features``: features (B, F) of the samples of its latest call, in which the
-    diversity of a group is measured.
+    diversity of a group is measured; and an attribute ``fps``: the frame rate at which it reads videos, which must be
+    the one that they are sampled for.
 
     :func:`scored` is the one place that calls rewards: it refuses what is no reward.
     """
@@ -70,29 +72,36 @@ class ScoresVideos(Protocol):
         """
 
 
-def check_rewards(rewards: Mapping[str, ScoresVideos], prompts: Sequence[str]) -> None:
+def check_rewards(rewards: Mapping[str, ScoresVideos], prompts: Sequence[str], fps: float | None = None) -> None:
     """Refuse rewards that cannot rate what there will be, before the long work begins.
 
     Args:
         rewards: Rewards by name.
         prompts: Prompts of all samples that there will be.
+        fps: Frame rate that the samples are meant for, in frames per second; None where it is not known.
 
     Raises:
-        VideoAlignError: Where a name holds a slash, a reward reads something else than samples, or refuses the
-            prompts, or fails; names the reward.
+        VideoAlignError: Where a name cannot be one, a reward reads something else than samples, or videos of another
+            frame rate, or refuses the prompts, or fails; names the reward.
     """
     for key, reward in rewards.items():
         who = _known(key, reward)
+        with failing_as(f"{who} cannot say at which frame rate it reads videos"):
+            own = getattr(reward, "fps", None)
+        if reward.needs == "videos" and None not in (own, fps) and own != fps:
+            raise VideoAlignError(
+                f"{who} reads videos at {own:g} frames per second, and sampling.fps is {fps:g}: set both to the rate "
+                "at which the generator makes them"
+            )
         with failing_as(f"{who} failed in check"):
             reward.check(prompts)
 
 
 def _known(key: str, reward: ScoresVideos) -> str:
-    """Who rates, in words; refuses a name with a slash, and what reads something else than samples."""
+    """Who rates, in words; refuses what cannot be a name, and what reads something else than samples."""
+    check_names("rewards", [key], "/")
     with failing_as(f"reward {key} cannot say its name, or what it needs"):
         who, needs = f"reward {key} ({reward.name})", reward.needs
-    if "/" in key or not key:
-        raise VideoAlignError(f"{who}: {key!r} cannot be a reward's name; leave out the slash")
     if needs not in NEEDS:
         raise VideoAlignError(f"{who} needs {needs!r}; what a reward can read is {' or '.join(NEEDS)}")
     return who

@@ -324,7 +324,9 @@ def test_what_a_person_said_again_later_takes_the_place_of_the_first(tmp_path_fa
 
 
 def test_an_account_is_one_person_however_tasks_name_it(tmp_path_factory, tmp_path):
-    tasks = [task(1, *KEYS, [said({"id": 7, "email": "ann@lab"})]), task(2, "000004", "000005", [said(7), said(8)])]
+    first, second = {"id": 7, "email": "ann@lab"}, {"id": 7.0, "email": " Ann@LAB"}
+    tasks = [task(1, *KEYS, [said(first)]), task(2, "000004", "000005", [said(7), said(8), said(8.0), said(" 8")])]
+    tasks.append(task(3, "000006", "000007", [said(second), said("ANN@lab"), said(7.0), said("7")]))
     _, store = bring(tmp_path, _plain(tmp_path_factory), tasks)
     assert sorted(person["name"] for person in store.round().people) == ["8", "ann@lab"]
 

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 import yaml
 from PIL import Image
@@ -324,12 +325,16 @@ def test_one_sample_per_prompt_is_compared_by_the_same_noise(world, tmp_path):
     ("changes", "words"),
     [
         ({"reward_model": None, "oracle": None}, "nobody judges"),
-        ({"arms": {"a@1": {}}}, "arms or sweeps ['a@1']"),
-        ({"arms": {"../a": {}}}, "arms or sweeps ['../a']"),
-        ({"arms": {"a.rewards": {}}}, "arms or sweeps ['a.rewards']"),
-        ({"arms": {"": {}}}, "arms or sweeps ['']"),
-        ({"arms": {"base": {"lora": "dpo"}}}, "arms or sweeps ['base']"),
-        ({"sweeps": {"base": {"noisy_reward": "nrg", "strengths": [0, 1]}}}, "arms or sweeps ['base']"),
+        ({"samples": 0}, "samples must be at least 1, got 0"),
+        ({"arms": {"a@1": {}}}, "arms: 'a@1' cannot be a name"),
+        ({"arms": {"../a": {}}}, "arms: '../a' cannot be a name"),
+        ({"arms": {"a.rewards": {}}}, "arms: 'a.rewards' cannot be a name"),
+        ({"arms": {"a|b": {}}}, "arms: 'a|b' cannot be a name"),
+        ({"arms": {"a\tb": {}}}, "arms: 'a\\tb' cannot be a name"),
+        ({"arms": {"": {}}}, "arms: '' cannot be a name"),
+        ({"arms": {"base": {"lora": "dpo"}}}, "arms: the name 'base' stands for something else"),
+        ({"arms": {"a": None}}, "arms.a must be an Arm (its class_path and init_args), got null"),
+        ({"sweeps": {"base": {"noisy_reward": "nrg", "strengths": [0, 1]}}}, "sweeps: the name 'base' stands for"),
         ({"sweeps": {"s": {"noisy_reward": "nrg", "strengths": [1, 0]}}}, "strengths must be finite, ascend"),
         ({"sweeps": {"s": {"noisy_reward": "nrg", "strengths": [1, 1]}}}, "strengths must be finite, ascend"),
         ({"sweeps": {"s": {"noisy_reward": "nrg", "strengths": []}}}, "strengths must be finite, ascend"),
@@ -361,6 +366,49 @@ def test_compare_refuses(changes, words, world, tmp_path, monkeypatch, capsys):
     assert "Traceback" not in message
     assert not sizes
     assert not (tmp_path / "out" / "comparison.json").exists()
+
+
+@pytest.mark.parametrize("line", ["1: {}", "yes: {}", "null: {}"])
+@pytest.mark.parametrize("key", ["arms", "sweeps", "judges"])
+def test_a_name_that_yaml_reads_as_no_text_is_refused(key, line, world, tmp_path, capsys):
+    config = {name: value for name, value in settings(world, tmp_path / "out").items() if name != key}
+    value = {"arms": "{}", "sweeps": "{noisy_reward: nrg, strengths: [1]}"}.get(key)
+    value = value or "{class_path: videoalign.commands.reward_judge.RewardJudge, init_args: {model: x}}"
+    path = tmp_path / "c.yaml"
+    path.write_text(
+        f"{yaml.safe_dump(json.loads(json.dumps(config, default=str)))}{key}: {{{line.replace('{}', value)}}}\n"
+    )
+    assert call("compare", "--config", path) == 2
+    message = capsys.readouterr().err
+    assert f"{key}: a name is read as" in message and "put it in quotes" in message
+    assert "Traceback" not in message
+
+
+def test_videos_of_weights_that_were_replaced_are_refused(world, tmp_path, monkeypatch, capsys):
+    """A LoRA, a noisy reward or a pipeline that was trained again lies at the same path as before."""
+    for name in ("wan", "lora", "nrg"):
+        shutil.copytree(world / name, tmp_path / name)
+    arms = {"tuned": {"lora": f"{tmp_path / 'lora'},scale=0.5"}, "watched": {"noisy_reward": tmp_path / "nrg"}}
+    config = settings(world, tmp_path / "out", reward_model=None, arms=arms, generator=tmp_path / "wan")
+    assert compare(tmp_path / "c.yaml", config, "--samples", "1", "--sampling.steps", "1") == 0
+    before = tree(tmp_path / "out" / "videos")
+    sizes = counted(monkeypatch)
+    for name, arm in (("wan", "base"), ("lora", "tuned"), ("nrg", "watched")):
+        (file,) = sorted((tmp_path / name).glob("**/*.safetensors"))[:1]
+        whole = file.read_bytes()
+        with safetensors.safe_open(file, "pt") as opened:
+            metadata = opened.metadata()
+        changed = {key: tensor + 1 for key, tensor in safetensors.torch.load_file(file).items()}
+        safetensors.torch.save_file(changed, file, metadata)
+        assert compare(tmp_path / "c.yaml", config, "--samples", "1", "--sampling.steps", "1") == 2
+        message = capsys.readouterr().err
+        assert f"arm {arm}: {tmp_path / name} holds other weights than when" in message
+        file.write_bytes(whole)
+    assert not sizes and tree(tmp_path / "out" / "videos") == before
+    for record in (tmp_path / "out" / "videos").glob("*.json"):  # of an earlier release, which did not look
+        record.write_text(json.dumps({k: v for k, v in json.loads(record.read_text()).items() if k != "weights"}))
+    shutil.rmtree(tmp_path / "nrg")  # what is gone cannot differ
+    assert compare(tmp_path / "c.yaml", config, "--samples", "1", "--sampling.steps", "1") == 0
 
 
 @pytest.mark.parametrize("strengths", [[-1.0, 0.0, 1.0], [1e6, 1e6 + 1]], ids=["negative", "of one name"])

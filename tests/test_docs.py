@@ -19,6 +19,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").r
 CONFIGURED = ("fit", "validate", "test", "predict", "compare")
 FENCE = re.compile(r"(?:^<!-- (?P<mark>[^\n]*?) -->\n)?^```(?P<kind>\w+)\n(?P<text>.*?)^```$", re.M | re.S)
 GENERATED = {"reference/commands.md", "reference/keys.md", "all_results.md", "contributing.md", "changelog.md"}
+GENERATED |= {"all_on_policy_results.md"}
 """Pages that hooks of MkDocs make."""
 
 

@@ -1,9 +1,12 @@
 """`videoalign generate` and its files of prompts."""
 
+import json
+import shutil
 from functools import partial
 from itertools import combinations
 
 import pytest
+import safetensors.torch
 import torch
 
 from generator_kit import PROMPTS, SIZE, alike, apart, failing_after, generate, videos_of
@@ -98,6 +101,24 @@ def test_interrupted_generation_goes_on_where_it_stopped(generated, generators, 
     assert call("shards", "verify", tmp_path / "out") == 0
     alike(videos_of(tmp_path / "out"), videos_of(generated))
     assert again(4) == 2 and "exists already" in capfd.readouterr().err
+
+
+def test_interrupted_generation_goes_on_with_the_same_weights_alone(generators, prompts, tmp_path, monkeypatch, capfd):
+    """Two models in one set would look like one; parts of earlier releases do not say what made them."""
+    shutil.copytree(generators / "wan", tmp_path / "wan")
+    again = partial(generate, tmp_path, tmp_path / "out", prompts, "--batch-size", 4)
+    with monkeypatch.context() as patch:
+        failing_after(patch, Generator, "sample", 1)
+        assert again() == 1
+    file = next((tmp_path / "wan" / "transformer").glob("*.safetensors"))
+    tensors = safetensors.torch.load_file(file)
+    name = next(iter(tensors))
+    safetensors.torch.save_file({**tensors, name: tensors[name] + 1e-3}, file, {"format": "pt"})
+    assert again() == 2
+    assert "holds parts of another run (weights differ)" in capfd.readouterr().err
+    making = tmp_path / ".out.parts" / "making.json"
+    making.write_text(json.dumps({k: v for k, v in json.loads(making.read_text()).items() if k != "weights"}))
+    assert again() == 0
 
 
 def test_a_refused_run_leaves_its_name_free(generators, prompts, tmp_path, capfd):

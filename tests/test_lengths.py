@@ -96,6 +96,20 @@ def test_held_out_pairs_keep_their_order(data, processor):
     assert list(plain.train_dataloader().stream.slots(0)) != list(grouped.train_dataloader().stream.slots(0))
 
 
+def test_an_epoch_goes_on_with_the_lengths_that_formed_its_batches(data, processor):
+    """Other lengths, as of another frame rate, would deal some pairs twice and others never."""
+    first = loader(processor, data / "told", group_by_length=6)
+    batches = iter(first)
+    next(batches)
+    state = first.state_dict()
+    loader(processor, data / "told", group_by_length=6).load_state_dict(state)
+    other = loader(processor, data / "told", group_by_length=6)
+    other.stream.lengths = [length + 1 for length in other.stream.lengths]
+    with pytest.raises(VideoAlignError, match="lengths of the samples"):
+        other.load_state_dict(state)
+    other.load_state_dict({**state, "geometry": state["geometry"][:-1]})  # of an earlier release
+
+
 def test_fewer_than_none_are_refused(data, processor):
     with pytest.raises(VideoAlignError, match=r"data\.group_by_length must be at least 0"):
         loader(processor, data / "told", group_by_length=-1)

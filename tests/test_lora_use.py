@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from flow_kit import LN2, SMALL, data, fit, make
 from generator_kit import alike, apart, videos_of
@@ -271,6 +271,29 @@ def test_dpo_from_adapters_begins_at_ln_2_and_its_reference_is_the_start(folders
     fit(resumed, data(pairs["wan"]), 4, checkpoint=str(tmp_path / "end.ckpt"))
     with resumed.as_reference() as net:
         equal(weights(net), start)
+
+
+@pytest.mark.parametrize("lora", [SMALL, None], ids=["adapters", "all weights"])
+def test_a_checkpoint_is_not_continued_on_another_base(lora, folders, pairs, tmp_path):
+    """The base of adapters, or the reference of a training of all weights, was replaced at the same path."""
+    shutil.copytree(folders["wan"], tmp_path / "wan")
+    keep = ModelCheckpoint(tmp_path, "end", every_n_train_steps=1)
+    fit(make(FlowDPO, str(tmp_path / "wan"), False, lora=lora), data(pairs["wan"]), 1, [keep])
+    path = str(tmp_path / "end.ckpt")
+    fit(make(FlowDPO, str(tmp_path / "wan"), False, lora=lora), data(pairs["wan"]), 2, checkpoint=path)
+    if lora:  # its digest is of bfloat16, so that a run may go on in that precision
+        low = make(FlowDPO, str(tmp_path / "wan"), False, lora=lora, dtype="bfloat16")
+        fit(low, data(pairs["wan"]), 2, checkpoint=path)
+    file = next((tmp_path / "wan" / "transformer").glob("*.safetensors"))
+    tensors = load_file(file)
+    name = next(name for name in tensors if name.endswith("weight"))
+    save_file({**tensors, name: tensors[name] * 1.5}, file, {"format": "pt"})
+    with pytest.raises(VideoAlignError, match="was trained on other weights than those"):
+        fit(make(FlowDPO, str(tmp_path / "wan"), False, lora=lora), data(pairs["wan"]), 2, checkpoint=path)
+    held = torch.load(path, weights_only=True)
+    del held["base"]  # of an earlier release
+    torch.save(held, path)
+    fit(make(FlowDPO, str(tmp_path / "wan"), False, lora=lora), data(pairs["wan"]), 2, checkpoint=path)
 
 
 def test_a_bfloat16_generator_holds_both_copies_in_fp32(folders, pairs, begun):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import videoalign.models.reward_gradients as reward_gradients
-from flow_kit import PROMPTS, SHAPE, close, data, fit, loaded, make
+from flow_kit import PROMPTS, SHAPE, close, data, fit, loaded, make, write
 from forked import forked
 from helpers import QUIET, randn
 from videoalign import VideoAlignError
@@ -327,6 +327,14 @@ def test_rewards_of_the_wrong_kind_are_refused(folders, rewards, tmp_path):
     make_generator(tmp_path / "other", "wan", hidden=48, heads=4, seed=1)
     with pytest.raises(VideoAlignError, match="belongs to another generator"):
         make(RewardBackprop, str(tmp_path / "other"), reward=rewards["noisy"])
+
+
+def test_frames_of_another_rate_are_refused(folders, rewards, tmp_path):
+    latents = write(tmp_path / "set", load_generator(folders["wan"]), fps=16.0)
+    with pytest.raises(VideoAlignError, match=r"model.fps is 8, and the latents are of videos of 16 frames per second"):
+        fit(backprop(folders, rewards, **KINDS["draft"]), data(latents))
+    fit(backprop(folders, rewards, **KINDS["draft"], fps=16.0), data(latents))
+    fit(backprop(folders, rewards, **KINDS["prfl"]), data(latents))  # no frame is seen
 
 
 def test_a_reward_without_statistics_is_refused(folders, backbone, tmp_path):

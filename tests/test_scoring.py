@@ -104,7 +104,7 @@ def test_a_signal_is_no_failure():
     [
         ({"reward": Given({"x": torch.zeros(3)}, "latents")}, "reads latents, but there are only videos"),
         ({"reward": Given({"x": torch.zeros(3)}, "frames")}, "needs 'frames'; .*videos or latents"),
-        ({"key": "a/b"}, "'a/b' cannot be a reward's name"),
+        ({"key": "a/b"}, "rewards: 'a/b' cannot be a name"),
         ({"videos": VIDEOS[:2]}, "2 samples, 3 prompts and 3 names"),
     ],
 )

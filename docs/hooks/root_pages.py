@@ -8,7 +8,12 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = {"RESULTS.md": "all_results.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
+PAGES = {
+    "RESULTS.md": "all_results.md",
+    "ON_POLICY.md": "all_on_policy_results.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "CHANGELOG.md": "changelog.md",
+}
 """Pages by the name of their file in the root."""
 _SOURCE = re.compile(
     r"\]\((?:\.\./)+((?:models|datamodules|callbacks|alignment|commands|miniature|annotation)/[\w/]+)\.py\)"
