@@ -16,8 +16,8 @@ from jsonargparse._parameter_resolvers import get_signature_parameters
 from .. import VideoAlignError
 from .class_names import NotFound, derives, find_class
 from .near_names import instead
-from .settings import CONFIG, FORMS, Setting, given, read_settings
-from .type_words import alternatives, choices, fits, items, objects, words
+from .settings import CONFIG, FORMS, NoText, Setting, given, read_settings
+from .type_words import alternatives, choices, fits, items, keyed_by_text, objects, words
 
 FLAGS = ("-h", "--help", "--print_config")
 """Options that take no value."""
@@ -180,6 +180,8 @@ def _in_group(setting: Setting, group: Group, key: str) -> Iterator[Fault]:
 def _mapping(setting: Setting, kind: Any, key: str) -> Iterator[Fault]:
     if inner := items(kind, dict):
         for name, item in setting.value.items():
+            if isinstance(name, NoText) and keyed_by_text(kind):
+                yield Fault(item, f"{key}.{name}", "is a key that YAML reads as no text; put it in quotes")
             if item.value is None and objects(inner[0]):  # an object of a mapping has no default
                 yield Fault(item, f"{key}.{name}", f"must be {words(inner[0])}, got null")
             yield from faults(item, inner[0], f"{key}.{name}")

@@ -19,6 +19,10 @@ FORMS = ("class_path", "init_args", "dict_kwargs")
 """Keys by which a mapping describes an object."""
 
 
+class NoText(str):
+    """A key that YAML reads as a number, a truth value or nothing, because it has no quotes; its letters."""
+
+
 @dataclass
 class Setting:
     """A value of the configuration.
@@ -101,10 +105,14 @@ def _setting(loader: Any, node: yaml.Node, place: str, line: int) -> Setting:
     here = f"{place}{line + 1}" if place.endswith("line ") else place
     if isinstance(node, yaml.MappingNode):
         loader.flatten_mapping(node)
-        return Setting({str(k.value): _setting(loader, v, place, k.start_mark.line) for k, v in node.value}, here)
+        return Setting({_key(k): _setting(loader, v, place, k.start_mark.line) for k, v in node.value}, here)
     if isinstance(node, yaml.SequenceNode):
         return Setting([_setting(loader, item, place, item.start_mark.line) for item in node.value], here)
     return Setting(loader.construct_object(node, deep=True), here)
+
+
+def _key(node: yaml.Node) -> str:
+    return str(node.value) if node.tag == "tag:yaml.org,2002:str" else NoText(node.value)
 
 
 def _merge(old: Setting, new: Setting) -> None:
@@ -120,7 +128,7 @@ def _merge(old: Setting, new: Setting) -> None:
         for setting in init.value.values() if init is not None and isinstance(init.value, dict) else ():
             setting.inherited = True
     for key, setting in new.value.items():
-        name = key.removesuffix("+")
+        name = key.removesuffix("+") if key.endswith("+") else key  # which keeps its kind
         if name != key:
             before = old.value[name].value if name in old.value else []
             more = setting.value if isinstance(setting.value, list) else [setting]

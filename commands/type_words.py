@@ -65,6 +65,11 @@ def items(kind: Any, of: type) -> list[Any]:
     return found
 
 
+def keyed_by_text(kind: Any) -> bool:
+    """Whether the keys of a mapping of this type are texts."""
+    return any(inspect.isclass(get_origin(one)) and get_args(one)[:1] == (str,) for one in alternatives(kind))
+
+
 def choices(kind: Any) -> list[str]:
     """The values that a type lists."""
     found = [str(value) for one in alternatives(kind) if get_origin(one) is Literal for value in get_args(one)]

@@ -366,6 +366,14 @@ COMMANDS = {
         r"rewards.yaml, line 4: .*rewards.x.class_path names torch.nn.Identity, which is no ScoresVideos: "
         "it has no check, place",
     ),
+    "fit, name of a reward that is no text": (
+        "fit --config experiments/flow/wan_on_policy.yaml --config numbered.yaml --data.prompts p.txt",
+        r"numbered.yaml, line 4: model.init_args.rewards.1 is a key that YAML reads as no text; put it in quotes",
+    ),
+    "fit, no reward behind a name": (
+        "fit --config experiments/flow/wan_on_policy.yaml --config nothing.yaml --data.prompts p.txt",
+        r"nothing.yaml, line 4: model.init_args.rewards.x must be a ScoresVideos .*, got null",
+    ),
     "fit, parameter of a reward": (
         "fit --config experiments/flow/wan_on_policy.yaml --data.prompts p.txt --model.rewards.x.class_path "
         "videoalign.models.function_scores.FunctionScores",
@@ -391,6 +399,8 @@ CONTENT = {
     "folder/last.ckpt": "",
     "p.txt": "a red circle\n",
     "rewards.yaml": "model:\n  init_args:\n    rewards:\n      x: {class_path: torch.nn.Identity}\n",
+    "numbered.yaml": "model:\n  init_args:\n    rewards:\n      1: {class_path: videoalign.models.http_scores.HTTPScores}\n",
+    "nothing.yaml": "model:\n  init_args:\n    rewards:\n      x: null\n",
     "untyped.py": (
         "class Scores:\n    name, needs = 'u', 'videos'\n    def check(self, prompts): pass\n"
         "    def __call__(self, videos, prompts): return {}\n    def place(self, device): pass\n"
