@@ -96,7 +96,9 @@ def _benchmark(folder: Path) -> Benchmark:
             size = {"height": clip.height, "width": clip.width}
             record = {"prompt": "waves", "fps": clip.fps, "num_frames": clip.frames, **size}
             writer.write(f"{number:03d}", {"": content}, record)
-        ends = np.concatenate([rng.permutation(120).reshape(-1, 2) for _ in range(10)])
+        # ten rounds of a tournament: every video is in one pair of each, and no pair comes twice
+        ends = [pair for r in range(10) for pair in [(119, r), *(((r + k) % 119, (r - k) % 119) for k in range(1, 60))]]
+        ends = rng.permutation(ends)
         words = dict.fromkeys(("VQ", "MQ", "TA", "Overall"), "A")
         writer.write_table("pairs.csv", [{"key_A": f"{a:03d}", "key_B": f"{b:03d}", **words} for a, b in ends])
     return Benchmark(folder / "bench")

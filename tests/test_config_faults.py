@@ -399,7 +399,9 @@ CONTENT = {
     "folder/last.ckpt": "",
     "p.txt": "a red circle\n",
     "rewards.yaml": "model:\n  init_args:\n    rewards:\n      x: {class_path: torch.nn.Identity}\n",
-    "numbered.yaml": "model:\n  init_args:\n    rewards:\n      1: {class_path: videoalign.models.http_scores.HTTPScores}\n",
+    "numbered.yaml": (
+        "model:\n  init_args:\n    rewards:\n      1: {class_path: videoalign.models.http_scores.HTTPScores}\n"
+    ),
     "nothing.yaml": "model:\n  init_args:\n    rewards:\n      x: null\n",
     "untyped.py": (
         "class Scores:\n    name, needs = 'u', 'videos'\n    def check(self, prompts): pass\n"
