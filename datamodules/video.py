@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from av.video.reformatter import VideoReformatter
 from torch import Tensor
-from torchvision.transforms.functional import InterpolationMode, resize
+from torch.nn.functional import interpolate
 
 from .. import VideoAlignError
 from ..models.frame_sampling import FrameSampling
@@ -101,7 +101,7 @@ def _decoded(
         places = {index: place for place, index in enumerate(indices)}
         video = torch.empty(0)
         for index, frame in reader.frames(source, set(places), sampling, factor):
-            video = video if len(video) else frame.new_empty(len(indices), *frame.shape)
+            video = video if len(video) else torch.empty(len(indices), *frame.shape, dtype=torch.uint8)
             video[places[index]] = frame
         if reader.count == film.clip.frames:
             return video, _turned(film.clip, reader.turns)
@@ -136,7 +136,7 @@ class _Reader:
     def frames(
         self, source: bytes | str | Path, wanted: set[int], sampling: FrameSampling, factor: int
     ) -> Iterator[tuple[int, Tensor]]:
-        """Indices of the wanted frames, and the frames, resized, uint8 (3, H, W)."""
+        """Indices of the wanted frames, and the frames, resized, in grey levels (3, H, W)."""
         # One converter per clip, and one thread: a converter per frame starts as many threads as there are cores, which
         # takes a hundred times longer than the conversion of a small frame; several processes read clips anyway.
         converter, size = VideoReformatter(), None
@@ -228,18 +228,23 @@ def resized(video: Tensor, sampling: FrameSampling, factor: int, name: str = "vi
         factor: Frame sides become multiples of this (patch x merge).
         name: What to call the clip in messages.
     """
-    return _resized(video, tuple(video.shape[-2:]), sampling, factor, name)
+    found = _resized(video, tuple(video.shape[-2:]), sampling, factor, name)
+    return torch.empty(found.shape, dtype=torch.uint8).copy_(found)
 
 
 def _resized(video: Tensor, shown: tuple[int, int], sampling: FrameSampling, factor: int, name: str) -> Tensor:
-    """Frames (T, 3, H, W) at the size that the sampling chooses for a clip of the ``shown`` height and width."""
+    """Frames (T, 3, H, W) at the size that the sampling chooses for a clip of the ``shown`` height and width.
+
+    They are the frames of torchvision's ``resize``, bit for bit, as whole grey levels in any dtype and memory format:
+    who copies them to where they belong converts them on the way, which takes half of the time of doing one by one.
+    """
     try:
         size = sampling.size(*shown, factor)
     except VideoAlignError as error:
         raise VideoError(f"{name}: {error}") from None
     if size == tuple(video.shape[-2:]):
-        return video.contiguous()
-    return resize(video, list(size), InterpolationMode.BICUBIC, antialias=True).contiguous()
+        return video
+    return interpolate(video.float(), size, mode="bicubic", antialias=True).clamp_(0, 255).round_()
 
 
 def _indices(sampling: FrameSampling, total: int, fps: float | None, name: str) -> list[int]:

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms.functional import InterpolationMode, resize
 
-from videoalign.datamodules.video import VideoError, decode, encode, probe
+from videoalign.datamodules.video import VideoError, decode, encode, probe, resized
 from videoalign.models.frame_sampling import FrameSampling
 
 FOUR = FrameSampling(fps=None, num_frames=4, min_pixels=0)
@@ -152,10 +153,22 @@ def test_odd_sizes(tmp_path: Path, name: str, options: dict) -> None:
     # A factor of 1 keeps the size, so frames are exact; 16 rounds it to 32 x 48, so they differ by the resizing.
     indices = FOUR.indices(9, None)
     assert np.array_equal(arrays(decode(path, FOUR, 1)), np.stack([full[i] for i in indices]))
-    resized = arrays(decode(path, FOUR, 16))
-    assert resized.shape == (4, 32, 48, 3)
+    small = arrays(decode(path, FOUR, 16))
+    assert small.shape == (4, 32, 48, 3)
     near = np.stack([np.asarray(Image.fromarray(full[i]).resize((48, 32), Image.Resampling.BICUBIC)) for i in indices])
-    assert np.abs(resized.astype(int) - near.astype(int)).mean() < 1
+    assert np.abs(small.astype(int) - near.astype(int)).mean() < 1
+
+
+@pytest.mark.parametrize("pixels", [40 * 40, 96 * 160, 300 * 300])
+@pytest.mark.parametrize("last", [True, False], ids=["colours last", "colours first"])
+def test_frames_are_those_of_torchvision_bit_for_bit(pixels: int, last: bool) -> None:
+    """The official code resizes by it. Hard edges make bicubic filters overshoot both ends of the range."""
+    random = torch.from_numpy(np.random.default_rng(0).choice([0, 3, 128, 252, 255], (4, 96, 160, 3)).astype(np.uint8))
+    video = random.permute(0, 3, 1, 2) if last else random.permute(0, 3, 1, 2).contiguous()
+    sampling = FrameSampling(fps=None, num_frames=4, min_pixels=pixels, max_pixels=pixels)
+    found = resized(video, sampling, 4)
+    want = resize(video, list(sampling.size(96, 160, 4)), InterpolationMode.BICUBIC, antialias=True)
+    assert torch.equal(found, want) and found.is_contiguous() and found.dtype == torch.uint8
 
 
 def test_pixel_budget_is_kept(tmp_path: Path) -> None:
