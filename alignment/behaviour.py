@@ -151,12 +151,12 @@ class KeepsPolicies(FlowSFT):
         Raises:
             VideoAlignError: If the checkpoint is of another model, or of no such training.
         """
-        super().on_load_checkpoint(checkpoint)
         if (other := checkpoint.get("algorithm", type(self).__name__)) != type(self).__name__:
             raise VideoAlignError(
                 f"the checkpoint is of {other}, and this run trains by {type(self).__name__}: go on with its own "
                 "recipe, or begin anew from its exported adapters"
             )
+        super().on_load_checkpoint(checkpoint)
         trained, further = self.trained(), checkpoint.get("further_tensors")
         want = sorted(self.further_tensors())
         if further is None or sorted(further) != want:

@@ -156,11 +156,10 @@ class FlowSFT(Training):
         nets = [net for net in (self.policy, self.reference) if net is not None]
         parallelize({net: list(getattr(net, self.generator.blocks)) for net in nets}, self.trainer.strategy)
 
-    def base(self) -> dict[str, Tensor]:
+    def base(self) -> dict[str, dict[str, Tensor]]:
         """Frozen parameters of the transformer that trains, and of the reference where it is a copy."""
-        nets = {"policy": self.policy} | ({} if self.reference is None else {"reference": self.reference})
-        named = {f"{net}.{name}": p for net, module in nets.items() for name, p in module.named_parameters()}
-        return {name: parameter for name, parameter in named.items() if not parameter.requires_grad}
+        nets = {"transformer": self.policy} | ({} if self.reference is None else {"reference": self.reference})
+        return {net: {n: p for n, p in of.named_parameters() if not p.requires_grad} for net, of in nets.items()}
 
     # --- errors -----------------------------------------------------------------------------------------------
 

@@ -133,20 +133,24 @@ class Generate(L.LightningModule):
 
     def making(self) -> dict[str, Any]:
         """Settings that the videos depend on, and digests of all weights, as plain values."""
-        networks = {"generator": self.generator, "noisy_reward": self.noisy_reward}
-        weights = {name: fingerprint(network) for name, network in networks.items() if network is not None}
-        if self.noisy_reward:
-            weights["noisy_reward"] += " " + digest(asdict(self.noisy_reward.statistics))
         commits = commits_of(**{name: self.hparams[name] for name in ("generator", "noisy_reward")})
         commits |= adapter_commits(self.hparams["lora"])
         return {
             **self.hparams,
             **commits,
-            "weights": weights,
+            **({"weights": self._weights()} if self._trainer is None or self.trainer.is_global_zero else {}),
             **self.memory.made(),
             **({"guide": asdict(self.guide)} if self.noisy_reward else {}),
             **({"search": self.searcher.search.settings()} if self.searcher else {}),
         }
+
+    def _weights(self) -> dict[str, str]:
+        """Digests of the networks; the first process, which compares them, alone computes them."""
+        found = {"generator": fingerprint(self.generator)}
+        if self.noisy_reward:
+            said = digest(asdict(self.noisy_reward.statistics))
+            found["noisy_reward"] = f"{fingerprint(self.noisy_reward)} {said}"
+        return found
 
     def setup(self, stage: str) -> None:
         """Refuse prompts that are too long, offload parts, and embed all prompts where they are first."""

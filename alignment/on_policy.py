@@ -150,7 +150,7 @@ class OnPolicy(KeepsPolicies):
         generator.latent_shape(s.num_frames, s.height, s.width)
         generator.require("vae")
         s.check_scales(generator)
-        check_rewards(self.scorers, groups.all_prompts(), s.fps)
+        check_rewards(self.scorers, groups.all_prompts(), s.fps, "model.sampling.fps")
 
     def on_fit_start(self) -> None:
         """Encode the prompts: before the first samples, and in the precision that they are encoded in elsewhere."""

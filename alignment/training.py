@@ -55,8 +55,8 @@ class Training(L.LightningModule):
         """Groups of the optimizer, as checkpoints name them."""
         self._rates: dict[str, float] = {}
         """Learning rates of the groups, before warm-up and decay."""
-        self._base: str | None = None
-        """Digest of what :meth:`base` gives, once it was computed."""
+        self._digests: dict[str, str] | None = None
+        """Digests of what :meth:`base` gives, once they were computed."""
         self._resumed: dict[str, Any] | None = None
         """What the checkpoint that a run continues says of groups and rates."""
         self.step_means, self.held_out_means = Means(), Means()
@@ -67,22 +67,24 @@ class Training(L.LightningModule):
         """The parameters that train, by their names in ``state_dict``."""
         return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
 
-    def base(self) -> Mapping[str, Tensor]:
-        """The frozen parameters that the trained ones change or are compared with: no checkpoint holds them.
+    def base(self) -> Mapping[str, Mapping[str, Tensor]]:
+        """Frozen parameters that the trained ones change or are compared with, by the network's name.
 
-        A subclass leaves out what may differ when a training is continued, such as an autoencoder.
+        No checkpoint holds them, so each keeps a digest. A subclass leaves out what may differ when a training is
+        continued, such as an autoencoder.
         """
-        return {name: parameter for name, parameter in self.named_parameters() if not parameter.requires_grad}
+        frozen = {name: parameter for name, parameter in self.named_parameters() if not parameter.requires_grad}
+        return {"base": frozen}
 
-    def _base_digest(self) -> str:
-        """Digest of the base; in bfloat16, because a run may go on in another precision. Collective where sharded."""
-        if self._base is None:
-            self._base = fingerprint(self.base(), torch.bfloat16)
-        return self._base
+    def _base_digests(self) -> dict[str, str]:
+        """Digests of the base; in bfloat16, because a run may go on in another precision. Collective where sharded."""
+        if self._digests is None:
+            self._digests = {name: fingerprint(part, torch.bfloat16) for name, part in self.base().items() if part}
+        return self._digests
 
     def on_fit_start(self) -> None:
         """Note what the base is, before a forward pass packs quantised weights. Collective where sharded."""
-        self._base_digest()
+        self._base_digests()
 
     def configure_optimizers(self) -> dict[str, Any]:
         """The optimizer of the parameters that train, in groups, and warm-up with the chosen decay.
@@ -139,7 +141,7 @@ class Training(L.LightningModule):
                 "not written, and the last one is as it was. Begin anew with a lower learning rate, or with "
                 "trainer.gradient_clip_val: a continued run keeps its rates"
             )
-        checkpoint["base"] = self._base_digest()
+        checkpoint["base"] = self._base_digests()
         if self._grouping and "optimizer_states" in checkpoint:
             checkpoint["parameter_groups"] = self._grouping
             checkpoint["learning_rates"] = self._rates
@@ -157,12 +159,20 @@ class Training(L.LightningModule):
             self._resumed = {name: checkpoint[name] for name in GROUP_ENTRIES if name in checkpoint}
         if "state_dict" in checkpoint:  # sharded ones are loaded, and checked, already
             self._check_tensors(checkpoint["state_dict"])
-        if "base" in checkpoint and checkpoint["base"] != self._base_digest():
-            raise VideoAlignError(
-                "the checkpoint was trained on other weights than those that this configuration loads and does not "
-                "train (its generator or backbone was replaced, or is quantised otherwise): name those, or begin a "
-                "training anew"
-            )
+        self._check_base(checkpoint.get("base", {}))
+
+    def _check_base(self, saved: Mapping[str, str]) -> None:
+        """Refuse to go on, or to export, on another base; whoever only measures is told."""
+        if not (other := [name for name, digest in saved.items() if self._base_digests().get(name, digest) != digest]):
+            return
+        text = (
+            f"the checkpoint was trained on another {' and '.join(other)} than the one that is loaded here, whose "
+            "weights were replaced or are quantised otherwise"
+        )
+        if self._trainer is not None and self.trainer.state.fn != "fit":
+            rank_zero_warn(text)
+            return
+        raise VideoAlignError(f"{text}. Name the generator or backbone that it began with, or begin a training anew")
 
     def _check_tensors(self, saved: Mapping[str, Tensor]) -> None:
         """Refuse tensors of a checkpoint that are not those that train."""

@@ -26,7 +26,7 @@ from .names import Names
 from .pairing import Pair, split_prompts
 from .protocol import RatingProtocol
 from .store import new_round
-from .studio_annotations import Said, annotations_of, emails, is_skipped, read_annotation, without_copies
+from .studio_annotations import Said, annotations_of, emails, is_skipped, read_annotation, spelled, without_copies
 
 Task = Mapping[str, Any]
 
@@ -82,7 +82,8 @@ def import_label_studio(
     if not given:
         raise VideoAlignError(f"{path}: {_why_nothing(tasks)}")
     votes = {keys: without_copies(said) for keys, said in rated.votes.items()}
-    people = sorted({one.who for said in votes.values() for one in said})
+    people, addresses = sorted({one.who for said in votes.values() for one in said}), emails(tasks)
+    reviewers = {addresses.get(name, name) for name in map(spelled, reviewers)}
     if unknown := set(reviewers) - set(people):
         raise VideoAlignError(
             f"reviewers {sorted(unknown)} voted on nothing in {path}; it names {', '.join(people[:8])}"

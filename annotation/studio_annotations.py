@@ -73,8 +73,18 @@ def emails(tasks: Iterable[Mapping[str, Any]]) -> dict[str, str]:
         for annotation in annotations_of(task) if _is_well_formed(task) else ():
             who = annotation.get("completed_by") if isinstance(annotation, dict) else None
             if isinstance(who, dict) and who.get("id") is not None and who.get("email"):
-                found.setdefault(_spelled(who["id"]), set()).add(_spelled(who["email"]))
+                found.setdefault(spelled(who["id"]), set()).add(spelled(who["email"]))
     return {number: addresses.pop() for number, addresses in found.items() if len(addresses) == 1}
+
+
+def spelled(who: Any) -> str:
+    """One spelling of a person's number or address: programs write 7 as 7.0, and an address in letters of any case.
+
+    Args:
+        who: A number, or an address, as a text or not.
+    """
+    text = str(int(who) if isinstance(who, float) and who.is_integer() else who).strip()
+    return text.casefold() if "@" in text else text
 
 
 def read_annotation(
@@ -153,19 +163,13 @@ def _choices(result: list[dict[str, Any]], where: str) -> tuple[dict[str, str], 
 def _name(who: Any, where: str) -> str:
     """The person who made an annotation, as the export names it: by an e-mail address or a number."""
     who = (who.get("email") or who.get("id")) if isinstance(who, dict) else who
-    if who is None or not (name := _spelled(who)):
+    if who is None or not (name := spelled(who)):
         raise VideoAlignError(
             f"{where}: an annotation does not say who made it (completed_by), so that nobody knows whose votes agree; "
             "add it where you know it"
         )
     name.encode()  # half of a surrogate pair is no text
     return name
-
-
-def _spelled(who: Any) -> str:
-    """One spelling of a person's number or address: programs write 7 as 7.0, and an address in letters of any case."""
-    text = str(int(who) if isinstance(who, float) and who.is_integer() else who).strip()
-    return text.casefold() if "@" in text else text
 
 
 def _time(annotation: Mapping[str, Any]) -> float | None:

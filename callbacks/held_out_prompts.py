@@ -73,7 +73,8 @@ class HeldOutPrompts(WatchesPolicy):
                 f"HeldOutPrompts: {len(shared)} of its prompts are trained on too (such as {min(shared)[:60]!r}), and "
                 "tell nothing of others"
             )
-        check_rewards(own | self.rewards, list(dict.fromkeys(self.prompts)), self.sampling.fps)
+        rate = self.sampling.fps, "HeldOutPrompts.sampling.fps"
+        check_rewards(own | self.rewards, list(dict.fromkeys(self.prompts)), *rate)
 
     @staticmethod
     def _trained(module: L.LightningModule) -> dict[str, ScoresVideos]:
@@ -119,8 +120,8 @@ class HeldOutPrompts(WatchesPolicy):
 
     def _report(self, trainer: L.Trainer, module: L.LightningModule, found: dict) -> None:
         rows = [found[p, n] for p in range(len(self.prompts)) for n in range(self.samples)]
-        if len(names := {tuple(side) for row in rows for side in row[:2]}) > 1:
-            given = " and ".join(", ".join(some) for some in sorted(names)[:2])
+        if len(names := {frozenset(side) for row in rows for side in row[:2]}) > 1:
+            given = " and ".join(sorted(", ".join(sorted(some)) for some in names)[:2])
             raise VideoAlignError(
                 f"HeldOutPrompts: rewards have other names for other samples ({given}); a reward gives the same every "
                 "time"

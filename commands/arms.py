@@ -23,12 +23,12 @@ from .. import VideoAlignError
 from ..callbacks.prompt_sampler import Sampling
 from ..datamodules.prompts import read_items
 from ..datamodules.shards import ShardSet
-from ..models.adapter_files import read_adapters
+from ..models.adapter_files import file_of, read_adapters
 from ..models.checksums import stamp
 from ..models.dimensions import DIMENSIONS
 from ..models.files import read_json, write_json
 from ..models.finite import by_name, require_finite
-from ..models.generator_folder import read_index
+from ..models.generator_folder import read_index, weight_files
 from ..models.guidance import Guidance
 from ..models.hub_address import address_of
 from ..models.locks import beside, held, real
@@ -183,7 +183,7 @@ def _chooser(judges: Mapping[str, Judge], best_of: str | None) -> str:
             "nobody judges: name one judge or more under judges, such as {reward model: {class_path: "
             "videoalign.commands.reward_judge.RewardJudge, init_args: {model: FOLDER}}}"
         )
-    check_names("judges", judges, "/\\.|", {OWN_VIEW})
+    check_names("judges", judges, "/\\.|", {OWN_VIEW: "the noisy reward's own view"})
     if best_of is not None and best_of not in judges:
         raise VideoAlignError(f"best_of {best_of!r} is none of the judges: choose {', '.join(judges)}, or leave it out")
     models = [name for name, judge in judges.items() if isinstance(judge, RewardJudge)]
@@ -200,8 +200,8 @@ def plan(
     Raises:
         VideoAlignError: Where a name cannot be that of a folder.
     """
-    check_names("arms", arms, "@/\\.|", {BASE})
-    check_names("sweeps", sweeps, "@/\\.|", {BASE})
+    check_names("arms", arms, "@/\\.|", {BASE: "the plain generator"})
+    check_names("sweeps", sweeps, "@/\\.|", {BASE: "the plain generator"})
     watch = next((sweep.noisy_reward for sweep in sweeps.values()), None)
     every = {BASE: Arm(noisy_reward=watch), **arms}
     curves: dict[str, tuple[Mapping[str, float], list[str]]] = {}
@@ -320,9 +320,22 @@ def _made_before(
 
 def _weights(arm: Arm, generator: str) -> dict[str, str]:
     """Stamps of the weights that an arm samples with, by their places; of those that are on this machine."""
-    named = [arm.generator or generator, *(spec.path for spec in specs_of(arm.lora)), arm.noisy_reward]
-    places = {place: Path(place).expanduser() for place in named if place and address_of(place) is None}
-    return {place: stamp(path) for place, path in places.items() if path.exists()}
+    found = {arm.generator or generator: weight_files}
+    found |= {spec.path: _adapter_files for spec in specs_of(arm.lora)}
+    found |= {arm.noisy_reward: _reward_files} if arm.noisy_reward else {}
+    local = {place: Path(place).expanduser() for place in found if address_of(place) is None}
+    return {place: stamp(found[place](path)) for place, path in local.items() if path.exists()}
+
+
+def _adapter_files(place: Path) -> list[Path]:
+    try:
+        return [file_of(str(place))]
+    except VideoAlignError:
+        return []  # whoever samples refuses it
+
+
+def _reward_files(folder: Path) -> list[Path]:
+    return [folder / "model.safetensors"]
 
 
 def _made(arm: Arm) -> dict[str, Any]:

@@ -62,7 +62,7 @@ class Parts:
             write_json(self.folder / MAKING, self.making)
         found = read_json(self.folder / MAKING, "a set under construction")
         found = {name: self.making[name] for name in LATER & self.making.keys()} | found
-        if different := sorted(k for k in {*found, *self.making} if found.get(k) != self.making.get(k)):
+        if different := _different(found, self.making):
             raise VideoAlignError(
                 f"{self.folder} holds parts of another run ({', '.join(different)} differ). "
                 "Finish that one, or remove the folder."
@@ -130,6 +130,16 @@ class Parts:
         # the set is complete now; the rest only tidies up
         for path in [*(self.out / path.name for path in closed), *self.out.glob(".*"), self.out / MAKING]:
             path.unlink()
+
+
+def _different(found: dict[str, Any], making: dict[str, Any]) -> list[str]:
+    """Names of the entries that differ; of entries of `weights`, also whose they are."""
+    names = sorted(k for k in {*found, *making} if found.get(k) != making.get(k))
+    if "weights" in names:
+        ours, theirs = making.get("weights", {}), found.get("weights", {})
+        whose = sorted(k for k in {*ours, *theirs} if ours.get(k) != theirs.get(k))
+        names[names.index("weights")] = f"weights of {' and '.join(whose)}"
+    return names
 
 
 class PartWriter:

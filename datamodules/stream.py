@@ -356,6 +356,8 @@ class ShardLoader:
                 "lengths of the samples",
             )
             changed = [f"{n} {a} -> {b}" for n, a, b in zip(names, before, now) if a != b]
+            if before[-1] != now[-1]:  # a digest, which says nothing to people
+                changed[-1] = f"{names[-1]}, by the data, the sampling of frames or their size"
             why = ", ".join(changed) or "it is of another release"
             raise VideoAlignError(
                 f"this checkpoint stands in the middle of an epoch, which can be continued only as it began ({why}). "

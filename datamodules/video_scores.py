@@ -50,7 +50,7 @@ class VideoRewardScores:
     ) -> None:
         at_least(1, f"reward model {model}: ", batch_size=batch_size)
         positive(f"reward model {model}: ", fps=fps)
-        self.model, self.fps, self.batch_size, self.raw = model, fps, batch_size, raw
+        self.model, self.video_fps, self.batch_size, self.raw = model, fps, batch_size, raw
         self._source = (backbone, template, official_repo, checkpoint_step, dtype)
         try:
             self.device = torch.device(device) if device else None
@@ -123,7 +123,7 @@ class VideoRewardScores:
         for start in range(0, len(videos), self.batch_size):
             # on the CPU, where the frames of files are resized too
             some = enumerate(videos[start : start + self.batch_size].cpu(), start + 1)
-            frames = [resample(v, self.fps, processor.sampling, processor.factor, f"video {n}") for n, v in some]
+            frames = [resample(v, self.video_fps, processor.sampling, processor.factor, f"video {n}") for n, v in some]
             inputs = processor(frames, prompts[start : start + self.batch_size])
             with torch.no_grad(), torch.autocast(self._place.type, enabled=False):
                 rewards.append(network(**{name: part.to(self._place) for name, part in inputs.items()}).cpu())

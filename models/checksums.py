@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import struct
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,6 +20,8 @@ from .. import VideoAlignError
 
 _KEY = "videoalign_sha256"
 """Key of a file's own checksum in its metadata."""
+_ASIDE = ("format", _KEY)
+"""Metadata that say nothing of what the tensors mean."""
 _FIRST = 256
 """Number of bytes of each tensor that a stamp reads."""
 
@@ -96,23 +99,23 @@ def check_seal(path: Path) -> None:
         raise _changed(path, "its metadata")
 
 
-def stamp(place: Path) -> str:
-    """Digest of weights that shows in no time whether others took their place; of a damaged byte it knows nothing.
+def stamp(files: Iterable[Path]) -> str:
+    """Digest of safetensors files that shows in no time whether other weights took their place.
 
-    Of each file enter its header and the first bytes of every tensor, which training changes.
+    Of each file enter its header and the first bytes of every tensor, which training changes. Of a damaged byte further
+    on it knows nothing.
 
     Args:
-        place: Safetensors file, or folder of such files, or of a pipeline's parts that hold them.
+        files: Files, in an order that does not depend on where they are.
     """
-    files = [place] if place.is_file() else sorted({*place.glob("*.safetensors"), *place.glob("*/*.safetensors")})
     sha = hashlib.sha256()
     for path in files:
         with contextlib.suppress(OSError, ValueError, AttributeError, TypeError, KeyError, struct.error, MemoryError):
             with open(path, "rb") as file:
                 header = _header(file)
-                start, name = file.tell(), "" if path == place else path.relative_to(place).as_posix()
-                sha.update(digest([name, header]).encode())
-                for first, end in sorted(entry["data_offsets"] for n, entry in header.items() if n != "__metadata__"):
+                start, said = file.tell(), header.pop("__metadata__", {})
+                sha.update(digest([path.name, header, {n: v for n, v in said.items() if n not in _ASIDE}]).encode())
+                for first, end in sorted(entry["data_offsets"] for entry in header.values()):
                     file.seek(start + first)
                     sha.update(file.read(min(_FIRST, end - first)))
     return sha.hexdigest()

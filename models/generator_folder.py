@@ -43,6 +43,15 @@ _SKELETONS = ("transformer/config.json", "vae/config.json")
 """Settings that are read in any case."""
 
 
+def weight_files(folder: Path) -> list[Path]:
+    """The files of weights in a pipeline's folder, those of all parts.
+
+    Args:
+        folder: Folder of a pipeline.
+    """
+    return sorted({path for name in _WEIGHTS[1:] for path in folder.glob(f"*/{name}")})
+
+
 def files_of(parts: Sequence[str]) -> list[str]:
     """Patterns of a pipeline's files that are read, for :func:`.hub.resolved`.
 

@@ -92,7 +92,7 @@ class HTTPScores:
             raise VideoAlignError(f"{who}timeout must be at most {LONGEST_WAIT} seconds; got {timeout}")
         if needs not in NEEDS:
             raise VideoAlignError(f"{who}needs must be videos or latents; got {needs}")
-        self.url, self.needs, self.fps, self.token = url.rstrip("/"), needs, fps, token
+        self.url, self.needs, self.video_fps, self.token = url.rstrip("/"), needs, fps, token
         self.timeout, self.retries, self.pause, self.batch_size = timeout, retries, pause, batch_size
 
         # a proxy cannot reach this machine's own servers
@@ -116,10 +116,10 @@ class HTTPScores:
         info = self._ask(INFO)
         if info.get("needs") != self.needs:
             raise VideoAlignError(f"{self.name} reads {info.get('needs')!r}, but needs is {self.needs!r}")
-        if self.fps and info.get("fps") not in (None, self.fps):
+        if self.video_fps and info.get("fps") not in (None, self.video_fps):
             raise VideoAlignError(
-                f"{self.name} reads videos as {info['fps']} frames per second, but fps is {self.fps}; serve it with "
-                f"--fps {self.fps:g}"
+                f"{self.name} reads videos as {info['fps']} frames per second, but fps is {self.video_fps}; serve it "
+                f"with --fps {self.video_fps:g}"
             )
         self._ask(CHECK, json.dumps({"prompts": list(dict.fromkeys(prompts))}).encode(), "application/json")
 

@@ -1,18 +1,18 @@
 """Names that users give to what they configure: refused where they cannot be keys, names of folders or cells."""
 
-from collections.abc import Container, Iterable
+from collections.abc import Iterable, Mapping
 
 from .. import VideoAlignError
 
 
-def check_names(where: str, names: Iterable[object], without: str, taken: Container[str] = ()) -> None:
+def check_names(where: str, names: Iterable[object], without: str, taken: Mapping[str, str] | None = None) -> None:
     """Refuse names that are no texts, are empty, or hold what a name must not hold.
 
     Args:
         where: What is named, as the first words of messages, such as ``judges``.
         names: The names. YAML reads ``1``, ``yes`` or ``null`` as no text, unless they are in quotes.
         without: Characters that no name holds.
-        taken: Names that stand for something else.
+        taken: Names that stand for something else, and for what.
 
     Raises:
         VideoAlignError: Where a name is refused; names it.
@@ -26,5 +26,5 @@ def check_names(where: str, names: Iterable[object], without: str, taken: Contai
                 f"{where}: {name!r} cannot be a name; it must not be empty, and holds printable characters other than "
                 f"{' '.join(without)}"
             )
-        if name in taken:
-            raise VideoAlignError(f"{where}: the name {name!r} stands for something else here; choose another one")
+        if name in (taken or {}):
+            raise VideoAlignError(f"{where}: {name!r} is the name of {taken[name]}; choose another one")

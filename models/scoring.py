@@ -29,8 +29,8 @@ class ScoresVideos(Protocol):
     asked, not when it is constructed: a configuration may be read where nothing is rated.
 
     A reward may also have an attribute ``features``: features (B, F) of the samples of its latest call, in which the
-    diversity of a group is measured; and an attribute ``fps``: the frame rate at which it reads videos, which must be
-    the one that they are sampled for.
+    diversity of a group is measured; and an attribute ``video_fps``: the frame rate that it takes the videos to have,
+    which must be the one that they are sampled for.
 
     :func:`scored` is the one place that calls rewards: it refuses what is no reward.
     """
@@ -72,26 +72,30 @@ class ScoresVideos(Protocol):
         """
 
 
-def check_rewards(rewards: Mapping[str, ScoresVideos], prompts: Sequence[str], fps: float | None = None) -> None:
+def check_rewards(
+    rewards: Mapping[str, ScoresVideos], prompts: Sequence[str], fps: float | None = None, key: str = "sampling.fps"
+) -> None:
     """Refuse rewards that cannot rate what there will be, before the long work begins.
 
     Args:
         rewards: Rewards by name.
         prompts: Prompts of all samples that there will be.
         fps: Frame rate that the samples are meant for, in frames per second; None where it is not known.
+        key: Key of that frame rate, for messages.
 
     Raises:
         VideoAlignError: Where a name cannot be one, a reward reads something else than samples, or videos of another
             frame rate, or refuses the prompts, or fails; names the reward.
     """
-    for key, reward in rewards.items():
-        who = _known(key, reward)
-        with failing_as(f"{who} cannot say at which frame rate it reads videos"):
-            own = getattr(reward, "fps", None)
-        if reward.needs == "videos" and None not in (own, fps) and own != fps:
+    for name, reward in rewards.items():
+        who = _known(name, reward)
+        with failing_as(f"{who} cannot say which frame rate videos have for it"):
+            own = getattr(reward, "video_fps", None)
+            other = reward.needs == "videos" and None not in (own, fps) and float(own) != fps
+        if other:
             raise VideoAlignError(
-                f"{who} reads videos at {own:g} frames per second, and sampling.fps is {fps:g}: set both to the rate "
-                "at which the generator makes them"
+                f"{who} takes videos to have {own:g} frames per second, and {key} is {fps:g}: set both to the rate at "
+                "which the generator makes them"
             )
         with failing_as(f"{who} failed in check"):
             reward.check(prompts)

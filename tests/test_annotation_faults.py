@@ -327,8 +327,9 @@ def test_an_account_is_one_person_however_tasks_name_it(tmp_path_factory, tmp_pa
     first, second = {"id": 7, "email": "ann@lab"}, {"id": 7.0, "email": " Ann@LAB"}
     tasks = [task(1, *KEYS, [said(first)]), task(2, "000004", "000005", [said(7), said(8), said(8.0), said(" 8")])]
     tasks.append(task(3, "000006", "000007", [said(second), said("ANN@lab"), said(7.0), said("7")]))
-    _, store = bring(tmp_path, _plain(tmp_path_factory), tasks)
+    _, store = bring(tmp_path, _plain(tmp_path_factory), tasks, reviewers=["Ann@Lab "])
     assert sorted(person["name"] for person in store.round().people) == ["8", "ann@lab"]
+    assert [person["name"] for person in store.round().people if person["role"] == "reviewer"] == ["ann@lab"]
 
 
 def test_skipped_annotations_and_copies_are_told(tmp_path_factory, tmp_path, capsys):

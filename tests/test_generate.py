@@ -115,7 +115,7 @@ def test_interrupted_generation_goes_on_with_the_same_weights_alone(generators, 
     name = next(iter(tensors))
     safetensors.torch.save_file({**tensors, name: tensors[name] + 1e-3}, file, {"format": "pt"})
     assert again() == 2
-    assert "holds parts of another run (weights differ)" in capfd.readouterr().err
+    assert "holds parts of another run (weights of generator differ)" in capfd.readouterr().err
     making = tmp_path / ".out.parts" / "making.json"
     making.write_text(json.dumps({k: v for k, v in json.loads(making.read_text()).items() if k != "weights"}))
     assert again() == 0
