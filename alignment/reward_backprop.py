@@ -4,6 +4,7 @@ import math
 from typing import Any, Literal
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from .. import VideoAlignError
@@ -134,14 +135,14 @@ class RewardBackprop(FlowSFT):
         return FrameRewards(self.generator, network, self.latent_frames, checkpointed)
 
     def setup(self, stage: str) -> None:
-        """Move the reward to the device; refuse videos of another frame rate, and guidance without an empty prompt."""
+        """Move the reward to the device; refuse guidance without an empty prompt, warn of another frame rate."""
         super().setup(stage)
         data = self.trainer.datamodule
         made = data.video_size().get("fps") if isinstance(data, HasVideoSize) else None
         if self.through == "frames" and made and made != round(self.generator.fps):
-            raise VideoAlignError(
+            rank_zero_warn(
                 f"model.fps is {self.generator.fps:g}, and the latents are of videos of {made} frames per second: the "
-                "reward would see other frames; set model.fps to their rate"
+                "reward sees other frames than it would of their files; set model.fps to their rate"
             )
         if self.cfg_scale > 1:
             require(self.trainer.datamodule, HasNullPrompt, f"{type(self).__name__} with model.cfg_scale above 1")

@@ -149,8 +149,7 @@ def compare(
     alone("compare")
     at_least(1, samples=samples)
     folder, texts = Path(out), [item.prompt for item in read_items(prompts)]
-    usual = {"dtype": "float32", "memory": Memory()}
-    held_as = {key: value for key, value in {"dtype": dtype, "memory": memory}.items() if value != usual[key]}
+    held_as = ({"dtype": dtype} if dtype != "float32" else {}) | ({"memory": memory} if memory != Memory() else {})
     sampling, chooser = sampling.complete(), _chooser(judges, best_of)
     every, curves = plan(arms or {}, sweeps or {}, family)
     with held(folder):

@@ -224,9 +224,9 @@ def test_a_judge_must_give_a_number_per_video_and_dimension(world, tmp_path):
     [
         ({"judges": {}}, "nobody judges"),
         ({"judges": None}, "judges"),
-        ({"judges": {"a/b": "one"}}, "judges ['a/b']"),
-        ({"judges": {"a.b": "one"}}, "judges ['a.b']"),
-        ({"judges": {"own view": "one"}}, "judges ['own view']"),
+        ({"judges": {"a/b": "one"}}, "judges: 'a/b' cannot be a name"),
+        ({"judges": {"a.b": "one"}}, "judges: 'a.b' cannot be a name"),
+        ({"judges": {"own view": "one"}}, "judges: 'own view' is the name of the noisy reward's own view"),
         ({"judges": {"a": "one"}, "best_of": "b"}, "best_of 'b' is none of the judges"),
         ({"judges": {"a": "one_raw"}}, "no statistics"),
         ({"judges": {"a": "nowhere"}}, "no such folder"),
