@@ -19,18 +19,18 @@ from ..models.generator_folder import load_generator
 from ..models.lora import LoRA
 from ..models.metrics import Calibration, RewardMoments
 from ..models.noisy_reward import NoisyReward, NoisyRewardShape
-from ..models.video_reward import Statistics
 from ..models.whole import only_shapes
 from .experts import Expert, require_one_expert
 from .export_uses import of_generator, quoted
 from .parameter_groups import ParameterGroup
-from .training import Decay, Training
+from .reward_training import RewardTraining
+from .training import Decay
 
 BINS = (0.1, 0.3, 0.5, 0.7, 0.9)
 """Times at which held-out pairs are scored: the middles of equal parts of (0, 1)."""
 
 
-class NoisyRewardModel(Training):
+class NoisyRewardModel(RewardTraining):
     r"""Trains a :class:`~videoalign.models.noisy_reward.NoisyReward` on pairs of latents, both noised to the same t.
 
     The paper assumes that noising keeps a preference as it is; close to t = 1 nothing is left to see. The losses are
@@ -160,6 +160,14 @@ class NoisyRewardModel(Training):
             for i, name in enumerate(DIMENSIONS):
                 self.held_out_means.add(f"accuracy_at_t/{time}/{name}", right[:, i], decided[:, i])
 
+    def add_rewards(self, batch: dict[str, Any]) -> None:
+        """Add the raw rewards of a batch of held-out pairs, at every time of :data:`BINS`, to the moments."""
+        if "latents" not in batch:
+            return
+        for time in BINS:
+            t = torch.full((len(batch["valid"]),), time, device=batch["latents"].device)
+            self.moments.update(self.rewards(batch, t).flatten(0, 1), batch["valid"].repeat(2))
+
     def derived(self, means: dict[str, float]) -> dict[str, float]:
         """Add the mean accuracy over all times to the accuracies at each time."""
         for name in DIMENSIONS:
@@ -180,7 +188,7 @@ class NoisyRewardModel(Training):
         error, means = self.calibration.compute().error, self.held_out_means.compute()
         for i, name in enumerate(DIMENSIONS):
             self.log(f"val/calibration/{name}", error[i].float())
-        self.network.statistics = Statistics(*self.moments.compute().tolist())
+        self.statistics_now()
         if media := media_of(self.trainer):
             rows = [[means.get(f"accuracy_at_t/{time}/{name}", math.nan) for name in DIMENSIONS] for time in BINS]
             media.figure("val/accuracy_at_t", curve(torch.tensor(rows)))
@@ -189,16 +197,6 @@ class NoisyRewardModel(Training):
         """Commands that use the export."""
         images = self.generator.image == "required"
         return of_generator(export, f"--noisy-reward {quoted(export)}", self.name, self.trainer, images, self.family)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the parameters that train, and the statistics of the rewards."""
-        super().on_save_checkpoint(checkpoint)
-        checkpoint["reward_statistics"] = [self.network.statistics.mean, self.network.statistics.std]
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the statistics of the rewards."""
-        super().on_load_checkpoint(checkpoint)
-        self.network.statistics = Statistics(*checkpoint["reward_statistics"])
 
 
 def curve(table: Tensor) -> Figure:

@@ -9,7 +9,6 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from .. import VideoAlignError
-from ..datamodules.contracts import NamesBenchmark, offers
 from ..models import preference
 from ..models.dimensions import DIMENSIONS
 from ..models.finite import require_finite
@@ -19,13 +18,14 @@ from ..models.processor import RewardProcessor
 from ..models.video_reward import Statistics, VideoReward
 from .export_uses import of_reward
 from .parameter_groups import ParameterGroup
-from .training import Decay, Training
+from .reward_training import RewardTraining
+from .training import Decay
 
 METRICS = {"accuracy": "without_ties", "accuracy_with_ties": "with_ties", "tie_floor": "floor", "margins": "margin"}
 """Entries of a dimension's accuracies by the name under which they are logged."""
 
 
-class RewardModel(Training):
+class RewardModel(RewardTraining):
     r"""Trains a :class:`~videoalign.models.VideoReward` on pairs with labels in VQ, MQ and TA.
 
     Every label has a loss, except invalid and missing ones. The losses are summed, and divided by the number of places
@@ -92,7 +92,6 @@ class RewardModel(Training):
         self.accuracy = PreferenceAccuracy(resamples=0)
         self.calibration = Calibration(outcomes=(0, 1, 2) if loss == "btt" else (0, 2))
         self.moments = RewardMoments()
-        self._measured_at = -1
 
     @property
     def processor(self) -> RewardProcessor:
@@ -180,11 +179,7 @@ class RewardModel(Training):
 
     def measured_statistics(self) -> Statistics:
         """Statistics of the latest validation, or the stored ones. Collective: every rank must call it."""
-        if self.has_held_out() and not self.trainer.testing and not self.trainer.sanity_checking:
-            mean, std = self.moments.compute().tolist()
-            self.network.statistics = Statistics(mean, std)
-            self._measured_at = self.global_step
-        return self.network.statistics
+        return self.statistics_now()
 
     def on_validation_epoch_start(self) -> None:
         """Reset the metrics, to which a sanity check or an interrupted epoch may have added."""
@@ -198,7 +193,7 @@ class RewardModel(Training):
         if not self.has_held_out():
             return
         stage = "test" if self.trainer.testing else "val"
-        self.accuracy.scale = torch.tensor(self.measured_statistics().std)
+        self.accuracy.scale = torch.tensor(self.statistics_now().std)
         results, reliability = self.accuracy.compute(), self.calibration.compute()  # collective, so equal on all ranks
         for name, row in results.items():
             for metric, key in METRICS.items():
@@ -210,52 +205,16 @@ class RewardModel(Training):
                     self.log(f"{stage}/tie_probability/{name}", reliability.tie[i].float())
         self.log(f"{stage}/num_pairs", float(max((row["pairs"] for row in results.values()), default=0)))
 
-    def has_held_out(self) -> bool:
-        """Whether the run validates on held-out pairs: the same on every rank, whatever its own share of them.
-
-        A loader that names no benchmark, such as a plain DataLoader, gives held-out pairs.
-        """
-        loaders = self.trainer.val_dataloaders if self.trainer.val_dataloaders else self.trainer.test_dataloaders
-        first = loaders[0] if isinstance(loaders, list) else loaders
-        return first is not None and not (offers(first, NamesBenchmark) and first.benchmark is not None)
-
-    def on_train_end(self) -> None:
-        """Measure the statistics of the last weights, unless a checkpoint was written with them already."""
-        self.measure_last_weights()
-
-    def measure_last_weights(self) -> bool:
-        """Measure the statistics on the held-out pairs again, if they are those of an earlier step. Collective.
-
-        Returns:
-            Whether anything was measured; the same on every rank.
-        """
-        if self._measured_at == self.global_step or not self.trainer.val_dataloaders or not self.has_held_out():
-            return False
-        self.eval()
-        self.moments.reset()
-        with torch.no_grad():
-            for batch in self.trainer.val_dataloaders[0]:
-                if "inputs" not in batch:
-                    continue
-                batch = self.trainer.strategy.batch_to_device(batch)
-                with self.trainer.precision_plugin.val_step_context():
-                    self.moments.update(self._rewards(batch).flatten(0, 1), batch["valid"].repeat(2))
-        self.measured_statistics()
-        return True
+    def add_rewards(self, batch: dict[str, Any]) -> None:
+        """Add the raw rewards of a batch of held-out pairs to the moments."""
+        if "inputs" in batch:
+            self.moments.update(self._rewards(batch).flatten(0, 1), batch["valid"].repeat(2))
 
     def uses_of(self, export: Path) -> dict[str, str]:
         """Commands that use the export."""
         return of_reward(export, self.trainer)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the parameters that train, and the statistics of the rewards with the step of their measurement."""
+        """Keep the commit of the backbone too."""
         super().on_save_checkpoint(checkpoint)
-        checkpoint["reward_statistics"] = [self.network.statistics.mean, self.network.statistics.std]
-        checkpoint["reward_statistics_step"] = self._measured_at
         checkpoint["backbone_revision"] = getattr(self.network, "backbone_revision", None)
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the statistics of the rewards."""
-        super().on_load_checkpoint(checkpoint)
-        self.network.statistics = Statistics(*checkpoint["reward_statistics"])
-        self._measured_at = checkpoint["reward_statistics_step"]

@@ -11,6 +11,7 @@ from ..datamodules.ratings import WORDS
 from ..datamodules.video_pair import VideoPair
 from ..models.dimensions import DIMENSIONS
 from ..models.preference import probabilities
+from .ema import averaged
 from .run_media import media_of
 from .side_clips import Clip, frames_of
 
@@ -49,7 +50,7 @@ class ExamplePairs(L.Callback):
             [p.prompt for p in self.pairs for _ in "AB"],
             [p.image for p in self.pairs for _ in "AB"],
         )
-        with torch.no_grad(), trainer.precision_plugin.val_step_context():
+        with averaged(trainer, pl_module), torch.no_grad(), trainer.precision_plugin.val_step_context():
             was_training = pl_module.training
             pl_module.eval()
             rewards = scores(trainer.strategy.batch_to_device(batch)).cpu()  # (2N, 3), A and B in turn

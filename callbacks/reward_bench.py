@@ -89,7 +89,7 @@ class RewardBench(L.Callback):
         numbers = torch.cat([n for n, _ in seen]) if seen else torch.empty(0, dtype=torch.long, device=module.device)
         rewards = torch.cat([r for _, r in seen]) if seen else torch.empty(0, 3, device=module.device)
         every = torch.full((videos + 1, 3), torch.nan)  # the last row takes the padding
-        rewards = rewards.nan_to_num(nan=torch.inf)  # NaN marks videos that were not scored
+        rewards = rewards.masked_fill(rewards.isnan(), torch.inf)  # NaN marks videos that were not scored
         # every rank has the same number of places, so the gathered tensors are as long everywhere
         every[module.all_gather(numbers).flatten().cpu()] = module.all_gather(rewards.float()).flatten(0, -2).cpu()
         return every[:videos]

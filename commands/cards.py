@@ -14,6 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from ..callbacks.plots import markdown_table
 from ..models.hub import address_of
 from .card_metrics import Measured
+from .config_files import configs_in
 from .publication import INDEX, Subject
 
 TEMPLATES = Environment(
@@ -169,7 +170,7 @@ _TABLES = {
 
 
 def training_of(folder: Path, data: Sequence[str]) -> dict[str, Any]:
-    """What is known of a model's training: from ``config.yaml`` of the run that the folder lies in, and what is named.
+    """What is known of a model's training: from the latest configuration of the run that it lies in, and what is named.
 
     No path of this machine is in it: a set is called by its folder's name.
 
@@ -182,8 +183,8 @@ def training_of(folder: Path, data: Sequence[str]) -> dict[str, Any]:
         folder or hub id of the generator that was trained.
     """
     try:
-        config = yaml.safe_load((folder.resolve().parent / "config.yaml").read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
+        config = yaml.safe_load(configs_in(folder.resolve().parent)[-1].read_text(encoding="utf-8"))
+    except (OSError, IndexError, ValueError, yaml.YAMLError):
         config = None
     config = config if isinstance(config, dict) else {}
     model, trainer = _init(config, "model"), config.get("trainer") or {}

@@ -11,6 +11,17 @@ from .near_names import meant
 
 FOLDER = Path(__file__).parents[1] / "experiments"
 """The shipped experiments."""
+_CONFIG = re.compile(r"config(?:-(\d+))?\.yaml")
+
+
+def configs_in(folder: Path) -> list[Path]:
+    """The configurations that runs have left in a folder, in their order: one that goes on there writes another.
+
+    Args:
+        folder: Folder of a run.
+    """
+    numbered = {int(m[1] or 1): path for path in folder.glob("config*.yaml") if (m := _CONFIG.fullmatch(path.name))}
+    return [numbered[number] for number in sorted(numbered)]
 
 
 def packaged(path: str) -> str:

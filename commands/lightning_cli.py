@@ -49,6 +49,9 @@ jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
 class SaveConfig(SaveConfigCallback):
     """The merged configuration as ``config.yaml`` in the run's folder, and in every logger."""
 
+    written: str | None = None
+    """Name of the file that this run has written, on the first process."""
+
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Save it. Without a logger there is no folder of the run, and the current one is not ours to write into.
 
@@ -59,9 +62,18 @@ class SaveConfig(SaveConfigCallback):
             return
         self.already_saved = True
         if trainer.is_global_zero:
-            text = self.parser.dump(redacted_tree(self.config), skip_none=False)
-            write_text(_unused(folder / self.config_filename), text)
+            text, path = (
+                self.parser.dump(redacted_tree(self.config), skip_none=False),
+                _unused(folder / self.config_filename),
+            )
+            write_text(path, text)
+            self.written = path.name
             media_of(trainer).document(self.config_filename, text)
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Name the configuration, of which a folder may hold several; the first process writes checkpoints."""
+        if self.written:
+            checkpoint["config"] = self.written
 
 
 def _unused(path: Path) -> Path:

@@ -143,7 +143,8 @@ def _record(a: Content, b: Content, rewards: Tensor, mode: str) -> dict:
         "rewards": {side: dict(zip(DIMENSIONS, row)) for side, row in zip("AB", rewards.tolist())},
     }
     if mode == "relabel":
-        return {**a.record, **kept}
+        by_people = ("scores", "votes")  # of the labels that are replaced
+        return {**{name: value for name, value in a.record.items() if name not in by_people}, **kept}
     both = dict(zip("AB", (a, b)))
     return {
         "prompt": a.record["prompt"],

@@ -6,6 +6,7 @@ from typing import Any
 
 import jsonargparse
 import yaml
+from torch import Tensor
 
 from .. import VideoAlignError
 from ..alignment.reward_model import RewardModel
@@ -13,6 +14,7 @@ from ..callbacks.checkpoint_io import read_checkpoint
 from ..models.files import claims_out
 from ..models.hub import at_commit
 from ..models.video_reward import VideoReward
+from .config_files import configs_in
 from .reward_judge import RewardJudge
 
 
@@ -46,19 +48,22 @@ def export(checkpoint: str, out: str, with_backbone: bool, backbone: str | None 
         backbone: Folder or hub id of the backbone, if it is not where it was at training.
     """
     path = Path(checkpoint)
-    config = next((p / "config.yaml" for p in path.resolve().parents if (p / "config.yaml").exists()), None)
-    if not path.is_file() or config is None:
+    configs = next((found for parent in path.resolve().parents if (found := configs_in(parent))), [])
+    if not path.is_file() or not configs:
         raise VideoAlignError(
             f"--checkpoint {checkpoint}: there is no such file with a config.yaml in a folder above it"
         )
-    described = _described(yaml.safe_load(config.read_text()), config)
     saved = read_checkpoint(path)
+    config = next((one for one in configs if one.name == saved.get("config")), configs[-1])
+    if len(configs) > 1 and "config" not in saved:
+        print(f"note: the checkpoint does not say which configuration is its own; {config} is read", file=sys.stderr)
+    described = _described(yaml.safe_load(config.read_text()), config)
     if "reward_statistics" not in saved:
         raise VideoAlignError(f"--checkpoint {checkpoint} is not of a run that trained a reward model")
     network = _network(described, backbone, saved.get("backbone_revision"))
     model = RewardModel(network)
     model.on_load_checkpoint(saved)
-    model.load_state_dict(saved["state_dict"], strict=False)
+    model.load_state_dict(saved["state_dict"] | _average(saved), strict=False)
     if model._measured_at != saved["global_step"]:
         print(
             f"note: the statistics for normalisation are those of step {model._measured_at}, the weights those of step "
@@ -66,6 +71,15 @@ def export(checkpoint: str, out: str, with_backbone: bool, backbone: str | None 
             file=sys.stderr,
         )
     model.network.save_pretrained(out, backbone=with_backbone)
+
+
+def _average(saved: dict[str, Any]) -> dict[str, Tensor]:
+    """The average of the weights, where a callback kept one: the run validates it, measures it and exports it."""
+    states = saved.get("callbacks", {}).values()
+    found = next((s["average"] for s in states if isinstance(s, dict) and {"average", "steps"} <= s.keys()), {})
+    if found:
+        print("note: the average of the weights (EMA) is exported, as by the run itself", file=sys.stderr)
+    return found
 
 
 def _described(settings: Any, config: Path) -> dict[str, Any]:

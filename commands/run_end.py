@@ -16,6 +16,7 @@ from ..callbacks.dashboard import EXPERT
 from ..callbacks.plots import text_table
 from ..callbacks.reports import Report, Reports, shown
 from ..callbacks.run_folder import folder_of, forget
+from .config_files import configs_in
 
 DONE = {"fit": "trained", "validate": "validated", "test": "tested", "predict": "predicted with"}
 STOPPED = {"fit": "training", "validate": "validation", "test": "test", "predict": "prediction"}
@@ -133,10 +134,10 @@ class RunEnd(L.Callback):
         for logger in trainer.loggers:
             if viewer := VIEWERS.get(type(logger).__name__):
                 commands[viewer(logger)] = "look at curves"
-        config = Path(self.folder or "", "config.yaml")
+        configs = configs_in(self.folder) if self.folder else []
         checkpoint = best_checkpoint(trainer)
-        if trainer.state.fn == "fit" and checkpoint and self.measured and config.is_file():
-            options = f"--config {_quoted(config)} --ckpt_path {_quoted(checkpoint)}"
+        if trainer.state.fn == "fit" and checkpoint and self.measured and configs:
+            options = f"--config {_quoted(configs[-1])} --ckpt_path {_quoted(checkpoint)}"
             kind = "test" if is_overridden("test_step", trainer.lightning_module) else "validate"
             commands[f"videoalign {kind} {options}"] = "measure again"
         for report in reports:

@@ -224,8 +224,14 @@ class LatentPairs(L.LightningDataModule):
         judged = Judgements(((content.record, content.name) for content in contents), of, self.weights)
         margins = judged.margins  # (N,)
         kept = torch.arange(len(judged))
+        module = self.trainer.lightning_module
         if of == "pairs" and self.min_margin is not None:
             kept = kept[margins > self.min_margin]
+        elif of == "pairs" and getattr(module, "sides", None) and (tied := int((~(margins > 0)).sum())):
+            raise VideoAlignError(
+                f"data.min_margin: null keeps all pairs of {shards.name}, but in {tied} of {len(judged)} no side is "
+                f"preferred, and {type(module).__name__} takes one as preferred; leave min_margin out"
+            )
         if len(kept) < len(judged):
             unknown = int(margins.isnan().sum())
             tied = len(judged) - len(kept) - unknown

@@ -1,5 +1,6 @@
 """Rated pairs and benchmark videos as batches: the DataModule that trains and evaluates reward models."""
 
+import contextlib
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -367,14 +368,20 @@ class VideoPairs(L.LightningDataModule):
         return self.val_dataloader()
 
     def examples(self, count: int) -> list[VideoPair]:
-        """The first held-out pairs, decoded, for pictures; the same ones at every call.
+        """The first held-out pairs that can be used, decoded, for pictures; the same ones at every call.
 
         Args:
             count: Number of pairs.
         """
         shards = self._pairs("val")
         decode = self._decoder(shards)
-        return [decode(raw, 0) for raw, _ in zip(shards, range(count))]
+        found: list[VideoPair] = []
+        for content in shards.contents():
+            if len(found) == count:
+                break
+            with contextlib.suppress(VideoAlignError):  # validation counts those that cannot be used
+                found.append(decode(content.raw(), 0))
+        return found
 
     def find_pairs(self, keys: Sequence[str]) -> list[VideoPair]:
         """Held-out pairs by their keys, decoded, in that order.

@@ -143,6 +143,7 @@ def clips(tmp_path_factory) -> Path:
                 "prompt": prompt,
                 "labels": {"VQ": words[i], "MQ": "A", "TA": "B" if i else "A"},
                 "sources": {"A": "one", "B": "two"},
+                "scores": {side: {"VQ": 1.0 + i, "MQ": 3.0, "TA": 2.0} for side in "AB"},
                 "rewards": {side: {"VQ": i + 0.5, "MQ": 1.0 - (side == "B"), "TA": 0.25} for side in "AB"},
                 "fps": {"A": 8, "B": 8},
                 "num_frames": {"A": 9, "B": 9},

@@ -115,6 +115,40 @@ def test_export_of_a_checkpoint_equals_the_export_at_the_end(project, model, tmp
         torch.testing.assert_close(other.get_parameter(name), parameter, rtol=0, atol=0, msg=name)
 
 
+@pytest.mark.slow
+def test_an_export_is_of_the_average_under_the_checkpoints_own_configuration(project, tmp_path, capsys):
+    """A run that goes on in its folder leaves a second configuration there; its checkpoints are of that one."""
+    config = yaml.safe_load((project / "tiny.yaml").read_text())
+    config["trainer"]["logger"]["init_args"]["version"] = "averaged"
+    config["trainer"]["callbacks"].append({"class_path": "videoalign.callbacks.EMA", "init_args": {"decay": 0.5}})
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(config))
+    run = project / "runs" / "tiny" / "averaged"
+    assert call("fit", "--config", tmp_path / "c.yaml") == 0
+    checkpoint = run / "checkpoints" / "last.ckpt"
+    shutil.copytree(run / "export", tmp_path / "first")
+    shutil.copy(checkpoint, run / "checkpoints" / "first.ckpt")
+    config["trainer"]["max_steps"] = 3
+    config["model"]["init_args"]["network"]["init_args"]["sampling"]["fps"] = 4.0
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(config))
+    assert call("fit", "--config", tmp_path / "c.yaml", "--ckpt_path", checkpoint) == 0
+    assert (run / "config-2.yaml").exists()
+    assert f"--config {run / 'config-2.yaml'}" in capsys.readouterr().out
+    for name, fps in (("first", 2.0), ("last", 4.0)):
+        made = run / "checkpoints" / f"{name}.ckpt"
+        assert call("export", "--checkpoint", made, "--out", tmp_path / f"of {name}", "--with-backbone") == 0
+        assert "the average of the weights (EMA) is exported" in capsys.readouterr().err
+        found = VideoReward.from_pretrained(tmp_path / f"of {name}")
+        assert found.processor.sampling.fps == fps
+        average = torch.load(made, weights_only=True)["callbacks"]["EMA"]["average"]
+        for parameter, value in average.items():
+            torch.testing.assert_close(found.get_parameter(parameter.removeprefix("network.")), value, rtol=0, atol=0)
+    first = VideoReward.from_pretrained(tmp_path / "first")
+    again = VideoReward.from_pretrained(tmp_path / "of first")
+    assert first.statistics == again.statistics
+    for name, parameter in first.named_parameters():
+        assert torch.equal(again.get_parameter(name), parameter), name
+
+
 def test_frames_of_the_model_are_encoded_once(project, model, tmp_path):
     out = tmp_path / "frames"
     assert call("shards", "encode-frames", project / "pairs", "--out", out, "--model", model, "--workers", 1) == 0

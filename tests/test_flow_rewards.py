@@ -223,6 +223,20 @@ def test_pairs_below_the_margin_are_left_out(folders, wan, tmp_path):
         kept(path, folders["wan"], min_margin=0.75)
 
 
+def test_pairs_that_prefer_no_side_are_refused_where_one_is_taken_as_preferred(folders, wan, tmp_path):
+    """`data.min_margin: null` keeps ties, and pairs without labels, for modules that read labels by dimension."""
+    words = [("A", "A", "A"), ("same", "same", "same"), ("A", "B", "same")]
+
+    def record(i):
+        return {"prompt": "a", "labels": dict(zip(("VQ", "MQ", "TA"), words[i % 3]))}
+
+    path = write(tmp_path / "set", wan, record=record)
+    for kind in (FlowSFT, FlowDPO):
+        with pytest.raises(VideoAlignError, match=rf"in 5 of 8 no side is preferred, and {kind.__name__} takes one"):
+            fit(make(kind, folders["wan"]), data(path, min_margin=None))
+        fit(make(kind, folders["wan"]), data(path))
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

@@ -3,6 +3,7 @@
 import json
 import runpy
 import sys
+from functools import partial
 from types import SimpleNamespace
 
 import lightning as L
@@ -13,6 +14,7 @@ from compare_kit import PROMPTS, generation, records, videos
 from forked import started
 from helpers import call, flags, write_latents
 from videoalign.alignment import NoisyRewardModel
+from videoalign.callbacks import Checkpoint
 from videoalign.datamodules.latents import LatentPairs
 from videoalign.datamodules.shards import ShardSet
 from videoalign.models.generator_folder import load_generator
@@ -178,3 +180,31 @@ def test_held_out_numbers_do_not_depend_on_the_batches(loss, world, pairs):
         {k: v for k, v in other.items() if k != "val/loss"}, abs=1e-5
     )
     assert one["val/loss"] == pytest.approx(other["val/loss"], rel=1e-5)
+
+
+def fitted(world, pairs, steps, **options):
+    """A noisy reward after some steps, the same for the same number whenever it validated."""
+    torch.manual_seed(0)
+    shape = NoisyRewardShape(blocks=2, hidden=16)
+    model = NoisyRewardModel(str(world / "wan"), shape=shape, optimizer=partial(torch.optim.SGD, lr=0.5))
+    data = LatentPairs(
+        str(pairs / "held_ties"), str(pairs / "held_ties"), batch_size=2, workers=0, min_margin=None, shuffle_buffer=0
+    )
+    keep = Checkpoint(options.pop("folder"))
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, **options}
+    L.Trainer(accelerator="cpu", devices=1, max_steps=steps, callbacks=[keep], **quiet).fit(model, data)
+    return model, torch.load(keep.last_model_path, weights_only=True)
+
+
+@pytest.mark.parametrize("every", [2, 100], ids=["validated before the last step", "never validated"])
+def test_statistics_are_those_of_the_weights_that_are_exported(every, world, pairs, tmp_path):
+    """Not of an earlier validation, nor of the check of untrained weights before training."""
+    often = {"check_val_every_n_epoch": None, "val_check_interval": every, "num_sanity_val_steps": 2}
+    model, last = fitted(world, pairs, 3, folder=tmp_path / "a", **often)
+    right, _ = fitted(world, pairs, 3, folder=tmp_path / "b", **{**often, "val_check_interval": 3})
+    for name, parameter in right.named_parameters():
+        assert torch.equal(model.get_parameter(name), parameter)
+    found, want = model.network.statistics, right.network.statistics
+    assert found.mean == pytest.approx(want.mean, rel=1e-5) and found.std == pytest.approx(want.std, rel=1e-5)
+    assert last["reward_statistics"] == [found.mean, found.std]
+    assert last["reward_statistics_step"] == last["global_step"] == 3

@@ -464,6 +464,16 @@ def test_a_damaged_sample_is_dropped(tmp_path: Path, data: Path, processor: Rewa
         list(load)
 
 
+def test_a_damaged_sample_is_no_example(tmp_path: Path, data: Path, processor: RewardProcessor) -> None:
+    with ShardWriter(tmp_path / "set", "pairs") as writer:
+        for raw in ShardSet(data / "pairs"):
+            bad = raw.key == "000001"
+            writer.write(raw.key, {"a": b"x" if bad else raw.members["a.mp4"], "b": raw.members["b.mp4"]}, raw.record())
+    found = module(processor, val=str(tmp_path / "set")).examples(3)
+    straight = module(processor, val=str(data / "pairs")).examples(4)
+    assert all(same_pair(a, b) for a, b in zip(found, [straight[0], *straight[2:]], strict=True))
+
+
 REFUSED = {
     "batch_size": {"batch_size": 0},
     "val_batch_size": {"val_batch_size": -1},

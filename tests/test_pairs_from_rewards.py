@@ -95,9 +95,11 @@ def test_relabelled_pairs_keep_what_they_were(judge, clips, rewards, tmp_path, c
     for key, raw in new.items():
         before, after = old[key].record(), raw.record()
         assert {e: raw.members[e] for e in ("a.mp4", "b.mp4")} == {e: old[key].members[e] for e in ("a.mp4", "b.mp4")}
-        assert {k: v for k, v in after.items() if k not in ("labels", "rewards")} == {
-            k: v for k, v in before.items() if k not in ("labels", "rewards")
+        replaced = ("labels", "rewards", "scores", "votes")
+        assert {k: v for k, v in after.items() if k not in replaced} == {
+            k: v for k, v in before.items() if k not in replaced
         }
+        assert "scores" in before and not {"scores", "votes"} & after.keys()  # they are of the labels before
         gap = rewards[f"{key}.a"] - rewards[f"{key}.b"]
         assert [after["labels"][c] for c in COLUMNS] == [
             "A" if g > 0 else "B" for g in [*gap.tolist(), float(gap.sum())]
