@@ -53,11 +53,11 @@ def export(checkpoint: str, out: str, with_backbone: bool, backbone: str | None 
         raise VideoAlignError(
             f"--checkpoint {checkpoint}: there is no such file with a config.yaml in a folder above it"
         )
-    saved = read_checkpoint(path)
-    config = next((one for one in configs if one.name == saved.get("config")), configs[-1])
-    if len(configs) > 1 and "config" not in saved:
-        print(f"note: the checkpoint does not say which configuration is its own; {config} is read", file=sys.stderr)
-    described = _described(yaml.safe_load(config.read_text()), config)
+    described, saved = _described(configs[-1]), read_checkpoint(path)
+    if "config" in saved:
+        described = next((_described(one) for one in configs if one.name == saved["config"]), described)
+    elif len(configs) > 1:
+        print(f"note: the checkpoint does not name its configuration; {configs[-1]} is read", file=sys.stderr)
     if "reward_statistics" not in saved:
         raise VideoAlignError(f"--checkpoint {checkpoint} is not of a run that trained a reward model")
     network = _network(described, backbone, saved.get("backbone_revision"))
@@ -82,8 +82,9 @@ def _average(saved: dict[str, Any]) -> dict[str, Tensor]:
     return found
 
 
-def _described(settings: Any, config: Path) -> dict[str, Any]:
+def _described(config: Path) -> dict[str, Any]:
     """The network of a run's configuration, as ``class_path`` and ``init_args``."""
+    settings = yaml.safe_load(config.read_text())
     try:
         network = settings["model"]["init_args"]["network"]
         return {**network, "init_args": dict(network["init_args"])}
