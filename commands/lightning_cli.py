@@ -62,10 +62,8 @@ class SaveConfig(SaveConfigCallback):
             return
         self.already_saved = True
         if trainer.is_global_zero:
-            text, path = (
-                self.parser.dump(redacted_tree(self.config), skip_none=False),
-                _unused(folder / self.config_filename),
-            )
+            text = self.parser.dump(redacted_tree(self.config), skip_none=False)
+            path = _unused(folder / self.config_filename)
             write_text(path, text)
             self.written = path.name
             media_of(trainer).document(self.config_filename, text)
