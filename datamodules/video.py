@@ -236,7 +236,7 @@ def _resized(video: Tensor, shown: tuple[int, int], sampling: FrameSampling, fac
     """Frames (T, 3, H, W) at the size that the sampling chooses for a clip of the ``shown`` height and width.
 
     They are the frames of torchvision's ``resize``, bit for bit, as whole grey levels in any dtype and memory format:
-    who copies them to where they belong converts them on the way, which takes half of the time of doing one by one.
+    whoever copies them to where they belong converts them on the way, which saves two passes over each frame.
     """
     try:
         size = sampling.size(*shown, factor)

@@ -18,6 +18,7 @@ import torch
 from bench_kit import RATED, encode_frames, rated, samples, write
 from helpers import noise_clip
 from videoalign import VideoAlignError
+from videoalign.callbacks import RewardBench
 from videoalign.datamodules.benchmark import Benchmark
 from videoalign.datamodules.contents import ShardError
 from videoalign.datamodules.shards import ShardSet
@@ -269,3 +270,13 @@ def test_rewards_that_are_not_finite_have_no_margins(value, kit):
     rewards[3, 1] = value
     with pytest.raises(VideoAlignError, match=rf"mine: the rewards of 1 videos are not finite.*{found.keys[3]}"):
         found.margins(rewards, "mine")
+
+
+def test_rewards_of_all_ranks_stay_what_they_are():
+    """Infinity stays infinity, so that margins refuse it; NaN becomes it, because NaN marks what was not scored."""
+    bench, rewards = RewardBench(), torch.tensor([[math.inf, 1.0, 0.0], [0.0, -math.inf, math.nan]])
+    bench._seen = {"mine": [(torch.tensor([0, 2]), rewards)]}
+    alone = SimpleNamespace(device=torch.device("cpu"), all_gather=lambda tensor: tensor[None])
+    found = bench._gather("mine", 3, alone)
+    assert found[[0, 2]].tolist() == [[math.inf, 1.0, 0.0], [0.0, -math.inf, math.inf]]
+    assert found[1].isnan().all()

@@ -1,6 +1,7 @@
 """Flow-RWR, and preferences from rewards and labels."""
 
 import math
+import warnings
 from functools import partial
 from types import SimpleNamespace
 
@@ -14,6 +15,7 @@ from videoalign import VideoAlignError
 from videoalign.alignment import FlowDPO, FlowRWR, FlowSFT
 from videoalign.datamodules.judgements import Weights
 from videoalign.models.flow_losses import RewardWeights
+from videoalign.models.generator_folder import load_generator
 
 # --- Flow-RWR -------------------------------------------------------------------------------------
 
@@ -221,6 +223,16 @@ def test_pairs_below_the_margin_are_left_out(folders, wan, tmp_path):
     assert keys == [f"k{i}" for i in range(4, 8)]
     with pytest.raises(VideoAlignError, match=r"no pair has a margin above 0.75"):
         kept(path, folders["wan"], min_margin=0.75)
+
+
+def test_a_generator_whose_positions_depend_on_the_frame_rate_tells_another_one(folders, tmp_path):
+    words = "latents of videos of 24 frames per second, and model.fps is 25"
+    for family, told in (("ltx", True), ("wan", False)):
+        path = write(tmp_path / family, load_generator(folders[family]), fps=24.0)
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always")
+            loaded(data(path), SimpleNamespace(generator=load_generator(folders[family])))
+        assert any(words in str(one.message) for one in found) == told
 
 
 def test_pairs_that_prefer_no_side_are_refused_where_one_is_taken_as_preferred(folders, wan, tmp_path):
