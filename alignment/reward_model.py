@@ -53,6 +53,8 @@ class RewardModel(RewardTraining):
         groups: Learning rates of groups of parameters by name, or all rates of one with a pattern of its parameters'
             names; the optimizer's if not given. Groups that need no pattern: ``language``, which is the language model
             or its adapters, ``vision``, ``merger``, ``tokens`` and ``head``.
+        compile: Whether torch.compile compiles the language model's layers, all of them at once and for every number of
+            tokens. The vision tower's are not compiled: how frames are packed depends on their sizes.
     """
 
     own_groups = {
@@ -73,6 +75,7 @@ class RewardModel(RewardTraining):
         warmup: float = 0.05,
         decay: Decay = "constant",
         groups: dict[str, float | ParameterGroup] | None = None,
+        compile: bool = False,
     ) -> None:
         super().__init__(optimizer, warmup, decay, groups)
         if loss == "btt":
@@ -86,6 +89,9 @@ class RewardModel(RewardTraining):
         self.save_hyperparameters(ignore=["network", "optimizer", "groups"])
         # transformers hands models over in eval mode, where adapters' dropout and checkpointing are off
         self.network, self.loss = network.train(), loss
+        if compile:
+            for layer in network.backbone.language_model.layers:
+                layer.compile(dynamic=True)
         self.ties = loss == "btt" if ties is None else ties
         # bt is btt at theta 1, where a tie has no probability; a reward of reg is read as a bt logit
         self.theta = theta if loss == "btt" else 1.0

@@ -158,6 +158,7 @@ ROWS = (
     _policy("nft", "DiffusionNFT", "flow/wan_nft"),
     _policy("grpo", "Flow-GRPO-Fast", "flow/wan_grpo", "flow/wan_grpo_fast"),
     _flow("dpo_compile", f"{DPO}, frozen bf16, compiled", BF16, COMPILED),
+    _reward("reward_compile", "frozen bf16, no checkpointing, compiled", REWARD_BF16, REWARD_KEPT, COMPILED),
     _flow("dpo_short", f"{DPO}, {SHORT} frames, frozen bf16", BF16, frames=SHORT),
     _flow("dpo_short_kept", f"{DPO}, {SHORT} frames, frozen bf16, no checkpointing", BF16, KEPT, frames=SHORT),
     _reward("reward_eager", "eager attention", "--model.network.attention=eager"),

@@ -15,13 +15,14 @@ from decoders import decoders
 from decoding import decoding, scaling, streaming
 from generators import alignment, guidance
 from remote import million, stores
-from rewards import one_forward, scoring
+from rewards import frames_at_once, one_forward, scoring
 from rollouts import rollouts
+from starts import starts
 from ties import ties
 
 DATA, MODELS = (
-    (ties, decoding, decoders, streaming, scaling, stores, million),
-    (one_forward, scoring, alignment, rollouts, guidance),
+    (starts, ties, decoding, decoders, streaming, scaling, stores, million),
+    (one_forward, frames_at_once, scoring, alignment, rollouts, guidance),
 )
 SECTIONS = {section.__name__: section for section in (*DATA, *MODELS)}
 

@@ -1,4 +1,4 @@
-"""Reward models: one forward for both videos of a pair, and scoring every video of a benchmark once."""
+"""Reward models: how a training step goes through the network, and scoring every video of a benchmark once."""
 
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from videoalign.datamodules.video import encode, probe
 from videoalign.datamodules.video_list import Listed, videos_of
 from videoalign.miniature.networks.qwen import make_qwen
 from videoalign.models import FrameSampling, VideoReward
+from videoalign.models.vision_attention import NAME as BATCHED
 
 
 def one_forward(folder: Path) -> None:
@@ -40,6 +41,40 @@ def one_forward(folder: Path) -> None:
     torch.testing.assert_close(step(a, b), step(both), rtol=1e-5, atol=1e-5)
     slow, fast = timed(lambda: step(a, b), lambda: step(both))
     row("training step, 24 pairs: A and B in one forward against two", slow, fast, 24, "pairs/s")
+
+
+def frames_at_once(folder: Path) -> None:
+    """Time a training step whose vision tower attends to all frames in one call, against one call a frame.
+
+    One call a frame is transformers' own way, and the official code's. Videos have nine frames of 32 x 32, or of 128 x
+    128, where the calls' own time counts less.
+
+    Args:
+        folder: Folder of all benchmarks.
+    """
+    make_qwen(folder / "tower", corpus=["a red circle moves left to right"], hidden=128, layers=4, vision_layers=4)
+    network = VideoReward(folder / "tower", "plain", FrameSampling(fps=8.0, min_pixels=0), language="full")
+    tower = network.backbone.visual.config
+    for side, count in ((32, 48), (128, 6)):
+        videos = [torch.randint(0, 256, (18, 3, side, side), dtype=torch.uint8) for _ in range(count)]
+        batch = network.processor(videos, ["a red circle moves left to right"] * count)
+
+        def step(attention: str, batch: dict = batch) -> torch.Tensor:
+            tower._attn_implementation = attention
+            network.zero_grad()
+            loss = network(**batch).square().mean()
+            loss.backward()
+            return torch.stack([loss.detach(), network.head.weight.grad.abs().sum()])
+
+        torch.testing.assert_close(step("sdpa"), step(BATCHED), rtol=1e-4, atol=1e-5)
+        each, at_once = timed(lambda: step("sdpa"), lambda: step(BATCHED), repeats=5)
+        row(
+            f"training step, frames of {side} x {side}: attention at once against by frame",
+            each,
+            at_once,
+            count,
+            "videos/s",
+        )
 
 
 def scoring(folder: Path) -> None:

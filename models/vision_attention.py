@@ -8,10 +8,34 @@ same number of patches.
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
 from transformers import AttentionInterface
 
 NAME = "videoalign_sdpa_flash"
 """Name of the attention function. transformers gives boundaries only to functions with "flash" in their names."""
+Alike = list[tuple[int, Tensor | None]]
+"""Lengths of segments, and the places of the tokens of all segments of each length; None where they are all tokens."""
+_SEEN = WeakTensorKeyDictionary()
+"""What was read off boundaries, while they live. A tower hands the same tensor to all of its layers."""
+
+
+def alike(boundaries: Tensor) -> Alike:
+    """Segments of a packed sequence, by their lengths; read off the device once for all layers of a tower.
+
+    Args:
+        boundaries: Boundaries (segments + 1,) of the segments in a sequence of S tokens.
+
+    Returns:
+        Each length that occurs, and the places (segments of this length * length,) of their tokens in S, or None where
+        all segments have one length.
+    """
+    if boundaries not in _SEEN:
+        lengths = boundaries.diff()
+        distinct = torch.unique(lengths).tolist()
+        of_token = torch.repeat_interleave(lengths, lengths)  # (S,) length of the segment that a token is in
+        places = [(of_token == length).nonzero().squeeze(1) for length in distinct] if distinct[1:] else [None]
+        _SEEN[boundaries] = list(zip(distinct, places))
+    return _SEEN[boundaries]
 
 
 def batched_sdpa(
@@ -42,21 +66,17 @@ def batched_sdpa(
     Returns:
         Outputs (1, S, heads, head size), and None in the place of attention weights.
     """
-    lengths = cu_seq_lens_q.diff()
     tokens = torch.stack([query[0], key[0], value[0]]).transpose(1, 2)  # (3, S, heads, size)
 
     def attend(x: Tensor, length: int) -> Tensor:
         q, k, v = x.unflatten(1, (-1, length)).transpose(2, 3)  # each (segments, heads, length, size)
         return F.scaled_dot_product_attention(q, k, v, scale=scaling, dropout_p=dropout).transpose(1, 2).flatten(0, 1)
 
-    distinct = torch.unique(lengths).tolist()
-    if len(distinct) == 1:
-        return attend(tokens, distinct[0])[None], None
-    of_token = torch.repeat_interleave(lengths, lengths)  # (S,) length of the segment that a token is in
     out = torch.empty_like(tokens[0])
-    for length in distinct:
-        where = (of_token == length).nonzero().squeeze(1)
-        out = out.index_copy(0, where, attend(tokens[:, where], length))
+    for length, places in alike(cu_seq_lens_q):
+        if places is None:
+            return attend(tokens, length)[None], None
+        out = out.index_copy(0, places, attend(tokens[:, places], length))
     return out[None], None
 
 

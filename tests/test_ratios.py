@@ -18,7 +18,7 @@ import rollouts
 import ties
 
 MODULES = (ties, decoding, rewards, rollouts, generators)
-ROWS = {"ties": (3, 0), "decoding": (5, 10), "scoring": (3, 1), "one_forward": (1, 0)}
+ROWS = {"ties": (3, 0), "decoding": (5, 10), "scoring": (3, 1), "one_forward": (1, 0), "frames_at_once": (2, 0)}
 """Rows of a section, and how often each frame of its clips is repeated: `decoding` takes them for five seconds long."""
 
 

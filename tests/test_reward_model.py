@@ -117,6 +117,28 @@ def test_averaged_weights_have_statistics_of_their_own(network, world, tmp_path)
     assert network.statistics.std == pytest.approx(want.std(0).tolist(), rel=0.05)  # by N or by N - 1
 
 
+def test_compiled_layers_train_as_the_plain_ones(backbone, sampling, world, tmp_path, monkeypatch):
+    """Traced and split as always; no machine code is made of it. One graph serves all layers and lengths."""
+    graphs = []
+
+    def counted(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counted))
+    losses = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        network = VideoReward(backbone, "plain", sampling, gradient_checkpointing=True)
+        assert len(network.backbone.language_model.layers) == 2
+        _, runner = fit(network, world, tmp_path, steps=6, compile=compiled)
+        losses.append([runner.callback_metrics[f"{stage}/loss"] for stage in ("train", "val")])
+        names = [name for name, _ in network.named_parameters()]
+        assert not any("_orig_mod" in name for name in names)  # folders and checkpoints stay as they are
+    torch.testing.assert_close(losses[1], losses[0], rtol=1e-5, atol=1e-6)
+    assert 1 <= len(graphs) <= 3  # training, validation, and the last, smaller batch
+
+
 def test_overfits_a_few_pairs(backbone, sampling, world, tmp_path):
     network = VideoReward(backbone, "plain", sampling, language="full")
     model = RewardModel(network, optimizer=partial(torch.optim.AdamW, lr=3e-3), decay="constant", warmup=0.0)

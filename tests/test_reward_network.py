@@ -5,6 +5,7 @@ import torch
 
 from reward_network_kit import BASE, FROZEN, PROMPTS, ROWS, SIZES, clip_and_prompts, clips, rewards, train
 from videoalign import VideoAlignError
+from videoalign.miniature.networks.qwen import make_qwen
 from videoalign.models import FrameSampling, LoRA, Template
 from videoalign.models.patch_projection import project_patches
 from videoalign.models.processor import RewardProcessor
@@ -168,15 +169,21 @@ def test_position_schemes(build):
 
 
 @pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl"])
-def test_batched_vision_attention_is_plain_attention(build, backbone_2_5, family):
-    network = build(backbone_2_5 if family == "qwen2_5_vl" else None)
+def test_batched_vision_attention_is_plain_attention(build, family, tmp_path, monkeypatch):
+    make_qwen(tmp_path / family, family, corpus=PROMPTS, hidden=32, layers=1, vision_layers=3)
+    network = build(tmp_path / family)
     tower = network.backbone.visual
     videos, prompts = clips([*SIZES, (4, 3, 32, 80)]), [*PROMPTS, "a circle"]
     batch = network.processor(videos, prompts)
     pixels = network.processor.geometry.pixels(batch["pixel_patches"])
     assert tower.config._attn_implementation == NAME
+    asked, unique = [], torch.unique
+    monkeypatch.setattr(torch, "unique", lambda x, **how: (asked.append(x), unique(x, **how))[1])
     with torch.no_grad():
         batched = tower(pixels, grid_thw=batch["video_grid_thw"]).pooler_output
+        # lengths come from the device once for all layers; the newer tower packs windows beside whole frames
+        assert len(tower.blocks) == 3
+        assert len(asked) == (2 if family == "qwen2_5_vl" else 1)
         got = rewards(network, videos, prompts)
         tower.config._attn_implementation = "sdpa"
         plain = tower(pixels, grid_thw=batch["video_grid_thw"]).pooler_output

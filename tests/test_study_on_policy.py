@@ -263,6 +263,27 @@ def test_the_reading_names_winner_hacker_and_what_the_held_out_judge_saw(page):
     assert "falls too in 3 of these 3, and it falls as far in 0 of the 87 others" in text
 
 
+def test_differences_are_those_of_gains_and_corrected_for_all_pairs(page):
+    text = page[2]
+    # online DPO is above all others, Flow-GRPO below them; the other twelve are equal
+    assert "**Of 91 pairs of algorithms 25 are decided** at the whole budget" in text
+    assert "Flow-GRPO (all steps) is below 13 others, " in text and "SFT is below 1 other," in text
+    assert "| Flow-DPO (online) | Flow-GRPO (all steps) | 1.00 ± 0.00 |" in text
+    assert "| Flow-GRPO (all steps) | +0.40 ± 0.00 | +0.50 ± 0.00 | -0.10 ± 0.00 |" in text
+    assert "| Flow-NRG | +0.20 ± 0.00 | +0.10 ± 0.00 | +0.00 ± 0.00 |" in text  # it has one cost
+
+
+def test_a_difference_that_varies_as_much_as_itself_is_not_decided(page, tmp_path):
+    for seed, shift in enumerate((0.9, -0.9, 0.1)):
+        seed_folder(tmp_path, seed)
+        path = tmp_path / f"seed{seed}" / PLACE / "compared" / "full" / "comparison.json"
+        compared = read_json(path, "a comparison")
+        compared["arms"]["online-dpo"]["means"][ORACLE]["Overall"] += shift
+        write_json(path, compared)
+    write_page(tmp_path, range(3), STUDY, PolicySize())
+    assert "**Of 91 pairs of algorithms 12 are decided**" in (tmp_path / PAGE).read_text()
+
+
 def test_gains_places_and_hacking_of_a_seed(page):
     found = findings(page[0], 0)
     assert gain(found, "half", "online-dpo", ORACLE) == pytest.approx(0.8)

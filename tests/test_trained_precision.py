@@ -8,6 +8,7 @@ import torch
 from videoalign import VideoAlignError
 from videoalign.miniature.networks.qwen import make_qwen
 from videoalign.models import LoRA, VideoReward
+from videoalign.models.lora import add_lora
 from videoalign.models.precision import train_in_float32
 from videoalign.models.reward_statistics import Statistics
 
@@ -59,6 +60,35 @@ def test_what_trains_is_fp32_and_computes_beside_what_is_frozen(language, vision
         assert rewards.isfinite().all()
         rewards.sum().backward()
         assert not [n for n, p in trained.items() if p.grad is None or p.grad.dtype != torch.float32]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_adapters_of_one_input_keep_it_once(dtype):
+    """Queries, keys and values read one tensor. Under autocast nothing but its copies in memory differs from peft."""
+    torch.manual_seed(0)
+    layers = torch.nn.ModuleDict({name: torch.nn.Linear(64, 64, dtype=dtype) for name in "qkv"}).requires_grad_(False)
+    add_lora(torch.nn.ModuleDict({"part": layers}), LoRA(rank=4), ["part"])
+    trained = [p.requires_grad_(True) for n, p in layers.named_parameters() if ".lora_" in n]
+    for parameter in trained:
+        parameter.data = torch.randn(parameter.shape) / 8
+    x = torch.randn(512, 64).bfloat16()
+
+    def step():
+        kept = {}
+        layers.zero_grad()
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.setdefault(t.data_ptr(), t), lambda t: t):
+            out = sum(layer(x) for layer in layers.values())
+        out.float().square().sum().backward()
+        return [out, *(p.grad for p in trained)], sum(t.shape == x.shape for t in kept.values())
+
+    with torch.autocast("cpu", torch.bfloat16):
+        before, copies = step()
+        train_in_float32(layers)
+        after, once = step()
+    assert (copies, once) == (3, 1)
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    if dtype is torch.bfloat16:  # outside of autocast adapters compute in their own fp32
+        assert step()[0][0].dtype is torch.bfloat16
 
 
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])

@@ -13,7 +13,17 @@ from .policy_figures import figures
 from .policy_findings import FALL, FIGURES, NAMES, earlier, findings, results_of
 from .policy_reading import reading
 from .policy_size import JUDGED_PROMPTS, SHARES, PolicySize
-from .policy_tables import cost_table, curve_table, gain_table, hack_table, judge_line, pick_table
+from .policy_tables import (
+    AGAINST,
+    against_table,
+    cost_table,
+    curve_table,
+    difference_table,
+    gain_table,
+    hack_table,
+    judge_line,
+    pick_table,
+)
 from .tuning_rounds import TUNING_SEEDS, ends
 from .tuning_tables import tuning_tables
 
@@ -64,6 +74,9 @@ def _page(results: dict[str, Any], lines: list[str], size: LoopSize, policies: P
         noises=policies.noises,
         judges=judge_line(found),
         full=gain_table(found, "full"),
+        against=NAMES[AGAINST],
+        differences=against_table(found),
+        decided=difference_table(found),
         curves=curve_table(found),
         shares={share: gain_table(found, share) for share in SHARES if share != "full"},
         hacks=hack_table(found),

@@ -2,6 +2,7 @@
 what a held-out judge would have told.
 """
 
+from collections import Counter
 from itertools import pairwise
 
 from ...models.intervals import Interval
@@ -10,7 +11,7 @@ from .paper_findings import Seeds, over_seeds
 from .policy_findings import FALL, NAMES, curve, gain
 from .policy_recipes import RECIPES
 from .policy_size import SHARES
-from .policy_tables import hacked, picks
+from .policy_tables import decided, hacked, picks
 from .policy_units import HELD
 
 WORDS = {"quarter": "a quarter of the budget", "half": "half of the budget", "full": "the whole budget"}
@@ -23,7 +24,8 @@ def reading(found: Seeds) -> list[str]:
         found: Findings by seed.
     """
     winners = (_winner(found, share) for share in SHARES)
-    return [line for line in (*winners, _raised(found), _hacking(found), _held(found), _alarm(found)) if line]
+    lines = (*winners, _decided(found), _raised(found), _hacking(found), _held(found), _alarm(found))
+    return [line for line in lines if line]
 
 
 def _number(interval: Interval) -> str:
@@ -45,6 +47,18 @@ def _winner(found: Seeds, share: str) -> str:
         f"**At {WORDS[share]}** {NAMES[first]} gains most by the oracle ({_number(gains[first])} deviations of the "
         f"base), {_number(lead).removeprefix('+')} more than {NAMES[second]}{decided}; {last}."
     )
+
+
+def _decided(found: Seeds) -> str:
+    """How many pairs of algorithms differ for certain."""
+    sure, every = decided(found)
+    if not every:
+        return ""
+    below = Counter(NAMES[other] for _, other, _ in sure)
+    said = f"**Of {every} pairs of algorithms {len(sure)} are decided** at {WORDS['full']} by the oracle, after a "
+    said += "correction for all pairs (Holm)"
+    lower = ", ".join(f"{name} is below {n} other{'s' if n > 1 else ''}" for name, n in below.most_common())
+    return f"{said}: {lower}." if sure else f"{said}."
 
 
 def _raised(found: Seeds) -> str:

@@ -2,11 +2,13 @@
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from itertools import combinations
 from typing import Any
 
 from ...callbacks.plots import markdown_table
 from ...commands.comparison import OWN_VIEW
 from ...models.dimensions import DIMENSIONS
+from ...models.evidence import holm, p_value
 from ...models.intervals import Interval
 from .paper_claims import KINDS, ORACLE, RM, Value
 from .paper_findings import Seeds, over_seeds
@@ -22,6 +24,10 @@ READS = {
     "seeds": "the gradient of its own samples' reward",
 }
 """What an algorithm learns from, in words."""
+AGAINST = "dpo"
+"""Algorithm that the others are compared with: the paper's own."""
+LEVEL = 0.05
+"""Level at which a difference is decided."""
 
 
 def text(found: Seeds, of: Value) -> str:
@@ -116,6 +122,54 @@ def curve_table(found: Seeds) -> str:
             cells = (text(found, lambda f, n=name, s=s, j=j: gain(f, s, n, j)) for j in JUDGES for s in SHARES)
             rows.append([words, *cells])
     return markdown_table(["algorithm", *(f"{judge}, {share}" for judge in JUDGES for share in SHARES)], rows)
+
+
+def decided(found: Seeds) -> tuple[list[tuple[str, str, Interval]], int]:
+    """Pairs of algorithms whose gains differ at the whole budget by the oracle, after Holm's correction for all pairs.
+
+    Args:
+        found: Findings by seed.
+
+    Returns:
+        The better one's name, the other one's and the difference, the largest first; and the number of all pairs.
+    """
+    pairs = []
+    for one, other in combinations(NAMES, 2):
+        between = over_seeds(found, lambda f, a=one, b=other: gain(f, "full", a, ORACLE) - gain(f, "full", b, ORACLE))
+        if between and len(between.runs) > 1:
+            runs = between.runs if between.mean >= 0 else [-run for run in between.runs]
+            pairs.append(((one, other) if between.mean >= 0 else (other, one), Interval.over(runs)))
+    corrected = holm([p_value(between.runs) for _, between in pairs])
+    sure = [(*names, between) for (names, between), p in zip(pairs, corrected) if p <= LEVEL]
+    return sorted(sure, key=lambda row: -row[2].mean), len(pairs)
+
+
+def difference_table(found: Seeds) -> str:
+    """The differences that are decided.
+
+    Args:
+        found: Findings by seed.
+    """
+    rows = [[NAMES[one], NAMES[other], f"{d.mean:.2f} ± {d.half:.2f}"] for one, other, d in decided(found)[0]]
+    return markdown_table(["above", "below", "by"], rows) if rows else "None is."
+
+
+def against_table(found: Seeds) -> str:
+    """Every algorithm's gain minus that of :data:`AGAINST` at the same share of the budget, by the oracle.
+
+    Args:
+        found: Findings by seed.
+    """
+    rows = []
+    for name, words in NAMES.items():
+        cells = [
+            text(found, lambda f, n=name, s=share: gain(f, s, n, ORACLE) - gain(f, s, AGAINST, ORACLE))
+            for share in SHARES
+        ]
+        rows += [[words, *cells]] if name != AGAINST else []
+    best = text(found, lambda f: chosen_of(f, 8) - gain(f, "full", AGAINST, ORACLE))
+    rows += [["best of 8 by the reward model", "", "", best]] if best != "-" else []
+    return markdown_table(["algorithm", *SHARES], rows)
 
 
 def hack_table(found: Seeds) -> str:
