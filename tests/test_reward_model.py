@@ -12,7 +12,7 @@ import torch
 from forked import forked
 from videoalign import VideoAlignError
 from videoalign.alignment import RewardModel
-from videoalign.callbacks import EMA, ExamplePairs, ExportReward, ReliabilityDiagram, RewardBench
+from videoalign.callbacks import EMA, ExamplePairs, ExportReward, ReliabilityDiagram, RewardBench, example_pairs
 from videoalign.datamodules.benchmark import Benchmark
 from videoalign.datamodules.pairs import VideoPairs
 from videoalign.datamodules.shards import ShardSet, ShardWriter
@@ -115,6 +115,22 @@ def test_averaged_weights_have_statistics_of_their_own(network, world, tmp_path)
     want = torch.cat(rewards)
     assert network.statistics.mean == pytest.approx(want.mean(0).tolist(), abs=1e-4)
     assert network.statistics.std == pytest.approx(want.std(0).tolist(), rel=0.05)  # by N or by N - 1
+
+
+def test_examples_are_rated_by_the_averaged_weights(network, world, tmp_path, monkeypatch):
+    shown, draw = [], example_pairs.rated_clip
+    monkeypatch.setattr(example_pairs, "rated_clip", lambda *given: (shown.append(given[:2]), draw(*given))[1])
+    model, trainer = fit(network, world, tmp_path, steps=6, callbacks=[EMA(0.9), ExamplePairs(count=1)])
+    [(pair, rewards)] = shown  # of the validation at the end of the epoch, which is the run's end
+    batch = model.processor(list(pair.videos), [pair.prompt] * 2)
+    (ema,) = [callback for callback in trainer.callbacks if isinstance(callback, EMA)]
+    model.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(rewards, model(batch))
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                parameter.copy_(ema.kept[name])
+        assert (rewards - model(batch)).abs().max() > 1e-3
 
 
 def test_compiled_layers_train_as_the_plain_ones(backbone, sampling, world, tmp_path, monkeypatch):
