@@ -122,6 +122,14 @@ class KeepsPolicies(FlowSFT):
         for one in self.trailing.values():
             one.follow(iteration, self.kept())
 
+    def on_train_start(self) -> None:
+        """Bring what a checkpoint held to the device: Lightning reads it before it moves the module there."""
+        super().on_train_start()
+        trained = self.trained()
+        self.take_further(
+            {p: {n: t.to(trained[n].device) for n, t in of.items()} for p, of in self.further_tensors().items()}
+        )
+
     # --- checkpoints ------------------------------------------------------------------------------------------------
 
     def further_tensors(self) -> dict[str, dict[str, Tensor]]:

@@ -11,7 +11,7 @@ from .. import VideoAlignError
 from ..datamodules.prompt_groups import Drawn, Places
 from ..models.backprop import chain_times
 from ..models.family import Condition, Step
-from ..models.flow import draw_seed, expand, normal
+from ..models.flow import TimeLaw, draw_seed, expand, normal
 from ..models.policy_losses import clipped_losses, guarded_ratios
 from ..models.scoring import failing_as
 from ..models.sde import SDE, AllSteps, Diffusion, FlowSDE, Window
@@ -46,7 +46,7 @@ class FlowGRPO(OnPolicy):
     """
 
     needs_reference = True
-    noisy_steps = True
+    trains_guided = noisy_steps = True
 
     def __init__(
         self,
@@ -68,6 +68,11 @@ class FlowGRPO(OnPolicy):
         self.clip, self.guard, self.kl, self.kl_unit, self.halves = clip, guard, kl, kl_unit, halves
         if kwargs.get("passes", 1) != 1:
             raise VideoAlignError("model.passes is the number of the window's steps; leave it out")
+        if self.times != TimeLaw():
+            raise VideoAlignError(
+                f"model.times is not read: {type(self).__name__} trains the times of the sampler's steps, and "
+                "model.window says which; leave model.times out"
+            )
         self.passes = len(self._steps(0, 0))
         if guard and not isinstance(self.sde, Diffusion):
             raise VideoAlignError(

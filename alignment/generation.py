@@ -16,6 +16,7 @@ from ..datamodules.sample_images import read_image
 from ..datamodules.video import encode
 from ..models.adapters import apply_loras
 from ..models.checksums import digest
+from ..models.conditions import check_negative
 from ..models.dimensions import DIMENSIONS
 from ..models.evaluations import Evaluations
 from ..models.family import Condition, Encoded
@@ -104,6 +105,7 @@ class Generate(L.LightningModule):
         )
         at_least(1, steps=steps, cfg_scale=cfg_scale, fps=fps, cfg_scale_2=cfg_scale_2)
         positive(shift=shift)
+        check_negative("", negative, cfg_scale, cfg_scale_2)
         if noisy_reward and memory.stored:
             raise VideoAlignError(
                 "a noisy reward copies blocks of the transformer, and cannot where they are quantised or cast: leave "
@@ -118,6 +120,8 @@ class Generate(L.LightningModule):
         if self.noisy_reward:  # its gradient would otherwise hold all tokens of all blocks
             self.noisy_reward.trunk.enable_gradient_checkpointing()
         self.guide = guide or (Guidance(strength=0.0) if search else Guidance())
+        if self.noisy_reward and (self.guide.strength or search):
+            self.noisy_reward.need_statistics(noisy_reward)
         if (guide or search) and not noisy_reward:
             who = "guidance" if guide else "a search"
             raise VideoAlignError(f"{who} needs a noisy reward: name its folder (--noisy-reward)")

@@ -131,6 +131,10 @@ class NoisyRewardModel(RewardTraining):
             return preference.btt_losses(margins, labels, self.theta)
         return preference.bt_losses(margins, labels)
 
+    def targets(self, labels: Tensor, scores: Tensor) -> Tensor:
+        """Dimensions (D,) in which the loss learns from a pair of these labels (D,), NaN for none; no score is read."""
+        return self._losses(torch.zeros(2, 1, len(labels)), labels[None]).counted.any(0)
+
     def _labels(self, batch: dict[str, Any]) -> Tensor:
         if len(batch["latents"]) != 2:
             raise VideoAlignError("a noisy reward learns from pairs, but the latents are of single videos")

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from .. import VideoAlignError
@@ -62,6 +63,9 @@ class OnPolicy(KeepsPolicies):
 
     trains_on: Literal["samples", "groups"] = "samples"
     """What a row of a batch is."""
+
+    trains_guided = False
+    """Whether the objective compares guided velocities where samples are guided."""
 
     noisy_steps = False
     """Whether sampling draws noise in its steps."""
@@ -150,6 +154,13 @@ class OnPolicy(KeepsPolicies):
         generator.latent_shape(s.num_frames, s.height, s.width)
         generator.require("vae")
         s.check_scales(generator)
+        s.check_fps(generator)
+        if max(s.cfg_scale, s.cfg_scale_2 or 1) > 1 and not self.trains_guided:
+            rank_zero_warn(
+                f"model.sampling.cfg_scale is {s.cfg_scale:g}, but {type(self).__name__} trains the velocity without "
+                "guidance: it learns from its samples what guidance does, whatever the rewards say; win rates without "
+                "guidance rise by that alone"
+            )
         check_rewards(self.scorers, groups.all_prompts(), s.fps, "model.sampling.fps")
 
     def on_fit_start(self) -> None:

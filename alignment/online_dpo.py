@@ -23,7 +23,8 @@ class OnlineDPO(OnPolicy):
 
     Args:
         beta: Schedule of beta over time; if not given, a constant 100.
-        refresh: Number of iterations after which the reference becomes the policy as it then is; never if not given.
+        refresh: Number of iterations after which the loss's reference becomes the policy as it then is; never if not
+            given. Callbacks compare with the policy that training started from.
         **kwargs: Arguments of :class:`.OnPolicy`.
     """
 
@@ -40,14 +41,9 @@ class OnlineDPO(OnPolicy):
         self._pairs: list[tuple[Drawn, Tensor, bool]] = []
         """For each group of this rank its best sample, latents (2, C, F, H, W) of both ends, and if they differ."""
 
-    @property
-    def reference_is_fixed(self) -> bool:
-        """Whether the reference is never refreshed; see :attr:`.FlowSFT.reference_is_fixed`."""
-        return super().reference_is_fixed and self.refresh is None
-
-    def as_reference(self) -> Any:
-        """The reference's transformer for the time of a ``with`` block, without gradients."""
-        return self.as_tensors(self._refreshed) if self._refreshed else super().as_reference()
+    def as_refreshed(self) -> Any:
+        """The loss's reference for a ``with`` block, without gradients; callbacks go on to measure against the base."""
+        return self.as_tensors(self._refreshed) if self._refreshed else self.as_reference()
 
     def roll_out(self, iteration: int) -> Rollout:
         """Sample, score, and bring the best and the worst of each group together. Collective."""
@@ -72,7 +68,7 @@ class OnlineDPO(OnPolicy):
         best = [one for one, _, _ in pairs]
         latents = torch.stack([both for _, both, _ in pairs], 1).to(self.device)  # (2, B, C, F, H, W)
         seeds, conditions = self.draws(best, places), self.conditions(best)
-        with self.as_reference() as net:
+        with self.as_refreshed() as net:
             reference = self.errors(latents, seeds, conditions, net)[0]
         errors, t = self.errors(latents, seeds, conditions)
         rewards = implicit_rewards(errors, reference, self.beta(t))

@@ -129,7 +129,9 @@ class RewardBackprop(FlowSFT):
             checkpointed: Whether its activations are computed again in the backward pass.
         """
         if self.through == "noisy":
-            return NoisyRewards(NoisyReward.from_pretrained(reward, self.generator), checkpointed)
+            noisy = NoisyReward.from_pretrained(reward, self.generator)
+            noisy.need_statistics(reward)
+            return NoisyRewards(noisy, checkpointed)
         network = VideoReward.from_pretrained(reward)
         network.need_statistics(reward)
         return FrameRewards(self.generator, network, self.latent_frames, checkpointed)

@@ -131,6 +131,11 @@ class RewardModel(RewardTraining):
             return preference.bt_losses(margins, labels, self.ties)
         return preference.reg_losses(rewards.flatten(0, 1), scores.flatten(0, 1))
 
+    def targets(self, labels: Tensor, scores: Tensor) -> Tensor:
+        """Dimensions (D,) in which the loss learns from a pair of these labels (D,) and scores (2, D), NaN for none."""
+        nothing = torch.zeros(2, 1, len(labels))
+        return self.pair_losses(nothing, labels[None], scores[:, None]).counted.any(0)
+
     def _rewards(self, batch: dict[str, Any]) -> Tensor:
         """Raw rewards (2, N, D) of A and B, computed in one forward."""
         return self(batch["inputs"]).unflatten(0, (2, -1))

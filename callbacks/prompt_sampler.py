@@ -18,6 +18,7 @@ from ..datamodules.data_ranks import data_ranks
 from ..datamodules.encode_list import ClipSize
 from ..datamodules.prompts import Item, check_items
 from ..datamodules.sample_images import read_image
+from ..models.conditions import check_negative
 from ..models.family import Encoded
 from ..models.flow import draw, interpolate
 from ..models.generator import EXPERTS, Generator
@@ -60,6 +61,7 @@ class Sampling:
         scales = {name: getattr(self, name) for name in ("cfg_scale", "cfg_scale_2")}
         at_least(1, "sampling.", **whole, **scales)
         positive("sampling.", shift=self.shift)
+        check_negative("sampling.", self.negative, self.cfg_scale, self.cfg_scale_2)
 
     @property
     def missing(self) -> list[str]:
@@ -76,6 +78,18 @@ class Sampling:
             raise VideoAlignError(
                 "sampling.cfg_scale_2 is the scale of a second expert, and this generator has one transformer; leave "
                 "it out"
+            )
+
+    def check_fps(self, generator: Generator) -> None:
+        """Refuse another frame rate than the one that a generator's positions are made for, where they depend on it.
+
+        Args:
+            generator: Generator that samples.
+        """
+        if generator.reads_fps and generator.fps != self.fps:
+            raise VideoAlignError(
+                f"sampling.fps is {self.fps}, and model.fps {generator.fps:g}: this generator moves things for the "
+                "rate of model.fps, and judges and players would see them at another; set both to that of the videos"
             )
 
     def complete(self) -> "Sampling":
@@ -114,6 +128,7 @@ class SamplesPrompts(L.Callback):
         generator = require(pl_module, AlignsGenerator, who).generator
         check_items(self.items, generator.image, f"{who}.prompts")
         self.sampling.check_scales(generator)
+        self.sampling.check_fps(generator)
         if not self.sampling.missing:
             generator.latent_shape(self.sampling.num_frames, self.sampling.height, self.sampling.width)
 

@@ -24,6 +24,7 @@ class WriteParts(L.Callback):
     def __init__(self, per_shard: int = 64) -> None:
         self.per_shard = per_shard
         self.dropped: list[str] = []
+        self.left_out: list[str] = []
         self.parts: Parts | None = None
         self.writer: PartWriter | None = None
 
@@ -31,7 +32,7 @@ class WriteParts(L.Callback):
         """Begin or continue the set, before the DataModule looks for samples that are in it already."""
         if stage != "predict":
             return
-        self.dropped, self.writer = [], None
+        self.dropped, self.left_out, self.writer = [], [], None
         require(pl_module, HasExtraFiles, "callbacks.WriteParts")
         self.parts = require(trainer.datamodule, HasParts, "callbacks.WriteParts").parts
         if trainer.is_global_zero:
@@ -68,16 +69,18 @@ class WriteParts(L.Callback):
             )
         if trainer.is_global_zero:
             files = require(pl_module, HasExtraFiles, "callbacks.WriteParts").extra_files()
+            self.left_out = dropped
             parts.finish(files, len(dropped))
             parts.release()
         trainer.strategy.barrier()
 
     def run_report(self, trainer: L.Trainer) -> Report:
-        """The set that was written."""
+        """The set that was written, and what is not in it."""
         if self.parts is None:
             return Report()
-        folder = shown(self.parts.out)
-        return Report({"set": folder}, {f"videoalign shards info {shlex.quote(folder)}": "describe it"})
+        folder, gone = shown(self.parts.out), self.left_out
+        left_out = {"left out": f"{len(gone)} samples that could not be used; the first one: {gone[0]}"} if gone else {}
+        return Report({"set": folder, **left_out}, {f"videoalign shards info {shlex.quote(folder)}": "describe it"})
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Close the parts; they stay for the next run."""

@@ -29,6 +29,7 @@ from ..models.intervals import prompt_number
 from ..models.locks import held
 from ..models.metrics import PreferenceAccuracy
 from ..models.preference import accuracy_without_ties
+from ..models.reward_statistics import Statistics
 from .judge import Judge, ratings_of
 from .predicting import alone
 from .reward_judge import RewardJudge
@@ -206,7 +207,7 @@ def report(result: dict) -> str:
     protocol = PROTOCOLS[result["protocol"]] if result["protocol"] else None
     accuracies = result["accuracies"]
     title = protocol.title if protocol else result["benchmark"]
-    what = "the sum of the normalised dimensions" if result["overall"] == "sum" else result["overall"]
+    what = _sum_of(result["statistics"]) if result["overall"] == "sum" else result["overall"]
     lines = [
         f"{title}: {max(row['pairs'] for row in accuracies.values())} pairs of {result['videos']} videos, "
         f"{_reading(result)}; overall is {what}",
@@ -223,6 +224,15 @@ def report(result: dict) -> str:
     if result["sources"]:
         lines += ["", "without ties, pairs with a video of", _sources(result["sources"])]
     return "\n".join(lines)
+
+
+def _sum_of(statistics: dict | None) -> str:
+    """What is added up; another judge than a reward model has no statistics, and adds its ratings as they are."""
+    if statistics is None:
+        return "the sum of the ratings"
+    if statistics == asdict(Statistics()):
+        return "the sum of the raw rewards, because the model has no statistics to normalise them by"
+    return "the sum of the normalised dimensions"
 
 
 def _reading(result: dict) -> str:

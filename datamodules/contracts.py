@@ -67,6 +67,17 @@ class ScoresPairs(HasProcessor, Protocol):
         """Raw rewards (B, 3)."""
 
 
+@offered_by("a module that learns from rated pairs (RewardModel, NoisyRewardModel or a subclass)")
+class LearnsFromRatings(Protocol):
+    """A module that says which ratings it learns from: RewardModel, NoisyRewardModel.
+
+    VideoPairs and LatentPairs ask it before training, because a loss without targets teaches nothing and fails nowhere.
+    """
+
+    def targets(self, labels: Tensor, scores: Tensor) -> Tensor:
+        """Dimensions (D,) in which the loss learns from a pair of these labels (D,) and scores (2, D), NaN for none."""
+
+
 @offered_by("a module that measures the statistics of its rewards (RewardModel or a subclass)")
 class MeasuresStatistics(Protocol):
     """A module that measures mean and standard deviation of its rewards: RewardModel.

@@ -9,12 +9,12 @@ from typing import Any, Literal
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from .. import VideoAlignError
-from ..models.number_checks import at_least
+from ..models.number_checks import at_least, positive, share_of_one
 from .contents import Content, ShardError
 from .contracts import DescribesSamples, HasGenerator, require
 from .frames import load_image
@@ -42,7 +42,13 @@ class ClipSize:
     width: int
     """Width in pixels."""
     fps: float | None = None
-    """Frame rate to sample at, from the first frame on; null spreads the frames evenly over the whole clip."""
+    """Frame rate to sample at, from the first frame on; frames of slower clips are repeated. Null spreads the frames
+    evenly over the whole clip."""
+
+    def __post_init__(self) -> None:
+        sizes = {name: getattr(self, name) for name in ("num_frames", "height", "width")}
+        at_least(1, "data.clip.", **sizes)
+        positive("data.clip.", fps=self.fps)
 
     def indices(self, total: int, fps: float | None) -> list[int]:
         """Indices of the frames to keep.
@@ -214,6 +220,7 @@ class EncodeList(L.LightningDataModule):
         super().__init__()
         at_least(1, "data.", batch_size=batch_size)
         at_least(0, "data.", workers=workers)
+        share_of_one("data.", max_dropped=max_dropped)
         if precision not in ("float16", "bfloat16", "float32"):
             raise VideoAlignError(f"data.precision {precision!r} is unknown; choose float16, bfloat16 or float32")
         self.data, self.out, self.clip, self.precision = data, Path(out), clip, precision
@@ -230,12 +237,27 @@ class EncodeList(L.LightningDataModule):
             raise ShardError(f"{self.data} holds {held}; pairs or videos with mp4 files are encoded")
         self.kind = shards.index.kind
         self.contents = shards.contents()
+        self._tell_of_slow_clips()
         self.source = self._source_of_images(generator.image)
         latents = {**generator.identity(), "of": self.kind, **asdict(self.clip), "precision": self.precision}
         latents |= {"images": self.source} if self.source else {}
         described = require(module, DescribesSamples, who).making()
         making = {"data": shards.digest, "latents": latents, **described}
         self.parts = Parts(self.out, Index("latents", media="safetensors", latents=latents), making, len(self.contents))
+
+    def _tell_of_slow_clips(self) -> None:
+        """Tell of clips whose frames are repeated, as far as records state their frame rates."""
+        if self.clip.fps is None:
+            return
+        stated = [content.record.get("fps") for content in self.contents]
+        rates = [min(each.values()) if isinstance(each, dict) and each else each for each in stated]
+        slow = [rate for rate in rates if isinstance(rate, int | float) and 0 < rate < self.clip.fps]
+        if slow:
+            rank_zero_warn(
+                f"{len(slow)} of {len(stated)} samples of {self.data} have fewer than {self.clip.fps:g} frames per "
+                f"second (data.clip.fps), the slowest {min(slow):g}: frames are repeated, and a generator learns that "
+                "pictures stand still; data.clip.fps: null spreads frames over the whole clip"
+            )
 
     def _source_of_images(self, image: str) -> Sources | None:
         """Where images come from; refuses what generator, option and set do not agree on.
@@ -282,5 +304,5 @@ class EncodeList(L.LightningDataModule):
         """This rank's batches of the samples that are not written yet."""
         written = self.parts.done()
         done = {number for number, key in enumerate(self.contents.keys()) if key in written}
-        share = own_share(in_turn(len(self.contents), self.batch_size), self.trainer, done)
-        return dealt(_Batches(self.contents, share, self.kind, self.clip, self.source), self.workers)
+        own = own_share(in_turn(len(self.contents), self.batch_size), self.trainer, done)
+        return dealt(_Batches(self.contents, own, self.kind, self.clip, self.source), self.workers)

@@ -131,7 +131,7 @@ def _voted_row(line: int, cells: dict[str, str], paths: tuple[str, str]) -> Row:
     vote = cells["vote_type"]
     if vote not in VOTES:
         raise VideoAlignError(f"unknown vote_type {vote!r}; they are {', '.join(VOTES)}")
-    sources = cells.get("left_model", ""), cells.get("right_model", "")
+    sources = cells.get("left_model", "").strip(), cells.get("right_model", "").strip()
     return Row(line, paths, cells["prompt"].strip(), {OVERALL: VOTES[vote]}, {}, sources, {"vote_type": vote})
 
 

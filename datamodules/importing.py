@@ -1,7 +1,7 @@
 """Import of rated pairs: a table's rows and the videos that they name become a set of shards."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from functools import partial
@@ -179,7 +179,7 @@ def rated_row(line: int, cells: dict[str, str], paths: tuple[str, str]) -> Row:
             text = cells.get(f"MOS_{side}_{dimension}", "").strip()
             if text:
                 scores.setdefault(side, {})[dimension] = _score(text, f"MOS_{side}_{dimension}")
-    sources = cells.get("A_model", ""), cells.get("B_model", "")
+    sources = cells.get("A_model", "").strip(), cells.get("B_model", "").strip()
     return Row(line, paths, cells["prompt"].strip(), labels, scores, sources)
 
 
@@ -300,6 +300,8 @@ def write_set(
     for row in report.rows:
         if not unusable[row.line] and media.same(*row.paths):
             unusable[row.line] = [f"the videos {row.paths[0]} and {row.paths[1]} are the same, byte by byte"]
+    for line, why in _contradictions(report.rows):
+        unusable[line].append(why)
     report.rejected = sorted([*report.rejected, *((line, "; ".join(why)) for line, why in unusable.items() if why)])
     report.rows = [row for row in report.rows if not unusable[row.line]]
     remedies = ["No row is sound."] if not report.rows else []
@@ -312,6 +314,16 @@ def write_set(
     samples, rows = _pair_samples(report) if kind == "pairs" else _video_samples(report)
     report.shares = write_samples(samples, rows, media, out, kind, seed, held_out, pool, progress)
     return report
+
+
+def _contradictions(rows: Sequence[Row]) -> Iterator[tuple[int, str]]:
+    """Lines of rows that name another model of a video than an earlier row does, and both names."""
+    first: dict[str, tuple[str, int]] = {}
+    for row in rows:
+        for path, source in zip(row.paths, row.sources):
+            known, line = first.setdefault(path, (source, row.line)) if source else ("", 0)
+            if source != known:
+                yield row.line, f"{path} is of {source!r} here and of {known!r} in line {line}"
 
 
 def _pair_samples(report: Report) -> tuple[list[NewSample], list[Compared]]:

@@ -22,7 +22,7 @@ from torch import Tensor
 from .. import VideoAlignError
 from ..models.family import Encoded
 from ..models.flow import draw_seed
-from ..models.number_checks import at_least
+from ..models.number_checks import at_least, share_of_one
 from .contents import Contents, RawSample, ShardError
 from .contracts import HasGenerator, HasReferenceErrors, require
 from .data_ranks import data_ranks
@@ -31,6 +31,7 @@ from .latent_files import NULL, OF, check_images, conditions_of, load_latents
 from .reference_errors import ReferenceErrors
 from .shards import ShardSet
 from .stream import FilledCollate, ShardLoader, ShardStream, Share, training_share
+from .targets import check_targets
 
 if TYPE_CHECKING:
     from ..models.generator import Generator
@@ -170,6 +171,7 @@ class LatentPairs(L.LightningDataModule):
         super().__init__()
         at_least(1, "data.", batch_size=batch_size, val_batch_size=val_batch_size)
         at_least(0, "data.", workers=workers, shuffle_buffer=shuffle_buffer)
+        share_of_one("data.", max_dropped=max_dropped)
         if min_margin is not None and not min_margin >= 0:
             raise VideoAlignError(f"data.min_margin must not be negative, got {min_margin}")
         self.paths = {"train": train, "val": val}
@@ -243,7 +245,10 @@ class LatentPairs(L.LightningDataModule):
                 f"{shards.name}: no pair has a margin above {self.min_margin} under weights {self.weights}, "
                 "so nothing is left"
             )
-        return _Opened(shards, contents.take(kept.tolist()), judged.take(kept), images)
+        judged = judged.take(kept)
+        if of == "pairs" and self.trainer.state.fn == "fit":
+            check_targets(module, zip(judged.labels, judged.labels.new_full((len(kept), 2, 3), torch.nan)), shards.name)
+        return _Opened(shards, contents.take(kept.tolist()), judged, images)
 
     def _loader(self, which: str, training: bool) -> ShardLoader:
         opened, trainer = self.sets[which], self.trainer

@@ -14,10 +14,9 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from .. import VideoAlignError
-from ..models.dimensions import DIMENSIONS
 from ..models.flow import draw_seed
 from ..models.frame_sampling import FRAME_FACTOR
-from ..models.number_checks import at_least
+from ..models.number_checks import at_least, share_of_one
 from ..models.processor import RewardProcessor
 from .benchmark import Benchmark
 from .contents import Contents, RawSample
@@ -29,6 +28,7 @@ from .rater_scores import LEAST, RaterScales
 from .ratings import labels_of, prompt_of, scores_of, sources_of
 from .shards import ShardSet
 from .stream import FilledCollate, ShardLoader, ShardStream, Share, training_share
+from .targets import check_rated, check_targets, ratings_in
 from .video_pair import VideoPair
 
 
@@ -222,8 +222,7 @@ class VideoPairs(L.LightningDataModule):
         at_least(1, "data.", batch_size=batch_size, val_batch_size=val_batch_size)
         at_least(0, "data.", workers=workers, shuffle_buffer=shuffle_buffer, keep_gb=keep_gb)
         at_least(0, "data.", group_by_length=group_by_length)
-        if not 0 <= max_dropped < 1:
-            raise VideoAlignError(f"data.max_dropped is a share in [0, 1), got {max_dropped}")
+        share_of_one("data.", max_dropped=max_dropped)
         if train_keys and train_share != 1:
             raise VideoAlignError("data.train_keys and data.train_share both choose training pairs; set one of them")
         if not 0 < train_share <= 1:
@@ -266,19 +265,6 @@ class VideoPairs(L.LightningDataModule):
                 f"data.{which} is not set: name the folder of a pairs set (`videoalign shards import-csv` makes one)"
             )
         return ShardSet(self.paths[which], "pairs")
-
-    def _rated(self, shards: ShardSet, contents: Contents) -> Contents:
-        """The pairs, of which at least one must be rated: without any, training would run and teach nothing."""
-        for content in contents:
-            record, scores = content.record, None
-            labels = labels_of(record, content.name)[: len(DIMENSIONS)]
-            if labels.isnan().all():
-                scores = scores_of(record, content.name)
-            if scores is None or not scores.isnan().all():
-                return contents
-        raise VideoAlignError(
-            f"{shards.name}: none of its {len(contents)} pairs has a label or a score; rate some first"
-        )
 
     def _chosen(self, shards: ShardSet) -> Contents:
         """The training pairs to use: all, those of a list, or exactly a share, by a draw for each key."""
@@ -347,7 +333,10 @@ class VideoPairs(L.LightningDataModule):
     def _pair_loader(self, which: str, training: bool) -> ShardLoader:
         shards = self._pairs(which)
         decode = self._decoder(shards, training)
-        contents = self._rated(shards, self._chosen(shards) if training else shards.contents())
+        contents = self._chosen(shards) if training else shards.contents()
+        check_rated(contents, shards.name)
+        if training:
+            check_targets(self.trainer.lightning_module, ratings_in(contents), shards.name)
         return self._loader(shards, contents, decode, training)
 
     def train_dataloader(self) -> ShardLoader:

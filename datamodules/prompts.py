@@ -46,6 +46,10 @@ class Item(NamedTuple):
         return draw_seed(seed, self.prompt, *([self.sha256] if self.image else []), number)
 
 
+NO_PROMPTS = (".json", ".jsonl", ".ndjson", ".tsv", ".yaml", ".yml", ".parquet", ".xlsx", ".xls")
+"""Endings of files that hold prompts in another way than one a line."""
+
+
 def read_items(path: str | Path) -> list[Item]:
     """Prompts and images of a CSV or text file, in order and without repetitions.
 
@@ -61,6 +65,11 @@ def read_items(path: str | Path) -> list[Item]:
     if Path(path).suffix.lower() == ".csv":
         rows = sound_rows(path, ("prompt",), name, fill=True, optional=("image",))
     else:
+        if (ending := Path(path).suffix.lower()) in NO_PROMPTS:
+            raise VideoAlignError(
+                f"{name}: files that end in {ending} are not read; give a text file with one prompt a line, or a CSV "
+                "with the column prompt"
+            )
         # splitlines would also split at Unicode's further line separators, which a prompt may hold
         lines = read_text(path, name).replace("\r\n", "\n").replace("\r", "\n").split("\n")
         rows = [(number, {"prompt": line}) for number, line in enumerate(lines, 1)]

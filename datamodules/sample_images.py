@@ -113,6 +113,8 @@ def _opened(content: bytes, name: str) -> Image.Image:
         raise ImageError(f"{name} {why}")
     try:
         with Image.open(io.BytesIO(content)) as image:
+            if image.format == "MPO":  # a JPEG of a telephone: behind the picture are a second one, depth or gains
+                image.format, image.n_frames = "JPEG", 1
             kind, (width, height) = image.format or "", image.size
             if kind not in TYPES:
                 raise ImageError(f"{name} is a {kind}; images are {', '.join(TYPES)}")

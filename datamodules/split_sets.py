@@ -235,14 +235,42 @@ def split(
                 if isinstance(labels := content.record.get("labels"), dict):
                     report[share].labels.append(labels)
             progress("samples copied", number + 1, len(contents))
-        for writer in writers.values():
-            for table in index.tables.keys() - {PAIRS}:
-                writer.write_file(table, shards.file(table))
-                if writer.index.tables[table] != index.tables[table]:
-                    raise VideoAlignError(f"{table} of {shards.name} is not the file that was written (another sha256)")
+        share_of = dict(zip(contents.keys(), dealt))
+        for table in index.tables.keys() - {PAIRS}:
+            _share_table(table, shards, writers, share_of)
         if rows:
             write_rows(rows, dealt, writers, report)
     return report.text()
+
+
+def _share_table(
+    name: str, shards: ShardSet, writers: Mapping[str, ShardWriter], share_of: Mapping[str, str | None]
+) -> None:
+    """Give each share a further file of a set: of a table that names samples the rows of its own, else all of it.
+
+    Args:
+        name: Name of the file.
+        shards: The set.
+        writers: Writers by share.
+        share_of: Share by key of a sample; None for samples that are in none.
+
+    Raises:
+        VideoAlignError: If the file is not the one that was written, or names samples that the set lacks.
+    """
+    rows = shards.table(name) if name.endswith(".csv") else []
+    if not rows or "key" not in rows[0]:
+        for writer in writers.values():
+            writer.write_file(name, shards.file(name))
+            if writer.index.tables[name] != shards.index.tables[name]:
+                raise VideoAlignError(f"{name} of {shards.name} is not the file that was written (another sha256)")
+        return
+    if absent := [row["key"] for row in rows if row["key"] not in share_of]:
+        raise VideoAlignError(
+            f"{name} of {shards.name} names {len(absent)} samples that the set lacks, such as {absent[0]!r}"
+        )
+    for share, writer in writers.items():
+        if own := [row for row in rows if share_of[row["key"]] == share]:
+            writer.write_table(name, own)
 
 
 def _rows_of(shards: ShardSet) -> list[Compared]:

@@ -98,11 +98,14 @@ def _decoded(
     while True:
         reader = _Reader(film, name)
         indices = _indices(sampling, film.clip.frames, film.clip.fps, name)
-        places = {index: place for place, index in enumerate(indices)}
+        places: dict[int, list[int]] = {}  # several of an index where frames are repeated
+        for place, index in enumerate(indices):
+            places.setdefault(index, []).append(place)
         video = torch.empty(0)
         for index, frame in reader.frames(source, set(places), sampling, factor):
             video = video if len(video) else torch.empty(len(indices), *frame.shape, dtype=torch.uint8)
-            video[places[index]] = frame
+            for place in places[index]:
+                video[place] = frame
         if reader.count == film.clip.frames:
             return video, _turned(film.clip, reader.turns)
         if film.times:  # frames are missing: which ones, only decoding all of them tells

@@ -35,3 +35,21 @@ def padded(encoded: Sequence[Encoded], shapes: Mapping[str, tuple[int, int]], de
             row[: len(e)], keep[: len(e)] = e, 1
         batch |= {name: rows, f"{name}_mask": mask}
     return batch
+
+
+def check_negative(where: str, negative: str, *scales: float | None) -> None:
+    """Refuse a negative prompt that nothing reads.
+
+    Args:
+        where: What stands before the name in the message, such as ``sampling.``.
+        negative: Negative prompt of classifier-free guidance.
+        scales: Scales of classifier-free guidance; None where there is none.
+
+    Raises:
+        VideoAlignError: Where there is a negative prompt, and no scale above 1.
+    """
+    if negative and max(scale or 1 for scale in scales) <= 1:
+        raise VideoAlignError(
+            f"{where}negative: classifier-free guidance alone reads a negative prompt, and at {where}cfg_scale 1 there "
+            f"is none; raise {where}cfg_scale (5, say), or leave {where}negative out"
+        )

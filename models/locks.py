@@ -21,6 +21,8 @@ HOST = re.sub(r"[^A-Za-z0-9_.]", "_", socket.gethostname())[:64]
 _TEMPORARY = re.compile(r"\.(?P<stem>.+)\.(?P<kind>partial|old)-(?P<host>[^-]+)-(?P<pid>\d+)-(?P<start>\d+)-\d+", re.S)
 _ADDRESS = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+:/")
 """The beginning of an address such as ``s3://bucket``, also where a Path has made one slash of two."""
+_HOME = re.compile(r"~[^/]*/")
+"""The beginning of a path in a home folder, which a shell replaces, but not behind ``=`` or in YAML."""
 _LONGEST = 150
 """Largest number of bytes of a name that is used whole in names beside it: file systems allow 255."""
 _numbers = itertools.count()
@@ -239,6 +241,11 @@ def real(path: str | Path) -> Path:
         raise VideoAlignError(f"output {text!r}: the name is not UTF-8; choose another one") from None
     if "\0" in text:
         raise VideoAlignError(f"output {text!r}: a name cannot hold the character NUL; choose another one")
+    if _HOME.match(text) and not os.path.lexists(text.split("/")[0]):
+        raise VideoAlignError(
+            f"output {text}: a shell has left ~ as it is, and a folder of that name is hardly meant; write "
+            f"{os.path.expanduser(text)}"
+        )
     if _ADDRESS.match(text):
         raise VideoAlignError(
             f"output {redacted(text)}: this is written to a local folder; name one, and copy it then with `videoalign "

@@ -170,6 +170,21 @@ class NoisyReward(nn.Module):
             return torch.autocast(device, torch.bfloat16)
         return contextlib.nullcontext()
 
+    def need_statistics(self, where: str) -> None:
+        """Refuse a reward without statistics, before its dimensions are weighed against each other.
+
+        Args:
+            where: Folder of the reward, for the message.
+
+        Raises:
+            VideoAlignError: Where the rewards were never measured on held-out pairs.
+        """
+        if self.statistics == Statistics():
+            raise VideoAlignError(
+                f"{where} has no statistics of its rewards, so its dimensions cannot be weighed against each other, "
+                "and strengths and targets have no unit; train it with held-out pairs (data.val)"
+            )
+
     def normalise(self, rewards: Tensor) -> Tensor:
         """Z-scores of raw rewards (..., D), by the statistics of held-out latents at the times of the validation."""
         both = [self.statistics.mean, self.statistics.std]

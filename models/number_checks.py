@@ -1,4 +1,4 @@
-"""Numbers that users give: refused where they are not finite, or too small, with the name of the key."""
+"""Numbers that users give: refused where they are not finite, or out of range, with the name of the key."""
 
 import math
 
@@ -20,6 +20,21 @@ def at_least(least: float, where: str = "", **values: float | None) -> None:
         if value is not None and not (value >= least and math.isfinite(value)):
             finite = "" if math.isfinite(value) else " and finite"
             raise VideoAlignError(f"{where}{name} must be at least {least}{finite}, got {value}")
+
+
+def share_of_one(where: str = "", **values: float) -> None:
+    """Refuse numbers that are no share in [0, 1).
+
+    Args:
+        where: What stands before the names in messages, such as ``data.``.
+        **values: Numbers by name.
+
+    Raises:
+        VideoAlignError: Where a number is refused; names it.
+    """
+    for name, value in values.items():
+        if not 0 <= value < 1:
+            raise VideoAlignError(f"{where}{name} is a share in [0, 1), got {value}")
 
 
 def positive(where: str = "", **values: float | None) -> None:

@@ -165,6 +165,7 @@ ALIGNING = (FlowSFT, FlowDPO, FlowIPO, FlowRWR, DiffusionNFT, RewardBackprop, Ca
 MEANT = {
     "HasProcessor": (RewardModel, Captioning),
     "ScoresPairs": (RewardModel,),
+    "LearnsFromRatings": (RewardModel, NoisyRewardModel),
     "MeasuresStatistics": (RewardModel,),
     "HasCalibration": (RewardModel, NoisyRewardModel),
     "HasRewardNetwork": (RewardModel, NoisyRewardModel),

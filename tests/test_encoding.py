@@ -192,6 +192,8 @@ def test_unusable_clips_are_left_out_up_to_max_dropped(mixed, generators, tmp_pa
     assert call("predict", "--config", begin(max_dropped=0.25)) == 2
     assert "2 samples could not be used" in capfd.readouterr().err
     assert call("predict", "--config", begin(max_dropped=0.5)) == 0
+    said = capfd.readouterr().out
+    assert "2 samples that could not be used; the first one: " in said and "key 'short'" in said
     assert samples_of(tmp_path / "out").keys() == {"good0", "good1"} and call("shards", "verify", tmp_path / "out") == 0
 
 
@@ -211,7 +213,11 @@ ENCODE_REFUSED = {
     "latents": ({"data": "latents"}, "holds latents as safetensors; pairs or videos with mp4 files"),
     "output in the way": ({"out": in_the_way}, "exists already"),
     "long prompt": ({"data": long_prompt}, r"has \d+ tokens, .*truncate: true"),
-    "all too short": ({"clip": {**CLIP, "num_frames": 13}, "max_dropped": 1.0}, "no sample was written"),
+    "all too short": ({"clip": {**CLIP, "num_frames": 13}, "max_dropped": 0.9}, "samples could not be used"),
+    "share of dropped samples": ({"max_dropped": 10}, r"data\.max_dropped is a share in \[0, 1\), got 10"),
+    "frame rate": ({"clip": {**CLIP, "fps": 0}}, r"data\.clip\.fps must be above 0, got 0"),
+    "backwards": ({"clip": {**CLIP, "fps": -16}}, r"data\.clip\.fps must be above 0, got -16"),
+    "no frame": ({"clip": {**CLIP, "num_frames": 0}}, r"data\.clip\.num_frames must be at least 1, got 0"),
     "no generator": ({"model": {"generator": "none/at/all"}}, "none/at/all"),
     "unknown part": ({"model": {"parts": ["unet"]}}, "unet"),
     "without text encoder": ({"model": {"parts": ["vae", "transformer"]}}, "without its text_encoder"),
@@ -256,6 +262,26 @@ def test_prompts_are_cut_on_demand(generators, tmp_path):
 )
 def test_indices(count, rate, total, fps, want):
     assert ClipSize(num_frames=count, height=8, width=8, fps=rate).indices(total, fps) == want
+
+
+def test_frames_of_a_slow_clip_are_repeated():
+    video = noise_video(0)  # 9 frames at 8 fps
+    whole, slow = (decode(video, ClipSize(num_frames=9, height=40, width=48, fps=fps), 1) for fps in (8.0, 16.0))
+    assert torch.equal(slow, whole[[0, 1, 1, 2, 2, 3, 3, 4, 4]])
+
+
+def test_clips_whose_frames_are_repeated_are_told(generators, tmp_path):
+    with ShardWriter(tmp_path / "set", "pairs") as writer:
+        for key, a, b in (("0", 8, 16), ("1", 16, 16)):
+            record = {"prompt": "a video", "labels": {"VQ": "A"}, "fps": {"A": a, "B": b}}
+            writer.write(key, {"a": noise_video(0), "b": noise_video(1)}, record)
+    config = encode_config(
+        tmp_path / "e.yaml", generators / "wan", tmp_path / "set", tmp_path / "out", clip={**CLIP, "fps": 16.0}
+    )
+    with pytest.warns(
+        match=r"1 of 2 samples of .* fewer than 16 frames per second \(data\.clip\.fps\), the slowest 8:"
+    ):
+        assert call("predict", "--config", config) == 0
 
 
 @pytest.mark.parametrize(

@@ -175,3 +175,20 @@ def test_unrated_videos_that_repeat_are_merged(videos: Path, tmp_path: Path) -> 
     contradicting = table(tmp_path, *rows, "0.mp4,a cat,ltx", header="path,prompt,source")
     with pytest.raises(VideoAlignError, match="line 6: repeats line 2: the same video and prompt, but another source"):
         import_videos(contradicting, videos, tmp_path / "two")
+
+
+def test_a_video_is_of_one_model(videos: Path, tmp_path: Path) -> None:
+    rows = (
+        "0.mp4,1.mp4,a cat,A,B,same,4,2,wan ,ltx",
+        "0.mp4,2.mp4,a cat,A,B,same,4,2, wan,",
+        "2.mp4,1.mp4,a cat,A,,,,,,",
+    )
+    import_csv(table(tmp_path, *rows), videos, tmp_path / "set")
+    found = [content.record["sources"] for content in ShardSet(tmp_path / "set").contents()]
+    assert sorted(map(str, found)) == sorted(
+        map(str, ({"A": "wan", "B": "ltx"}, {"A": "wan", "B": ""}, {"A": "", "B": ""}))
+    )
+    exchanged = table(tmp_path, *rows, "3.mp4,0.mp4,a cat,A,B,same,4,2,wan,ltx")
+    with pytest.raises(VideoAlignError, match=r"line 5.*0\.mp4 is of 'ltx' here and of 'wan' in line 2"):
+        import_csv(exchanged, videos, tmp_path / "two")
+    assert "1 rows rejected" in import_csv(exchanged, videos, tmp_path / "three", skip_bad_rows=True).text()

@@ -115,6 +115,18 @@ def moving() -> bytes:
     return buffer.getvalue()
 
 
+def test_of_a_telephones_picture_the_first_one_counts() -> None:
+    """Behind the picture such a JPEG holds a second one, gains or depth; Pillow calls it MPO."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (30, 20), "red").save(
+        buffer, "MPO", save_all=True, append_images=[Image.new("RGB", (30, 20), "blue")]
+    )
+    assert Image.open(io.BytesIO(buffer.getvalue())).format == "MPO"
+    assert read_image(buffer.getvalue(), "image").kind == "jpg"
+    red, green, blue = pixels(buffer.getvalue(), "image")[0, 0].tolist()
+    assert red > 240 and green < 15 and blue < 15
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

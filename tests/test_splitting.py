@@ -188,6 +188,27 @@ def test_rated_pairs_go_with_their_videos(tmp_path: Path, capsys: pytest.Capture
     assert len({share[key] for key in "02468"}) == len({share[key] for key in "13579"}) == 1
 
 
+def test_rows_of_a_table_go_with_their_samples(tmp_path: Path) -> None:
+    """The held-out scores must not lie in the training set; sets that are read as one keep the rows of both."""
+    for part, first in (("one", 0), ("two", 6)):
+        with ShardWriter(tmp_path / part, "videos", per_shard=3) as writer:
+            for i in range(first, first + 6):
+                writer.write(f"{i}", {"": clip(i)}, {"prompt": f"p {i}", "num_frames": 6})
+            writer.write_table("scores.csv", [{"key": f"{i}", "VQ": f"{i / 4}"} for i in range(first, first + 6)])
+    assert (
+        call("shards", "split", f"{tmp_path}/{{one,two}}", "--out", tmp_path / "out", "--shares", "train=0.6,val=0.4")
+        == 0
+    )
+    found = {}
+    for name in ("train", "val"):
+        assert call("shards", "verify", tmp_path / "out" / name) == 0
+        share = ShardSet(tmp_path / "out" / name)
+        rows = share.table("scores.csv")
+        assert {row["key"] for row in rows} == {*share.contents().keys()}
+        found |= {row["key"]: row["VQ"] for row in rows}
+    assert found == {f"{i}": f"{i / 4}" for i in range(12)}
+
+
 @pytest.mark.parametrize("of", ["pairs", "videos"])
 def test_latents_keep_their_null_prompt(tmp_path: Path, of: str) -> None:
     def named(i: int) -> dict:

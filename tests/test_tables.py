@@ -150,6 +150,9 @@ def test_prompts_of_a_text_file(tmp_path: Path) -> None:
     assert read_prompts(given(tmp_path, text, "p.txt")) == ["a cat", "a dog\u2028that runs", "a \x85 cow"]
     with pytest.raises(VideoAlignError, match="UTF-16"):
         read_prompts(given(tmp_path, "a cat\n".encode("utf-16"), "q.txt"))
+    for name in ("p.jsonl", "p.JSON", "p.tsv"):  # not their lines as prompts
+        with pytest.raises(VideoAlignError, match=f"files that end in {name[1:].lower()} are not read; give a text"):
+            read_prompts(given(tmp_path, '{"prompt": "a cat"}', name))
 
 
 def test_a_table_of_pairs_is_read_as_it_was_written(tmp_path: Path) -> None:
