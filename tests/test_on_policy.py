@@ -1,6 +1,7 @@
 """Training on a generator's own samples: loop, draws, resumption and ranks, and each algorithm against its equation."""
 
 import math
+import warnings
 from dataclasses import replace
 from functools import partial
 
@@ -12,12 +13,13 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from flow_kit import PROMPTS, SMALL, close, data, fit, make
 from helpers import QUIET
 from videoalign import VideoAlignError
-from videoalign.alignment import AWM, DiffusionNFT, FlowDPO, FlowGRPO, OnlineDPO
+from videoalign.alignment import AWM, DiffusionNFT, FlowDPO, FlowGRPO, FlowSFT, OnlineDPO
 from videoalign.alignment.behaviour import Trailing
 from videoalign.callbacks import EMA, SideBySide
 from videoalign.callbacks.prompt_sampler import PromptSampler, Sampling
 from videoalign.datamodules.prompt_groups import IterationLoader, PromptGroups, Rounds
 from videoalign.models.advantages import Advantages
+from videoalign.models.flow import TimeLaw
 from videoalign.models.flow_losses import ConstantBeta
 from videoalign.models.memory import Memory
 from videoalign.models.rows_on_disk import Rows
@@ -535,3 +537,64 @@ def test_a_window_of_ones_own_always_gives_as_many_steps(folders, prompts):
         fit(module, groups(prompts), steps=2)
     with pytest.raises(VideoAlignError, match=r"model\.window \(Odd\) failed: ZeroDivisionError"):
         policy(FlowGRPO, folders, window=Odd(lambda iteration: 1 / 0))
+
+
+# --- references, guidance, devices ------------------------------------------------------------------------------------
+
+
+def test_a_refreshed_reference_is_the_losss_alone(folders, prompts):
+    """Callbacks go on to compare with the policy that training started from."""
+    model = policy(OnlineDPO, folders, refresh=1)
+    begun = state(model)
+    fit(model, groups(prompts), max_epochs=2, steps=-1)
+    assert model._refreshed and any(not torch.equal(model._refreshed[n], begun[n]) for n in begun)
+    with model.as_refreshed() as net:
+        inside = {n: p.detach().clone() for n, p in net.named_parameters() if n in model._refreshed}
+    assert all(torch.equal(value, model._refreshed[name]) for name, value in inside.items())
+    sampler = PromptSampler(model, SIZE, groups(prompts).items)
+    with model.as_reference() as net:
+        assert net is model.policy and not any(layer.scaling and not layer.disable_adapters for layer in adapted(net))
+    assert sampler.aligned is model
+
+
+def adapted(net):
+    return [module for module in net.modules() if hasattr(module, "disable_adapters") and hasattr(module, "lora_A")]
+
+
+def test_what_a_checkpoint_held_goes_to_the_device_that_trains(folders, monkeypatch):
+    """Lightning reads a checkpoint before it moves the module, so that its tensors lie in the main memory."""
+    for kind, options in ((DiffusionNFT, {"old_decay": 0.5}), (AWM, {"kl_average": 0.5}), (OnlineDPO, {"refresh": 2})):
+        model = policy(kind, folders, **options)
+        model.take_further({name: model.kept() for name in model.further_tensors()})
+        monkeypatch.setattr(FlowSFT, "on_train_start", lambda self: None)
+        model.policy.to("meta")  # stands for a GPU
+        model.on_train_start()
+        found = [tensor for tensors in model.further_tensors().values() for tensor in tensors.values()]
+        assert found and {tensor.device.type for tensor in found} == {"meta"}
+
+
+def test_guided_samples_are_told_where_the_loss_is_not(folders, prompts):
+    words = "cfg_scale is 4, but .* trains the velocity without guidance"
+    for kind in (OnlineDPO, DiffusionNFT, AWM):
+        with pytest.warns(UserWarning, match=words):
+            fit(policy(kind, folders, sampling=replace(SIZE, cfg_scale=4.0)), groups(prompts), 1)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=words)
+        fit(policy(FlowGRPO, folders, sampling=replace(SIZE, cfg_scale=4.0)), groups(prompts), 1)
+        fit(policy(DiffusionNFT, folders), groups(prompts), 1)
+
+
+def test_times_of_training_are_not_grpos(folders):
+    with pytest.raises(VideoAlignError, match=r"model\.times is not read: FlowGRPO .* leave model\.times out"):
+        policy(FlowGRPO, folders, times=TimeLaw(lowest=0.6))
+
+
+def test_samples_are_made_for_the_frame_rate_that_is_judged(folders, prompts):
+    """The positions of LTX depend on model.fps; those of Wan do not."""
+    one = policy(DiffusionNFT, folders, "ltx", fps=25.0)
+    with pytest.raises(VideoAlignError, match=r"sampling\.fps is 16, and model\.fps 25"):
+        fit(one, groups(prompts), 1)
+    with pytest.raises(VideoAlignError, match=r"sampling\.fps is 16, and model\.fps 25"):
+        SideBySide(PROMPTS, replace(SIZE, fps=16)).check_size(one)
+    SideBySide(PROMPTS, replace(SIZE, fps=25)).check_size(one)
+    SideBySide(PROMPTS, SIZE).check_size(policy(DiffusionNFT, folders, fps=25.0))

@@ -1,6 +1,7 @@
 """Rated pairs as batches: what stands where, what counts, and that cached frames change nothing."""
 
 import random
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from videoalign import VideoAlignError
+from videoalign.alignment import RewardModel
 from videoalign.datamodules import frames
 from videoalign.datamodules.benchmark import PAIRS
 from videoalign.datamodules.contents import RawSample, ShardError
@@ -21,6 +23,7 @@ from videoalign.datamodules.shards import ShardSet, ShardWriter
 from videoalign.datamodules.stream import Dropped, Item
 from videoalign.datamodules.verify import verify
 from videoalign.datamodules.video import decode, encode
+from videoalign.models import DIMENSIONS, VideoReward
 from videoalign.models.frame_sampling import FrameSampling
 from videoalign.models.processor import RewardProcessor
 from videoalign.models.template import Template
@@ -658,3 +661,37 @@ def test_pairs_that_nobody_rated_are_refused(tmp_path: Path, processor: RewardPr
     for which in ("train", "val"):
         with pytest.raises(VideoAlignError, match=r"bare: .*4 pairs .*has a label or a score"):
             getattr(module(processor, **{which: str(tmp_path / "bare")}), f"{which}_dataloader")()
+
+
+@pytest.mark.parametrize(
+    ("record", "learns", "lacks"),
+    [
+        ({"labels": {"VQ": "A", "MQ": "B", "TA": "same"}}, {"btt"}, {"bt": "TA"}),
+        ({"labels": {"VQ": "same", "MQ": "same", "TA": "same"}}, {"btt"}, {}),
+        ({"labels": {"VQ": "A", "MQ": "B", "TA": ""}}, set(), {"btt": "TA", "bt": "TA"}),
+        ({"labels": {}, "scores": {s: dict.fromkeys(DIMENSIONS, 4) for s in "AB"}}, {"reg"}, {}),
+        ({"labels": {}, "scores": {"A": {"VQ": 4}, "B": {"MQ": 2}}}, set(), {"reg": "TA"}),
+    ],
+)
+def test_a_loss_without_targets_is_refused(
+    record: dict, learns: set, lacks: dict, tmp_path: Path, backbone: Path, sampling: FrameSampling
+) -> None:
+    """A training on labels by a loss that reads scores, and the like, runs to its end and teaches nothing."""
+    with ShardWriter(tmp_path / "set", "pairs") as writer:
+        for i in range(4):
+            writer.write(f"{i}", {"a": clip(i), "b": clip(i + 5)}, {"prompt": "a circle", **record})
+    for loss in ("btt", "bt", "reg"):
+        learner = RewardModel(VideoReward(backbone, "plain", sampling), loss=loss)
+        pairs = module(learner.processor, train=str(tmp_path / "set"), val=str(tmp_path / "set"))
+        pairs.trainer.lightning_module = learner
+        pairs.val_dataloader()  # accuracies need no targets
+        if loss in lacks:
+            with pytest.warns(UserWarning, match=f"set has a target for {lacks[loss]} that"):
+                pairs.train_dataloader()
+        elif loss in learns:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("error", message=".*has a target.*")
+                pairs.train_dataloader()
+        else:
+            with pytest.raises(VideoAlignError, match=r"none of its 4 pairs has what this model\.loss learns from"):
+                pairs.train_dataloader()
