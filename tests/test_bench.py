@@ -5,7 +5,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +40,7 @@ from videoalign.commands.benchmarking import report
 from videoalign.datamodules.benchmark import Benchmark
 from videoalign.models.benchmark_protocols import PROTOCOLS
 from videoalign.models.processor import processor_of
+from videoalign.models.reward_statistics import Statistics
 
 # --- numbers --------------------------------------------------------------------------------------
 
@@ -85,6 +86,17 @@ def test_accuracies_are_those_of_the_rewards(name, kit, finished):
         assert row["official"] == pytest.approx(walk(labels, margins))
         assert row["floor"] == pytest.approx(labels.count(0) / len(labels))
         assert (row["pairs"], row["decided"]) == (len(labels), len(decided))
+
+
+def test_what_overall_adds_up_is_said(finished):
+    """Rewards without statistics are raw, and weigh the dimensions as they come; another judge has none at all."""
+    result = finished().result
+    for statistics, words in (
+        (result["statistics"], "the sum of the normalised dimensions"),
+        (asdict(Statistics()), "the sum of the raw rewards, because the model has no statistics"),
+        (None, "the sum of the ratings"),
+    ):
+        assert f"overall is {words}" in report({**result, "statistics": statistics})
 
 
 @pytest.mark.parametrize("name", ["own sampling", "genai-bench"])

@@ -207,6 +207,16 @@ def test_odd_names_work(name, tmp_path, monkeypatch):
     assert names(tmp_path) == [name]
 
 
+def test_a_home_folder_that_no_shell_has_named_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(VideoAlignError, match=r"output ~/latents: a shell has left ~ as it is.*; write /\S+/latents$"):
+        a_set(Path("~/latents"))
+    assert names(tmp_path) == []
+    Path("~").mkdir()
+    a_set(Path("~/latents"))
+    assert names(Path("~")) == ["latents"]
+
+
 def deny(tmp_path):
     (tmp_path / "no").mkdir(0o555)
     return tmp_path / "no" / "out"

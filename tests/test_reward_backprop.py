@@ -12,15 +12,17 @@ from flow_kit import PROMPTS, SHAPE, close, data, fit, loaded, make, write
 from forked import forked
 from helpers import QUIET, randn
 from videoalign import VideoAlignError
-from videoalign.alignment import FlowSFT, LastSteps, PredictedEnd, RandomStep, RewardBackprop
+from videoalign.alignment import FlowSFT, Generate, LastSteps, PredictedEnd, RandomStep, RewardBackprop
 from videoalign.datamodules.judgements import Weights, without_image
 from videoalign.miniature.networks.pipelines import make_generator
 from videoalign.models import VideoReward
 from videoalign.models.flow import draw
 from videoalign.models.frame_sampling import FrameSampling
 from videoalign.models.generator_folder import load_generator
+from videoalign.models.guidance import Guidance
 from videoalign.models.memory import Memory
 from videoalign.models.noisy_reward import NoisyReward, NoisyRewardShape
+from videoalign.models.search import BestOfN
 from videoalign.models.whole import shapes_only
 
 
@@ -346,6 +348,13 @@ def test_a_reward_without_statistics_is_refused(folders, backbone, tmp_path):
     VideoReward(backbone, "plain", FrameSampling(fps=8.0, min_pixels=0)).save_pretrained(tmp_path / "r")
     with pytest.raises(VideoAlignError, match="has no statistics"):
         make(RewardBackprop, folders["wan"], reward=str(tmp_path / "r"), through="frames", route=LastSteps())
+    NoisyReward(load_generator(folders["wan"]), NoisyRewardShape(blocks=1, hidden=8)).save_pretrained(tmp_path / "n")
+    with pytest.raises(VideoAlignError, match=r"n has no statistics .* strengths and targets have no unit"):
+        make(RewardBackprop, folders["wan"], reward=str(tmp_path / "n"))
+    for options in ({}, {"search": BestOfN(candidates=2)}):
+        with pytest.raises(VideoAlignError, match="n has no statistics"):
+            Generate(folders["wan"], 5, 32, 32, noisy_reward=str(tmp_path / "n"), **options)
+    Generate(folders["wan"], 5, 32, 32, noisy_reward=str(tmp_path / "n"), guide=Guidance(strength=0.0))
 
 
 def test_two_experts_are_trained_through_noisy_latents_of_the_high_one(tmp_path):

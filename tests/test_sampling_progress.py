@@ -88,6 +88,13 @@ def test_a_size_is_given_whole_or_not_at_all():
         Sampling().complete()
 
 
+def test_a_negative_prompt_that_nothing_reads_is_refused():
+    with pytest.raises(VideoAlignError, match=r"sampling\.negative: .* raise sampling\.cfg_scale"):
+        Sampling(negative="blurry")
+    assert Sampling(negative="blurry", cfg_scale=2.0).negative == "blurry"
+    assert Sampling(negative="blurry", cfg_scale_2=2.0).negative == "blurry"
+
+
 def test_a_comparison_needs_a_size(folders, tmp_path):
     (tmp_path / "p.txt").write_text("a\n")
     with pytest.raises(VideoAlignError, match="sampling needs num_frames, height, width"):
