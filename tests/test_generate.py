@@ -134,10 +134,7 @@ GENERATE_REFUSED = {
     "prompts in a folder": (["--prompts", "."], "cannot be read"),
     "number of frames": (["--num-frames", 6], "num_frames is 6"),
     "width": (["--width", 40], "multiples of 16"),
-    "negative prompt without guidance": (
-        ["--negative", "blurry"],
-        "negative: classifier-free guidance alone reads a negative prompt",
-    ),
+    "negative": (["--negative", "blurry"], "negative: classifier-free guidance alone reads a negative prompt"),
     "guidance": (["--cfg-scale", 0.5], "cfg_scale must be at least 1, got 0.5"),
     "guidance nan": (["--cfg-scale", "nan"], "cfg_scale must be at least 1 and finite, got nan"),
     "guidance infinite": (["--cfg-scale", "inf"], "cfg_scale must be at least 1 and finite, got inf"),
