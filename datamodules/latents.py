@@ -193,7 +193,7 @@ class LatentPairs(L.LightningDataModule):
                 raise VideoAlignError(
                     f"data.{which} is not set: name the folder of a latents set (experiments/encode makes one)"
                 )
-            self.sets[which] = self._open(path, generator)
+            self.sets[which] = self._open(path, generator, stage == "fit" and which == "train")
         first = next(iter(self.sets.values())).shards
         self.null = _load_null(first)
         self.cached = None
@@ -202,7 +202,7 @@ class LatentPairs(L.LightningDataModule):
             settings = require(module, HasReferenceErrors, f"{who} with data.reference").reference_made()
             self.cached = ReferenceErrors(self.reference_path, data, settings)
 
-    def _open(self, path: str, generator: "Generator") -> "_Opened":
+    def _open(self, path: str, generator: "Generator", training: bool) -> "_Opened":
         shards = ShardSet(path, "latents")
         stored, identity = shards.index.latents or {}, generator.identity()
         if different := {k: (stored.get(k), v) for k, v in identity.items() if stored.get(k) != v}:
@@ -246,7 +246,7 @@ class LatentPairs(L.LightningDataModule):
                 "so nothing is left"
             )
         judged = judged.take(kept)
-        if of == "pairs" and self.trainer.state.fn == "fit":
+        if of == "pairs" and training:
             check_targets(module, zip(judged.labels, judged.labels.new_full((len(kept), 2, 3), torch.nan)), shards.name)
         return _Opened(shards, contents.take(kept.tolist()), judged, images)
 

@@ -74,7 +74,8 @@ def reference_config(path: Path, generator: Path, data: Path, out: Path, model=N
 
 def flow_config(path: Path, generator: Path, latents: Path, callbacks=(), data=None, lora=True, trainer=None, **model):
     adapters = {"rank": 4, "alpha": 16, "targets": ["to_q", "to_k", "to_v", "to_out.0"]} if lora else None
-    settings = {"generator": generator, "lora": adapters, "optimizer": node("torch.optim.SGD", lr=0.01), **model}
+    settings = {"generator": generator, "lora": adapters, "optimizer": node("torch.optim.SGD", lr=0.01), "fps": 8.0}
+    settings |= model
     steps = {"default_root_dir": path.parent, "max_steps": 2, "callbacks": list(callbacks)}
     sets = {"train": latents, "val": latents, "batch_size": 2, "workers": 0, "shuffle_buffer": 0}
     config = {

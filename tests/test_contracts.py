@@ -89,13 +89,13 @@ def files(tmp_path_factory, backbone):
                 "A": dict.fromkeys(("VQ", "MQ", "TA"), float(i + 1)),
                 "B": dict.fromkeys(("VQ", "MQ", "TA"), 0.0),
             }
-            record = {"prompt": "a circle", "rewards": rewards}
+            record = {"prompt": "a circle", "rewards": rewards, "labels": dict.fromkeys(("VQ", "MQ", "TA"), "A")}
             writer.write(f"k{i}", {"": safetensors.torch.save(tensors)}, record)
         (writer.path / NULL).write_bytes(safetensors.torch.save({"prompt": torch.randn(1, 32)}))
         writer.index.tables[NULL] = sha256(writer.path / NULL)
     (root / "prompts.txt").write_text("a red circle moves\n")
     noisy = NoisyReward(load_generator(str(root / "wan")), NoisyRewardShape(blocks=1, hidden=8))
-    noisy.statistics = Statistics([0.0] * 3, [1.0] * 3)
+    noisy.statistics = Statistics([0.5] * 3, [1.5] * 3)
     noisy.save_pretrained(root / "noisy_reward")
     return SimpleNamespace(
         root=root,

@@ -129,7 +129,7 @@ def test_a_step_sees_every_row_once_a_pass_and_a_loader_goes_on_in_the_middle():
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("family", ["wan", "ltx"], indirect=True)
 def test_rewards_of_a_group_that_are_equal_change_nothing(kind, family, folders, prompts):
-    model = policy(KINDS[kind], folders, family, {"r": Same()})
+    model = policy(KINDS[kind], folders, family, {"r": Same()}, fps=16.0)
     before = state(model)
     watch = fit(model, groups(prompts), max_epochs=1, steps=-1)
     close(state(model), before, rtol=0, atol=0)

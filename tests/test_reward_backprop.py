@@ -361,6 +361,7 @@ def test_two_experts_are_trained_through_noisy_latents_of_the_high_one(tmp_path)
     make_generator(tmp_path / "g", "wan22-a14b", hidden=48, layers=1)
     torch.manual_seed(0)
     reward = NoisyReward(load_generator(tmp_path / "g", expert="high"), NoisyRewardShape(blocks=1, hidden=8))
+    reward.statistics = type(reward.statistics)([0.1, -0.2, 0.3], [0.1, 0.2, 0.1])
     reward.save_pretrained(tmp_path / "r")
     options = {"reward": str(tmp_path / "r"), "steps": 10, "target": None}
     model = make(RewardBackprop, str(tmp_path / "g"), expert="high", **options)
