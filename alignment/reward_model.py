@@ -133,8 +133,9 @@ class RewardModel(RewardTraining):
 
     def targets(self, labels: Tensor, scores: Tensor) -> Tensor:
         """Dimensions (D,) in which the loss learns from a pair of these labels (D,) and scores (2, D), NaN for none."""
-        nothing = torch.zeros(2, 1, len(labels))
-        return self.pair_losses(nothing, labels[None], scores[:, None]).counted.any(0)
+        nothing = torch.zeros(2, 1, len(labels), device=self.device)
+        losses = self.pair_losses(nothing, labels[None].to(self.device), scores[:, None].to(self.device))
+        return losses.counted.any(0).cpu()
 
     def _rewards(self, batch: dict[str, Any]) -> Tensor:
         """Raw rewards (2, N, D) of A and B, computed in one forward."""

@@ -249,12 +249,13 @@ class EncodeList(L.LightningDataModule):
         """Tell of clips whose frames are repeated, as far as records state their frame rates."""
         if self.clip.fps is None:
             return
-        stated = [content.record.get("fps") for content in self.contents]
-        rates = [min(each.values()) if isinstance(each, dict) and each else each for each in stated]
-        slow = [rate for rate in rates if isinstance(rate, int | float) and 0 < rate < self.clip.fps]
+        stated = (content.record.get("fps") for content in self.contents)
+        sides = [[*each.values()] if isinstance(each, dict) else [each] for each in stated]
+        below = [[x for x in each if isinstance(x, int | float) and 0 < x < self.clip.fps] for each in sides]
+        slow = [min(each) for each in below if each]
         if slow:
             rank_zero_warn(
-                f"{len(slow)} of {len(stated)} samples of {self.data} have fewer than {self.clip.fps:g} frames per "
+                f"{len(slow)} of {len(sides)} samples of {self.data} have fewer than {self.clip.fps:g} frames per "
                 f"second (data.clip.fps), the slowest {min(slow):g}: frames are repeated, and a generator learns that "
                 "pictures stand still; data.clip.fps: null spreads frames over the whole clip"
             )
