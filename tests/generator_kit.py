@@ -74,8 +74,7 @@ def reference_config(path: Path, generator: Path, data: Path, out: Path, model=N
 
 def flow_config(path: Path, generator: Path, latents: Path, callbacks=(), data=None, lora=True, trainer=None, **model):
     adapters = {"rank": 4, "alpha": 16, "targets": ["to_q", "to_k", "to_v", "to_out.0"]} if lora else None
-    settings = {"generator": generator, "lora": adapters, "optimizer": node("torch.optim.SGD", lr=0.01), "fps": 8.0}
-    settings |= model
+    settings = {"generator": generator, "lora": adapters, "optimizer": node("torch.optim.SGD", lr=0.01), **model}
     steps = {"default_root_dir": path.parent, "max_steps": 2, "callbacks": list(callbacks)}
     sets = {"train": latents, "val": latents, "batch_size": 2, "workers": 0, "shuffle_buffer": 0}
     config = {
@@ -244,7 +243,7 @@ def apart(one: torch.Tensor, other: torch.Tensor) -> float:
 def win_rate_config(path, generator, latents, judge, prompts, samples=2, trainer=None, **sampling) -> Path:
     sampling = {**SIZE, "batch_size": 3, "seed": 5, **sampling}
     callback = node(f"{CALLBACKS}.WinRate", reward_model=judge, prompts=prompts, samples=samples, sampling=sampling)
-    return flow_config(path, generator, latents, [node(f"{CALLBACKS}.EMA"), callback], trainer=trainer)
+    return flow_config(path, generator, latents, [node(f"{CALLBACKS}.EMA"), callback], trainer=trainer, fps=8.0)
 
 
 def events(folder: Path) -> EventAccumulator:
@@ -276,7 +275,7 @@ def trained(tmp_path_factory, generators, latents) -> dict[str, SimpleNamespace]
         callbacks = [
             node(f"{CALLBACKS}.EMA", decay=0.5),
             node(f"{CALLBACKS}.ExportGenerator", out=folder / "export"),
-            node(f"{CALLBACKS}.SideBySide", prompts=PROMPTS[:1], sampling={**SIZE, "seed": 5}),
+            node(f"{CALLBACKS}.SideBySide", prompts=PROMPTS[:1], sampling={**SIZE, "seed": 5, "fps": 25}),
             node("lightning.pytorch.callbacks.ModelCheckpoint", dirpath=folder, filename="end", every_n_train_steps=4),
         ]
         trainer = {"max_steps": 4, "logger": logger(folder), "enable_checkpointing": True, "check_val_every_n_epoch": 1}

@@ -34,7 +34,8 @@ def project(tmp_path_factory, backbone):
         writer.writerow(["path_A", "path_B", "prompt", "VQ", "MQ", "TA", "Overall", "A_model", "B_model", *scores])
         for i, labels in enumerate(["A,B,same,A", "B,invalid,A,", "same,A,B,same", "A,A,,B"]):
             paths = [f"videos/{i}.mp4", f"./videos/{i + 2}.mp4"]
-            writer.writerow([*paths, f"prompt {i}", *labels.split(","), "old", "new", *[1 + i % 4] * 6])
+            models = ("old", "new") if i < 2 else ("new", "old")  # videos 2 and 3 were B before
+            writer.writerow([*paths, f"prompt {i}", *labels.split(","), *models, *[1 + i % 4] * 6])
     for name, kind in (("pairs", "pairs"), ("bench", "videos")):
         options = flags(videos=folder, out=folder / name, kind=kind, workers=1)
         assert call("shards", "import-csv", folder / "ratings.csv", *options) == 0

@@ -55,7 +55,7 @@ FILES = {
     "unknown key with an empty value": ("trainr: {}\n", r"line 1: trainr is not a key; did you mean trainer\?"),
     "unknown key of the model": (
         "model:\n  init_args:\n    lerning_rate: 3\n",
-        r"line 3: model.init_args.lerning_rate is no parameter of RewardModel; choose one of decay, .*loss, network",
+        r"line 3: model.init_args.lerning_rate is no parameter of RewardModel; choose one of compile, .*loss, network",
     ),
     "unknown key of the data": (
         "data:\n  init_args:\n    batchsize: 3\n",

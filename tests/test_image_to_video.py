@@ -387,7 +387,7 @@ def test_callbacks_sample_from_images(latents, pipelines, prompts, judge, tmp_pa
         node(f"{CALLBACKS}.SideBySide", prompts=str(prompts), sampling={**SIZE}),
         node(f"{CALLBACKS}.WinRate", reward_model=judge, prompts=str(prompts), samples=1, sampling={**SIZE}),
     ]
-    config = flow_config(tmp_path / "f.yaml", pipelines / "ltx", latents, callbacks)
+    config = flow_config(tmp_path / "f.yaml", pipelines / "ltx", latents, callbacks, fps=8.0)
     cli = experiment(["fit", "--config", str(config)])
     sampler = next(c for c in cli.trainer.callbacks if type(c).__name__ == "SideBySide").sampler
     assert [one.keys() for one in sampler.encoded] == [{"prompt", "image"}] * 3 + [{"prompt"}]

@@ -166,7 +166,7 @@ def test_samples_stand_beside_the_reference_with_the_same_noise(family, trained)
 def test_before_training_both_videos_are_equal(generators, latents, tmp_path):
     show = node(f"{CALLBACKS}.SideBySide", prompts=PROMPTS[:2], sampling={**SIZE, "cfg_scale": 2.0})
     config = flow_config(
-        tmp_path / "f.yaml", generators / "ltx", latents / "ltx", [show], trainer={"logger": logger(tmp_path)}
+        tmp_path / "f.yaml", generators / "ltx", latents / "ltx", [show], trainer={"logger": logger(tmp_path)}, fps=8.0
     )
     assert call("validate", "--config", config) == 0
     clips = filmed(tmp_path / "run" / "version_0", 0)

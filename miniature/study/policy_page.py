@@ -74,7 +74,7 @@ def _page(results: dict[str, Any], lines: list[str], size: LoopSize, policies: P
         noises=policies.noises,
         judges=judge_line(found),
         full=gain_table(found, "full"),
-        against=NAMES[AGAINST],
+        against=NAMES.get(AGAINST, AGAINST),
         differences=against_table(found),
         decided=difference_table(found),
         curves=curve_table(found),
