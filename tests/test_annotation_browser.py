@@ -335,7 +335,7 @@ def test_a_ranking_by_keys_taps_and_dragging_is_sent_once_the_videos_were_seen(t
             placed, tries = f"!!{chip.format(letter)}.closest('.rank')", 0
             while not chrome.look(placed) and (tries := tries + 1) < 30:
                 tap(chrome, chip.format(letter))
-                for _ in range(10):
+                for _ in range(60):  # a tap that is late must not be taken for a lost one: a second would undo it
                     if chrome.look(placed):
                         break
                     time.sleep(0.1)
