@@ -30,9 +30,13 @@ def check_rated(contents: Contents, name: str) -> None:
 
 
 def ratings_in(contents: Contents) -> Iterator[tuple[Tensor, Tensor]]:
-    """Labels (D,) and scores (2, D) of each pair of a set, NaN for none."""
+    """Labels (D,) and scores (2, D) of each pair of a set, NaN for none; unsound ones are dropped when read."""
     for content in contents:
-        yield _labels(content), scores_of(content.record, content.name)
+        try:
+            ratings = _labels(content), scores_of(content.record, content.name)
+        except VideoAlignError:
+            continue
+        yield ratings
 
 
 def check_targets(module: object, ratings: Iterable[tuple[Tensor, Tensor]], name: str) -> None:

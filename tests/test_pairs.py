@@ -695,3 +695,17 @@ def test_a_loss_without_targets_is_refused(
         else:
             with pytest.raises(VideoAlignError, match=r"none of its 4 pairs has what this model\.loss learns from"):
                 pairs.train_dataloader()
+
+
+def test_one_unsound_rating_does_not_end_what_max_dropped_allows(
+    tmp_path: Path, backbone: Path, sampling: FrameSampling
+) -> None:
+    with ShardWriter(tmp_path / "set", "pairs") as writer:
+        for i in range(4):
+            scores = {"A": {"VQ": 9 if i == 0 else 4}}
+            record = {"prompt": "a circle", "labels": {"VQ": "A", "MQ": "B", "TA": "same"}, "scores": scores}
+            writer.write(f"{i}", {"a": clip(i), "b": clip(i + 5)}, record)
+    learner = RewardModel(VideoReward(backbone, "plain", sampling))
+    pairs = module(learner.processor, train=str(tmp_path / "set"), max_dropped=0.5)
+    pairs.trainer.lightning_module = learner
+    assert sum(len(batch["dropped"]) for batch in pairs.train_dataloader()) == 1
